@@ -1,0 +1,219 @@
+"""Loading a causal language model from the Hugging Face hub, a local folder or a GGUF file, for sampling.
+
+The command line checks what it can about a model name before it imports anything heavy (:func:`check_model_name`); the
+sampler gets a :class:`LanguageModel`, which knows the model's EOS set, positions and identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dps.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+"""Name of the model that ships with the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which language model, where and in what precision."""
+
+    name: str = EMBEDDED
+    """Hub id, local folder, GGUF file, or `embedded` for the small arithmetic model of this package."""
+    revision: str | None = None
+    """Revision of a hub model; its main branch if not set."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model. Off unless you know that code."""
+
+
+def embedded_path(name: str) -> Path:
+    """Return the folder of something that ships with the package: ``model`` or ``embedder``."""
+    return Path(str(resources.files("dps") / "assets" / name))
+
+
+def check_model_name(config: ModelConfig) -> None:
+    """Check, without loading anything, that the name can be a model.
+
+    Raises:
+        InputError: If it is a path that does not exist or holds no model, or neither a path nor a hub id.
+    """
+    if config.name == EMBEDDED:
+        return
+    path = Path(config.name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"Expected a model folder with a config.json, but {config.name} has none: "
+                "give the folder that save_pretrained wrote, or the .gguf file itself."
+            )
+        return
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name):
+        raise InputError(
+            f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
+            "check model.name."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A loaded model with what the sampler needs to know of it."""
+
+    model: PreTrainedModel
+    """The transformers model in evaluation mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    name: str
+    """What it was loaded as."""
+    source: Path | None
+    """Local folder or file of the weights; None for a hub model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token that ends a response: the union of what model, generation settings and tokenizer name."""
+        found: set[int] = set()
+        for holder in (self.model.config, self.model.generation_config, self.tokenizer):
+            value = getattr(holder, "eos_token_id", None)
+            found.update([value] if isinstance(value, int) else value or ())
+        return tuple(sorted(found))
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the text decoder."""
+        return self.model.config.get_text_config()
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.text_config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Size D of a hidden state."""
+        return self.text_config.hidden_size
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was made for, prompt and response together."""
+        return getattr(self.text_config, "max_position_embeddings", None) or 1 << 30
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the prompt's token ids; special tokens that the text itself carries (a chat template's) stay single.
+
+        A prompt that a chat template made begins with the template's own special tokens, so none are added to it.
+        """
+        already_special = any(prompt.startswith(token) for token in self.tokenizer.all_special_tokens)
+        return self.tokenizer(prompt, add_special_tokens=not already_special)["input_ids"]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of response tokens, special tokens left out."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of architecture and weights: equal for the same model wherever it lies.
+
+        Built from the configuration without its path and version, and from a sample of every weight matrix (64 values
+        each), so that it costs nothing for a large model.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        config = {k: v for k, v in self.model.config.to_diff_dict().items() if k not in _NOT_IDENTITY}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+            digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
+        return digest.hexdigest()
+
+    def identity(self, feature_layer: int) -> dict[str, Any]:
+        """Return what a store's manifest says of the model."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "architecture": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "feature_layer": feature_layer,
+            "eos_ids": list(self.eos_ids),
+        }
+
+
+_NOT_IDENTITY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"}
+
+
+def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
+    """Load a causal language model for sampling.
+
+    Args:
+        config: Settings, or just the name.
+
+    Raises:
+        InputError: If there is no such model, or it cannot be sampled from.
+    """
+    config = ModelConfig(name=config) if isinstance(config, str) else config
+    check_model_name(config)
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {config.device} was asked for, but PyTorch finds no CUDA device: set device: cpu.")
+    dtype = ("float32" if device.type == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
+    source: Path | None = embedded_path("model") if config.name == EMBEDDED else Path(config.name).expanduser()
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if source is not None and source.suffix == ".gguf":
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "Reading a GGUF file needs the extra gguf: pip install 'dynamic-power-sampling[gguf]'."
+            ) from error
+        location = str(source.parent)
+        options["gguf_file"] = source.name
+    elif source is not None and source.is_dir():
+        location = str(source)
+    else:
+        source, location = None, config.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"Could not load the model {config.name}: {reason}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    loaded = LanguageModel(model=model, tokenizer=tokenizer, name=config.name, source=source)
+    if not loaded.eos_ids:
+        raise InputError(
+            f"The model {config.name} names no EOS token, so its responses have no end: set eos_token_id in its config.json."
+        )
+    return loaded

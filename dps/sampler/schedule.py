@@ -1,0 +1,70 @@
+"""What a chain does when a proposal has been decided: another step, the next stage, the final horizon, or the end.
+
+Pure arithmetic on row tensors, so the engine runs it for all rows that ended at once and tests run it on one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dps.sampler.settings import SamplerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The next thing each row does; every field has shape (B,)."""
+
+    horizon: Tensor
+    """Response length at which the row stops generating, int64."""
+    steps_left: Tensor
+    """Metropolis-Hastings steps left in the stage, int64."""
+    propose: Tensor
+    """Takes a Metropolis-Hastings step, bool."""
+    extend: Tensor
+    """Starts the next stage by extending to its horizon, bool."""
+    finished: Tensor
+    """The chain has ended, bool."""
+
+
+def next_move(
+    config: SamplerConfig,
+    *,
+    length: Tensor,
+    ends_in_eos: Tensor,
+    horizon: Tensor,
+    steps_left: Tensor,
+    extended: Tensor,
+) -> Next:
+    """Return what each row does next, after its extension or its Metropolis-Hastings step was settled.
+
+    Args:
+        config: The sampler's settings.
+        length: Length of the current response, int64, shape (B,).
+        ends_in_eos: Whether it ends in EOS, bool, shape (B,).
+        horizon: Horizon H of the row's stage, int64, shape (B,).
+        steps_left: Steps left before the settled one, int64, shape (B,).
+        extended: Whether what was settled is an extension, bool, shape (B,).
+
+    Source:
+        METHOD section 1, "Stopping".
+    """
+    limit = config.max_new_tokens
+    at_limit = horizon >= limit
+    # An unfinished chain's last stage is the final one; it takes the larger number of steps.
+    stage_steps = torch.where(at_limit, max(config.num_mh_steps, config.final_steps), config.num_mh_steps)
+    steps_left = torch.where(extended, stage_steps, steps_left - 1)
+    stage_over = steps_left <= 0
+    jump = stage_over & ends_in_eos & ~at_limit & (config.final_steps > 0)
+    extend = stage_over & ~ends_in_eos & (length < limit)
+    finished = stage_over & ~jump & ~extend
+    grown = (horizon + config.block_size).clamp(max=limit)
+    return Next(
+        horizon=torch.where(jump, limit, torch.where(extend, grown, horizon)),
+        steps_left=torch.where(jump, config.final_steps, steps_left),
+        propose=(~stage_over) | jump,
+        extend=extend,
+        finished=finished,
+    )

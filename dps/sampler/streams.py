@@ -1,0 +1,62 @@
+"""Random streams of trajectories: a counter-based generator that gives the same numbers in every batch.
+
+A trajectory's stream is named by (seed, question, trajectory index) and by nothing else (METHOD section 2). Draw number
+``c`` of a stream is a pure function of its 64-bit key and ``c``, computed for all rows at once on their device, so the
+chains of a batch neither share nor exchange random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """Return the 64-bit pattern as the signed integer that torch.int64 holds."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def stream_key(seed: int, question_id: str, trajectory: int) -> int:
+    """Return the key of a trajectory's stream, a signed 64-bit integer.
+
+    Args:
+        seed: The run's seed.
+        question_id: The question's identifier.
+        trajectory: Index of the trajectory, from 0.
+    """
+    digest = hashlib.blake2b(f"{seed}\x1f{question_id}\x1f{trajectory}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign bit (torch shifts int64 arithmetically)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniform(keys: Tensor, counters: Tensor) -> Tensor:
+    """Return draw ``counters`` of the streams ``keys``: uniform numbers strictly inside (0, 1).
+
+    SplitMix64 seeded by the key; 52 of its bits make the number, so neither 0 nor 1 can occur.
+
+    Args:
+        keys: Stream keys, int64, any shape.
+        counters: Draw numbers from 0, int64, same shape.
+
+    Returns:
+        float64, same shape.
+
+    Source:
+        Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    z = keys + (counters + 1) * _signed(_GAMMA)
+    z = (z ^ _shift(z, 30)) * _signed(_MIX_1)
+    z = (z ^ _shift(z, 27)) * _signed(_MIX_2)
+    z = z ^ _shift(z, 31)
+    return (_shift(z, 12).to(torch.float64) + 0.5) * 2.0**-52

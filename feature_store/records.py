@@ -1,0 +1,141 @@
+"""The records that a store holds: plain values and NumPy arrays, independent of the file format.
+
+A sampler makes :class:`Trajectory` objects, a scheduler groups them into a :class:`Question`, a store writes and reads
+questions. The same records feed training, live decisions and reports, so a feature has one definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One finished chain of a question.
+
+    The number of blocks is ``b``, the response length ``n``, the hidden size ``D`` (0 where features were not computed).
+    """
+
+    index: int
+    """Which of the question's trajectories this is, from 0. It names the random stream."""
+    tokens: np.ndarray
+    """Accepted response, EOS included: shape (n,), int32."""
+    text: str
+    """The decoded response without special tokens."""
+    answer: str | None
+    """The extracted answer in canonical form; None where the response has none."""
+    answer_class: int
+    """Number of the answer's equivalence class within its question, in order of trajectory index; -1 for no answer."""
+    correct: bool | None
+    """Whether the answer is right; None where the question has no gold answer or could not be graded."""
+    ended_with_eos: bool
+    """Whether the response ends in an EOS token (otherwise it was cut at T_max)."""
+    base_logprob: float
+    """Sum of log p(x_t) under the base model over the accepted response, nats, float64."""
+    proposal_logprob: float
+    """The same sum under the proposal, nats, float64."""
+    num_generated_tokens: int
+    """Tokens that were sampled for this trajectory, rejected ones included."""
+    mh_proposed: int
+    """Metropolis-Hastings steps taken."""
+    mh_accepted: int
+    """How many of them were accepted."""
+    compute_s: float
+    """This trajectory's share of the measured decoding and feature time, seconds."""
+    started_s: float
+    """When it got a row, seconds since the question was admitted."""
+    finished_s: float
+    """When it ended, seconds since the question was admitted."""
+    block_num_tokens: np.ndarray
+    """Accepted tokens per block: shape (b,), int32, sums to n."""
+    block_logprob: np.ndarray
+    """Sum of base log-probabilities per block, nats: shape (b,), float64."""
+    block_entropy: np.ndarray
+    """Sum of the base model's next-token entropies per block, nats: shape (b,), float64; NaN where not computed."""
+    block_top1: np.ndarray
+    """Sum of the base model's top-1 probabilities per block: shape (b,), float64; NaN where not computed."""
+    hidden: np.ndarray
+    """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a controller said at one checkpoint of a live run."""
+
+    k: int
+    """Number of finished trajectories that it saw."""
+    p_enough: float
+    """Its estimate of the probability that k is enough, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One complete question of a run, with its trajectories in order of index."""
+
+    question_id: str
+    """Unique in the run."""
+    question: str
+    """The question as the benchmark states it."""
+    prompt: str
+    """What the model was given."""
+    gold: str | None
+    """The gold answer in canonical form, None where there is none."""
+    metadata: dict[str, Any]
+    """What else the benchmark says of it (kind, level, ...): JSON values."""
+    num_prompt_tokens: int
+    """Length of the tokenized prompt."""
+    embedding: np.ndarray
+    """Question embedding: shape (E,), float32; E is 0 where none was computed."""
+    prefill_s: float
+    """Measured compute seconds of the question's prefills."""
+    embedding_s: float
+    """Measured compute seconds of its embedding."""
+    controller_s: float
+    """Measured compute seconds of controller calls made for it."""
+    latency_s: float
+    """Wall-clock seconds from the question's admission to its answer."""
+    answer: str | None
+    """The policy's answer from all trajectories of this record."""
+    correct: bool | None
+    """Whether that answer is right; None where it cannot be graded."""
+    decisions: tuple[Decision, ...]
+    """The controller's decisions in order; empty for a fixed number of trajectories."""
+    trajectories: tuple[Trajectory, ...]
+    """In order of index."""
+
+    @property
+    def k(self) -> int:
+        """Number of trajectories."""
+        return len(self.trajectories)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a whole store has in common; written once when the store is created, as ``manifest.json``."""
+
+    kind: str
+    """``harvest`` (fixed k with features, for training) or ``evaluation`` (one policy's run)."""
+    policy: dict[str, Any]
+    """``{"name": "power" | "plain" | "lowtemp" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2,
+    "maximum": 8, ...}``. Every prefix k of a ``fixed`` store (start, start + step, ..., maximum) is a policy of its own."""
+    aggregator: str
+    """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
+    seed: int
+    """The run's seed."""
+    model: dict[str, Any]
+    """Identity of the language model: ``name``, ``fingerprint``, ``num_layers``, ``hidden_size``, ``feature_layer``, ..."""
+    benchmark: dict[str, Any]
+    """Identity of the questions: ``name``, ``source``, ``split``, ..."""
+    sampler: dict[str, Any]
+    """The resolved sampler settings (alpha, block_size, num_mh_steps, ...)."""
+    calibration: dict[str, float]
+    """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The whole resolved configuration of the command, for the record."""
+    fingerprint: str = ""
+    """Digest of everything that decides the trajectories; a run that resumes must have the same."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Versions of the packages that made it."""
