@@ -1,0 +1,31 @@
+"""Dynamic Power Sampling: exact power sampling of language models, with learned control of how many trajectories.
+
+The names below load what they need when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "answer": "dps.api",
+    "load_model": "dps.model",
+    "ModelConfig": "dps.model",
+    "SamplerConfig": "dps.sampler.settings",
+    "KRange": "dps.policies",
+    "BenchmarkConfig": "dps.benchmarks",
+    "HarvestConfig": "dps.config",
+    "EvaluateConfig": "dps.config",
+    "harvest": "dps.run",
+    "evaluate": "dps.run",
+    "InputError": "dps.errors",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Load an exported name at its first use."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'dps' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,95 @@
+"""The Python interface: answer questions with power sampling and a controller, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dps.benchmarks.given import Style, given_questions
+from dps.model import EMBEDDED, LanguageModel, load_model
+from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
+from dps.sampler.engine import Engine
+from dps.sampler.settings import SamplerConfig
+from dps.scheduler import Checkpoint, run_policy
+from dps.worker import open_embedder, prepare, prompts_of
+from feature_store.records import Question
+
+EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=96, num_mh_steps=5)
+"""Settings that suit the embedded model's short responses."""
+
+
+def answer(
+    questions: Sequence[str],
+    model: LanguageModel | str = EMBEDDED,
+    *,
+    controller: Controller | None = None,
+    k: KRange | int | None = None,
+    sampler: SamplerConfig | None = None,
+    style: Style | None = None,
+    aggregator: str = "majority",
+    embedder: str = EMBEDDED,
+    feature_layer: int = 11,
+    seed: int = 0,
+    rows: int = 64,
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
+) -> list[Question]:
+    """Answer questions with as many trajectories as the controller asks for.
+
+    Args:
+        questions: The questions as text; the model's chat template, or a plain one, is put around each.
+        model: A loaded model, or its name (hub id, folder, GGUF file).
+        controller: Decides whether more trajectories are needed; without one every question gets k.
+        k: The range of a controller (2, 4, 6, 8 if not given), or a fixed number (8 without a controller).
+        sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
+        style: How the answer is asked for and found, see :func:`dps.benchmarks.given.given_questions`.
+        aggregator: How k answers become one.
+        embedder: sentence-transformers id or folder that the controller was trained with.
+        feature_layer: Hidden layer that the controller was trained with.
+        seed: Names the random streams.
+        rows: Chains that run at a time.
+        on_checkpoint: Called whenever all trajectories of a question that were asked for have ended.
+
+    Returns:
+        One record per question in the order given: ``.answer``, ``.k``, ``.decisions``, ``.trajectories`` and times.
+
+    Raises:
+        InputError: If model, controller and settings do not fit together.
+
+    Example:
+        >>> from lightning_modules import load_controller  # doctest: +SKIP
+        >>> controller = load_controller("runs/quickstart/controllers/mlp-hq")
+        >>> answer(["From left to right: 14+23*3"], controller=controller)[0].answer
+        '111'
+    """
+    embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
+    benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
+    settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
+    policy = _policy(controller, k)
+    loaded = load_model(model) if isinstance(model, str) else model
+    encoder = open_embedder(embedder) if controller is not None else None
+    if controller is not None and encoder is not None:
+        controller.check_model(loaded.identity(feature_layer), encoder.size)
+    prompts = prompts_of(loaded, benchmark, settings)
+    engine = Engine(loaded, settings, rows=rows, prompt_room=max(len(tokens) for _, tokens in prompts.values()))
+    records = run_policy(
+        loaded,
+        engine,
+        prepare(benchmark.items, prompts, encoder),
+        policy,
+        grading=benchmark,
+        seed=seed,
+        aggregator=aggregator,
+        feature_layer=feature_layer if controller is not None else None,
+        on_checkpoint=on_checkpoint,
+    )
+    by_id = {record.question_id: record for record in records}
+    return [by_id[item.question_id] for item in benchmark.items]
+
+
+def _policy(controller: Controller | None, k: KRange | int | None) -> Policy:
+    """Return the policy that controller and k mean together."""
+    if controller is None:
+        k = k.check().maximum if isinstance(k, KRange) else 8 if k is None else k
+        return FixedK(KRange(k, 1, k).check().start)
+    if isinstance(k, int):
+        k = KRange(min(2, k), 2, k)
+    return DynamicK((k or KRange()).check(), controller)

@@ -1,0 +1,45 @@
+"""Questions given as text, without a file: what ``dps sample`` and the Python interface answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from dps.benchmarks.answers import extract_number
+from dps.benchmarks.arithmetic import prompt_for
+from dps.benchmarks.benchmark import QUESTION_FIELD, Benchmark, BenchmarkConfig, Item
+from dps.benchmarks.generated import extract_arithmetic
+from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN
+from dps.errors import InputError
+
+Style = Literal["arithmetic", "number"]
+STYLES: tuple[str, ...] = get_args(Style)
+
+
+def given_questions(questions: Sequence[str], style: Style = "number", prompt: str = "auto") -> Benchmark:
+    """Return an ungraded benchmark of these questions.
+
+    Args:
+        questions: Their texts, at least one.
+        style: ``number`` asks for reasoning and a last line ``#### <number>``; ``arithmetic`` is the embedded model's.
+        prompt: ``auto``, ``chat`` or ``plain``, see :class:`BenchmarkConfig`.
+
+    Raises:
+        InputError: If there is no question, or the style is unknown.
+    """
+    if not questions or any(not question.strip() for question in questions):
+        raise InputError("Expected at least one question, and none of them empty.")
+    if style not in STYLES:
+        raise InputError(f"Expected a style among {', '.join(STYLES)}, got {style!r}.")
+    embedded = style == "arithmetic"
+    return Benchmark(
+        config=BenchmarkConfig(name="jsonl", prompt=prompt),
+        items=[Item(f"given-{number:05d}", question, None) for number, question in enumerate(questions)],
+        source="given",
+        sha256=hashlib.sha256(json.dumps(list(questions)).encode()).hexdigest(),
+        chat_template=NUMBER_CHAT,
+        plain_template=prompt_for(QUESTION_FIELD) if embedded else NUMBER_PLAIN,
+        extractor=extract_arithmetic if embedded else extract_number,
+    )

@@ -1,0 +1,388 @@
+"""The command line: the one place that knows both the sampler's side and the controllers' side of the project.
+
+Nothing heavy is imported before a command's settings have been parsed and checked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dps.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from dps.run import Summary
+    from dps.scheduler import Checkpoint
+
+_LIGHTNING = ("fit", "validate", "test", "predict")
+
+_USAGE = """usage: dps COMMAND [options]     (dps COMMAND --help explains the options)
+
+Dynamic Power Sampling: exact power sampling of language models, with trained controllers
+that decide how many trajectories a question needs.
+
+  quickstart   the whole pipeline on the embedded model: harvest, train, evaluate, report
+  sample       ask one question and watch the number of trajectories grow
+  harvest      sample questions k times with features, into a store for training
+  fit          train a controller on a store          (fit --config configs/mlp_hq.yaml)
+  validate     measure a trained controller on its validation questions
+  test         measure it on its test questions
+  predict      write its probabilities for the test questions as CSV
+  evaluate     run fixed, plain and controlled policies live on the model
+  report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
+
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+
+_LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
+
+{what} Runs LightningCLI: every key of the file can be
+overridden on the command line.
+
+  --config FILE                     configs/mlp_hq.yaml, configs/mlp_h.yaml or configs/gbdt.yaml
+  --data.init_args.store FOLDER     the harvest to train on
+  --data.init_args.label NAME       no_gain or correct
+  --trainer.max_epochs N            and every other option of the Trainer
+  --ckpt_path FILE                  resume (fit), or the checkpoint to measure (else the run's best)
+  --print_config                    show the whole resolved configuration and stop
+  --help-all                        list every option (loads Lightning first, some seconds)"""
+
+_WHAT = {
+    "fit": "Train a controller on the features of a harvest.",
+    "validate": "Measure a controller on its validation questions.",
+    "test": "Measure a controller on its test questions, beside question length alone.",
+    "predict": "Write a controller's probabilities for every question and checkpoint as CSV.",
+}
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """`dps quickstart`: harvest, train three controllers, evaluate, report; all on the embedded model."""
+
+    output: str = "runs/quickstart"
+    """Folder of everything. A second run of the same command does what is missing."""
+    seed: int = 0
+    """Decides questions, random streams and training."""
+    workers: int | None = None
+    """Worker processes for sampling; one for each core if not set."""
+    harvest_questions: int | None = None
+    """Questions to harvest, if not the number in configs/harvest/arithmetic.yaml."""
+    evaluate_questions: int | None = None
+    """Questions to evaluate, if not the number in configs/evaluate/arithmetic.yaml."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """`dps report`: read evaluation runs, write report.html, report.png, report.svg and report.json."""
+
+    folders: list[str] = field(default_factory=lambda: ["runs/quickstart/evaluation"])
+    """Stores of policies, or folders that hold such stores."""
+    output: str | None = None
+    """Folder of the report; the folder above the first input if not set."""
+    title: str | None = None
+    """Title of the page."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What stands after ``dps`` on the command line.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"dps {version('dynamic-power-sampling')}")
+        return 0
+    if command not in _COMMANDS and command not in _LIGHTNING:
+        return _refuse("dps", f"Unknown command {command}: expected one of {', '.join([*_COMMANDS, *_LIGHTNING])}.")
+    from feature_store.errors import StoreError
+
+    try:
+        if command in _LIGHTNING:
+            _lightning(command, rest)
+        else:
+            _COMMANDS[command](rest)
+    except (InputError, StoreError) as error:
+        return _refuse(f"dps {command}", str(error))
+    except KeyboardInterrupt:
+        print(f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _refuse(prefix: str, message: str) -> int:
+    print(f"{prefix}: error: {message}", file=sys.stderr)
+    return 2
+
+
+_Config = TypeVar("_Config")
+
+
+def _parser(command: str, description: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"dps {command}", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    return parser
+
+
+def _parse(parser: ArgumentParser, config_class: type[_Config], arguments: list[str]) -> tuple[_Config, Any]:
+    """Parse options into a dataclass; returns it with the namespace of everything else."""
+    from argparse import ArgumentError
+
+    parser.add_class_arguments(config_class)
+    try:
+        parsed = parser.parse_args(arguments)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(_one_line(str(error))) from error
+    built = parser.instantiate_classes(parsed)
+    return config_class(**{f.name: built[f.name] for f in fields(config_class)}), parsed  # type: ignore[arg-type]
+
+
+def _one_line(message: str) -> str:
+    """Return a parser's message as one line."""
+    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _harvest(arguments: list[str]) -> None:
+    from dps.config import HarvestConfig
+
+    parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
+    config, _ = _parse(parser, HarvestConfig, arguments)
+    _check_questions(config.check().benchmark)
+    from dps.run import harvest
+
+    _say([harvest(config)])
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from dps.config import EvaluateConfig
+
+    parser = _parser("evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers.")
+    config, _ = _parse(parser, EvaluateConfig, arguments)
+    _check_questions(config.check().benchmark)
+    for name in config.policies:
+        if name in config.controllers:
+            _check_controller(config.controllers[name])
+    from dps.run import evaluate
+
+    _say(evaluate(config, load_controller=_load_controller()))
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _parser("report", "Read evaluation runs and write report.html, report.png, report.svg and report.json.")
+    config, _ = _parse(parser, ReportConfig, arguments)
+    _write_report([Path(folder) for folder in config.folders], config.output, config.title)
+
+
+def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:
+    from dps.report import render_table, write_report
+
+    target = Path(output) if output is not None else folders[0].parent
+    report = write_report(folders, target, title)
+    print(render_table(report))
+    for finding in report["findings"]:
+        print(f"- {finding}")
+    print(f"\n{target / 'report.html'}")
+
+
+def _quickstart(arguments: list[str]) -> None:
+    parser = _parser("quickstart", "Run the whole pipeline on the embedded model; minutes on two CPU cores.")
+    config, _ = _parse(parser, QuickstartConfig, arguments)
+    from dps.config import EvaluateConfig, HarvestConfig
+
+    configs = Path(__file__).resolve().parents[1] / "configs"
+    if not configs.is_dir():
+        raise InputError(f"The quickstart reads the repository's configs/, but there is no {configs}: run it in a clone.")
+    output = Path(config.output)
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    def load(config_class: type[_Config], name: str, questions: int | None) -> _Config:
+        options = [f"--config={configs / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
+        options += [f"--compute.workers={workers}"]
+        options += [f"--benchmark.limit={questions}"] if questions is not None else []
+        return _parse(_parser("quickstart", ""), config_class, options)[0]
+
+    harvest_config = replace(
+        load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions), output=str(output / "harvest")
+    ).check()
+    names = ("gbdt", "mlp-h", "mlp-hq")
+    controllers = {name: str(output / "controllers" / name) for name in names}
+    evaluate_config = replace(
+        load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions),
+        output=str(output / "evaluation"),
+        controllers=controllers,
+    ).check()
+
+    _head("1/4 harvest: power sampling with features, k = 8")
+    from dps.run import evaluate, harvest
+
+    _say([harvest(harvest_config)])
+    _head("2/4 train: three controllers")
+    from lightning_modules.cli import fit_controller
+
+    for name in names:
+        best = Path(controllers[name]) / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            print(f"{name}: trained already, {best}")
+            continue
+        fit_controller(
+            configs / f"{name.replace('-', '_')}.yaml",
+            [
+                f"--data.init_args.store={output / 'harvest'}",
+                f"--seed_everything={config.seed}",
+                f"--trainer.default_root_dir={controllers[name]}",
+            ],
+        )
+    _head("3/4 evaluate: fixed, plain and controlled, live on the model")
+    _say(evaluate(evaluate_config, load_controller=_load_controller()))
+    _head("4/4 report")
+    _write_report([output / "evaluation"], str(output), None)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """`dps sample`: ask one question."""
+
+    controller: str | None = None
+    """Checkpoint or run folder of a controller; without one the question gets k.maximum trajectories."""
+    style: str | None = None
+    """`arithmetic` for the embedded model, `number` for others: how the answer is asked for and found."""
+    seed: int = 0
+    """Names the random streams."""
+    rows: int = 8
+    """Chains that run at a time."""
+    embedder: str = "embedded"
+    """The question embedder that the controller was trained with."""
+    feature_layer: int = 11
+    """The hidden layer that the controller was trained with."""
+
+
+def _sample(arguments: list[str]) -> None:
+    from dps.config import KRange
+    from dps.model import EMBEDDED, ModelConfig, check_model_name
+    from dps.sampler.settings import SamplerConfig
+
+    parser = _parser("sample", "Ask one question, watch the number of trajectories grow, get the answer.")
+    parser.add_argument("question", help="the question, in quotes")
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(SamplerConfig, "sampler")
+    parser.add_class_arguments(KRange, "k")
+    short = {"block_size": 24, "max_new_tokens": 96, "num_mh_steps": 5}
+    if not any(argument.startswith("--model") for argument in arguments):
+        parser.set_defaults({f"sampler.{key}": value for key, value in short.items()})
+    config, parsed = _parse(parser, SampleConfig, arguments)
+    built = parser.instantiate_classes(parsed)
+    model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
+    check_model_name(model_config)
+    if config.controller is not None:
+        _check_controller(config.controller)
+    style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
+    from dps.benchmarks.given import given_questions
+
+    given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
+    from dps.api import answer
+    from dps.model import load_model
+
+    controller = _load_controller()(config.controller) if config.controller is not None else None
+
+    def show(checkpoint: Checkpoint) -> None:
+        answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
+        said = "" if checkpoint.p_enough is None else f"   enough: {checkpoint.p_enough:.0%}"
+        then = f" → {checkpoint.more} more" if checkpoint.more else ""
+        print(f"k = {len(checkpoint.trajectories)}:  {answers}{said}{then}", flush=True)
+
+    record = answer(
+        [parsed["question"]],
+        load_model(model_config),
+        controller=controller,
+        k=k,
+        sampler=sampler,
+        style=style,
+        embedder=config.embedder,
+        feature_layer=config.feature_layer,
+        seed=config.seed,
+        rows=config.rows,
+        on_checkpoint=show,
+    )[0]
+    best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
+    tokens = sum(t.num_generated_tokens for t in record.trajectories)
+    print(f"\n{best.text.strip()}\n\nanswer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)")
+
+
+def _lightning(command: str, arguments: list[str]) -> None:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(_LIGHTNING_USAGE.format(command=command, what=_WHAT[command]))
+        if not arguments:
+            raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
+        return
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        path = following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None
+        if path is not None and not Path(path).is_file():
+            raise InputError(f"Expected a configuration file, but there is no {path}: see configs/.")
+    from lightning_modules.cli import main
+
+    main([command, *arguments])
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": _quickstart,
+    "sample": _sample,
+    "harvest": _harvest,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+# -- what several commands need ----------------------------------------------------------------------------------------
+
+
+def _load_controller() -> Callable[[str], Any]:
+    from lightning_modules.load import load_controller
+
+    return load_controller
+
+
+def _check_controller(path: str) -> None:
+    """Refuse a controller that is not there, before anything heavy is imported."""
+    location = Path(path)
+    if location.is_dir():
+        location = location / "checkpoints" / "best.ckpt"
+    if not location.is_file():
+        raise InputError(f"Expected a trained controller at {path}, but there is no {location}: train it with dps fit.")
+
+
+def _check_questions(config: Any) -> None:
+    """Read the questions once, so that a bad file is refused before a model loads."""
+    from dps.benchmarks import load_benchmark
+
+    load_benchmark(config)
+
+
+def _head(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _say(summaries: list[Summary]) -> None:
+    for summary in summaries:
+        print(f"{summary.folder}: {summary.complete} questions, {summary.sampled} of them sampled now", flush=True)

@@ -1,0 +1,61 @@
+"""The calibrated clock: seconds per token of a model on a device, measured once and stored with the run.
+
+Live runs and replays count time as ``tokens x seconds_per_token + prompt tokens x prefill_seconds_per_token`` (METHOD
+section 5), so a controller's time feature does not depend on what else the machine was doing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from dps.model import LanguageModel
+from dps.sampler.cache import prefill
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+
+
+def calibrate(
+    model: LanguageModel, config: SamplerConfig, prompts: Sequence[tuple[int, ...]], *, rows: int, seconds: float = 1.0
+) -> dict[str, float]:
+    """Measure the clock on full rows of real prompts.
+
+    Args:
+        model: The language model.
+        config: The sampler's settings.
+        prompts: Prompts to sample from, at least one.
+        rows: Rows of the run.
+        seconds: How long to measure, after a warm-up of a quarter of that.
+
+    Returns:
+        ``seconds_per_token``, ``prefill_seconds_per_token`` and ``rows``.
+    """
+    longest = max(prompts, key=len)
+    engine = Engine(model, config, rows=rows, prompt_room=len(longest))
+    number = 0
+
+    def run(duration: float) -> tuple[float, int]:
+        nonlocal number
+        tokens, decode_s, end = engine.num_generated_tokens, engine.decode_s, time.perf_counter() + duration
+        while time.perf_counter() < end:
+            while engine.num_running + engine.num_pending < 2 * engine.rows:
+                key = stream_key(0, "calibration", number)
+                engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
+                number += 1
+            engine.poll()
+        return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
+
+    run(seconds / 4)
+    decode_s, tokens = run(seconds)
+    prefill(model.model, list(longest))
+    engine.synchronize()
+    started = time.perf_counter()
+    for _ in range(3):
+        prefill(model.model, list(longest))
+    engine.synchronize()
+    return {
+        "seconds_per_token": decode_s / tokens,
+        "prefill_seconds_per_token": (time.perf_counter() - started) / (3 * len(longest)),
+        "rows": float(engine.rows),
+    }

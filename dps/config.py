@@ -1,0 +1,142 @@
+"""What a harvest and an evaluation are configured by; light, so that bad settings are refused before any model loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dps.aggregate import Aggregator
+from dps.benchmarks import BenchmarkConfig
+from dps.errors import InputError
+from dps.model import EMBEDDED, ModelConfig, check_model_name
+from dps.policies import KRange
+from dps.sampler.settings import SamplerConfig
+
+FIXED_POLICIES = ("power", "plain", "lowtemp")
+"""Policies that need no controller: fixed k of power sampling, of plain and of low-temperature sampling."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Which features a harvest stores."""
+
+    layer: int = 11
+    """Index into hidden_states: 0 is the embedding's output, 11 the output of the eleventh layer."""
+    embedder: str = EMBEDDED
+    """sentence-transformers id or folder for the question embedding; `embedded` is the small one of this package."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the work is spread."""
+
+    rows: int = 64
+    """Chains that run at a time in one worker."""
+    workers: int = 1
+    """Local worker processes; each loads the model. More than one is for CPUs."""
+    threads: int | None = None
+    """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
+    commit_interval_s: float = 5.0
+    """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
+
+    def check(self) -> ComputeConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if self.rows < 1 or self.workers < 1 or (self.threads is not None and self.threads < 1):
+            raise InputError(
+                f"compute.rows, workers and threads must be at least 1, got {self.rows}, {self.workers}, {self.threads}."
+            )
+        if self.commit_interval_s < 0:
+            raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
+        return self
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """`dps harvest`: sample every question k times with features and write a store for training."""
+
+    output: str = "runs/harvest"
+    """Folder of the store. A second run of the same command does what is missing."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
+    """The questions."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Power sampling."""
+    k: KRange = field(default_factory=KRange)
+    """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Features."""
+    aggregator: Aggregator = "majority"
+    """How k answers become one."""
+    seed: int = 0
+    """Names all random streams."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Rows and workers."""
+
+    def check(self) -> HarvestConfig:
+        """Return self if usable; raise InputError for what can be known before a model loads."""
+        check_model_name(self.model)
+        self.sampler.check()
+        self.k.check()
+        self.compute.check()
+        return self
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`dps evaluate`: run policies live on the model and write one store for each."""
+
+    output: str = "runs/evaluation"
+    """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
+    policies: tuple[str, ...] = FIXED_POLICIES
+    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, and names of controllers."""
+    controllers: dict[str, str] = field(default_factory=dict)
+    """Name of each controller and its checkpoint or run folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
+    """The questions."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Power sampling."""
+    k: KRange = field(default_factory=KRange)
+    """Where fixed and dynamic policies may stop."""
+    plain_max_k: int = 8
+    """Most samples of the policies `plain` and `lowtemp`; every power of two up to it is reported. At most 64."""
+    low_temperature: float = 0.25
+    """Temperature of the policy `lowtemp`."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Must be those of the harvest that trained the controllers."""
+    aggregator: Aggregator = "majority"
+    """How k answers become one."""
+    seed: int = 0
+    """Names all random streams."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Rows and workers."""
+
+    def check(self) -> EvaluateConfig:
+        """Return self if usable; raise InputError for what can be known before a model loads."""
+        check_model_name(self.model)
+        self.sampler.check()
+        self.k.check()
+        self.compute.check()
+        known = (*FIXED_POLICIES, *self.controllers)
+        for name in self.policies:
+            if name not in known:
+                raise InputError(
+                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
+                    f"a controller must be given as controllers.{name}: PATH."
+                )
+        if not self.policies:
+            raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+        if not 1 <= self.plain_max_k <= 64:
+            raise InputError(f"plain_max_k must be 1 to 64, got {self.plain_max_k}.")
+        if not self.low_temperature > 0:
+            raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
+        return self
+
+    @property
+    def plain_ks(self) -> tuple[int, ...]:
+        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
+        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
+        return tuple(sorted({*powers, self.plain_max_k}))
+
+

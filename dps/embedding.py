@@ -1,0 +1,91 @@
+"""Question embeddings: what DPS-MLP-HQ sees of a question besides its trajectories.
+
+A harvest and a live run embed each question once by the same :class:`QuestionEmbedder`, and store the vector with the
+question. Any sentence-transformers model will do; nothing is imported or loaded before the first use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dps.errors import InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+class QuestionEmbedder:
+    """A sentence-transformers model, loaded at its first use."""
+
+    def __init__(self, path_or_id: str, device: str = "cpu") -> None:
+        """Check the name without loading anything.
+
+        Args:
+            path_or_id: Folder of a sentence-transformers model, or its hub id.
+            device: Where it computes.
+
+        Raises:
+            InputError: If it is neither a folder with a model nor a possible hub id.
+        """
+        self.path_or_id = path_or_id
+        self.device = device
+        folder = Path(path_or_id).expanduser()
+        self._folder = folder if path_or_id and folder.is_dir() else None
+        if self._folder is not None:
+            if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+                raise InputError(
+                    f"Expected a sentence-transformers model as embedder, but the folder {path_or_id} has no "
+                    "modules.json: give the folder that save_pretrained wrote."
+                )
+        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
+            raise InputError(
+                f"Expected the embedder as folder or hub id of a sentence-transformers model, got {path_or_id}, "
+                "which is neither: check the name."
+            )
+
+    @property
+    def size(self) -> int:
+        """Size E of an embedding. Loads the model."""
+        return int(self._model.get_embedding_dimension())
+
+    def embed(self, questions: Sequence[str]) -> np.ndarray:
+        """Embed questions as the model does, without normalizing.
+
+        Args:
+            questions: N texts.
+
+        Returns:
+            Shape (N, E), float32.
+
+        Raises:
+            InputError: If the model cannot be loaded.
+        """
+        if not questions:
+            return np.empty((0, self.size), dtype=np.float32)
+        embeddings = self._model.encode(list(questions), show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(embeddings, dtype=np.float32)
+
+    @cached_property
+    def _model(self) -> SentenceTransformer:
+        import transformers
+        from sentence_transformers import SentenceTransformer
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        local = self._folder is not None
+        try:
+            return SentenceTransformer(
+                str(self._folder) if local else self.path_or_id,
+                device=self.device,
+                local_files_only=local,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+            raise InputError(f"Could not load the question embedder {self.path_or_id}: {reason}") from error

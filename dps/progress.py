@@ -1,0 +1,140 @@
+"""Progress of a long command, on stderr: a live line on a terminal, a start line and an end line elsewhere.
+
+Only the process that a user started shows progress; workers report to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+    from rich.text import Text
+
+
+class Progress:
+    """How far one piece of work is."""
+
+    def __init__(self, description: str, total: int, show: Callable[[Progress], None] = lambda _: None) -> None:
+        """Start the clock.
+
+        Args:
+            description: What is being done, a few words.
+            total: Number of things to do.
+            show: Called after every change.
+        """
+        self.description = description
+        self.total = total
+        self.done = 0
+        self.fields: dict[str, Any] = {}
+        self._show = show
+        self._started = time.monotonic()
+
+    def advance(self, n: int = 1) -> None:
+        """Count n more things as done."""
+        self.done += n
+        self._show(self)
+
+    def note(self, **fields: Any) -> None:
+        """Show these values beside the count, in place of earlier ones of the same name; floats with three digits."""
+        self.fields.update(fields)
+        self._show(self)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def per_second(self) -> float:
+        """Things done per second since the start."""
+        return self.done / max(self.elapsed_s, 1e-9)
+
+    def notes(self) -> str:
+        """Return the noted values as one text."""
+        return ", ".join(f"{name} {_text(value)}" for name, value in self.fields.items())
+
+
+@contextmanager
+def track(description: str, total: int) -> Iterator[Progress]:
+    """Show the progress of the work in this context.
+
+    On a terminal: a bar with done of total, rate, elapsed time, time left and the notes. Elsewhere one line at the
+    start and one at the end, which says how far it came also when the work is broken off.
+
+    Args:
+        description: What is being done, a few words.
+        total: Number of things to do.
+    """
+    if sys.stderr.isatty():
+        with _bar(description, total) as progress:
+            yield progress
+        return
+    progress = Progress(description, total)
+    print(f"{description}: {total} to do", file=sys.stderr, flush=True)
+    try:
+        yield progress
+    finally:
+        parts = [
+            f"{progress.done} of {total} in {format_seconds(progress.elapsed_s)}",
+            format_rate(progress.per_second),
+        ]
+        print(f"{description}: {', '.join(filter(None, [*parts, progress.notes()]))}", file=sys.stderr, flush=True)
+
+
+def format_rate(per_second: float) -> str:
+    """Return a rate, slow ones per minute: ``12.3/s``, ``4.0/min``."""
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time as a person reads it: ``0.4 s``, ``12 s``, ``3:05 min``, ``2:03:05 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class RateColumn(rich_progress.ProgressColumn):
+        """Rate since the start; rich's own speed jumps where things finish many at a time."""
+
+        def render(self, task: Task) -> Text:
+            return Text(format_rate(task.completed / task.elapsed) if task.elapsed and task.completed else "–/s")
+
+    display = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=24),
+        rich_progress.MofNCompleteColumn(),
+        RateColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("left"),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=False),
+        rich_progress.TextColumn("{task.fields[notes]}", markup=False, style="dim"),
+        console=Console(stderr=True),
+        # Output that goes to a file must not be taken to the terminal.
+        redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=120,
+    )
+    with display:
+        task = display.add_task(description, total=total, notes="")
+        yield Progress(description, total, lambda p: display.update(task, completed=p.done, notes=p.notes()))

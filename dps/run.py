@@ -1,0 +1,347 @@
+"""Harvests and evaluations: which stores there are, and filling them with one worker or several.
+
+``harvest`` and ``evaluate`` check everything that can be checked, load the model once to know its identity and clock,
+write each store's manifest, and hand the stores to the workers (``dps.worker``), which commit questions on their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import queue
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dps.benchmarks import Benchmark, load_benchmark
+from dps.clock import calibrate
+from dps.config import EvaluateConfig, HarvestConfig
+from dps.errors import InputError
+from dps.model import LanguageModel, load_model
+from dps.policies import KRange
+from dps.progress import track
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.teacher import check_layer
+from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, work
+from feature_store import Manifest, Store, StoreWriter
+
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a command did to one store."""
+
+    folder: Path
+    """The store."""
+    complete: int
+    """Questions in it now."""
+    sampled: int
+    """Questions that this command added."""
+
+
+def harvest(config: HarvestConfig) -> Summary:
+    """Sample every question ``k.maximum`` times with features and write a store for training.
+
+    Raises:
+        InputError: If the settings, the questions, the model or the folder cannot be used.
+    """
+    config.check()
+    plan = StorePlan(
+        folder=Path(config.output),
+        kind="harvest",
+        policy={"name": "power", "family": "fixed", **asdict(config.k)},
+        task=StoreTask(Path(config.output), config.sampler, config.k.maximum, None, features=True),
+    )
+    return _fill([plan], _settings(config), asdict(config), None)[0]
+
+
+def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
+    """Run every policy live on the model and write one store for each, in subfolders of ``output``.
+
+    Args:
+        config: What to run.
+        load_controller: Loads the controllers of dynamic policies from their paths.
+
+    Raises:
+        InputError: If the settings, the questions, a controller, the model or a folder cannot be used.
+    """
+    config.check()
+    plans = [_plan(config, name, load_controller) for name in config.policies]
+    return _fill(plans, _settings(config), asdict(config), load_controller)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """A store that is to be filled."""
+
+    folder: Path
+    kind: str
+    policy: dict[str, Any]
+    task: StoreTask
+
+
+def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
+    """Return the store of one policy of an evaluation."""
+    folder = Path(config.output) / name
+    policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
+    if name == "power":
+        task = StoreTask(folder, config.sampler, config.k.maximum, None, features=False)
+    elif name in ("plain", "lowtemp"):
+        sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
+        policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
+        task = StoreTask(folder, sampler, config.plain_max_k, None, features=False)
+    else:
+        if load_controller is None:
+            raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
+        path = config.controllers[name]
+        controller = load_controller(path)
+        policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
+        task = StoreTask(folder, config.sampler, KRange(**asdict(config.k)), path, features=False)
+    return StorePlan(folder, "evaluation", policy, task)
+
+
+def _digest(path: str) -> str:
+    """Return a digest of a controller's checkpoint, so that a retrained one is another policy."""
+    location = Path(path)
+    if location.is_dir():
+        location = location / "checkpoints" / "best.ckpt"
+    return hashlib.sha256(location.read_bytes()).hexdigest()[:16]
+
+
+def _settings(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+    return WorkSettings(
+        model=config.model,
+        benchmark=config.benchmark,
+        features=config.features,
+        aggregator=config.aggregator,
+        seed=config.seed,
+        compute=config.compute,
+    )
+
+
+def _fill(
+    plans: Sequence[StorePlan],
+    settings: WorkSettings,
+    resolved: dict[str, Any],
+    load_controller: LoadController | None,
+) -> list[Summary]:
+    """Write the manifests, fill the stores, report progress."""
+    benchmark = load_benchmark(settings.benchmark)
+    for plan in plans:  # what stands there already is checked before the model loads
+        if (plan.folder / "manifest.json").exists():
+            Store.open(plan.folder)
+    # Worker processes start first, so that they import while this one loads the model.
+    pool = _Pool(settings, load_controller) if settings.compute.workers > 1 else None
+    try:
+        model = load_model(settings.model)
+        writers = _open_stores(plans, settings, resolved, model, benchmark)
+        wanted = {item.question_id for item in benchmark.items}
+        before = [len(writer.committed & wanted) for writer in writers]
+        tasks = [plan.task for plan in plans]
+        counts = [0] * len(plans)
+        missing = [len(wanted) - n for n in before]
+        if any(missing):
+            with _Display(plans, missing) as display:
+                if pool is None:
+                    work(0, tasks, settings, load_controller, report=display.show, stopping=lambda: False, model=model)
+                else:
+                    del model
+                    pool.run(tasks, display.show)
+                counts = display.counts
+    finally:
+        if pool is not None:
+            pool.close()
+    return [Summary(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
+
+
+def _open_stores(
+    plans: Sequence[StorePlan],
+    settings: WorkSettings,
+    resolved: dict[str, Any],
+    model: LanguageModel,
+    benchmark: Benchmark,
+) -> list[StoreWriter]:
+    """Write every store's manifest, or check that the one that stands is of the same run."""
+    check_layer(settings.features.layer, model.num_layers)
+    identity = identity_of(model, benchmark, settings)
+    calibrations: dict[SamplerConfig, dict[str, float]] = {}
+    writers = []
+    for plan in plans:
+        sampler = plan.task.sampler
+        prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
+        decides = {**identity, "sampler": asdict(sampler), "policy": plan.policy, "kind": plan.kind}
+        if (plan.folder / "manifest.json").exists():
+            calibrations[sampler] = Store.open(plan.folder).manifest.calibration
+        elif sampler not in calibrations:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(settings.threads or threads)
+            calibrations[sampler] = calibrate(model, sampler, prompts, rows=settings.compute.rows)
+            torch.set_num_threads(threads)
+        manifest = Manifest(
+            kind=plan.kind,
+            policy=plan.policy,
+            aggregator=settings.aggregator,
+            seed=settings.seed,
+            model={**identity["model"], "embedder": settings.features.embedder},
+            benchmark=identity["benchmark"],
+            sampler=asdict(sampler),
+            calibration=calibrations[sampler],
+            config=resolved,
+            fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
+            software={name: metadata.version(name) for name in _PACKAGES},
+        )
+        writers.append(StoreWriter.open(plan.folder, manifest))
+    return writers
+
+
+class _Display:
+    """Progress of a run: one bar over all its stores, with the running totals of the store being filled."""
+
+    def __init__(self, plans: Sequence[StorePlan], missing: Sequence[int]) -> None:
+        self.counts = [0] * len(plans)
+        self._names = [plan.policy["name"] for plan in plans]
+        self._seen = [_Totals() for _ in plans]
+        names = ", ".join(name for name, count in zip(self._names, missing, strict=True) if count)
+        self._track = track(f"{plans[0].kind} ({names})", sum(missing))
+
+    def __enter__(self) -> _Display:
+        self._bar = self._track.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._track.__exit__(*error)
+
+    def show(self, done: Done) -> None:
+        """Count one committed question."""
+        self.counts[done.task] += 1
+        seen = self._seen[done.task]
+        seen.add(done)
+        self._bar.advance(1)
+        self._bar.note(policy=self._names[done.task], **seen.note())
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Running totals of one store."""
+
+    questions: int = 0
+    tokens: int = 0
+    trajectories: int = 0
+    graded: int = 0
+    correct: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def add(self, done: Done) -> None:
+        self.questions += 1
+        self.tokens += done.tokens
+        self.trajectories += done.k
+        self.graded += done.correct is not None
+        self.correct += bool(done.correct)
+        self.proposed += done.proposed
+        self.accepted += done.accepted
+
+    def note(self) -> dict[str, str]:
+        note = {"tokens": f"{self.tokens:,}", "mean k": f"{self.trajectories / self.questions:.2f}"}
+        if self.graded:
+            note["right"] = f"{self.correct / self.graded:.1%}"
+        if self.proposed:
+            note["accepted"] = f"{self.accepted / self.proposed:.0%}"
+        return note
+
+
+class _Pool:
+    """Worker processes on this machine, started at once and told later what to do."""
+
+    def __init__(self, settings: WorkSettings, load_controller: LoadController | None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        preload = ["dps.worker"] + ([load_controller.__module__] if load_controller is not None else [])
+        context.set_forkserver_preload(preload)
+        self._reports = context.Queue()
+        self._stop = context.Event()
+        self._inboxes = [context.Queue() for _ in range(settings.compute.workers)]
+        self._processes = [
+            context.Process(
+                target=_worker_process,
+                args=(shard, inbox, self._reports, self._stop, settings, load_controller),
+                name=f"dps-worker-{shard}",
+                daemon=True,
+            )
+            for shard, inbox in enumerate(self._inboxes)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, tasks: list[StoreTask], report: Callable[[Done], None]) -> None:
+        """Let the workers fill the stores; calls ``report`` for every committed question.
+
+        Raises:
+            InputError: If a worker refused its input.
+            RuntimeError: If a worker failed or died.
+        """
+        for inbox in self._inboxes:
+            inbox.put(tasks)
+        running = set(range(len(self._processes)))
+        while running:
+            try:
+                message = self._reports.get(timeout=1.0)
+            except queue.Empty:
+                dead = [n for n in running if not self._processes[n].is_alive()]
+                if dead and self._reports.empty():
+                    code = self._processes[dead[0]].exitcode
+                    raise RuntimeError(
+                        f"Worker {dead[0]} died with exit code {code}; what it had committed is kept, "
+                        "and the same command goes on from there."
+                    ) from None
+                continue
+            if isinstance(message, Done):
+                report(message)
+            elif isinstance(message, int):
+                running.discard(message)
+            elif isinstance(message, InputError):
+                raise message
+            else:
+                raise RuntimeError(f"A worker failed:\n{message}")
+
+    def close(self) -> None:
+        """Stop the workers: each commits what is complete, then ends."""
+        self._stop.set()
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.terminate()
+
+
+def _worker_process(
+    shard: int,
+    inbox: Queue,
+    reports: Queue,
+    stop: Event,
+    settings: WorkSettings,
+    load_controller: LoadController | None,
+) -> None:
+    """Body of a worker process: wait for the tasks, do them, say how it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks the workers to stop
+    try:
+        torch.set_num_threads(settings.threads or 1)
+        model = load_model(settings.model)
+        tasks = inbox.get()
+        if tasks is not None:
+            work(shard, tasks, settings, load_controller, report=reports.put, stopping=stop.is_set, model=model)
+        reports.put(shard)
+    except InputError as error:
+        reports.put(error)
+    except Exception:
+        reports.put(traceback.format_exc())

@@ -1,0 +1,216 @@
+"""The engine's bookkeeping: cache, rows, streams, time."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import dps.sampler.engine as engine_module
+from dps.errors import InputError
+from dps.sampler.cache import check_rewindable, prefill, spans
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+from dps.sampler.teacher import block_features
+
+from .models import tiny_model
+
+CONFIG = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4)
+PROMPTS = [(1, 2, 3), (4, 5), (6,), (7, 8, 9, 10, 11)]
+
+
+def run(model, config=CONFIG, *, count=24, rows=8, seed=3, prompts=PROMPTS, together=True):
+    requests = [ChainRequest(i, prompts[i % len(prompts)], stream_key(seed, f"q{i % len(prompts)}", i))
+                for i in range(count)]
+    chains = {}
+    for batch in [requests] if together else [[r] for r in requests]:
+        engine = Engine(model, config, rows=rows, prompt_room=8)
+        for request in batch:
+            engine.submit(request)
+        while not engine.idle:
+            chains.update({c.request.key: c for c in engine.poll()})
+    return [chains[i] for i in range(count)]
+
+
+def uncached_logprobs(model, chain, temperature=1.0):
+    ids = torch.tensor([[*chain.request.prompt, *chain.tokens.tolist()]])
+    logits = model.model(input_ids=ids, use_cache=False).logits[0, len(chain.request.prompt) - 1 : -1]
+    table = (logits / temperature).log_softmax(-1)
+    return table.gather(1, ids[0, len(chain.request.prompt) :, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+@pytest.mark.parametrize("decide", [None, True, False], ids=["real", "always-accept", "always-reject"])
+def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, architecture, decide):
+    if decide is not None:
+        monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.full(r.shape, decide))
+    model = tiny_model(architecture=architecture, dtype=torch.float64, sharpness=2.0)
+    chains = run(model)
+    assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
+    for chain in chains:
+        np.testing.assert_allclose(chain.base_logprobs, uncached_logprobs(model, chain), atol=1e-9)
+        np.testing.assert_allclose(chain.proposal_logprobs, uncached_logprobs(model, chain, 0.5), atol=1e-9)
+        if decide is not None:
+            assert chain.mh_accepted == (chain.mh_proposed if decide else 0)
+
+
+def test_cache_holds_the_accepted_response_after_every_poll():
+    model = tiny_model(dtype=torch.float64, sharpness=2.0)
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
+    for i in range(8):
+        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i)))
+    compared = 0
+    for _ in range(60):
+        engine.poll(1)
+        for row in range(8):
+            if engine._requests[row] is None or not engine._length[row]:
+                continue
+            start, length = int(engine._start[row]), int(engine._length[row])
+            tokens = engine._saved_tokens[row, : start + length].tolist()
+            if len(tokens) < 2:
+                continue
+            fresh = prefill(model.model, tokens[:-1])
+            kept = engine.cache.saved[:, :, row, :, : len(tokens) - 1]
+            torch.testing.assert_close(kept, fresh, atol=1e-9, rtol=0)
+            cut = int(engine._cut[row])  # what precedes the cut is live, too
+            torch.testing.assert_close(engine.cache.live[:, :, row, :, : cut - 1], fresh[:, :, :, : cut - 1], atol=1e-9, rtol=0)
+            compared += 1
+    assert compared > 50
+
+
+def test_always_rejecting_returns_the_extension(monkeypatch):
+    model = tiny_model(sharpness=2.0)
+    one_stage = dataclasses.replace(CONFIG, block_size=18)
+    plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
+    monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
+    rejected = run(model, one_stage)
+    assert [c.tokens.tolist() for c in rejected] == [c.tokens.tolist() for c in plain]
+    assert all(c.num_generated_tokens > len(c.tokens) for c in rejected)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "final-horizon"])
+def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
+    model = tiny_model(sharpness=2.0)
+    config = dataclasses.replace(CONFIG, schedule=schedule)
+    alone = run(model, config, together=False)
+    for rows in (8, 16, 64):
+        crowd = run(model, config, rows=rows)
+        for a, c in zip(alone, crowd, strict=True):
+            assert a.tokens.tolist() == c.tokens.tolist()
+            assert (a.mh_accepted, a.mh_proposed, a.num_generated_tokens) == (
+                c.mh_accepted, c.mh_proposed, c.num_generated_tokens)
+
+
+def test_responses_are_legal_and_end_at_the_first_eos():
+    model = tiny_model(sharpness=2.0)
+    for chain in run(model, count=64, rows=32):
+        eos = [i for i, t in enumerate(chain.tokens.tolist()) if t in model.eos_ids]
+        assert len(chain.tokens) <= CONFIG.max_new_tokens
+        if chain.ended_with_eos:
+            assert eos == [len(chain.tokens) - 1]
+        else:
+            assert eos == []
+            assert len(chain.tokens) == CONFIG.max_new_tokens
+
+
+def test_every_token_of_an_eos_set_ends_a_response():
+    model = tiny_model(sharpness=2.0)
+    model.model.generation_config.eos_token_id = [0, 3, 5]
+    chains = run(model, count=64, rows=32)
+    assert model.eos_ids == (0, 3, 5)
+    assert {int(c.tokens[-1]) for c in chains if c.ended_with_eos} == {0, 3, 5}
+    assert not any(set(c.tokens[:-1].tolist()) & {0, 3, 5} for c in chains)
+
+
+def test_schedules_take_the_stated_number_of_steps(monkeypatch):
+    monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
+    model = tiny_model(sharpness=2.0)
+    for chain in run(model, count=48, rows=16):
+        stages = -(-len(chain.tokens) // CONFIG.block_size)
+        assert chain.mh_proposed == stages * CONFIG.num_mh_steps
+    final = dataclasses.replace(CONFIG, schedule="final-horizon", num_final_steps=7)
+    seen = set()
+    for chain in run(model, final, count=48, rows=16):
+        stages = -(-len(chain.tokens) // CONFIG.block_size)
+        early = chain.ended_with_eos and stages < 3
+        assert chain.mh_proposed == (stages * 4 + 7 if early else 2 * 4 + 7)
+        seen.add(early)
+    assert seen == {True, False}
+
+
+def test_time_shares_add_up():
+    model = tiny_model(sharpness=2.0)
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
+    for i in range(40):
+        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i)))
+    started, chains = time.perf_counter(), []
+    while not engine.idle:
+        chains += engine.poll()
+    wall = time.perf_counter() - started
+    assert len(chains) == 40
+    assert sum(c.decode_s for c in chains) == pytest.approx(engine.decode_s, rel=1e-9)
+    assert sum(c.prefill_s for c in chains) == pytest.approx(engine.prefill_s, rel=1e-9)
+    assert 0.8 * wall < engine.decode_s + engine.prefill_s <= wall
+    assert sum(c.num_generated_tokens for c in chains) == engine.num_generated_tokens
+
+
+def test_features_equal_a_pass_over_one_sequence():
+    model = tiny_model(layers=3, sharpness=2.0)
+    chains = run(model, count=12)
+    found = block_features(model, [(c.request.prompt, c.tokens.tolist()) for c in chains], layer=2, block_size=6)
+    for chain, features in zip(chains, found, strict=True):
+        ids = torch.tensor([[*chain.request.prompt, *chain.tokens.tolist()]])
+        output = model.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        first = len(chain.request.prompt) - 1
+        probabilities = output.logits[0].double().softmax(-1).numpy()
+        hidden = output.hidden_states[2][0].numpy()
+        for block, begin in enumerate(range(0, len(chain.tokens), 6)):
+            at = np.arange(first + begin, first + min(begin + 6, len(chain.tokens)))
+            p = probabilities[at]
+            np.testing.assert_allclose(features.entropy[block], -(p * np.log(p)).sum(), rtol=1e-4)
+            np.testing.assert_allclose(features.top1[block], p.max(-1).sum(), rtol=1e-5)
+            np.testing.assert_allclose(features.hidden[block], hidden[at].mean(0), atol=1e-5)
+            np.testing.assert_allclose(features.logprob[block], chain.base_logprobs[begin : begin + 6].sum(), atol=1e-4)
+
+
+def test_spans():
+    which, position = spans(torch.tensor([3, 5, 4, 2]), torch.tensor([5, 6, 4, 1]))
+    assert which.tolist() == [0, 0, 1]
+    assert position.tolist() == [3, 4, 5]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    model = tiny_model(positions=20)
+    with pytest.raises(InputError, match="more than the model's 20 positions"):
+        Engine(model, CONFIG, rows=8, prompt_room=3)
+    Engine(model, CONFIG, rows=8, prompt_room=2)
+
+
+def test_models_that_cannot_be_rewound_are_refused():
+    config = tiny_model().model.config
+    config.layer_types = ["sliding_attention", "full_attention"]
+    config.sliding_window = 16
+    check_rewindable(config, 16)
+    with pytest.raises(InputError, match="sliding window of 16 positions"):
+        check_rewindable(config, 17)
+    config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(InputError, match="linear_attention"):
+        check_rewindable(config, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.5}, "alpha must be at least 1"),
+        ({"alpha": float("nan")}, "alpha must be at least 1"),
+        ({"block_size": 5}, "block_size must divide max_new_tokens"),
+        ({"num_mh_steps": -1}, "must not be negative"),
+        ({"proposal_temperature": 0.0}, "proposal_temperature must be above 0"),
+        ({"num_final_steps": 3}, "num_final_steps is read only by schedule: final-horizon"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **changes).check()
