@@ -11,7 +11,7 @@ from typing import Any
 _EXPORTS = {
     "answer": "dps.api",
     "load_model": "dps.model",
-    "ModelConfig": "dps.model",
+    "ModelConfig": "dps.model_config",
     "SamplerConfig": "dps.sampler.settings",
     "KRange": "dps.policies",
     "BenchmarkConfig": "dps.benchmarks",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dps.benchmarks.given import Style, given_questions
-from dps.model import EMBEDDED, LanguageModel, load_model
+from dps.model import LanguageModel, load_model
+from dps.model_config import EMBEDDED
 from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
@@ -13,7 +14,7 @@ from dps.scheduler import Checkpoint, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
 from feature_store.records import Question
 
-EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=96, num_mh_steps=5)
+EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
 """Settings that suit the embedded model's short responses."""
 
 

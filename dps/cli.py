@@ -135,8 +135,9 @@ _Config = TypeVar("_Config")
 
 
 def _parser(command: str, description: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"dps {command}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     return parser
@@ -279,7 +280,7 @@ class SampleConfig:
 
 def _sample(arguments: list[str]) -> None:
     from dps.config import KRange
-    from dps.model import EMBEDDED, ModelConfig, check_model_name
+    from dps.model_config import EMBEDDED, ModelConfig, check_model_name
     from dps.sampler.settings import SamplerConfig
 
     parser = _parser("sample", "Ask one question, watch the number of trajectories grow, get the answer.")
@@ -287,7 +288,7 @@ def _sample(arguments: list[str]) -> None:
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(SamplerConfig, "sampler")
     parser.add_class_arguments(KRange, "k")
-    short = {"block_size": 24, "max_new_tokens": 96, "num_mh_steps": 5}
+    short = {"block_size": 24, "max_new_tokens": 72, "num_mh_steps": 5}
     if not any(argument.startswith("--model") for argument in arguments):
         parser.set_defaults({f"sampler.{key}": value for key, value in short.items()})
     config, parsed = _parse(parser, SampleConfig, arguments)

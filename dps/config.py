@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
-from dps.model import EMBEDDED, ModelConfig, check_model_name
+from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import KRange
 from dps.sampler.settings import SamplerConfig
 

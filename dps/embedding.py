@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dps.errors import InputError
+from dps.hub import quiet_hub
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +46,7 @@ class QuestionEmbedder:
                 )
         elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
             raise InputError(
-                f"Expected the embedder as folder or hub id of a sentence-transformers model, got {path_or_id}, "
+                f"Expected the embedder as folder or hub id of a sentence-transformers model, got {path_or_id!r}, "
                 "which is neither: check the name."
             )
 
@@ -80,12 +81,13 @@ class QuestionEmbedder:
         transformers.logging.disable_progress_bar()
         local = self._folder is not None
         try:
-            return SentenceTransformer(
-                str(self._folder) if local else self.path_or_id,
-                device=self.device,
-                local_files_only=local,
-                trust_remote_code=False,
-            )
+            with quiet_hub():
+                return SentenceTransformer(
+                    str(self._folder) if local else self.path_or_id,
+                    device=self.device,
+                    local_files_only=local,
+                    trust_remote_code=False,
+                )
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
             raise InputError(f"Could not load the question embedder {self.path_or_id}: {reason}") from error

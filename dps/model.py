@@ -1,77 +1,24 @@
 """Loading a causal language model from the Hugging Face hub, a local folder or a GGUF file, for sampling.
 
-The command line checks what it can about a model name before it imports anything heavy (:func:`check_model_name`); the
-sampler gets a :class:`LanguageModel`, which knows the model's EOS set, positions and identity.
+The command line checks what it can about a model name before it imports this module (``model_config``); the sampler gets a :class:`LanguageModel`, which knows the model's EOS set, positions and identity.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dps.errors import InputError
+from dps.hub import quiet_hub
+from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDED = "embedded"
-"""Name of the model that ships with the package."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Which language model, where and in what precision."""
-
-    name: str = EMBEDDED
-    """Hub id, local folder, GGUF file, or `embedded` for the small arithmetic model of this package."""
-    revision: str | None = None
-    """Revision of a hub model; its main branch if not set."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
-    trust_remote_code: bool = False
-    """Run code that comes with a hub model. Off unless you know that code."""
-
-
-def embedded_path(name: str) -> Path:
-    """Return the folder of something that ships with the package: ``model`` or ``embedder``."""
-    return Path(str(resources.files("dps") / "assets" / name))
-
-
-def check_model_name(config: ModelConfig) -> None:
-    """Check, without loading anything, that the name can be a model.
-
-    Raises:
-        InputError: If it is a path that does not exist or holds no model, or neither a path nor a hub id.
-    """
-    if config.name == EMBEDDED:
-        return
-    path = Path(config.name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")
-        return
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"Expected a model folder with a config.json, but {config.name} has none: "
-                "give the folder that save_pretrained wrote, or the .gguf file itself."
-            )
-        return
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name):
-        raise InputError(
-            f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
-            "check model.name."
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -205,8 +152,9 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     else:
         source, location = None, config.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
+        with quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"Could not load the model {config.name}: {reason}") from error

@@ -16,7 +16,7 @@ from dps.errors import InputError
 from dps.features import CheckpointFeatures
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KRange:
     """The numbers of trajectories at which a policy may stop."""
 

@@ -198,7 +198,10 @@ def run_policy(
             pairs = [(entry.source.tokens, chain.tokens.tolist()) for entry in ready for chain in entry.waiting]
             read = list(block_features(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
         feature_s = charge()
-        account.features += feature_s
+        if feature_layer is None:
+            account.other += feature_s
+        else:
+            account.features += feature_s
         found = iter(read)
         for entry in ready:
             _absorb(entry, [next(found) for _ in entry.waiting], feature_s / len(read), model, engine, grading)
@@ -207,7 +210,10 @@ def run_policy(
         asked = [entry for entry in ready if asks(policy, len(entry.trajectories))]
         probabilities = _ask(asked, policy)
         controller_s = charge()
-        account.controller += controller_s
+        if asked:
+            account.controller += controller_s
+        else:
+            account.other += controller_s
         for entry, p_enough in zip(asked, probabilities, strict=True):
             entry.controller_s += controller_s / len(asked)
             entry.decisions.append(Decision(len(entry.trajectories), p_enough))

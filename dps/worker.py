@@ -20,7 +20,8 @@ from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.config import ComputeConfig, FeaturesConfig
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
-from dps.model import EMBEDDED, LanguageModel, ModelConfig, embedded_path, load_model
+from dps.model import LanguageModel, load_model
+from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.engine import Engine, check_room
 from dps.sampler.settings import SamplerConfig

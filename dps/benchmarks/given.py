@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 from dps.benchmarks.answers import extract_number
 from dps.benchmarks.arithmetic import prompt_for
-from dps.benchmarks.benchmark import QUESTION_FIELD, Benchmark, BenchmarkConfig, Item
+from dps.benchmarks.benchmark import Benchmark, Item
+from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
 from dps.benchmarks.generated import extract_arithmetic
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN
 from dps.errors import InputError

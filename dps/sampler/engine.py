@@ -134,8 +134,9 @@ class Engine:
         self._active = torch.zeros(row, dtype=torch.bool, device=device)
         self._is_eos = torch.zeros(model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
         self._is_eos[list(model.eos_ids)] = True
-        later = torch.full((self.positions, self.positions), torch.finfo(model.model.dtype).min, device=device)
-        self._mask = later.triu(1).to(model.model.dtype)  # row p hides every position after p
+        dtype = model.model.dtype
+        later = torch.full((self.positions, self.positions), torch.finfo(dtype).min, dtype=dtype, device=device)
+        self._mask = later.triu(1)  # row p hides every position after p
         self._per_row = [
             self._tokens, self._saved_tokens, self._base, self._saved_base, self._proposal, self._saved_proposal,
             self._position, self._start, self._cut, self._length, self._horizon, self._steps_left, self._key, self._draws,
@@ -157,6 +158,8 @@ class Engine:
         """Forward passes of one token per row."""
         self.num_row_steps = 0
         """Rows that took part in them, padding included."""
+        self.num_generated_tokens = 0
+        """Tokens sampled so far, rejected ones included."""
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class Engine:
             ended_rows = self._settle(count)
             if ended_rows:
                 break
-        self._synchronize()
+        self.synchronize()
         now = time.perf_counter()
         self._share_time(now - started)
         return [self._release(row, now) for row in ended_rows]
@@ -345,7 +348,7 @@ class Engine:
         self._horizon[row] = min(self.config.block_size, self.config.max_new_tokens)
         self._extending[row] = self._active[row] = True
         self._requests[row] = request
-        self._synchronize()
+        self.synchronize()
         now = time.perf_counter()
         self._admitted[row], self._decode_s[row], self._prefill_s[row] = started, 0.0, now - started
         self.prefill_s += now - started
@@ -390,6 +393,7 @@ class Engine:
     def _share_time(self, seconds: float) -> None:
         """Share a decoding window's time among the chains by the steps that each was active in it."""
         steps = self._busy_steps.cpu().numpy().astype(np.float64)
+        self.num_generated_tokens += int(steps.sum())
         if steps.sum():
             self.decode_s += seconds
             self._decode_s += seconds * steps / steps.sum()
@@ -417,7 +421,7 @@ class Engine:
             finished=now,
         )
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the device, so that the clock measures what was asked of it."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)

@@ -10,7 +10,7 @@ from dps.errors import InputError
 Schedule = Literal["paper", "final-horizon"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplerConfig:
     """Power sampling by block-wise Metropolis-Hastings (METHOD section 1)."""
 

@@ -1,0 +1,129 @@
+"""The question side of the pipeline: questions go out as prompts, responses come back as answers that are graded.
+
+A harvest or an evaluation renders each :class:`Item` for its model, and asks the :class:`Benchmark` for the answer of a
+response, its grade and the equivalence classes of several answers. What differs between benchmarks (where questions
+come from, the templates, how an answer is found) is in the fields of the one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dps.benchmarks.answers import answer_key
+from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
+from dps.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a benchmark."""
+
+    question_id: str
+    """Unique in the benchmark, and independent of limit, offset and shuffling."""
+    question: str
+    """The question as the benchmark states it."""
+    gold: str | None
+    """The gold answer in canonical form; None where there is none."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What else the benchmark says of it: JSON values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Benchmark:
+    """The selected questions, with everything that is done to them and to their answers."""
+
+    config: BenchmarkConfig
+    """What was asked for."""
+    items: list[Item]
+    """The selected questions in order, at least one."""
+    source: str
+    """Name of the file, or where else the questions come from."""
+    sha256: str
+    """Digest of the file's content; of generated questions, of the selected ones."""
+    chat_template: str
+    """The user's message for an instruct model."""
+    plain_template: str
+    """The whole prompt for a base model."""
+    extractor: Callable[[str], str | None]
+    """Finds the answer in a response's text, in canonical form."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a store's manifest says of the questions: equal exactly when the prompts and golds are."""
+        return {
+            "name": self.config.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "split": self.config.split,
+            "seed": self.config.seed,
+            "offset": self.config.offset,
+            "num_questions": len(self.items),
+            "prompt": self.config.prompt,
+            "chat_template": self.chat_template,
+            "plain_template": self.plain_template,
+        }
+
+    def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the text that the model is given for a question.
+
+        Args:
+            item: The question.
+            tokenizer: The model's tokenizer; only its chat template is used.
+
+        Raises:
+            InputError: If a chat prompt was asked for and the tokenizer has no chat template.
+        """
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if self.config.prompt == "plain" or (self.config.prompt == "auto" and not has_template):
+            return self.plain_template.replace(QUESTION_FIELD, item.question)
+        if not has_template:
+            raise InputError(
+                "Expected a model with a chat template for benchmark.prompt: chat, but this model's tokenizer has "
+                "none: set benchmark.prompt to plain, or choose an instruct model."
+            )
+        message = self.chat_template.replace(QUESTION_FIELD, item.question)
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+        )
+
+    def extract(self, text: str) -> str | None:
+        """Return the answer of a response in canonical form, None where it has none."""
+        return self.extractor(text)
+
+    def grade(self, answer: str | None, gold: str | None) -> bool | None:
+        """Return whether an answer is right; no answer is wrong, and without a gold answer nothing is graded (None)."""
+        if gold is None:
+            return None
+        return answer is not None and answer_key(answer) == answer_key(gold)
+
+    def classes(self, answers: Sequence[str | None]) -> list[int]:
+        """Return the equivalence class of each answer, numbered by first appearance from 0; -1 for no answer.
+
+        >>> benchmark.classes(["0.5", None, "7", "1/2"])  # doctest: +SKIP
+        [0, -1, 1, 0]
+        """
+        numbers: dict[object, int] = {}
+        return [-1 if a is None else numbers.setdefault(answer_key(a), len(numbers)) for a in answers]
+
+
+def select_items(items: list[Item], config: BenchmarkConfig) -> list[Item]:
+    """Shuffle if a seed is set, then apply offset and limit.
+
+    Raises:
+        InputError: If nothing is left.
+    """
+    if config.seed is not None:
+        items = [items[i] for i in np.random.default_rng(config.seed).permutation(len(items))]
+    end = None if config.limit is None else config.offset + config.limit
+    selected = items[config.offset : end]
+    if not selected:
+        raise InputError(
+            f"Expected benchmark.offset to leave questions, but {config.offset} of {len(items)} are left out: "
+            "set a smaller offset."
+        )
+    return selected

@@ -1,0 +1,84 @@
+"""One's own questions, from a file with one JSON object a line (or one JSON list).
+
+``question`` is needed; ``answer`` (text or number) makes a question gradable, ``id`` names it, every other field goes
+to its metadata. Where all answers are numbers, a response is searched for a number; otherwise for a text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dps.benchmarks.answers import canonical_answer, extract_number, extract_text, parse_number
+from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.config import BenchmarkConfig, check_config
+from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, TEXT_CHAT, TEXT_PLAIN
+from dps.benchmarks.records import RecordFile, read_records
+from dps.errors import InputError
+
+_FIELDS = ("question", "answer", "id")
+
+
+def load_jsonl(config: BenchmarkConfig) -> Benchmark:
+    """Load the questions of ``config.path``.
+
+    Raises:
+        InputError: If the file cannot be read, or a record cannot be a question.
+    """
+    check_config(config)
+    if config.path is None:
+        raise InputError(
+            "Expected benchmark.path, the file with your questions, for benchmark.name: jsonl; it is not set."
+        )
+    file = read_records(config.path)
+    items = _items(file, config)
+    golds = [item.gold for item in items if item.gold is not None]
+    # Decided by the whole file, so that it does not change with limit and offset.
+    numeric = bool(golds) and all(parse_number(gold) is not None for gold in golds)
+    chat, plain = (NUMBER_CHAT, NUMBER_PLAIN) if numeric else (TEXT_CHAT, TEXT_PLAIN)
+    return Benchmark(
+        config=config,
+        items=select_items(items, config),
+        source=file.name,
+        sha256=file.sha256,
+        chat_template=config.template or chat,
+        plain_template=config.template or plain,
+        extractor=extract_number if numeric else extract_text,
+    )
+
+
+def _items(file: RecordFile, config: BenchmarkConfig) -> list[Item]:
+    stem = file.name.rpartition(".")[0] or file.name
+    items: list[Item] = []
+    places: dict[str, str] = {}
+    for number, (place, record) in enumerate(file.records):
+        question_id = _identifier(file, place, record) or f"{stem}-{config.split}-{number:05d}"
+        if question_id in places:
+            raise file.error(
+                place, f"has the id {question_id!r}, which {places[question_id]} has already: give each its own id."
+            )
+        places[question_id] = place
+        metadata = {name: value for name, value in record.items() if name not in _FIELDS}
+        items.append(Item(question_id, file.question(place, record), _gold(file, place, record), metadata))
+    return items
+
+
+def _identifier(file: RecordFile, place: str, record: dict[str, Any]) -> str | None:
+    value = record.get("id")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise file.error(place, f"should have a text or an integer as id, but has {value!r}.")
+    return str(value)
+
+
+def _gold(file: RecordFile, place: str, record: dict[str, Any]) -> str | None:
+    value = record.get("answer")
+    if value is None:
+        return None
+    gold = canonical_answer(str(value)) if isinstance(value, str | int | float) else None
+    if gold is None:
+        raise file.error(
+            place,
+            f"should have a text or a number as answer, but has {value!r}; leave the field out where there is none.",
+        )
+    return gold

@@ -1,0 +1,36 @@
+"""What a model is asked around a question: one template for instruct models, one for base models.
+
+An instruct model's template is the user's message, which the tokenizer's chat template wraps; a base model's is the
+whole prompt, with a worked example because a base model continues what it sees. Both end the answer with a line
+``#### <answer>``, the first form that extraction looks for.
+"""
+
+NUMBER_CHAT = """{question}
+
+Reason step by step. Then write the final answer as the last line, in the form
+#### <number>
+with nothing but the number after the four hashes."""
+
+NUMBER_PLAIN = """Each problem is solved step by step, and the last line gives the answer after four hashes.
+
+Problem: A box holds 12 pencils. How many pencils are left of 3 boxes when 5 pencils are taken out?
+Solution: 3 boxes hold 3 * 12 = 36 pencils. When 5 are taken out, 36 - 5 = 31 pencils are left.
+#### 31
+
+Problem: {question}
+Solution:"""
+
+TEXT_CHAT = """{question}
+
+Reason step by step. Then write the final answer as the last line, in the form
+#### <answer>
+with nothing but the answer after the four hashes."""
+
+TEXT_PLAIN = """Each question is answered in a few sentences, and the last line gives the answer after four hashes.
+
+Question: Which is heavier, a litre of water or a litre of oil?
+Answer: Oil floats on water, so it is lighter for the same volume.
+#### water
+
+Question: {question}
+Answer:"""

@@ -1,0 +1,66 @@
+"""Which language model: settings and what can be checked of them without importing anything heavy.
+
+Apart from ``dps.model`` because the command line's parser imports whatever a settings class's module names, even what it
+names for type checkers only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from dps.errors import InputError
+
+EMBEDDED = "embedded"
+"""Name of the model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which language model, where and in what precision."""
+
+    name: str = EMBEDDED
+    """Hub id, local folder, GGUF file, or `embedded` for the small arithmetic model of this package."""
+    revision: str | None = None
+    """Revision of a hub model; its main branch if not set."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model. Off unless you know that code."""
+
+
+def embedded_path(name: str) -> Path:
+    """Return the folder of something that ships with the package: ``model`` or ``embedder``."""
+    return Path(str(resources.files("dps") / "assets" / name))
+
+
+def check_model_name(config: ModelConfig) -> None:
+    """Check, without loading anything, that the name can be a model.
+
+    Raises:
+        InputError: If it is a path that does not exist or holds no model, or neither a path nor a hub id.
+    """
+    if config.name == EMBEDDED:
+        return
+    path = Path(config.name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"Expected a model folder with a config.json, but {config.name} has none: "
+                "give the folder that save_pretrained wrote, or the .gguf file itself."
+            )
+        return
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name):
+        raise InputError(
+            f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
+            "check model.name."
+        )

@@ -1,0 +1,122 @@
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from dps.progress import Progress, format_rate, format_seconds, track
+
+SCRIPT = """
+import sys, time
+from dps.progress import track
+with track("harvest [bold]", 5) as progress:
+    for i in range(5):
+        time.sleep(0.12)
+        progress.advance()
+        progress.note(accuracy=0.25 * i, k=2)
+print("result")
+"""
+
+
+def test_elsewhere_than_on_a_terminal_there_are_two_lines(capsys):
+    with track("harvest", 300) as progress:
+        assert capsys.readouterr().err == "harvest: 300 to do\n"
+        for _ in range(300):
+            progress.advance()
+        progress.advance(0)
+        progress.note(tokens=12345, accuracy=0.61237)
+        progress.note(accuracy=0.5)
+        assert capsys.readouterr() == ("", "")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"harvest: 300 of 300 in \d+\.\d s, [\d.]+/s, tokens 12,345, accuracy 0\.5\n", output.err)
+
+
+def test_broken_off_work_says_how_far_it_came(capsys):
+    def work():
+        with track("harvest", 10) as progress:
+            progress.advance(3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert "harvest: 3 of 10 in" in capsys.readouterr().err
+
+
+def test_nothing_to_do(capsys):
+    with track("harvest", 0):
+        pass
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def on_a_terminal(script):
+    """Run a script with a terminal as stderr; returns stdout and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    shown = []
+
+    def read():
+        while True:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:  # how Linux says that the other side is closed
+                return
+            if not chunk:
+                return
+            shown.append(chunk)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
+    )
+    os.close(theirs)
+    reader = threading.Thread(target=read)
+    reader.start()
+    output, _ = process.communicate(timeout=60)
+    reader.join(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0
+    return output, b"".join(shown).decode()
+
+
+def test_on_a_terminal_there_is_a_bar():
+    output, shown = on_a_terminal(SCRIPT)
+    assert output == "result\n"  # goes where it is sent, not to the terminal
+    last = shown.replace("\r", "\n").strip().splitlines()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "\n".join(last))
+    assert "harvest [bold]" in text
+    assert re.search(r"[0-4]/5 .*/s", text)
+    assert re.search(r"5/5 +\d\.\d/s +0:00:0\d +left", text)
+    assert "accuracy 1, k 2" in text
+    assert "to do" not in text
+
+
+def test_rate_counts_what_was_done():
+    progress = Progress("x", 10)
+    assert progress.per_second == 0
+    progress.advance(4)
+    assert progress.done == 4
+    assert progress.per_second == pytest.approx(4 / progress.elapsed_s, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00 min"),
+        (185, "3:05 min"),
+        (7385, "2:03:05 h"),
+    ],
+)
+def test_times_are_read_by_persons(seconds, expected):
+    assert format_seconds(seconds) == expected
+
+
+def test_slow_rates_are_per_minute():
+    assert format_rate(12.34) == "12.3/s"
+    assert format_rate(0.05) == "3.0/min"

@@ -1,0 +1,209 @@
+"""Live scheduling: prefixes, decisions, accounts, records."""
+
+import time
+
+import numpy as np
+import pytest
+
+from dps.aggregate import answer_of, representative
+from dps.features import SCALAR_FEATURES, checkpoint_features
+from dps.policies import DynamicK, FixedK, KRange
+from dps.sampler.engine import Engine
+from dps.sampler.settings import SamplerConfig
+from dps.scheduler import Account, PreparedQuestion, run_policy
+from dps.errors import InputError
+
+from .factories import make_question, make_trajectory
+from .sampler.models import tiny_model
+
+CONFIG = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=8, num_mh_steps=2)
+CALIBRATION = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.001}
+
+
+class Grading:
+    """The answer is the last token before the end; even ones are right."""
+
+    def extract(self, text):
+        return text.split()[-1] if text.split() else None
+
+    def grade(self, answer, gold):
+        return answer is not None and int(answer) % 2 == 0
+
+    def classes(self, answers):
+        seen = {}
+        return [-1 if a is None else seen.setdefault(a, len(seen)) for a in answers]
+
+
+class FakeController:
+    """Says what a function of the features says, and remembers what it saw."""
+
+    name, threshold, pooling, calibration = "fake", 0.5, "mean", CALIBRATION
+
+    def __init__(self, rule):
+        self.rule, self.seen = rule, []
+
+    def predict_enough(self, features):
+        self.seen += features
+        return np.array([self.rule(f) for f in features])
+
+    def check_model(self, identity, embedding_size):
+        pass
+
+
+@pytest.fixture(scope="module")
+def model():
+    found = tiny_model(layers=3, sharpness=2.0)
+    object.__setattr__(found, "tokenizer", Words())
+    return found
+
+
+class Words:
+    eos_token_id = 0
+
+    def decode(self, tokens, skip_special_tokens):
+        return " ".join(str(t) for t in tokens if t != 0)
+
+
+def questions(count):
+    rng = np.random.default_rng(0)
+    return [PreparedQuestion(f"q{i:03d}", f"question {i}", "p", tuple(rng.integers(1, 12, 2 + i % 4).tolist()), "even",
+                             {"n": i}, np.ones(3, np.float32), 0.001) for i in range(count)]
+
+
+def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
+    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    records = run_policy(model, engine, questions(count), policy, grading=Grading(), seed=1, feature_layer=layer,
+                         account=account, **kwargs)
+    return {r.question_id: r for r in records}
+
+
+def features_of(trajectories, question):
+    return checkpoint_features(trajectories, num_prompt_tokens=question.num_prompt_tokens,
+                               embedding=question.embedding, calibration=CALIBRATION)
+
+
+def test_a_dynamic_policy_uses_the_first_trajectories_of_the_fixed_run(model):
+    fixed = run(model, FixedK(8))
+    entropy = SCALAR_FEATURES.index("mcmc_entropy")
+    at_two = sorted(features_of(r.trajectories[:2], r).scalars[entropy] for r in fixed.values())
+    controller = FakeController(lambda f: float(f.scalars[entropy] < at_two[5]))
+    dynamic = run(model, DynamicK(KRange(2, 2, 8), controller), rows=9)
+    assert len({r.k for r in dynamic.values()}) > 1
+    for name, record in dynamic.items():
+        full = fixed[name]
+        assert record.k in (2, 4, 6, 8)
+        for mine, theirs in zip(record.trajectories, full.trajectories[: record.k], strict=True):
+            assert mine.tokens.tolist() == theirs.tokens.tolist()
+            assert mine.index == theirs.index
+            assert mine.answer_class == theirs.answer_class
+        assert (record.answer, record.correct) == answer_of(full.trajectories[: record.k])
+        assert [d.k for d in record.decisions] == [k for k in (2, 4, 6) if k <= record.k]
+        for decision in record.decisions:
+            seen = features_of(full.trajectories[: decision.k], full)
+            assert decision.p_enough == controller.rule(seen)
+            stopped = decision.k == record.k
+            assert stopped == (1 - decision.p_enough <= controller.threshold)
+
+
+def test_start_and_step_of_one(model):
+    controller = FakeController(lambda f: float(f.scalars[-1] >= 3))
+    records = run(model, DynamicK(KRange(1, 1, 5), controller))
+    assert {r.k for r in records.values()} == {3}
+    never = run(model, DynamicK(KRange(1, 1, 5), FakeController(lambda f: 0.0)))
+    assert {r.k for r in never.values()} == {5}
+    assert all([d.k for d in r.decisions] == [1, 2, 3, 4] for r in never.values())  # not asked where it cannot matter
+
+
+def test_records_do_not_depend_on_rows_or_order(model):
+    one, other = run(model, FixedK(4), rows=8), run(model, FixedK(4), rows=40)
+    for name in one:
+        for a, b in zip(one[name].trajectories, other[name].trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
+            np.testing.assert_allclose(a.block_entropy, b.block_entropy, rtol=1e-4)
+
+
+def test_every_moment_is_charged_once(model):
+    account = Account()
+    started = time.perf_counter()
+    records = run(model, DynamicK(KRange(2, 2, 8), FakeController(lambda f: 0.4)), account=account)
+    wall = time.perf_counter() - started
+    shares = sum(sum(t.compute_s for t in r.trajectories) + r.prefill_s + r.controller_s for r in records.values())
+    charged = account.decode + account.prefill + account.features + account.controller
+    assert shares == pytest.approx(charged, rel=1e-9)
+    assert shares + account.other == pytest.approx(account.total, rel=1e-12)
+    assert account.total <= wall
+    # Outside the account is only the making of the engine, before the run starts.
+    assert account.total == pytest.approx(wall, abs=0.05)
+    assert min(account.decode, account.prefill, account.features, account.controller, account.other) > 0
+
+
+def test_latency_covers_the_question_from_its_first_row_to_its_answer(model):
+    for record in run(model, FixedK(4), rows=8).values():
+        assert min(t.started_s for t in record.trajectories) == 0
+        assert all(0 <= t.started_s < t.finished_s for t in record.trajectories)
+        assert record.latency_s >= max(t.finished_s for t in record.trajectories)
+
+
+def test_block_sums_add_up_to_the_response(model):
+    for record in run(model, FixedK(4)).values():
+        for t in record.trajectories:
+            assert t.block_num_tokens.sum() == len(t.tokens)
+            assert t.block_logprob.sum() == pytest.approx(t.base_logprob)
+            assert t.hidden.shape == (len(t.block_num_tokens), 16)
+            assert (t.block_top1 <= t.block_num_tokens).all()
+    bare = run(model, FixedK(2), layer=None)
+    assert all(np.isnan(t.block_entropy).all() and t.hidden.shape[1] == 0 for r in bare.values() for t in r.trajectories)
+
+
+def test_stopping_leaves_what_is_not_complete(model):
+    done = []
+    records = run(model, FixedK(4), count=30, rows=8, stopping=lambda: len(done) >= 3,
+                  on_checkpoint=lambda checkpoint: done.append(checkpoint.question_id))
+    assert 3 <= len(records) < 30
+    assert set(records) == set(done)
+
+
+def test_aggregation():
+    assert representative([0, 1, 1], [-1.0, -9.0, -8.0]) == 2
+    assert representative([0, 1], [-5.0, -4.0]) == 1  # a tie goes to the higher log p
+    assert representative([0, 0, 1, 1], [-5.0, -1.0, -2.0, -3.0]) == 1
+    assert representative([-1, -1, 3], [-1.0, -1.0, -50.0]) == 2  # no answer never outvotes an answer
+    assert representative([-1, -1], [-1.0, -1.0]) is None
+    assert representative([0, 1, 1], [-1.0, -9.0, -8.0], "best_logprob") == 0
+    assert representative([0, 1, 1], [-1.0, -1.5, -1.5], "weighted") == 1
+    assert representative([0, 1, 1], [-1.0, -9.0, -9.0], "weighted") == 0
+    with pytest.raises(ValueError, match="majority"):
+        representative([0], [0.0], "median")
+    assert answer_of([make_trajectory(answer=None, answer_class=-1, correct=False)]) == (None, False)
+    assert answer_of([make_trajectory(answer=None, answer_class=-1, correct=None)]) == (None, None)
+
+
+def test_scalar_features_by_hand():
+    question = make_question(3, k=2)
+    a, b = question.trajectories
+    features = checkpoint_features(question.trajectories, num_prompt_tokens=10, embedding=question.embedding,
+                                   calibration=CALIBRATION)
+    tokens = len(a.tokens) + len(b.tokens)
+    expected = [
+        np.exp(-(a.block_logprob.sum() + b.block_logprob.sum()) / tokens),
+        (a.block_entropy.sum() + b.block_entropy.sum()) / tokens,
+        (a.block_top1.sum() + b.block_top1.sum()) / tokens,
+        (a.mh_accepted + b.mh_accepted) / 20,
+        0.01 * (a.num_generated_tokens + b.num_generated_tokens) + 0.001 * 10,
+        2.0,
+    ]
+    np.testing.assert_allclose(features.scalars, expected, rtol=1e-12)
+    by_token = [np.repeat(t.hidden, t.block_num_tokens, axis=0).mean(0) for t in (a, b)]
+    np.testing.assert_allclose(features.hidden, np.mean(by_token, axis=0), rtol=1e-5)
+    last = checkpoint_features([a], num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION,
+                               pooling="last")
+    np.testing.assert_array_equal(last.hidden, a.hidden[-1])
+
+
+@pytest.mark.parametrize(("values", "message"), [((2, 2, 7), "set it to 6 or 8"), ((0, 2, 8), "1 <= k.start"),
+                                                 ((4, 2, 2), "k.start <= k.maximum"), ((2, 0, 8), "k.step >= 1")])
+def test_a_k_that_cannot_be_reached_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        KRange(*values).check()
+    assert KRange(1, 1, 3).check().values == (1, 2, 3)
