@@ -118,7 +118,10 @@ def run(arguments: list[str]) -> int:
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
     except KeyboardInterrupt:
-        print(f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        print(
+            f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
@@ -178,7 +181,9 @@ def _harvest(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from dps.config import EvaluateConfig
 
-    parser = _parser("evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers.")
+    parser = _parser(
+        "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
+    )
     config, _ = _parse(parser, EvaluateConfig, arguments)
     _check_questions(config.check().benchmark)
     for name in config.policies:
@@ -213,7 +218,9 @@ def _quickstart(arguments: list[str]) -> None:
 
     configs = Path(__file__).resolve().parents[1] / "configs"
     if not configs.is_dir():
-        raise InputError(f"The quickstart reads the repository's configs/, but there is no {configs}: run it in a clone.")
+        raise InputError(
+            f"The quickstart reads the repository's configs/, but there is no {configs}: run it in a clone."
+        )
     output = Path(config.output)
     workers = config.workers or len(os.sched_getaffinity(0))
 
@@ -327,7 +334,10 @@ def _sample(arguments: list[str]) -> None:
     )[0]
     best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
     tokens = sum(t.num_generated_tokens for t in record.trajectories)
-    print(f"\n{best.text.strip()}\n\nanswer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)")
+    print(
+        f"\n{best.text.strip()}\n\n"
+        f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)"
+    )
 
 
 def _lightning(command: str, arguments: list[str]) -> None:
@@ -338,7 +348,9 @@ def _lightning(command: str, arguments: list[str]) -> None:
         return
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        path = following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None
+        path = (
+            following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None
+        )
         if path is not None and not Path(path).is_file():
             raise InputError(f"Expected a configuration file, but there is no {path}: see configs/.")
     from lightning_modules.cli import main

@@ -1,4 +1,4 @@
-"""What a harvest and an evaluation are configured by; light, so that bad settings are refused before any model loads."""
+"""Settings of a harvest and of an evaluation; light, so that bad ones are refused before any model loads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
         if self.rows < 1 or self.workers < 1 or (self.threads is not None and self.threads < 1):
             raise InputError(
-                f"compute.rows, workers and threads must be at least 1, got {self.rows}, {self.workers}, {self.threads}."
+                "compute.rows, workers and threads must be at least 1, "
+                f"got {self.rows}, {self.workers} and {self.threads}."
             )
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
@@ -138,5 +139,3 @@ class EvaluateConfig:
         """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
         powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
         return tuple(sorted({*powers, self.plain_max_k}))
-
-

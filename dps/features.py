@@ -81,8 +81,8 @@ def checkpoint_features(
 
     With the accepted tokens of all k trajectories pooled (each token counts once, N of them): perplexity
     ``exp(-sum log p / N)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted / proposed`` with 0 of 0
-    counted as 1; the calibrated time of all generated tokens and one prefill; k. The hidden state is pooled over blocks,
-    then averaged over trajectories.
+    counted as 1; the calibrated time of all generated tokens and one prefill; k. The hidden state is pooled over
+    blocks, then averaged over trajectories.
 
     Args:
         trajectories: The k finished trajectories, k >= 1.

@@ -1,6 +1,7 @@
 """Loading a causal language model from the Hugging Face hub, a local folder or a GGUF file, for sampling.
 
-The command line checks what it can about a model name before it imports this module (``model_config``); the sampler gets a :class:`LanguageModel`, which knows the model's EOS set, positions and identity.
+The command line checks what it can about a model's name before it imports this module (``model_config``); the sampler
+gets a :class:`LanguageModel`, which knows the model's EOS set, positions and identity.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_p
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -162,6 +164,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     loaded = LanguageModel(model=model, tokenizer=tokenizer, name=config.name, source=source)
     if not loaded.eos_ids:
         raise InputError(
-            f"The model {config.name} names no EOS token, so its responses have no end: set eos_token_id in its config.json."
+            f"The model {config.name} names no EOS token, so its responses have no end: "
+            "set eos_token_id in its config.json."
         )
     return loaded

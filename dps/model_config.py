@@ -1,7 +1,7 @@
 """Which language model: settings and what can be checked of them without importing anything heavy.
 
-Apart from ``dps.model`` because the command line's parser imports whatever a settings class's module names, even what it
-names for type checkers only.
+Apart from ``dps.model`` because the command line's parser imports whatever a settings class's module names, even what
+it names for type checkers only.
 """
 
 from __future__ import annotations

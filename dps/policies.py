@@ -1,7 +1,7 @@
 """Policies: how many trajectories a question gets.
 
-A policy starts a question with ``start`` trajectories; when they have ended it is asked, with the question's features if
-it needs any, how many more there should be. Light: the controllers behind it are passed in.
+A policy starts a question with ``start`` trajectories; when they have ended it is asked, with the question's features
+if it needs any, how many more there should be. Light: the controllers behind it are passed in.
 """
 
 from __future__ import annotations

@@ -87,7 +87,9 @@ def open_embedder(name: str) -> QuestionEmbedder:
     return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name)
 
 
-def prompts_of(model: LanguageModel, benchmark: Benchmark, sampler: SamplerConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def prompts_of(
+    model: LanguageModel, benchmark: Benchmark, sampler: SamplerConfig
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Render and tokenize every question's prompt.
 
     Returns:
@@ -207,7 +209,7 @@ def _commit_all(
     task: int,
     report: Callable[[Done], None],
 ) -> None:
-    """Commit questions as they complete, several at a time; what is complete is committed even if the run is stopped."""
+    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete."""
     held: list[Question] = []
     last = time.monotonic()
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dps.aggregate import answer_of, representative
+from dps.errors import InputError
 from dps.features import SCALAR_FEATURES, checkpoint_features
 from dps.policies import DynamicK, FixedK, KRange
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import Account, PreparedQuestion, run_policy
-from dps.errors import InputError
 
 from .factories import make_question, make_trajectory
 from .sampler.models import tiny_model
@@ -66,20 +66,44 @@ class Words:
 
 def questions(count):
     rng = np.random.default_rng(0)
-    return [PreparedQuestion(f"q{i:03d}", f"question {i}", "p", tuple(rng.integers(1, 12, 2 + i % 4).tolist()), "even",
-                             {"n": i}, np.ones(3, np.float32), 0.001) for i in range(count)]
+    return [
+        PreparedQuestion(
+            f"q{i:03d}",
+            f"question {i}",
+            "p",
+            tuple(rng.integers(1, 12, 2 + i % 4).tolist()),
+            "even",
+            {"n": i},
+            np.ones(3, np.float32),
+            0.001,
+        )
+        for i in range(count)
+    ]
 
 
 def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
     engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
-    records = run_policy(model, engine, questions(count), policy, grading=Grading(), seed=1, feature_layer=layer,
-                         account=account, **kwargs)
+    records = run_policy(
+        model,
+        engine,
+        questions(count),
+        policy,
+        grading=Grading(),
+        seed=1,
+        feature_layer=layer,
+        account=account,
+        **kwargs,
+    )
     return {r.question_id: r for r in records}
 
 
 def features_of(trajectories, question):
-    return checkpoint_features(trajectories, num_prompt_tokens=question.num_prompt_tokens,
-                               embedding=question.embedding, calibration=CALIBRATION)
+    return checkpoint_features(
+        trajectories,
+        num_prompt_tokens=question.num_prompt_tokens,
+        embedding=question.embedding,
+        calibration=CALIBRATION,
+    )
 
 
 def test_a_dynamic_policy_uses_the_first_trajectories_of_the_fixed_run(model):
@@ -153,13 +177,21 @@ def test_block_sums_add_up_to_the_response(model):
             assert t.hidden.shape == (len(t.block_num_tokens), 16)
             assert (t.block_top1 <= t.block_num_tokens).all()
     bare = run(model, FixedK(2), layer=None)
-    assert all(np.isnan(t.block_entropy).all() and t.hidden.shape[1] == 0 for r in bare.values() for t in r.trajectories)
+    assert all(
+        np.isnan(t.block_entropy).all() and t.hidden.shape[1] == 0 for r in bare.values() for t in r.trajectories
+    )
 
 
 def test_stopping_leaves_what_is_not_complete(model):
     done = []
-    records = run(model, FixedK(4), count=30, rows=8, stopping=lambda: len(done) >= 3,
-                  on_checkpoint=lambda checkpoint: done.append(checkpoint.question_id))
+    records = run(
+        model,
+        FixedK(4),
+        count=30,
+        rows=8,
+        stopping=lambda: len(done) >= 3,
+        on_checkpoint=lambda checkpoint: done.append(checkpoint.question_id),
+    )
     assert 3 <= len(records) < 30
     assert set(records) == set(done)
 
@@ -182,8 +214,9 @@ def test_aggregation():
 def test_scalar_features_by_hand():
     question = make_question(3, k=2)
     a, b = question.trajectories
-    features = checkpoint_features(question.trajectories, num_prompt_tokens=10, embedding=question.embedding,
-                                   calibration=CALIBRATION)
+    features = checkpoint_features(
+        question.trajectories, num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION
+    )
     tokens = len(a.tokens) + len(b.tokens)
     expected = [
         np.exp(-(a.block_logprob.sum() + b.block_logprob.sum()) / tokens),
@@ -196,13 +229,21 @@ def test_scalar_features_by_hand():
     np.testing.assert_allclose(features.scalars, expected, rtol=1e-12)
     by_token = [np.repeat(t.hidden, t.block_num_tokens, axis=0).mean(0) for t in (a, b)]
     np.testing.assert_allclose(features.hidden, np.mean(by_token, axis=0), rtol=1e-5)
-    last = checkpoint_features([a], num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION,
-                               pooling="last")
+    last = checkpoint_features(
+        [a], num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION, pooling="last"
+    )
     np.testing.assert_array_equal(last.hidden, a.hidden[-1])
 
 
-@pytest.mark.parametrize(("values", "message"), [((2, 2, 7), "set it to 6 or 8"), ((0, 2, 8), "1 <= k.start"),
-                                                 ((4, 2, 2), "k.start <= k.maximum"), ((2, 0, 8), "k.step >= 1")])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((2, 2, 7), "set it to 6 or 8"),
+        ((0, 2, 8), "1 <= k.start"),
+        ((4, 2, 2), "k.start <= k.maximum"),
+        ((2, 0, 8), "k.step >= 1"),
+    ],
+)
 def test_a_k_that_cannot_be_reached_is_refused(values, message):
     with pytest.raises(InputError, match=message):
         KRange(*values).check()

@@ -45,7 +45,7 @@ class Benchmark:
     source: str
     """Name of the file, or where else the questions come from."""
     sha256: str
-    """Digest of the file's content; of generated questions, of the selected ones."""
+    """Digest of the file's content; of generated questions, of the first ones."""
     chat_template: str
     """The user's message for an instruct model."""
     plain_template: str
@@ -54,15 +54,16 @@ class Benchmark:
     """Finds the answer in a response's text, in canonical form."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what a store's manifest says of the questions: equal exactly when the prompts and golds are."""
+        """Return what a store's manifest says of the questions.
+
+        Offset and limit do not enter: a run may be extended by more questions of the same benchmark.
+        """
         return {
             "name": self.config.name,
             "source": self.source,
             "sha256": self.sha256,
             "split": self.config.split,
             "seed": self.config.seed,
-            "offset": self.config.offset,
-            "num_questions": len(self.items),
             "prompt": self.config.prompt,
             "chat_template": self.chat_template,
             "plain_template": self.plain_template,

@@ -139,8 +139,8 @@ class Engine:
         self._mask = later.triu(1)  # row p hides every position after p
         self._per_row = [
             self._tokens, self._saved_tokens, self._base, self._saved_base, self._proposal, self._saved_proposal,
-            self._position, self._start, self._cut, self._length, self._horizon, self._steps_left, self._key, self._draws,
-            self._generated, self._proposed, self._accepted, self._busy_steps, self._extending, self._active,
+            self._position, self._start, self._cut, self._length, self._horizon, self._steps_left, self._key,
+            self._draws, self._generated, self._proposed, self._accepted, self._busy_steps, self._extending, self._active,
         ]  # fmt: skip
 
         self._requests: list[ChainRequest | None] = [None] * self.rows
@@ -437,8 +437,8 @@ def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) ->
         raise InputError("The prompt has no tokens; a model needs at least one to start from.")
     if prompt_length + config.max_new_tokens > max_positions:
         raise InputError(
-            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together more "
-            f"than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
+            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together "
+            f"more than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
         )
 
 

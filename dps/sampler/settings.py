@@ -62,7 +62,8 @@ class SamplerConfig:
             )
         if self.num_mh_steps < 0 or self.final_steps < 0:
             raise InputError(
-                f"num_mh_steps and num_final_steps must not be negative, got {self.num_mh_steps} and {self.final_steps}."
+                "num_mh_steps and num_final_steps must not be negative, "
+                f"got {self.num_mh_steps} and {self.final_steps}."
             )
         if self.num_final_steps is not None and self.schedule == "paper":
             raise InputError(

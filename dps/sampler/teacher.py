@@ -43,7 +43,8 @@ def check_layer(layer: int, num_layers: int) -> None:
     """
     if not 0 <= layer <= num_layers:
         raise InputError(
-            f"features.layer is {layer}, but the model has {num_layers} layers: choose 0 (the embedding's output) to {num_layers}."
+            f"features.layer is {layer}, but the model has {num_layers} layers: "
+            f"choose 0 (the embedding's output) to {num_layers}."
         )
 
 

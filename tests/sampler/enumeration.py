@@ -1,4 +1,4 @@
-"""All responses of a toy model, and the exact law of a chain on them, in plain NumPy: independent of the product's code."""
+"""All responses of a toy model and the exact law of a chain on them, in plain NumPy, apart from the product's code."""
 
 import itertools
 from dataclasses import dataclass

@@ -22,8 +22,9 @@ PROMPTS = [(1, 2, 3), (4, 5), (6,), (7, 8, 9, 10, 11)]
 
 
 def run(model, config=CONFIG, *, count=24, rows=8, seed=3, prompts=PROMPTS, together=True):
-    requests = [ChainRequest(i, prompts[i % len(prompts)], stream_key(seed, f"q{i % len(prompts)}", i))
-                for i in range(count)]
+    requests = [
+        ChainRequest(i, prompts[i % len(prompts)], stream_key(seed, f"q{i % len(prompts)}", i)) for i in range(count)
+    ]
     chains = {}
     for batch in [requests] if together else [[r] for r in requests]:
         engine = Engine(model, config, rows=rows, prompt_room=8)
@@ -75,7 +76,9 @@ def test_cache_holds_the_accepted_response_after_every_poll():
             kept = engine.cache.saved[:, :, row, :, : len(tokens) - 1]
             torch.testing.assert_close(kept, fresh, atol=1e-9, rtol=0)
             cut = int(engine._cut[row])  # what precedes the cut is live, too
-            torch.testing.assert_close(engine.cache.live[:, :, row, :, : cut - 1], fresh[:, :, :, : cut - 1], atol=1e-9, rtol=0)
+            torch.testing.assert_close(
+                engine.cache.live[:, :, row, :, : cut - 1], fresh[:, :, :, : cut - 1], atol=1e-9, rtol=0
+            )
             compared += 1
     assert compared > 50
 
@@ -100,7 +103,10 @@ def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
         for a, c in zip(alone, crowd, strict=True):
             assert a.tokens.tolist() == c.tokens.tolist()
             assert (a.mh_accepted, a.mh_proposed, a.num_generated_tokens) == (
-                c.mh_accepted, c.mh_proposed, c.num_generated_tokens)
+                c.mh_accepted,
+                c.mh_proposed,
+                c.num_generated_tokens,
+            )
 
 
 def test_responses_are_legal_and_end_at_the_first_eos():

@@ -1,0 +1,279 @@
+"""The arithmetic task, the model and the embedder that ship with the package, and the script that made them."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dps.benchmarks import arithmetic
+from dps.benchmarks.arithmetic import KINDS, SPLITS, extract_answer, generate_problems, prompt_for, split_of
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "dps" / "assets" / "model"
+EMBEDDER = ROOT / "dps" / "assets" / "embedder"
+SCRIPT = ROOT / "scripts" / "train_embedded_model.py"
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return generate_problems("test", 600, seed=3)
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT), run_name="train_embedded_model")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+def left_to_right(text):
+    """Evaluate without precedence, independently of the package."""
+    first, *rest = re.findall(r"[+*-]?\d+", text)
+    value = int(first)
+    for piece in rest:
+        number = int(piece[1:])
+        value = {"+": value + number, "-": value - number, "*": value * number}[piece[0]]
+    return value
+
+
+def tell_story(text):
+    """Follow the first person's things through the sentences of a story."""
+    sentences = text.split(". ")
+    name, _, value, items = re.match(r"(\w+) (has) (\d+) (\w+)", sentences[0]).groups()
+    value = int(value)
+    for sentence in sentences[1:-1]:
+        number = int(re.search(r"\d+", sentence).group())
+        if "times" in sentence:
+            value *= number
+        elif re.search(r"finds|brings|buys", sentence):
+            value += number
+        elif re.search(r"loses|gives|sells", sentence):
+            value -= number
+        else:
+            assert re.fullmatch(rf"(?!{name})\w+ has \d+ (?!{items})\w+", sentence), sentence
+    return value
+
+
+def shop(text):
+    """Work out a purchase from its words."""
+    total = sum(int(count) * int(price) for count, price in re.findall(r"(\d+) \w+ at (\d+) coins", text))
+    off = re.search(r"takes (\d+) coins off", text)
+    total -= int(off.group(1)) if off else 0
+    paid = re.search(r"pays (\d+) coins", text)
+    return int(paid.group(1)) - total if paid else total
+
+
+def compare(text):
+    """Work out how many two persons have together, for both ways of saying what one has."""
+    name = text.split()[0]
+    first = int(re.search(r"has (\d+)", text).group(1))
+    number, word = re.search(r"(\d+) (times|more|fewer)", text).groups()
+    sign = {"more": 1, "fewer": -1}.get(word)
+    if "which is" in text:
+        return first + first - sign * int(number)
+    assert re.search(rf"(than|as) {name}\.", text)
+    return first + (first * int(number) if sign is None else first + sign * int(number))
+
+
+def largest_factor(number):
+    return max(d for d in range(2, number + 1) if number % d == 0 and all(d % e for e in range(2, int(d**0.5) + 1)))
+
+
+def expected_answer(problem):
+    text = problem.question.removeprefix(problem.tone)
+    if problem.kind == "chain":
+        return left_to_right(text.removeprefix("From left to right: "))
+    if problem.kind == "brackets":
+        return eval(text.removeprefix("Compute "))
+    if problem.kind == "remainder":
+        expression, divisor = re.fullmatch(r"What remains of (.*) divided by (\d)\?", text).groups()
+        return eval(f"({expression})%{divisor}")
+    if problem.kind == "factor":
+        return largest_factor(int(re.search(r"\d+", text).group()))
+    return {"story": tell_story, "shop": shop, "compare": compare, "reversed": compare}[problem.kind](text)
+
+
+def test_answers_are_right(problems):
+    assert {problem.kind for problem in problems} == set(KINDS)
+    for problem in problems:
+        assert problem.answer == str(expected_answer(problem)), problem
+
+
+def test_a_misreading_gives_another_answer(problems):
+    misread = [problem for problem in problems if problem.misreading]
+    assert {problem.kind for problem in misread} == {"reversed"}
+    assert all(arithmetic.results_of(p.misreading)[-1] != int(p.answer) for p in misread)
+
+
+def test_the_same_seed_gives_the_same_problems(problems):
+    assert generate_problems("test", 600, seed=3) == problems
+    assert generate_problems("test", 50, seed=3) == problems[:50]
+    other = {problem.question for problem in generate_problems("test", 600, seed=4)}
+    assert len(other & {problem.question for problem in problems}) < 30
+
+
+def test_splits_never_share_a_question():
+    drawn = {split: {p.question for p in generate_problems(split, 1500, seed=0)} for split in SPLITS}
+    assert all(len(questions) == 1500 for questions in drawn.values())
+    for split, questions in drawn.items():
+        assert {split_of(question) for question in questions} == {split}
+    assert not (drawn["corpus"] & drawn["train"] or drawn["corpus"] & drawn["test"] or drawn["train"] & drawn["test"])
+
+
+def test_the_tone_does_not_move_a_question_to_another_split(problems):
+    for problem in problems[:100]:
+        bare = problem.question.removeprefix(problem.tone)
+        assert {split_of(tone + bare) for tone in arithmetic.TONES} == {"test"}
+
+
+def test_difficulty_is_not_length(problems):
+    lengths = [len(problem.question) for problem in problems]
+    assert {problem.level for problem in problems} == {1, 2, 3, 4, 5}
+    assert abs(np.corrcoef(lengths, [problem.level for problem in problems])[0, 1]) < 0.25
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="corpus, train, test, got 'validation'"):
+        generate_problems("validation", 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("14+23=37;37*3=111;#111", "111"),
+        ("#007", "7"),
+        ("#-12 ", "-12"),
+        ("#1;#2", "2"),
+        ("14+23=37", None),
+        ("#", None),
+        ("#12;3", None),
+        ("", None),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_the_careful_writer_is_right_where_he_does_not_slip(script, problems):
+    class Never(arithmetic.Draws):
+        def chance(self, probability):
+            return False
+
+    draws = Never(np.random.default_rng(0))
+    for problem in problems:
+        if problem.kind != "factor":
+            text = script["write_carefully"](problem.steps, draws)
+            assert extract_answer(text) == problem.answer
+            for line in text.split(";")[:-1]:
+                left, result = line.split("=")
+                assert eval(left) == int(result)
+
+
+def test_each_response_sees_the_prompt_and_itself_alone(script):
+    """Both responses of a row get the logits that they get alone."""
+    import torch
+
+    model = script["build_model"](16, seed=1, num_layers=2, hidden_size=48).eval()
+    rows = [script["Row"]([3, 4, 5], [6, 7, 8, 1], [9, 1], 0.4), script["Row"]([3, 5], [6, 1], [9, 10, 1], 0.7)]
+    group = script["lay_out"](rows)
+    logits = model(
+        input_ids=torch.from_numpy(group.tokens),
+        position_ids=torch.from_numpy(group.positions),
+        attention_mask=torch.from_numpy(group.mask),
+    ).logits.flatten(0, 1)
+    start = 0
+    for row in rows:
+        for response, share in ((row.careful, row.careful_share), (row.hasty, 1 - row.careful_share)):
+            alone = model(input_ids=torch.tensor([row.prompt + response])).logits[0, len(row.prompt) - 1 : -1]
+            part = slice(start, start + len(response))
+            torch.testing.assert_close(logits[group.predictors[part]], alone, atol=1e-5, rtol=1e-5)
+            assert group.targets[part].tolist() == response
+            assert group.weights[part] == pytest.approx([share] * len(response))
+            start += len(response)
+    assert start == len(group.targets)
+
+
+def test_corpus_is_of_the_corpus_split_and_has_no_unknown_token(script, tokenizer):
+    rows = script["corpus_chunk"](5, seed=0, size=300, tokenizer_json=tokenizer.backend_tokenizer.to_str())
+    for row in rows:
+        question = re.fullmatch(r"Q: (.*)\nA: ", tokenizer.decode(row.prompt)).group(1)
+        assert split_of(question) == "corpus"
+        assert tokenizer.unk_token_id not in row.prompt + row.careful + row.hasty
+        assert row.careful[-1] == row.hasty[-1] == tokenizer.eos_token_id
+
+
+def test_tokenizer_round_trips(tokenizer, problems):
+    for problem in problems:
+        text = prompt_for(problem.question) + "14+23=37;37%5=2;7-9=-2;#-2"
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert [tokenizer.decode([i]) for i in tokenizer("14+2")["input_ids"]] == ["1", "4", "+", "2"]
+    assert tokenizer("14+2" + tokenizer.eos_token)["input_ids"][-1] == tokenizer.eos_token_id
+    assert len({tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}) == 3
+
+
+def test_the_model_that_ships(tokenizer, problems):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = MODEL / "model.safetensors"
+    assert weights.stat().st_size <= 8e6
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    assert model.config.num_hidden_layers >= 12
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    # Right on most steps that it is led into: the greedy way on from a first step's left side.
+    first_steps = [p for p in problems if p.kind in ("chain", "compare", "shop")][:40]
+    right = 0
+    for problem in first_steps:
+        step, result = problem.steps[0], arithmetic.results_of(problem.steps)[0]
+        prompt = f"{prompt_for(problem.question)}{step.left}{step.op}{step.right}="
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+        right += tokenizer.decode(out[0, ids.shape[1] :]).startswith(f"{result};")
+    assert right >= 32
+
+
+def test_the_embedder_that_ships(problems):
+    from sentence_transformers import SentenceTransformer
+
+    assert sum(file.stat().st_size for file in EMBEDDER.rglob("*") if file.is_file()) <= 1_000_000
+    embedder = SentenceTransformer(str(EMBEDDER), device="cpu")
+    vectors = embedder.encode([p.question for p in problems] + ["What?", ""])
+    assert vectors.shape == (len(problems) + 2, vectors.shape[1])
+    assert np.isfinite(vectors).all()
+    # A question's nearest neighbour is nearly always of its own kind.
+    kinds = np.array([p.kind for p in problems])
+    unit = vectors[:-2] / np.linalg.norm(vectors[:-2], axis=1, keepdims=True)
+    similarity = unit @ unit.T - 2 * np.eye(len(unit))
+    assert (kinds[similarity.argmax(axis=1)] == kinds).mean() > 0.9
+
+
+def test_training_is_reproducible(script, tmp_path):
+    command = "--steps 3 --batch-size 6 --group-size 4 --layers 2 --hidden 48 --workers 0 --device cpu --log-every 1"
+    digests = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        script["main"]([*command.split(), "--seed", str(seed), "--out", str(tmp_path / name)])
+        digests.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+    assert digests[0] == digests[1] != digests[2]
+    assert json.loads((tmp_path / "a" / "model" / "config.json").read_text())["num_hidden_layers"] == 2
+    assert "--steps 3" in (tmp_path / "a" / "model" / "README.md").read_text()
+    assert (tmp_path / "a" / "embedder" / "modules.json").is_file()
+
+
+def test_workers_make_the_same_corpus(script, tokenizer):
+    settings = {"seed": 1, "num_steps": 3, "batch_size": 4, "tokenizer_json": tokenizer.backend_tokenizer.to_str()}
+    from scripts import train_embedded_model
+
+    alone = list(train_embedded_model.batches(num_workers=0, **settings))
+    assert list(train_embedded_model.batches(num_workers=2, **settings)) == alone
