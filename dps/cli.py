@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,8 +80,6 @@ class QuickstartConfig:
 class ReportConfig:
     """`dps report`: read evaluation runs, write report.html, report.png, report.svg and report.json."""
 
-    folders: list[str] = field(default_factory=lambda: ["runs/quickstart/evaluation"])
-    """Stores of policies, or folders that hold such stores."""
     output: str | None = None
     """Folder of the report; the folder above the first input if not set."""
     title: str | None = None
@@ -196,8 +194,9 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     parser = _parser("report", "Read evaluation runs and write report.html, report.png, report.svg and report.json.")
-    config, _ = _parse(parser, ReportConfig, arguments)
-    _write_report([Path(folder) for folder in config.folders], config.output, config.title)
+    parser.add_argument("folders", nargs="+", type=str, help="stores of policies, or folders that hold such stores")
+    config, parsed = _parse(parser, ReportConfig, arguments)
+    _write_report([Path(folder) for folder in parsed["folders"]], config.output, config.title)
 
 
 def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:

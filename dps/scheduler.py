@@ -1,8 +1,8 @@
 """Runs a policy live on a model, many questions at once.
 
-``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows, asks
-the policy whenever all trajectories of a question have ended, adds trajectories ahead of new questions, and yields
-every question as soon as it is complete. Harvests, evaluations and :func:`dps.answer` all run through :func:`run_policy`.
+``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows,
+asks the policy whenever all trajectories of a question have ended, adds trajectories ahead of new questions, and yields
+every question as soon as it is complete. Harvests, evaluations and :func:`dps.answer` all go through it.
 """
 
 from __future__ import annotations

@@ -161,18 +161,18 @@ class TestRefusals:
         path = tmp_path / "power" / "manifest.json"
         manifest = json.loads(path.read_text())
         path.write_text(json.dumps({**manifest, "version": 99}))
-        assert "99" in refused(capsys, "report", f"--folders=[{tmp_path}]")
+        assert "99" in refused(capsys, "report", tmp_path)
         assert "99" in refused(capsys, "harvest", f"--output={tmp_path / 'power'}")
 
     def test_truncated_store(self, capsys, tmp_path):
         segment = StoreWriter.open(tmp_path / "power", make_manifest(kind="evaluation")).commit([make_question(0)])
         segment.write_bytes(segment.read_bytes()[: segment.stat().st_size // 2])
-        assert segment.name in refused(capsys, "report", f"--folders=[{tmp_path}]")
+        assert segment.name in refused(capsys, "report", tmp_path)
         assert segment.name in refused(capsys, "harvest", f"--output={tmp_path / 'power'}")
 
     def test_report_without_runs(self, capsys, tmp_path):
-        refused(capsys, "report", f"--folders=[{tmp_path / 'absent'}]")
-        refused(capsys, "report", f"--folders=[{tmp_path}]")
+        refused(capsys, "report", tmp_path / "absent")
+        refused(capsys, "report", tmp_path)
 
     def test_empty_question(self, capsys):
         assert "none of them empty" in refused(capsys, "sample", " ")

@@ -139,8 +139,9 @@ class Engine:
         self._mask = later.triu(1)  # row p hides every position after p
         self._per_row = [
             self._tokens, self._saved_tokens, self._base, self._saved_base, self._proposal, self._saved_proposal,
-            self._position, self._start, self._cut, self._length, self._horizon, self._steps_left, self._key,
-            self._draws, self._generated, self._proposed, self._accepted, self._busy_steps, self._extending, self._active,
+            self._position, self._start, self._cut, self._length, self._horizon, self._steps_left,
+            self._key, self._draws, self._generated, self._proposed, self._accepted, self._busy_steps,
+            self._extending, self._active,
         ]  # fmt: skip
 
         self._requests: list[ChainRequest | None] = [None] * self.rows

@@ -1,0 +1,72 @@
+"""The manifest: what a whole store has in common, as JSON beside its segments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from feature_store.errors import StoreError
+from feature_store.files import write_once
+from feature_store.records import Manifest
+from feature_store.segment import FORMAT, VERSION
+
+MANIFEST = "manifest.json"
+"""Its file name."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a new store's manifest."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+    write_once(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a store's manifest.
+
+    Raises:
+        StoreError: If there is no store, or it is of another format or version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise StoreError(f"Expected a store, but there is no folder {folder}: run dps harvest or dps evaluate first.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"Expected a store, but {folder} has no {MANIFEST}: give the folder of a harvest.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} cannot be read as JSON: it is damaged; delete the store and harvest again."
+        ) from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise StoreError(f"{path} is not the manifest of a {FORMAT}: give the folder of a harvest or of an evaluation.")
+    version = content.pop("version", None)
+    if version != VERSION:
+        raise StoreError(
+            f"The store {folder} is of version {version}, but this program reads version {VERSION}: "
+            "use the release that wrote it, or harvest again into another folder."
+        )
+    known = {field.name for field in fields(Manifest)}
+    if missing := known - content.keys():
+        raise StoreError(
+            f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
+        )
+    return Manifest(**{name: content[name] for name in known})
+
+
+def differences(stored: Manifest, wanted: Manifest) -> list[str]:
+    """Return what distinguishes two runs, ``name: stored, now wanted``, as far as it decides the trajectories."""
+    found = []
+    for name in ("kind", "policy", "sampler", "model", "benchmark", "seed", "aggregator"):
+        a, b = (json.loads(json.dumps(getattr(m, name), default=str)) for m in (stored, wanted))
+        found += _differing(name, a, b)
+    return found
+
+
+def _differing(name: str, stored: Any, wanted: Any) -> list[str]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = [*stored, *(key for key in wanted if key not in stored)]
+        return [text for key in keys for text in _differing(f"{name}.{key}", stored.get(key), wanted.get(key))]
+    return [] if stored == wanted else [f"{name} was {stored!r} and is now {wanted!r}"]
