@@ -108,6 +108,8 @@ def run(arguments: list[str]) -> int:
         return _refuse("dps", f"Unknown command {command}: expected one of {', '.join([*_COMMANDS, *_LIGHTNING])}.")
     from feature_store.errors import StoreError
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     try:
         if command in _LIGHTNING:
             _lightning(command, rest)

@@ -111,6 +111,22 @@ class LanguageModel:
         }
 
 
+def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as its own files describe it.
+
+    AutoTokenizer lets the model's architecture overrule a plain ``tokenizer.json`` for some architectures (Qwen2 among
+    them), which silently splits text in another way than the model was trained with.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    if "gguf_file" not in options:
+        named = get_tokenizer_config(location, revision=options["revision"]).get("tokenizer_class")
+        if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            return PreTrainedTokenizerFast.from_pretrained(location, **options)
+    return AutoTokenizer.from_pretrained(location, **options)
+
+
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"}
 
 
@@ -127,7 +143,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     check_model_name(config)
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -155,7 +171,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
         source, location = None, config.name
     try:
         with quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer = _load_tokenizer(location, options)
             model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -158,6 +158,8 @@ def _fill(
                     del model
                     pool.run(tasks, display.show)
                 counts = display.counts
+            if counts != missing:
+                raise RuntimeError(f"expected to sample {missing} questions, sampled {counts}")
     finally:
         if pool is not None:
             pool.close()
@@ -265,8 +267,9 @@ class _Pool:
 
     def __init__(self, settings: WorkSettings, load_controller: LoadController | None) -> None:
         context = multiprocessing.get_context("forkserver")
-        preload = ["dps.worker"] + ([load_controller.__module__] if load_controller is not None else [])
-        context.set_forkserver_preload(preload)
+        # What every worker imports is imported once, by the fork server they start from.
+        preload = ["dps.worker", "sentence_transformers"]
+        context.set_forkserver_preload(preload + ([load_controller.__module__] if load_controller is not None else []))
         self._reports = context.Queue()
         self._stop = context.Event()
         self._inboxes = [context.Queue() for _ in range(settings.compute.workers)]

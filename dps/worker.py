@@ -146,7 +146,7 @@ def work(
     stopping: Callable[[], bool],
     model: LanguageModel | None = None,
 ) -> None:
-    """Fill this worker's share of every store: each ``workers``-th missing question.
+    """Fill this worker's share of every store: of each ``workers``-th question, those that are missing.
 
     Args:
         shard: Number of this worker.
@@ -164,8 +164,9 @@ def work(
     embedder: QuestionEmbedder | None = None
     for number, task in enumerate(tasks):
         writer = StoreWriter.attach(task.folder)
-        missing = [item for item in benchmark.items if item.question_id not in writer.committed]
-        mine = missing[shard :: settings.compute.workers]
+        # The shares must not depend on what others have committed by now, or a question would fall between two workers.
+        share = benchmark.items[shard :: settings.compute.workers]
+        mine = [item for item in share if item.question_id not in writer.committed]
         if not mine:
             continue
         policy, needs_features = _policy(task, load_controller)

@@ -1,0 +1,322 @@
+"""The report's figures: accuracy against tokens and against time, drawn from the report's dictionary.
+
+One mark per policy with its standard error; the k's of a fixed series are joined by a line. Everything is labelled in
+place, so that no legend has to be matched by colour. The same report gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from dps.report.words import number, seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#1f2328"
+"""Text and axes."""
+MUTED = "#5d6670"
+"""Secondary text."""
+GRID = "#e3e6ea"
+"""Grid lines."""
+SURFACE = "#ffffff"
+"""The page behind the figure."""
+# Okabe and Ito's palette, which people with colour-blindness can tell apart; line style and marker say the same again.
+POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#009e73", "#6f6f6f"
+
+_STYLES = {
+    "power": (POWER, "o", "-", "power sampling, fixed k"),
+    "plain": (PLAIN, "s", "--", "plain, majority"),
+    "lowtemp": (LOWTEMP, "v", ":", "low temperature"),
+}
+_CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
+_SPARE_MARKERS = ("P", "X", "<", ">", "s", "o")
+# Controllers often lie close together, so each label repeats its mark.
+_SIGNS = {"^": "▲", "D": "◆", "*": "★", "P": "✚", "X": "✖", "<": "◀", ">": "▶", "s": "■", "o": "●"}
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so labels are measured alike everywhere
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.fonttype": "path",
+}
+
+
+def draw_tokens(report: dict[str, Any]) -> Figure:
+    """Draw accuracy against generated tokens per question, rejected ones included."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        panel = _panel(figure.add_subplot(), report, "tokens")
+        panel.axes.set_ylabel("accuracy")
+        panel.axes.set_xlabel("generated tokens per question, rejected ones included")
+        _finish(figure, [panel])
+    return figure
+
+
+def draw_time(report: dict[str, Any]) -> Figure:
+    """Draw accuracy against measured compute seconds and against latency, side by side."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11.4, 4.7), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        panels = [_panel(left, report, "compute_s"), _panel(right, report, "latency_s")]
+        left.set_ylabel("accuracy")
+        left.set_xlabel("compute seconds per question")
+        right.set_xlabel("latency, seconds from admission to answer")
+        _finish(figure, panels)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG at 200 dots per inch, without date or version."""
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=200, facecolor=SURFACE, metadata={"Software": None})
+    return out.getvalue()
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """Return a figure as SVG text, without date.
+
+    Args:
+        figure: The figure.
+        salt: Decides the generated ids, so that they are the same in every run.
+    """
+    out = StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
+    return out.getvalue()
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Label:
+    """A text that wants to stand near a point."""
+
+    text: str
+    x: float
+    y: float
+    color: str
+    size: float
+    weight: str = "normal"
+    pinned: bool = False
+    """Whether a thin line leads to the point where the label stands away from it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Panel:
+    """An axes with what labels must keep clear of, in data coordinates."""
+
+    axes: Axes
+    labels: list[_Label]
+    points: list[tuple[float, float]]
+    lines: list[list[tuple[float, float]]]
+    bars: list[tuple[float, float, float]]
+
+
+def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
+    """Draw all policies of a report against one cost."""
+    panel = _Panel(axes, [], [], [], [])
+    rows = [r for r in report["policies"] if r["accuracy"] is not None and r[cost] is not None and r[cost] > 0]
+    axes.set_xscale("log")
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    reference = next((r for r in rows if r["policy"] == report["reference"]), None)
+    if reference is not None:
+        axes.axhline(reference["accuracy"], color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
+    for series in dict.fromkeys(r["series"] for r in rows if r["family"] == "fixed"):
+        _curve(panel, series, [r for r in rows if r["series"] == series], cost)
+    spare = iter(_SPARE_MARKERS)
+    for row in (r for r in rows if r["family"] == "dynamic"):
+        marker = _CONTROLLER_MARKERS.get(row["policy"]) or next(spare, "o")
+        _mark(panel, row, cost, CONTROLLER, marker, 12 if marker == "*" else 7.5)
+        name = f"{_SIGNS[marker]} {row['policy']}"
+        panel.labels.append(_Label(name, row[cost], row["accuracy"], CONTROLLER, 9.5, "bold", pinned=True))
+    _scales(panel, rows, cost)
+    return panel
+
+
+def _curve(panel: _Panel, series: str, rows: Sequence[dict[str, Any]], cost: str) -> None:
+    """Draw a fixed series: a line through its k's, each labelled with its number, and its name."""
+    color, marker, line, name = _STYLES.get(series, (OTHER, "X", "-.", series))
+    rows = sorted(rows, key=lambda r: r["k"])
+    path = [(r[cost], r["accuracy"]) for r in rows]
+    panel.axes.plot(*zip(*path, strict=True), color=color, linestyle=line, linewidth=1.6, zorder=2)
+    panel.lines.append(path)
+    for row in rows:
+        _mark(panel, row, cost, color, marker, 6)
+        panel.labels.append(_Label(f"{row['k']}", row[cost], row["accuracy"], color, 8))
+    middle = rows[len(rows) // 2]
+    panel.labels.append(_Label(name, middle[cost], middle["accuracy"], color, 9.5, "bold"))
+
+
+def _mark(panel: _Panel, row: dict[str, Any], cost: str, color: str, marker: str, size: float) -> None:
+    x, y, error = row[cost], row["accuracy"], row["accuracy_stderr"] or 0.0
+    panel.axes.errorbar(
+        [x],
+        [y],
+        yerr=[error],
+        color=color,
+        marker=marker,
+        markersize=size,
+        markeredgecolor=SURFACE,
+        markeredgewidth=0.9,
+        elinewidth=1.0,
+        capsize=0,
+        zorder=5 if row["family"] == "dynamic" else 3,
+    )
+    panel.points.append((x, y))
+    panel.bars.append((x, y - error, y + error))
+
+
+def _scales(panel: _Panel, rows: Sequence[dict[str, Any]], cost: str) -> None:
+    """Set limits and ticks: 1, 2, 5 steps on the logarithmic axis, percent on the other."""
+    axes = panel.axes
+    if not rows:
+        axes.text(0.5, 0.5, "no graded answers", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.xaxis.set_major_locator(NullLocator())
+        return
+    costs = [r[cost] for r in rows]
+    axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
+    low, high = min(b[1] for b in panel.bars), max(b[2] for b in panel.bars)
+    room = max(0.08 * (high - low), 0.015)
+    axes.set_ylim(low - room, high + 1.6 * room)
+    decades = np.log10(max(costs) / min(costs))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+    # No tick above 100 %: the room there is for labels.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "" if y > 1 + 1e-9 or y < -1e-9 else f"{100 * y:.4g} %"))
+
+
+def _finish(figure: Figure, panels: Sequence[_Panel]) -> None:
+    """Fix the layout, then place the labels in it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for panel in panels:
+        _place(figure, panel)
+
+
+def _place(figure: Figure, panel: _Panel) -> None:
+    """Put every label where it covers the least: greedily, controllers' and series' names first.
+
+    Around its point a label may stand in 16 directions at four distances; a place costs what it covers of other labels,
+    marks, lines and error bars, and its distance.
+    """
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    axes, unit = panel.axes, figure.dpi / 72
+    to_pixels = axes.transData.transform
+    frame = axes.get_window_extent(renderer)
+    marks = to_pixels(panel.points) if panel.points else np.zeros((0, 2))
+    obstacles = [marks]
+    for line in panel.lines:
+        path = to_pixels(line)
+        for start, end in pairwise(path):
+            steps = max(2, int(np.hypot(*(end - start)) / (3 * unit)))
+            obstacles.append(start + np.linspace(0, 1, steps)[:, None] * (end - start))
+    for x, low, high in panel.bars:
+        start, end = to_pixels([(x, low), (x, high)])
+        obstacles.append(start + np.linspace(0, 1, 8)[:, None] * (end - start))
+    dots = np.concatenate(obstacles)
+    taken: list[tuple[float, float, float, float]] = []
+    for label in sorted(panel.labels, key=lambda entry: entry.weight == "normal"):
+        artist = axes.text(0, 0, label.text, fontsize=label.size, fontweight=label.weight, color=label.color)
+        box = artist.get_window_extent(renderer)
+        artist.remove()
+        width, height = box.width, box.height
+        anchor = to_pixels((label.x, label.y))
+        best, best_cost = anchor, np.inf
+        for distance in (6, 10, 16, 24, 36):
+            for angle in np.arange(16) * np.pi / 8 + np.pi / 2:
+                toward = np.array([np.cos(angle), np.sin(angle)])
+                center = anchor + toward * (distance * unit + np.array([width, height]) / 2 * np.abs(toward))
+                area = _area(center, width, height)
+                cost = 0.5 * distance + _covered(area, taken, dots, marks, frame, unit)
+                if cost < best_cost - 1e-9:
+                    best, best_cost = center, cost
+        taken.append(_area(best, width, height))
+        offset = (best - anchor) / unit
+        gap = np.maximum(np.abs(best - anchor) - (width / 2, height / 2), 0) / unit
+        leader = {"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=tuple(float(v) for v in offset),
+            textcoords="offset points",
+            arrowprops=leader if label.pinned and gap.max() > 14 else None,
+            ha="center",
+            va="center",
+            fontsize=label.size,
+            fontweight=label.weight,
+            color=label.color,
+            zorder=6,
+        )
+
+
+def _area(center: np.ndarray, width: float, height: float) -> tuple[float, float, float, float]:
+    """Return left, bottom, right, top of a box."""
+    x, y = (float(v) for v in center)
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _covered(
+    area: tuple[float, float, float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+    dots: np.ndarray,
+    marks: np.ndarray,
+    frame: Any,
+    unit: float,
+) -> float:
+    """Return what a label at this place, ``(left, bottom, right, top)`` in pixels, would cover."""
+    left, bottom, right, top = area
+    cost = 0.0
+    if left < frame.x0 or right > frame.x1 or bottom < frame.y0 or top > frame.y1:
+        cost += 500
+    for a, b, c, d in taken:
+        wide = min(right, c) - max(left, a) + 2 * unit
+        tall = min(top, d) - max(bottom, b) + 1 * unit
+        if wide > 0 and tall > 0:
+            cost += 200 + wide * tall / unit**2
+    for cloud, margin, price in ((dots, 1.5 * unit, 6.0), (marks, 5 * unit, 60.0)):
+        inside = (
+            (cloud[:, 0] > left - margin)
+            & (cloud[:, 0] < right + margin)
+            & (cloud[:, 1] > bottom - margin)
+            & (cloud[:, 1] < top + margin)
+        )
+        cost += price * float(inside.sum())
+    return cost
+
+
+def describe(report: dict[str, Any], cost: str) -> str:
+    """Return a figure's content in words, for readers who do not see it."""
+    unit = {"tokens": number, "compute_s": seconds, "latency_s": seconds}[cost]
+    return "; ".join(
+        f"{r['policy']}: {100 * r['accuracy']:.1f} % at {unit(r[cost])}"
+        for r in report["policies"]
+        if r["accuracy"] is not None and r[cost] is not None
+    )

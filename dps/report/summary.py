@@ -1,0 +1,189 @@
+"""The report as one plain dictionary: what ``report.json`` holds, and all that figures, page and tables show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dps.report.findings import findings, matches, paired, reference_of, verdict
+from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
+from feature_store.records import Manifest
+
+SCHEMA_VERSION = 1
+_SERIES_ORDER = ("power", "", "plain", "lowtemp")  # "" stands for the controllers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedStore:
+    """A store reduced to what a report needs."""
+
+    name: str
+    """Name of its folder."""
+    manifest: Manifest
+    """Its manifest."""
+    outcomes: list[Outcomes]
+    """Its policies on all of its questions."""
+
+    @property
+    def question_ids(self) -> tuple[str, ...]:
+        """Its complete questions."""
+        return self.outcomes[0].question_ids
+
+
+def summarize(
+    stores: Sequence[LoadedStore],
+    *,
+    clock: tuple[str, dict[str, float]] | None,
+    title: str | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Compare the policies of all stores on the questions that all of them have.
+
+    Args:
+        stores: At least one store with at least one question in common.
+        clock: Name of the store whose calibrated clock was used, and the clock.
+        title: Title of the report; made from benchmark and model if None.
+        notes: What the reader of the stores has to say.
+
+    Returns:
+        JSON values only; a number that does not exist is None.
+    """
+    stores = sorted(stores, key=lambda s: (_rank(s), s.name))
+    whole = [o for store in stores for o in store.outcomes]
+    common = common_questions(whole)
+    outcomes = [o.on(common) for o in whole]
+    reference = reference_of(outcomes)
+    first = stores[0].manifest
+    default = f"Accuracy against cost: {first.benchmark.get('name', '?')}, {first.model.get('name', '?')}"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": title or default,
+        "findings": findings(outcomes, {s.outcomes[0].series: s.manifest.aggregator for s in stores}),
+        "notes": [*notes, *_notes(stores, outcomes, common)],
+        "num_questions": len(common),
+        "reference": reference.policy if reference is not None else None,
+        "policies": [_row(o, all_, reference) for o, all_ in zip(outcomes, whole, strict=True)],
+        "matched_tokens": [_match_row(match) for match in matches(outcomes)],
+        "clock": {"store": clock[0], **clock[1]} if clock is not None else None,
+        "provenance": [_provenance(store) for store in stores],
+    }
+
+
+def _rank(store: LoadedStore) -> int:
+    """Return the place of a store in the report: power sampling, controllers, plain, low temperature, others."""
+    series = store.outcomes[0].series if store.outcomes[0].family == "fixed" else ""
+    return _SERIES_ORDER.index(series) if series in _SERIES_ORDER else len(_SERIES_ORDER)
+
+
+def _row(outcomes: Outcomes, whole: Outcomes, reference: Outcomes | None) -> dict[str, Any]:
+    """Return one policy's entry of ``policies``."""
+    accuracy = estimate(outcomes.correct)
+    row: dict[str, Any] = {
+        "policy": outcomes.policy,
+        "series": outcomes.series,
+        "family": outcomes.family,
+        "k": outcomes.k,
+        "accuracy": _plain(accuracy.value),
+        "accuracy_stderr": _plain(accuracy.stderr),
+        "num_questions": len(outcomes.question_ids),
+        "num_ungraded": len(outcomes.question_ids) - accuracy.num_questions,
+        "num_questions_in_store": len(whole.question_ids),
+    }
+    for name in ("tokens", "compute_s", "calibrated_s", "latency_s"):
+        value = estimate(getattr(outcomes, name))
+        row[name] = _plain(value.value)
+        row[f"{name}_stderr"] = _plain(value.stderr)
+    row["mean_k"] = float(outcomes.num_trajectories.mean())
+    row["share_at_k"] = {str(k): share for k, share in share_at_k(outcomes).items()}
+    nothing = Estimate(math.nan, math.nan, 0)
+    difference = paired(outcomes, reference) if reference is not None else nothing
+    tokens = ratio(outcomes.tokens, reference.tokens) if reference is not None else nothing
+    row["accuracy_minus_reference"] = _plain(difference.value)
+    row["accuracy_minus_reference_stderr"] = _plain(difference.stderr)
+    row["tokens_ratio_reference"] = _plain(tokens.value)
+    row["tokens_ratio_reference_stderr"] = _plain(tokens.stderr)
+    # The same under the names that say "k8", for readers who want that and nothing else.
+    is_k8 = reference is not None and reference.k == 8
+    for name in ("accuracy_minus", "tokens_ratio"):
+        row[f"{name}_k8"] = row[f"{name}_reference"] if is_k8 else None
+        row[f"{name}_k8_stderr"] = row[f"{name}_reference_stderr"] if is_k8 else None
+    return row
+
+
+def _match_row(match: Match) -> dict[str, Any]:
+    """Return one entry of ``matched_tokens``: a policy beside a rival that spends the same."""
+    return {
+        "policy": match.policy,
+        "rival": match.rival,
+        "k_below": match.k_below,
+        "k_above": match.k_above,
+        "weight_above": match.weight_above,
+        "tokens": match.tokens,
+        "rival_tokens": match.rival_tokens,
+        "rival_exhausted": match.exhausted,
+        "rival_accuracy": _plain(match.rival_accuracy),
+        "accuracy_difference": _plain(match.difference.value),
+        "accuracy_difference_stderr": _plain(match.difference.stderr),
+        "num_questions": match.difference.num_questions,
+        "verdict": verdict(match.difference),
+    }
+
+
+def _provenance(store: LoadedStore) -> dict[str, Any]:
+    manifest = store.manifest
+    return {
+        "folder": store.name,
+        "policy": manifest.policy,
+        "model": manifest.model,
+        "benchmark": manifest.benchmark,
+        "aggregator": manifest.aggregator,
+        "seed": manifest.seed,
+        "sampler": manifest.sampler,
+        "calibration": manifest.calibration,
+        "fingerprint": manifest.fingerprint,
+        "software": manifest.software,
+        "num_questions": len(store.question_ids),
+    }
+
+
+def _notes(stores: Sequence[LoadedStore], outcomes: Sequence[Outcomes], common: Sequence[str]) -> list[str]:
+    """Return what a careful reader must know before believing the table."""
+    notes = []
+    extra = [f"{s.name} {len(s.question_ids):,}" for s in stores if len(s.question_ids) > len(common)]
+    if extra:
+        notes.append(
+            f"Everything is computed on the {len(common):,} questions that all stores have; "
+            f"some have more: {', '.join(extra)}."
+        )
+    ungraded = {o.series: int(np.isnan(o.correct).sum()) for o in outcomes}
+    if any(ungraded.values()):
+        each = ", ".join(f"{name} {count:,}" for name, count in ungraded.items() if count)
+        notes.append(f"Questions without a grade count in the costs but not in accuracies: {each}.")
+    if len(common) < 30:
+        notes.append(f"With {len(common)} questions, standard errors are themselves rough.")
+    flat = [o.policy for o in outcomes if estimate(o.correct).stderr == 0]
+    if flat:
+        notes.append(
+            f"{', '.join(flat)}: all answers right or all wrong. The standard error of 0 says that there was no "
+            f"spread among these questions, not that the accuracy is known exactly."
+        )
+    power = [s for s in stores if s.outcomes[0].series == "power" or s.outcomes[0].family == "dynamic"]
+    for what, values in {
+        "sampler settings": [s.manifest.sampler for s in power],
+        "seeds": [s.manifest.seed for s in stores],
+        "aggregators": [s.manifest.aggregator for s in stores],
+    }.items():
+        if any(value != values[0] for value in values):
+            notes.append(
+                f"The stores were made with different {what} (see provenance), so policies differ in more than k."
+            )
+    return notes
+
+
+def _plain(value: float) -> float | None:
+    """Return a number that JSON has: None for NaN."""
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,70 @@
+"""How a report writes numbers, in one place for sentences, table, page and figures. None means "there is none"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NONE = "–"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as percent with one decimal: ``97.1 %``."""
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def percent_with_error(value: float | None, stderr: float | None) -> str:
+    """Return a fraction and its standard error in percent, without the sign: ``97.1 ± 1.1``."""
+    if value is None:
+        return NONE
+    return f"{100 * value:.1f}" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
+
+
+def signed_points(value: float | None, stderr: float | None) -> str:
+    """Return a difference of fractions in percentage points with its sign: ``−0.4 ± 0.6``."""
+    if value is None:
+        return NONE
+    text = f"{100 * value:+.1f}"
+    if text in ("+0.0", "-0.0"):
+        text = "0.0"
+    return text.replace("-", "−") + ("" if stderr is None else f" ± {100 * stderr:.1f}")
+
+
+def points(value: float, stderr: float | None) -> str:
+    """Return the size of a difference in percentage points, where words say the direction: ``0.4 ± 0.6``."""
+    return signed_points(abs(value), stderr).removeprefix("+")
+
+
+def share(value: float | None, stderr: float | None = None) -> str:
+    """Return a ratio with two decimals: ``0.55 ± 0.01``."""
+    if value is None:
+        return NONE
+    return f"{value:.2f}" + ("" if stderr is None else f" ± {stderr:.2f}")
+
+
+def number(value: float | None) -> str:
+    """Return a count or a mean of counts: ``1,204``, ``18.3``."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds with about three digits: ``263``, ``12.3``, ``0.021``."""
+    if value is None:
+        return NONE
+    for least, decimals in ((100, 0), (10, 1), (1, 2)):
+        if value >= least:
+            return f"{value:,.{decimals}f}"
+    return f"{value:.3f}"
+
+
+def share_ks(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the k's at which the questions of controllers ended, in order."""
+    return sorted({int(k) for row in rows if row["family"] == "dynamic" for k in row["share_at_k"]})
+
+
+def listing(names: Iterable[str]) -> str:
+    """Return ``a``, ``a and b`` or ``a, b and c``."""
+    items = list(names)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

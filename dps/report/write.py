@@ -1,0 +1,166 @@
+"""``dps report``: evaluation stores in, ``report.json``, ``report.html`` and the figures out. No model is loaded.
+
+The stores are opened and checked against each other (:func:`load_stores`), reduced and compared (``summary``), then
+shown (``figures``, ``page``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dps.errors import InputError
+from dps.report.statistics import outcomes_of
+from dps.report.summary import LoadedStore, summarize
+from feature_store import Manifest, Store
+
+
+def write_report(folders: Sequence[Path], output: Path, title: str | None = None) -> dict[str, Any]:
+    """Write the report of one or several evaluations.
+
+    Args:
+        folders: Stores, or folders in which every subfolder with a ``manifest.json`` is a store.
+        output: Folder of ``report.json``, ``report.html``, ``report.png``, ``report.svg`` (accuracy against tokens),
+            ``report_time.png`` and ``report_time.svg`` (against time); made if missing, overwritten if there.
+        title: Title of the page; made from benchmark and model if None.
+
+    Returns:
+        What ``report.json`` holds. The same stores give the same bytes.
+
+    Raises:
+        InputError: If there is no evaluation to read, or the stores cannot be compared.
+        StoreError: If a store cannot be read.
+    """
+    report = read_report(folders, title)
+    from dps.report.figures import draw_time, draw_tokens, png, svg
+    from dps.report.page import render_page
+
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
+    output.mkdir(parents=True, exist_ok=True)
+    vectors = {}
+    for name, draw in {"report": draw_tokens, "report_time": draw_time}.items():
+        figure = draw(report)
+        (output / f"{name}.png").write_bytes(png(figure))
+        vectors[name] = svg(figure, salt=name)
+        (output / f"{name}.svg").write_text(vectors[name], encoding="utf-8")
+    (output / "report.html").write_text(render_page(report, vectors), encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (output / "report.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, Any]:
+    """Return the report of these stores without writing anything; see :func:`write_report`."""
+    found = find_stores(folders)
+    opened = [(folder, Store.open(folder)) for folder in found]
+    notes = []
+    other = [folder for folder, store in opened if store.manifest.kind != "evaluation"]
+    opened = [(folder, store) for folder, store in opened if store.manifest.kind == "evaluation"]
+    if not opened:
+        raise InputError(
+            f"Expected stores that `dps evaluate` wrote, found only {_names(other)} "
+            f"({'a harvest' if len(other) == 1 else 'harvests'}): run `dps evaluate`, then name the folder it wrote."
+        )
+    if other:
+        notes.append(f"Left out, not evaluations: {_names(other, full=False)}.")
+    check_comparable([(folder, store.manifest) for folder, store in opened])
+    clock = choose_clock([store.manifest for _, store in opened])
+    stores = []
+    for folder, store in opened:
+        outcomes = outcomes_of(store.manifest, store, clock[1] if clock is not None else None)
+        if outcomes[0].question_ids:
+            stores.append(LoadedStore(folder.resolve().name, store.manifest, outcomes))
+        else:
+            notes.append(f"{folder.resolve().name} holds no complete question yet and is left out.")
+    if not stores:
+        raise InputError(
+            f"Expected complete questions in {_names(found)}, found none yet: let `dps evaluate` go on, then try again."
+        )
+    if not set.intersection(*(set(store.question_ids) for store in stores)):
+        sizes = ", ".join(f"{store.name} has {len(store.question_ids):,}" for store in stores)
+        raise InputError(
+            f"Expected questions that all stores have, found none ({sizes}): let `dps evaluate` finish, "
+            "or name the stores to compare."
+        )
+    return summarize(stores, clock=clock, title=title, notes=notes)
+
+
+def find_stores(folders: Sequence[Path]) -> list[Path]:
+    """Return the store folders that these folders are or hold, sorted by name, each once.
+
+    Raises:
+        InputError: If a folder is missing or holds no store.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"Expected the folder of an evaluation, but there is no folder {folder}.")
+        if (folder / "manifest.json").exists():
+            inside = [folder]
+        else:
+            inside = sorted(path.parent for path in folder.glob("*/manifest.json"))
+        if not inside:
+            raise InputError(
+                f"Expected a store or stores in {folder}, found no manifest.json there or one level below: "
+                "name the folder that `dps evaluate` wrote."
+            )
+        found.update({path.resolve(): path for path in inside})
+    if not found:
+        raise InputError("Expected at least one folder of an evaluation, got none.")
+    return sorted(found.values(), key=lambda path: (path.resolve().name, str(path.resolve())))
+
+
+def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
+    """Refuse stores that say nothing together: of other questions, of another model, or twice the same policy.
+
+    Raises:
+        InputError: With one sentence that names the two stores and what differs.
+    """
+    first_folder, first = stores[0]
+    for folder, manifest in stores[1:]:
+        for what, one, two in (
+            ("benchmark", first.benchmark, manifest.benchmark),
+            ("model", _model_identity(first), _model_identity(manifest)),
+        ):
+            if one == two:
+                continue
+            key = next(key for key in sorted({*one, *two}) if one.get(key) != two.get(key))
+            raise InputError(
+                f"Expected stores of one {what}, but {key} is {one.get(key)!r} in {first_folder} and "
+                f"{two.get(key)!r} in {folder}: make a report of each."
+            )
+    seen: dict[str, Path] = {}
+    for folder, manifest in stores:
+        name = str(manifest.policy["name"])
+        if name in seen:
+            raise InputError(
+                f"Expected each policy once, but {seen[name]} and {folder} both hold {name}: make a report of each."
+            )
+        seen[name] = folder
+
+
+def _model_identity(manifest: Manifest) -> dict[str, Any]:
+    """Return what decides a model's probabilities; layer and embedder of features do not matter here."""
+    return {key: manifest.model.get(key) for key in ("name", "fingerprint", "dtype")}
+
+
+def choose_clock(manifests: Sequence[Manifest]) -> tuple[str, dict[str, float]] | None:
+    """Return the one calibrated clock for all policies, with the policy it comes from; None if no store has one.
+
+    It is the clock of the power store, else of the first store that has one. One clock for all, because each store
+    measured its own under whatever else the machine was doing, and only tokens may tell policies apart here.
+    """
+    ordered = sorted(manifests, key=lambda m: m.policy["name"] != "power")
+    keys = ("seconds_per_token", "prefill_seconds_per_token")
+    for manifest in ordered:
+        if all(key in manifest.calibration for key in keys):
+            return str(manifest.policy["name"]), {key: float(manifest.calibration[key]) for key in keys}
+    return None
+
+
+def _names(folders: Sequence[Path], *, full: bool = True) -> str:
+    return ", ".join(str(folder) if full else folder.resolve().name for folder in folders)

@@ -1,0 +1,26 @@
+"""Controllers that learn from a harvest when k is enough: tables, data module, training, loading.
+
+``feature_store`` holds what a harvest found; this package makes a table of it (``table``), trains on the table
+(``data``, ``controllers``, ``trainer_cli``), chooses a threshold (``replay``) and hands the result to live runs
+(``load``). The names below load what they need when they are first used; loading a controller does not import
+Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "Controller": "lightning_modules.load",
+    "load_controller": "lightning_modules.load",
+    "fit_controller": "lightning_modules.cli",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Load an exported name at its first use."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'lightning_modules' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

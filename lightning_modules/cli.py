@@ -1,0 +1,95 @@
+"""``dps fit``, ``validate``, ``test`` and ``predict``: what the composition root and the quickstart call.
+
+Light to import; Lightning is loaded when a command runs (``trainer_cli``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dps.errors import InputError
+from feature_store.errors import StoreError
+
+if TYPE_CHECKING:
+    from lightning_modules.trainer_cli import ControllerCLI
+
+
+def main(args: list[str]) -> None:
+    """Run LightningCLI on a subcommand and its options.
+
+    Args:
+        args: For example ``["fit", "--config", "configs/mlp_hq.yaml"]``.
+
+    Raises:
+        InputError: If options, configuration, store or checkpoint cannot be used.
+        SystemExit: After ``--help`` or ``--print_config``.
+    """
+    _run(args)
+
+
+def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Train a controller in this process.
+
+    Args:
+        config: A configuration of ``dps fit``.
+        overrides: Options, such as ``--data.init_args.store=runs/quickstart/harvest``.
+
+    Returns:
+        The best checkpoint; :func:`lightning_modules.load_controller` reads it.
+
+    Raises:
+        InputError: If options, configuration or store cannot be used.
+    """
+    return _run(["fit", "--config", str(config), *overrides]).best_checkpoint
+
+
+def _run(args: list[str]) -> ControllerCLI:
+    import argparse
+
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lightning_modules.trainer_cli import ControllerCLI, quiet
+
+    try:
+        with quiet():
+            return ControllerCLI(args)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        # jsonargparse wraps what a constructor raises; the user's mistake is inside.
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, InputError | StoreError):
+            inner = inner.__cause__ or inner.__context__
+        if inner is not None:
+            raise inner from None
+        if isinstance(error, argparse.ArgumentError):
+            raise InputError(f"{_essence(str(error))}; dps {args[0]} --help-all lists every key.") from error
+        raise
+    except MisconfigurationException as error:
+        raise InputError(f"The Trainer refuses its configuration: {_essence(str(error))}.") from error
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit of its own.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
+_CHATTER = (
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "- Expected a <class 'NoneType'>",
+    "- Not a valid subclass",
+    "Not a valid subclass",
+    "Subclass types expect",
+    "- a class path",
+    "- a dict",
+)
+"""Beginnings of the lines in which jsonargparse lists what it tried."""
+
+
+def _essence(message: str) -> str:
+    """Return a parser's message as one line, without the list of what was tried."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(_CHATTER)]
+    return " ".join(kept).replace("Does not validate against any of the Union subtypes ", "").rstrip(".")

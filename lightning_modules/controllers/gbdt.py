@@ -1,0 +1,131 @@
+"""DPS-GBDT: gradient-boosted trees on the six scalars, grown by LightGBM inside the Trainer's loop."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import SGD, Optimizer
+
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES
+from lightning_modules.controllers.base import ControllerModule
+from lightning_modules.data import Batch
+from lightning_modules.estimators import TreeEstimator
+
+
+class GBDT(ControllerModule):
+    """Gradient-boosted trees on the six scalars (METHOD section 4); an epoch adds ``rounds_per_epoch`` rounds.
+
+    Every epoch continues from the text of the trees so far, which is what a checkpoint holds. So a training that is
+    resumed grows the same trees as one that ran through.
+    """
+
+    name: ClassVar[str] = "gbdt"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        embedding_size: int,
+        rounds_per_epoch: int,
+        learning_rate: float,
+        num_leaves: int,
+        min_rows_per_leaf: int,
+        l2: float,
+        feature_fraction: float,
+        bagging_fraction: float,
+        num_threads: int,
+        seed: int,
+        tolerance: float,
+    ) -> None:
+        """Start without trees.
+
+        Args:
+            hidden_size: Size of the harvest's hidden states; set from the store.
+            embedding_size: Size of the harvest's question embeddings; set from the store.
+            rounds_per_epoch: Boosting rounds that an epoch adds.
+            learning_rate: Shrinkage of each tree.
+            num_leaves: Most leaves of a tree.
+            min_rows_per_leaf: Fewest rows in a leaf; a question has orders x checkpoints rows.
+            l2: L2 regularization of the leaves' values.
+            feature_fraction: Share of the features that each tree sees, in (0, 1].
+            bagging_fraction: Share of the rows that each tree sees, in (0, 1].
+            num_threads: Threads of LightGBM; small tables are fastest on one.
+            seed: Of feature and row sampling.
+            tolerance: Accuracy that the threshold may give up against k = maximum on the validation split.
+
+        Raises:
+            InputError: If the settings cannot be used.
+        """
+        if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
+            raise InputError(
+                "Expected rounds_per_epoch, min_rows_per_leaf and num_threads of at least 1 and num_leaves of at least "
+                f"2, got {rounds_per_epoch}, {min_rows_per_leaf}, {num_threads} and {num_leaves}."
+            )
+        if learning_rate <= 0 or l2 < 0 or not (0 < feature_fraction <= 1 and 0 < bagging_fraction <= 1):
+            raise InputError(
+                "Expected learning_rate above 0, l2 of at least 0 and fractions in (0, 1], got learning_rate "
+                f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "
+                f"{bagging_fraction:g}."
+            )
+        super().__init__(TreeEstimator(), {}, hidden_size, embedding_size, tolerance)
+        self.save_hyperparameters(logger=False)
+        self.automatic_optimization = False
+        self._rounds_per_epoch = rounds_per_epoch
+        self._seed = seed
+        self._parameters_of_lightgbm = {
+            "objective": "binary",
+            "learning_rate": learning_rate,
+            "num_leaves": num_leaves,
+            "min_data_in_leaf": min_rows_per_leaf,
+            "lambda_l2": l2,
+            "feature_fraction": feature_fraction,
+            "bagging_fraction": bagging_fraction,
+            "bagging_freq": 1 if bagging_fraction < 1 else 0,
+            "num_threads": num_threads,
+            "deterministic": True,
+            "force_col_wise": True,
+            "verbosity": -1,
+        }
+        # The Trainer counts optimizer steps, and ModelCheckpoint saves nothing while their number stands still.
+        self._counted = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def setup(self, stage: str) -> None:
+        """Refuse batches smaller than the training split: trees are grown on all of it."""
+        super().setup(stage)
+        if stage == "fit" and self.data.batch_size is not None:
+            raise InputError(
+                "The controller gbdt grows trees on the whole training split, but data.batch_size is "
+                f"{self.data.batch_size}: set it to null."
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add ``rounds_per_epoch`` rounds."""
+        import lightgbm
+
+        estimator = self.estimator
+        assert isinstance(estimator, TreeEstimator)
+        rows = lightgbm.Dataset(
+            batch.scalars.cpu().numpy(), batch.label.cpu().numpy(), feature_name=list(SCALAR_FEATURES)
+        )
+        # Sampling starts anew in each call: its seed depends on the rounds so far, not on how training got there.
+        parameters = {**self._parameters_of_lightgbm, "seed": self._seed + estimator.num_rounds}
+        text = estimator.booster_text
+        booster = lightgbm.train(
+            parameters,
+            rows,
+            num_boost_round=self._rounds_per_epoch,
+            init_model=lightgbm.Booster(model_str=text) if text else None,
+        )
+        estimator.booster_text = booster.model_to_string(num_iteration=-1)
+        logits = estimator(batch.scalars, batch.hidden, batch.embedding)
+        loss = functional.binary_cross_entropy_with_logits(logits, batch.label.double())
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
+        self.log("train/rounds", float(estimator.num_rounds), on_step=False, on_epoch=True, batch_size=len(logits))
+        self.optimizers().step()
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return an optimizer that changes nothing and makes the Trainer count epochs as steps."""
+        return SGD([self._counted], lr=0.0)

@@ -1,0 +1,123 @@
+"""DPS-MLP-H and DPS-MLP-HQ: a multilayer perceptron on scalars, hidden state and (HQ) question embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from dps.errors import InputError
+from lightning_modules.controllers.base import ControllerModule
+from lightning_modules.data import Batch
+from lightning_modules.estimators import MLPEstimator
+from lightning_modules.table import SPLITS
+
+
+class MLPH(ControllerModule):
+    """DPS-MLP-H: an MLP on the six scalars and the pooled hidden state (METHOD section 4)."""
+
+    name: ClassVar[str] = "mlp-h"
+    uses_embedding: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        hidden_size: int,
+        embedding_size: int,
+        optimizer: OptimizerCallable,
+        projection_size: int,
+        layer_sizes: list[int],
+        dropout: float,
+        input_dropout: float,
+        positive_weight: float,
+        tolerance: float,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            hidden_size: Size of the harvest's hidden states; set from the store.
+            embedding_size: Size of the harvest's question embeddings; set from the store.
+            optimizer: Makes the optimizer of the network's parameters.
+            projection_size: Width to which hidden state and question embedding are each projected.
+            layer_sizes: Widths of the hidden layers.
+            dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
+            input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
+            positive_weight: Weight in the loss of a row where k is enough; 1 leaves probabilities unbiased.
+            tolerance: Accuracy that the threshold may give up against k = maximum on the validation split.
+
+        Raises:
+            InputError: If the settings or the harvest cannot be used.
+        """
+        for what, size in {"hidden states": hidden_size, "embeddings": embedding_size}.items():
+            if size == 0 and (what == "hidden states" or self.uses_embedding):
+                raise InputError(
+                    f"The controller {self.name} needs {what}, but the store has none: harvest with features."
+                )
+        if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
+            raise InputError(f"Expected dropout and input_dropout in [0, 1), got {dropout:g} and {input_dropout:g}.")
+        if projection_size < 1 or min(layer_sizes, default=1) < 1 or positive_weight <= 0:
+            raise InputError(
+                "Expected projection_size and layer_sizes of at least 1 and positive_weight above 0, got "
+                f"{projection_size}, {layer_sizes} and {positive_weight:g}."
+            )
+        settings = {
+            "hidden_size": hidden_size,
+            "embedding_size": embedding_size if self.uses_embedding else 0,
+            "projection_size": projection_size,
+            "layer_sizes": list(layer_sizes),
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+        }
+        super().__init__(MLPEstimator(**settings), settings, hidden_size, embedding_size, tolerance)
+        self.save_hyperparameters(ignore=["optimizer"], logger=False)
+        self._optimizer = optimizer
+        self._positive_weight = positive_weight
+
+    def setup(self, stage: str) -> None:
+        """Before training, also take the statistics of the training split."""
+        super().setup(stage)
+        if stage == "fit":
+            table = self.data.table(SPLITS[0])
+            rows = table.num_rows
+            estimator = self.estimator
+            assert isinstance(estimator, MLPEstimator)
+            estimator.fit_standardizers(
+                table.scalars.reshape(rows, -1), table.hidden.reshape(rows, -1), table.embedding
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch: weighted binary cross-entropy, nats."""
+        with self._own_stream():
+            logits = self.estimator(batch.scalars, batch.hidden, batch.embedding)
+        weight = torch.tensor(self._positive_weight, device=logits.device)
+        loss = functional.binary_cross_entropy_with_logits(logits, batch.label, pos_weight=weight)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return the injected optimizer over the network's parameters."""
+        return self._optimizer(self.estimator.parameters())
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Draw dropout from a stream that depends on the process's seed and the step only.
+
+        So a resumed training drops the units that it would have dropped, and nobody else's stream moves.
+        """
+        seed = (torch.initial_seed() + 0x9E3779B97F4A7C15 * (self.global_step + 1)) % 2**63
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+
+
+class MLPHQ(MLPH):
+    """DPS-MLP-HQ: an MLP on the six scalars, the pooled hidden state and the question embedding (METHOD section 4)."""
+
+    name: ClassVar[str] = "mlp-hq"
+    uses_embedding: ClassVar[bool] = True

@@ -1,0 +1,203 @@
+"""The parts of controllers that predict: PyTorch modules without Lightning.
+
+A controller trains one of these (``controllers``) and a live run loads it alone (``load``), in every worker process, so
+nothing here imports Lightning. Each takes raw features and keeps its own standardizer and threshold, so that its state
+is all that a prediction needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dps.features import SCALAR_FEATURES
+from lightning_modules.table import EMBEDDING, HIDDEN, SCALARS
+
+_FAR = 10.0
+"""Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
+drive the network where it was never fitted."""
+
+
+class Estimator(nn.Module):
+    """Estimates the probability that k is enough from raw features."""
+
+    threshold: Tensor
+    """More trajectories are added while ``1 - p_enough`` is above this: a scalar, float64."""
+
+    def __init__(self, parts: frozenset[str]) -> None:
+        """Set which features it sees.
+
+        Args:
+            parts: Among ``scalars``, ``hidden`` and ``embedding``.
+        """
+        super().__init__()
+        self.parts = parts
+        self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logit of p_enough, shape (N,).
+
+        Args:
+            scalars: Shape (N, 6), as measured.
+            hidden: Shape (N, D); not looked at unless in ``parts``.
+            embedding: Shape (N, E); not looked at unless in ``parts``.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the probability that k is enough, shape (N,), float64 in [0, 1]; the arguments are forward's."""
+        training = self.training
+        self.eval()
+        try:
+            return self(scalars, hidden, embedding).double().sigmoid()
+        finally:
+            self.train(training)
+
+
+class Standardizer(nn.Module):
+    """``(x - mean) / scale``, clamped; the statistics are those of the training split."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        """Start as the identity, for F = ``size`` features."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
+
+    def fit(self, values: np.ndarray) -> None:
+        """Take mean and standard deviation from rows of shape (N, F); a constant feature keeps scale 1."""
+        scale = values.std(axis=0, dtype=np.float64)
+        self.mean.copy_(torch.from_numpy(values.mean(axis=0, dtype=np.float64)))
+        self.scale.copy_(torch.from_numpy(np.where(scale > 1e-12, scale, 1.0)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return standardized values, shape (N, F), in the default type."""
+        return ((values - self.mean) / self.scale).clamp(-_FAR, _FAR).to(torch.get_default_dtype())
+
+
+class MLPEstimator(Estimator):
+    """A multilayer perceptron on the scalars, with narrow projections of the wide parts beside them.
+
+    A harvest has hundreds of questions and a hidden state hundreds or thousands of components. So each wide part goes
+    through dropout, one linear map to ``projection_size`` and a LayerNorm before it meets the six scalars.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        embedding_size: int,
+        projection_size: int,
+        layer_sizes: Sequence[int],
+        dropout: float,
+        input_dropout: float,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            hidden_size: D; 0 leaves the hidden state out.
+            embedding_size: E; 0 leaves the question embedding out.
+            projection_size: Width to which hidden state and embedding are each projected.
+            layer_sizes: Widths of the hidden layers.
+            dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
+            input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
+        """
+        present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
+        super().__init__(frozenset(present))
+        self.scalar_standardizer = Standardizer(len(SCALAR_FEATURES))
+        width = len(SCALAR_FEATURES)
+        wide = {HIDDEN: hidden_size, EMBEDDING: embedding_size}
+        self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items() if size})
+        self.projections = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Dropout(input_dropout),
+                    nn.Linear(size, projection_size),
+                    nn.LayerNorm(projection_size),
+                    nn.GELU(),
+                )
+                for name, size in wide.items()
+                if size
+            }
+        )
+        width += projection_size * len(self.projections)
+        layers: list[nn.Module] = []
+        for size in layer_sizes:
+            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def fit_standardizers(self, scalars: np.ndarray, hidden: np.ndarray, embedding: np.ndarray) -> None:
+        """Take the statistics of the training rows: shapes (N, 6), (N, D), (M, E)."""
+        self.scalar_standardizer.fit(scalars)
+        for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
+            if name in self.parts:
+                self.standardizers[name].fit(values)
+
+    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logit of p_enough, shape (N,); see :meth:`Estimator.forward`."""
+        dtype = self.layers[-1].weight.dtype
+        pieces = [self.scalar_standardizer(scalars).to(dtype)]
+        for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
+            if name in self.parts:
+                pieces.append(self.projections[name](self.standardizers[name](values).to(dtype)))
+        return self.layers(torch.cat(pieces, dim=1)).squeeze(1)
+
+
+class TreeEstimator(Estimator):
+    """Gradient-boosted trees on the six scalars; its state holds LightGBM's text form of them."""
+
+    def __init__(self) -> None:
+        """Start without trees; the logit is 0 then."""
+        super().__init__(frozenset({SCALARS}))
+        self._text = ""
+        self._booster: Any = None
+
+    @property
+    def booster_text(self) -> str:
+        """The trees as LightGBM writes them; empty before the first round."""
+        return self._text
+
+    @booster_text.setter
+    def booster_text(self, text: str) -> None:
+        import lightgbm
+
+        self._text = text
+        # Built from the text also right after training, so that what was saved is what predicts.
+        self._booster = lightgbm.Booster(model_str=text) if text else None
+
+    @property
+    def num_rounds(self) -> int:
+        """Boosting rounds so far."""
+        return self._booster.current_iteration() if self._booster is not None else 0
+
+    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logit of p_enough, shape (N,), float64; see :meth:`Estimator.forward`."""
+        if self._booster is None or len(scalars) == 0:
+            return torch.zeros(len(scalars), dtype=torch.float64, device=scalars.device)
+        values = scalars.detach().cpu().numpy().astype(np.float64)
+        logits = self._booster.predict(values, raw_score=True, num_threads=1)
+        return torch.from_numpy(np.asarray(logits, dtype=np.float64)).to(scalars.device)
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Return what the state holds besides tensors: the trees."""
+        return {"booster": self._text}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Restore the trees."""
+        self.booster_text = state["booster"]
+
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "gbdt": TreeEstimator,
+    "mlp-h": MLPEstimator,
+    "mlp-hq": MLPEstimator,
+}
+"""What predicts for each kind of controller; a checkpoint holds the name and the arguments."""

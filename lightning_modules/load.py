@@ -1,0 +1,213 @@
+"""Loads a trained controller for live runs: from a checkpoint file or a run folder, without Lightning.
+
+Training writes the checkpoint (``controllers.base``); ``dps evaluate``, ``dps sample`` and the Python interface load it
+here and ask it at every checkpoint of a question.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES, CheckpointFeatures
+from lightning_modules.estimators import ESTIMATORS, Estimator
+from lightning_modules.table import EMBEDDING, HIDDEN
+
+FORMAT = 1
+"""Version of the description in a checkpoint; a change that old readers cannot follow raises it."""
+
+DESCRIPTION = "controller"
+"""Key of the description in a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controller:
+    """A trained controller, ready to be asked."""
+
+    path: Path
+    """The checkpoint."""
+    description: Mapping[str, Any]
+    """What the checkpoint says of itself: plain values."""
+    estimator: Estimator
+    """The part that predicts, in float64."""
+
+    @property
+    def name(self) -> str:
+        """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
+        return self.description["name"]
+
+    @property
+    def threshold(self) -> float:
+        """More trajectories are added while ``1 - p_enough`` is above this."""
+        return float(self.estimator.threshold)
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """The calibrated clock of the harvest it was trained on, for ``question_time_sec``."""
+        return dict(self.description["data"]["calibration"])
+
+    @property
+    def pooling(self) -> str:
+        """How hidden states are pooled, see :func:`dps.features.pool_hidden`."""
+        return self.description["data"]["pooling"]
+
+    @property
+    def label(self) -> str:
+        """What ``p_enough`` is the probability of: ``no_gain`` or ``correct``."""
+        return self.description["data"]["label"]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The scalar features in the order of the arrays."""
+        return tuple(self.description["feature_names"])
+
+    @property
+    def hidden_size(self) -> int:
+        """D of the harvest."""
+        return self.description["hidden_size"]
+
+    @property
+    def embedding_size(self) -> int:
+        """E of the harvest."""
+        return self.description["embedding_size"]
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Fingerprint of the language model that was harvested."""
+        return str(self.description["data"]["model"].get("fingerprint", ""))
+
+    @property
+    def feature_layer(self) -> int | None:
+        """Layer of the hidden states; None where the harvest does not say."""
+        return self.description["data"]["model"].get("feature_layer")
+
+    def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
+        """Return the probability that the current k is enough, one per question: shape (N,), float64.
+
+        Args:
+            features: Raw features of N questions.
+
+        Raises:
+            InputError: If hidden states or embeddings have another size than those it was trained on.
+        """
+        if not features:
+            return np.zeros(0)
+        parts = {
+            "hidden states": (HIDDEN, self.hidden_size, len(features[0].hidden)),
+            "question embeddings": (EMBEDDING, self.embedding_size, len(features[0].embedding)),
+        }
+        for what, (part, expected, came) in parts.items():
+            if part in self.estimator.parts and expected != came:
+                raise self._refusal(f"{what} of size {expected}", f"these have {came}")
+        with torch.no_grad():
+            return self.estimator.predict_enough(
+                torch.from_numpy(np.stack([f.scalars for f in features]).astype(np.float64)),
+                torch.from_numpy(np.stack([f.hidden for f in features]).astype(np.float64)),
+                torch.from_numpy(np.stack([f.embedding for f in features]).astype(np.float64)),
+            ).numpy()
+
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int) -> None:
+        """Refuse a language model or question embedder whose features it was not trained on.
+
+        Args:
+            identity: ``fingerprint``, ``name``, ``hidden_size`` and ``feature_layer`` of the model, as in a manifest.
+            embedding_size: E of the embedder.
+
+        Raises:
+            InputError: If they differ in something that this controller looks at.
+        """
+        trained = self.description["data"]["model"]
+        if HIDDEN in self.estimator.parts:
+            if self.hidden_size != identity["hidden_size"]:
+                raise self._refusal(
+                    f"hidden states of size {self.hidden_size}", f"these have {identity['hidden_size']}"
+                )
+            if trained.get("feature_layer") != identity.get("feature_layer"):
+                layers = trained.get("feature_layer"), identity.get("feature_layer")
+                raise self._refusal(f"hidden states of layer {layers[0]}", f"these are of layer {layers[1]}")
+        if trained.get("fingerprint") != identity.get("fingerprint"):
+            models = (f"{m.get('name')} (fingerprint {m.get('fingerprint')})" for m in (trained, identity))
+            raise self._refusal(f"the model {next(models)}", f"this is {next(models)}")
+        if EMBEDDING in self.estimator.parts and self.embedding_size != embedding_size:
+            raise self._refusal(f"question embeddings of size {self.embedding_size}", f"these have {embedding_size}")
+
+    def _refusal(self, trained: str, came: str) -> InputError:
+        return InputError(
+            f"The controller {self.path} was trained on {trained}, but {came}: give the model, layer and embedder of "
+            "its harvest, or train a controller on a harvest of this one."
+        )
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """Return the checkpoint file that a path means: itself, or ``checkpoints/best.ckpt`` in a run folder.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    path = Path(path)
+    found = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not found.is_file():
+        raise InputError(
+            f"Expected a trained controller at {path}, but there is no {found}: train one with "
+            "dps fit --config configs/mlp_hq.yaml, or give a checkpoint or its run folder."
+        )
+    return found
+
+
+def load_controller(path: str | Path) -> Controller:
+    """Load a trained controller.
+
+    Args:
+        path: A ``.ckpt`` file, or a run folder that holds ``checkpoints/best.ckpt``.
+
+    Raises:
+        InputError: If there is none, it is no controller's checkpoint, or it was trained on other features.
+    """
+    found = checkpoint_path(path)
+    checkpoint = read_checkpoint(found)
+    description = checkpoint[DESCRIPTION]
+    estimator = ESTIMATORS[description["name"]](**description["settings"])
+    prefix = "estimator."
+    state = checkpoint["state_dict"]
+    estimator.load_state_dict({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
+    # In float64 a question's probability does not depend, in any digit that matters, on who is asked about with it.
+    return Controller(found, description, estimator.double().eval())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a controller's checkpoint.
+
+    Returns:
+        Lightning's dictionary, with the description under :data:`DESCRIPTION`.
+
+    Raises:
+        InputError: If the file is no controller's checkpoint, is of another version, or names other features.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"Expected a controller's checkpoint, but {path} cannot be read as one ({type(error).__name__}): "
+            "train one with dps fit."
+        ) from error
+    description = checkpoint.get(DESCRIPTION) if isinstance(checkpoint, dict) else None
+    if not isinstance(description, dict) or description.get("name") not in ESTIMATORS:
+        raise InputError(f"Expected a controller's checkpoint, but {path} is some other file of PyTorch's.")
+    if description["format"] != FORMAT:
+        raise InputError(
+            f"Expected a controller's checkpoint of format {FORMAT}, but {path} has format {description['format']}: "
+            "train it again with this version."
+        )
+    if tuple(description["feature_names"]) != SCALAR_FEATURES:
+        raise InputError(
+            f"The controller {path} was trained on the features {', '.join(description['feature_names'])}, but this "
+            f"version computes {', '.join(SCALAR_FEATURES)}: train it again on a harvest of this version."
+        )
+    return checkpoint

@@ -1,0 +1,321 @@
+"""From questions to the table that controllers train on: pure NumPy.
+
+A harvest gives every question k = maximum exchangeable trajectories. Each order of them is a run that might have been,
+and each checkpoint of such a run is one row: what was known then, and whether that k was enough. ``data`` batches the
+rows, ``replay`` runs policies over them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dps.aggregate import answer_of
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES, calibrated_seconds, pool_hidden
+from feature_store.records import Question, Trajectory
+
+Label = Literal["no_gain", "correct"]
+LABELS: tuple[str, ...] = get_args(Label)
+
+SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
+PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING})
+"""The parts of :class:`dps.features.CheckpointFeatures`; a controller says which of them it uses."""
+
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Rows of Q questions x O orders x C checkpoints, as dense arrays.
+
+    Row number ``(q * O + o) * C + c`` is question q in order o at checkpoint c. The last axis of ``correct`` and
+    ``tokens`` has one entry more than there are checkpoints: k = maximum, where nobody is asked.
+    """
+
+    question_ids: tuple[str, ...]
+    """Q of them."""
+    lengths: np.ndarray
+    """Prompt tokens of each question: shape (Q,), int64."""
+    graded: np.ndarray
+    """Whether the question has labels: shape (Q,), bool."""
+    ks: tuple[int, ...]
+    """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
+    scalars: np.ndarray
+    """The features named by ``SCALAR_FEATURES``: shape (Q, O, C, 6), float64."""
+    hidden: np.ndarray
+    """Pooled hidden states: shape (Q, O, C, D), float32; D is 0 where they were not asked for."""
+    embedding: np.ndarray
+    """Question embeddings: shape (Q, E), float32; E is 0 where they were not asked for."""
+    correct: np.ndarray
+    """Whether the answer of the first k trajectories is right: shape (Q, O, C + 1), bool; False if not graded."""
+    tokens: np.ndarray
+    """Tokens generated for the first k trajectories, rejected ones included: shape (Q, O, C + 1), int64."""
+
+    @property
+    def num_questions(self) -> int:
+        """Q."""
+        return len(self.question_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Q x O x C."""
+        return int(np.prod(self.scalars.shape[:3]))
+
+    def labels(self, label: str) -> np.ndarray:
+        """Return the label of every checkpoint: shape (Q, O, C), bool.
+
+        Args:
+            label: ``correct``: the answer of the first k is right. ``no_gain``: no larger k up to the maximum turns a
+                wrong answer right, so a hopeless question is also enough.
+
+        Source:
+            METHOD section 4.
+        """
+        now = self.correct[..., :-1]
+        if label == "correct":
+            return now
+        if label != "no_gain":
+            raise ValueError(f"expected a label among {', '.join(LABELS)}, got {label!r}")
+        later = np.logical_or.accumulate(self.correct[..., :0:-1], axis=-1)[..., ::-1]
+        return now | ~later
+
+    def select(self, questions: np.ndarray) -> Table:
+        """Return the table of these questions only.
+
+        Args:
+            questions: Indices into the questions, or a mask of shape (Q,).
+        """
+        indices = np.arange(self.num_questions)[questions]
+        return replace(
+            self,
+            question_ids=tuple(self.question_ids[i] for i in indices),
+            **{
+                name: getattr(self, name)[indices]
+                for name in ("lengths", "graded", "scalars", "hidden", "embedding", "correct", "tokens")
+            },
+        )
+
+    def natural_order(self) -> Table:
+        """Return the table with each question's own order of trajectories only."""
+        names = ("scalars", "hidden", "correct", "tokens")
+        return replace(self, **{name: getattr(self, name)[:, :1] for name in names})
+
+
+def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
+    """Return the checkpoints of a harvest, then its maximum, from the ``policy`` of its manifest.
+
+    Args:
+        policy: ``start``, ``step`` and ``maximum`` of a fixed policy.
+        folder: The store, for the message.
+
+    Raises:
+        InputError: If the store is no harvest, or has no checkpoint below its maximum.
+    """
+    if policy.get("family") != "fixed" or not {"start", "step", "maximum"} <= policy.keys():
+        raise InputError(
+            f"Expected a harvest, in which every question has the same number of trajectories, but {folder} is a store "
+            f"of the policy {policy.get('name')}: controllers train on what dps harvest writes."
+        )
+    start, step, maximum = (int(policy[name]) for name in ("start", "step", "maximum"))
+    if start >= maximum:
+        raise InputError(
+            f"Expected a harvest with a checkpoint below its maximum, but {folder} has k.start {start} and k.maximum "
+            f"{maximum}: nothing could be decided there; harvest with a larger k.maximum."
+        )
+    return (*range(start, maximum, step), maximum)
+
+
+def stable_number(*words: object) -> int:
+    """Return a number in [0, 2^64) that depends on these words only, the same in every process."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, words)).encode()).digest()[:8], "big")
+
+
+def split_of(question_id: str, train_fraction: float, val_fraction: float, seed: int) -> str:
+    """Return the split of a question: ``train``, ``val`` or ``test``.
+
+    It depends on the id and the seed only, so a question stays where it is when its store grows, and has the same split
+    in every store.
+
+    Args:
+        question_id: The question.
+        train_fraction: Expected share of the training split.
+        val_fraction: Expected share of the validation split; the rest is for testing.
+        seed: Another seed is another division.
+    """
+    position = stable_number("split", seed, question_id) / 2**64
+    return SPLITS[int(position >= train_fraction) + int(position >= train_fraction + val_fraction)]
+
+
+def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
+    """Return orders of a question's trajectories: shape (num_orders, num_trajectories), the first is the natural one.
+
+    Note:
+        The others are permutations drawn from a stream that depends on seed and question only.
+    """
+    rng = np.random.default_rng([seed, stable_number("orders", question_id)])
+    others = [rng.permutation(num_trajectories) for _ in range(num_orders - 1)]
+    return np.stack([np.arange(num_trajectories), *others])
+
+
+def make_table(
+    questions: Iterable[Question],
+    *,
+    ks: tuple[int, ...],
+    aggregator: str,
+    calibration: Mapping[str, float],
+    pooling: str = "mean",
+    num_orders: int = 1,
+    seed: int = 0,
+    parts: Collection[str] = PARTS,
+) -> Table:
+    """Make the table of some questions.
+
+    Every row equals :func:`dps.features.checkpoint_features` of the first k trajectories of its order, bit for bit;
+    here each trajectory is pooled once only.
+
+    Args:
+        questions: Complete questions of a harvest.
+        ks: Checkpoints, then the maximum, see :func:`ks_of`.
+        aggregator: How k answers become one.
+        calibration: The calibrated clock for ``question_time_sec``.
+        pooling: How a trajectory's blocks become one hidden vector.
+        num_orders: Orders of the trajectories.
+        seed: Of the orders.
+        parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made.
+
+    Returns:
+        A table in the order of the questions. Questions without a grade are in it, marked by ``graded``.
+
+    Raises:
+        InputError: If a question has too few trajectories or no features.
+    """
+    columns = [
+        _columns(q, ks, aggregator, calibration, pooling, orders_of(q.question_id, ks[-1], num_orders, seed), parts)
+        for q in questions
+    ]
+    if not columns:
+        raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
+    graded, lengths = [c.correct is not None for c in columns], [c.length for c in columns]
+    absent = np.zeros((num_orders, len(ks)), dtype=bool)
+    return Table(
+        question_ids=tuple(c.question_id for c in columns),
+        lengths=np.array(lengths, dtype=np.int64),
+        graded=np.array(graded, dtype=bool),
+        ks=tuple(ks),
+        scalars=np.stack([c.scalars for c in columns]),
+        hidden=np.stack([c.hidden for c in columns]),
+        embedding=np.stack([c.embedding for c in columns]),
+        correct=np.stack([absent if c.correct is None else c.correct for c in columns]),
+        tokens=np.stack([c.tokens for c in columns]),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """One question's share of a table."""
+
+    question_id: str
+    length: int
+    scalars: np.ndarray
+    hidden: np.ndarray
+    embedding: np.ndarray
+    correct: np.ndarray | None
+    tokens: np.ndarray
+
+
+def _columns(
+    question: Question,
+    ks: tuple[int, ...],
+    aggregator: str,
+    calibration: Mapping[str, float],
+    pooling: str,
+    orders: np.ndarray,
+    parts: Collection[str],
+) -> _Columns:
+    trajectories = question.trajectories
+    if len(trajectories) < ks[-1]:
+        raise InputError(
+            f"Expected {ks[-1]} trajectories of every question, but question {question.question_id} has "
+            f"{len(trajectories)}: harvest again with k.maximum {ks[-1]}."
+        )
+    checkpoints = ks[:-1]
+    sums = [_sums(t) for t in trajectories]
+    scalars = np.array(
+        [
+            [_scalars([sums[i] for i in order[:k]], question.num_prompt_tokens, calibration) for k in checkpoints]
+            for order in orders.tolist()
+        ]
+    )
+    if not np.isfinite(scalars).all():
+        raise InputError(
+            f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
+            "on what dps harvest writes, evaluations store no features."
+        )
+    hidden = np.zeros((len(orders), len(checkpoints), 0), dtype=np.float32)
+    if HIDDEN in parts:
+        pooled = np.stack([pool_hidden(t, pooling) for t in trajectories])
+        means = [np.mean(pooled[orders[:, :k]], axis=1, dtype=np.float64).astype(np.float32) for k in checkpoints]
+        hidden = np.stack(means, axis=1)
+    answers = [
+        [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
+    ]
+    graded = all(correct is not None for row in answers for correct in row)
+    generated = np.array([t.num_generated_tokens for t in trajectories], dtype=np.int64)
+    return _Columns(
+        question_id=question.question_id,
+        length=question.num_prompt_tokens,
+        scalars=scalars,
+        hidden=hidden,
+        embedding=np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32),
+        correct=np.array(answers, dtype=bool) if graded else None,
+        tokens=np.cumsum(generated[orders], axis=1)[:, np.array(ks) - 1],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What the scalars need of one trajectory."""
+
+    tokens: int
+    logprob: float
+    entropy: float
+    top1: float
+    accepted: int
+    proposed: int
+    generated: int
+
+
+def _sums(trajectory: Trajectory) -> _Sums:
+    return _Sums(
+        tokens=int(trajectory.block_num_tokens.sum()),
+        logprob=float(trajectory.block_logprob.sum()),
+        entropy=float(trajectory.block_entropy.sum()),
+        top1=float(trajectory.block_top1.sum()),
+        accepted=trajectory.mh_accepted,
+        proposed=trajectory.mh_proposed,
+        generated=trajectory.num_generated_tokens,
+    )
+
+
+def _scalars(sums: list[_Sums], num_prompt_tokens: int, calibration: Mapping[str, float]) -> list[float]:
+    """Return the six scalars of these trajectories, by the same operations as ``dps.features.checkpoint_features``.
+
+    Python's own ``sum`` stands here because it stands there: where it compensates for rounding (3.12 and later), a
+    cumulative NumPy sum would differ in the last bit.
+    """
+    num_tokens = sum(s.tokens for s in sums)
+    proposed = sum(s.proposed for s in sums)
+    values = {
+        "mcmc_perplexity": float(np.exp(-sum(s.logprob for s in sums) / num_tokens)),
+        "mcmc_entropy": sum(s.entropy for s in sums) / num_tokens,
+        "mcmc_self_confidence": sum(s.top1 for s in sums) / num_tokens,
+        "acceptance_ratio": sum(s.accepted for s in sums) / proposed if proposed else 1.0,
+        "question_time_sec": calibrated_seconds(sum(s.generated for s in sums), num_prompt_tokens, calibration),
+        "current_k": float(len(sums)),
+    }
+    return [values[name] for name in SCALAR_FEATURES]

@@ -1,0 +1,261 @@
+"""LightningCLI for controllers: where a run's files lie, which checkpoint is tested, what is printed.
+
+A run folder (``trainer.default_root_dir``) holds ``config.yaml`` (of the training that its checkpoints are from),
+``checkpoints/best.ckpt`` and ``last.ckpt``, ``metrics.csv``, and what later commands add: ``test/metrics.csv``,
+``predictions.csv``.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from dps.errors import InputError
+from lightning_modules.controllers.base import ControllerModule
+from lightning_modules.data import FeatureDataModule
+from lightning_modules.load import Controller, checkpoint_path, load_controller
+from lightning_modules.results import show
+
+
+class ControllerCLI(LightningCLI):
+    """Trains and tests controllers."""
+
+    def __init__(self, args: list[str]) -> None:
+        """Parse the options and run the subcommand.
+
+        Args:
+            args: The subcommand and its options.
+        """
+        self._trained: Controller | None = None
+        super().__init__(
+            ControllerModule,
+            FeatureDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigBesideCheckpoints,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"num_sanity_val_steps": 0},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "dps", "exit_on_error": False, "allow_abbrev": False},
+            args=args,
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.trainer.default_root_dir)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The best checkpoint of the run folder."""
+        return checkpoint_path(self.run_folder)
+
+    # -- options ---------------------------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the best checkpoint's criterion, and link what must not be configured twice."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # One name, so that a second training replaces the first one's checkpoint instead of standing beside it.
+        parser.set_defaults({"checkpoint.filename": "best", "checkpoint.enable_version_counter": False})
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
+        for size in ("hidden_size", "embedding_size"):
+            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a test without ``--ckpt_path`` is of the run folder's best checkpoint."""
+        for command in ("validate", "test"):
+            self._parser(command).set_defaults({"verbose": False})  # the results are printed as a table of our own
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+            super().parse_arguments(parser, args)
+        command = self.config["subcommand"]
+        options = self.config[command]
+        path = options.get("ckpt_path")
+        if command != "fit":
+            self._trained = load_controller(path or options.trainer.default_root_dir)
+            options.ckpt_path = str(self._trained.path)
+        elif path is not None and path != "last":
+            load_controller(path)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse to measure a trained controller on data that do not fit it; use its clock."""
+        if self._trained is None:
+            return
+        trained = self._trained.description["data"]
+        for name, value in self.datamodule.settings().items():
+            if trained[name] != value:  # another division into splits would test on training questions
+                raise InputError(
+                    f"The controller {self._trained.path} was trained with data.{name} {trained[name]}, but this "
+                    f"configuration has {value}: give the configuration that it was trained with."
+                )
+        self._trained.check_model(
+            {**self.datamodule.manifest.model, "hidden_size": self.datamodule.hidden_size},
+            self.datamodule.embedding_size,
+        )
+        self.datamodule.calibration = self._trained.calibration
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Make the Trainer, with the run folder's logger and callbacks."""
+        config = self._get(self.config_init, "trainer")
+        folder = Path(config["default_root_dir"])
+        if config["logger"] in (None, True):
+            kwargs["logger"] = _logger(folder, self.subcommand, self._get(self.config_init, "ckpt_path"))
+        if config["enable_progress_bar"] is None:
+            kwargs["enable_progress_bar"] = sys.stderr.isatty() and sys.stdout.isatty()
+        configured = config["callbacks"] or []
+        callbacks = list(configured) if isinstance(configured, list) else [configured]
+        if self.subcommand == "fit":
+            last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False)
+            callbacks.append(last)
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(folder / "predictions.csv"))
+        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+
+    # -- what is printed -------------------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Say what the best checkpoint reached."""
+        if self.trainer.fast_dev_run:  # a trial of a batch or two leaves no checkpoint
+            return
+        if not self.trainer.checkpoint_callback.best_model_path:
+            raise InputError(
+                f"The training ended after {self.trainer.current_epoch} epochs without a checkpoint: set "
+                "trainer.max_epochs higher, and checkpoint.monitor to one of the metrics in metrics.csv."
+            )
+        best = load_controller(self.best_checkpoint)
+        found = best.description["validation"]
+        ranking = f"AUROC {found['auroc']:.3f}, " if "auroc" in found else ""
+        print(
+            f"{best.name}: epoch {found['epoch'] + 1} of {self.trainer.current_epoch}; on validation {ranking}loss "
+            f"{found['loss']:.3f}; threshold {best.threshold:.3f} gives accuracy {found['accuracy']:.1%} (k = "
+            f"{self.datamodule.ks[-1]}: {found['accuracy_maximum']:.1%}) at {found['tokens_share']:.2f} of its tokens\n"
+            f"{best.path}"
+        )
+
+    def after_validate(self) -> None:
+        """Print the validation metrics."""
+        for name, value in sorted(self.trainer.callback_metrics.items()):
+            print(f"{name:<24} {float(value):.4f}")
+
+    def after_test(self) -> None:
+        """Print the test as a table."""
+        if self.model.test_result is not None:
+            show(self.model.test_result, self.datamodule.test_store or self.datamodule.store)
+
+
+class SaveConfigBesideCheckpoints(SaveConfigCallback):
+    """Writes ``config.yaml`` when the first checkpoint is written, so that it is always the checkpoints' own."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write nothing yet: what stands there belongs to the checkpoints that stand there."""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the configuration into the checkpoint, and beside it at the first one."""
+        text = self.parser.dump(self.config, skip_none=False)
+        checkpoint["config"] = text
+        path = Path(trainer.default_root_dir) / self.config_filename
+        if not path.is_file() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text)
+            os.replace(temporary, path)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes p_enough of every question and checkpoint as CSV."""
+
+    def __init__(self, path: Path) -> None:
+        """Set where to write."""
+        super().__init__("epoch")
+        self._path = path
+
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        predictions: Sequence[Tensor],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added."""
+        data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
+        table = data.table("predict")
+        probabilities = [float(p) for batch in predictions for p in batch]
+        rows = [(question_id, k, more) for question_id in table.question_ids for k, more in _steps(table.ks)]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["question_id", "split", "k", "p_enough", "add"])
+            for (question_id, k, more), p in zip(rows, probabilities, strict=False):
+                writer.writerow(
+                    [question_id, data.split_of(question_id), k, f"{p:.6f}", more if 1 - p > threshold else 0]
+                )
+        print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says of devices, data loader workers, seeds and tips."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*Experiment logs directory .* exists and is not empty.*",
+            ".*The number of training batches .* is smaller than the logging interval.*",
+            ".*GPU available but not used.*",
+            ".*treespec, LeafSpec.*",
+            ".*callbacks used to create the checkpoint need to be provided.*",
+            ".*Couldn't infer the batch indices.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _checkpoints(run_folder: Any) -> str:
+    """Return where a run's checkpoints lie."""
+    if run_folder is None:
+        raise InputError("Expected a run folder: set trainer.default_root_dir, for example to runs/controllers/mlp-hq.")
+    return str(Path(run_folder) / "checkpoints")
+
+
+def _logger(folder: Path, command: str, resumed_from: str | None) -> CSVLogger | bool:
+    """Return the CSV logger of a command; a training's writes ``metrics.csv`` into the run folder itself."""
+    if command == "predict":
+        return False
+    if command != "fit":
+        return CSVLogger(folder, name="", version=command)
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        earlier = sorted(folder.glob("metrics-*.csv"))
+        if resumed_from is None:
+            for path in earlier:
+                path.unlink()
+        else:  # the logger begins its file anew, and the earlier epochs were in it
+            metrics.rename(folder / f"metrics-{len(earlier) + 1}.csv")
+    return CSVLogger(folder, name="", version="")
+
+
+def _steps(ks: Sequence[int]) -> list[tuple[int, int]]:
+    """Return each checkpoint's k and how many trajectories come next."""
+    return [(k, following - k) for k, following in pairwise(ks)]
