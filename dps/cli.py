@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,32 +58,6 @@ _WHAT = {
     "test": "Measure a controller on its test questions, beside question length alone.",
     "predict": "Write a controller's probabilities for every question and checkpoint as CSV.",
 }
-
-
-@dataclass(frozen=True)
-class QuickstartConfig:
-    """`dps quickstart`: harvest, train three controllers, evaluate, report; all on the embedded model."""
-
-    output: str = "runs/quickstart"
-    """Folder of everything. A second run of the same command does what is missing."""
-    seed: int = 0
-    """Decides questions, random streams and training."""
-    workers: int | None = None
-    """Worker processes for sampling; one for each core if not set."""
-    harvest_questions: int | None = None
-    """Questions to harvest, if not the number in configs/harvest/arithmetic.yaml."""
-    evaluate_questions: int | None = None
-    """Questions to evaluate, if not the number in configs/evaluate/arithmetic.yaml."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """`dps report`: read evaluation runs, write report.html, report.png, report.svg and report.json."""
-
-    output: str | None = None
-    """Folder of the report; the folder above the first input if not set."""
-    title: str | None = None
-    """Title of the page."""
 
 
 def run(arguments: list[str]) -> int:
@@ -195,6 +169,8 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
+    from dps.config import ReportConfig
+
     parser = _parser("report", "Read evaluation runs and write report.html, report.png, report.svg and report.json.")
     parser.add_argument("folders", nargs="+", type=str, help="stores of policies, or folders that hold such stores")
     config, parsed = _parse(parser, ReportConfig, arguments)
@@ -213,10 +189,10 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
 
 
 def _quickstart(arguments: list[str]) -> None:
+    from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
+
     parser = _parser("quickstart", "Run the whole pipeline on the embedded model; minutes on two CPU cores.")
     config, _ = _parse(parser, QuickstartConfig, arguments)
-    from dps.config import EvaluateConfig, HarvestConfig
-
     configs = Path(__file__).resolve().parents[1] / "configs"
     if not configs.is_dir():
         raise InputError(
@@ -268,26 +244,8 @@ def _quickstart(arguments: list[str]) -> None:
     _write_report([output / "evaluation"], str(output), None)
 
 
-@dataclass(frozen=True)
-class SampleConfig:
-    """`dps sample`: ask one question."""
-
-    controller: str | None = None
-    """Checkpoint or run folder of a controller; without one the question gets k.maximum trajectories."""
-    style: str | None = None
-    """`arithmetic` for the embedded model, `number` for others: how the answer is asked for and found."""
-    seed: int = 0
-    """Names the random streams."""
-    rows: int = 8
-    """Chains that run at a time."""
-    embedder: str = "embedded"
-    """The question embedder that the controller was trained with."""
-    feature_layer: int = 11
-    """The hidden layer that the controller was trained with."""
-
-
 def _sample(arguments: list[str]) -> None:
-    from dps.config import KRange
+    from dps.config import KRange, SampleConfig
     from dps.model_config import EMBEDDED, ModelConfig, check_model_name
     from dps.sampler.settings import SamplerConfig
 

@@ -139,3 +139,47 @@ class EvaluateConfig:
         """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
         powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
         return tuple(sorted({*powers, self.plain_max_k}))
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """`dps quickstart`: harvest, train three controllers, evaluate, report; all on the embedded model."""
+
+    output: str = "runs/quickstart"
+    """Folder of everything. A second run of the same command does what is missing."""
+    seed: int = 0
+    """Decides questions, random streams and training."""
+    workers: int | None = None
+    """Worker processes for sampling; one for each core if not set."""
+    harvest_questions: int | None = None
+    """Questions to harvest, if not the number in configs/harvest/arithmetic.yaml."""
+    evaluate_questions: int | None = None
+    """Questions to evaluate, if not the number in configs/evaluate/arithmetic.yaml."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """`dps report`: read evaluation runs, write report.html, report.png, report.svg and report.json."""
+
+    output: str | None = None
+    """Folder of the report; the folder above the first input if not set."""
+    title: str | None = None
+    """Title of the page."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """`dps sample`: ask one question."""
+
+    controller: str | None = None
+    """Checkpoint or run folder of a controller; without one the question gets k.maximum trajectories."""
+    style: str | None = None
+    """`arithmetic` for the embedded model, `number` for others: how the answer is asked for and found."""
+    seed: int = 0
+    """Names the random streams."""
+    rows: int = 8
+    """Chains that run at a time."""
+    embedder: str = "embedded"
+    """The question embedder that the controller was trained with."""
+    feature_layer: int = 11
+    """The hidden layer that the controller was trained with."""

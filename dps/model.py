@@ -74,7 +74,7 @@ class LanguageModel:
 
         A prompt that a chat template made begins with the template's own special tokens, so none are added to it.
         """
-        already_special = any(prompt.startswith(token) for token in self.tokenizer.all_special_tokens)
+        already_special = any(token and prompt.startswith(token) for token in self.tokenizer.all_special_tokens)
         return self.tokenizer(prompt, add_special_tokens=not already_special)["input_ids"]
 
     def decode(self, tokens: list[int]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 class Trajectory:
     """One finished chain of a question.
 
-    The number of blocks is ``b``, the response length ``n``, the hidden size ``D`` (0 where features were not computed).
+    The number of blocks is ``b``, the response length ``n``, the hidden size ``D`` (0 where there are no features).
     """
 
     index: int
@@ -120,13 +120,14 @@ class Manifest:
     """``harvest`` (fixed k with features, for training) or ``evaluation`` (one policy's run)."""
     policy: dict[str, Any]
     """``{"name": "power" | "plain" | "lowtemp" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2,
-    "maximum": 8, ...}``. Every prefix k of a ``fixed`` store (start, start + step, ..., maximum) is a policy of its own."""
+    "maximum": 8, ...}``. Every prefix k of a ``fixed`` store (start, start + step, ..., maximum, or those of a list
+    ``ks``) is a policy of its own."""
     aggregator: str
     """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
     seed: int
     """The run's seed."""
     model: dict[str, Any]
-    """Identity of the language model: ``name``, ``fingerprint``, ``num_layers``, ``hidden_size``, ``feature_layer``, ..."""
+    """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""
     benchmark: dict[str, Any]
     """Identity of the questions: ``name``, ``source``, ``split``, ..."""
     sampler: dict[str, Any]

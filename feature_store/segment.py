@@ -1,7 +1,7 @@
 """One segment: an immutable HDF5 file of complete questions, and its translation to records and back.
 
-The layout is specified in ``docs/store_format.md``; :data:`COLUMNS` is the same table for the code. Every column is flat;
-ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings end at
+The layout is specified in ``docs/store_format.md``; :data:`COLUMNS` is the same table for the code. Every column is
+flat; ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings end at
 the first NUL, which a model may well write.
 """
 
@@ -90,7 +90,7 @@ def write_segment(path: Path, questions: Sequence[Question]) -> None:
     Raises:
         StoreError: If questions or trajectories of the segment have vectors of different sizes.
     """
-    arrays = _to_arrays(questions)
+    arrays = to_arrays(questions)
     with h5py.File(path, "x") as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
@@ -155,7 +155,8 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
 # -- records to arrays and back ----------------------------------------------------------------------------------------
 
 
-def _to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
+def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
+    """Return every dataset of a segment of these questions, by its full name."""
     trajectories = [t for q in questions for t in q.trajectories]
     arrays: dict[str, np.ndarray] = {}
     _put(arrays, "questions", [_question_values(q) for q in questions])

@@ -91,13 +91,14 @@ def test_options_are_explained(capsys):
 def no_model(monkeypatch):
     """Fails the test if a model is loaded."""
     import dps.model
+    import dps.run
+    import dps.worker
 
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded before the input was refused")
 
-    monkeypatch.setattr(dps.model, "load_model", load)
-    monkeypatch.setattr("dps.run.load_model", load)
-    monkeypatch.setattr("dps.worker.load_model", load)
+    for module in (dps.model, dps.run, dps.worker):
+        monkeypatch.setattr(module, "load_model", load)
 
 
 @pytest.mark.usefixtures("no_model")

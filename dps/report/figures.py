@@ -36,7 +36,7 @@ POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#00
 
 _STYLES = {
     "power": (POWER, "o", "-", "power sampling, fixed k"),
-    "plain": (PLAIN, "s", "--", "plain, majority"),
+    "plain": (PLAIN, "s", "--", "plain sampling"),
     "lowtemp": (LOWTEMP, "v", ":", "low temperature"),
 }
 _CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
@@ -111,11 +111,10 @@ def svg(figure: Figure, salt: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class _Label:
-    """A text that wants to stand near a point."""
+    """A text that wants to stand near one of some points."""
 
     text: str
-    x: float
-    y: float
+    anchors: list[tuple[float, float]]
     color: str
     size: float
     weight: str = "normal"
@@ -132,6 +131,8 @@ class _Panel:
     points: list[tuple[float, float]]
     lines: list[list[tuple[float, float]]]
     bars: list[tuple[float, float, float]]
+    level: float | None = None
+    """Accuracy of the reference, drawn as a line across."""
 
 
 def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
@@ -145,7 +146,8 @@ def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
         axes.spines[side].set_visible(False)
     reference = next((r for r in rows if r["policy"] == report["reference"]), None)
     if reference is not None:
-        axes.axhline(reference["accuracy"], color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
+        panel.level = reference["accuracy"]
+        axes.axhline(panel.level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
     for series in dict.fromkeys(r["series"] for r in rows if r["family"] == "fixed"):
         _curve(panel, series, [r for r in rows if r["series"] == series], cost)
     spare = iter(_SPARE_MARKERS)
@@ -153,7 +155,7 @@ def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
         marker = _CONTROLLER_MARKERS.get(row["policy"]) or next(spare, "o")
         _mark(panel, row, cost, CONTROLLER, marker, 12 if marker == "*" else 7.5)
         name = f"{_SIGNS[marker]} {row['policy']}"
-        panel.labels.append(_Label(name, row[cost], row["accuracy"], CONTROLLER, 9.5, "bold", pinned=True))
+        panel.labels.append(_Label(name, [(row[cost], row["accuracy"])], CONTROLLER, 9.5, "bold", pinned=True))
     _scales(panel, rows, cost)
     return panel
 
@@ -167,9 +169,8 @@ def _curve(panel: _Panel, series: str, rows: Sequence[dict[str, Any]], cost: str
     panel.lines.append(path)
     for row in rows:
         _mark(panel, row, cost, color, marker, 6)
-        panel.labels.append(_Label(f"{row['k']}", row[cost], row["accuracy"], color, 8))
-    middle = rows[len(rows) // 2]
-    panel.labels.append(_Label(name, middle[cost], middle["accuracy"], color, 9.5, "bold"))
+        panel.labels.append(_Label(f"{row['k']}", [(row[cost], row["accuracy"])], color, 8))
+    panel.labels.append(_Label(name, path, color, 9.5, "bold"))
 
 
 def _mark(panel: _Panel, row: dict[str, Any], cost: str, color: str, marker: str, size: float) -> None:
@@ -240,7 +241,10 @@ def _place(figure: Figure, panel: _Panel) -> None:
             obstacles.append(start + np.linspace(0, 1, steps)[:, None] * (end - start))
     for x, low, high in panel.bars:
         start, end = to_pixels([(x, low), (x, high)])
-        obstacles.append(start + np.linspace(0, 1, 8)[:, None] * (end - start))
+        obstacles.append(start + np.linspace(0, 1, 24)[:, None] * (end - start))
+    if panel.level is not None:
+        across = np.arange(frame.x0, frame.x1, 12 * unit)
+        obstacles.append(np.column_stack([across, np.full(len(across), to_pixels((1, panel.level))[1])]))
     dots = np.concatenate(obstacles)
     taken: list[tuple[float, float, float, float]] = []
     for label in sorted(panel.labels, key=lambda entry: entry.weight == "normal"):
@@ -248,23 +252,24 @@ def _place(figure: Figure, panel: _Panel) -> None:
         box = artist.get_window_extent(renderer)
         artist.remove()
         width, height = box.width, box.height
-        anchor = to_pixels((label.x, label.y))
-        best, best_cost = anchor, np.inf
-        for distance in (6, 10, 16, 24, 36):
-            for angle in np.arange(16) * np.pi / 8 + np.pi / 2:
-                toward = np.array([np.cos(angle), np.sin(angle)])
-                center = anchor + toward * (distance * unit + np.array([width, height]) / 2 * np.abs(toward))
-                area = _area(center, width, height)
-                cost = 0.5 * distance + _covered(area, taken, dots, marks, frame, unit)
-                if cost < best_cost - 1e-9:
-                    best, best_cost = center, cost
+        best = at = np.zeros(2)
+        point, best_cost = label.anchors[0], np.inf
+        for candidate in label.anchors:
+            anchor = to_pixels(candidate)
+            for distance in (7, 11, 16, 24, 36):
+                for angle in np.arange(16) * np.pi / 8 + np.pi / 2:
+                    toward = np.array([np.cos(angle), np.sin(angle)])
+                    center = anchor + toward * (distance * unit + np.array([width, height]) / 2 * np.abs(toward))
+                    cost = 0.5 * distance + _covered(_area(center, width, height), taken, dots, marks, frame, unit)
+                    if cost < best_cost - 1e-9:
+                        best, at, point, best_cost = center, anchor, candidate, cost
         taken.append(_area(best, width, height))
-        offset = (best - anchor) / unit
-        gap = np.maximum(np.abs(best - anchor) - (width / 2, height / 2), 0) / unit
+        offset = (best - at) / unit
+        gap = np.maximum(np.abs(best - at) - (width / 2, height / 2), 0) / unit
         leader = {"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
         axes.annotate(
             label.text,
-            (label.x, label.y),
+            point,
             xytext=tuple(float(v) for v in offset),
             textcoords="offset points",
             arrowprops=leader if label.pinned and gap.max() > 14 else None,
@@ -294,7 +299,8 @@ def _covered(
     """Return what a label at this place, ``(left, bottom, right, top)`` in pixels, would cover."""
     left, bottom, right, top = area
     cost = 0.0
-    if left < frame.x0 or right > frame.x1 or bottom < frame.y0 or top > frame.y1:
+    room = 4 * unit
+    if left < frame.x0 + room or right > frame.x1 - room or bottom < frame.y0 + room or top > frame.y1:
         cost += 500
     for a, b, c, d in taken:
         wide = min(right, c) - max(left, a) + 2 * unit

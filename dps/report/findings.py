@@ -30,12 +30,12 @@ def findings(outcomes: Sequence[Outcomes], aggregators: dict[str, str]) -> list[
     """
     reference = reference_of(outcomes)
     rivals = [rival_finding(outcomes, series, aggregators[series]) for series in rivals_of(outcomes)]
-    sentences = [text for text, wins in rivals if wins]
+    sentences = [text for text, first in rivals if first]
     sentences += best_finding(outcomes)
     sentences += more_trajectories_finding(outcomes)
     if reference is not None:
         sentences += [controller_finding(o, outcomes, reference) for o in outcomes if o.family == "dynamic"]
-    sentences += [text for text, wins in rivals if text and not wins]
+    sentences += [text for text, first in rivals if text and not first]
     return sentences
 
 
@@ -69,7 +69,12 @@ def matches(outcomes: Sequence[Outcomes]) -> list[Match]:
 
 
 def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) -> tuple[str, bool]:
-    """Say how a cheap rival does against power policies that spend the same tokens; and whether it wins anywhere."""
+    """Say how a cheap rival does against power policies that spend the same tokens.
+
+    Returns:
+        The sentences, and whether they belong first: the rival wins somewhere, or is as accurate as the largest fixed k
+        with fewer tokens.
+    """
     against = [match for match in matches(outcomes) if match.rival == series]
     if not against:
         return "", False
@@ -81,12 +86,13 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
     open_ = [match for match in against if match.difference.sign == 0 and match not in exhausted]
     parts = []
     if wins:
-        shown = max(wins, key=lambda m: m.rival_accuracy + m.difference.value)  # the most accurate policy that it beats
+        shown = max(wins, key=lambda m: m.accuracy)  # the most accurate policy that it beats
         spent = f"with {number(shown.rival_tokens)}" if shown.exhausted else "at the same"
+        matched = "matched or fewer" if any(match.exhausted for match in wins) else "matched"
         parts.append(
-            f"{name} wins at matched tokens over {listing(m.policy for m in wins)}: {spent} tokens it reaches "
+            f"{name} wins at {matched} tokens over {listing(m.policy for m in wins)}: {spent} tokens it reaches "
             f"{percent(shown.rival_accuracy)} where {shown.policy} has "
-            f"{percent(shown.rival_accuracy + shown.difference.value)} with {number(shown.tokens)}, a difference of "
+            f"{percent(shown.accuracy)} with {number(shown.tokens)}, a difference of "
             f"{_points(shown.difference)}."
         )
         if losses:
@@ -94,7 +100,7 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
         if open_:
             parts.append(f"It cannot be told apart from {listing(m.policy for m in open_)}.")
     elif losses:
-        shown = max(losses, key=lambda m: m.rival_accuracy + m.difference.value)
+        shown = max(losses, key=lambda m: m.accuracy)
         parts.append(
             f"{name} loses at matched tokens to {listing(m.policy for m in losses)}: {shown.policy} is "
             f"{_points(shown.difference)} above it with {number(shown.tokens)} tokens."
@@ -116,8 +122,8 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
             f"{'spends' if len(exhausted) == 1 else 'spend'}: {most.policy} is {_ahead(most.difference)}, and what "
             "more samples would reach was not measured."
         )
-    parts += _cheaper_than_reference(outcomes, series)
-    return " ".join(parts), bool(wins)
+    cheaper = _cheaper_than_reference(outcomes, series)
+    return " ".join([*parts, *cheaper]), bool(wins or cheaper)
 
 
 def _cheaper_than_reference(outcomes: Sequence[Outcomes], series: str) -> list[str]:
@@ -156,14 +162,12 @@ def best_finding(outcomes: Sequence[Outcomes]) -> list[str]:
         text += " It is above every other policy by more than two standard errors."
     elif cheaper:
         least = cheaper[0]
-        text += (
-            f" {len(cheaper)} of the policies that spend less cannot be told apart from it"
-            if len(cheaper) > 1
-            else " One policy that spends less cannot be told apart from it"
-        )
-        text += (
-            f"; the cheapest is {least.policy}" if len(cheaper) > 1 else f", {least.policy}"
-        ) + f" ({percent(estimate(least.correct).value)} with {number(least.tokens.mean())} tokens)."
+        shown = f"{least.policy} ({percent(estimate(least.correct).value)} with {number(least.tokens.mean())} tokens)"
+        if len(cheaper) > 1:
+            text += f" Of the policies that spend less, {len(cheaper)} cannot be told apart from it; the cheapest is"
+            text += f" {shown}."
+        else:
+            text += f" Of the policies that spend less, only {shown} cannot be told apart from it."
     else:
         text += " No policy that spends fewer tokens comes within two standard errors of it."
     return [text]

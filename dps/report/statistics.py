@@ -107,6 +107,8 @@ class Match:
     """Share of questions that the mixture answers with ``k_above``, in [0, 1)."""
     tokens: float
     """Mean tokens of the policy."""
+    accuracy: float
+    """Accuracy of the policy."""
     rival_tokens: float
     """Mean tokens of the mixture: the same, or fewer where the rival's largest k spends less."""
     rival_accuracy: float
@@ -264,11 +266,12 @@ def match_tokens(policy: Outcomes, curve: Sequence[Outcomes]) -> Match | None:
     spent = float(policy.tokens.mean())
     ordered = sorted(curve, key=lambda o: float(o.tokens.mean()))
     means = [float(o.tokens.mean()) for o in ordered]
-    below = int(np.searchsorted(means, spent, side="right")) - 1
+    below = int(np.searchsorted(means, spent * (1 + _TINY), side="right")) - 1
     if below < 0:
         return None
     above = min(below + 1, len(ordered) - 1)
     weight = (spent - means[below]) / (means[above] - means[below]) if above > below else 0.0
+    weight = weight if weight > _TINY else 0.0
     mixed = ordered[below].correct if weight == 0 else _mix(ordered[below].correct, ordered[above].correct, weight)
     both = ~np.isnan(mixed) & ~np.isnan(policy.correct)
     lower, upper = ordered[below], ordered[above if weight > 0 else below]
@@ -279,6 +282,7 @@ def match_tokens(policy: Outcomes, curve: Sequence[Outcomes]) -> Match | None:
         k_above=int(upper.num_trajectories.max()),
         weight_above=weight,
         tokens=spent,
+        accuracy=float(policy.correct[both].mean()) if both.any() else np.nan,
         rival_tokens=(1 - weight) * means[below] + weight * means[above],
         rival_accuracy=float(mixed[both].mean()) if both.any() else np.nan,
         difference=estimate((policy.correct - mixed)[both]),

@@ -125,6 +125,7 @@ def _match_row(match: Match) -> dict[str, Any]:
         "tokens": match.tokens,
         "rival_tokens": match.rival_tokens,
         "rival_exhausted": match.exhausted,
+        "accuracy": _plain(match.accuracy),
         "rival_accuracy": _plain(match.rival_accuracy),
         "accuracy_difference": _plain(match.difference.value),
         "accuracy_difference_stderr": _plain(match.difference.stderr),

@@ -36,10 +36,10 @@ def points(value: float, stderr: float | None) -> str:
 
 
 def share(value: float | None, stderr: float | None = None) -> str:
-    """Return a ratio with two decimals: ``0.55 ± 0.01``."""
+    """Return a ratio with two decimals: ``0.55 ± 0.01``; an error that would be written as 0.00 is left out."""
     if value is None:
         return NONE
-    return f"{value:.2f}" + ("" if stderr is None else f" ± {stderr:.2f}")
+    return f"{value:.2f}" + ("" if stderr is None or stderr < 0.005 else f" ± {stderr:.2f}")
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,165 @@
+"""The sentences say what the data say: they change when the data change."""
+
+import numpy as np
+import pytest
+
+from dps.report.findings import findings, matches
+from tests.report.test_statistics import outcomes
+
+N = 200
+AGGREGATORS = {"power": "majority", "plain": "majority", "lowtemp": "majority", "gbdt": "majority"}
+
+
+def right(share, shift=0):
+    """Answers of which that share is right; the shift decides on which questions."""
+    return np.roll(np.arange(N) < round(share * N), shift).astype(float)
+
+
+def evaluation(*, plain=(0.3, 0.5), gbdt=0.95, gbdt_tokens=500, k2=0.7, k8=0.95, plain_tokens=(100, 1000)):
+    return [
+        outcomes("fixed-k2", right(k2), 250, series="power", k=2),
+        outcomes("fixed-k4", right((k2 + k8) / 2), 450, series="power", k=4),
+        outcomes("fixed-k8", right(k8), 900, series="power", k=8),
+        outcomes("gbdt", right(gbdt), gbdt_tokens, series="gbdt", family="dynamic", k=5),
+        *(
+            outcomes(f"plain-k{k}", right(share), tokens, k=k)
+            for k, share, tokens in zip((4, 32), plain, plain_tokens, strict=True)
+        ),
+    ]
+
+
+def sentences(**changes):
+    return findings(evaluation(**changes), AGGREGATORS)
+
+
+def the(found, beginning):
+    [sentence] = [s for s in found if s.startswith(beginning)]
+    return sentence
+
+
+def test_a_rival_that_wins_comes_first():
+    first = sentences(plain=(0.99, 1.0))[0]
+    assert first.startswith("Plain sampling with a majority vote wins at matched tokens over fixed-k2, fixed-k4,")
+    assert "where fixed-k8 has 95.0 % with 900" in first
+    assert "plain-k4 reaches 99.0 % with 0.11 of the tokens of fixed-k8 (+4.0 ± 1.4 points)." in first
+
+
+def test_a_rival_that_wins_with_fewer_tokens_says_so():
+    first = sentences(plain=(0.99, 1.0), plain_tokens=(100, 600))[0]
+    assert "wins at matched or fewer tokens over" in first
+    assert "with 600 tokens it reaches 100.0 % where fixed-k8 has 95.0 % with 900" in first
+
+
+def test_a_rival_that_loses_comes_last():
+    found = sentences(plain=(0.3, 0.5))
+    assert found[0].startswith("The highest accuracy is")
+    assert found[-1].startswith(
+        "Plain sampling with a majority vote loses at matched tokens to fixed-k2, fixed-k4, fixed-k8 and gbdt: "
+    )
+
+
+def test_a_rival_that_wins_here_and_loses_there_says_both():
+    first = sentences(plain=(0.8, 0.85))[0]
+    assert "wins at matched tokens over fixed-k2:" in first
+    assert "It loses to fixed-k8 and gbdt." in first
+    assert "cannot be told apart from fixed-k4." in first
+
+
+def test_an_undecided_rival_is_undecided():
+    level = [
+        outcomes("fixed-k2", right(0.7), 250, series="power", k=2),
+        outcomes("fixed-k8", right(0.8, shift=20), 900, series="power", k=8),
+        outcomes("plain-k4", right(0.74, shift=60), 100, k=4),
+        outcomes("plain-k32", right(0.76, shift=60), 1000, k=32),
+    ]
+    found = findings(level, AGGREGATORS)
+    assert found[-1].startswith(
+        "Plain sampling with a majority vote cannot be told apart at matched tokens from fixed-k2 and fixed-k8 with "
+        "200 questions; the largest difference is"
+    )
+
+
+def test_a_rival_without_as_many_tokens_is_not_called_beaten_at_matched_tokens():
+    sentence = the(sentences(plain=(0.3, 0.5), plain_tokens=(50, 300)), "Plain")
+    assert "loses at matched tokens to fixed-k2:" in sentence
+    assert "run up to k = 32 (300 tokens, 50.0 %), fewer tokens than fixed-k4, fixed-k8 and gbdt spend" in sentence
+    assert "what more samples would reach was not measured" in sentence
+
+
+def test_a_cheaper_rival_as_accurate_as_k8_comes_first_even_if_undecided():
+    found = sentences(k2=0.95, plain=(0.95, 0.95))
+    assert found[0].startswith("Plain sampling with a majority vote cannot be told apart at matched tokens from")
+    assert "plain-k4 reaches 95.0 % with 0.11 of the tokens of fixed-k8 (0.0 ± 0.0 points)." in found[0]
+
+
+@pytest.mark.parametrize(
+    ("k2", "expected"),
+    [
+        (0.7, "k = 8 with power sampling beats k = 2 by 25.0 ± 3.1 points, more than two standard errors"),
+        (0.945, "k = 8 with power sampling and k = 2 cannot be told apart with 200 questions: the difference is +0.5"),
+        (1.0, "k = 8 with power sampling is worse than k = 2 by 5.0 ± 1.5 points"),
+    ],
+)
+def test_k8_against_k2(k2, expected):
+    assert the(sentences(k2=k2), "k = 8").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("gbdt", "expected"),
+    [
+        (1.0, "gbdt is above fixed-k8 (+5.0 ± 1.5 points"),
+        (0.945, "gbdt is within one standard error of fixed-k8 (−0.5 ± 0.5 points, paired over 200 questions) at 0.56"),
+        (0.94, "gbdt is between one and two standard errors below fixed-k8 (−1.0 ± 0.7 points"),
+        (0.8, "gbdt falls below fixed-k8 by more than two standard errors (−15.0 ± 2.5 points"),
+    ],
+)
+def test_a_controller_against_k8(gbdt, expected):
+    assert the(sentences(gbdt=gbdt), "gbdt").startswith(expected)
+
+
+def test_a_controller_against_fixed_k_at_its_tokens():
+    assert "fixed k = 4 and 8 mixed, the same tokens, gives 83.9 %: the controller beats it" in the(sentences(), "gbdt")
+    assert "the controller loses to it" in the(sentences(gbdt=0.6), "gbdt")
+    assert "the two cannot be told apart" in the(sentences(gbdt=0.84), "gbdt")
+    exact = the(sentences(gbdt_tokens=450), "gbdt")
+    assert "fixed k = 4, the same tokens, gives 82.5 %" in exact
+
+
+def test_a_controller_that_never_stops_saved_nothing():
+    always = outcomes("gbdt", right(0.95), 900, series="gbdt", family="dynamic", k=8)
+    sentence = the(findings([*evaluation()[:3], always], AGGREGATORS), "gbdt")
+    assert sentence.endswith("it always went on to k = 8, so it saved nothing.")
+
+
+def test_the_best_policy_is_the_cheaper_of_two_equals():
+    assert the(sentences(gbdt=0.95), "The highest").startswith(
+        "The highest accuracy is that of gbdt: 95.0 ± 1.5 % on 200 questions, with 500 tokens a question."
+    )
+    assert "above every other policy by more than two standard errors" in the(sentences(gbdt=1.0), "The highest")
+
+
+def test_ungraded_questions_leave_sentences_about_cost_only():
+    nothing = np.full(N, np.nan)
+    found = findings(
+        [
+            outcomes("fixed-k2", nothing, 250, series="power", k=2),
+            outcomes("fixed-k8", nothing, 900, series="power", k=8),
+            outcomes("gbdt", nothing, 450, series="gbdt", family="dynamic", k=4),
+        ],
+        AGGREGATORS,
+    )
+    assert found == [
+        "No question has a grade, so there are no accuracies, only costs.",
+        "gbdt spends 0.50 of the tokens of fixed-k8; no answer has a grade.",
+    ]
+
+
+def test_every_comparison_at_matched_tokens_is_made():
+    pairs = {(m.policy, m.rival) for m in matches(evaluation())}
+    assert pairs == {
+        ("fixed-k2", "plain"),
+        ("fixed-k4", "plain"),
+        ("fixed-k8", "plain"),
+        ("gbdt", "plain"),
+        ("gbdt", "power"),
+    }

@@ -1,0 +1,182 @@
+"""The report's numbers against values worked out by hand or by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dps.aggregate import answer_of
+from dps.errors import InputError
+from dps.report.statistics import (
+    Outcomes,
+    common_questions,
+    estimate,
+    fixed_ks,
+    match_tokens,
+    outcomes_of,
+    ratio,
+    share_at_k,
+)
+from feature_store import Decision
+from tests.factories import make_question
+from tests.report.evaluations import dynamic_manifest, plain_manifest, power_manifest, question
+
+CLOCK = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.5}
+
+
+def outcomes(policy, correct, tokens, *, series="plain", k=1, family="fixed"):
+    count = len(correct)
+    zeros = np.zeros(count)
+    return Outcomes(
+        policy,
+        series,
+        family,
+        k,
+        tuple(f"q{i}" for i in range(count)),
+        np.asarray(correct, dtype=float),
+        np.broadcast_to(np.asarray(tokens, dtype=float), count),
+        zeros,
+        zeros,
+        zeros,
+        np.full(count, k),
+    )
+
+
+def test_prefixes_of_a_fixed_store_are_worked_out_exactly():
+    [k2, k4, k6, k8] = outcomes_of(power_manifest(), [question(0, [1, 0, 0, 0, 1, 1, 1, 1], tokens=7)], CLOCK)
+    assert [o.policy for o in (k2, k4, k6, k8)] == ["fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8"]
+    # k = 2 is a tie that the higher log p decides, at k = 4 three wrong ones win, at 6 it is a tie again.
+    assert [o.correct[0] for o in (k2, k4, k6, k8)] == [1, 0, 1, 1]
+    assert [o.tokens[0] for o in (k2, k4, k6, k8)] == [14, 28, 42, 56]
+    assert k4.compute_s[0] == pytest.approx(4 * 0.02 + 0.003)
+    assert k4.latency_s[0] == pytest.approx(0.4)
+    assert k4.calibrated_s[0] == pytest.approx(28 * 0.01 + 10 * 0.5)
+    assert k4.num_trajectories[0] == 4
+
+
+def test_prefix_answers_are_those_of_the_aggregator_on_random_records():
+    questions = [make_question(i, hidden_size=0) for i in range(30)]
+    for o in outcomes_of(power_manifest(aggregator="best_logprob"), questions, None):
+        expected = [answer_of(q.trajectories[: o.k], "best_logprob")[1] for q in questions]
+        assert o.correct.tolist() == [float(right) for right in expected]
+        assert np.isnan(o.calibrated_s).all()
+
+
+def test_latency_is_the_last_of_the_first_k_and_not_the_kth():
+    record = make_question(0, k=8, hidden_size=0)
+    late = record.trajectories[0].finished_s + 100
+    object.__setattr__(record.trajectories[0], "finished_s", late)
+    assert all(o.latency_s[0] == late for o in outcomes_of(power_manifest(), [record], None))
+
+
+def test_a_dynamic_store_keeps_its_answer_and_pays_for_its_controller():
+    live = [question(1, [1, 1], decisions=[Decision(2, 0.9)]), question(0, [0, 0, 1, 1, 1, 1])]
+    [gbdt] = outcomes_of(dynamic_manifest(), live, CLOCK)
+    assert gbdt.policy == "gbdt"
+    assert gbdt.k is None
+    assert gbdt.question_ids == ("q00000", "q00001")
+    assert gbdt.num_trajectories.tolist() == [6, 2]
+    assert gbdt.compute_s == pytest.approx([6 * 0.02 + 0.006, 2 * 0.02 + 0.006])
+    assert gbdt.latency_s.tolist() == [9.0, 9.0]
+    assert share_at_k(gbdt) == {2: 0.5, 6: 0.5}
+
+
+def test_the_recorded_answer_of_a_dynamic_store_counts():
+    [gbdt] = outcomes_of(
+        dynamic_manifest(), [question(0, [1, 1], correct=None), question(1, [1, 1], correct=False)], None
+    )
+    assert np.isnan(gbdt.correct[0])
+    assert gbdt.correct[1] == 0
+
+
+def test_ks_come_from_the_list_or_from_the_range():
+    assert fixed_ks({"name": "power", "start": 2, "step": 2, "maximum": 8}) == (2, 4, 6, 8)
+    assert fixed_ks({"name": "plain", "ks": [8, 1, 2]}) == (1, 2, 8)
+    names = [o.policy for o in outcomes_of(plain_manifest("lowtemp", ks=(1, 4)), [question(0, [1] * 4)], None)]
+    assert names == ["lowtemp-k1", "lowtemp-k4"]
+
+
+def test_a_question_with_too_few_trajectories_is_refused():
+    with pytest.raises(InputError, match="q00003 of the policy power has 6 trajectories where its manifest says 8"):
+        outcomes_of(power_manifest(), [question(3, [1] * 6)], None)
+
+
+def test_selection_sorts_and_pairs():
+    o = outcomes("plain-k1", [0, 1, 0, 1], [1, 2, 3, 4])
+    chosen = o.on(["q3", "q1"])
+    assert chosen.question_ids == ("q1", "q3")
+    assert chosen.tokens.tolist() == [2, 4]
+    assert common_questions([o, chosen]) == ("q1", "q3")
+
+
+def test_estimate_is_mean_and_standard_error_without_nan():
+    result = estimate(np.array([1.0, 0.0, np.nan, 1.0, 1.0]))
+    assert result.value == 0.75
+    assert result.stderr == pytest.approx(math.sqrt(0.75 * 0.25 * 4 / 3 / 4))
+    assert result.num_questions == 4
+    assert math.isnan(estimate(np.array([1.0])).stderr)
+    assert math.isnan(estimate(np.array([np.nan])).value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sign"),
+    [([1, 1, 1, 0] * 10, 1), ([-1, -1, -1, 0] * 10, -1), ([1, -1, 1, 0], 0), ([0, 0, 0], 0), ([1], 0), ([1, 1], 1)],
+)
+def test_a_difference_is_decided_beyond_two_standard_errors(values, sign):
+    assert estimate(np.array(values, dtype=float)).sign == sign
+
+
+def test_one_lost_question_is_exactly_one_standard_error():
+    # Mean -1/n has the standard error 1/n, so "within one standard error" must not depend on rounding.
+    for count in (7, 40, 240, 1000):
+        assert estimate(np.array([-1.0] + [0.0] * (count - 1))).at_least(1)
+        assert not estimate(np.array([-1.0, -1.0] + [0.0] * (count - 2))).at_least(1)
+
+
+def test_ratio_agrees_with_the_bootstrap():
+    rng = np.random.default_rng(0)
+    b = rng.gamma(5.0, 100.0, 400)
+    a = b * rng.choice([0.25, 0.5, 1.0], 400)
+    result = ratio(a, b)
+    assert result.value == pytest.approx(a.mean() / b.mean())
+    draws = rng.integers(0, 400, (4000, 400))
+    assert result.stderr == pytest.approx(np.std(a[draws].mean(1) / b[draws].mean(1)), rel=0.06)
+    assert ratio(b, b).stderr == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0))
+def test_the_mixture_spends_the_policys_tokens_and_is_a_real_policy(seed, place):
+    rng = np.random.default_rng(seed)
+    count = 30
+    low = outcomes("plain-k2", rng.integers(0, 2, count), rng.integers(10, 30, count), k=2)
+    high = outcomes("plain-k4", rng.integers(0, 2, count), rng.integers(40, 90, count), k=4)
+    spent = (1 - place) * low.tokens.mean() + place * high.tokens.mean()
+    policy = outcomes("gbdt", rng.integers(0, 2, count), spent, family="dynamic", series="gbdt")
+    match = match_tokens(policy, [high, low])
+    assert match.rival_tokens == pytest.approx(spent)
+    assert not match.exhausted
+    expected = (1 - place) * low.correct.mean() + place * high.correct.mean()
+    assert match.rival_accuracy == pytest.approx(expected, abs=1e-9)
+    assert match.difference.value == pytest.approx(policy.correct.mean() - expected, abs=1e-9)
+
+
+def test_the_matched_difference_is_paired():
+    # The same answers question by question: no spread, however uncertain the two accuracies are.
+    answers = [0, 1] * 20
+    rival = [outcomes("plain-k1", answers, 10, k=1), outcomes("plain-k2", answers, 30, k=2)]
+    match = match_tokens(outcomes("fixed-k2", answers, 20, series="power", k=2), rival)
+    assert match.difference.value == 0
+    assert match.difference.stderr == 0
+
+
+def test_a_rival_that_ends_earlier_or_begins_later_says_so():
+    curve = [outcomes("plain-k1", [0, 1], 10, k=1), outcomes("plain-k2", [1, 1], 20, k=2)]
+    beyond = match_tokens(outcomes("fixed-k8", [1, 1], 100, series="power", k=8), curve)
+    assert beyond.exhausted
+    assert (beyond.k_below, beyond.k_above, beyond.rival_tokens) == (2, 2, 20)
+    assert match_tokens(outcomes("fixed-k2", [1, 1], 5, series="power", k=2), curve) is None
+    exact = match_tokens(outcomes("fixed-k2", [1, 1], 20, series="power", k=2), curve)
+    assert not exact.exhausted
+    assert exact.k_below == exact.k_above == 2

@@ -1,0 +1,288 @@
+"""Whole reports from stores on disk: files, schema, determinism, and what is refused."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from dps.errors import InputError
+from dps.report import read_report, render_table, write_report
+from dps.report.statistics import outcomes_of
+from tests.factories import make_manifest
+from tests.report.evaluations import (
+    dynamic_manifest,
+    plain_manifest,
+    power_manifest,
+    power_rows,
+    question,
+    write_evaluation,
+    write_store,
+)
+
+FILES = {"report.json", "report.html", "report.png", "report.svg", "report_time.png", "report_time.svg"}
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    return write_evaluation(tmp_path_factory.mktemp("run") / "evaluation")
+
+
+@pytest.fixture(scope="module")
+def written(evaluation, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "report"
+    return output, write_report([evaluation], output, title="A <b>title</b> & more")
+
+
+def test_all_files_are_written_and_the_json_is_what_was_returned(written):
+    output, report = written
+    assert {path.name for path in output.iterdir()} == FILES
+    assert json.loads((output / "report.json").read_text(encoding="utf-8")) == report
+    assert (output / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_policies_and_their_keys(written):
+    _, report = written
+    assert [row["policy"] for row in report["policies"]] == [
+        *("fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", "gbdt", "mlp-h"),
+        *("plain-k1", "plain-k2", "plain-k4", "lowtemp-k1", "lowtemp-k2", "lowtemp-k4"),
+    ]
+    needed = {"policy", "accuracy", "accuracy_stderr", "latency_s", "compute_s", "tokens", "mean_k", "num_questions"}
+    needed |= {
+        "calibrated_s",
+        "share_at_k",
+        "accuracy_minus_k8",
+        "accuracy_minus_k8_stderr",
+        "tokens_ratio_k8",
+        "family",
+    }
+    for row in report["policies"]:
+        assert needed <= set(row)
+        assert row["num_questions"] == 40
+        assert sum(row["share_at_k"].values()) == pytest.approx(1)
+    assert {"schema_version", "title", "findings", "provenance"} <= set(report)
+
+
+def test_numbers_of_a_known_evaluation(written):
+    _, report = written
+    row = {row["policy"]: row for row in report["policies"]}
+    # 16 of 40 questions are wrong at k = 2 and right from k = 4 on (a tie of two), 2 are never right.
+    assert row["fixed-k2"]["accuracy"] == 22 / 40
+    assert row["fixed-k8"]["accuracy"] == 38 / 40
+    assert row["fixed-k2"]["accuracy_minus_k8"] == pytest.approx(-16 / 40)
+    assert row["gbdt"]["share_at_k"] == {"2": 22 / 40, "6": 18 / 40}
+    assert row["gbdt"]["mean_k"] == pytest.approx((22 * 2 + 18 * 6) / 40)
+    assert row["gbdt"]["tokens_ratio_k8"] == pytest.approx((22 * 2 + 18 * 6) / (40 * 8))
+    assert row["gbdt"]["accuracy_minus_k8"] == 0
+    # One clock for all policies, that of the power store, although the plain stores recorded another.
+    assert row["plain-k4"]["calibrated_s"] == pytest.approx(240 * 0.001 + 10 * 0.0001)
+    assert report["clock"]["store"] == "power"
+    assert report["reference"] == "fixed-k8"
+
+
+def test_the_rival_leads_the_report_exactly_when_it_wins(tmp_path, written):
+    assert not written[1]["findings"][0].startswith("Plain sampling")
+    report = read_report([write_evaluation(tmp_path / "strong", plain_right=1.0)])
+    assert report["findings"][0].startswith("Plain sampling with a majority vote wins at matched tokens over fixed-k2:")
+    verdicts = {(m["policy"], m["rival"]): m["verdict"] for m in report["matched_tokens"]}
+    assert verdicts["fixed-k2", "plain"] == "below"
+    assert verdicts["fixed-k8", "lowtemp"] == "above"
+
+
+def test_the_same_stores_give_the_same_bytes(written, evaluation, tmp_path):
+    output, _ = written
+    write_report([evaluation / name for name in ("lowtemp", "power", "plain", "mlp-h", "gbdt")], tmp_path, "Another")
+    write_report([evaluation], tmp_path, "A <b>title</b> & more")
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
+
+
+class _Page(HTMLParser):
+    """Collects what a page loads, its ids and whether its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.ids, self.open, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.loads += [values[key] for key in ("src", "href", "xlink:href", "srcset", "data") if key in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag not in {"meta", "br", "img", "link"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_else_and_is_well_formed(written):
+    output, report = written
+    source = (output / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(source)
+    assert page.open == []
+    assert all(address.startswith("#") for address in page.loads)
+    assert {address[1:] for address in page.loads} <= set(page.ids)
+    assert "http" not in source
+    assert "@import" not in source
+    assert "url(" not in re.sub(r"url\(#(tokens|time)-\w+\)", "", source)
+    assert "<script" not in source
+    assert source.count("<svg") == 2
+    assert len(set(page.ids) & {"findings", "table", "definitions", "provenance"}) == 4
+    tied = "".join(page.text).replace("\u00a0", " ")
+    for finding in report["findings"]:
+        assert finding in tied
+    for row in report["policies"]:
+        assert row["policy"] in tied
+
+
+def test_what_the_stores_say_is_escaped(written):
+    source = (written[0] / "report.html").read_text(encoding="utf-8")
+    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; more</title>" in source
+
+
+def test_figures_show_every_policy_and_no_date(written):
+    output, _ = written
+    for name in ("report.svg", "report_time.svg"):
+        text = (output / name).read_text(encoding="utf-8")
+        for label in ("power sampling, fixed k", "plain sampling", "low temperature", "▲ gbdt", "◆ mlp-h"):
+            assert f"<!-- {label} -->" in text, (name, label)
+        assert "<dc:date>" not in text
+
+
+def test_the_terminal_table(written):
+    table = render_table(written[1])
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 120
+    [gbdt] = [line for line in lines if line.strip().startswith("gbdt")]
+    assert " ".join(gbdt.split()) == "gbdt 95.0 ± 3.5 0.0 ± 0.0 380 0.47 0.082 9.00 3.80 55 0 45"
+    assert "…" not in table
+
+
+def test_policies_are_compared_on_the_questions_that_all_have(evaluation, tmp_path):
+    partial = [question(i, [1, 1]) for i in range(30, 50)]
+    write_store(tmp_path / "gbdt", dynamic_manifest(), partial)
+    report = read_report([evaluation / "power", tmp_path / "gbdt"])
+    assert report["num_questions"] == 10
+    rows = {row["policy"]: row for row in report["policies"]}
+    assert rows["gbdt"]["num_questions_in_store"] == 20
+    assert rows["fixed-k8"]["num_questions"] == 10
+    assert any(
+        "on the 10 questions that all stores have; some have more: power 40, gbdt 20" in n for n in report["notes"]
+    )
+
+
+def test_ungraded_questions_are_kept_apart(tmp_path):
+    rows = power_rows(40)
+    questions = [question(i, row) for i, row in enumerate(rows)]
+    ungraded = replace(
+        questions[0],
+        correct=None,
+        trajectories=tuple(replace(t, correct=None) for t in questions[0].trajectories),
+    )
+    write_store(tmp_path / "power", power_manifest(), [ungraded, *questions[1:]])
+    report = read_report([tmp_path])
+    [*_, k8] = report["policies"]
+    assert k8["num_ungraded"] == 1
+    assert k8["num_questions"] == 40
+    assert k8["accuracy"] == pytest.approx(37 / 39)
+    assert k8["tokens"] == 800
+    assert any("without a grade" in note for note in report["notes"])
+
+
+def test_a_store_without_any_grade_still_reports(tmp_path):
+    rows = [question(i, [1, 1]) for i in range(3)]
+    blank = [
+        replace(q, correct=None, trajectories=tuple(replace(t, correct=None) for t in q.trajectories)) for q in rows
+    ]
+    write_store(tmp_path / "store", dynamic_manifest(), blank)
+    report = write_report([tmp_path], tmp_path / "out")
+    assert report["policies"][0]["accuracy"] is None
+    assert report["policies"][0]["accuracy_minus_k8"] is None
+    assert "no accuracies" in report["findings"][0]
+    assert "gbdt" in render_table(report)
+
+
+def test_another_largest_k_is_the_reference_and_not_called_k8(tmp_path):
+    policy = {"name": "power", "family": "fixed", "start": 1, "step": 1, "maximum": 3}
+    write_store(tmp_path / "power", power_manifest(policy=policy), [question(i, [1, 0, 0]) for i in range(4)])
+    report = read_report([tmp_path])
+    assert report["reference"] == "fixed-k3"
+    assert [row["accuracy_minus_reference"] for row in report["policies"]] == [1, 1, 0]
+    assert all(row["accuracy_minus_k8"] is None for row in report["policies"])
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        read_report([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match=r"found no manifest\.json there or one level below"):
+        read_report([tmp_path])
+    with pytest.raises(InputError, match="got none"):
+        read_report([])
+
+
+def test_harvests_are_no_evaluations(evaluation, tmp_path):
+    write_store(tmp_path / "harvest", make_manifest(), [question(0, [1] * 8)])
+    with pytest.raises(InputError, match=r"that `dps evaluate` wrote, found only .*harvest \(a harvest\)"):
+        read_report([tmp_path])
+    assert "Left out, not evaluations: harvest." in read_report([evaluation, tmp_path])["notes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"benchmark": {"name": "gsm8k", "split": "test"}},
+            "one benchmark, but name is 'made-up' in .*power and 'gsm8k'",
+        ),
+        ({"model": {"name": "other", "fingerprint": "1"}}, "one model, but fingerprint is .* in .*power and '1' in"),
+    ],
+)
+def test_stores_that_say_nothing_together_are_refused(evaluation, tmp_path, changes, message):
+    write_store(tmp_path / "z", plain_manifest("zzz", **changes), [question(0, [1] * 4)])
+    with pytest.raises(InputError, match=message):
+        read_report([evaluation / "power", tmp_path])
+
+
+def test_a_policy_twice_is_refused(evaluation, tmp_path):
+    write_store(tmp_path / "gbdt", dynamic_manifest(), [question(0, [1, 1])])
+    with pytest.raises(InputError, match="both hold gbdt"):
+        read_report([evaluation, tmp_path])
+
+
+def test_disjoint_questions_are_refused(evaluation, tmp_path):
+    write_store(tmp_path / "gbdt", dynamic_manifest(), [question(999, [1, 1])])
+    with pytest.raises(InputError, match="Expected questions that all stores have, found none"):
+        read_report([evaluation / "power", tmp_path])
+
+
+def test_an_output_that_is_a_file_is_refused(evaluation, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        write_report([evaluation], tmp_path / "file")
+
+
+def test_different_sampler_settings_are_noted(evaluation, tmp_path):
+    store = write_store(
+        tmp_path / "mlp-hq", dynamic_manifest("mlp-hq", sampler={"num_mh_steps": 99}), [question(0, [1, 1])]
+    )
+    notes = read_report([evaluation / "power", store])["notes"]
+    assert any("different sampler settings" in note for note in notes)
+
+
+def test_statistics_need_no_store(evaluation):
+    """The reduction takes records, whatever they come from."""
+    [*_, k8] = outcomes_of(power_manifest(), (question(i, [1] * 8) for i in range(3)), None)
+    assert k8.correct.tolist() == [1, 1, 1]
