@@ -11,7 +11,7 @@ from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import Checkpoint, run_policy
-from dps.worker import open_embedder, prepare, prompts_of
+from dps.worker import feature_identity, open_embedder, prepare, prompts_of
 from feature_store.records import Question
 
 EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
@@ -68,7 +68,7 @@ def answer(
     loaded = load_model(model) if isinstance(model, str) else model
     encoder = open_embedder(embedder) if controller is not None else None
     if controller is not None and encoder is not None:
-        controller.check_model(loaded.identity(feature_layer), encoder.size)
+        controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size)
     prompts = prompts_of(loaded, benchmark, settings)
     engine = Engine(loaded, settings, rows=rows, prompt_room=max(len(tokens) for _, tokens in prompts.values()))
     records = run_policy(

@@ -6,6 +6,7 @@ question. Any sentence-transformers model will do; nothing is imported or loaded
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -49,6 +50,19 @@ class QuestionEmbedder:
                 f"Expected the embedder as folder or hub id of a sentence-transformers model, got {path_or_id!r}, "
                 "which is neither: check the name."
             )
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells this embedder from another: the name and, of a folder, a digest of its files.
+
+        Loads nothing, so that a run can be checked before its embedder is needed.
+        """
+        if self._folder is None:
+            return self.path_or_id
+        digest = hashlib.blake2b(digest_size=8)
+        for path in sorted(p for p in self._folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt")):
+            digest.update(path.relative_to(self._folder).as_posix().encode() + path.read_bytes())
+        return f"{self._folder.resolve().name}@{digest.hexdigest()}"
 
     @property
     def size(self) -> int:

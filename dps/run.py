@@ -194,7 +194,7 @@ def _open_stores(
             policy=plan.policy,
             aggregator=settings.aggregator,
             seed=settings.seed,
-            model={**identity["model"], "embedder": settings.features.embedder},
+            model=identity["model"],
             benchmark=identity["benchmark"],
             sampler=asdict(sampler),
             calibration=calibrations[sampler],

@@ -173,7 +173,8 @@ def work(
         if needs_features and embedder is None:
             embedder = open_embedder(settings.features.embedder)
         if policy.controller is not None and embedder is not None:
-            policy.controller.check_model(model.identity(settings.features.layer), embedder.size)
+            identity = feature_identity(model, embedder, settings.features.layer)
+            policy.controller.check_model(identity, embedder.size)
         prompts = prompts_of(model, benchmark, task.sampler)
         room = max(len(tokens) for _, tokens in prompts.values())
         engine = Engine(model, task.sampler, rows=settings.compute.rows, prompt_room=room)
@@ -244,12 +245,16 @@ def done(task: int, question: Question) -> Done:
     )
 
 
+def feature_identity(model: LanguageModel, embedder: QuestionEmbedder, layer: int) -> dict[str, Any]:
+    """Return the identity of model, layer and embedder: what a controller's features come from."""
+    return {**model.identity(layer), "embedder": embedder.identity}
+
+
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
     return {
-        "model": model.identity(settings.features.layer),
+        "model": feature_identity(model, open_embedder(settings.features.embedder), settings.features.layer),
         "benchmark": benchmark.identity(),
-        "embedder": settings.features.embedder,
         "seed": settings.seed,
         "aggregator": settings.aggregator,
     }

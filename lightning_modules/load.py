@@ -117,7 +117,7 @@ class Controller:
         """Refuse a language model or question embedder whose features it was not trained on.
 
         Args:
-            identity: ``fingerprint``, ``name``, ``hidden_size`` and ``feature_layer`` of the model, as in a manifest.
+            identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer`` and ``embedder``, as in a manifest.
             embedding_size: E of the embedder.
 
         Raises:
@@ -135,8 +135,14 @@ class Controller:
         if trained.get("fingerprint") != identity.get("fingerprint"):
             models = (f"{m.get('name')} (fingerprint {m.get('fingerprint')})" for m in (trained, identity))
             raise self._refusal(f"the model {next(models)}", f"this is {next(models)}")
-        if EMBEDDING in self.estimator.parts and self.embedding_size != embedding_size:
-            raise self._refusal(f"question embeddings of size {self.embedding_size}", f"these have {embedding_size}")
+        if EMBEDDING in self.estimator.parts:
+            if self.embedding_size != embedding_size:
+                raise self._refusal(
+                    f"question embeddings of size {self.embedding_size}", f"these have {embedding_size}"
+                )
+            if trained.get("embedder") != identity.get("embedder"):
+                embedders = trained.get("embedder"), identity.get("embedder")
+                raise self._refusal(f"question embeddings by {embedders[0]}", f"these are by {embedders[1]}")
 
     def _refusal(self, trained: str, came: str) -> InputError:
         return InputError(

@@ -30,6 +30,9 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
 from lightning_modules.results import show
 
+_FROM_STORE = ("hidden_size", "embedding_size")
+"""Arguments of a controller that the store decides."""
+
 
 class ControllerCLI(LightningCLI):
     """Trains and tests controllers."""
@@ -72,7 +75,7 @@ class ControllerCLI(LightningCLI):
         # One name, so that a second training replaces the first one's checkpoint instead of standing beside it.
         parser.set_defaults({"checkpoint.filename": "best", "checkpoint.enable_version_counter": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
-        for size in ("hidden_size", "embedding_size"):
+        for size in _FROM_STORE:
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -84,6 +87,11 @@ class ControllerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         command = self.config["subcommand"]
         options = self.config[command]
+        for size in _FROM_STORE:  # the link would win, silently
+            if options.get(f"model.init_args.{size}") is not None:
+                raise InputError(
+                    f"model.init_args.{size} is set from the store and cannot be configured: leave it out."
+                )
         path = options.get("ckpt_path")
         if command != "fit":
             self._trained = load_controller(path or options.trainer.default_root_dir)

@@ -84,3 +84,15 @@ def test_a_hub_id_that_cannot_be_loaded_is_one_sentence(monkeypatch):
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
     with pytest.raises(InputError, match=r"embedder nobody/nothing: nobody/nothing is not a local folder$"):
         QuestionEmbedder("nobody/nothing").embed(["how many"])
+
+
+def test_identity_is_of_the_content(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    assert QuestionEmbedder(str(copy)).identity == QuestionEmbedder(str(folder)).identity
+    tokenizer = next(copy.rglob("tokenizer.json"))
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert QuestionEmbedder(str(copy)).identity != QuestionEmbedder(str(folder)).identity
+    assert QuestionEmbedder("owner/name").identity == "owner/name"

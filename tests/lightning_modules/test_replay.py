@@ -26,7 +26,9 @@ def random_case(seed, rows=40, checkpoints=3, values=None):
 
 def outcome(p_inc, correct, tokens, threshold):
     at = [walk(p, threshold) for p in p_inc]
-    return np.mean([c[i] for c, i in zip(correct, at)]), np.mean([t[i] for t, i in zip(tokens, at)])
+    return np.mean([c[i] for c, i in zip(correct, at, strict=True)]), np.mean(
+        [t[i] for t, i in zip(tokens, at, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("values", [None, 4])
@@ -44,7 +46,7 @@ def test_the_sweep_equals_one_replay_for_each_threshold(seed, rows, values):
     assert (np.diff(thresholds) > 0).all()
     assert thresholds[0] == NEVER_STOP
     assert thresholds[-1] == 1.0
-    for threshold, accuracy, cost in zip(thresholds, accuracies, costs):
+    for threshold, accuracy, cost in zip(thresholds, accuracies, costs, strict=True):
         assert (accuracy, cost) == pytest.approx(outcome(p_inc, correct, tokens, threshold), abs=1e-12)
 
 

@@ -70,7 +70,15 @@ def test_labels_on_small_examples(correct, no_gain):
     bits = np.array([[[c == "1" for c in correct]]])
     shape = (1, 1, 3)
     table = Table(
-        ("q",), np.ones(1), np.ones(1, bool), KS, np.zeros((*shape, 6)), np.zeros((*shape, 0)), np.zeros((1, 0)), bits, bits
+        ("q",),
+        np.ones(1),
+        np.ones(1, bool),
+        KS,
+        np.zeros((*shape, 6)),
+        np.zeros((*shape, 0)),
+        np.zeros((1, 0)),
+        bits,
+        bits,
     )
     assert "".join(str(int(b)) for b in table.labels("no_gain")[0, 0]) == no_gain
     assert "".join(str(int(b)) for b in table.labels("correct")[0, 0]) == correct[:-1]
@@ -123,7 +131,11 @@ def test_parts_that_nobody_uses_are_not_made():
 def test_checkpoints_come_from_the_policy():
     policy = {"name": "power", "family": "fixed", "start": 1, "step": 3, "maximum": 10}
     assert ks_of(policy, "s") == (1, 4, 7, 10)
-    for bad in ({**policy, "family": "dynamic"}, {"name": "plain", "family": "fixed", "ks": [1, 2]}, {**policy, "maximum": 1}):
+    for bad in (
+        {**policy, "family": "dynamic"},
+        {"name": "plain", "family": "fixed", "ks": [1, 2]},
+        {**policy, "maximum": 1},
+    ):
         with pytest.raises(InputError):
             ks_of(bad, "s")
 

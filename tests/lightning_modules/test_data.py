@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dps.errors import InputError
+from feature_store import StoreError
+from lightning_modules.data import EpochBatches, FeatureDataModule
+from tests.lightning_modules.harvests import make_questions, write_harvest
+
+SPLITS = ("train", "val", "test")
+
+
+def ready(store, **settings):
+    data = FeatureDataModule(store, **settings)
+    data.setup()
+    return data
+
+
+def test_no_question_is_in_two_splits_and_all_are_in_one(harvest):
+    data = ready(harvest, num_orders=3)
+    ids = [set(data.table(split).question_ids) for split in SPLITS]
+    assert sum(len(i) for i in ids) == len(set.union(*ids)) == 120
+    assert all(data.split_of(i) == split for split, found in zip(SPLITS, ids, strict=True) for i in found)
+
+
+def test_questions_keep_their_split_when_the_store_grows(tmp_path, harvest):
+    small = ready(write_harvest(tmp_path / "small", make_questions(60)))
+    for split in SPLITS:
+        assert set(small.table(split).question_ids) <= set(ready(harvest).table(split).question_ids)
+
+
+def test_batches_are_the_rows_of_the_table(harvest):
+    data = ready(harvest, num_orders=2, batch_size=50, label="correct")
+    table, loader = data.table("train"), data.train_dataloader()
+    batches = list(loader)
+    assert [len(b.label) for b in batches[:-1]] == [50] * (len(batches) - 1)
+    assert len(batches) == len(loader)
+    order = np.concatenate(list(EpochBatches(table.num_rows, 50, 0)))
+    q, o, c = np.unravel_index(order, table.scalars.shape[:3])
+    got = [torch.cat(parts).numpy() for parts in zip(*batches, strict=True)]
+    np.testing.assert_array_equal(got[0], table.scalars[q, o, c])
+    np.testing.assert_array_equal(got[1], table.hidden[q, o, c])
+    np.testing.assert_array_equal(got[2], table.embedding[q])
+    np.testing.assert_array_equal(got[3], table.correct[q, o, c])
+
+
+def test_shuffling_depends_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        batches = EpochBatches(20, 8, seed)
+        batches.set_epoch(epoch)
+        return np.concatenate(list(batches)).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == list(range(20))
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert order(None, 3) == list(range(20))
+
+
+def test_another_store_is_tested_without_the_questions_trained_on(tmp_path, harvest, capsys):
+    other = write_harvest(tmp_path / "other", make_questions(150))
+    data = ready(harvest, test_store=other)
+    trained = {i for split in ("train", "val") for i in data.table(split).question_ids}
+    assert not trained & set(data.table("test").question_ids)
+    assert data.table("test").num_questions == 150 - len(trained)
+    assert f"{len(trained)} questions are left out" in capsys.readouterr().out
+
+
+def test_ungraded_questions_are_left_out_and_counted(tmp_path, capsys):
+    questions = make_questions(40)
+    blind = [replace(q, trajectories=tuple(replace(t, correct=None) for t in q.trajectories)) for q in questions]
+    data = ready(write_harvest(tmp_path / "some", [*blind[:10], *questions[10:]]))
+    assert sum(data.table(split).num_questions for split in SPLITS) == 30
+    assert data.table("predict").num_questions == 40
+    assert "10 of 40 questions have no grade" in capsys.readouterr().out
+    with pytest.raises(InputError, match="none of its 40 has a grade"):
+        ready(write_harvest(tmp_path / "none", blind))
+
+
+def test_the_clock_can_be_a_trained_controllers(harvest):
+    data = ready(harvest)
+    before = data.table("val").scalars
+    data.calibration = {"seconds_per_token": 0.002, "prefill_seconds_per_token": 0.0002}
+    data.setup()
+    np.testing.assert_allclose(data.table("val").scalars[..., 4], 2 * before[..., 4])
+
+
+def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
+    questions = make_questions(12)
+    with pytest.raises(StoreError):
+        FeatureDataModule(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="at least 1"):
+        FeatureDataModule(harvest, num_orders=0)
+    with pytest.raises(InputError, match="sum of at most 1"):
+        FeatureDataModule(harvest, train_fraction=0.9, val_fraction=0.2)
+    dynamic = write_harvest(tmp_path / "dynamic", questions, policy={"name": "gbdt", "family": "dynamic"})
+    with pytest.raises(InputError, match="store of the policy gbdt"):
+        FeatureDataModule(dynamic)
+    shorter = write_harvest(tmp_path / "k6", questions, policy={"family": "fixed", "start": 2, "step": 2, "maximum": 6})
+    with pytest.raises(InputError, match="its k is"):
+        FeatureDataModule(harvest, test_store=shorter)
+    with pytest.raises(InputError, match="none is in val"):
+        ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)

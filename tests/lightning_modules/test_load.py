@@ -1,0 +1,126 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES, CheckpointFeatures
+from lightning_modules.estimators import MLPEstimator, TreeEstimator
+from lightning_modules.load import load_controller
+
+MODEL = {"name": "made-up", "fingerprint": "abc", "hidden_size": 8, "feature_layer": 11}
+
+
+def save(path, name="mlp-hq", **changes):
+    """Write a checkpoint of an untrained controller."""
+    settings = dict(
+        hidden_size=8,
+        embedding_size=5 if name == "mlp-hq" else 0,
+        projection_size=2,
+        layer_sizes=[4],
+        dropout=0.1,
+        input_dropout=0.1,
+    )
+    estimator = TreeEstimator() if name == "gbdt" else MLPEstimator(**settings)
+    description = {
+        "format": 1,
+        "name": name,
+        "settings": {} if name == "gbdt" else settings,
+        "feature_names": list(SCALAR_FEATURES),
+        "hidden_size": 8,
+        "embedding_size": 5,
+        "data": {"model": MODEL, "calibration": {}, "pooling": "mean", "label": "no_gain"},
+    }
+    state = {f"estimator.{key}": value for key, value in estimator.state_dict().items()}
+    torch.save({"state_dict": state, "controller": {**description, **changes}}, path)
+    return path
+
+
+def features(hidden_size=8, embedding_size=5):
+    return CheckpointFeatures(np.ones(6), np.zeros(hidden_size, np.float32), np.zeros(embedding_size, np.float32))
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
+def test_a_saved_controller_loads(tmp_path, name):
+    controller = load_controller(save(tmp_path / "a.ckpt", name))
+    assert controller.name == name
+    assert controller.predict_enough([features()] * 3).shape == (3,)
+    controller.check_model(MODEL, 5)
+
+
+def test_a_run_folder_means_its_best_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    save(tmp_path / "checkpoints" / "best.ckpt", "mlp-h")
+    assert load_controller(tmp_path).path == tmp_path / "checkpoints" / "best.ckpt"
+
+
+def test_what_is_no_controller_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no .*nothing\.ckpt"):
+        load_controller(tmp_path / "nothing.ckpt")
+    with pytest.raises(InputError, match=r"no .*best\.ckpt"):
+        load_controller(tmp_path)
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    (tmp_path / "empty.ckpt").touch()
+    whole = save(tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    for name in ("text", "empty", "half"):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_controller(tmp_path / f"{name}.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for name in ("other", "list"):
+        with pytest.raises(InputError, match="some other file"):
+            load_controller(tmp_path / f"{name}.ckpt")
+
+
+def test_other_features_and_formats_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"format 1, but .* has format 2"):
+        load_controller(save(tmp_path / "a.ckpt", format=2))
+    with pytest.raises(InputError, match="trained on the features mcmc_perplexity, current_k"):
+        load_controller(save(tmp_path / "b.ckpt", feature_names=["mcmc_perplexity", "current_k"]))
+
+
+def test_another_model_layer_or_embedder_is_refused(tmp_path):
+    controller = load_controller(save(tmp_path / "a.ckpt"))
+    for change, message in (
+        ({"fingerprint": "xyz"}, "fingerprint abc.*fingerprint xyz"),
+        ({"hidden_size": 16}, "size 8, but these have 16"),
+        ({"feature_layer": 5}, "layer 11, but these are of layer 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            controller.check_model({**MODEL, **change}, 5)
+    with pytest.raises(InputError, match="embeddings of size 5, but these have 7"):
+        controller.check_model(MODEL, 7)
+    with pytest.raises(InputError, match="hidden states of size 8, but these have 9"):
+        controller.predict_enough([features(hidden_size=9)])
+    with pytest.raises(InputError, match="embeddings of size 5, but these have 0"):
+        controller.predict_enough([features(embedding_size=0)])
+
+
+def test_only_what_a_controller_looks_at_has_to_fit(tmp_path):
+    trees = load_controller(save(tmp_path / "trees.ckpt", "gbdt"))
+    trees.check_model({**MODEL, "feature_layer": 5}, 0)
+    trees.predict_enough([features(0, 0)])
+    with pytest.raises(InputError, match="fingerprint"):
+        trees.check_model({**MODEL, "fingerprint": "xyz"}, 5)
+    hidden_only = load_controller(save(tmp_path / "h.ckpt", "mlp-h"))
+    hidden_only.check_model(MODEL, 0)
+    hidden_only.predict_enough([features(embedding_size=0)])
+
+
+def test_features_far_from_training_stay_finite(tmp_path):
+    controller = load_controller(save(tmp_path / "a.ckpt"))
+    far = replace(features(), scalars=np.full(6, 1e9), hidden=np.full(8, -1e9, np.float32))
+    p = controller.predict_enough([far])
+    assert np.isfinite(p).all()
+
+
+def test_loading_does_not_import_lightning(tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    code = "import sys; from lightning_modules import load_controller; load_controller(sys.argv[1]); "
+    code += "print('lightning' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

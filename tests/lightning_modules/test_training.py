@@ -1,0 +1,270 @@
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES, checkpoint_features
+from feature_store import Store
+from lightning_modules import fit_controller, load_controller
+from lightning_modules.cli import _run
+from lightning_modules.controllers.gbdt import GBDT
+from lightning_modules.data import FeatureDataModule
+from lightning_modules.estimators import MLPEstimator, TreeEstimator
+from lightning_modules.replay import choose_threshold
+from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = ("gbdt", "mlp-h", "mlp-hq")
+
+
+def options(name, store, folder, *more):
+    config = CONFIGS / f"{name.replace('-', '_')}.yaml"
+    small = ["--data.init_args.num_orders=2"]
+    if name == "gbdt":
+        small.append("--model.init_args.min_rows_per_leaf=20")
+    return [
+        "--config",
+        str(config),
+        f"--data.init_args.store={store}",
+        f"--trainer.default_root_dir={folder}",
+        *small,
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request, harvest, tmp_path_factory):
+    """(name, run folder, the process's own module after a fit)."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    more = [] if request.param == "gbdt" else ["--model.init_args.optimizer.init_args.lr=0.01"]
+    cli = _run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=25", *more)])
+    return request.param, folder, cli
+
+
+def live_features(controller, store, ks=(2, 4)):
+    questions = list(Store.open(store))[:20]
+    return [
+        checkpoint_features(
+            q.trajectories[:k],
+            num_prompt_tokens=q.num_prompt_tokens,
+            embedding=q.embedding,
+            calibration=controller.calibration,
+            pooling=controller.pooling,
+        )
+        for q in questions
+        for k in ks
+    ]
+
+
+def test_each_learns_and_beats_question_length(trained, harvest, capsys):
+    name, folder, _ = trained
+    assert load_controller(folder).description["validation"]["auroc"] > 0.75
+    capsys.readouterr()
+    result = _run(["test", *options(name, harvest, folder)]).model.test_result
+    printed = capsys.readouterr().out
+    metrics = result.metrics
+    assert metrics["auroc"] > 0.75
+    assert metrics["auroc"] > metrics["auroc_length"] + 0.1
+    assert 0 < metrics["auroc_stderr"] < 0.2
+    assert metrics["num_rows"] == 6 * metrics["num_questions"] > 50
+    assert f"{metrics['num_questions']:.0f} questions" in printed
+    assert f"{metrics['auroc']:.3f}" in printed
+    assert f"{metrics['auroc_length']:.3f}" in printed
+    assert list(result.policies) == ["fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", name]
+    logged = (folder / "test" / "metrics.csv").read_text()
+    assert all(f"test/{key}" in logged for key in ("auroc", "auroc_stderr", "auroc_length", "num_questions"))
+
+
+def test_the_run_folder_holds_what_belongs_together(trained):
+    name, folder, cli = trained
+    assert cli.best_checkpoint == folder / "checkpoints" / "best.ckpt"
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["config"] == (folder / "config.yaml").read_text()
+    assert checkpoint["controller"]["name"] == name
+    assert "val/auroc" in (folder / "metrics.csv").read_text()
+
+
+def test_a_checkpoint_holds_what_prediction_needs(trained, harvest):
+    name, folder, _ = trained
+    controller = load_controller(folder)
+    assert (controller.name, controller.label, controller.pooling) == (name, "no_gain", "mean")
+    assert (controller.hidden_size, controller.embedding_size) == (HIDDEN_SIZE, EMBEDDING_SIZE)
+    assert controller.feature_names == SCALAR_FEATURES
+    assert controller.calibration == Store.open(harvest).manifest.calibration
+    assert (controller.model_fingerprint, controller.feature_layer) == ("0" * 16, 11)
+    assert -1.0 <= controller.threshold <= 1.0
+    assert load_controller(folder / "checkpoints" / "best.ckpt").threshold == controller.threshold
+
+
+def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
+    name, folder, cli = trained
+    controller = load_controller(folder / "checkpoints" / "last.ckpt")
+    features = live_features(controller, harvest)
+    loaded = controller.predict_enough(features)
+    stacked = [
+        torch.from_numpy(np.stack([getattr(f, part) for f in features])) for part in ("scalars", "hidden", "embedding")
+    ]
+    memory = cli.model.predict_enough(*stacked).numpy()
+    # Loaded networks compute in float64, trained ones in float32; trees are the same on both sides.
+    np.testing.assert_allclose(loaded, memory, rtol=0, atol=0 if name == "gbdt" else 2e-6)
+    assert loaded.dtype == np.float64
+    assert loaded.min() >= 0
+    assert loaded.max() <= 1
+    assert loaded.std() > 0.01
+    alone = np.concatenate([controller.predict_enough([f]) for f in features])
+    np.testing.assert_allclose(alone, loaded, rtol=0, atol=1e-13)
+    assert controller.predict_enough([]).shape == (0,)
+
+
+def test_the_threshold_is_the_validation_splits(trained, harvest):
+    _, folder, _ = trained
+    controller = load_controller(folder)
+    data = FeatureDataModule(harvest, num_orders=2)
+    data.setup()
+    table = data.table("val")
+    shape = table.scalars.shape[:3]
+    embedding = np.broadcast_to(table.embedding[:, None, None], (*shape, table.embedding.shape[1]))
+    arrays = (table.scalars, table.hidden, embedding)
+    p = controller.estimator.predict_enough(
+        *[torch.from_numpy(np.array(a, np.float64).reshape(np.prod(shape), -1)) for a in arrays]
+    )
+    chosen = choose_threshold(1 - p.numpy().reshape(shape), table.correct, table.tokens, 0.005)
+    assert chosen == pytest.approx(controller.threshold, abs=1e-6)
+
+
+def test_predict_writes_every_question_and_checkpoint(trained, harvest):
+    name, folder, _ = trained
+    _run(["predict", *options(name, harvest, folder)])
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "question_id,split,k,p_enough,add"
+    assert len(lines) == 1 + 120 * 3
+    controller = load_controller(folder)
+    expected = controller.predict_enough(live_features(controller, harvest, ks=(2, 4, 6)))
+    got = [line.split(",") for line in lines[1:61]]
+    np.testing.assert_allclose([float(row[3]) for row in got], expected, atol=2e-6)
+    for row, p in zip(got, expected, strict=True):
+        assert int(row[4]) == (2 if 1 - p > controller.threshold else 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path):
+    def fit(folder, epochs, *more):
+        cli = _run(
+            [
+                "fit",
+                *options(name, harvest, folder, f"--trainer.max_epochs={epochs}", "--trainer.callbacks=null", *more),
+            ]
+        )
+        return copy.deepcopy(cli.model.estimator.state_dict()), cli
+
+    through, _ = fit(tmp_path / "through", 4)
+    early, _ = fit(tmp_path / "parts", 2)
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    torch.manual_seed(99)  # whatever else the process draws in between
+    resumed, cli = fit(tmp_path / "parts", 4, f"--ckpt_path={last}")
+    assert cli.trainer.current_epoch == 4
+    assert through.keys() == resumed.keys()
+    for key in through:
+        if isinstance(through[key], torch.Tensor):
+            torch.testing.assert_close(resumed[key], through[key], rtol=0, atol=0)
+        else:
+            assert resumed[key] == through[key]
+    if name == "gbdt":
+        assert cli.model.estimator.num_rounds == 20
+        assert len(early["_extra_state"]["booster"]) < len(resumed["_extra_state"]["booster"])
+    else:
+        assert any((early[key] != resumed[key]).any() for key in early if key.endswith("weight"))
+    assert (tmp_path / "parts" / "metrics-1.csv").is_file()  # the first two epochs' metrics are kept
+
+
+def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
+    """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
+    data = FeatureDataModule(harvest)
+    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 0.0)
+    trainer = Trainer(
+        max_epochs=3,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(model, data)
+    assert trainer.global_step == 3
+    assert load_controller(trainer.checkpoint_callback.best_model_path).estimator.num_rounds == 3
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
+def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
+    store = write_harvest(tmp_path / "easy", make_questions(40, p_correct=1.0))
+    with caplog.at_level(logging.WARNING, "lightning_modules"):
+        best = fit_controller(
+            *[options(name, store, tmp_path / "run", "--trainer.max_epochs=2")[i] for i in (1,)],
+            options(name, store, tmp_path / "run", "--trainer.max_epochs=2")[2:],
+        )
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1
+    assert "one class only" in said[0]
+    validation = load_controller(best).description["validation"]
+    assert "auroc" not in validation
+    assert {"brier", "calibration_error", "loss"} <= validation.keys()
+    result = _run(["test", *options(name, store, tmp_path / "run")]).model.test_result
+    assert "auroc" not in result.metrics
+    assert "one class only" in capsys.readouterr().out
+
+
+def test_training_again_replaces_checkpoints_and_configuration(harvest, tmp_path):
+    for value in ("0.1", "0.05"):
+        best = fit_controller(
+            CONFIGS / "gbdt.yaml",
+            options("gbdt", harvest, tmp_path, "--trainer.max_epochs=1", f"--model.init_args.learning_rate={value}")[
+                2:
+            ],
+        )
+        assert f"learning_rate: {value}" in (tmp_path / "config.yaml").read_text()
+        assert f"learning_rate: {value}" in torch.load(best, weights_only=True)["config"]
+    assert sorted(p.name for p in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    config = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(InputError, match="batch_size"):
+        fit_controller(CONFIGS / "gbdt.yaml", options("gbdt", harvest, tmp_path, "--data.init_args.batch_size=8")[2:])
+    assert (tmp_path / "config.yaml").read_text() == config  # still that of the checkpoints beside it
+
+
+def test_networks_standardize_with_the_training_split_only(harvest):
+    data = FeatureDataModule(harvest)
+    data.setup()
+    train = data.table("train")
+    cli_state = MLPEstimator(
+        hidden_size=HIDDEN_SIZE, embedding_size=0, projection_size=2, layer_sizes=[2], dropout=0.0, input_dropout=0.0
+    )
+    cli_state.fit_standardizers(train.scalars.reshape(-1, 6), train.hidden.reshape(-1, HIDDEN_SIZE), train.embedding)
+    rows = train.scalars.reshape(-1, 6)
+    standardized = cli_state.scalar_standardizer(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(standardized.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(standardized.std(axis=0), 1, atol=1e-5)
+
+
+def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
+    best = fit_controller(CONFIGS / "mlp_hq.yaml", options("mlp-hq", harvest, tmp_path, "--trainer.max_epochs=1")[2:])
+    data = FeatureDataModule(harvest, num_orders=2)
+    data.setup()
+    train, estimator = data.table("train"), load_controller(best).estimator
+    np.testing.assert_allclose(estimator.scalar_standardizer.mean.numpy(), train.scalars.reshape(-1, 6).mean(axis=0))
+    hidden = train.hidden.reshape(-1, HIDDEN_SIZE).astype(np.float64)
+    np.testing.assert_allclose(estimator.standardizers["hidden"].scale.numpy(), hidden.std(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(
+        estimator.standardizers["embedding"].mean.numpy(), train.embedding.mean(axis=0), rtol=1e-5
+    )
+
+
+def test_trees_without_rounds_say_even_chances():
+    estimator = TreeEstimator()
+    p = estimator.predict_enough(torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 0), torch.zeros(3, 0))
+    assert p.tolist() == [0.5] * 3
+    assert estimator.num_rounds == 0
