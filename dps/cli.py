@@ -33,7 +33,7 @@ that decide how many trajectories a question needs.
   fit          train a controller on a store          (fit --config configs/mlp_hq.yaml)
   validate     measure a trained controller on its validation questions
   test         measure it on its test questions
-  predict      write its probabilities for the test questions as CSV
+  predict      write its probabilities for every question of a store as CSV
   evaluate     run fixed, plain and controlled policies live on the model
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
 

@@ -81,6 +81,10 @@ class Policy(Protocol):
     controller: Controller | None
     """Who is asked at a checkpoint; None if nobody is."""
 
+    def asks(self, k: int) -> bool:
+        """Whether the controller is asked when k trajectories have ended."""
+        ...
+
     def more(self, k: int, p_enough: float | None) -> int:
         """Return how many trajectories to add to the k that have ended; 0 ends the question."""
         ...
@@ -93,6 +97,10 @@ class FixedK:
     start: int
     """k."""
     controller: None = None
+
+    def asks(self, k: int) -> bool:
+        """Return False."""
+        return False
 
     def more(self, k: int, p_enough: float | None) -> int:
         """Return 0."""
@@ -113,13 +121,12 @@ class DynamicK:
         """Trajectories at the beginning."""
         return self.range.start
 
+    def asks(self, k: int) -> bool:
+        """Return whether more could be added."""
+        return k < self.range.maximum
+
     def more(self, k: int, p_enough: float | None) -> int:
         """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
-        if k >= self.range.maximum or p_enough is None:
+        if p_enough is None or not self.asks(k):
             return 0
         return self.range.step if 1.0 - p_enough > self.controller.threshold else 0
-
-
-def asks(policy: Policy, k: int) -> bool:
-    """Whether the policy's controller is asked at that k: not where the answer cannot matter."""
-    return policy.controller is not None and policy.more(k, 0.0) > 0

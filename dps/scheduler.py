@@ -17,7 +17,7 @@ import numpy as np
 from dps.aggregate import answer_of
 from dps.features import checkpoint_features
 from dps.model import LanguageModel
-from dps.policies import Policy, asks
+from dps.policies import Policy
 from dps.sampler.engine import Chain, ChainRequest, Engine
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import BlockFeatures, block_features, block_sizes
@@ -207,7 +207,7 @@ def run_policy(
             _absorb(entry, [next(found) for _ in entry.waiting], feature_s / len(read), model, engine, grading)
         account.other += charge()
 
-        asked = [entry for entry in ready if asks(policy, len(entry.trajectories))]
+        asked = [entry for entry in ready if policy.asks(len(entry.trajectories))]
         probabilities = _ask(asked, policy)
         controller_s = charge()
         if asked:

@@ -107,7 +107,11 @@ def show(result: TestResult, source: str) -> None:
     values = result.metrics
     console = Console(highlight=False)
     questions, rows = int(values["num_questions"]), int(values["num_rows"])
-    console.print(f"{result.name} on the test questions of {source}: {questions} questions, {rows} rows", markup=False)
+    console.print(
+        f"{result.name} on the test questions of {source}: {questions} questions, {rows} rows",
+        markup=False,
+        soft_wrap=True,
+    )
 
     ranking = Grid(box=None, pad_edge=False, show_header=False)
     ranking.add_column()

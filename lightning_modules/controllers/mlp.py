@@ -16,7 +16,6 @@ from dps.errors import InputError
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import Batch
 from lightning_modules.estimators import MLPEstimator
-from lightning_modules.table import SPLITS
 
 
 class MLPH(ControllerModule):
@@ -82,7 +81,7 @@ class MLPH(ControllerModule):
         """Before training, also take the statistics of the training split."""
         super().setup(stage)
         if stage == "fit":
-            table = self.data.table(SPLITS[0])
+            table = self.data.table("train")
             rows = table.num_rows
             estimator = self.estimator
             assert isinstance(estimator, MLPEstimator)
