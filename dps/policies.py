@@ -61,6 +61,8 @@ class Controller(Protocol):
     """More trajectories are added while ``1 - p_enough`` is above this."""
     calibration: Mapping[str, float]
     """The calibrated clock of the run it was trained on."""
+    ks: Sequence[int]
+    """Checkpoints that it was trained on, then the largest k of its harvest."""
     pooling: str
     """How it wants hidden states pooled, see :func:`dps.features.pool_hidden`."""
 
@@ -115,6 +117,20 @@ class DynamicK:
     """Where it may stop."""
     controller: Controller
     """Whom it asks."""
+
+    def __post_init__(self) -> None:
+        """Refuse checkpoints that the controller has never seen.
+
+        Raises:
+            InputError: With the numbers of trajectories that it knows.
+        """
+        asked, known = set(self.range.values[:-1]), set(self.controller.ks[:-1])
+        if asked - known or self.range.maximum > self.controller.ks[-1]:
+            raise InputError(
+                f"The controller {self.controller.name} was trained to be asked at k = {sorted(known)} of at most "
+                f"{self.controller.ks[-1]}, but k.start {self.range.start}, k.step {self.range.step} and k.maximum "
+                f"{self.range.maximum} would ask it at k = {sorted(asked)}: change k, or train on such a harvest."
+            )
 
     @property
     def start(self) -> int:

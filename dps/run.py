@@ -27,7 +27,7 @@ from dps.clock import calibrate
 from dps.config import EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
-from dps.policies import KRange
+from dps.policies import DynamicK
 from dps.progress import track
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
@@ -105,8 +105,9 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
             raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
         path = config.controllers[name]
         controller = load_controller(path)
+        DynamicK(config.k, controller)  # refuses a range that the controller does not know
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-        task = StoreTask(folder, config.sampler, KRange(**asdict(config.k)), path, features=False)
+        task = StoreTask(folder, config.sampler, config.k, path, features=False)
     return StorePlan(folder, "evaluation", policy, task)
 
 

@@ -64,6 +64,11 @@ class Controller:
         return self.description["data"]["label"]
 
     @property
+    def ks(self) -> tuple[int, ...]:
+        """Checkpoints that it was trained on, then the largest k of its harvest."""
+        return tuple(self.description["data"]["ks"])
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """The scalar features in the order of the arrays."""
         return tuple(self.description["feature_names"])

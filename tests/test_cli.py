@@ -1,6 +1,7 @@
 """The command line: help, bad input, and the whole pipeline on the embedded model."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dps.cli import run
+from dps.model_config import embedded_path
 from feature_store import Store, StoreWriter
 
 from .factories import make_manifest, make_question
@@ -256,7 +258,7 @@ def test_live_controllers_use_prefixes_of_the_fixed_run(pipeline):
     for name in ("gbdt", "mlp-h", "mlp-hq"):
         for question in Store.open(pipeline[0] / "evaluation" / name):
             assert question.k in (2, 4, 6, 8)
-            assert question.decisions[-1].k == min(question.k, 6)
+            assert [decision.k for decision in question.decisions] == [k for k in (2, 4, 6) if k <= question.k]
             for mine, theirs in zip(question.trajectories, fixed[question.question_id].trajectories, strict=False):
                 assert mine.tokens.tolist() == theirs.tokens.tolist()
 
@@ -306,6 +308,39 @@ def test_a_controller_of_other_features_is_refused(pipeline, capsys, tmp_path):
         *SMALL,
     )
     assert "layer" in error
+
+
+def test_a_controller_of_another_embedder_is_refused(pipeline, capsys, tmp_path):
+    folder, _ = pipeline
+    shutil.copytree(embedded_path("embedder"), tmp_path / "embedder")
+    config = tmp_path / "embedder" / "modules.json"
+    config.write_text(config.read_text() + "\n")
+    error = refused(
+        capsys,
+        "evaluate",
+        "--policies=[mlp-hq]",
+        f"--controllers={{mlp-hq: {folder / 'controllers/mlp-hq'}}}",
+        f"--output={tmp_path / 'out'}",
+        f"--features.embedder={tmp_path / 'embedder'}",
+        "--benchmark.limit=2",
+        *SMALL,
+    )
+    assert "question embeddings by" in error
+
+
+def test_a_controller_is_not_asked_where_it_was_not_trained(pipeline, capsys, tmp_path):
+    folder, _ = pipeline
+    error = refused(
+        capsys,
+        "evaluate",
+        "--policies=[gbdt]",
+        f"--controllers={{gbdt: {folder / 'controllers/gbdt'}}}",
+        f"--output={tmp_path}",
+        "--k.start=1",
+        "--k.step=1",
+        *SMALL,
+    )
+    assert "trained to be asked at k = [2, 4, 6]" in error
 
 
 def test_sample_with_a_controller(pipeline, capsys):

@@ -37,7 +37,7 @@ class Grading:
 class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
-    name, threshold, pooling, calibration = "fake", 0.5, "mean", CALIBRATION
+    name, threshold, pooling, calibration, ks = "fake", 0.5, "mean", CALIBRATION, tuple(range(1, 9))
 
     def __init__(self, rule):
         self.rule, self.seen = rule, []
@@ -233,6 +233,16 @@ def test_scalar_features_by_hand():
         [a], num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION, pooling="last"
     )
     np.testing.assert_array_equal(last.hidden, a.hidden[-1])
+
+
+def test_a_controller_is_not_asked_where_it_was_not_trained():
+    controller = FakeController(lambda f: 0.5)
+    controller.ks = (2, 4, 6, 8)
+    DynamicK(KRange(2, 2, 6), controller)
+    DynamicK(KRange(4, 2, 8), controller)
+    for k in (KRange(1, 1, 8), KRange(2, 2, 10), KRange(3, 1, 4)):
+        with pytest.raises(InputError, match=r"trained to be asked at k = \[2, 4, 6\] of at most 8"):
+            DynamicK(k, controller)
 
 
 @pytest.mark.parametrize(
