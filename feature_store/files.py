@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 TEMPORARY = ".tmp"
-"""Ending of a file that is being written; readers pass over it."""
+"""Ending of a file that is being written, after the writer's process id; readers pass over it."""
 
 
-def write_once(path: Path, write: Callable[[Path], None]) -> None:
+def write_once(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, bring it to the disk, then give it its own name.
 
     Args:
         path: The final name; nothing may stand there.
-        write: Writes the whole file at the path that it is given.
+        content: All of it.
 
     Raises:
         FileExistsError: If ``path`` exists.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        write(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        # A link fails where the name is taken; a rename would silently replace what another writer has put there.
-        os.link(temporary, path)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    try:
+        # A link fails where the name is taken; a rename would silently replace what another writer has put there.
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as FAT and some network folders
+        if path.exists():
+            raise FileExistsError(f"{path} exists") from None
+        os.rename(temporary, path)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, each of them brought to the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -42,3 +58,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of killed writers; those of writers that still run stay.
+
+    Args:
+        folder: Where to look.
+        pattern: Glob pattern of the final names that may have been under way.
+    """
+    for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
+        process = leftover.name.removesuffix(TEMPORARY).rpartition(".")[2]
+        if process.isdecimal() and not _runs(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of that id runs; our own id on a leftover is that of a predecessor."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, for another user
+        return True
+    return True

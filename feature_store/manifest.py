@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a new store's manifest."""
+    """Write a new store's manifest.
+
+    Raises:
+        FileExistsError: If there is one.
+    """
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
-    write_once(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    write_once(folder / MANIFEST, text.encode("utf-8"))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -36,7 +41,9 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"Expected a store, but {folder} has no {MANIFEST}: give the folder of a harvest.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened ({error.strerror}): check it and its permissions.") from error
+    except ValueError as error:
         raise StoreError(
             f"{path} cannot be read as JSON: it is damaged; delete the store and harvest again."
         ) from error
@@ -69,4 +76,5 @@ def _differing(name: str, stored: Any, wanted: Any) -> list[str]:
     if isinstance(stored, dict) and isinstance(wanted, dict):
         keys = [*stored, *(key for key in wanted if key not in stored)]
         return [text for key in keys for text in _differing(f"{name}.{key}", stored.get(key), wanted.get(key))]
-    return [] if stored == wanted else [f"{name} was {stored!r} and is now {wanted!r}"]
+    # Prompt templates and lists can be long; a sentence must stay one.
+    return [] if stored == wanted else [f"{name} was {reprlib.repr(stored)} and is now {reprlib.repr(wanted)}"]

@@ -1,8 +1,8 @@
 """One segment: an immutable HDF5 file of complete questions, and its translation to records and back.
 
 The layout is specified in ``docs/store_format.md``; :data:`COLUMNS` is the same table for the code. Every column is
-flat; ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings end at
-the first NUL, which a model may well write.
+flat; ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings
+end at the first NUL, which a model may well write.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,24 +84,28 @@ into ``tokens`` and ``blocks``."""
 _OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "blocks")}
 
 
-def write_segment(path: Path, questions: Sequence[Question]) -> None:
-    """Write complete questions as a new HDF5 file at ``path``.
+def encode_segment(questions: Sequence[Question]) -> bytes:
+    """Return the HDF5 file of complete questions.
 
     Raises:
         StoreError: If questions or trajectories of the segment have vectors of different sizes.
     """
     arrays = to_arrays(questions)
-    with h5py.File(path, "x") as file:
-        file.attrs["format"] = FORMAT
+    # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
+    # than the older default and has checksums of its own over all headers.
+    with h5py.File("segment", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        # Strings of fixed length: others are kept in a heap without a checksum, where a flipped bit can hang a reader.
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = VERSION
-        file.attrs["sha256"] = checksum(arrays)
+        file.attrs["sha256"] = np.bytes_(checksum(arrays))
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
             options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
             dataset = file.create_dataset(name, data=array, **(options if array.nbytes > 4096 else {}))
             if unit := _UNITS.get(name):
-                dataset.attrs["unit"] = unit
+                dataset.attrs["unit"] = np.bytes_(unit)
         file.flush()
+        return file.id.get_file_image()
 
 
 def read_segment(path: Path) -> list[Question]:
@@ -110,8 +114,8 @@ def read_segment(path: Path) -> list[Question]:
     Raises:
         StoreError: If the file is not a whole segment of this version.
     """
-    with _opened(path) as file:
-        return _from_arrays({name: file[name][...] for name in _names()}, path)
+    arrays, _ = _load(path, DATASETS)
+    return _decode(arrays, path)
 
 
 def read_question_ids(path: Path) -> list[str]:
@@ -120,9 +124,15 @@ def read_question_ids(path: Path) -> list[str]:
     Raises:
         StoreError: If the file is not a segment of this version.
     """
-    with _opened(path) as file:
-        data, offsets = file["questions/question_id"][...], file["questions/question_id_offset"][...]
+    name = "questions/question_id"
+    arrays, _ = _load(path, (name, f"{name}_offset"))
+    data, offsets = arrays[name], arrays[f"{name}_offset"]
+    if not _fit(offsets, len(offsets) - 1, len(data)):
+        raise _damaged(path)
+    try:
         return _texts(data, offsets)
+    except UnicodeDecodeError as error:
+        raise _damaged(path) from error
 
 
 def verify_segment(path: Path) -> str | None:
@@ -131,14 +141,15 @@ def verify_segment(path: Path) -> str | None:
     Reads everything and compares the checksum of the logical content with the stored one.
     """
     try:
-        with _opened(path) as file:
-            arrays = {name: file[name][...] for name in _names()}
-            stored = file.attrs["sha256"]
-            _from_arrays(arrays, path)
+        arrays, stored = _load(path, DATASETS)
+        _decode(arrays, path)
     except StoreError as error:
         return str(error)
     if checksum(arrays) != stored:
-        return f"The content of {path.name} does not match its checksum: it was changed after it was written."
+        return (
+            f"The content of {path} does not match its checksum: it was changed after it was written. "
+            "Delete it; the next run samples its questions again."
+        )
     return None
 
 
@@ -229,8 +240,15 @@ def _texts(data: np.ndarray, offsets: np.ndarray) -> list[str]:
     return [content[start:stop].decode("utf-8", "surrogatepass") for start, stop in pairs]
 
 
-def _from_arrays(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
+def _decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
     _check_shapes(arrays, path)
+    try:
+        return _from_arrays(arrays)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(path) from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
     columns = {table: _columns(arrays, table) for table in COLUMNS}
     tokens = arrays["tokens/tokens"]
     trajectories = []
@@ -278,51 +296,92 @@ def _ranges(arrays: dict[str, np.ndarray], name: str) -> list[tuple[int, int]]:
 def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Refuse a segment whose offsets and lengths do not fit together."""
     rows = {table: len(arrays[f"{table}/{COLUMNS[table][-1].name}"]) for table in COLUMNS}
-    problem = f"{path.name} is damaged: its columns do not fit together. Delete it; its questions are sampled again."
+    for table, columns in COLUMNS.items():
+        fits = [_fit(arrays[f"{table}/{inner}_offset"], rows[table], rows[inner]) for inner in _OFFSETS.get(table, ())]
+        for column in columns:
+            name = f"{table}/{column.name}"
+            if column.dtype == "text":
+                fits.append(_fit(arrays[f"{name}_offset"], rows[table], len(arrays[name])))
+                fits.append(not column.optional or len(arrays[f"{name}_present"]) == rows[table])
+            else:
+                fits.append(len(arrays[name]) == rows[table])
+        if not all(fits):
+            raise _damaged(path)
+
+
+def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
+    """Whether offsets cut ``total`` entries into that many rows."""
+    return bool(
+        0 < len(offsets) == rows + 1
+        and offsets[0] == 0
+        and offsets[-1] == total
+        and (offsets[1:] >= offsets[:-1]).all()
+    )
+
+
+def _datasets() -> dict[str, tuple[np.dtype, int]]:
+    found = {}
     for table, columns in COLUMNS.items():
         for column in columns:
             name = f"{table}/{column.name}"
             if column.dtype == "text":
-                _check_offsets(arrays[f"{name}_offset"], rows[table], len(arrays[name]), problem)
-            elif len(arrays[name]) != rows[table]:
-                raise StoreError(problem)
-        for inner in _OFFSETS.get(table, ()):
-            _check_offsets(arrays[f"{table}/{inner}_offset"], rows[table], rows[inner], problem)
+                found[name] = (np.dtype(np.uint8), 1)
+                found[f"{name}_offset"] = (np.dtype(np.int64), 1)
+            elif column.dtype == "vectors":
+                found[name] = (np.dtype(np.float32), 2)
+            else:
+                found[name] = (np.dtype(column.dtype), 1)
+            if column.optional:
+                found[f"{name}_present"] = (np.dtype(np.int8), 1)
+        found |= {f"{table}/{inner}_offset": (np.dtype(np.int64), 1) for inner in _OFFSETS.get(table, ())}
+    return found
 
 
-def _check_offsets(offsets: np.ndarray, rows: int, total: int, problem: str) -> None:
-    if len(offsets) != rows + 1 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
-        raise StoreError(problem)
-
-
-def _names() -> list[str]:
-    """Return every dataset of a segment."""
-    names = []
-    for table, columns in COLUMNS.items():
-        for column in columns:
-            names.append(f"{table}/{column.name}")
-            names += [f"{table}/{column.name}_offset"] if column.dtype == "text" else []
-            names += [f"{table}/{column.name}_present"] if column.optional else []
-        names += [f"{table}/{inner}_offset" for inner in _OFFSETS.get(table, ())]
-    return names
-
+DATASETS = _datasets()
+"""Every dataset of a segment: its full name, with its type and number of dimensions."""
 
 _UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a segment for reading; whatever h5py finds wrong becomes a sentence that names the file."""
-    again = "Delete it; the next run samples its questions again."
+def _load(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], str]:
+    """Read datasets of a segment, and its checksum.
+
+    Raises:
+        StoreError: For whatever h5py finds wrong, as a sentence that names the file.
+    """
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise StoreError(f"{path.name} is not a segment of a {FORMAT}. Move it out of the store's folder.")
+        # No lock: a segment never changes, and some file systems have none.
+        with h5py.File(path, "r", locking=False) as file:
+            if _word(file.attrs.get("format", "")) != FORMAT:
+                raise StoreError(f"{path} is not a segment of a {FORMAT}. Move it out of the store's folder.")
             if file.attrs.get("version") != VERSION:
                 raise StoreError(
-                    f"{path.name} is a segment of version {file.attrs.get('version')}, but this program reads version "
+                    f"{path} is a segment of version {file.attrs.get('version')}, but this program reads version "
                     f"{VERSION}: use the release that wrote it, or harvest again into another folder."
                 )
-            yield file
-    except (OSError, KeyError, RuntimeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"{path.name} cannot be read: it is truncated or damaged. {again}") from error
+            arrays = {}
+            for name in names:
+                dataset = file[name]
+                if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != DATASETS[name]:
+                    raise _damaged(path)
+                arrays[name] = dataset[...]
+            return arrays, _word(file.attrs["sha256"])
+    except StoreError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises any of these for damage
+        if isinstance(error, OSError) and error.errno:  # the system's word, not HDF5's: the content may well be whole
+            raise StoreError(
+                f"{path} cannot be opened ({os.strerror(error.errno)}): check it and its permissions."
+            ) from error
+        raise _damaged(path) from error
+
+
+def _word(value: Any) -> str:
+    """Return a string attribute, which h5py reads as bytes where its length is fixed."""
+    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read: it is truncated or damaged. Delete it; the next run samples its questions again."
+    )

@@ -11,13 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_store.errors import StoreError
-from feature_store.files import TEMPORARY, write_once
+from feature_store.files import make_folder, remove_leftovers, write_once
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
-from feature_store.segment import read_question_ids, read_segment, verify_segment, write_segment
+from feature_store.segment import encode_segment, read_question_ids, read_segment, verify_segment
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SEGMENT = "segment-*.h5"
+"""What segments' names look like."""
+
+_FRAME = (
+    "index",
+    "answer",
+    "answer_class",
+    "correct",
+    "ended_with_eos",
+    "num_generated_tokens",
+    "base_logprob",
+    "proposal_logprob",
+    "mh_proposed",
+    "mh_accepted",
+    "compute_s",
+    "started_s",
+    "finished_s",
+)
+"""The fields of a trajectory that :meth:`Store.to_frame` shows."""
 
 
 class Store:
@@ -59,16 +79,21 @@ class Store:
     def read(self, question_ids: Iterable[str]) -> Iterator[Question]:
         """Yield questions in the order asked for; a segment is read when the first of its questions is.
 
+        Questions of a segment that come later are held until then: at most what is asked for.
+
         Raises:
             StoreError: If a question is not in the store, or a segment cannot be read.
         """
+        wanted = list(question_ids)
+        asked = set(wanted)
         held: dict[str, Question] = {}
-        for question_id in question_ids:
+        for question_id in wanted:
             if question_id not in self._where:
                 raise StoreError(f"The store {self.folder} has no question {question_id}.")
             if question_id not in held:
                 path = self._where[question_id]
-                held |= {q.question_id: q for q in read_segment(path) if self._where[q.question_id] == path}
+                found = {q.question_id: q for q in read_segment(path) if q.question_id in asked}
+                held |= {name: q for name, q in found.items() if self._where.get(name) == path}
             yield held.pop(question_id)
 
     def verify(self) -> list[str]:
@@ -79,27 +104,14 @@ class Store:
         """Return one row per trajectory with its scalar values; vectors and texts are left out."""
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "question_id": question.question_id,
-                "index": t.index,
-                "answer": t.answer,
-                "answer_class": t.answer_class,
-                "correct": t.correct,
-                "ended_with_eos": t.ended_with_eos,
-                "num_tokens": len(t.tokens),
-                "num_generated_tokens": t.num_generated_tokens,
-                "base_logprob": t.base_logprob,
-                "proposal_logprob": t.proposal_logprob,
-                "mh_proposed": t.mh_proposed,
-                "mh_accepted": t.mh_accepted,
-                "compute_s": t.compute_s,
-                "started_s": t.started_s,
-                "finished_s": t.finished_s,
-            }
+        # Columns are named apart from the rows, so that an empty store has them too.
+        rows = (
+            (question.question_id, len(t.tokens), *(getattr(t, name) for name in _FRAME))
             for question in self
             for t in question.trajectories
         )
+        frame = pd.DataFrame(rows, columns=["question_id", "num_tokens", *_FRAME])
+        return frame[["question_id", "index", "num_tokens", *_FRAME[1:]]]
 
 
 class StoreWriter:
@@ -123,20 +135,14 @@ class StoreWriter:
         """
         folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if not (folder / MANIFEST).exists():
-                write_manifest(folder, manifest)
-            for leftover in folder.glob(f"*{TEMPORARY}"):
-                leftover.unlink()
+                _create(folder, manifest)
+            _check_same_run(folder, manifest)
+            for pattern in (MANIFEST, SEGMENT):  # only now: a folder that is refused is left as it is
+                remove_leftovers(folder, pattern)
         except OSError as error:
             raise StoreError(f"Cannot write a store to {folder} ({error.strerror}): choose another output.") from error
-        stored = read_manifest(folder)
-        if stored.fingerprint != manifest.fingerprint:
-            found = differences(stored, manifest)
-            what = "; ".join(found[:3]) or "the settings differ"
-            raise StoreError(
-                f"The store {folder} is of another run: {what}. Choose another output, or delete the folder."
-            )
         return cls.attach(folder)
 
     @classmethod
@@ -164,20 +170,45 @@ class StoreWriter:
         """
         if not questions:
             raise ValueError("expected at least one question to commit")
+        content = encode_segment(questions)
         number = len(list(self.folder.glob(f"segment-{writer}-*.h5")))
         while True:
             path = self.folder / f"segment-{writer}-{number:06d}.h5"
             try:
-                write_once(path, lambda temporary: write_segment(temporary, questions))
+                write_once(path, content)
             except FileExistsError:
                 number += 1
                 continue
             except OSError as error:
-                raise StoreError(f"Cannot write to the store {self.folder}: {error}. What it held is kept.") from error
+                raise StoreError(
+                    f"Cannot write to the store {self.folder} ({error.strerror}): what it held is kept; make room or "
+                    "access for it and run the command again."
+                ) from error
             self.committed.update(question.question_id for question in questions)
             return path
 
 
+def _create(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a new store."""
+    if (found := segments(folder)) and not (folder / MANIFEST).exists():  # another process may write them just now
+        raise StoreError(
+            f"{folder} holds segments ({found[0].name}, ...) but no {MANIFEST}, so nothing says of which run they are: "
+            f"put its {MANIFEST} back, or choose another output."
+        )
+    try:
+        write_manifest(folder, manifest)
+    except FileExistsError:
+        return  # another process was first; the caller compares what stands there now
+
+
+def _check_same_run(folder: Path, manifest: Manifest) -> None:
+    """Refuse a store whose trajectories come from other settings, and say which."""
+    stored = read_manifest(folder)
+    if stored.fingerprint != manifest.fingerprint:
+        what = "; ".join(differences(stored, manifest)[:3]) or "the settings differ"
+        raise StoreError(f"The store {folder} is of another run: {what}. Choose another output, or delete the folder.")
+
+
 def segments(folder: Path) -> list[Path]:
     """Return the segments of a store in order of name."""
-    return sorted(folder.glob("segment-*.h5"))
+    return sorted(folder.glob(SEGMENT))
