@@ -1,6 +1,6 @@
 """Measure how a store's arrays compress and how fast they are read back: the table in docs/store_format.md.
 
-    python scripts/measure_compression.py runs/quickstart/harvest
+python scripts/measure_compression.py runs/quickstart/harvest
 """
 
 from __future__ import annotations
