@@ -48,10 +48,11 @@ def tables(folder: Path) -> str:
     sampler = Store.open(folder / "power").manifest.sampler
     power = stores["power"]
     gain = percent([voted(q, 8) - voted(q, 2) for q in power])
+    settings = f"alpha {sampler['alpha']:g}, block {sampler['block_size']}, T_max {sampler['max_new_tokens']}"
     lines = [
-        f"{len(power):,} questions of the split `test`, eight trajectories of each sampler; alpha {sampler['alpha']:g},",
-        f"block {sampler['block_size']}, T_max {sampler['max_new_tokens']}, {sampler['num_mh_steps']} Metropolis-Hastings",
-        "steps a block, schedule `paper`; answers by majority. Percent right with standard errors by question, made by",
+        f"{len(power):,} questions of the split `test`, eight trajectories of each sampler; {settings},",
+        f"{sampler['num_mh_steps']} Metropolis-Hastings steps a block, schedule `{sampler['schedule']}`; answers by",
+        "majority. Percent right with standard errors by question, made by",
         "",
         "```",
         "dps evaluate --config configs/evaluate/embedded_card.yaml",
