@@ -20,6 +20,7 @@ from dps.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One question of a benchmark."""
