@@ -70,7 +70,7 @@ class Controller(Protocol):
         """Return the probability that the current k is enough, one per question, shape (N,)."""
         ...
 
-    def check_model(self, identity: Mapping[str, Any], embedding_size: int) -> None:
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
         """Raise InputError if it was trained on features of another model, layer or embedder."""
         ...
 

@@ -137,6 +137,8 @@ def _fill(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Write the manifests, fill the stores, report progress."""
+    paths = [plan.task.controller for plan in plans if plan.task.controller is not None]
+    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
     benchmark = load_benchmark(settings.benchmark)
     for plan in plans:  # what stands there already is checked before the model loads
         if (plan.folder / "manifest.json").exists():
@@ -145,6 +147,8 @@ def _fill(
     pool = _Pool(settings, load_controller) if settings.compute.workers > 1 else None
     try:
         model = load_model(settings.model)
+        for controller in controllers:
+            controller.check_model(identity_of(model, benchmark, settings)["model"])
         writers = _open_stores(plans, settings, resolved, model, benchmark)
         wanted = {item.question_id for item in benchmark.items}
         before = [len(writer.committed & wanted) for writer in writers]

@@ -118,12 +118,12 @@ class Controller:
                 torch.from_numpy(np.stack([f.embedding for f in features]).astype(np.float64)),
             ).numpy()
 
-    def check_model(self, identity: Mapping[str, Any], embedding_size: int) -> None:
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
         """Refuse a language model or question embedder whose features it was not trained on.
 
         Args:
             identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer`` and ``embedder``, as in a manifest.
-            embedding_size: E of the embedder.
+            embedding_size: E of the embedder; None where it is not loaded yet.
 
         Raises:
             InputError: If they differ in something that this controller looks at.
@@ -141,7 +141,7 @@ class Controller:
             models = (f"{m.get('name')} (fingerprint {m.get('fingerprint')})" for m in (trained, identity))
             raise self._refusal(f"the model {next(models)}", f"this is {next(models)}")
         if EMBEDDING in self.estimator.parts:
-            if self.embedding_size != embedding_size:
+            if embedding_size is not None and self.embedding_size != embedding_size:
                 raise self._refusal(
                     f"question embeddings of size {self.embedding_size}", f"these have {embedding_size}"
                 )
