@@ -96,13 +96,16 @@ def canonical_answer(text: str) -> str | None:
     if number is not None:
         return number
     plain = _TEXT_COMMAND.sub(r"\1", unicodedata.normalize("NFKC", text)).translate(_MARKUP)
-    return " ".join(plain.casefold().split()).strip(" .,;:!?\"'_$“”‘’") or None
+    plain = " ".join(plain.casefold().split()).strip(" .,;:!?\"'_$“”‘’")
+    # Some texts become numbers only by being normalized: a superscript two, a number in quotation marks.
+    return (canonical_number(plain) or plain) if plain else None
 
 
 def answer_key(answer: str) -> Hashable:
     """Return what two equivalent answers have in common: a number's exact value, or the normalized text."""
-    number = parse_number(answer)
-    return canonical_answer(answer) if number is None else number
+    canonical = canonical_answer(answer)
+    number = None if canonical is None else parse_number(canonical)
+    return canonical if number is None else number
 
 
 def extract_number(text: str, *, flexible: bool = True) -> str | None:

@@ -3,7 +3,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dps.benchmarks.answers import (
@@ -102,6 +102,9 @@ def test_decimals_equal_their_fraction(number):
 
 
 @given(st.text(max_size=60))
+@example("²")
+@example('"1,000.0"')
+@settings(max_examples=400)
 def test_canonical_answer_is_idempotent_and_keeps_the_key(text):
     answer = canonical_answer(text)
     if answer is not None:
