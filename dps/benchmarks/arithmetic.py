@@ -162,7 +162,7 @@ def extract_answer(text: str) -> str | None:
     '111'
     """
     _, mark, tail = text.rpartition("#")
-    found = re.fullmatch(r"\s*(-?[0-9]+)\s*", tail) if mark else None
+    found = re.fullmatch(r"\s*(-?[0-9]{1,100})\s*", tail) if mark else None
     return str(int(found.group(1))) if found else None
 
 
