@@ -24,7 +24,7 @@ CONTROLLERS = ("gbdt", "mlp-h", "mlp-hq")
 
 def run_seed(seed: int, output: Path) -> float | None:
     """Run the quickstart of one seed; returns the wall-clock seconds, None if it had run before."""
-    if (output / "report.json").is_file():
+    if (ROOT / output / "report.json").is_file():
         return None
     started = time.perf_counter()
     command = [sys.executable, "-m", "dps", "quickstart", f"--seed={seed}", f"--output={output}"]
@@ -65,12 +65,13 @@ def main() -> None:
     """Run all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quickstart-seeds")
-    parser.add_argument("--table", type=Path, default=ROOT / "docs" / "results" / "quickstart" / "seeds.csv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quickstart-seeds"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/quickstart/seeds.csv"))
     options = parser.parse_args()
+    table = ROOT / options.table
     known: dict[str, str] = {}
-    if options.table.is_file():
-        with options.table.open(newline="") as file:
+    if table.is_file():
+        with table.open(newline="") as file:
             known = {row["seed"]: row["wall_s"] for row in csv.DictReader(file)}
     lines = []
     for seed in options.seeds:
@@ -78,10 +79,10 @@ def main() -> None:
         wall_s = run_seed(seed, output)
         if wall_s is None and known.get(str(seed)):
             wall_s = float(known[str(seed)])
-        lines.append(summary(seed, json.loads((output / "report.json").read_text()), wall_s))
+        lines.append(summary(seed, json.loads((ROOT / output / "report.json").read_text()), wall_s))
         print(lines[-1], flush=True)
-        options.table.parent.mkdir(parents=True, exist_ok=True)
-        with options.table.open("w", newline="") as file:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(lines[0]))
             writer.writeheader()
             writer.writerows(lines)
