@@ -226,9 +226,10 @@ def _quickstart(arguments: list[str]) -> None:
     from lightning_modules.cli import fit_controller
 
     for name in names:
-        best = Path(controllers[name]) / "checkpoints" / "best.ckpt"
-        if best.is_file():
-            print(f"{name}: trained already, {best}")
+        # A training that was interrupted leaves a checkpoint, too, so its end is marked.
+        trained = Path(controllers[name]) / "trained"
+        if trained.is_file():
+            print(f"{name}: trained already, {controllers[name]}")
             continue
         fit_controller(
             configs / f"{name.replace('-', '_')}.yaml",
@@ -238,6 +239,7 @@ def _quickstart(arguments: list[str]) -> None:
                 f"--trainer.default_root_dir={controllers[name]}",
             ],
         )
+        trained.touch()
     _head("3/4 evaluate: fixed, plain and controlled, live on the model")
     _say(evaluate(evaluate_config, load_controller=_load_controller()))
     _head("4/4 report")
