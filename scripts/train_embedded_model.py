@@ -2,7 +2,7 @@
 
     python scripts/train_embedded_model.py
 
-The defaults are the command that made what ships with the package: about 45 minutes on one CPU core. It makes a corpus
+The defaults are the command that made what ships with the package: about 50 minutes on one CPU core. It makes a corpus
 of worked problems (:mod:`dps.benchmarks.arithmetic`, split ``corpus``) as it goes, trains a Llama model of 12 layers on
 it, and writes ``model/`` (weights in half precision, tokenizer, card) and ``embedder/`` (a sentence-transformers
 ``StaticEmbedding`` fitted to the questions' words).
