@@ -147,9 +147,10 @@ def _fill(
     pool = _Pool(settings, load_controller) if settings.compute.workers > 1 else None
     try:
         model = load_model(settings.model)
+        identity = identity_of(model, benchmark, settings)
         for controller in controllers:
-            controller.check_model(identity_of(model, benchmark, settings)["model"])
-        writers = _open_stores(plans, settings, resolved, model, benchmark)
+            controller.check_model(identity["model"])
+        writers = _open_stores(plans, settings, resolved, model, benchmark, identity)
         wanted = {item.question_id for item in benchmark.items}
         before = [len(writer.committed & wanted) for writer in writers]
         tasks = [plan.task for plan in plans]
@@ -177,10 +178,10 @@ def _open_stores(
     resolved: dict[str, Any],
     model: LanguageModel,
     benchmark: Benchmark,
+    identity: dict[str, Any],
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run."""
     check_layer(settings.features.layer, model.num_layers)
-    identity = identity_of(model, benchmark, settings)
     calibrations: dict[SamplerConfig, dict[str, float]] = {}
     writers = []
     for plan in plans:

@@ -157,7 +157,7 @@ def work(
         stopping: Asked every few steps; True ends the work after committing what is complete.
         model: A loaded model, if the process has one.
     """
-    if settings.threads is not None and settings.compute.workers > 1:
+    if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = model or load_model(settings.model)
     benchmark = load_benchmark(settings.benchmark)

@@ -212,6 +212,16 @@ def test_a_run_of_other_settings_is_refused(capsys, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_threads_are_set_for_a_single_worker_too(monkeypatch, tmp_path):
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    command = ["harvest", f"--output={tmp_path}", *SMALL, "--benchmark.limit=2", "--k.maximum=2"]
+    assert run([*command, "--compute.threads=1"]) == 0
+    assert asked[-1] == 1
+
+
 # -- the pipeline ------------------------------------------------------------------------------------------------------
 
 
