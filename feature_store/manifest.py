@@ -11,7 +11,7 @@ from typing import Any
 from feature_store.errors import StoreError
 from feature_store.files import write_once
 from feature_store.records import Manifest
-from feature_store.segment import FORMAT, VERSION
+from feature_store.segment import FORMAT, VERSION, VERSIONS
 
 MANIFEST = "manifest.json"
 """Its file name."""
@@ -50,10 +50,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise StoreError(f"{path} is not the manifest of a {FORMAT}: give the folder of a harvest or of an evaluation.")
     version = content.pop("version", None)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise StoreError(
-            f"The store {folder} is of version {version}, but this program reads version {VERSION}: "
-            "use the release that wrote it, or harvest again into another folder."
+            f"The store {folder} is of version {version}, but this program reads versions "
+            f"{' and '.join(map(str, VERSIONS))}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
     if missing := known - content.keys():

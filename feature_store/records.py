@@ -13,6 +13,28 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StepTrace:
+    """The Metropolis-Hastings steps of one chain in order; every field has shape (s,), s = ``mh_proposed``."""
+
+    horizon: np.ndarray
+    """Horizon of the stage that the step belongs to, tokens, int32."""
+    length: np.ndarray
+    """Length of the response before the step, int32."""
+    cut_position: np.ndarray
+    """Tokens of it that the step kept, in 0..length-1, int32."""
+    accepted: np.ndarray
+    """Whether the step was accepted, bool."""
+    logprob: np.ndarray
+    """Log p of the whole response after the step under the base model, nats, float64."""
+
+
+def no_steps() -> StepTrace:
+    """Return the trace of a chain that took no Metropolis-Hastings steps (plain sampling)."""
+    none = np.zeros(0, np.int32)
+    return StepTrace(none, none, none, np.zeros(0, bool), np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
     """One finished chain of a question.
 
@@ -59,6 +81,8 @@ class Trajectory:
     """Sum of the base model's top-1 probabilities per block: shape (b,), float64; NaN where not computed."""
     hidden: np.ndarray
     """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
+    steps: StepTrace = field(default_factory=no_steps)
+    """Its Metropolis-Hastings steps; empty where they were not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

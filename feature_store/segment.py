@@ -19,10 +19,13 @@ import h5py
 import numpy as np
 
 from feature_store.errors import StoreError
-from feature_store.records import Decision, Question, Trajectory
+from feature_store.records import Decision, Question, StepTrace, Trajectory
 
 FORMAT = "dps-feature-store"
-VERSION = 1
+VERSION = 2
+"""What is written. Version 1 had no table ``steps``."""
+VERSIONS = (1, 2)
+"""What is read."""
 
 
 class Column(NamedTuple):
@@ -77,18 +80,26 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("block_top1", "float64"),
         Column("hidden", "vectors"),
     ),
+    "steps": (
+        Column("horizon", "int32", "token"),
+        Column("length", "int32", "token"),
+        Column("cut_position", "int32", "token"),
+        Column("accepted", "int8"),
+        Column("logprob", "float64", "nat"),
+    ),
 }
 """The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
-into ``tokens`` and ``blocks``."""
+into ``tokens``, ``blocks`` and ``steps``."""
 
-_OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "blocks")}
+_OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "blocks", "steps")}
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
     """Return the HDF5 file of complete questions.
 
     Raises:
-        StoreError: If questions or trajectories of the segment have vectors of different sizes.
+        StoreError: If questions or trajectories of the segment have vectors of different sizes, or a trajectory's
+            steps are not those that it counts.
     """
     arrays = to_arrays(questions)
     # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
@@ -112,9 +123,9 @@ def read_segment(path: Path) -> list[Question]:
     """Read all questions of a segment.
 
     Raises:
-        StoreError: If the file is not a whole segment of this version.
+        StoreError: If the file is not a whole segment of a version that is read.
     """
-    arrays, _ = _load(path, DATASETS)
+    arrays, _ = _load(path)
     return _decode(arrays, path)
 
 
@@ -122,7 +133,7 @@ def read_question_ids(path: Path) -> list[str]:
     """Read only the question ids of a segment.
 
     Raises:
-        StoreError: If the file is not a segment of this version.
+        StoreError: If the file is not a segment of a version that is read.
     """
     name = "questions/question_id"
     arrays, _ = _load(path, (name, f"{name}_offset"))
@@ -141,7 +152,7 @@ def verify_segment(path: Path) -> str | None:
     Reads everything and compares the checksum of the logical content with the stored one.
     """
     try:
-        arrays, stored = _load(path, DATASETS)
+        arrays, stored = _load(path)
         _decode(arrays, path)
     except StoreError as error:
         return str(error)
@@ -178,11 +189,29 @@ def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
         values = [getattr(t, column.name) for t in trajectories]
         dtype = np.float32 if column.dtype == "vectors" else np.dtype(column.dtype)
         arrays[f"blocks/{column.name}"] = _joined(values, dtype, vectors=column.dtype == "vectors")
+    for trajectory in trajectories:
+        _check_steps(trajectory)
+    for column in COLUMNS["steps"]:
+        values = [getattr(t.steps, column.name) for t in trajectories]
+        arrays[f"steps/{column.name}"] = _joined(values, np.dtype(column.dtype))
     arrays["questions/decisions_offset"] = _offsets([len(q.decisions) for q in questions])
     arrays["questions/trajectories_offset"] = _offsets([len(q.trajectories) for q in questions])
     arrays["trajectories/tokens_offset"] = _offsets([len(t.tokens) for t in trajectories])
     arrays["trajectories/blocks_offset"] = _offsets([len(t.block_num_tokens) for t in trajectories])
+    arrays["trajectories/steps_offset"] = _offsets([len(t.steps.logprob) for t in trajectories])
     return arrays
+
+
+def _check_steps(trajectory: Trajectory) -> None:
+    """Refuse a trace that is not of all the steps that the trajectory counts; none at all may stand for any number."""
+    sizes = {len(getattr(trajectory.steps, column.name)) for column in COLUMNS["steps"]}
+    accepted = int(trajectory.steps.accepted.sum())
+    if sizes != {0} and (sizes, accepted) != ({trajectory.mh_proposed}, trajectory.mh_accepted):
+        raise StoreError(
+            f"Expected the trace of trajectory {trajectory.index} to have its {trajectory.mh_proposed} steps, "
+            f"{trajectory.mh_accepted} of them accepted, got columns of {', '.join(map(str, sorted(sizes)))} steps, "
+            f"{accepted} accepted: record every step, or none."
+        )
 
 
 def _question_values(question: Question) -> dict[str, Any]:
@@ -241,6 +270,10 @@ def _texts(data: np.ndarray, offsets: np.ndarray) -> list[str]:
 
 
 def _decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
+    if "trajectories/steps_offset" not in arrays:  # version 1
+        none = {f"steps/{column.name}": np.zeros(0, column.dtype) for column in COLUMNS["steps"]}
+        count = len(arrays["trajectories/index"])
+        arrays = arrays | none | {"trajectories/steps_offset": np.zeros(count + 1, np.int64)}
     _check_shapes(arrays, path)
     try:
         return _from_arrays(arrays)
@@ -250,15 +283,16 @@ def _decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
     columns = {table: _columns(arrays, table) for table in COLUMNS}
+    columns["steps"]["accepted"] = columns["steps"]["accepted"].astype(bool)
     tokens = arrays["tokens/tokens"]
     trajectories = []
-    for row, ((t0, t1), (b0, b1)) in enumerate(
-        zip(_ranges(arrays, "trajectories/tokens"), _ranges(arrays, "trajectories/blocks"), strict=True)
-    ):
+    inner = (_ranges(arrays, f"trajectories/{name}") for name in _OFFSETS["trajectories"])
+    for row, ((t0, t1), (b0, b1), (s0, s1)) in enumerate(zip(*inner, strict=True)):
         values = {name: values[row] for name, values in columns["trajectories"].items()}
         blocks = {name: values[b0:b1] for name, values in columns["blocks"].items()}
         values |= {"correct": _unflag(values["correct"]), "ended_with_eos": bool(values["ended_with_eos"])}
-        trajectories.append(Trajectory(**values, tokens=tokens[t0:t1], **blocks))
+        steps = StepTrace(**{name: values[s0:s1] for name, values in columns["steps"].items()})
+        trajectories.append(Trajectory(**values, tokens=tokens[t0:t1], **blocks, steps=steps))
     decisions = [
         Decision(k, p) for k, p in zip(columns["decisions"]["k"], columns["decisions"]["p_enough"], strict=True)
     ]
@@ -282,7 +316,7 @@ def _columns(arrays: dict[str, np.ndarray], table: str) -> dict[str, Any]:
             values = _texts(values, arrays[f"{name}_offset"])
             if column.optional:
                 values = [v if here else None for v, here in zip(values, arrays[f"{name}_present"], strict=True)]
-        elif table not in ("blocks", "tokens") and column.dtype != "vectors":
+        elif table not in ("blocks", "tokens", "steps") and column.dtype != "vectors":
             values = values.tolist()
         found[column.name] = values
     return found
@@ -307,6 +341,12 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
                 fits.append(len(arrays[name]) == rows[table])
         if not all(fits):
             raise _damaged(path)
+    offsets = arrays["trajectories/steps_offset"]
+    counted = np.diff(offsets)
+    accepted = np.diff(np.concatenate([[0], np.cumsum(arrays["steps/accepted"], dtype=np.int64)])[offsets])
+    whole = (counted == arrays["trajectories/mh_proposed"]) & (accepted == arrays["trajectories/mh_accepted"])
+    if not (whole | (counted == 0)).all():
+        raise _damaged(path)
 
 
 def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
@@ -340,11 +380,14 @@ def _datasets() -> dict[str, tuple[np.dtype, int]]:
 DATASETS = _datasets()
 """Every dataset of a segment: its full name, with its type and number of dimensions."""
 
+_OLD_DATASETS = [name for name in DATASETS if not name.startswith("steps/") and name != "trajectories/steps_offset"]
+"""Those of version 1."""
+
 _UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
 
 
-def _load(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], str]:
-    """Read datasets of a segment, and its checksum.
+def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """Read datasets of a segment (all that its version has, if no names are given), and its checksum.
 
     Raises:
         StoreError: For whatever h5py finds wrong, as a sentence that names the file.
@@ -354,13 +397,15 @@ def _load(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], str]
         with h5py.File(path, "r", locking=False) as file:
             if _word(file.attrs.get("format", "")) != FORMAT:
                 raise StoreError(f"{path} is not a segment of a {FORMAT}. Move it out of the store's folder.")
-            if file.attrs.get("version") != VERSION:
+            version = file.attrs.get("version")
+            if version not in VERSIONS:
                 raise StoreError(
-                    f"{path} is a segment of version {file.attrs.get('version')}, but this program reads version "
-                    f"{VERSION}: use the release that wrote it, or harvest again into another folder."
+                    f"{path} is a segment of version {version}, but this program reads versions "
+                    f"{' and '.join(map(str, VERSIONS))}: use the release that wrote it, or harvest again into "
+                    "another folder."
                 )
             arrays = {}
-            for name in names:
+            for name in names if names is not None else _OLD_DATASETS if version == 1 else DATASETS:
                 dataset = file[name]
                 if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != DATASETS[name]:
                     raise _damaged(path)

@@ -2,7 +2,34 @@
 
 import numpy as np
 
-from feature_store.records import Decision, Manifest, Question, Trajectory
+from feature_store.records import Decision, Manifest, Question, StepTrace, Trajectory, no_steps
+
+
+def make_steps(rng, *, num_tokens=20, block_size=8, num_mh_steps=5):
+    """The trace of a chain that grew to `num_tokens`: its stages' horizons are multiples of the block size.
+
+    Log p rises within a stage as an autoregression does, by steps that were accepted.
+    """
+    horizons = np.arange(block_size, num_tokens + block_size, block_size)
+    lengths = np.minimum(horizons, num_tokens)
+    count = num_mh_steps * len(horizons)
+    length = np.repeat(lengths, num_mh_steps)
+    cut = rng.integers(0, length)
+    accepted = rng.random(count) < 0.2 + 0.6 * cut / length
+    logprob = np.zeros(count)
+    for stage, tokens in enumerate(lengths):
+        now = -0.3 * tokens + rng.normal()
+        for step in range(num_mh_steps * stage, num_mh_steps * (stage + 1)):
+            if accepted[step]:
+                now = -0.25 * tokens + 0.5 * (now + 0.25 * tokens) + rng.normal()
+            logprob[step] = now
+    return StepTrace(
+        np.repeat(horizons, num_mh_steps).astype(np.int32),
+        length.astype(np.int32),
+        cut.astype(np.int32),
+        accepted,
+        logprob,
+    )
 
 
 def make_trajectory(
@@ -16,9 +43,19 @@ def make_trajectory(
     num_tokens=20,
     block_size=8,
     signal=0.0,
+    steps=None,
 ):
-    """One trajectory whose hidden state's first component and entropy carry `signal`."""
+    """One trajectory whose hidden state's first component and entropy carry `signal`.
+
+    Its steps are counted but not recorded, unless `steps` gives their number per stage.
+    """
     rng = rng or np.random.default_rng(index)
+    # A stream of its own, so that the rest is the same with a trace and without.
+    trace = (
+        no_steps()
+        if steps is None
+        else make_steps(rng.spawn(1)[0], num_tokens=num_tokens, block_size=block_size, num_mh_steps=steps)
+    )
     blocks = np.diff([*range(0, num_tokens, block_size), num_tokens]).astype(np.int32)
     per_token = rng.gamma(1.0, 0.2, size=len(blocks)) + 0.3 * (1 - signal)
     hidden = rng.normal(size=(len(blocks), hidden_size)).astype(np.float32)
@@ -35,8 +72,8 @@ def make_trajectory(
         base_logprob=float(-(per_token * blocks).sum()),
         proposal_logprob=float(-(0.2 * per_token * blocks).sum()),
         num_generated_tokens=4 * num_tokens,
-        mh_proposed=10,
-        mh_accepted=int(rng.integers(2, 9)),
+        mh_proposed=10 if steps is None else len(trace.accepted),
+        mh_accepted=int(rng.integers(2, 9)) if steps is None else int(trace.accepted.sum()),
         compute_s=0.02,
         started_s=0.0,
         finished_s=0.5 + 0.1 * index,
@@ -45,10 +82,13 @@ def make_trajectory(
         block_entropy=1.5 * per_token * blocks,
         block_top1=0.8 * blocks.astype(np.float64),
         hidden=hidden,
+        steps=trace,
     )
 
 
-def make_question(number=0, *, k=8, hidden_size=8, embedding_size=5, rng=None, p_correct=None, decisions=()):
+def make_question(
+    number=0, *, k=8, hidden_size=8, embedding_size=5, rng=None, p_correct=None, decisions=(), steps=None
+):
     """One question; easy ones (p_correct near 1) are right in most trajectories, and their features say so."""
     rng = rng or np.random.default_rng([7, number])
     p_correct = float(rng.beta(1.2, 0.8)) if p_correct is None else p_correct
@@ -66,6 +106,7 @@ def make_question(number=0, *, k=8, hidden_size=8, embedding_size=5, rng=None, p
                 hidden_size=hidden_size,
                 signal=float(correct),
                 num_tokens=int(rng.integers(9, 30)),
+                steps=steps,
             )
         )
     from dps.aggregate import answer_of

@@ -1,4 +1,4 @@
-"""The report's figures: accuracy against tokens and against time, drawn from the report's dictionary.
+"""The report's figures: accuracy against tokens and against time, and mixing, drawn from the report's dictionary.
 
 One mark per policy with its standard error; the k's of a fixed series are joined by a line. Everything is labelled in
 place, so that no legend has to be matched by colour. The same report gives the same bytes.
@@ -18,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from dps.report.words import number, seconds
+from dps.report.mixing import SMALL
+from dps.report.words import nats, number, percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,6 +82,21 @@ def draw_time(report: dict[str, Any]) -> Figure:
         left.set_ylabel("accuracy")
         left.set_xlabel("compute seconds per question")
         right.set_xlabel("latency, seconds from admission to answer")
+        _finish(figure, panels)
+    return figure
+
+
+def draw_mixing(report: dict[str, Any]) -> Figure:
+    """Draw acceptance by where a step cut, and log p over the steps of a stage; a row for each entry of ``mixing``."""
+    entries = report["mixing"]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11.4, 4.2 * len(entries)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = []
+        for entry, (left, right) in zip(entries, figure.subplots(len(entries), 2, squeeze=False), strict=True):
+            panels += [_acceptance(left, entry), _trace(right, entry)]
+            if len(entries) > 1:
+                left.set_title(entry["store"], loc="left", fontsize=9.5, fontweight="bold")
         _finish(figure, panels)
     return figure
 
@@ -190,6 +206,101 @@ def _mark(panel: _Panel, row: dict[str, Any], cost: str, color: str, marker: str
     )
     panel.points.append((x, y))
     panel.bars.append((x, y - error, y + error))
+
+
+def _plain_axes(axes: Axes) -> _Panel:
+    """Return linear axes in the style of the others."""
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _Panel(axes, [], [], [], [])
+
+
+def _acceptance(axes: Axes, entry: dict[str, Any]) -> _Panel:
+    """Draw the acceptance in tenths of the response that a step kept."""
+    panel = _plain_axes(axes)
+    bins = [row for row in entry["acceptance_by_cut"] if row["acceptance"] is not None]
+    path = [((row["low"] + row["high"]) / 2, row["acceptance"]) for row in bins]
+    errors = [row["acceptance_stderr"] or 0.0 for row in bins]
+    panel.level = entry["acceptance"]
+    axes.axhline(panel.level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
+    axes.errorbar(
+        *zip(*path, strict=True),
+        yerr=errors,
+        color=POWER,
+        marker="o",
+        markersize=6,
+        markeredgecolor=SURFACE,
+        markeredgewidth=0.9,
+        linewidth=1.6,
+        elinewidth=1.0,
+        capsize=0,
+        zorder=3,
+    )
+    panel.points, panel.lines = path, [path]
+    panel.bars = [(x, y - error, y + error) for (x, y), error in zip(path, errors, strict=True)]
+    spots = [(x, panel.level) for x in np.linspace(0.1, 0.9, 17).tolist()]
+    panel.labels.append(_Label(f"all steps {percent(panel.level)}", spots, POWER, 8))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, min(1.02, 1.15 * max(high for _, _, high in panel.bars) + 0.02))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+    axes.set_xlabel("share of the response that the step kept")
+    axes.set_ylabel("acceptance")
+    return panel
+
+
+def _trace(axes: Axes, entry: dict[str, Any]) -> _Panel:
+    """Draw the mean change of log p over the steps of a stage, and what would be a small change of its second half."""
+    panel = _plain_axes(axes)
+    axes.set_xlabel("Metropolis-Hastings step of a stage")
+    axes.set_ylabel("log p minus that after the first step, nats")
+    last, every = entry["trace_last_stage"], entry["trace_all_stages"]
+    if len(every) < 2:
+        axes.text(0.5, 0.5, "one step a stage: no trace", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.xaxis.set_major_locator(NullLocator())
+        axes.yaxis.set_major_locator(NullLocator())
+        return panel
+    curves = [("every stage", every, OTHER, "s", "--")] if every != last else []
+    curves.append(("last stage of a chain", last, POWER, "o", "-"))  # above the other
+    for name, rows, color, marker, line in curves:
+        steps = [row["step"] for row in rows]
+        change = np.array([row["logprob_change"] for row in rows])
+        error = np.array([row["logprob_change_stderr"] or 0.0 for row in rows])
+        axes.fill_between(steps, change - error, change + error, color=color, alpha=0.16, linewidth=0, zorder=2)
+        axes.plot(
+            steps,
+            change,
+            color=color,
+            linestyle=line,
+            marker=marker,
+            markersize=5,
+            linewidth=1.6,
+            markeredgecolor=SURFACE,
+            markeredgewidth=0.9,
+            zorder=3,
+        )
+        path = [(float(x), float(y)) for x, y in zip(steps, change, strict=True)]
+        panel.points += path
+        panel.lines.append(path)
+        panel.bars += [(x, y - e, y + e) for (x, y), e in zip(path, error.tolist(), strict=True)]
+        panel.labels.append(_Label(name, path[1:], color, 9.5, "bold"))
+    low, high = min(bar[1] for bar in panel.bars), max(bar[2] for bar in panel.bars)
+    room = 0.12 * max(high - low, 1e-3)
+    axes.set_ylim(low - room, high + 2 * room)
+    axes.set_xlim(1 - 0.03 * len(every), len(every) + 0.05 * len(every))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    ended = entry["last_stage"]
+    if ended["spread"] is not None and ended["least_steps"] == ended["most_steps"]:
+        half = ended["most_steps"] // 2
+        middle, reach = last[half - 1]["logprob_change"], SMALL * ended["spread"]
+        axes.fill_between([half, len(last)], middle - reach, middle + reach, color=GRID, linewidth=0, zorder=0.5)
+        edges = [(float(x), y) for x in np.linspace(half, len(last), 9) for y in (middle - reach, middle + reach)]
+        inside = [edge for edge in edges if low - room < edge[1] < high + 2 * room]
+        if inside:
+            panel.labels.append(_Label(f"{100 * SMALL:.0f} % of the spread around step {half}", inside, MUTED, 8))
+    return panel
 
 
 def _scales(panel: _Panel, rows: Sequence[dict[str, Any]], cost: str) -> None:
@@ -316,6 +427,16 @@ def _covered(
         )
         cost += price * float(inside.sum())
     return cost
+
+
+def describe_mixing(entry: dict[str, Any]) -> str:
+    """Return one row of the figure on mixing in words."""
+    kept = ", ".join(
+        f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %: {percent(row['acceptance'])}"
+        for row in entry["acceptance_by_cut"]
+    )
+    steps = ", ".join(f"{row['step']}: {nats(row['logprob_change'])}" for row in entry["trace_last_stage"])
+    return f"Acceptance by the share that was kept, {kept}. Change of log p by step of a chain's last stage, {steps}."
 
 
 def describe(report: dict[str, Any], cost: str) -> str:

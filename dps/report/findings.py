@@ -6,12 +6,14 @@ Where the cheap rival wins at matched tokens, :func:`findings` puts that first (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from dps.report.statistics import Estimate, Match, Outcomes, estimate, match_tokens, ratio, share_at_k
-from dps.report.words import listing, number, percent, percent_with_error, points, share, signed_points
+from dps.report.mixing import FROZEN
+from dps.report.statistics import SURE, Estimate, Match, Outcomes, estimate, match_tokens, ratio, share_at_k
+from dps.report.words import listing, nats, number, percent, percent_with_error, points, share, signed_points
 
 _SERIES = {"power": "Power sampling", "plain": "Plain sampling", "lowtemp": "Low-temperature sampling"}
 _VOTES = {
@@ -225,6 +227,41 @@ def controller_finding(policy: Outcomes, outcomes: Sequence[Outcomes], reference
     compared = f"fixed {fixed}, the same tokens, gives {percent(match.rival_accuracy)}"
     words = {1: "the controller beats it", -1: "the controller loses to it", 0: "the two cannot be told apart"}
     return f"{text}; {compared}: {words[match.difference.sign]} ({_points(match.difference, signed=True)})."
+
+
+def mixing_finding(entry: Mapping[str, Any], *, several: bool = False) -> str:
+    """Say whether the Metropolis-Hastings steps were enough, by what their second half gave.
+
+    Args:
+        entry: One of the report's ``mixing``.
+        several: Whether there are others, so that this one has to be named.
+    """
+    last = entry["last_stage"]
+    counts = {(row["least_steps"], row["most_steps"]) for row in entry["stages"]}
+    least, most = last["least_steps"], last["most_steps"]
+    steps = f"{most} Metropolis-Hastings step{'' if most == 1 else 's'}"
+    place = "a stage" if counts == {(most, most)} else "in a chain's last stage"
+    what = f"{steps} {place}" if least == most else f"{least} to {steps} {place}"
+    where = f" of {entry['store']}" if several else ""
+    if last["second_half_gain"] is None:
+        return (
+            f"Whether {what}{where} {'is' if most == 1 else 'are'} enough cannot be seen from so few: take two or more."
+        )
+    gain, stderr = last["second_half_gain"], last["second_half_gain_stderr"]
+    if stderr is None or abs(gain) <= SURE * stderr:
+        moved = f"changed log p by {'+' if gain > 0 else ''}{nats(gain, stderr)} nats"
+    else:
+        moved = f"{'lowered' if gain < 0 else 'raised'} log p by {nats(abs(gain), stderr)} nats"
+    if last["second_half_gain_in_spreads"] is not None:
+        moved += f", {abs(100 * last['second_half_gain_in_spreads']):.0f} % of the spread between trajectories"
+    if last["verdict"] == "enough":
+        return f"{what}{where} are enough here: the second half of the steps {moved}."
+    if last["verdict"] == "not enough":
+        return f"{what}{where} are not enough here: the second half of the steps still {moved}; raise num_mh_steps."
+    text = f"Whether {what}{where} are enough is not clear: the second half of the steps {moved}"
+    if last["frozen"] > FROZEN:
+        text += f", but {percent(last['frozen'])} of the chains accepted none of their last stage's steps"
+    return f"{text}."
 
 
 # -- comparisons and words ---------------------------------------------------------------------------------------------

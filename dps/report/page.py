@@ -12,7 +12,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dps.report import words
-from dps.report.figures import CONTROLLER, GRID, INK, LOWTEMP, MUTED, OTHER, PLAIN, POWER, SURFACE, describe
+from dps.report.figures import (
+    CONTROLLER,
+    GRID,
+    INK,
+    LOWTEMP,
+    MUTED,
+    OTHER,
+    PLAIN,
+    POWER,
+    SURFACE,
+    describe,
+    describe_mixing,
+)
+from dps.report.mixing import FROZEN, SMALL
 
 # Colours of the figures become variables of the page's style, which has a light and a dark value for each.
 _VARIABLES = {
@@ -39,7 +52,8 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
 
     Args:
         report: What ``report.json`` holds.
-        figures: SVG documents, ``report`` (against tokens) and ``report_time`` (against time).
+        figures: SVG documents, ``report`` (against tokens), ``report_time`` (against time) and, if the report has
+            an entry of ``mixing``, ``report_mixing``.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -54,15 +68,21 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         points=lambda value, stderr: tie(words.signed_points(value, stderr)),
         share=lambda value, stderr=None: tie(words.share(value, stderr)),
         number=words.number,
+        in_percent=lambda value, stderr=None: tie(words.percent_with_error(value, stderr)),
+        nats=lambda value, stderr=None: tie(words.nats(value, stderr)),
         seconds=words.seconds,
         tie=tie,
         settings=settings_words,
     )
+    mixing = "Mixing. " + " ".join(describe_mixing(entry) for entry in report["mixing"])
     return environment.get_template("page.html.j2").render(
         report=report,
         groups=_grouped(report["policies"]),
         ks=words.share_ks(report["policies"]),
         tokens_figure=inline_svg(figures["report"], "tokens", f"Accuracy against tokens. {describe(report, 'tokens')}"),
+        mixing_figure=inline_svg(figures["report_mixing"], "mixing", mixing) if report["mixing"] else None,
+        small=SMALL,
+        frozen=FROZEN,
         time_figure=inline_svg(
             figures["report_time"], "time", f"Accuracy against compute seconds. {describe(report, 'compute_s')}"
         ),

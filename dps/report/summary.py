@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dps.report.findings import findings, matches, paired, reference_of, verdict
+from dps.report.findings import findings, matches, mixing_finding, paired, reference_of, verdict
+from dps.report.mixing import ChainTrace, chains_of, diagnose
 from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
 from feature_store.records import Manifest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added ``mixing``."""
 _SERIES_ORDER = ("power", "", "plain", "lowtemp")  # "" stands for the controllers
 
 
@@ -27,6 +29,8 @@ class LoadedStore:
     """Its manifest."""
     outcomes: list[Outcomes]
     """Its policies on all of its questions."""
+    traces: dict[str, list[ChainTrace]]
+    """The recorded steps of each question's chains; no chains where none were recorded."""
 
     @property
     def question_ids(self) -> tuple[str, ...]:
@@ -58,16 +62,21 @@ def summarize(
     outcomes = [o.on(common) for o in whole]
     reference = reference_of(outcomes)
     first = stores[0].manifest
+    mixing = _mixing(stores, common)
     default = f"Accuracy against cost: {first.benchmark.get('name', '?')}, {first.model.get('name', '?')}"
     return {
         "schema_version": SCHEMA_VERSION,
         "title": title or default,
-        "findings": findings(outcomes, {s.outcomes[0].series: s.manifest.aggregator for s in stores}),
+        "findings": [
+            *findings(outcomes, {s.outcomes[0].series: s.manifest.aggregator for s in stores}),
+            *(mixing_finding(entry, several=len(mixing) > 1) for entry in mixing),
+        ],
         "notes": [*notes, *_notes(stores, outcomes, common)],
         "num_questions": len(common),
         "reference": reference.policy if reference is not None else None,
         "policies": [_row(o, all_, reference) for o, all_ in zip(outcomes, whole, strict=True)],
         "matched_tokens": [_match_row(match) for match in matches(outcomes)],
+        "mixing": mixing,
         "clock": {"store": clock[0], **clock[1]} if clock is not None else None,
         "provenance": [_provenance(store) for store in stores],
     }
@@ -132,6 +141,22 @@ def _match_row(match: Match) -> dict[str, Any]:
         "num_questions": match.difference.num_questions,
         "verdict": verdict(match.difference),
     }
+
+
+def _mixing(stores: Sequence[LoadedStore], common: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entries of ``mixing``: one for each store with recorded steps whose chains are not in another's.
+
+    Of stores with the same sampler and seed only the first counts: a trajectory's stream depends on seed, question and
+    index alone, so a controller's trajectories are the first ones of the fixed k's.
+    """
+    entries, seen = [], []
+    for store in stores:
+        run = (store.manifest.sampler, store.manifest.seed)
+        chains = chains_of({name: store.traces[name] for name in common})
+        if chains is not None and run not in seen:
+            seen.append(run)
+            entries.append({"store": store.name, "series": store.outcomes[0].series, **diagnose(chains)})
+    return entries
 
 
 def _provenance(store: LoadedStore) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,7 +40,20 @@ def share(value: float | None, stderr: float | None = None) -> str:
     """Return a ratio with two decimals: ``0.55 ± 0.01``; an error that would be written as 0.00 is left out."""
     if value is None:
         return NONE
-    return f"{value:.2f}" + ("" if stderr is None or stderr < 0.005 else f" ± {stderr:.2f}")
+    text = f"{value:.2f}"
+    text = text.removeprefix("-") if not float(text) else text.replace("-", "−")
+    return text + ("" if stderr is None or stderr < 0.005 else f" ± {stderr:.2f}")
+
+
+def nats(value: float | None, stderr: float | None = None) -> str:
+    """Return a log-probability to two digits of its error, or of itself: ``0.021 ± 0.013``, ``−1.3``, ``0.00031``."""
+    if value is None:
+        return NONE
+    smallest = abs(stderr or value)
+    decimals = 1 if smallest == 0 else min(max(1 - math.floor(math.log10(smallest)), 0), 6)
+    text = f"{value:.{decimals}f}"
+    text = text.removeprefix("-") if not float(text) else text.replace("-", "−")
+    return text + ("" if stderr is None else f" ± {stderr:.{decimals}f}")
 
 
 def number(value: float | None) -> str:

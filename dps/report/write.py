@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dps.errors import InputError
+from dps.report.mixing import ChainTrace, keeping
 from dps.report.statistics import outcomes_of
 from dps.report.summary import LoadedStore, summarize
 from feature_store import Manifest, Store
@@ -23,7 +24,9 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
     Args:
         folders: Stores, or folders in which every subfolder with a ``manifest.json`` is a store.
         output: Folder of ``report.json``, ``report.html``, ``report.png``, ``report.svg`` (accuracy against tokens),
-            ``report_time.png`` and ``report_time.svg`` (against time); made if missing, overwritten if there.
+            ``report_time.png`` and ``report_time.svg`` (against time), and, if the stores have recorded
+            Metropolis-Hastings steps, ``report_mixing.png`` and ``report_mixing.svg``; made if missing, overwritten if
+            there.
         title: Title of the page; made from benchmark and model if None.
 
     Returns:
@@ -34,7 +37,7 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         StoreError: If a store cannot be read.
     """
     report = read_report(folders, title)
-    from dps.report.figures import draw_time, draw_tokens, png, svg
+    from dps.report.figures import draw_mixing, draw_time, draw_tokens, png, svg
     from dps.report.page import render_page
 
     output = Path(output)
@@ -42,7 +45,11 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
     output.mkdir(parents=True, exist_ok=True)
     vectors = {}
-    for name, draw in {"report": draw_tokens, "report_time": draw_time}.items():
+    for name, draw in {"report": draw_tokens, "report_time": draw_time, "report_mixing": draw_mixing}.items():
+        if name == "report_mixing" and not report["mixing"]:
+            for kind in ("png", "svg"):  # those of an earlier report would seem to belong to this one
+                (output / f"{name}.{kind}").unlink(missing_ok=True)
+            continue
         figure = draw(report)
         (output / f"{name}.png").write_bytes(png(figure))
         vectors[name] = svg(figure, salt=name)
@@ -71,9 +78,10 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
     clock = choose_clock([store.manifest for _, store in opened])
     stores = []
     for folder, store in opened:
-        outcomes = outcomes_of(store.manifest, store, clock[1] if clock is not None else None)
+        traces: dict[str, list[ChainTrace]] = {}
+        outcomes = outcomes_of(store.manifest, keeping(store, traces), clock[1] if clock is not None else None)
         if outcomes[0].question_ids:
-            stores.append(LoadedStore(folder.resolve().name, store.manifest, outcomes))
+            stores.append(LoadedStore(folder.resolve().name, store.manifest, outcomes, traces))
         else:
             notes.append(f"{folder.resolve().name} holds no complete question yet and is left out.")
     if not stores:

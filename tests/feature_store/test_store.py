@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from feature_store import Decision, Store, StoreError, StoreWriter
 from feature_store import store as store_module
-from feature_store.segment import COLUMNS, DATASETS
+from feature_store.records import no_steps
+from feature_store.segment import COLUMNS, DATASETS, checksum
 
 from ..factories import make_dynamic_question, make_manifest, make_question, make_trajectory
 
@@ -45,7 +46,9 @@ def assert_same(a, b):
 
 
 def test_round_trip_of_every_field(tmp_path):
-    questions = [make_question(i, k=1 + i % 8) for i in range(9)] + [make_dynamic_question(9, ks=(2, 4, 6))]
+    steps = [None, 1, 5]
+    questions = [make_question(i, k=1 + i % 8, steps=steps[i % 3]) for i in range(9)]
+    questions.append(make_dynamic_question(9, ks=(2, 4, 6), steps=3))
     writer = StoreWriter.open(tmp_path, make_manifest())
     writer.commit(questions[5:])
     writer.commit(questions[:5], writer="w1")
@@ -141,7 +144,7 @@ def test_segments_are_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "is of version 2, but this program reads version 1"),
+        ({"version": 3}, "is of version 3, but this program reads versions 1 and 2"),
         ({"format": "something-else"}, "is not the manifest of a dps-feature-store"),
     ],
 )
@@ -224,7 +227,11 @@ def test_a_flipped_bit_of_data_opens_and_is_named_by_verify(tmp_path, name):
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_column_that_does_not_fit_is_refused(tmp_path, name):
     """Every dataset of the layout, one entry too long, of another type, and missing."""
-    good = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0), make_dynamic_question(1)]).read_bytes()
+    good = (
+        StoreWriter.open(tmp_path, make_manifest())
+        .commit([make_question(0, steps=2), make_dynamic_question(1)])
+        .read_bytes()
+    )
 
     def longer(file):
         values = file[name][...]
@@ -286,6 +293,100 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path):
     (tmp_path / "segment-w0-000000.h5").mkdir()
     with pytest.raises(StoreError, match=r"cannot be opened \(Is a directory\): check it and its permissions"):
         Store.open(tmp_path)
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def as_version_1(segment):
+    """Turn a segment into what a writer of version 1 would have written of the same questions."""
+    with h5py.File(segment, "r+") as file:
+        del file["steps"]
+        del file["trajectories/steps_offset"]
+        names = []
+        file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+        file.attrs["version"] = 1
+        file.attrs["sha256"] = np.bytes_(checksum({name: file[name][...] for name in names}))
+
+
+def test_a_store_of_version_1_reads_without_steps_and_goes_on(tmp_path):
+    traced = [make_question(i, k=3, steps=5) for i in range(2)]
+    blank = [
+        dataclasses.replace(q, trajectories=tuple(dataclasses.replace(t, steps=no_steps()) for t in q.trajectories))
+        for q in traced
+    ]
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    as_version_1(writer.commit([traced[0]]))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+    assert_same(tuple(Store.open(tmp_path)), (blank[0],))
+    assert Store.open(tmp_path).verify() == []
+
+    again = StoreWriter.open(tmp_path, make_manifest())
+    assert again.committed == {"q00000"}
+    again.commit([traced[1]])
+    assert_same(tuple(Store.open(tmp_path)), (blank[0], traced[1]))
+    assert Store.open(tmp_path).verify() == []
+
+
+def test_a_segment_of_version_2_without_steps_is_damaged(tmp_path):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, steps=2)])
+    as_version_1(segment)
+    with h5py.File(segment, "r+") as file:
+        file.attrs["version"] = 2
+    with pytest.raises(StoreError, match="truncated or damaged"):
+        tuple(Store.open(tmp_path))
+
+
+def test_log_p_of_steps_is_never_halved(tmp_path):
+    """Differences of a hundredth of a nat at -3000 nats do not survive float16, nor all of their digits float32."""
+    question = make_question(0, k=1, steps=4)
+    (trajectory,) = question.trajectories
+    exact = np.full(len(trajectory.steps.logprob), -3000.0 + 1e-9)
+    trajectory = dataclasses.replace(trajectory, steps=dataclasses.replace(trajectory.steps, logprob=exact))
+    StoreWriter.open(tmp_path, make_manifest()).commit([dataclasses.replace(question, trajectories=(trajectory,))])
+    ((read,),) = (q.trajectories for q in Store.open(tmp_path))
+    assert_same(read.steps.logprob, exact)
+
+
+@pytest.mark.parametrize(("num_questions", "least", "most"), [(1, 20, 24), (8, 6, 10)])
+def test_a_step_takes_about_the_bytes_that_the_page_says(tmp_path, num_questions, least, most):
+    sizes = [
+        StoreWriter.open(tmp_path / str(steps), make_manifest())
+        .commit([make_question(i, steps=steps) for i in range(num_questions)])
+        .stat()
+        .st_size
+        for steps in (None, 10)
+    ]
+    num_steps = sum(t.mh_proposed for i in range(num_questions) for t in make_question(i, steps=10).trajectories)
+    assert least < (sizes[1] - sizes[0]) / num_steps < most
+
+
+@pytest.mark.parametrize("wrong", ["proposed", "accepted", "ragged"])
+def test_a_trace_that_is_not_of_all_steps_is_refused(tmp_path, wrong):
+    question = make_question(0, k=2, steps=3)
+    last = question.trajectories[-1]
+    changes = {
+        "proposed": {"mh_proposed": last.mh_proposed + 1},
+        "accepted": {"mh_accepted": last.mh_accepted - 1},
+        "ragged": {"steps": dataclasses.replace(last.steps, horizon=last.steps.horizon[1:])},
+    }[wrong]
+    bad = dataclasses.replace(question, trajectories=(question.trajectories[0], dataclasses.replace(last, **changes)))
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    with pytest.raises(
+        StoreError, match=r"Expected the trace of trajectory 1 to have its .* record every step, or none"
+    ):
+        writer.commit([bad])
+    assert len(Store.open(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("name", ["trajectories/mh_proposed", "trajectories/mh_accepted", "steps/accepted"])
+def test_a_stored_trace_that_does_not_fit_its_counts_is_damage(tmp_path, name):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2, steps=3)])
+    with h5py.File(segment, "r+") as file:
+        file[name][0] = 1 - file[name][0] if name == "steps/accepted" else file[name][0] + 1
+    with pytest.raises(StoreError, match="truncated or damaged"):
+        tuple(Store.open(tmp_path))
 
 
 def test_mixed_sizes_are_refused(tmp_path):
@@ -497,13 +598,13 @@ def test_the_store_imports_nothing_heavy_and_neither_of_the_other_packages():
 
 def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
     """What docs/store_format.md says, with h5py alone: every field of every record, and the checksum."""
-    questions = [make_question(3, k=3), make_dynamic_question(4, ks=(2, 4)), make_question(5, k=1, p_correct=0.0)]
+    questions = [make_question(3, k=3, steps=4), make_dynamic_question(4, ks=(2, 4)), make_question(5, k=1, steps=1)]
     questions[2] = dataclasses.replace(questions[2], gold=None, answer=None, correct=None)
     segment = StoreWriter.open(tmp_path, make_manifest()).commit(questions)
 
     with h5py.File(segment) as f:
         assert f.attrs["format"] == b"dps-feature-store"
-        assert f.attrs["version"] == 1
+        assert f.attrs["version"] == 2
         sha256 = f.attrs["sha256"].decode()
         names = []
         f.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
@@ -545,7 +646,9 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
             found["tokens"] = data["tokens/tokens"][cut("trajectories", "tokens", number)]
             blocks = cut("trajectories", "blocks", number)
             found |= {n.partition("/")[2]: data[n][blocks] for n in data if n.startswith("blocks/")}
-            check(found, trajectory, ())
+            check(found, trajectory, ("steps",))
+            steps = cut("trajectories", "steps", number)
+            check({n.partition("/")[2]: data[n][steps] for n in data if n.startswith("steps/")}, trajectory.steps, ())
 
     digest = hashlib.sha256()
     for name in sorted(data):

@@ -10,7 +10,8 @@ import pytest
 from dps.errors import InputError
 from dps.report import read_report, render_table, write_report
 from dps.report.statistics import outcomes_of
-from tests.factories import make_manifest
+from feature_store.records import no_steps
+from tests.factories import make_manifest, make_question
 from tests.report.evaluations import (
     dynamic_manifest,
     plain_manifest,
@@ -219,6 +220,109 @@ def test_another_largest_k_is_the_reference_and_not_called_k8(tmp_path):
     assert report["reference"] == "fixed-k3"
     assert [row["accuracy_minus_reference"] for row in report["policies"]] == [1, 1, 0]
     assert all(row["accuracy_minus_k8"] is None for row in report["policies"])
+
+
+# -- mixing ------------------------------------------------------------------------------------------------------------
+
+
+def traced(count, *, k=8, steps=5):
+    return [make_question(i, k=k, hidden_size=0, steps=steps) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def mixed(evaluation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    power = write_store(folder / "power", power_manifest(), traced(12))
+    return [power, evaluation / "plain"], folder / "report", write_report([power], folder / "report")
+
+
+def test_recorded_steps_make_a_section_a_figure_and_a_finding(mixed):
+    _, output, report = mixed
+    assert {path.name for path in output.iterdir()} == FILES | {"report_mixing.png", "report_mixing.svg"}
+    [entry] = report["mixing"]
+    assert (entry["store"], entry["series"], entry["num_questions"], entry["num_chains"]) == ("power", "power", 12, 96)
+    assert entry["num_steps"] == sum(t.mh_proposed for q in traced(12) for t in q.trajectories)
+    accepted = sum(t.mh_accepted for q in traced(12) for t in q.trajectories)
+    assert entry["acceptance"] == pytest.approx(accepted / entry["num_steps"])
+    assert [row["horizon"] for row in entry["stages"]] == [8, 16, 24, 32]
+    [finding] = [f for f in report["findings"] if "Metropolis-Hastings steps" in f]
+    assert finding.startswith(
+        {"enough": "5 M", "not enough": "5 M", "unclear": "Whether 5 M"}[entry["last_stage"]["verdict"]]
+    )
+    assert report["schema_version"] == 2
+    assert json.loads((output / "report.json").read_text(encoding="utf-8")) == report
+
+
+def test_the_section_is_well_formed_and_says_what_the_entry_says(mixed):
+    _, output, report = mixed
+    source = (output / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(source)
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    assert {address[1:] for address in page.loads if address.startswith("#")} <= set(page.ids)
+    assert source.count("<svg") == 3
+    text = " ".join("".join(page.text).replace("\u00a0", " ").split())
+    assert "Mixing: whether the Metropolis-Hastings steps are enough" in text
+    for row in report["mixing"][0]["stages"]:
+        assert f"horizon {row['horizon']} {row['num_chains']}" in text
+    for label in ("last stage of a chain", "every stage", "all steps"):
+        assert label in (output / "report_mixing.svg").read_text(encoding="utf-8")
+
+
+def test_without_recorded_steps_nothing_is_said_of_mixing(written):
+    output, report = written
+    assert report["mixing"] == []
+    assert "Mixing" not in (output / "report.html").read_text(encoding="utf-8")
+    assert not any("Metropolis" in finding for finding in report["findings"])
+
+
+def test_the_figure_of_an_earlier_report_does_not_stay(mixed, evaluation, tmp_path):
+    stores, _, _ = mixed
+    write_report(stores[:1], tmp_path)
+    assert (tmp_path / "report_mixing.png").exists()
+    write_report([evaluation / "power"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_mixing_of_the_same_chains_is_shown_once_and_of_others_apart(mixed, tmp_path):
+    [power, plain], _, _ = mixed
+    same = write_store(tmp_path / "gbdt", dynamic_manifest(), traced(12, k=2))
+    other = {**power_manifest().sampler, "num_mh_steps": 10}
+    more = write_store(tmp_path / "mlp-h", dynamic_manifest("mlp-h", sampler=other), traced(12, k=2, steps=10))
+    assert [entry["store"] for entry in read_report([power, same, plain])["mixing"]] == ["power"]
+    report = write_report([power, more], tmp_path / "out")
+    assert [entry["store"] for entry in report["mixing"]] == ["power", "mlp-h"]
+    assert [entry["last_stage"]["most_steps"] for entry in report["mixing"]] == [5, 10]
+    findings = [f for f in report["findings"] if "Metropolis-Hastings steps" in f]
+    assert ["of power" in f for f in findings] == [True, False]
+    assert ["of mlp-h" in f for f in findings] == [False, True]
+
+
+def test_mixing_is_of_the_questions_that_all_stores_have(mixed, tmp_path):
+    [power, _], _, _ = mixed
+    write_store(tmp_path / "gbdt", dynamic_manifest(), [question(i, [1, 1]) for i in range(3, 30)])
+    [entry] = read_report([power, tmp_path / "gbdt"])["mixing"]
+    assert entry["num_questions"] == 9
+
+
+@pytest.mark.parametrize(("k", "count", "steps"), [(8, 1, 5), (1, 6, 5), (8, 6, 1), (1, 1, 1)])
+def test_small_runs_are_drawn_and_described(tmp_path, k, count, steps):
+    """One question, one trajectory of each, one step a stage: fewer numbers, no failure."""
+    policy = {"name": "power", "family": "fixed", "start": k, "step": 2, "maximum": k}
+    write_store(tmp_path / "power", power_manifest(policy=policy), traced(count, k=k, steps=steps))
+    report = write_report([tmp_path / "power"], tmp_path / "out")
+    [entry] = report["mixing"]
+    assert entry["last_stage"]["verdict"] == "unclear"
+    assert (tmp_path / "out" / "report_mixing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_some_chains_without_a_trace_are_left_out(tmp_path):
+    first, *rest = traced(4)
+    blank = replace(first, trajectories=tuple(replace(t, steps=no_steps()) for t in first.trajectories))
+    write_store(tmp_path / "power", power_manifest(), [blank, *rest])
+    [entry] = read_report([tmp_path])["mixing"]
+    assert (entry["num_questions"], entry["num_chains"]) == (3, 24)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
