@@ -30,7 +30,7 @@ def answer(
     embedder: str = EMBEDDED,
     feature_layer: int = 11,
     seed: int = 0,
-    rows: int = 64,
+    rows: int | None = 64,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> list[Question]:
     """Answer questions with as many trajectories as the controller asks for.
@@ -46,7 +46,7 @@ def answer(
         embedder: sentence-transformers id or folder that the controller was trained with.
         feature_layer: Hidden layer that the controller was trained with.
         seed: Names the random streams.
-        rows: Chains that run at a time.
+        rows: Chains that run at a time; None as many as memory allows.
         on_checkpoint: Called whenever all trajectories of a question that were asked for have ended.
 
     Returns:

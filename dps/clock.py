@@ -17,7 +17,13 @@ from dps.sampler.streams import stream_key
 
 
 def calibrate(
-    model: LanguageModel, config: SamplerConfig, prompts: Sequence[tuple[int, ...]], *, rows: int, seconds: float = 1.0
+    model: LanguageModel,
+    config: SamplerConfig,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    rows: int | None,
+    memory_share: float = 1.0,
+    seconds: float = 1.0,
 ) -> dict[str, float]:
     """Measure the clock on full rows of real prompts.
 
@@ -25,34 +31,39 @@ def calibrate(
         model: The language model.
         config: The sampler's settings.
         prompts: Prompts to sample from, at least one.
-        rows: Rows of the run.
-        seconds: How long to measure, after a warm-up of a quarter of that.
+        rows: Rows of the run; None as many as memory allows.
+        memory_share: Share of the memory that the run's rows may plan with, where ``rows`` is None.
+        seconds: How long to measure, after a warm-up: until chains have ended, so that a GPU's recordings are made and
+            the rows stand at all lengths, but at least a quarter and at most ten times that.
 
     Returns:
         ``seconds_per_token``, ``prefill_seconds_per_token`` and ``rows``.
     """
     longest = max(prompts, key=len)
-    engine = Engine(model, config, rows=rows, prompt_room=len(longest))
-    number = 0
+    engine = Engine(model, config, rows=rows, prompt_room=len(longest), memory_share=memory_share)
+    number = ended = 0
 
     def run(duration: float) -> tuple[float, int]:
-        nonlocal number
+        nonlocal number, ended
         tokens, decode_s, end = engine.num_generated_tokens, engine.decode_s, time.perf_counter() + duration
         while time.perf_counter() < end:
             while engine.num_running + engine.num_pending < 2 * engine.rows:
                 key = stream_key(0, "calibration", number)
                 engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
                 number += 1
-            engine.poll()
+            ended += len(engine.poll())
         return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
 
+    until = time.perf_counter() + 10 * seconds
     run(seconds / 4)
+    while not ended and time.perf_counter() < until:
+        run(seconds / 4)
     decode_s, tokens = run(seconds)
-    prefill(model.model, list(longest))
+    prefill(model.model, [longest])
     engine.synchronize()
     started = time.perf_counter()
     for _ in range(3):
-        prefill(model.model, list(longest))
+        prefill(model.model, [longest])
     engine.synchronize()
     return {
         "seconds_per_token": decode_s / tokens,

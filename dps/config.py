@@ -29,8 +29,9 @@ class FeaturesConfig:
 class ComputeConfig:
     """How the work is spread."""
 
-    rows: int = 64
-    """Chains that run at a time in one worker."""
+    rows: int | None = None
+    """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
+    set."""
     workers: int = 1
     """Local worker processes; each loads the model. More than one is for CPUs."""
     threads: int | None = None
@@ -40,7 +41,7 @@ class ComputeConfig:
 
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
-        if self.rows < 1 or self.workers < 1 or (self.threads is not None and self.threads < 1):
+        if any(value is not None and value < 1 for value in (self.rows, self.workers, self.threads)):
             raise InputError(
                 "compute.rows, workers and threads must be at least 1, "
                 f"got {self.rows}, {self.workers} and {self.threads}."

@@ -176,6 +176,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"Could not load the model {config.name}: {reason}") from error
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' other ways leave the soft-cap out
     model = model.to(device).eval().requires_grad_(False)
     loaded = LanguageModel(model=model, tokenizer=tokenizer, name=config.name, source=source)
     if not loaded.eos_ids:

@@ -193,7 +193,13 @@ def _open_stores(
         elif sampler not in calibrations:
             threads = torch.get_num_threads()
             torch.set_num_threads(settings.threads or threads)
-            calibrations[sampler] = calibrate(model, sampler, prompts, rows=settings.compute.rows)
+            calibrations[sampler] = calibrate(
+                model,
+                sampler,
+                prompts,
+                rows=settings.compute.rows,
+                memory_share=1 / settings.compute.workers,
+            )
             torch.set_num_threads(threads)
         manifest = Manifest(
             kind=plan.kind,

@@ -150,6 +150,7 @@ def run_policy(
     waiting = iter(questions)
     live: dict[str, _Live] = {}
     exhausted = False
+    ahead = max(policy.start, engine.rows // 4)
     mark = time.perf_counter()
 
     def charge() -> float:
@@ -166,7 +167,8 @@ def run_policy(
         entry.requested += count
 
     while (live or not exhausted) and not stopping():
-        while not exhausted and engine.num_running + engine.num_pending < engine.rows + policy.start:
+        # More wait than rows can come free before the next look here, so that no row goes without a chain.
+        while not exhausted and engine.num_running + engine.num_pending < engine.rows + ahead:
             source = next(waiting, None)
             if source is None:
                 exhausted = True
@@ -288,6 +290,7 @@ def _absorb(
                 block_entropy=absent if features is None else features.entropy,
                 block_top1=absent if features is None else features.top1,
                 hidden=np.zeros((len(sizes), 0), np.float32) if features is None else features.hidden,
+                steps=chain.steps,
             )
         )
     labels = grading.classes([t.answer for t in entry.trajectories])

@@ -177,7 +177,13 @@ def work(
             policy.controller.check_model(identity, embedder.size)
         prompts = prompts_of(model, benchmark, task.sampler)
         room = max(len(tokens) for _, tokens in prompts.values())
-        engine = Engine(model, task.sampler, rows=settings.compute.rows, prompt_room=room)
+        engine = Engine(
+            model,
+            task.sampler,
+            rows=settings.compute.rows,
+            prompt_room=room,
+            memory_share=1 / settings.compute.workers,
+        )
         complete = run_policy(
             model,
             engine,

@@ -1,4 +1,4 @@
-"""The decision of a Metropolis-Hastings step."""
+"""The decision of a Metropolis-Hastings step; the choice among several proposals is in ``tries``."""
 
 from __future__ import annotations
 
@@ -47,3 +47,19 @@ def accept(uniform: Tensor, log_ratio: Tensor) -> Tensor:
         bool, shape (B,).
     """
     return uniform.log() < log_ratio
+
+
+def more_likely(new_logprob: Tensor, old_logprob: Tensor) -> Tensor:
+    """Accept only what is more likely: the rule ``max_swap``, the limit of infinite alpha.
+
+    A search for a likely response, not a draw from any power of the model's law: it never steps down, and neither the
+    proposal nor the cut enters.
+
+    Args:
+        new_logprob: Log p of the proposed suffix under the base model, EOS included, nats, shape (B,).
+        old_logprob: The same of the current suffix.
+
+    Returns:
+        bool, shape (B,).
+    """
+    return new_logprob > old_logprob

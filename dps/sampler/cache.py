@@ -7,6 +7,9 @@ its proposal overwrote, from a second allocation that always holds the accepted 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,20 +37,47 @@ def spans(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
     return which, torch.arange(len(which), device=start.device) - first[which] + start[which]
 
 
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """Sizes of a model's keys and values."""
+
+    layers: int
+    heads: int
+    """Key/value heads."""
+    head_size: int
+
+    @classmethod
+    def of(cls, config: Any) -> CacheShape:
+        """Read the sizes from the text decoder's configuration."""
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, heads, head_size)
+
+    @property
+    def elements_per_position(self) -> int:
+        """Numbers that one position of one row holds."""
+        return self.layers * 2 * self.heads * self.head_size
+
+
 class RowCache(Cache):
     """Keys and values of R rows and S positions, as a transformers cache for one-token steps.
 
-    Shapes: ``live`` and ``saved`` are (layers, 2, R, H, S, D) with H key/value heads of size D. A head's positions lie
-    together in memory: attention on a CPU reads them two to three times as fast as with the heads together.
+    Shapes: ``live``, ``saved`` and, for multiple tries, ``candidate`` are (layers, 2, R, H, S, D) with H key/value heads
+    of size D. A head's positions lie together in memory: attention on a CPU reads them two to three times as fast as
+    with the heads together.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, positions: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: int, positions: int, *, candidates: bool = False, kernels: Any = None
+    ) -> None:
         """Allocate.
 
         Args:
             model: The model; its layers must all attend to all earlier positions within ``positions``.
             rows: R.
             positions: S, prompt and response together.
+            candidates: Whether proposals compete before one is kept.
+            kernels: The module ``dps.sampler.kernels`` where it can run, else None.
 
         Raises:
             InputError: If the model has layers that cannot be rewound position by position.
@@ -55,13 +85,19 @@ class RowCache(Cache):
         super().__init__(layers=[])
         config = model.config.get_text_config()
         check_rewindable(config, positions)
-        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, rows, num_heads, positions, head_size)
+        sizes = CacheShape.of(config)
+        shape = (sizes.layers, 2, rows, sizes.heads, positions, sizes.head_size)
         self.live = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.saved = torch.zeros_like(self.live)
+        self.candidate = torch.zeros_like(self.live) if candidates else None
         self.positions = positions
-        self._heads = torch.arange(num_heads, device=model.device)
+        self.arrivals: Tensor | None = None
+        """What the attention kernel counts by, one number for each row and head; always zero between steps."""
+        if kernels is not None:
+            self.arrivals = torch.zeros(rows * sizes.heads, dtype=torch.int32, device=model.device)
+        self._kernels = kernels
+        self._heads = torch.arange(sizes.heads, device=model.device)
+        self._position: Tensor | None = None
         self._flat: Tensor | None = None
         self._rows = rows
         self._length = positions
@@ -73,16 +109,20 @@ class RowCache(Cache):
             position: Position that each row writes, int64, shape (B,) with B <= R.
             length: Positions that attention reads, at least ``position.max() + 1``.
         """
-        self._rows, self._length = len(position), length
-        self._flat = self._slots(torch.arange(len(position), device=position.device), position)
+        self._rows, self._length, self._position = len(position), length, position
+        if self._kernels is None:
+            self._flat = self._slots(torch.arange(len(position), device=position.device), position)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one position per row, return all positions that attention reads: (B, H, length, D) each."""
         layer = self.live[layer_idx]
-        for kind, states in enumerate((key_states, value_states)):
-            layer[kind].flatten(0, 2).index_copy_(0, self._flat, states.flatten(0, 2))
+        if self._kernels is None:
+            for kind, states in enumerate((key_states, value_states)):
+                layer[kind].flatten(0, 2).index_copy_(0, self._flat, states.flatten(0, 2))
+        else:
+            self._kernels.write_kv(key_states[:, :, 0], value_states[:, :, 0], layer, self._position)
         window = layer[:, : self._rows, :, : self._length]
         return window[0], window[1]
 
@@ -94,31 +134,41 @@ class RowCache(Cache):
         """Return where these (row, position) pairs lie when rows, heads and positions are one axis: (pairs * H,)."""
         return ((rows[:, None] * len(self._heads) + self._heads) * self.positions + positions[:, None]).flatten()
 
-    def _move(self, source: Tensor, target: Tensor, rows: Tensor, start: Tensor, stop: Tensor) -> None:
-        which, position = spans(start, stop)
+    def move(self, source: Tensor, target: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> None:
+        """Copy positions ``start..stop-1`` of the chosen rows from one buffer to another.
+
+        Args:
+            source: One of live, saved and candidate.
+            target: Another.
+            chosen: bool, shape (B,), for the first B rows.
+            start: First position of each row, int64, shape (B,).
+            stop: One past its last.
+        """
+        if self._kernels is not None:
+            self._kernels.move_spans(source, target, start, stop, chosen)
+            return
+        rows = chosen.nonzero()[:, 0]
+        if not len(rows):
+            return
+        which, position = spans(start[rows], stop[rows])
         slots = self._slots(rows[which], position)
         target.flatten(2, 4).index_copy_(2, slots, source.flatten(2, 4).index_select(2, slots))
 
-    def commit(self, rows: Tensor, start: Tensor, stop: Tensor) -> None:
-        """Make positions ``start..stop-1`` of these rows the accepted ones."""
-        self._move(self.live, self.saved, rows, start, stop)
-
-    def restore(self, rows: Tensor, start: Tensor, stop: Tensor) -> None:
-        """Put the accepted positions ``start..stop-1`` of these rows back."""
-        self._move(self.saved, self.live, rows, start, stop)
-
-    def load_prompt(self, row: int, prompt: Tensor) -> None:
-        """Put a prompt's keys and values, (layers, 2, H, P, D), at the row's first positions."""
+    def load_prompt(self, rows: list[int], prompt: Tensor) -> None:
+        """Put a prompt's keys and values, (layers, 2, H, P, D), at these rows' first positions."""
+        where = torch.tensor(rows, device=prompt.device)
         for buffer in (self.live, self.saved):
-            buffer[:, :, row, :, : prompt.shape[3]] = prompt
+            buffer[:, :, where, :, : prompt.shape[3]] = prompt[:, :, None]
 
-    def move_row(self, source: int, target: int) -> None:
-        """Copy a whole row."""
-        for buffer in (self.live, self.saved):
-            buffer[:, :, target] = buffer[:, :, source]
+    def move_rows(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole rows."""
+        for buffer in (self.live, self.saved, self.candidate):
+            if buffer is not None:
+                for source, target in zip(sources, targets, strict=True):
+                    buffer[:, :, target] = buffer[:, :, source]
 
 
-def check_rewindable(config: object, positions: int) -> None:
+def check_rewindable(config: Any, positions: int) -> None:
     """Refuse models whose layers keep a state that cannot be cut back to an earlier position.
 
     Args:
@@ -126,11 +176,14 @@ def check_rewindable(config: object, positions: int) -> None:
         positions: Positions that a row will hold.
 
     Raises:
-        InputError: For recurrent layers, and for sliding windows shorter than ``positions``.
+        InputError: For recurrent layers, for sliding windows shorter than ``positions``, and for rotary embeddings that
+            change with the length of the sequence.
     """
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     sliding = kinds & {"sliding_attention", "chunked_attention"}
+    if getattr(config, "layer_types", None) is None and getattr(config, "use_sliding_window", window is not None):
+        sliding = {"sliding_attention"}  # Mistral and its like: every layer slides, and the configuration names none
     if sliding and window is not None and window < positions:
         raise InputError(
             f"The model attends over a sliding window of {window} positions, but prompt and response need {positions}: "
@@ -141,21 +194,39 @@ def check_rewindable(config: object, positions: int) -> None:
             f"The model has layers of the kind {', '.join(sorted(unknown))}, whose state cannot be rewound to a cut: "
             "choose a model whose layers all use attention."
         )
+    for rope in _rope_parameters(config):
+        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in ("longrope", "dynamic") and positions > original:
+            raise InputError(
+                f"The model's rotary embedding ({rope['rope_type']}) changes for all positions when a sequence passes "
+                f"{original} positions, but prompt and response need {positions}: lower sampler.max_new_tokens so that "
+                "both fit."
+            )
+
+
+def _rope_parameters(config: Any) -> list[dict]:
+    """Return the rotary settings of a configuration: one set, or one for each kind of layer."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [v for v in found.values() if isinstance(v, dict)] or [found]
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, tokens: list[int]) -> Tensor:
-    """Return the keys and values of a prompt's tokens.
+def prefill(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[Tensor]:
+    """Return the keys and values of prompts, read in one padded pass.
+
+    Padding stands on the right, where a causal model cannot see it from the left.
 
     Args:
         model: The model.
-        tokens: P token ids, at least one.
+        prompts: Token ids, each at least one.
 
     Returns:
-        (layers, 2, H, P, D) on the model's device.
+        One tensor (layers, 2, H, P, D) for each prompt of P tokens, on the model's device.
     """
     cache = DynamicCache(config=model.config)
-    ids = torch.tensor([tokens], device=model.device)
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    states = [torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers]
-    return torch.stack(states)
+    ids = torch.zeros((len(prompts), max(map(len, prompts))), dtype=torch.int64)
+    for line, tokens in zip(ids, prompts, strict=True):
+        line[: len(tokens)] = torch.tensor(tokens)
+    model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    states = torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
+    return [states[:, :, line, :, : len(tokens)].clone() for line, tokens in enumerate(prompts)]

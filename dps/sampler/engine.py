@@ -5,16 +5,20 @@ and starts the next one while its neighbours are in the middle of theirs. A row 
 chain. Rows of one question and of many questions share the batch; they share no random number (see ``streams``) and no
 barrier.
 
-The pieces are elsewhere: target, proposal, cut, accept (the mathematics), schedule (what follows what), cache (keys and
-values). This module moves them over the rows.
+The pieces are elsewhere: target, proposal, cut, accept, tries (the mathematics), schedule (what follows what), rows
+(the state), step and settle (what the device does with it), cache (keys and values), forward (the model), graphs
+(recordings for a GPU). This module seats chains on rows, lets the device work, and looks now and then.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,21 +26,46 @@ from torch import Tensor
 
 from dps.errors import InputError
 from dps.model import LanguageModel
-from dps.sampler.accept import accept, log_accept_ratio
-from dps.sampler.cache import RowCache, prefill, spans
-from dps.sampler.cut import cut_logprob, cut_position
-from dps.sampler.proposal import proposal_logprobs, sample_token
-from dps.sampler.schedule import next_move
+from dps.sampler.cache import RowCache, prefill
+from dps.sampler.forward import Path, load_kernels, open_forward
+from dps.sampler.graphs import Recorder
+from dps.sampler.memory import rows_from_memory
+from dps.sampler.rows import Look, Rows
 from dps.sampler.settings import SamplerConfig
-from dps.sampler.streams import uniform
-from dps.sampler.target import base_logprobs, power_logprob
+from dps.sampler.settle import settle
+from dps.sampler.step import advance_rows, decode_step
+from feature_store.records import StepTrace
 
-_SMALLEST_BATCH = 8
+SMALLEST_BATCH = 8
 """Fewest rows of a step: a CPU's logits of one row are the same in every batch from here up, not below."""
 _LENGTH_STEP = 32
 """Attention reads a multiple of this many positions."""
-_KEPT_PROMPTS = 64
-"""Prompts whose keys and values are kept for trajectories that come later."""
+_KEPT_PROMPT_BYTES = 1 << 30
+"""Keys and values of prompts that are kept for trajectories that come later."""
+_PROMPTS_AHEAD = 16
+"""Prompts of waiting chains that a GPU reads along when it must read one: a small pass costs it as much as a larger."""
+_PREFILL_TOKENS = 8192
+"""Padded tokens of one prefill on a GPU, at most; a CPU reads one prompt at a time, so that every prompt's keys and
+values are the same in every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a batch's ended proposals are settled, and how often the host looks."""
+
+    steps_per_settle: int
+    settles_per_look: int
+
+    @property
+    def steps_per_look(self) -> int:
+        """Steps between two looks."""
+        return self.steps_per_settle * self.settles_per_look
+
+
+_EAGER_PACE = Pace(1, 1)
+_GRAPH_PACE = Pace(4, 8)
+"""A row waits 1.5 steps for its decision on average, and 16 steps for its next chain; the first is far shorter than a
+proposal, the second than a chain, and settling at every step would cost more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +78,9 @@ class ChainRequest:
     """Token ids of the prompt, at least one."""
     stream: int
     """Key of its random stream, see :func:`dps.sampler.streams.stream_key`."""
+    forced_length: int | None = None
+    """Let every response of the chain end in EOS at exactly this length, whatever the model says: for measuring speed
+    with random weights. What comes out follows no law."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,14 +103,35 @@ class Chain:
     """Metropolis-Hastings steps taken."""
     mh_accepted: int
     """Steps accepted."""
+    steps: StepTrace
+    """These steps one by one."""
     decode_s: float
     """This chain's share of the measured decoding time, seconds."""
     prefill_s: float
-    """Measured time of giving it a row: its prefill, or the copy of one that another trajectory caused."""
+    """Measured time of giving it a row: its share of that time, and the prefill if no other trajectory caused it."""
     admitted: float
     """When it got a row, on the clock of ``time.perf_counter``."""
     finished: float
     """When it ended, on the same clock."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """What the host knows of a row that has a chain."""
+
+    request: ChainRequest
+    admitted: float
+    prefill_s: float
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A prompt that has been read."""
+
+    states: Tensor
+    """Its keys and values without its last token's: (layers, 2, H, P - 1, D)."""
+    unpaid_s: float
+    """What reading it took, until a chain has been charged with it."""
 
 
 class Engine:
@@ -91,76 +144,96 @@ class Engine:
         to the rounding of the batch's kernels.
     """
 
-    def __init__(self, model: LanguageModel, config: SamplerConfig, *, rows: int, prompt_room: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        config: SamplerConfig,
+        *,
+        rows: int | None,
+        prompt_room: int,
+        memory_share: float = 1.0,
+        path: Path | None = None,
+        graphs: bool = True,
+    ) -> None:
         """Allocate the rows.
 
         Args:
             model: The language model.
             config: The sampler's settings.
-            rows: Chains that run at a time.
+            rows: Chains that run at a time; None takes as many as memory allows, see :func:`rows_from_memory`.
             prompt_room: Length of the longest prompt, tokens.
+            memory_share: Share of the free memory that these rows may plan with, where ``rows`` is None.
+            path: The forward pass to use, for comparisons; the fastest that the model allows if not given.
+            graphs: Whether a GPU may record its work.
 
         Raises:
-            InputError: If prompts of that length leave no room for max_new_tokens within the model's positions.
+            InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, or the
+                model's layers cannot be rewound to a cut.
         """
         config.check()
-        if rows < 1:
+        if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}.")
         check_room(prompt_room, config, model.max_positions)
         self.model, self.config = model, config
-        self.rows = max(rows, _SMALLEST_BATCH)
-        device = model.device
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        self.cache = RowCache(model.model, self.rows, self.positions)
-
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        row, slot = (self.rows,), (self.rows, self.positions + 1)
-        # Two of each: what is being generated, and the accepted response to which a rejected step returns.
-        self._tokens, self._saved_tokens = integers(*slot), integers(*slot)
-        self._base, self._saved_base = (torch.zeros(slot, dtype=torch.float64, device=device) for _ in range(2))
-        self._proposal, self._saved_proposal = (torch.zeros_like(self._base) for _ in range(2))
-        self._position = integers(*row)  # of the token that the next step feeds
-        self._start = integers(*row)  # of the response's first token
-        self._cut = integers(*row)  # of the first token being resampled
-        self._length = integers(*row)  # of the accepted response
-        self._horizon = integers(*row)  # of the response, this stage
-        self._steps_left = integers(*row)
-        self._key, self._draws = integers(*row), integers(*row)
-        self._generated, self._proposed, self._accepted = integers(*row), integers(*row), integers(*row)
-        self._busy_steps = integers(*row)  # of the current window
-        self._extending = torch.zeros(row, dtype=torch.bool, device=device)
-        self._active = torch.zeros(row, dtype=torch.bool, device=device)
-        self._is_eos = torch.zeros(model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
+        if rows is None:
+            rows = rows_from_memory(model.model, config, self.positions, share=memory_share)
+        self._kernels = load_kernels(model.device)
+        self._path, self._graphs = path, graphs and self._kernels is not None
+        self._is_eos = torch.zeros(
+            model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device
+        )
         self._is_eos[list(model.eos_ids)] = True
-        dtype = model.model.dtype
-        later = torch.full((self.positions, self.positions), torch.finfo(dtype).min, dtype=dtype, device=device)
-        self._mask = later.triu(1)  # row p hides every position after p
-        self._per_row = [
-            self._tokens, self._saved_tokens, self._base, self._saved_base, self._proposal, self._saved_proposal,
-            self._position, self._start, self._cut, self._length, self._horizon, self._steps_left,
-            self._key, self._draws, self._generated, self._proposed, self._accepted, self._busy_steps,
-            self._extending, self._active,
-        ]  # fmt: skip
-
-        self._requests: list[ChainRequest | None] = [None] * self.rows
-        self._admitted = np.zeros(self.rows)
-        self._decode_s = np.zeros(self.rows)
-        self._prefill_s = np.zeros(self.rows)
+        self._eos, self._not_eos = int(self._is_eos.long().argmax()), int(self._is_eos.long().argmin())
         self._pending: deque[ChainRequest] = deque()
-        self._prompts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._steps_per_look = 8 if device.type == "cuda" else 1
+        self._prompts: OrderedDict[tuple[int, ...], _Prompt] = OrderedDict()
         self.decode_s = 0.0
         """Seconds spent decoding, all chains together."""
         self.prefill_s = 0.0
-        """Seconds spent on prefills."""
+        """Seconds spent on prefills and on giving chains their rows."""
         self.num_steps = 0
         """Forward passes of one token per row."""
         self.num_row_steps = 0
         """Rows that took part in them, padding included."""
         self.num_generated_tokens = 0
-        """Tokens sampled so far, rejected ones included."""
+        """Tokens sampled so far, rejected ones and those of restarted chains included."""
+        self.busy_row_steps = 0
+        """Row-steps taken while chains waited for a row."""
+        self.busy_useful_row_steps = 0
+        """Those of them that generated a token."""
+        self.num_read_positions = 0
+        """Key/value positions that attention had to read for the generated tokens."""
+        self._make_rows(max(rows, SMALLEST_BATCH))
+
+    def _make_rows(self, rows: int) -> None:
+        """Allocate that many rows, or half as many, and so on, if the device turns out to have too little memory."""
+        while True:
+            try:
+                return self._allocate(rows)
+            except torch.OutOfMemoryError as error:
+                if rows <= SMALLEST_BATCH:
+                    raise InputError(
+                        f"The device has too little memory for {rows} rows of {self.positions} positions, the fewest "
+                        f"there can be: lower sampler.max_new_tokens or use a device with more memory."
+                    ) from error
+            warnings.warn(f"The device has too little memory for {rows} rows; trying half as many.", stacklevel=3)
+            self._drop()
+            rows = max(rows // 2, SMALLEST_BATCH)
+
+    def _allocate(self, rows: int) -> None:
+        """Make the rows, their cache and whatever is bound to them."""
+        model, config = self.model, self.config
+        self.rows = rows
+        self.cache = RowCache(
+            model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels
+        )
+        self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
+        self._rows = Rows(rows, self.positions, config, model.device)
+        self._recorder = Recorder(self._rows.pause) if self._graphs else None
+        self._pace = _GRAPH_PACE if self._graphs else _EAGER_PACE
+        self._seats: list[_Seat | None] = [None] * rows
+        self._reach = np.zeros(rows, np.int64)  # position that each row will feed next
+        self._decode_s = np.zeros(rows)  # of the row's chain
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
@@ -174,6 +247,11 @@ class Engine:
         (self._pending.appendleft if first else self._pending.append)(request)
 
     @property
+    def kernels(self) -> str:
+        """How the work is done: the forward pass in use, and whether it is recorded."""
+        return self.path + ("+graphs" if self._recorder is not None else "")
+
+    @property
     def num_pending(self) -> int:
         """Chains that wait for a row."""
         return len(self._pending)
@@ -181,7 +259,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Chains that have a row."""
-        return sum(request is not None for request in self._requests)
+        return sum(seat is not None for seat in self._seats)
 
     @property
     def idle(self) -> bool:
@@ -190,242 +268,251 @@ class Engine:
 
     @torch.inference_mode()
     def poll(self, max_looks: int = 8) -> list[Chain]:
-        """Decode for a while.
+        """Decode for a while; rows that come free take the next chains.
 
         Args:
-            max_looks: Look at the rows this many times, then return.
+            max_looks: Look at the rows this many times, then return; earlier if chains have ended and none waits.
 
         Returns:
             The chains that ended, possibly none.
         """
-        self._admit()
-        started = time.perf_counter()
-        self._busy_steps.zero_()
-        ended_rows: list[int] = []
+        ended: list[Chain] = []
         for _ in range(max_looks):
-            if not self.num_running:
-                break
-            count = self._compact()
-            reach = int(self._position[:count].max()) + 1 + self._steps_per_look
-            length = min(-(-reach // _LENGTH_STEP) * _LENGTH_STEP, self.positions)
-            for _ in range(self._steps_per_look):
-                self._step(count, length)
-            ended_rows = self._settle(count)
-            if ended_rows:
-                break
-        self.synchronize()
-        now = time.perf_counter()
-        self._share_time(now - started)
-        return [self._release(row, now) for row in ended_rows]
-
-    # -- one token for every row ---------------------------------------------------------------------------------------
-
-    def _step(self, count: int, length: int) -> None:
-        """Feed one token per row, draw the next one, and note which rows have ended their proposal."""
-        position, active = self._position[:count], self._active[:count]
-        fed = self._tokens[:count].gather(1, position[:, None])
-        self.cache.begin_step(position, length)
-        logits = self.model.model(
-            input_ids=fed,
-            position_ids=position[:, None],
-            attention_mask=self._mask[position, :length][:, None, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
-        base = base_logprobs(logits)
-        proposal = proposal_logprobs(logits, self.config.temperature)
-        token = sample_token(proposal, uniform(self._key[:count], self._draws[:count]))
-        next_position = (position + 1)[:, None]
-        for buffer, value in ((self._tokens, token), (self._base, base), (self._proposal, proposal)):
-            drawn = value if value.dim() == 1 else value.gather(1, token[:, None])[:, 0].to(buffer.dtype)
-            view = buffer[:count]
-            view.scatter_(1, next_position, torch.where(active, drawn, view.gather(1, next_position)[:, 0])[:, None])
-        at_horizon = position + 2 >= self._start[:count] + self._horizon[:count]
-        taken = active.long()
-        for counter in (self._position, self._draws, self._generated, self._busy_steps):
-            counter[:count] += taken
-        self._active[:count] = active & ~(self._is_eos[token] | at_horizon)
-        self.num_steps += 1
-        self.num_row_steps += count
-
-    # -- what happens when a proposal ends -----------------------------------------------------------------------------
-
-    def _settle(self, count: int) -> list[int]:
-        """Decide every row whose proposal has ended and start its next one; return the rows whose chain has ended."""
-        occupied = torch.tensor([r is not None for r in self._requests[:count]], device=self.model.device)
-        rows = (occupied & ~self._active[:count]).nonzero()[:, 0]
-        if not len(rows):
-            return []
-        accepted = self._decide(rows)
-        self._keep_or_return(rows, accepted)
-        extended = self._extending[rows]
-        self._proposed[rows] += (~extended).long()
-        self._accepted[rows] += (accepted & ~extended).long()
-
-        length, start = self._length[rows], self._start[rows]
-        last_token = self._tokens[rows, start + length - 1]
-        move = next_move(
-            self.config,
-            length=length,
-            ends_in_eos=self._is_eos[last_token],
-            horizon=self._horizon[rows],
-            steps_left=self._steps_left[rows],
-            extended=extended,
-        )
-        cut = torch.where(move.propose, cut_position(self._draw(rows, move.propose), length), length)
-        self._cut[rows] = start + cut
-        self._position[rows] = start + cut - 1
-        self._horizon[rows] = move.horizon
-        self._steps_left[rows] = move.steps_left
-        self._extending[rows] = move.extend
-        self._active[rows] = ~move.finished
-        return rows[move.finished].tolist()
-
-    def _decide(self, rows: Tensor) -> Tensor:
-        """Accept or reject what these rows generated; extensions are always kept. Returns bool, shape (B,)."""
-        extending = self._extending[rows]
-        start, cut = self._start[rows], self._cut[rows]
-        new_length, old_length = self._position[rows] + 1 - start, self._length[rows]
-        new_stop, old_stop = start + new_length, start + old_length
-        new_base = _span_sums(self._base, rows, cut, new_stop)
-        old_base = _span_sums(self._saved_base, rows, cut, old_stop)
-        log_ratio = log_accept_ratio(
-            new_target=power_logprob(new_base, self.config.alpha),
-            old_target=power_logprob(old_base, self.config.alpha),
-            new_proposal=_span_sums(self._proposal, rows, cut, new_stop),
-            old_proposal=_span_sums(self._saved_proposal, rows, cut, old_stop),
-            new_cut=cut_logprob(new_length),
-            old_cut=cut_logprob(old_length.clamp(min=1)),
-        )
-        return extending | accept(self._draw(rows, ~extending), log_ratio)
-
-    def _keep_or_return(self, rows: Tensor, accepted: Tensor) -> None:
-        """Make the generated suffix the accepted one, or put the accepted one back."""
-        for keep in (True, False):
-            chosen = rows[accepted == keep]
-            if not len(chosen):
+            try:
+                self._admit()
+                if not self.num_running:
+                    break
+                ended += self._window()
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            else:
+                if ended and not self._pending:
+                    break
                 continue
-            cut = self._cut[chosen]
-            if keep:
-                self._length[chosen] = self._position[chosen] + 1 - self._start[chosen]
-            stop = self._start[chosen] + self._length[chosen]
-            which, position = spans(cut, stop)
-            live = (self._tokens, self._base, self._proposal)
-            saved = (self._saved_tokens, self._saved_base, self._saved_proposal)
-            for source, target in zip(*((live, saved) if keep else (saved, live)), strict=True):
-                target[chosen[which], position] = source[chosen[which], position]
-            # The last token of a response has not been fed, so keys and values end one position before it.
-            (self.cache.commit if keep else self.cache.restore)(chosen, cut - 1, stop - 1)
+            # Outside the handler: the error holds on to the frames, and they to the memory.
+            self._halve(reason)
+        return ended
 
-    def _draw(self, rows: Tensor, wanted: Tensor) -> Tensor:
-        """Take the next random number of these rows' streams where ``wanted``."""
-        number = uniform(self._key[rows], self._draws[rows])
-        self._draws[rows] += wanted.long()
-        return number
+    # -- decoding ------------------------------------------------------------------------------------------------------
+
+    def _window(self) -> list[Chain]:
+        """Decode until the next look; return the chains that have ended by then."""
+        started = time.perf_counter()
+        busy = bool(self._pending)
+        count = self._compact()
+        length = self._bucket(int(self._reach[:count].max()) + 1 + self._pace.steps_per_look)
+        rows = self._rows.first(count)
+        advance = partial(
+            advance_rows if self._kernels is None else self._kernels.advance_rows,
+            temperature=self.config.temperature,
+            is_eos=self._is_eos,
+            eos=self._eos,
+            not_eos=self._not_eos,
+        )
+        step = partial(decode_step, rows, length, forward=self._forward, advance=advance)
+        decide = partial(settle, rows, self.config, self._is_eos, self.cache)
+        for _ in range(self._pace.settles_per_look):
+            for _ in range(self._pace.steps_per_settle):
+                self._run(("step", count, length), step)
+            if self._recorder is not None or rows.any_ended():
+                self._run(("settle", count), decide)
+        look = self._rows.look()
+        now = time.perf_counter()
+        self._account(look, count, now - started, busy)
+        self._reach = look.position
+        return self._release(np.flatnonzero(look.finished).tolist(), now)
+
+    def _run(self, key: Hashable, work: partial) -> None:
+        """Do device work, by its recording where there is one."""
+        if self._recorder is None:
+            work()
+        else:
+            self._recorder.run(key, work)
+
+    def _bucket(self, reach: int) -> int:
+        """Return how many positions attention may read: few lengths for recordings, close ones without."""
+        size = _LENGTH_STEP
+        if self._recorder is None:
+            size = -(-reach // size) * size
+        else:
+            size *= 8
+            while size < reach:
+                size *= 2
+        return min(size, self.positions)
+
+    def _account(self, look: Look, count: int, seconds: float, busy: bool) -> None:
+        """Share a window's time among the chains by the steps that each was active in it, and count."""
+        steps = self._pace.steps_per_look
+        self.num_steps += steps
+        self.num_row_steps += steps * count
+        useful = int(look.useful_steps.sum())
+        self.num_generated_tokens += useful
+        self.num_read_positions += int(look.read_positions.sum())
+        if busy:
+            self.busy_row_steps += steps * count
+            self.busy_useful_row_steps += useful
+        if useful:
+            self.decode_s += seconds
+            self._decode_s += seconds / useful * look.useful_steps
+
+    def _release(self, rows: list[int], now: float) -> list[Chain]:
+        """Free these rows and return their chains."""
+        chains = []
+        for row, found in zip(rows, self._rows.read(rows) if rows else [], strict=True):
+            seat = self._seats[row]
+            self._seats[row] = None
+            chains.append(
+                Chain(
+                    request=seat.request,
+                    tokens=found.tokens,
+                    base_logprobs=found.base_logprobs,
+                    proposal_logprobs=found.proposal_logprobs,
+                    ended_with_eos=int(found.tokens[-1]) in self.model.eos_ids,
+                    num_generated_tokens=found.num_generated_tokens,
+                    mh_proposed=found.mh_proposed,
+                    mh_accepted=found.mh_accepted,
+                    steps=found.steps,
+                    decode_s=float(self._decode_s[row]),
+                    prefill_s=seat.prefill_s,
+                    admitted=seat.admitted,
+                    finished=now,
+                )
+            )
+        return chains
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Give free rows to waiting chains, the lowest rows first."""
-        for row in range(self.rows):
-            if not self._pending:
-                return
-            if self._requests[row] is None:
-                self._seat(row, self._pending.popleft())
-
-    def _seat(self, row: int, request: ChainRequest) -> None:
-        """Start a chain on a row: prompt, stream, first extension."""
+        free = [row for row, seat in enumerate(self._seats) if seat is None][: len(self._pending)]
+        if not free:
+            return
         started = time.perf_counter()
-        size = len(request.prompt)
-        if size > 1:
-            self.cache.load_prompt(row, self._prompt_states(request.prompt[:-1]))
-        for buffer in (self._tokens, self._saved_tokens):
-            buffer[row, :size] = torch.tensor(request.prompt, device=buffer.device)
-        for counter in (self._length, self._steps_left, self._draws, self._generated, self._proposed, self._accepted):
-            counter[row] = 0
-        self._key[row] = request.stream
-        self._start[row] = self._cut[row] = size
-        self._position[row] = size - 1
-        self._horizon[row] = min(self.config.block_size, self.config.max_new_tokens)
-        self._extending[row] = self._active[row] = True
-        self._requests[row] = request
+        requests = [self._pending[i] for i in range(len(free))]
+        reading_s = self._read_prompts(requests)
+        for prompt, rows in _by_prompt(requests, free).items():
+            if len(prompt) > 1:
+                self.cache.load_prompt(rows, self._prompts[prompt].states)
+        self._rows.seat(
+            free,
+            [request.prompt for request in requests],
+            [request.stream for request in requests],
+            [request.forced_length or 0 for request in requests],
+        )
         self.synchronize()
         now = time.perf_counter()
-        self._admitted[row], self._decode_s[row], self._prefill_s[row] = started, 0.0, now - started
         self.prefill_s += now - started
+        for row, request in zip(free, requests, strict=True):
+            self._pending.popleft()
+            share = (now - started - reading_s) / len(free)
+            prompt = self._prompts.get(request.prompt)
+            if prompt is not None:
+                share += prompt.unpaid_s
+                prompt.unpaid_s = 0.0
+            self._seats[row] = _Seat(request, admitted=started, prefill_s=share)
+            self._reach[row], self._decode_s[row] = len(request.prompt) - 1, 0.0
+        kept = sum(prompt.states.nbytes for prompt in self._prompts.values())
+        while kept > _KEPT_PROMPT_BYTES:
+            kept -= self._prompts.popitem(last=False)[1].states.nbytes
 
-    def _prompt_states(self, tokens: tuple[int, ...]) -> Tensor:
-        """Return a prompt's keys and values; trajectories of one question share one prefill."""
-        if tokens not in self._prompts:
-            self._prompts[tokens] = prefill(self.model.model, list(tokens))
-            if len(self._prompts) > _KEPT_PROMPTS:
-                self._prompts.popitem(last=False)
-        self._prompts.move_to_end(tokens)
-        return self._prompts[tokens]
+    def _read_prompts(self, requests: list[ChainRequest]) -> float:
+        """Read the prompts of these chains that have not been read; trajectories of one question share one reading.
+
+        Returns:
+            The seconds that took. Each prompt's share is charged to the first chain that gets a row for it.
+        """
+        total = 0.0
+        wanted = list(dict.fromkeys(r.prompt for r in requests if len(r.prompt) > 1))
+        for prompt in wanted:
+            if prompt in self._prompts:
+                self._prompts.move_to_end(prompt)
+        missing = [p for p in wanted if p not in self._prompts]
+        on_gpu = self.model.device.type == "cuda"
+        if missing and on_gpu:
+            coming = dict.fromkeys(r.prompt for r in itertools.islice(self._pending, len(requests), 1024))
+            ahead = (p for p in coming if len(p) > 1 and p not in self._prompts and p not in wanted)
+            missing += itertools.islice(ahead, max(0, _PROMPTS_AHEAD - len(missing)))
+        missing.sort(key=len)
+        room = _PREFILL_TOKENS if on_gpu else 0
+        while missing:
+            started = time.perf_counter()
+            batch = [missing.pop()]  # the longest
+            while missing and (len(batch) + 1) * len(batch[0]) <= room:
+                batch.append(missing.pop())
+            states = prefill(self.model.model, [prompt[:-1] for prompt in batch])
+            self.synchronize()
+            seconds = time.perf_counter() - started
+            total += seconds
+            for prompt, found in zip(batch, states, strict=True):
+                self._prompts[prompt] = _Prompt(found, seconds * len(prompt) / sum(map(len, batch)))
+        return total
 
     def _compact(self) -> int:
         """Return how many rows the next steps run, moving chains into lower rows where that makes them fewer."""
-        used = [row for row, request in enumerate(self._requests) if request is not None]
+        used = [row for row, seat in enumerate(self._seats) if seat is not None]
         wanted = self._batch_size(len(used))
-        if used[-1] < wanted:
+        sources = [row for row in used if row >= wanted]
+        if not sources:
             return wanted
-        free = iter(row for row in range(wanted) if self._requests[row] is None)
-        for source in used[::-1]:
-            if source < wanted:
-                break
-            target = next(free)
-            self.cache.move_row(source, target)
-            for buffer in self._per_row:
-                buffer[target] = buffer[source]
-            self._active[source] = False
-            self._busy_steps[source] = 0
-            for column in (self._admitted, self._decode_s, self._prefill_s):
-                column[target] = column[source]
-            self._requests[target], self._requests[source] = self._requests[source], None
+        targets = [row for row in range(wanted) if self._seats[row] is None][: len(sources)]
+        self.cache.move_rows(sources, targets)
+        self._rows.move(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            self._seats[target], self._seats[source] = self._seats[source], None
+            self._reach[target], self._reach[source] = self._reach[source], 0
+            self._decode_s[target], self._decode_s[source] = self._decode_s[source], 0.0
         return wanted
 
     def _batch_size(self, used: int) -> int:
         """Return the number of rows to run for that many chains: few sizes, so that kernels see few shapes."""
-        size = _SMALLEST_BATCH
+        size = SMALLEST_BATCH
         while size < used:
             size *= 2
         return min(size, self.rows)
 
-    def _share_time(self, seconds: float) -> None:
-        """Share a decoding window's time among the chains by the steps that each was active in it."""
-        steps = self._busy_steps.cpu().numpy().astype(np.float64)
-        self.num_generated_tokens += int(steps.sum())
-        if steps.sum():
-            self.decode_s += seconds
-            self._decode_s += seconds * steps / steps.sum()
+    def _halve(self, reason: str) -> None:
+        """Go on with half the rows after running out of memory; the chains that were running start again.
 
-    def _release(self, row: int, now: float) -> Chain:
-        """Free a row and return its chain."""
-        request = self._requests[row]
-        assert request is not None
-        start, length = int(self._start[row]), int(self._length[row])
-        span = slice(start, start + length)
-        tokens = self._tokens[row, span].cpu().numpy().astype(np.int32)
-        self._requests[row] = None
-        return Chain(
-            request=request,
-            tokens=tokens,
-            base_logprobs=self._base[row, span].cpu().numpy().copy(),
-            proposal_logprobs=self._proposal[row, span].cpu().numpy().copy(),
-            ended_with_eos=int(tokens[-1]) in self.model.eos_ids,
-            num_generated_tokens=int(self._generated[row]),
-            mh_proposed=int(self._proposed[row]),
-            mh_accepted=int(self._accepted[row]),
-            decode_s=float(self._decode_s[row]),
-            prefill_s=float(self._prefill_s[row]),
-            admitted=float(self._admitted[row]),
-            finished=now,
+        A chain's random stream does not depend on the rows, so what starts again becomes what it would have become.
+
+        Raises:
+            InputError: If there were only a few rows.
+        """
+        if self.rows <= SMALLEST_BATCH:
+            raise InputError(
+                f"The device ran out of memory with {self.rows} rows, the fewest there can be: lower "
+                f"sampler.max_new_tokens or use a device with more memory. PyTorch says: {reason.splitlines()[0]}"
+            )
+        running = [seat.request for seat in self._seats if seat is not None]
+        self._pending.extendleft(reversed(running))
+        rows = max(self.rows // 2, SMALLEST_BATCH)
+        warnings.warn(
+            f"The device ran out of memory with {self.rows} rows; sampling goes on with {rows}, and {len(running)} "
+            "unfinished chains start again. Set compute.rows to avoid this.",
+            stacklevel=3,
         )
+        self._drop()
+        self._make_rows(rows)
+
+    def _drop(self) -> None:
+        """Give back the memory of the rows and of everything that is bound to them."""
+        self._prompts.clear()
+        self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         """Wait for the device, so that the clock measures what was asked of it."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+
+
+def _by_prompt(requests: list[ChainRequest], rows: list[int]) -> dict[tuple[int, ...], list[int]]:
+    """Group rows by the prompt of their chain."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for request, row in zip(requests, rows, strict=True):
+        found.setdefault(request.prompt, []).append(row)
+    return found
 
 
 def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
@@ -441,10 +528,3 @@ def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) ->
             f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together "
             f"more than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
         )
-
-
-def _span_sums(values: Tensor, rows: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """Sum each row's values over its positions ``start..stop-1``; float64, shape (B,)."""
-    which, position = spans(start, stop)
-    sums = torch.zeros(len(rows), dtype=values.dtype, device=values.device)
-    return sums.index_add_(0, which, values[rows[which], position])

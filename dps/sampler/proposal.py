@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from dps.sampler.target import base_logprobs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """One token per row with what was known of it; log-probabilities and entropy in nats, float64, shape (B,)."""
+
+    token: Tensor
+    """Token ids, int64, shape (B,)."""
+    base_logprob: Tensor
+    """Log p of the token under the base model."""
+    proposal_logprob: Tensor
+    """Log g of the token under the proposal."""
+    entropy: Tensor | None
+    """Entropy of the base model's next-token law, where it was asked for."""
 
 
 def proposal_logprobs(logits: Tensor, temperature: float) -> Tensor:
@@ -36,3 +54,27 @@ def sample_token(logprobs: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     return torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
+
+
+def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor, *, entropy: bool = False) -> Draw:
+    """Draw one token per row from the proposal and say what the base model and the proposal think of it.
+
+    Args:
+        logits: The model's logits, shape (B, V).
+        temperature: Of the proposal.
+        uniform: One number in (0, 1) per row, float64, shape (B,).
+        entropy: Whether to compute the base model's entropy, too.
+    """
+    base, proposal = base_logprobs(logits), proposal_logprobs(logits, temperature)
+    token = sample_token(proposal, uniform)
+    return Draw(
+        token=token,
+        base_logprob=base.gather(1, token[:, None])[:, 0].double(),
+        proposal_logprob=proposal.gather(1, token[:, None])[:, 0].double(),
+        entropy=entropies(base).double() if entropy else None,
+    )
+
+
+def entropies(logprobs: Tensor) -> Tensor:
+    """Return the entropy of each law, nats, shape (...,), from log-probabilities of shape (..., V)."""
+    return -(logprobs.exp() * logprobs).nan_to_num(0.0).sum(-1)

@@ -1,5 +1,7 @@
 """What a chain does when a proposal has been decided: another step, the next stage, the final horizon, or the end.
 
+A stage has a horizon, and an exponent that may still be growing towards alpha.
+
 Pure arithmetic on row tensors, so the engine runs it for all rows that ended at once and tests run it on one.
 """
 
@@ -29,6 +31,29 @@ class Next:
     """The chain has ended, bool."""
 
 
+def stage_alpha(config: SamplerConfig, horizon: Tensor) -> Tensor:
+    """Return the exponent of the target at a horizon: ``1 + (alpha - 1) min(1, s / anneal_blocks)`` in stage s.
+
+    Args:
+        config: The sampler's settings.
+        horizon: Horizons, int64, shape (B,); s is the horizon in blocks.
+
+    Returns:
+        float64, shape (B,); exactly alpha from stage ``anneal_blocks`` on.
+
+    Note:
+        The proposal's temperature does not follow: log-probabilities under the proposal stay valid from stage to stage.
+    """
+    stage = _stage(config, horizon)
+    growing = 1.0 + (config.alpha - 1.0) * stage.double() / config.anneal_blocks
+    return torch.where(stage >= config.anneal_blocks, config.alpha, growing)
+
+
+def _stage(config: SamplerConfig, horizon: Tensor) -> Tensor:
+    """Return the number of the stage that has this horizon, from 1."""
+    return (horizon + config.block_size - 1) // config.block_size
+
+
 def next_move(
     config: SamplerConfig,
     *,
@@ -39,6 +64,9 @@ def next_move(
     extended: Tensor,
 ) -> Next:
     """Return what each row does next, after its extension or its Metropolis-Hastings step was settled.
+
+    Where the exponent grows over the first stages, a response that has ended before it is alpha goes through the
+    remaining stages without being extended, so that every chain ends with steps at alpha.
 
     Args:
         config: The sampler's settings.
@@ -59,12 +87,15 @@ def next_move(
     stage_over = steps_left <= 0
     jump = stage_over & ends_in_eos & ~at_limit & (config.final_steps > 0)
     extend = stage_over & ~ends_in_eos & (length < limit)
-    finished = stage_over & ~jump & ~extend
+    growing = (_stage(config, horizon) < config.anneal_blocks) & (config.num_mh_steps > 0)
+    carry = stage_over & ends_in_eos & growing & ~at_limit & ~jump
+    finished = stage_over & ~jump & ~extend & ~carry
     grown = (horizon + config.block_size).clamp(max=limit)
+    carried_steps = torch.where(grown >= limit, max(config.num_mh_steps, config.final_steps), config.num_mh_steps)
     return Next(
-        horizon=torch.where(jump, limit, torch.where(extend, grown, horizon)),
-        steps_left=torch.where(jump, config.final_steps, steps_left),
-        propose=(~stage_over) | jump,
+        horizon=torch.where(jump, limit, torch.where(extend | carry, grown, horizon)),
+        steps_left=torch.where(jump, config.final_steps, torch.where(carry, carried_steps, steps_left)),
+        propose=(~stage_over) | jump | carry,
         extend=extend,
         finished=finished,
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from dps.errors import InputError
 
 Schedule = Literal["paper", "final-horizon"]
+CutLaw = Literal["uniform", "entropy"]
+AcceptRule = Literal["metropolis", "max_swap"]
+
+ENTROPY_FLOOR = 0.05
+"""Nats added to every entropy by the cut law ``entropy``, so that no position is out of reach."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,14 @@ class SamplerConfig:
     """`paper` stops at the first stage that ends in EOS; `final-horizon` then takes num_final_steps at T_max."""
     num_final_steps: int | None = None
     """Steps at T_max of the schedule `final-horizon`; num_mh_steps if not set."""
+    cut_law: CutLaw = "uniform"
+    """Where a step cuts: `uniform` over the response, or in proportion to the base model's `entropy` there."""
+    num_tries: int = 1
+    """Proposals per Metropolis-Hastings step; more than 1 is multiple-try Metropolis."""
+    accept_rule: AcceptRule = "metropolis"
+    """`metropolis` is exact; `max_swap` accepts only what is more likely: the limit of infinite alpha, a search."""
+    anneal_blocks: int = 1
+    """Stage s has the exponent 1 + (alpha - 1) min(1, s / anneal_blocks); 1 is alpha from the first block on."""
 
     @property
     def temperature(self) -> float:
@@ -40,6 +54,12 @@ class SamplerConfig:
         if self.schedule == "paper":
             return 0
         return self.num_mh_steps if self.num_final_steps is None else self.num_final_steps
+
+    @property
+    def max_mh_steps(self) -> int:
+        """The most Metropolis-Hastings steps that a chain can take."""
+        stages = math.ceil(self.max_new_tokens / self.block_size)
+        return stages * self.num_mh_steps + self.final_steps
 
     def check(self) -> SamplerConfig:
         """Return self if the settings can be used.
@@ -68,6 +88,20 @@ class SamplerConfig:
         if self.num_final_steps is not None and self.schedule == "paper":
             raise InputError(
                 "num_final_steps is read only by schedule: final-horizon; remove it or change the schedule."
+            )
+        if self.num_tries < 1 or self.anneal_blocks < 1:
+            raise InputError(
+                f"num_tries and anneal_blocks must be at least 1, got {self.num_tries} and {self.anneal_blocks}."
+            )
+        if self.anneal_blocks * self.block_size > self.max_new_tokens:
+            raise InputError(
+                f"anneal_blocks must be at most {self.max_new_tokens // self.block_size}, the stages that "
+                f"max_new_tokens and block_size make, got {self.anneal_blocks}: the exponent would never reach alpha."
+            )
+        if self.accept_rule == "max_swap" and (self.num_tries > 1 or self.anneal_blocks > 1):
+            raise InputError(
+                "accept_rule: max_swap compares two responses by their log p alone: "
+                "leave num_tries and anneal_blocks at 1."
             )
         return self
 

@@ -17,12 +17,12 @@ def base_logprobs(logits: Tensor) -> Tensor:
     return (logits if logits.element_size() >= 4 else logits.float()).log_softmax(-1)
 
 
-def power_logprob(base_logprob: Tensor, alpha: float) -> Tensor:
+def power_logprob(base_logprob: Tensor, alpha: Tensor | float) -> Tensor:
     """Return the unnormalized target log-density ``alpha * log p(x)`` of a response or of a suffix.
 
     Args:
         base_logprob: Sum of base log-probabilities over the tokens, EOS included, nats.
-        alpha: Sharpening exponent, at least 1.
+        alpha: Sharpening exponent, at least 1; one number, or one per response.
 
     Source:
         METHOD section 1.

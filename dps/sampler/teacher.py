@@ -15,10 +15,15 @@ from torch import Tensor
 
 from dps.errors import InputError
 from dps.model import LanguageModel
+from dps.sampler.proposal import entropies
 from dps.sampler.target import base_logprobs
 
 _TOKENS_PER_PASS = 8192
 """Padded tokens of one forward pass, at most (one sequence alone may be longer)."""
+_LOGITS_BYTES = 2 << 30
+"""What the logits of one pass may take on a GPU."""
+_TOKENS_PER_CHUNK = 1024
+"""Positions whose logits are turned into single precision at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,22 +72,45 @@ def block_features(
     Returns:
         One entry per sequence, in the same order.
 
+    Note:
+        A pass that runs out of memory is done again in two halves.
+
     Source:
         METHOD section 3.
     """
     check_layer(layer, model.num_layers)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    room = _tokens_per_pass(model)
+    waiting: list[list[int]] = []
+    for index in order:
+        size = sum(map(len, sequences[index]))
+        if waiting and (len(waiting[-1]) + 1) * size <= room:
+            waiting[-1].append(index)
+        else:
+            waiting.append([index])
     found: dict[int, BlockFeatures] = {}
-    batch: list[int] = []
-    for number, index in enumerate(order):
-        batch.append(index)
-        following = order[number + 1] if number + 1 < len(order) else None
-        longest = sum(map(len, sequences[following])) if following is not None else 0
-        if following is None or (len(batch) + 1) * longest > _TOKENS_PER_PASS:
+    while waiting:
+        batch = waiting.pop()
+        try:
             passed = _one_pass(model, [sequences[i] for i in batch], layer, block_size)
-            found.update(zip(batch, passed, strict=True))
-            batch = []
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            continue
+        found.update(zip(batch, passed, strict=True))
     return [found[index] for index in range(len(sequences))]
+
+
+def _tokens_per_pass(model: LanguageModel) -> int:
+    """Return the padded tokens of one pass, at most (one sequence alone may be longer): what its logits have room for.
+
+    On a CPU the number is the same for every model, so that a sequence is read in the same company.
+    """
+    if model.device.type == "cpu":
+        return _TOKENS_PER_PASS
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    return max(512, min(_TOKENS_PER_PASS, _LOGITS_BYTES // (vocabulary * model.model.dtype.itemsize)))
 
 
 def _one_pass(
@@ -95,42 +123,57 @@ def _one_pass(
     for row, tokens in enumerate(joined):
         ids[row, : len(tokens)] = torch.tensor(tokens)
     output = model.model(input_ids=ids.to(model.device), use_cache=False, output_hidden_states=True)
-    results = []
-    for row, (prompt, response) in enumerate(sequences):
-        predicting = slice(len(prompt) - 1, len(prompt) - 1 + len(response))
-        logprobs = base_logprobs(output.logits[row, predicting])
-        tokens = torch.tensor(list(response), device=logprobs.device)
-        per_token = torch.stack(
-            (
-                logprobs.gather(1, tokens[:, None])[:, 0].double(),
-                -(logprobs.exp() * logprobs).sum(-1).double(),
-                logprobs.max(-1).values.exp().double(),
-            )
+
+    # One line for each predicted token of all sequences: where its logits are, what it is, and the number of its block.
+    sizes = [block_sizes(len(response), block_size) for _, response in sequences]
+    lengths = [len(response) for _, response in sequences]
+    starts = [row * ids.shape[1] + len(prompt) - 1 for row, (prompt, _) in enumerate(sequences)]
+    where = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
+    tokens = np.concatenate([np.asarray(response, np.int64) for _, response in sequences])
+    block_lengths = np.concatenate(sizes)
+    blocks = np.repeat(np.arange(len(block_lengths)), block_lengths)
+    device = model.device
+    where, tokens, blocks = (torch.from_numpy(array).to(device) for array in (where, tokens, blocks))
+
+    per_token = torch.cat(
+        [
+            token_statistics(output.logits.flatten(0, 1)[part], tokens[number : number + len(part)])
+            for number, part in zip(range(0, len(where), _TOKENS_PER_CHUNK), where.split(_TOKENS_PER_CHUNK), strict=True)
+        ],
+        dim=1,
+    )
+    hidden = output.hidden_states[layer].flatten(0, 1)[where].double()
+    sums = torch.zeros((len(block_lengths), 3 + hidden.shape[1]), dtype=torch.float64, device=device)
+    sums.index_add_(0, blocks, torch.cat((per_token.T, hidden), dim=1))
+    sums = sums.cpu().numpy()
+    means = (sums[:, 3:] / block_lengths[:, None]).astype(np.float32)
+    ends = np.cumsum([len(size) for size in sizes])
+    return [
+        BlockFeatures(*(sums[end - len(size) : end, :3].T.copy()), hidden=means[end - len(size) : end].copy())
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+
+
+def token_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return what the base model says at positions that predict these tokens.
+
+    Args:
+        logits: The model's logits, shape (N, V).
+        tokens: The tokens that follow, int64, shape (N,).
+
+    Returns:
+        Log p of the token, entropy (both nats) and top-1 probability: float64, shape (3, N).
+    """
+    logprobs = base_logprobs(logits)
+    return torch.stack(
+        (
+            logprobs.gather(1, tokens[:, None])[:, 0].double(),
+            entropies(logprobs).double(),
+            logprobs.max(-1).values.exp().double(),
         )
-        hidden = output.hidden_states[layer][row, predicting].float()
-        sums = block_sums(per_token, block_size).cpu().numpy()
-        sizes = block_sizes(len(response), block_size)
-        means = (block_sums(hidden.T.double(), block_size) / torch.tensor(sizes, device=hidden.device)).T
-        results.append(BlockFeatures(sums[0], sums[1], sums[2], means.float().cpu().numpy().copy()))
-    return results
+    )
 
 
 def block_sizes(length: int, block_size: int) -> np.ndarray:
     """Return the number of tokens of each block of a response: shape (ceil(length / block_size),), int32."""
     return np.diff([*range(0, length, block_size), length]).astype(np.int32)
-
-
-def block_sums(values: Tensor, block_size: int) -> Tensor:
-    """Sum values over consecutive blocks.
-
-    Args:
-        values: Shape (..., n).
-        block_size: Tokens per block; the last block may be shorter.
-
-    Returns:
-        Shape (..., ceil(n / block_size)).
-    """
-    length = values.shape[-1]
-    blocks = torch.arange(length, device=values.device) // block_size
-    sums = torch.zeros((*values.shape[:-1], -(-length // block_size)), dtype=values.dtype, device=values.device)
-    return sums.index_add_(-1, blocks, values)

@@ -4,13 +4,16 @@ import dataclasses
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import dps.sampler.engine as engine_module
+import dps.sampler.settle as settle_module
 from dps.errors import InputError
 from dps.sampler.cache import check_rewindable, prefill, spans
 from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.memory import row_bytes, rows_from_memory
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_features
@@ -46,7 +49,7 @@ def uncached_logprobs(model, chain, temperature=1.0):
 @pytest.mark.parametrize("decide", [None, True, False], ids=["real", "always-accept", "always-reject"])
 def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, architecture, decide):
     if decide is not None:
-        monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.full(r.shape, decide))
+        monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.full(r.shape, decide))
     model = tiny_model(architecture=architecture, dtype=torch.float64, sharpness=2.0)
     chains = run(model)
     assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
@@ -66,16 +69,16 @@ def test_cache_holds_the_accepted_response_after_every_poll():
     for _ in range(60):
         engine.poll(1)
         for row in range(8):
-            if engine._requests[row] is None or not engine._length[row]:
+            if engine._seats[row] is None or not engine._rows.length[row]:
                 continue
-            start, length = int(engine._start[row]), int(engine._length[row])
-            tokens = engine._saved_tokens[row, : start + length].tolist()
+            start, length = int(engine._rows.start[row]), int(engine._rows.length[row])
+            tokens = engine._rows.saved.tokens[row, : start + length].tolist()
             if len(tokens) < 2:
                 continue
-            fresh = prefill(model.model, tokens[:-1])
+            fresh = prefill(model.model, [tuple(tokens[:-1])])[0]
             kept = engine.cache.saved[:, :, row, :, : len(tokens) - 1]
             torch.testing.assert_close(kept, fresh, atol=1e-9, rtol=0)
-            cut = int(engine._cut[row])  # what precedes the cut is live, too
+            cut = int(engine._rows.cut[row])  # what precedes the cut is live, too
             torch.testing.assert_close(
                 engine.cache.live[:, :, row, :, : cut - 1], fresh[:, :, :, : cut - 1], atol=1e-9, rtol=0
             )
@@ -87,7 +90,7 @@ def test_always_rejecting_returns_the_extension(monkeypatch):
     model = tiny_model(sharpness=2.0)
     one_stage = dataclasses.replace(CONFIG, block_size=18)
     plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
-    monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
+    monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
     rejected = run(model, one_stage)
     assert [c.tokens.tolist() for c in rejected] == [c.tokens.tolist() for c in plain]
     assert all(c.num_generated_tokens > len(c.tokens) for c in rejected)
@@ -131,7 +134,7 @@ def test_every_token_of_an_eos_set_ends_a_response():
 
 
 def test_schedules_take_the_stated_number_of_steps(monkeypatch):
-    monkeypatch.setattr(engine_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
+    monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
     model = tiny_model(sharpness=2.0)
     for chain in run(model, count=48, rows=16):
         stages = -(-len(chain.tokens) // CONFIG.block_size)
@@ -220,3 +223,114 @@ def test_models_that_cannot_be_rewound_are_refused():
 def test_settings_that_cannot_be_meant_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(CONFIG, **changes).check()
+
+
+def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monkeypatch):
+    model = tiny_model(sharpness=2.0)
+    expected = run(model, count=40, rows=64)
+    steps = 0
+    settle = engine_module.settle
+
+    def scarce(rows, *args):
+        nonlocal steps
+        steps += 1
+        if steps in (30, 75):
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB")
+        return settle(rows, *args)
+
+    monkeypatch.setattr(engine_module, "settle", scarce)
+    engine = Engine(model, CONFIG, rows=32, prompt_room=8)
+    for i in range(40):
+        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)))
+    chains = {}
+    with pytest.warns(UserWarning, match="sampling goes on with (16|8)"):
+        while not engine.idle:
+            for chain in engine.poll(1):
+                assert chain.request.key not in chains
+                chains[chain.request.key] = chain
+    assert engine.rows == 8
+    assert [chains[i].tokens.tolist() for i in range(40)] == [c.tokens.tolist() for c in expected]
+
+
+def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monkeypatch):
+    def scarce(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    engine = Engine(tiny_model(), CONFIG, rows=8, prompt_room=8)
+    engine.submit(ChainRequest(0, (1, 2), 5))
+    monkeypatch.setattr(engine_module, "settle", scarce)
+    with pytest.raises(InputError, match="ran out of memory with 8 rows, the fewest there can be: lower"):
+        while not engine.idle:
+            engine.poll()
+
+
+def test_rows_come_from_a_formula():
+    model = tiny_model(dtype=torch.float32).model  # 2 layers, 2 key/value heads of 4 features, 12 tokens
+    states = 2 * 2 * 2 * 4 * 32 * 4  # layers, key and value, heads, features, positions, bytes
+    assert row_bytes(model, CONFIG, 32) == 2 * (states + 3 * 8 * 32) + 10 * 12
+    tries = dataclasses.replace(CONFIG, num_tries=2, cut_law="entropy")
+    assert row_bytes(model, tries, 32) == 3 * (states + 4 * 8 * 32) + 10 * 12
+    per_row = row_bytes(model, CONFIG, 32)
+
+    def rows(number, **changes):
+        return rows_from_memory(model, CONFIG, 32, free_bytes=int(number * per_row / 0.9) + 1, **changes)
+
+    assert [rows(n) for n in (0, 1, 7, 8, 23, 63, 64, 127, 200, 100_000)] == [1, 1, 7, 8, 16, 56, 64, 64, 192, 256]
+    assert rows(100, share=0.5) == 48
+    assert Engine(tiny_model(), CONFIG, rows=None, prompt_room=8).rows == 256
+
+
+def test_forced_lengths_are_kept_through_every_step():
+    model = tiny_model(sharpness=2.0)
+    engine = Engine(model, dataclasses.replace(CONFIG, schedule="final-horizon"), rows=16, prompt_room=8)
+    lengths = {i: 1 + i % 18 for i in range(36)}
+    for i, length in lengths.items():
+        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i), forced_length=length))
+    found = {}
+    while not engine.idle:
+        found.update({c.request.key: c for c in engine.poll()})
+    assert {i: len(c.tokens) for i, c in found.items()} == lengths
+    assert all(c.ended_with_eos for c in found.values())
+    assert sum(c.mh_accepted for c in found.values()) > 0
+
+
+def test_the_trace_of_a_chain_tells_its_steps():
+    model = tiny_model(sharpness=2.0)
+    for chain in run(model, dataclasses.replace(CONFIG, schedule="final-horizon", num_final_steps=7), count=48):
+        steps = chain.steps
+        assert len(steps.accepted) == chain.mh_proposed
+        assert steps.accepted.sum() == chain.mh_accepted
+        assert (0 <= steps.cut_position).all()
+        assert (steps.cut_position < steps.length).all()
+        assert (steps.length <= steps.horizon).all()
+        assert set(np.diff(steps.horizon)) <= {0, 6, 12}
+        assert steps.logprob[-1] == pytest.approx(chain.base_logprobs.sum(), abs=1e-9)
+        # A rejected step leaves the response as it was.
+        same_stage = np.diff(steps.horizon) == 0
+        rejected = ~steps.accepted[1:] & same_stage
+        np.testing.assert_array_equal(steps.logprob[1:][rejected], steps.logprob[:-1][rejected])
+
+
+@pytest.mark.slow
+def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_flat():
+    model = tiny_model(sharpness=2.0)
+    config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=8, num_mh_steps=1)
+    engine = Engine(model, config, rows=64, prompt_room=8)
+    rng = np.random.default_rng(0)
+    process = psutil.Process()
+    seen, waiting, sizes = np.zeros(10_000, int), 0, []
+    while waiting < 10_000 or not engine.idle:
+        while waiting < 10_000 and engine.num_pending < 64:
+            prompt = tuple(rng.integers(1, 12, rng.integers(1, 9)).tolist())
+            forced = int(rng.integers(1, 9))
+            engine.submit(ChainRequest(waiting, prompt, stream_key(0, "q", waiting), forced_length=forced))
+            waiting += 1
+        for chain in engine.poll():
+            assert len(chain.tokens) == chain.request.forced_length
+            seen[chain.request.key] += 1
+        if seen.sum() >= 2000 * (len(sizes) + 1):
+            sizes.append(process.memory_info().rss)
+    assert (seen == 1).all()
+    assert engine.num_generated_tokens <= engine.num_row_steps
+    assert engine.busy_useful_row_steps / engine.busy_row_steps > 0.95
+    assert sizes[-1] - sizes[0] < 64 << 20, f"resident memory grew from {sizes[0]:,} to {sizes[-1]:,} bytes"

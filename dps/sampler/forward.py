@@ -1,0 +1,182 @@
+"""The model's forward pass of one token per row, over the rows' cache: plain, with our attention, or fused.
+
+Three ways, slowest and most general first; ``open_forward`` takes the fastest that model and machine allow:
+
+- ``eager``: the transformers model as it is, with a mask over positions. Runs everywhere.
+- ``unchanged``: the same layers; attention is a kernel that reads each row's own length (transformers'
+  AttentionInterface), keys and values are written by a kernel.
+- ``fused``: our own pass over the layers of the common architectures (``fused``), with the model's weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from dps.sampler.cache import RowCache
+from dps.sampler.fused import FusedDecoder, can_fuse
+
+Path = Literal["eager", "unchanged", "fused"]
+Forward = Callable[[Tensor, Tensor, int], Tensor]
+"""(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
+
+_OWN_ATTENTION = "dps_rows"
+_AGREEMENT = 0.995
+"""Least correlation of the logits of two ways on the same tokens; rounding in half precision leaves more than 0.999."""
+
+
+def load_kernels(device: torch.device) -> Any:
+    """Return the module of Triton kernels if it can run on that device, else None."""
+    if device.type != "cuda":
+        return None
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return None
+    from dps.sampler import kernels
+
+    return kernels
+
+
+def open_forward(
+    model: PreTrainedModel, cache: RowCache, kernels: Any, wanted: Path | None = None
+) -> tuple[Forward, Path]:
+    """Return the fastest forward pass that agrees with the model's own, and its name.
+
+    Args:
+        model: The transformers model.
+        cache: The rows' keys and values, empty: they are overwritten by the comparison.
+        kernels: ``dps.sampler.kernels`` or None.
+        wanted: Take this way, or the nearest slower one that the model allows.
+    """
+    eager = EagerForward(model, cache)
+    if kernels is None or wanted == "eager" or not getattr(model, "_supports_attention_backend", False):
+        return eager, "eager"
+    unchanged = UnchangedForward(model, cache, kernels)
+    try:
+        own = _probe(unchanged, cache, model)
+    except NotImplementedError:
+        return eager, "eager"
+    if wanted == "unchanged" or not can_fuse(model):
+        return unchanged, "unchanged"
+    fused = FusedDecoder(model, cache, kernels)
+    agreement = correlation(_probe(fused, cache, model), own)
+    if agreement < _AGREEMENT:
+        warnings.warn(
+            f"The fused pass does not agree with the model's own layers (correlation of logits {agreement:.4f}); "
+            "sampling goes on with the model's own.",
+            stacklevel=2,
+        )
+        return unchanged, "unchanged"
+    return fused, "fused"
+
+
+@torch.inference_mode()
+def _probe(forward: Forward, cache: RowCache, model: PreTrainedModel) -> Tensor:
+    """Return the logits of a few steps over eight rows that hold different tokens: (steps * 8, V)."""
+    generator = torch.Generator().manual_seed(0)
+    rows = min(8, cache.live.shape[2])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(vocabulary, (6, rows), generator=generator).to(model.device)
+    found = []
+    for step, fed in enumerate(tokens):
+        position = torch.full((rows,), step, device=model.device)
+        found.append(forward(fed, position, min(32, cache.positions)).float().clone())
+    return torch.cat(found)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Return the correlation of two tables of logits, each row less its mean."""
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+class EagerForward:
+    """The transformers model as it is, with an additive mask over positions."""
+
+    def __init__(self, model: PreTrainedModel, cache: RowCache) -> None:
+        self._model, self._cache = model, cache
+        size = cache.positions
+        later = torch.full((size, size), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
+        self._mask = later.triu(1)  # row p hides every position after p
+
+    def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
+        """See :data:`Forward`."""
+        self._cache.begin_step(position, length)
+        return self._model(
+            input_ids=fed[:, None],
+            position_ids=position[:, None],
+            attention_mask=self._mask[position, :length][:, None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
+class UnchangedForward:
+    """The transformers model's own layers with a kernel for attention."""
+
+    def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any) -> None:
+        self._model, self._cache = model, cache
+        self._attention = _attention(kernels, cache.arrivals)
+
+    def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
+        """See :data:`Forward`."""
+        self._cache.begin_step(position, length)
+        # At every call: the name is the process's, the function's counters are this cache's.
+        AttentionInterface.register(_OWN_ATTENTION, self._attention)
+        with _attention_implementation(self._model.config.get_text_config(), _OWN_ATTENTION):
+            return self._model(
+                input_ids=fed[:, None],
+                position_ids=position[:, None],
+                # transformers hands a mask of four dimensions through to attention as it is: here, where each row ends.
+                attention_mask=position[:, None, None, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits[:, -1]
+
+
+@contextmanager
+def _attention_implementation(config: Any, name: str) -> Iterator[None]:
+    """Let the model's layers find this attention for a while."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attention(kernels: Any, arrivals: Tensor) -> Callable[..., tuple[Tensor, None]]:
+    """Return the attention function for transformers' interface; for ``arrivals`` see the kernel."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+            raise NotImplementedError("attention sinks and position biases have no kernel")
+        output = kernels.attend_rows(
+            query[:, :, 0],
+            key,
+            value,
+            attention_mask[:, 0, 0, 0],
+            max_length=key.shape[2],
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=softcap,
+            arrivals=arrivals,
+        )
+        return output[:, None], None
+
+    return attend

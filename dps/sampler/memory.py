@@ -1,0 +1,79 @@
+"""How many rows fit: a formula over free device memory, so that the number is known before anything is allocated."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from dps.sampler.cache import CacheShape
+from dps.sampler.settings import SamplerConfig
+
+_SHARE = 0.9
+"""Share of the free memory that is planned with; the rest is for the allocator's fragments and small tensors."""
+_READING_BYTES = 8 << 30
+"""Kept free on a GPU for prompts, recordings and the teacher-forced pass that computes features."""
+_LOGIT_BYTES = 10
+"""Bytes per row and vocabulary entry while a token is drawn: the logits in half and in single precision, and a sum."""
+MOST_ROWS = {"cuda": 1024, "cpu": 256}
+"""More rows than these gain little, and leave more of them idle when the last chains end."""
+
+
+def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int) -> int:
+    """Return the device memory of one row.
+
+    Keys and values twice (what is generated, and the accepted response to which a rejected step returns; three times
+    with multiple tries), tokens and log-probabilities likewise, and the logits.
+
+    Args:
+        model: The model.
+        config: The sampler's settings.
+        positions: S, prompt and response together.
+    """
+    text = model.config.get_text_config()
+    copies = 3 if config.num_tries > 1 else 2
+    states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
+    recorded = (4 if config.cut_law == "entropy" else 3) * 8 * positions
+    return copies * (states + recorded) + _LOGIT_BYTES * text.vocab_size
+
+
+def rows_from_memory(
+    model: PreTrainedModel,
+    config: SamplerConfig,
+    positions: int,
+    *,
+    share: float = 1.0,
+    free_bytes: int | None = None,
+) -> int:
+    """Return the number of rows that fit: ``(0.9 share free - 8 GiB) / row_bytes`` on a GPU, at most 1,024.
+
+    On a CPU nothing is kept back beside the tenth, and there are at most 256.
+
+    Args:
+        model: The model, its weights in place.
+        config: The sampler's settings.
+        positions: S, prompt and response together.
+        share: Share of the free memory that may be planned with, where several processes have rows.
+        free_bytes: Free memory; what the device reports if not given.
+
+    Returns:
+        At least 1; a multiple of 64 from 64 up, of 8 from 8 up.
+    """
+    device = model.device
+    if free_bytes is None:
+        free_bytes = _free_bytes(device)
+    kept = _READING_BYTES if device.type == "cuda" else 0
+    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, config, positions)
+    rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
+    step = 64 if rows >= 64 else 8 if rows >= 8 else 1
+    return rows // step * step
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return the memory that can still be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What PyTorch holds and does not use can be used again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import psutil
+
+    return psutil.virtual_memory().available

@@ -1,0 +1,278 @@
+"""The state of a batch of rows: where each chain stands, what it has generated, and the accepted response beside it.
+
+Everything lies on the model's device in tensors that never move, so that a CUDA graph can be recorded over them; the
+decoding step and the settling of ended proposals (``step``, ``settle``) only write into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dps.sampler.settings import SamplerConfig
+from feature_store.records import StepTrace
+
+_COUNTED = ("position", "draws", "generated", "useful_steps")
+"""Fields that grow by one with every token; they lie together so that one addition moves them all."""
+_INTEGERS = (
+    *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
+    "forced_length", "tries_left", "candidate_length",
+)  # fmt: skip
+_FLAGS = ("occupied", "active", "extending", "finished")
+_NUMBERS = ("log_others", "log_candidate")
+_TRACE_BITS = 20
+"""Bits of each of horizon, length and cut in a packed step record; responses are shorter than 2^20 tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Responses:
+    """Tokens by position, with what the model said of each; R rows and S + 1 positions (the last is never fed)."""
+
+    tokens: Tensor
+    """Token ids, prompt included: int64, shape (R, S + 1)."""
+    values: Tensor
+    """Base log-probability, proposal log-probability and, if kept, base entropy, nats: float64, (2 or 3, R, S + 1)."""
+
+    @classmethod
+    def empty(cls, rows: int, positions: int, kinds: int, device: torch.device) -> Responses:
+        """Allocate."""
+        return cls(
+            torch.zeros((rows, positions + 1), dtype=torch.int64, device=device),
+            torch.zeros((kinds, rows, positions + 1), dtype=torch.float64, device=device),
+        )
+
+    def first(self, count: int) -> Responses:
+        """Return views of the first ``count`` rows."""
+        return Responses(self.tokens[:count], self.values[:, :count])
+
+    def take(self, source: Responses, chosen: Tensor) -> None:
+        """Copy the positions that are ``chosen``, bool (R, S + 1), from ``source``."""
+        torch.where(chosen, source.tokens, self.tokens, out=self.tokens)
+        torch.where(chosen, source.values, self.values, out=self.values)
+
+
+class Rows:
+    """State of R rows; each integer field is an int64 tensor of shape (R,), each flag a bool tensor.
+
+    Positions count from the prompt's first token; lengths, horizons and forced lengths count response tokens.
+
+    Fields:
+        position: Of the token that the next step feeds.
+        draws: Numbers taken from the row's random stream.
+        generated: Tokens sampled for this chain, rejected ones included.
+        useful_steps: Steps since the host last looked in which the row generated a token.
+        start: Position of the response's first token.
+        cut: Position of the first token being resampled.
+        length: Length of the accepted response.
+        horizon: Response length at which the row stops generating, this stage.
+        steps_left: Metropolis-Hastings steps left in the stage.
+        key: Key of the random stream.
+        proposed, accepted: Metropolis-Hastings steps taken and accepted.
+        read_positions: Key/value positions that attention read for this row's tokens since the host last looked.
+        forced_length: Every response ends at exactly this length; 0 leaves the end to the model.
+        tries_left: Proposals left of the current step, the running one included.
+        candidate_length: Length of the response that the candidate among the tries makes.
+        occupied: A chain has this row.
+        active: It is generating.
+        extending: What it generates extends the response; otherwise it is a proposal.
+        finished: Its chain has ended and waits for the host.
+    """
+
+    def __init__(self, rows: int, positions: int, config: SamplerConfig, device: torch.device) -> None:
+        """Allocate.
+
+        Args:
+            rows: R.
+            positions: S, prompt and response together.
+            config: The sampler's settings.
+            device: Where.
+        """
+        self.positions = positions
+        self._integers = torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device)
+        self._flags = torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device)
+        self._numbers = torch.full((len(_NUMBERS), rows), -torch.inf, dtype=torch.float64, device=device)
+        kinds = 3 if config.cut_law == "entropy" else 2
+        self.live = Responses.empty(rows, positions, kinds, device)
+        self.saved = Responses.empty(rows, positions, kinds, device)
+        self.candidate = Responses.empty(rows, positions, kinds, device) if config.num_tries > 1 else None
+        steps = max(config.max_mh_steps, 1)
+        self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
+        self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
+        self.index = torch.arange(positions + 1, device=device)
+        self._num_tries = config.num_tries
+        self._first_horizon = min(config.block_size, config.max_new_tokens)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Return a field's tensor, a view that can be written into."""
+        for names, holder in ((_INTEGERS, "_integers"), (_FLAGS, "_flags"), (_NUMBERS, "_numbers")):
+            if name in names:
+                return self.__dict__[holder][names.index(name)]
+        raise AttributeError(name)
+
+    def first(self, count: int) -> Rows:
+        """Return the first ``count`` rows, as views."""
+        part = object.__new__(Rows)
+        part.__dict__.update(self.__dict__)
+        for name in ("_integers", "_flags", "_numbers"):
+            setattr(part, name, self.__dict__[name][:, :count])
+        part._trace_moves, part._trace_logprob = self._trace_moves[:count], self._trace_logprob[:count]
+        part.live, part.saved = self.live.first(count), self.saved.first(count)
+        part.candidate = self.candidate.first(count) if self.candidate is not None else None
+        return part
+
+    def count(self, taken: Tensor) -> None:
+        """Add one to position, draws, generated and useful steps where ``taken``, int64 of shape (R,)."""
+        self._integers[: len(_COUNTED)] += taken
+
+    def between(self, start: Tensor, stop: Tensor) -> Tensor:
+        """Return which positions lie in ``start..stop-1`` of each row: bool, shape (R, S + 1)."""
+        return (self.index >= start[:, None]) & (self.index < stop[:, None])
+
+    def record(self, taken: Tensor, length: Tensor, accepted: Tensor, logprob: Tensor) -> None:
+        """Note a Metropolis-Hastings step of the rows where ``taken``; call before ``proposed`` counts it.
+
+        Args:
+            taken: bool, shape (R,).
+            length: Length of the response before the step.
+            accepted: Whether the step was accepted.
+            logprob: Log p of the whole response after it, nats, float64.
+        """
+        slot = self.proposed.clamp(max=self._trace_moves.shape[1] - 1)[:, None]
+        move = (self.horizon << (2 * _TRACE_BITS + 1)) | (length << (_TRACE_BITS + 1))
+        move = move | ((self.cut - self.start) << 1) | accepted.long()
+        for trace, value in ((self._trace_moves, move), (self._trace_logprob, logprob)):
+            trace.scatter_(1, slot, torch.where(taken, value, trace.gather(1, slot)[:, 0])[:, None])
+
+    # -- what the host does --------------------------------------------------------------------------------------------
+
+    def seat(self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int]) -> None:
+        """Start chains on these rows: prompt, random stream, first extension.
+
+        Args:
+            rows: Row numbers.
+            prompts: Token ids of each prompt.
+            keys: Keys of the random streams.
+            forced: Forced lengths, 0 for none.
+        """
+        sizes = np.array([len(prompt) for prompt in prompts])
+        fields = dict.fromkeys(_INTEGERS, 0)
+        fields |= {"position": sizes - 1, "start": sizes, "cut": sizes, "horizon": self._first_horizon}
+        fields |= {"key": np.array(keys), "forced_length": np.array(forced), "tries_left": self._num_tries}
+        columns = np.stack([np.broadcast_to(fields[name], len(rows)) for name in _INTEGERS]).astype(np.int64)
+        tokens = np.zeros((len(rows), max(sizes)), np.int64)
+        for line, prompt in zip(tokens, prompts, strict=True):
+            line[: len(prompt)] = prompt
+        device = self.index.device
+        where = torch.tensor(rows, device=device)
+        self._integers[:, where] = torch.from_numpy(columns).to(device)
+        flags = {"occupied": True, "active": True, "extending": True, "finished": False}
+        self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
+        self._numbers[:, where] = -torch.inf
+        ids = torch.from_numpy(tokens).to(device)
+        for responses in (self.live, self.saved):
+            responses.tokens[where, : ids.shape[1]] = ids
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole rows; the sources become free."""
+        device = self.index.device
+        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+        for holder in (self._integers, self._flags, self._numbers):
+            holder[:, target] = holder[:, source]
+        for trace in (self._trace_moves, self._trace_logprob):
+            trace[target] = trace[source]
+        for responses in (self.live, self.saved, self.candidate):
+            if responses is not None:
+                responses.tokens[target] = responses.tokens[source]
+                responses.values[:, target] = responses.values[:, source]
+        self._free(source)
+
+    def _free(self, rows: Tensor) -> None:
+        """Let these rows hold no chain, and stand where a step costs least."""
+        self._flags[:, rows] = False
+        self.position[rows] = 0
+
+    def any_ended(self) -> bool:
+        """Return whether a proposal has ended that has not been settled."""
+        return bool((self.occupied & ~self.active & ~self.finished).any())
+
+    def pause(self) -> Callable[[], None]:
+        """Let no row count as occupied or active, so that steps change nothing; returns what restores them."""
+        before = self._flags.clone()
+        self._flags.fill_(False)
+        return lambda: self._flags.copy_(before)
+
+    def look(self) -> Look:
+        """Copy to the host what it decides by, and restart the counts of the window."""
+        packed = torch.stack((self.finished.long(), self.position, self.useful_steps, self.read_positions)).cpu().numpy()
+        self.useful_steps.zero_()
+        self.read_positions.zero_()
+        return Look(packed[0].astype(bool), packed[1], packed[2], packed[3])
+
+    def read(self, rows: list[int]) -> list[Finished]:
+        """Copy the accepted responses of these rows to the host and free the rows."""
+        device = self.index.device
+        where = torch.tensor(rows, device=device)
+        names = ("start", "length", "generated", "proposed", "accepted")
+        integers = torch.stack([getattr(self, name)[where] for name in names]).cpu().numpy()
+        tokens = self.saved.tokens[where].cpu().numpy()
+        values = self.saved.values[:2, where].cpu().numpy()
+        moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
+        self._free(where)
+        found = []
+        for line, (start, length, generated, proposed, accepted) in enumerate(integers.T.tolist()):
+            span = slice(start, start + length)
+            found.append(
+                Finished(
+                    tokens=tokens[line, span].astype(np.int32),
+                    base_logprobs=values[0, line, span].copy(),
+                    proposal_logprobs=values[1, line, span].copy(),
+                    num_generated_tokens=generated,
+                    mh_proposed=proposed,
+                    mh_accepted=accepted,
+                    steps=_unpack(moves[line, :proposed], logprob[line, :proposed]),
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What the host sees of the rows; every array has shape (R,)."""
+
+    finished: np.ndarray
+    """Chains that have ended, bool."""
+    position: np.ndarray
+    """Position that the next step feeds."""
+    useful_steps: np.ndarray
+    """Steps since the last look in which the row generated a token."""
+    read_positions: np.ndarray
+    """Key/value positions that attention had to read for them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """A finished chain as it lay on the device; fields as in :class:`dps.sampler.engine.Chain`."""
+
+    tokens: np.ndarray
+    base_logprobs: np.ndarray
+    proposal_logprobs: np.ndarray
+    num_generated_tokens: int
+    mh_proposed: int
+    mh_accepted: int
+    steps: StepTrace
+
+
+def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:
+    """Return the step records that ``Rows.record`` packed."""
+    mask = (1 << _TRACE_BITS) - 1
+    return StepTrace(
+        horizon=(moves >> (2 * _TRACE_BITS + 1)).astype(np.int32),
+        length=(moves >> (_TRACE_BITS + 1) & mask).astype(np.int32),
+        cut_position=(moves >> 1 & mask).astype(np.int32),
+        accepted=(moves & 1).astype(bool),
+        logprob=logprob.copy(),
+    )

@@ -1,0 +1,69 @@
+"""One token for every row: feed, draw, note whose proposal has ended. Pure device work, the body of a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dps.sampler.proposal import draw_tokens
+from dps.sampler.rows import Rows
+from dps.sampler.streams import uniform
+
+Forward = Callable[[Tensor, Tensor, int], Tensor]
+"""(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
+Advance = Callable[[Tensor, Rows], None]
+"""(logits (B, V), rows): draw each row's next token and bring the row up to date."""
+
+
+def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) -> None:
+    """Feed each row its token, draw the next one, and end the proposals that reached an EOS or their horizon.
+
+    Args:
+        rows: The rows, B of them; those that are not active compute along and change nothing that counts.
+        length: No row stands at or beyond this position.
+        forward: The model.
+        advance: :func:`advance_rows` or its equal in ``kernels``, its settings bound.
+    """
+    fed = rows.live.tokens.gather(1, rows.position[:, None])[:, 0]
+    advance(forward(fed, rows.position, length), rows)
+
+
+def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
+    """Draw each active row's next token from the proposal and bring the row up to date.
+
+    Args:
+        logits: The model's logits, shape (B, V).
+        rows: The B rows; those that are not active stay as they are.
+        temperature: The proposal's temperature.
+        is_eos: Which tokens end a response: bool, shape (V,).
+        eos: One that does, for rows of forced length.
+        not_eos: One that does not.
+
+    Note:
+        Randomness: one number of each active row's stream.
+    """
+    active = rows.active
+    drawn = draw_tokens(logits, temperature, uniform(rows.key, rows.draws), entropy=len(rows.live.values) > 2)
+    following = rows.position + 1
+    size = following + 1 - rows.start  # of the response that ends in the drawn token
+    forced = rows.forced_length > 0
+    end = rows.forced_length == size
+    says_end = is_eos[drawn.token]
+    token = torch.where(forced & (end | says_end), torch.where(end, eos, not_eos), drawn.token)
+    ended = torch.where(forced, end, says_end)
+
+    slot = following[:, None]
+    values = [drawn.base_logprob, drawn.proposal_logprob]
+    if drawn.entropy is not None:
+        values.append(drawn.entropy)
+    tokens, kept = rows.live.tokens, rows.live.values
+    tokens.scatter_(1, slot, torch.where(active, token, tokens.gather(1, slot)[:, 0])[:, None])
+    slots = slot.expand(len(values), -1, -1)
+    fresh = torch.where(active, torch.stack(values), kept.gather(2, slots)[..., 0])
+    kept.scatter_(2, slots, fresh[..., None])
+    taken = active.long()
+    rows.read_positions.add_(taken * following)
+    rows.count(taken)
+    active.logical_and_(~(ended | (size >= rows.horizon)))
