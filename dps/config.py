@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -36,6 +37,9 @@ class ComputeConfig:
     """Local worker processes; each loads the model. More than one is for CPUs."""
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
+    forward: Literal["auto", "eager", "unchanged", "compiled", "fused"] = "auto"
+    """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
+    `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
 

@@ -62,9 +62,9 @@ class CacheShape:
 class RowCache(Cache):
     """Keys and values of R rows and S positions, as a transformers cache for one-token steps.
 
-    Shapes: ``live``, ``saved`` and, for multiple tries, ``candidate`` are (layers, 2, R, H, S, D) with H key/value heads
-    of size D. A head's positions lie together in memory: attention on a CPU reads them two to three times as fast as
-    with the heads together.
+    Shapes: ``live``, ``saved`` and, for multiple tries, ``candidate`` are (layers, 2, R, H, S, D) with H key/value
+    heads of size D. A head's positions lie together in memory: attention on a CPU reads them two to three times as fast
+    as with the heads together.
     """
 
     def __init__(

@@ -224,9 +224,7 @@ class Engine:
         """Make the rows, their cache and whatever is bound to them."""
         model, config = self.model, self.config
         self.rows = rows
-        self.cache = RowCache(
-            model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels
-        )
+        self.cache = RowCache(model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         self._rows = Rows(rows, self.positions, config, model.device)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None

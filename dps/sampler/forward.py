@@ -1,10 +1,11 @@
 """The model's forward pass of one token per row, over the rows' cache: plain, with our attention, or fused.
 
-Three ways, slowest and most general first; ``open_forward`` takes the fastest that model and machine allow:
+Four ways, slowest and most general first; ``open_forward`` takes the fastest that model and machine allow:
 
 - ``eager``: the transformers model as it is, with a mask over positions. Runs everywhere.
 - ``unchanged``: the same layers; attention is a kernel that reads each row's own length (transformers'
   AttentionInterface), keys and values are written by a kernel.
+- ``compiled``: the same, compiled (``compiled``); only if asked for, since compiling takes a minute or two.
 - ``fused``: our own pass over the layers of the common architectures (``fused``), with the model's weights.
 """
 
@@ -20,9 +21,10 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from dps.sampler.cache import RowCache
+from dps.sampler.compiled import CompiledForward
 from dps.sampler.fused import FusedDecoder, can_fuse
 
-Path = Literal["eager", "unchanged", "fused"]
+Path = Literal["eager", "unchanged", "compiled", "fused"]
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
 
@@ -63,6 +65,8 @@ def open_forward(
         own = _probe(unchanged, cache, model)
     except NotImplementedError:
         return eager, "eager"
+    if wanted == "compiled":
+        return CompiledForward(model, cache, kernels), "compiled"
     if wanted == "unchanged" or not can_fuse(model):
         return unchanged, "unchanged"
     fused = FusedDecoder(model, cache, kernels)
@@ -102,17 +106,18 @@ class EagerForward:
 
     def __init__(self, model: PreTrainedModel, cache: RowCache) -> None:
         self._model, self._cache = model, cache
-        size = cache.positions
-        later = torch.full((size, size), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
-        self._mask = later.triu(1)  # row p hides every position after p
+        self._index = torch.arange(cache.positions, device=model.device)
+        self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
+        self._seen = torch.zeros_like(self._hidden)
 
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
         """See :data:`Forward`."""
         self._cache.begin_step(position, length)
+        later = self._index[:length] > position[:, None]
         return self._model(
             input_ids=fed[:, None],
             position_ids=position[:, None],
-            attention_mask=self._mask[position, :length][:, None, None],
+            attention_mask=torch.where(later, self._hidden, self._seen)[:, None, None],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]

@@ -207,7 +207,8 @@ class Rows:
 
     def look(self) -> Look:
         """Copy to the host what it decides by, and restart the counts of the window."""
-        packed = torch.stack((self.finished.long(), self.position, self.useful_steps, self.read_positions)).cpu().numpy()
+        fields = (self.finished.long(), self.position, self.useful_steps, self.read_positions)
+        packed = torch.stack(fields).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
         return Look(packed[0].astype(bool), packed[1], packed[2], packed[3])

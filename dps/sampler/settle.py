@@ -58,9 +58,7 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
         log_ratio = tries_log_accept_ratio(rows.log_others, rows.log_candidate, old.omega)
     decided = ended & ~again
     number = _draw(rows, decided & ~rows.extending)
-    verdict = (
-        more_likely(new.base, old.base) if config.accept_rule == "max_swap" else accept(number, log_ratio)
-    )
+    verdict = more_likely(new.base, old.base) if config.accept_rule == "max_swap" else accept(number, log_ratio)
     accepted = decided & (rows.extending | verdict)
 
     before = rows.length.clone()
@@ -91,10 +89,8 @@ def _suffix(rows: Rows, responses: Responses, length: Tensor, config: SamplerCon
     """Sum what was recorded from the cut to the end of responses of that length."""
     stop = rows.start + length
     base, proposal = torch.where(rows.between(rows.cut, stop), responses.values[:2], 0.0).sum(-1)
-    if config.cut_law == "entropy":
-        cut = weighted_cut_logprob(_weights(rows, responses, stop))
-    else:
-        cut = cut_logprob(length)
+    by_entropy = config.cut_law == "entropy"
+    cut = weighted_cut_logprob(_weights(rows, responses, stop)) if by_entropy else cut_logprob(length)
     return _Suffix(base, power_logprob(base, stage_alpha(config, rows.horizon)), proposal, cut)
 
 

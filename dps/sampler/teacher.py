@@ -135,13 +135,9 @@ def _one_pass(
     device = model.device
     where, tokens, blocks = (torch.from_numpy(array).to(device) for array in (where, tokens, blocks))
 
-    per_token = torch.cat(
-        [
-            token_statistics(output.logits.flatten(0, 1)[part], tokens[number : number + len(part)])
-            for number, part in zip(range(0, len(where), _TOKENS_PER_CHUNK), where.split(_TOKENS_PER_CHUNK), strict=True)
-        ],
-        dim=1,
-    )
+    logits = output.logits.flatten(0, 1)
+    chunks = zip(where.split(_TOKENS_PER_CHUNK), tokens.split(_TOKENS_PER_CHUNK), strict=True)
+    per_token = torch.cat([token_statistics(logits[part], following) for part, following in chunks], dim=1)
     hidden = output.hidden_states[layer].flatten(0, 1)[where].double()
     sums = torch.zeros((len(block_lengths), 3 + hidden.shape[1]), dtype=torch.float64, device=device)
     sums.index_add_(0, blocks, torch.cat((per_token.T, hidden), dim=1))

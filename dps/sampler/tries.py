@@ -5,8 +5,8 @@ probability proportional to its weight ``e^omega(y_j)``; it is accepted with pro
 
     min(1, sum_j e^omega(y_j) / (sum_{j != candidate} e^omega(y_j) + e^omega(x))).
 
-A response z that keeps ``x_<m`` has the log-weight ``omega(z) = alpha log p(z_>=m) - log g(z_>=m) + log w(m | z)``. Tries
-do not depend on the suffix that they would replace, so the other tries stand in for the reference set that multiple-try
+A response z that keeps ``x_<m`` weighs ``omega(z) = alpha log p(z_>=m) - log g(z_>=m) + log w(m | z)`` nats. Tries do
+not depend on the suffix that they would replace, so the other tries stand in for the reference set that multiple-try
 Metropolis draws afresh in general. A row makes its tries one after another, so the candidate is chosen as a stream: two
 running sums and one random number per try. With one try this is the plain Metropolis-Hastings step.
 
@@ -52,7 +52,7 @@ def consider_try(
         log_candidate: Log-weight of the candidate; -inf at the first try.
 
     Returns:
-        ``(replace, log_others, log_candidate)``: whether the new try becomes the candidate, bool, and the sums after it.
+        ``(replace, log_others, log_candidate)``: whether the new try becomes the candidate, bool; the sums after it.
 
     Note:
         After n tries the candidate is try j with probability ``e^omega_j / sum_i e^omega_i`` (weighted reservoir

@@ -1,0 +1,85 @@
+"""What only a CUDA device can show: recorded steps and compiled kernels sample the enumerated law, too."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+
+from .enumeration import responses
+from .models import tiny_model
+from .test_engine import PROMPTS
+from .test_exactness import FINAL, PAPER, enumerated_chain_law, transformer_toy
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on_cuda(language_model, dtype=torch.float32):
+    return dataclasses.replace(language_model, model=language_model.model.to("cuda", dtype))
+
+
+def finished(engine, requests):
+    for request in requests:
+        engine.submit(request)
+    found = {}
+    while not engine.idle:
+        found.update({c.request.key: c for c in engine.poll()})
+    return found
+
+
+@pytest.mark.parametrize("path", ["fused", "unchanged", "eager"])
+@pytest.mark.parametrize(
+    "settings",
+    [PAPER, FINAL, dict(PAPER, cut_law="entropy"), dict(FINAL, num_tries=2), dict(PAPER, proposal_temperature=None)],
+    ids=["paper", "final-horizon", "entropy", "tries-final-horizon", "default-temperature"],
+)
+def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path):
+    config = SamplerConfig(**settings)
+    language_model = tiny_model(vocabulary=3, eos=0, seed=23, sharpness=2.5)
+    prompt, count = (1, 2, 1), 20_000
+    toy = transformer_toy(language_model, prompt, config.max_new_tokens)
+    expected = enumerated_chain_law(toy, config)
+    engine = Engine(on_cuda(language_model), config, rows=2048, prompt_room=3, path=path)
+    assert engine.kernels == f"{path}+graphs"
+    chains = finished(engine, [ChainRequest(i, prompt, stream_key(0, "q", i)) for i in range(count)])
+    states = responses(toy, config.max_new_tokens)
+    counts = {}
+    for chain in chains.values():
+        counts[tuple(chain.tokens.tolist())] = counts.get(tuple(chain.tokens.tolist()), 0) + 1
+    assert set(counts) <= set(states)
+    observed = np.array([counts.get(s, 0) for s in states]) / count
+    error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
+    assert (np.abs(observed - expected) / error).max() < 7
+
+
+def test_recorded_chains_are_those_of_the_cpu_up_to_rounding():
+    config = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4)
+    requests = [ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)) for i in range(64)]
+    cpu = finished(Engine(tiny_model(sharpness=2.0), config, rows=16, prompt_room=8), requests)
+    gpu = finished(Engine(on_cuda(tiny_model(sharpness=2.0)), config, rows=16, prompt_room=8), requests)
+    same = [i for i in cpu if cpu[i].tokens.tolist() == gpu[i].tokens.tolist()]
+    assert len(same) >= 60
+    for i in same:
+        np.testing.assert_allclose(gpu[i].base_logprobs, cpu[i].base_logprobs, atol=1e-3)
+        assert gpu[i].mh_accepted == cpu[i].mh_accepted
+        np.testing.assert_array_equal(gpu[i].steps.cut_position, cpu[i].steps.cut_position)
+
+
+def test_too_many_rows_are_halved_until_they_fit():
+    model = on_cuda(tiny_model(sharpness=2.0, positions=1 << 20))
+    config = SamplerConfig(alpha=2.0, block_size=1 << 10, max_new_tokens=1 << 19, num_mh_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine = Engine(model, config, rows=1 << 14, prompt_room=8)
+    assert engine.rows < 1 << 14
+    assert any("too little memory for 16384 rows" in str(w.message) for w in caught)
+    chains = finished(engine, [ChainRequest(i, (1, 2), i + 1, forced_length=5) for i in range(20)])
+    assert all(len(chain.tokens) == 5 for chain in chains.values())
