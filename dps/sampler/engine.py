@@ -34,6 +34,7 @@ from dps.sampler.rows import Look, Rows
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
+from dps.sampler.streams import uniform
 from feature_store.records import StepTrace
 
 SMALLEST_BATCH = 8
@@ -226,7 +227,8 @@ class Engine:
         self.rows = rows
         self.cache = RowCache(model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
-        self._rows = Rows(rows, self.positions, config, model.device)
+        numbers = uniform if self._kernels is None else self._kernels.uniform
+        self._rows = Rows(rows, self.positions, config, model.device, numbers)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         self._pace = _GRAPH_PACE if self._graphs else _EAGER_PACE
         self._seats: list[_Seat | None] = [None] * rows

@@ -50,6 +50,46 @@ def _check_packed(*tensors: Tensor) -> None:
             raise ValueError(f"Expected a contiguous tensor, got {tuple(tensor.shape)}, strides {tensor.stride()}.")
 
 
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+def uniform(keys: Tensor, counters: Tensor) -> Tensor:
+    """Return draw ``counters`` of the streams ``keys`` in one launch: bit for bit :func:`dps.sampler.streams.uniform`.
+
+    Args:
+        keys: Stream keys, int64, contiguous.
+        counters: Draw numbers from 0, int64, same shape, contiguous.
+
+    Returns:
+        float64, same shape, strictly inside (0, 1).
+    """
+    _check_packed(keys, counters)
+    out = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)
+    count = keys.numel()
+    _uniform_numbers[(triton.cdiv(count, 128),)](keys, counters, out, count, BLOCK=128, num_warps=4)
+    return out
+
+
+@triton.jit
+def _uniform_numbers(keys, counters, out, count, BLOCK: tl.constexpr):
+    """Write one block of numbers."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    key = tl.load(keys + index, mask=mask, other=0)
+    counter = tl.load(counters + index, mask=mask, other=0)
+    tl.store(out + index, _uniform_number(key, counter), mask=mask)
+
+
+@triton.jit
+def _uniform_number(key, counter):
+    """Return draw ``counter`` of the stream ``key``, both int64."""
+    z = key.to(tl.uint64, bitcast=True) + (counter.to(tl.uint64, bitcast=True) + 1) * _GAMMA
+    z = (z ^ (z >> 30)) * _MIX_1
+    z = (z ^ (z >> 27)) * _MIX_2
+    z = z ^ (z >> 31)
+    return ((z >> 12).to(tl.float64) + 0.5) * _LAST_BIT
+
+
 # -- the next token ----------------------------------------------------------------------------------------------------
 
 
@@ -191,16 +231,6 @@ def _advance_row(
     tl.store(generated + row, num_generated + 1)
     tl.store(useful_steps + row, num_useful + 1)
     tl.store(active + row, ~(ended | (size >= limit)))
-
-
-@triton.jit
-def _uniform_number(key, counter):
-    """Return draw ``counter`` of the stream ``key``, both int64: bit for bit ``streams.uniform``."""
-    z = key.to(tl.uint64, bitcast=True) + (counter.to(tl.uint64, bitcast=True) + 1) * _GAMMA
-    z = (z ^ (z >> 30)) * _MIX_1
-    z = (z ^ (z >> 27)) * _MIX_2
-    z = z ^ (z >> 31)
-    return ((z >> 12).to(tl.float64) + 0.5) * _LAST_BIT
 
 
 @triton.jit

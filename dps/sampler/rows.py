@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import uniform
 from feature_store.records import StepTrace
 
 _COUNTED = ("position", "draws", "generated", "useful_steps")
@@ -82,7 +83,14 @@ class Rows:
         finished: Its chain has ended and waits for the host.
     """
 
-    def __init__(self, rows: int, positions: int, config: SamplerConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: int,
+        positions: int,
+        config: SamplerConfig,
+        device: torch.device,
+        uniform: Callable[[Tensor, Tensor], Tensor] = uniform,
+    ) -> None:
         """Allocate.
 
         Args:
@@ -90,8 +98,10 @@ class Rows:
             positions: S, prompt and response together.
             config: The sampler's settings.
             device: Where.
+            uniform: Makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
         """
         self.positions = positions
+        self.uniform = uniform
         self._integers = torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device)
         self._flags = torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device)
         self._numbers = torch.full((len(_NUMBERS), rows), -torch.inf, dtype=torch.float64, device=device)
@@ -99,7 +109,7 @@ class Rows:
         self.live = Responses.empty(rows, positions, kinds, device)
         self.saved = Responses.empty(rows, positions, kinds, device)
         self.candidate = Responses.empty(rows, positions, kinds, device) if config.num_tries > 1 else None
-        steps = max(config.max_mh_steps, 1)
+        steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
         self.index = torch.arange(positions + 1, device=device)
@@ -141,11 +151,12 @@ class Rows:
             accepted: Whether the step was accepted.
             logprob: Log p of the whole response after it, nats, float64.
         """
-        slot = self.proposed.clamp(max=self._trace_moves.shape[1] - 1)[:, None]
-        move = (self.horizon << (2 * _TRACE_BITS + 1)) | (length << (_TRACE_BITS + 1))
-        move = move | ((self.cut - self.start) << 1) | accepted.long()
-        for trace, value in ((self._trace_moves, move), (self._trace_logprob, logprob)):
-            trace.scatter_(1, slot, torch.where(taken, value, trace.gather(1, slot)[:, 0])[:, None])
+        slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
+        # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
+        lengths = torch.add(length, self.horizon, alpha=1 << _TRACE_BITS)
+        move = torch.add(self.cut - self.start, lengths, alpha=1 << _TRACE_BITS)
+        self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
+        self._trace_logprob.scatter_(1, slot, logprob[:, None])
 
     # -- what the host does --------------------------------------------------------------------------------------------
 

@@ -54,6 +54,15 @@ def _stage(config: SamplerConfig, horizon: Tensor) -> Tensor:
     return (horizon + config.block_size - 1) // config.block_size
 
 
+def _stage_steps(config: SamplerConfig, horizon: Tensor) -> Tensor:
+    """Return the Metropolis-Hastings steps of the stage that has this horizon.
+
+    An unfinished chain's last stage is the final one; it takes the larger number of steps.
+    """
+    final = max(config.num_mh_steps, config.final_steps)
+    return torch.where(horizon >= config.max_new_tokens, final, config.num_mh_steps)
+
+
 def next_move(
     config: SamplerConfig,
     *,
@@ -81,9 +90,7 @@ def next_move(
     """
     limit = config.max_new_tokens
     at_limit = horizon >= limit
-    # An unfinished chain's last stage is the final one; it takes the larger number of steps.
-    stage_steps = torch.where(at_limit, max(config.num_mh_steps, config.final_steps), config.num_mh_steps)
-    steps_left = torch.where(extended, stage_steps, steps_left - 1)
+    steps_left = torch.where(extended, _stage_steps(config, horizon), steps_left - 1)
     stage_over = steps_left <= 0
     jump = stage_over & ends_in_eos & ~at_limit & (config.final_steps > 0)
     extend = stage_over & ~ends_in_eos & (length < limit)
@@ -91,10 +98,9 @@ def next_move(
     carry = stage_over & ends_in_eos & growing & ~at_limit & ~jump
     finished = stage_over & ~jump & ~extend & ~carry
     grown = (horizon + config.block_size).clamp(max=limit)
-    carried_steps = torch.where(grown >= limit, max(config.num_mh_steps, config.final_steps), config.num_mh_steps)
     return Next(
         horizon=torch.where(jump, limit, torch.where(extend | carry, grown, horizon)),
-        steps_left=torch.where(jump, config.final_steps, torch.where(carry, carried_steps, steps_left)),
+        steps_left=torch.where(jump, config.final_steps, torch.where(carry, _stage_steps(config, grown), steps_left)),
         propose=(~stage_over) | jump | carry,
         extend=extend,
         finished=finished,

@@ -15,7 +15,6 @@ from dps.sampler.cut import cut_logprob, cut_position, weighted_cut_logprob, wei
 from dps.sampler.rows import Responses, Rows
 from dps.sampler.schedule import next_move, stage_alpha
 from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
-from dps.sampler.streams import uniform
 from dps.sampler.target import power_logprob
 from dps.sampler.tries import consider_try, tries_log_accept_ratio
 
@@ -32,12 +31,14 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     Source:
         METHOD section 1.
     """
-    ended = rows.occupied & ~rows.active & ~rows.finished
+    ended = rows.occupied & ~(rows.active | rows.finished)
     proposed = ended & ~rows.extending
+    decided, stepped = ended, proposed
     generated = rows.position + 1 - rows.start
-    new = _suffix(rows, rows.live, generated, config)
-    old = _suffix(rows, rows.saved, rows.length.clamp(min=1), config)
-    again = torch.zeros_like(ended)
+    alpha = stage_alpha(config, rows.horizon)
+    from_cut = rows.index >= rows.cut[:, None]
+    new = _suffix(rows, rows.live, generated, from_cut, alpha, config)
+    old = _suffix(rows, rows.saved, rows.length.clamp(min=1), from_cut, alpha, config)
     if rows.candidate is None:
         source, new_length = rows.live, generated
         log_ratio = log_accept_ratio(
@@ -50,27 +51,28 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
         )
     else:
         _consider(rows, proposed, generated, new, cache)
-        again = proposed & (rows.tries_left > 1)
+        last_try = rows.tries_left <= 1
+        decided, stepped = ended & (rows.extending | last_try), proposed & last_try
         # An extension is not weighed: what it generated is the candidate.
         source = rows.candidate
         _choose(rows, ended & rows.extending, generated, cache)
         new_length = rows.candidate_length
         log_ratio = tries_log_accept_ratio(rows.log_others, rows.log_candidate, old.omega)
-    decided = ended & ~again
-    number = _draw(rows, decided & ~rows.extending)
+    number = _draw(rows, stepped)
     verdict = more_likely(new.base, old.base) if config.accept_rule == "max_swap" else accept(number, log_ratio)
     accepted = decided & (rows.extending | verdict)
 
     before = rows.length.clone()
-    _keep(rows, accepted, source, new_length, cache)
-    _return(rows, decided & ~accepted, cache)
-    whole = rows.between(rows.start, rows.start + rows.length)
+    torch.where(accepted, new_length, rows.length, out=rows.length)
+    stop = rows.start + rows.length
+    before_stop = rows.index < stop[:, None]
+    _put_in_place(rows, decided, accepted, from_cut & before_stop, stop, source, cache)
+    whole = before_stop & (rows.index >= rows.start[:, None])
     logprob = torch.where(whole, rows.saved.values[0], 0.0).sum(-1)
-    stepped = decided & ~rows.extending
     rows.record(stepped, before, accepted, logprob)
-    rows.proposed.add_(stepped.long())
-    rows.accepted.add_((accepted & ~rows.extending).long())
-    _start_next(rows, decided, again, config, is_eos)
+    rows.proposed.add_(stepped)
+    rows.accepted.add_(accepted & stepped)
+    _start_next(rows, ended, decided, stop, config, is_eos)
 
 
 class _Suffix:
@@ -85,13 +87,25 @@ class _Suffix:
         return self.target - self.proposal + self.cut
 
 
-def _suffix(rows: Rows, responses: Responses, length: Tensor, config: SamplerConfig) -> _Suffix:
-    """Sum what was recorded from the cut to the end of responses of that length."""
+def _suffix(
+    rows: Rows, responses: Responses, length: Tensor, from_cut: Tensor, alpha: Tensor, config: SamplerConfig
+) -> _Suffix:
+    """Sum what was recorded from the cut to the end of responses of that length.
+
+    Args:
+        rows: The rows.
+        responses: What to sum.
+        length: Lengths, int64, shape (R,).
+        from_cut: Which positions lie at the cut or after it, bool, shape (R, S + 1).
+        alpha: Exponents of the target, shape (R,).
+        config: The sampler's settings.
+    """
     stop = rows.start + length
-    base, proposal = torch.where(rows.between(rows.cut, stop), responses.values[:2], 0.0).sum(-1)
-    by_entropy = config.cut_law == "entropy"
-    cut = weighted_cut_logprob(_weights(rows, responses, stop)) if by_entropy else cut_logprob(length)
-    return _Suffix(base, power_logprob(base, stage_alpha(config, rows.horizon)), proposal, cut)
+    suffix = from_cut & (rows.index < stop[:, None])
+    base, proposal = torch.where(suffix, responses.values[:2], 0.0).sum(-1)
+    weighted = config.cut_law == "entropy"
+    cut = weighted_cut_logprob(_weights(rows, responses, stop)) if weighted else cut_logprob(length)
+    return _Suffix(base, power_logprob(base, alpha), proposal, cut)
 
 
 def _weights(rows: Rows, responses: Responses, stop: Tensor) -> Tensor:
@@ -101,16 +115,16 @@ def _weights(rows: Rows, responses: Responses, stop: Tensor) -> Tensor:
 
 def _draw(rows: Rows, wanted: Tensor) -> Tensor:
     """Take the next random number of each row's stream where ``wanted``; elsewhere the stream does not move."""
-    number = uniform(rows.key, rows.draws)
-    rows.draws.add_(wanted.long())
+    number = rows.uniform(rows.key, rows.draws)
+    rows.draws.add_(wanted)
     return number
 
 
 def _consider(rows: Rows, proposed: Tensor, generated: Tensor, new: _Suffix, cache: RowCache) -> None:
     """Let the try that has ended compete with the candidate of the earlier ones."""
     replace, others, candidate = consider_try(_draw(rows, proposed), new.omega, rows.log_others, rows.log_candidate)
-    rows.log_others.copy_(torch.where(proposed, others, rows.log_others))
-    rows.log_candidate.copy_(torch.where(proposed, candidate, rows.log_candidate))
+    torch.where(proposed, others, rows.log_others, out=rows.log_others)
+    torch.where(proposed, candidate, rows.log_candidate, out=rows.log_candidate)
     _choose(rows, proposed & replace, generated, cache)
 
 
@@ -118,34 +132,48 @@ def _choose(rows: Rows, chosen: Tensor, generated: Tensor, cache: RowCache) -> N
     """Make what these rows generated the candidate."""
     stop = rows.start + generated
     rows.candidate.take(rows.live, chosen[:, None] & rows.between(rows.cut, stop))
-    rows.candidate_length.copy_(torch.where(chosen, generated, rows.candidate_length))
+    torch.where(chosen, generated, rows.candidate_length, out=rows.candidate_length)
     cache.move(cache.live, cache.candidate, chosen, rows.cut - 1, stop - 1)
 
 
-def _keep(rows: Rows, accepted: Tensor, source: Responses, length: Tensor, cache: RowCache) -> None:
-    """Make the accepted proposals the response. Its last token was not fed, so keys and values end before it."""
-    rows.length.copy_(torch.where(accepted, length, rows.length))
-    stop = rows.start + rows.length
-    span = accepted[:, None] & rows.between(rows.cut, stop)
-    rows.saved.take(source, span)
+def _put_in_place(
+    rows: Rows,
+    decided: Tensor,
+    accepted: Tensor,
+    suffix: Tensor,
+    stop: Tensor,
+    source: Responses,
+    cache: RowCache,
+) -> None:
+    """Make accepted proposals the response, and put the response back where a rejected proposal has overwritten it.
+
+    Args:
+        rows: The rows.
+        decided: Rows of which one or the other is true: bool, shape (R,).
+        accepted: Which of them it is, bool, shape (R,).
+        suffix: The positions of the response from the cut on, bool, shape (R, S + 1).
+        stop: Where it ends, int64, shape (R,). Its last token was not fed, so keys and values end before it.
+        source: The proposals: what is live, or the candidates.
+        cache: The rows' keys and values.
+    """
+    rejected = decided ^ accepted
+    taken, returned = suffix & accepted[:, None], suffix & rejected[:, None]
+    first, last = rows.cut - 1, stop - 1
+    rows.saved.take(source, taken)
     states = cache.live
     if source is rows.candidate:
         states = cache.candidate
-        rows.live.take(source, span)
-        cache.move(states, cache.live, accepted, rows.cut - 1, stop - 1)
-    cache.move(states, cache.saved, accepted, rows.cut - 1, stop - 1)
+        rows.live.take(source, taken)
+        cache.move(states, cache.live, accepted, first, last)
+    cache.move(states, cache.saved, accepted, first, last)
+    rows.live.take(rows.saved, returned)
+    cache.move(cache.saved, cache.live, rejected, first, last)
 
 
-def _return(rows: Rows, rejected: Tensor, cache: RowCache) -> None:
-    """Put the accepted response back where a proposal has overwritten it."""
-    stop = rows.start + rows.length
-    rows.live.take(rows.saved, rejected[:, None] & rows.between(rows.cut, stop))
-    cache.move(cache.saved, cache.live, rejected, rows.cut - 1, stop - 1)
-
-
-def _start_next(rows: Rows, decided: Tensor, again: Tensor, config: SamplerConfig, is_eos: Tensor) -> None:
-    """Start each decided row's next step, stage or end; rows that go ``again`` make another try from the same cut."""
-    stop = rows.start + rows.length
+def _start_next(
+    rows: Rows, ended: Tensor, decided: Tensor, stop: Tensor, config: SamplerConfig, is_eos: Tensor
+) -> None:
+    """Start each decided row's next step, stage or end; the others that ended make another try from the same cut."""
     last_token = rows.saved.tokens.gather(1, (stop - 1).clamp(min=0)[:, None])[:, 0]
     move = next_move(
         config,
@@ -160,15 +188,16 @@ def _start_next(rows: Rows, decided: Tensor, again: Tensor, config: SamplerConfi
         cut = weighted_cut_position(number, _weights(rows, rows.saved, stop), rows.start)
     else:
         cut = cut_position(number, rows.length)
-    cut = torch.where(move.propose, cut, rows.length)
-    rows.cut.copy_(torch.where(decided, rows.start + cut, rows.cut))
-    rows.position.copy_(torch.where(decided | again, rows.cut - 1, rows.position))
-    rows.horizon.copy_(torch.where(decided, move.horizon, rows.horizon))
-    rows.steps_left.copy_(torch.where(decided, move.steps_left, rows.steps_left))
-    rows.extending.copy_(torch.where(decided, move.extend, rows.extending))
-    rows.active.copy_(torch.where(decided, ~move.finished, rows.active | again))
-    rows.finished.logical_or_(decided & move.finished)
+    cut = torch.where(move.propose, rows.start + cut, stop)
+    over = decided & move.finished
+    torch.where(decided, cut, rows.cut, out=rows.cut)
+    torch.where(ended, rows.cut - 1, rows.position, out=rows.position)
+    torch.where(decided, move.horizon, rows.horizon, out=rows.horizon)
+    torch.where(decided, move.steps_left, rows.steps_left, out=rows.steps_left)
+    torch.where(decided, move.extend, rows.extending, out=rows.extending)
+    torch.where(ended, ~over, rows.active, out=rows.active)
+    rows.finished.logical_or_(over)
     if rows.candidate is not None:
-        rows.tries_left.copy_(torch.where(decided, config.num_tries, rows.tries_left - again.long()))
+        rows.tries_left.sub_(ended.long()).masked_fill_(decided, config.num_tries)
         for log_sum in (rows.log_others, rows.log_candidate):
             log_sum.masked_fill_(decided, -torch.inf)

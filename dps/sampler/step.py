@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dps.sampler.proposal import draw_tokens
 from dps.sampler.rows import Rows
-from dps.sampler.streams import uniform
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
@@ -45,7 +44,7 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
         Randomness: one number of each active row's stream.
     """
     active = rows.active
-    drawn = draw_tokens(logits, temperature, uniform(rows.key, rows.draws), entropy=len(rows.live.values) > 2)
+    drawn = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws), entropy=len(rows.live.values) > 2)
     following = rows.position + 1
     size = following + 1 - rows.start  # of the response that ends in the drawn token
     forced = rows.forced_length > 0

@@ -1,9 +1,12 @@
 """All responses of a toy model and the exact law of a chain on them, in plain NumPy, apart from the product's code."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+ENTROPY_FLOOR = 0.05  # nats; stated here again, so that a change of the product's cut law is noticed
 
 
 @dataclass
@@ -49,29 +52,72 @@ def target(toy, horizon, alpha):
     return weights / weights.sum()
 
 
-def kernel(toy, horizon, alpha, temperature, length_term=True):
-    """Transition matrix of one exact Metropolis-Hastings step (METHOD section 1), by enumeration."""
+def context_entropy(toy, context):
+    logp = log_softmax(toy.logits[context])
+    return -(np.exp(logp) * logp).sum()
+
+
+def cut_law(toy, response, law):
+    """w(m | response) for every m, normalized."""
+    if law == "uniform":
+        weights = np.ones(len(response))
+    else:
+        weights = np.array([ENTROPY_FLOOR + context_entropy(toy, response[:m]) for m in range(len(response))])
+    return weights / weights.sum()
+
+
+def branches(states, horizon):
+    """(m, numbers of the states that share their first m tokens), for every cut m: what a step from there can reach."""
+    for m in range(horizon):
+        groups = {}
+        for i, response in enumerate(states):
+            if len(response) > m:
+                groups.setdefault(response[:m], []).append(i)
+        for members in groups.values():
+            yield m, np.array(members)
+
+
+def kernel(toy, horizon, alpha, temperature, *, cuts="uniform", num_tries=1, accept_rule="metropolis"):
+    """Transition matrix of one Metropolis-Hastings step (METHOD section 1), by enumeration of all proposals.
+
+    With several tries it sums over all tuples of tries. They are exchangeable, so the candidate is the first, n times.
+    """
     states = responses(toy, horizon)
-    index = {r: i for i, r in enumerate(states)}
+    laws = [cut_law(toy, r, cuts) for r in states]
     matrix = np.zeros((len(states), len(states)))
-    for x in states:
-        for m in range(len(x)):
-            for y in states:
-                if y[:m] != x[:m] or len(y) <= m:
-                    continue
-                log_g_y = sequence_logprob(toy, y, temperature, m)
-                log_ratio = (
-                    alpha * (sequence_logprob(toy, y, start=m) - sequence_logprob(toy, x, start=m))
-                    + sequence_logprob(toy, x, temperature, m)
-                    - log_g_y
-                )
-                if length_term:
-                    log_ratio += np.log(len(x)) - np.log(len(y))
-                flow = np.exp(log_g_y) / len(x)
-                accept = min(1.0, np.exp(log_ratio))
-                matrix[index[x], index[y]] += flow * accept
-                matrix[index[x], index[x]] += flow * (1 - accept)
+    for m, members in branches(states, horizon):
+        w = np.array([laws[i][m] for i in members])
+        log_p = np.array([sequence_logprob(toy, states[i], start=m) for i in members])
+        log_g = np.array([sequence_logprob(toy, states[i], temperature, m) for i in members])
+        log_weight = alpha * log_p - log_g + np.log(w)
+        weight, g = np.exp(log_weight - log_weight.max()), np.exp(log_g)
+        if accept_rule == "max_swap":
+            move = g[None, :] * (log_p[None, :] > log_p[:, None])
+        else:
+            move = np.zeros((len(members), len(members)))
+            for others in itertools.combinations_with_replacement(range(len(members)), num_tries - 1):
+                others = list(others)
+                orders = math.factorial(len(others)) / np.prod([math.factorial(others.count(i)) for i in set(others)])
+                rest = weight[others].sum()
+                total = weight + rest
+                drawn = num_tries * g * orders * g[others].prod() * weight / total
+                move += drawn[None, :] * np.minimum(1, total[None, :] / (rest + weight)[:, None])
+        move *= w[:, None]
+        matrix[np.ix_(members, members)] += move
+        matrix[members, members] += w - move.sum(1)
     return matrix
+
+
+def step_tokens(toy, horizon, temperature, *, cuts="uniform", num_tries=1):
+    """Expected number of tokens that one step from each state generates."""
+    states = responses(toy, horizon)
+    laws = [cut_law(toy, r, cuts) for r in states]
+    tokens = np.zeros(len(states))
+    for m, members in branches(states, horizon):
+        g = np.exp([sequence_logprob(toy, states[i], temperature, m) for i in members])
+        size = np.array([len(states[i]) - m for i in members])
+        tokens[members] += num_tries * np.array([laws[i][m] for i in members]) * (g @ size)
+    return tokens
 
 
 def extend(toy, law, horizon_from, horizon_to, temperature):
@@ -87,31 +133,50 @@ def extend(toy, law, horizon_from, horizon_to, temperature):
     return out
 
 
-def chain_law(toy, *, alpha, temperature, block_size, limit, num_mh_steps, final_steps=0):
-    """Exact law of a finished chain over `responses(toy, limit)`: start x stage kernels, either schedule."""
+def stage_exponent(alpha, stage, anneal_blocks):
+    return 1 + (alpha - 1) * min(1, stage / anneal_blocks)
+
+
+def chain_law(
+    toy,
+    *,
+    alpha,
+    temperature,
+    block_size,
+    limit,
+    num_mh_steps,
+    final_steps=0,
+    anneal_blocks=1,
+    stop_early=False,
+    **step,
+):
+    """Exact law of a finished chain over `responses(toy, limit)`: start x stage kernels, either schedule.
+
+    `step` goes to `kernel`. `stop_early` lets a chain stop at its first EOS though its exponent still grows, which is
+    not what the sampler does.
+    """
     final = {r: i for i, r in enumerate(responses(toy, limit))}
     result = np.zeros(len(final))
-    law, horizon = np.array([1.0]), 0
+    law, horizon, stage = np.array([1.0]), 0, 0
     while horizon < limit:
-        grown = min(horizon + block_size, limit)
+        grown, stage = min(horizon + block_size, limit), stage + 1
         law = extend_unfinished(toy, law, horizon, grown, temperature)
         horizon = grown
         steps = max(num_mh_steps, final_steps) if horizon == limit else num_mh_steps
-        law = law @ np.linalg.matrix_power(kernel(toy, horizon, alpha, temperature), steps)
+        exponent = stage_exponent(alpha, stage, anneal_blocks)
+        law = law @ np.linalg.matrix_power(kernel(toy, horizon, exponent, temperature, **step), steps)
         states = responses(toy, horizon)
-        ended = np.array([r[-1] == toy.eos for r in states])
-        if horizon == limit:
-            for r, mass in zip(states, law, strict=True):
-                result[final[r]] += mass
-            break
+        stops = np.array([r[-1] == toy.eos or horizon == limit for r in states])
+        if stage < anneal_blocks and not final_steps and not stop_early:
+            stops[:] = horizon == limit  # goes on to the next stage, where `extend` leaves it as it is
         stopped = np.zeros(len(final))
-        for r, mass, done in zip(states, law, ended, strict=True):
+        for r, mass, done in zip(states, law, stops, strict=True):
             if done:
                 stopped[final[r]] += mass
-        if final_steps:
-            stopped = stopped @ np.linalg.matrix_power(kernel(toy, limit, alpha, temperature), final_steps)
+        if final_steps and horizon < limit:
+            stopped = stopped @ np.linalg.matrix_power(kernel(toy, limit, alpha, temperature, **step), final_steps)
         result += stopped
-        law = np.where(ended, 0.0, law)
+        law = np.where(stops, 0.0, law)
     return result
 
 

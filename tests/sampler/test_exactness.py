@@ -1,57 +1,150 @@
 """The sampler is exact: its kernel leaves p^alpha invariant, and its chains follow the enumerated finite-step law."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from dps.sampler.accept import log_accept_ratio
-from dps.sampler.cut import cut_logprob, cut_position
+from dps.sampler.accept import log_accept_ratio, more_likely
+from dps.sampler.cut import cut_logprob, cut_position, weighted_cut_logprob, weighted_cut_position
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.proposal import proposal_logprobs, sample_token
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.proposal import entropies, proposal_logprobs, sample_token
+from dps.sampler.schedule import next_move, stage_alpha
+from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 from dps.sampler.streams import stream_key, uniform
 from dps.sampler.target import base_logprobs, power_logprob
+from dps.sampler.tries import consider_try, replace_logprob, tries_log_accept_ratio
 
-from .enumeration import Toy, chain_law, kernel, log_softmax, random_toy, responses, target
+from .enumeration import (
+    Toy,
+    branches,
+    chain_law,
+    extend,
+    extend_unfinished,
+    kernel,
+    log_softmax,
+    random_toy,
+    responses,
+    sequence_logprob,
+    target,
+)
 from .models import tiny_model
 
 
-def product_kernel(toy, horizon, alpha, temperature, *, cut_term=True, proposal_sign=1.0, overlap_only=False):
-    """The transition matrix of the product's own target, proposal, cut law and acceptance ratio.
+def product_kernel(
+    toy,
+    horizon,
+    alpha,
+    temperature,
+    *,
+    cuts="uniform",
+    num_tries=1,
+    accept_rule="metropolis",
+    cut_term=True,
+    proposal_sign=1.0,
+    overlap_only=False,
+    denominator="right",
+):
+    """The transition matrix of the product's own target, proposal, cut law, choice of a try and acceptance ratio.
 
-    The keyword arguments break it on purpose, in the ways that published implementations are broken.
+    The last four arguments break it on purpose, in the ways that implementations are broken.
     """
     states = responses(toy, horizon)
-    index = {r: i for i, r in enumerate(states)}
     logits = {c: torch.tensor(v, dtype=torch.float64) for c, v in toy.logits.items()}
     base = {c: base_logprobs(v) for c, v in logits.items()}
     proposal = {c: proposal_logprobs(v, temperature) for c, v in logits.items()}
+    matrix = torch.zeros((len(states), len(states)), dtype=torch.float64)
+    for m, members in branches(states, horizon):
+        found = [states[i] for i in members]
+        lengths = torch.tensor([len(r) for r in found])
+        if cuts == "entropy":
+            weights = entropy_weights(base, found, before=3, after=2)
+            cut = weighted_cut_logprob(weights)
+            cut_probability = weights[:, 3 + m] * cut.exp()
+        else:
+            cut = cut_logprob(lengths)
+            cut_probability = cut.exp()
+        if cut_term == "length":
+            cut = cut_logprob(lengths)
+        elif not cut_term:
+            cut = torch.zeros_like(cut)
+        sizes = lengths - m
+        until = torch.minimum(sizes[:, None], sizes[None, :]) if overlap_only else sizes[None, :].expand(len(sizes), -1)
+        # Entry (x, y): of y's suffix; transposed until, of x's.
+        new_base, new_g = (partial_sums(t, found, m).gather(1, until.T).T for t in (base, proposal))
+        old_base, old_g = (
+            partial_sums(t, found, m).gather(1, until if overlap_only else until.T) for t in (base, proposal)
+        )
+        flow = partial_sums(proposal, found, m)[:, -1].exp()
+        if num_tries > 1:
+            omega = power_logprob(new_base[0], alpha) - new_g[0] + cut
+            move = move_by_tries(omega, flow, num_tries, denominator)
+        elif accept_rule == "max_swap":
+            move = flow * more_likely(new_base, old_base)
+        else:
+            log_ratio = log_accept_ratio(
+                new_target=power_logprob(new_base, alpha),
+                old_target=power_logprob(old_base, alpha),
+                new_proposal=proposal_sign * new_g,
+                old_proposal=proposal_sign * old_g,
+                new_cut=cut[None, :],
+                old_cut=cut[:, None],
+            )
+            move = flow * log_ratio.exp().clamp(max=1)
+        move = move * cut_probability[:, None]
+        members = torch.from_numpy(members)
+        matrix[members[:, None], members] += move
+        matrix[members, members] += cut_probability - move.sum(1)
+    return matrix.numpy()
 
-    def suffix(table, response, start, stop=None):
-        stop = len(response) if stop is None else stop
-        return sum((table[response[:i]][response[i]] for i in range(start, stop)), torch.zeros((), dtype=torch.float64))
 
-    matrix = np.zeros((len(states), len(states)))
-    for x in states:
-        for m in range(len(x)):
-            probability_of_cut = cut_logprob(torch.tensor(len(x))).exp().item()
-            for y in states:
-                if y[:m] != x[:m] or len(y) <= m:
-                    continue
-                shared = min(len(x), len(y)) if overlap_only else None
-                log_ratio = log_accept_ratio(
-                    new_target=power_logprob(suffix(base, y, m, shared), alpha),
-                    old_target=power_logprob(suffix(base, x, m, shared), alpha),
-                    new_proposal=proposal_sign * suffix(proposal, y, m, shared),
-                    old_proposal=proposal_sign * suffix(proposal, x, m, shared),
-                    new_cut=cut_logprob(torch.tensor(len(y))) if cut_term else torch.tensor(0.0),
-                    old_cut=cut_logprob(torch.tensor(len(x))) if cut_term else torch.tensor(0.0),
-                )
-                flow = probability_of_cut * suffix(proposal, y, m).exp().item()
-                accepted = min(1.0, log_ratio.exp().item())
-                matrix[index[x], index[y]] += flow * accepted
-                matrix[index[x], index[x]] += flow * (1 - accepted)
-    return matrix
+def entropy_weights(base, found, before, after):
+    """The weights of the cut law `entropy`, as the rows hold them: zeros before the response and after it."""
+    weights = torch.zeros((len(found), before + max(map(len, found)) + after), dtype=torch.float64)
+    for line, response in enumerate(found):
+        for j in range(len(response)):
+            weights[line, before + j] = entropies(base[response[:j]]) + ENTROPY_FLOOR
+    return weights
+
+
+def partial_sums(table, found, m):
+    """Entry (i, n): log-probability of the first n tokens of response i's suffix from m, or of all if it has fewer."""
+    sums = torch.zeros((len(found), 1 + max(map(len, found)) - m), dtype=torch.float64)
+    for line, response in enumerate(found):
+        for j in range(m, len(response)):
+            sums[line, j - m + 1 :] += table[response[:j]][response[j]]
+    return sums
+
+
+def move_by_tries(omega, flow, num_tries, denominator):
+    """Probability of moving from x to y given the cut, over all tuples of tries and all choices among them."""
+    tuples = torch.cartesian_prod(*[torch.arange(len(omega))] * num_tries)
+    probability = flow[tuples].prod(1)
+    chosen = torch.full((len(tuples),), -1)
+    others = torch.full((len(tuples),), -torch.inf, dtype=torch.float64)
+    candidate = others.clone()
+    for t in range(num_tries):
+        tried = omega[tuples[:, t]]
+        share = replace_logprob(tried, others, candidate).exp()
+        ends = []
+        for number, weight in ((1e-300, share), (1 - 2.0**-53, 1 - share)):
+            replace, *sums = consider_try(torch.full_like(share, number), tried, others, candidate)
+            ends.append((probability * weight, torch.where(replace, tuples[:, t], chosen), *sums))
+        tuples = torch.cat((tuples, tuples))
+        probability, chosen, others, candidate = (torch.cat(pair) for pair in zip(*ends, strict=True))
+        kept = probability > 0
+        tuples, probability, chosen = tuples[kept], probability[kept], chosen[kept]
+        others, candidate = others[kept], candidate[kept]
+    old = omega[:, None]
+    if denominator == "right":
+        log_ratio = tries_log_accept_ratio(others, candidate, old)
+    else:
+        assert denominator in ("without x", "the candidate alone")
+        log_ratio = torch.logaddexp(others, candidate) - others if denominator == "without x" else candidate - old
+    accepted = probability * log_ratio.expand(len(omega), -1).exp().clamp(max=1)
+    return torch.zeros((len(omega), len(omega)), dtype=torch.float64).index_add(1, chosen, accepted)
 
 
 def long_run_law(matrix):
@@ -64,28 +157,61 @@ def total_variation(a, b):
     return 0.5 * np.abs(a - b).sum()
 
 
-CASES = [
-    (seed, alpha, temperature) for seed in range(4) for alpha, temperature in ((4.0, 0.25), (4.0, 1.0), (1.5, 0.5))
+SETTINGS = ((4.0, 0.25), (4.0, 1.0), (1.5, 0.5))
+STEPS = [
+    dict(),
+    dict(cuts="entropy"),
+    dict(num_tries=2),
+    dict(num_tries=3),
+    dict(cuts="entropy", num_tries=2),
 ]
 
 
-@pytest.mark.parametrize(("seed", "alpha", "temperature"), CASES)
-def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature):
-    toy = random_toy(np.random.default_rng(seed))
-    matrix = product_kernel(toy, toy.horizon, alpha, temperature)
-    pi = target(toy, toy.horizon, alpha)
+@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("alpha", "temperature"), SETTINGS)
+def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature, step):
+    horizon = 3 if step.get("num_tries") == 3 else 4
+    toy = random_toy(np.random.default_rng(seed), horizon=horizon)
+    matrix = product_kernel(toy, horizon, alpha, temperature, **step)
+    pi = target(toy, horizon, alpha)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
     assert total_variation(long_run_law(matrix), pi) < 1e-10
     flow = pi[:, None] * matrix
     assert np.abs(flow - flow.T).max() < 1e-12  # detailed balance
-    np.testing.assert_allclose(matrix, kernel(toy, toy.horizon, alpha, temperature), atol=1e-12)
+    np.testing.assert_allclose(matrix, kernel(toy, horizon, alpha, temperature, **step), atol=1e-12)
 
 
-@pytest.mark.parametrize("wrong", [{"cut_term": False}, {"proposal_sign": -1.0}, {"overlap_only": True}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(cut_term=False),
+        dict(proposal_sign=-1.0),
+        dict(overlap_only=True),
+        dict(cuts="entropy", cut_term=False),
+        dict(cuts="entropy", cut_term="length"),
+        dict(num_tries=2, cut_term=False),
+        dict(num_tries=2, denominator="without x"),
+        dict(num_tries=2, denominator="the candidate alone"),
+        dict(num_tries=2, cuts="entropy", cut_term="length"),
+    ],
+    ids=str,
+)
 def test_wrong_kernels_fail_the_same_test(wrong):
     toy = random_toy(np.random.default_rng(0))
     matrix = product_kernel(toy, toy.horizon, 4.0, 0.5, **wrong)
     assert total_variation(long_run_law(matrix), target(toy, toy.horizon, 4.0)) > 1e-3
+
+
+@pytest.mark.parametrize("cuts", ["uniform", "entropy"])
+def test_max_swap_takes_what_is_more_likely_and_never_goes_back(cuts):
+    toy = random_toy(np.random.default_rng(0))
+    matrix = product_kernel(toy, 4, 4.0, 0.5, cuts=cuts, accept_rule="max_swap")
+    np.testing.assert_allclose(matrix, kernel(toy, 4, 4.0, 0.5, cuts=cuts, accept_rule="max_swap"), atol=1e-12)
+    law = np.array([sequence_logprob(toy, r) for r in responses(toy, 4)])
+    assert (matrix[law[None, :] < law[:, None]] == 0).all()
+    # Every start ends in the most likely response: alpha without limit.
+    assert np.linalg.matrix_power(matrix, 10_000)[:, law.argmax()].min() > 1 - 1e-10
 
 
 def test_cut_is_uniform_over_the_response():
@@ -96,6 +222,154 @@ def test_cut_is_uniform_over_the_response():
         counts = torch.bincount(cuts, minlength=int(length))
         assert counts.tolist() == [4200 // int(length)] * int(length)
         assert torch.allclose(cut_logprob(length).exp() * length, torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_weighted_cut_follows_its_weights_and_stays_inside():
+    weights = torch.tensor([[0, 0, 0.5, 0.05, 1.45, 2.0, 0], [0.05, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.05, 0.15]])
+    weights, start, lengths = weights.double(), torch.tensor([2, 0, 5]), torch.tensor([4, 1, 2])
+    grid = (torch.arange(8000, dtype=torch.float64) + 0.5) / 8000
+    for line in range(3):
+        cuts = weighted_cut_position(grid, weights[line].expand(8000, -1), start[line].expand(8000))
+        expected = weights[line, start[line] : start[line] + lengths[line]]
+        counts = torch.bincount(cuts, minlength=len(expected))
+        assert len(counts) == len(expected)
+        assert (counts - 8000 * expected / expected.sum()).abs().max() <= 1
+        assert torch.allclose(weighted_cut_logprob(weights[line][None]).exp() * expected.sum(), torch.ones(1).double())
+    numbers = torch.tensor([2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 2, 37, 300):
+        weights = torch.zeros(3, 320, dtype=torch.float64)
+        weights[:, 7 : 7 + length] = ENTROPY_FLOOR + 5 * torch.rand(3, length, generator=generator).double()
+        cuts = weighted_cut_position(numbers, weights, torch.full((3,), 7))
+        assert cuts[0] == 0
+        assert cuts[2] == length - 1
+    assert weighted_cut_position(numbers, torch.zeros(3, 5).double(), torch.tensor([0, 2, 5])).tolist() == [0, 0, 0]
+
+
+def test_a_try_is_chosen_in_proportion_to_its_weight():
+    omega = torch.tensor([-700.0, 2.0, 1.0, 900.0, 899.0], dtype=torch.float64)
+    log_others = log_candidate = torch.tensor([-torch.inf], dtype=torch.float64)
+    for t in range(5):
+        share = (omega[t] - omega[: t + 1].logsumexp(0)).exp().item()
+        for number in (share * (1 - 1e-9), share * (1 + 1e-9)):
+            if 0 < number < 1:
+                number = torch.tensor([number], dtype=torch.float64)
+                replace, *_ = consider_try(number, omega[t : t + 1], log_others, log_candidate)
+                assert replace.item() == (number.item() < share)
+        middle = torch.tensor([0.5], dtype=torch.float64)
+        replace, log_others, log_candidate = consider_try(middle, omega[t : t + 1], log_others, log_candidate)
+        total = torch.logaddexp(log_others, log_candidate)
+        torch.testing.assert_close(total, omega[: t + 1].logsumexp(0)[None], rtol=1e-14, atol=0)
+    assert log_candidate.item() == 900.0
+
+
+def test_tries_without_weight_make_no_nan():
+    never = torch.tensor([-torch.inf], dtype=torch.float64)
+    half, zero = torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    replace, others, candidate = consider_try(half, never, never, never)
+    assert (replace.item(), others.item(), candidate.item()) == (True, -torch.inf, -torch.inf)
+    assert tries_log_accept_ratio(others, candidate, zero).item() == -torch.inf
+    assert tries_log_accept_ratio(others, candidate, never).item() == -torch.inf  # nothing to go to: stay
+    replace, others, candidate = consider_try(half, zero, others, candidate)
+    assert (replace.item(), others.item(), candidate.item()) == (True, -torch.inf, 0.0)
+    replace, others, candidate = consider_try(half, never, others, candidate)
+    assert (replace.item(), others.item(), candidate.item()) == (False, -torch.inf, 0.0)
+    assert tries_log_accept_ratio(others, candidate, zero - 3).item() == 3.0  # one try: the plain ratio
+
+
+def test_exponent_grows_to_alpha_and_stays():
+    config = SamplerConfig(alpha=3.7, block_size=2, max_new_tokens=12, anneal_blocks=3)
+    exponents = stage_alpha(config, torch.tensor([2, 4, 6, 8, 12]))
+    torch.testing.assert_close(exponents[:2], torch.tensor([1.9, 2.8], dtype=torch.float64))
+    assert exponents[2:].tolist() == [3.7] * 3
+    assert stage_alpha(SamplerConfig(), torch.tensor([192, 3072])).tolist() == [4.0, 4.0]
+
+
+def product_chain_law(toy, config):
+    """The law of a finished chain by the product's schedule, exponents and kernel: every row's moves, all at once."""
+    final = {r: i for i, r in enumerate(responses(toy, config.max_new_tokens))}
+    result = np.zeros(len(final))
+    kernels = {}
+    horizon = min(config.block_size, config.max_new_tokens)
+    waiting = {(horizon, 0, True): extend_unfinished(toy, np.ones(1), 0, horizon, config.temperature)}
+    while waiting:
+        (horizon, left, extended), law = waiting.popitem()
+        states = responses(toy, horizon)
+        count = len(states)
+        move = next_move(
+            config,
+            length=torch.tensor([len(r) for r in states]),
+            ends_in_eos=torch.tensor([r[-1] == toy.eos for r in states]),
+            horizon=torch.full((count,), horizon),
+            steps_left=torch.full((count,), left),
+            extended=torch.full((count,), extended),
+        )
+        assert torch.equal(move.propose.long() + move.extend.long() + move.finished.long(), torch.ones(count).long())
+        for i, response in enumerate(states):
+            after = (int(move.horizon[i]), int(move.steps_left[i]), bool(move.extend[i]))
+            if move.finished[i]:
+                result[final[response]] += law[i]
+                continue
+            found = responses(toy, after[0])
+            if move.extend[i]:
+                alone = extend(toy, np.eye(count)[i] * law[i], horizon, after[0], config.temperature)
+            else:
+                if after[0] not in kernels:
+                    kernels[after[0]] = product_kernel(
+                        toy,
+                        after[0],
+                        stage_alpha(config, torch.tensor([after[0]])).item(),
+                        config.temperature,
+                        cuts=config.cut_law,
+                        num_tries=config.num_tries,
+                        accept_rule=config.accept_rule,
+                    )
+                alone = law[i] * kernels[after[0]][found.index(response)]
+            waiting[after] = waiting.get(after, np.zeros(len(found))) + alone
+    return result
+
+
+def enumerated_chain_law(toy, config, **wrong):
+    return chain_law(
+        toy,
+        alpha=config.alpha,
+        temperature=config.temperature,
+        block_size=config.block_size,
+        limit=config.max_new_tokens,
+        num_mh_steps=config.num_mh_steps,
+        final_steps=config.final_steps,
+        anneal_blocks=config.anneal_blocks,
+        cuts=config.cut_law,
+        num_tries=config.num_tries,
+        accept_rule=config.accept_rule,
+        **wrong,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(block_size=2, num_mh_steps=3),
+        dict(block_size=1, num_mh_steps=2, schedule="final-horizon", num_final_steps=4),
+        dict(block_size=1, num_mh_steps=2, anneal_blocks=3),
+        dict(block_size=2, num_mh_steps=2, anneal_blocks=2),
+        dict(block_size=1, num_mh_steps=0, anneal_blocks=3),
+        dict(block_size=1, num_mh_steps=1, anneal_blocks=3, schedule="final-horizon", num_final_steps=2),
+        dict(block_size=1, num_mh_steps=1, anneal_blocks=3, schedule="final-horizon", num_final_steps=0),
+        dict(block_size=2, num_mh_steps=2, anneal_blocks=2, cut_law="entropy", num_tries=2),
+        dict(block_size=2, num_mh_steps=2, accept_rule="max_swap"),
+    ],
+    ids=str,
+)
+def test_schedule_makes_the_enumerated_finite_step_law(settings):
+    config = SamplerConfig(alpha=3.0, proposal_temperature=0.8, max_new_tokens=4, **settings).check()
+    toy = random_toy(np.random.default_rng(0), scale=1.0)
+    law = product_chain_law(toy, config)
+    assert abs(law.sum() - 1) < 1e-12
+    np.testing.assert_allclose(law, enumerated_chain_law(toy, config), atol=1e-12)
+    if config.anneal_blocks > 1 and config.num_mh_steps and not config.final_steps:
+        # Stopping at the first EOS while the exponent grows is another law.
+        assert total_variation(law, enumerated_chain_law(toy, config, stop_early=True)) > 1e-2
 
 
 def test_sample_token_inverts_the_distribution():
@@ -129,53 +403,112 @@ def transformer_toy(language_model, prompt, limit):
     return Toy(table, vocabulary, eos, limit)
 
 
-def sampled_counts(language_model, config, prompt, count, rows, seed=0):
+def sampled_chains(language_model, config, prompt, numbers, rows):
     engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt))
-    for i in range(count):
-        engine.submit(ChainRequest(i, prompt, stream_key(seed, "q", i)))
-    counts = {}
+    for i in numbers:
+        engine.submit(ChainRequest(i, prompt, stream_key(0, "q", i)))
+    chains = {}
     while not engine.idle:
-        for chain in engine.poll():
-            key = tuple(chain.tokens.tolist())
-            counts[key] = counts.get(key, 0) + 1
-    return counts
+        chains.update({chain.request.key: chain for chain in engine.poll()})
+    return chains
+
+
+PAPER = dict(alpha=3.0, proposal_temperature=1.0, block_size=2, max_new_tokens=4, num_mh_steps=2)
+DEFAULTS = dict(cut_law="uniform", num_tries=1, accept_rule="metropolis", anneal_blocks=1)
+FINAL = dict(PAPER, num_mh_steps=1, schedule="final-horizon", num_final_steps=3)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(alpha=3.0, block_size=2, max_new_tokens=4, num_mh_steps=2),
-        dict(alpha=3.0, proposal_temperature=0.8, block_size=2, max_new_tokens=4, num_mh_steps=3),
-        dict(alpha=3.0, block_size=2, max_new_tokens=4, num_mh_steps=1, schedule="final-horizon", num_final_steps=3),
-        dict(alpha=1.0, proposal_temperature=0.7, block_size=4, max_new_tokens=4, num_mh_steps=0),
+        PAPER,
+        dict(PAPER, proposal_temperature=None, num_mh_steps=3),
+        FINAL,
+        dict(PAPER, proposal_temperature=0.7, block_size=4, num_mh_steps=0),
+        dict(PAPER, cut_law="entropy"),
+        dict(FINAL, cut_law="entropy"),
+        dict(PAPER, num_tries=2),
+        dict(FINAL, num_tries=2),
+        dict(PAPER, num_tries=3, cut_law="entropy"),
+        dict(PAPER, accept_rule="max_swap"),
+        dict(PAPER, block_size=1, anneal_blocks=3, num_mh_steps=5, proposal_temperature=None),
+        dict(FINAL, block_size=1, anneal_blocks=3, num_mh_steps=2, num_final_steps=1, alpha=5.0),
     ],
-    ids=["paper", "other-temperature", "final-horizon", "plain"],
+    ids=[
+        "paper",
+        "default-temperature",
+        "final-horizon",
+        "plain",
+        "entropy",
+        "entropy-final-horizon",
+        "tries",
+        "tries-final-horizon",
+        "entropy-tries",
+        "max-swap",
+        "annealed",
+        "annealed-final-horizon",
+    ],
 )
 def test_sampler_follows_the_enumerated_finite_step_law(settings):
     config = SamplerConfig(**settings)
-    language_model = tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.5)
+    language_model = tiny_model(vocabulary=3, eos=0, seed=23, sharpness=2.5)
     prompt, count = (1, 2, 1), 12_000
     toy = transformer_toy(language_model, prompt, config.max_new_tokens)
-    expected = chain_law(
-        toy,
-        alpha=config.alpha,
-        temperature=config.temperature,
-        block_size=config.block_size,
-        limit=config.max_new_tokens,
-        num_mh_steps=config.num_mh_steps,
-        final_steps=config.final_steps,
-    )
-    counts = sampled_counts(language_model, config, prompt, count, rows=512)
+    expected = enumerated_chain_law(toy, config)
+    chains = sampled_chains(language_model, config, prompt, range(count), rows=2048)
+    counts = Counter(tuple(chain.tokens.tolist()) for chain in chains.values())
     states = responses(toy, config.max_new_tokens)
     assert set(counts) <= set(states)  # no illegal response
-    observed = np.array([counts.get(s, 0) for s in states]) / count
+    observed = np.array([counts[s] for s in states]) / count
     error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
     assert np.abs(observed - expected).max() > 0
     assert (np.abs(observed - expected) / error).max() < 7
-    # The test has power: the law of the proposal alone is far outside.
+    # The test has power: the law of the proposal alone is far outside, and so is what leaves an option out.
+    others = []
     if config.num_mh_steps:
-        plain = chain_law(toy, alpha=1.0, temperature=config.temperature, block_size=4, limit=4, num_mh_steps=0)
-        assert (np.abs(plain - expected) / error).max() > 14
+        others.append(
+            enumerated_chain_law(toy, replace(config, num_mh_steps=0, schedule="paper", num_final_steps=None))
+        )
+    for option, default in DEFAULTS.items():
+        if getattr(config, option) != default:
+            others.append(enumerated_chain_law(toy, replace(config, **{option: default})))
+    if config.anneal_blocks > 1 and config.schedule == "paper":
+        others.append(enumerated_chain_law(toy, config, stop_early=True))
+    for other in others:
+        assert (np.abs(other - expected) / error).max() > 14
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(cut_law="entropy"),
+        dict(num_tries=3),
+        dict(cut_law="entropy", num_tries=2, anneal_blocks=3),
+        dict(accept_rule="max_swap"),
+    ],
+    ids=str,
+)
+def test_what_an_option_records_is_what_the_model_says(changes):
+    config = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4, **changes)
+    language_model = tiny_model(sharpness=3.0)
+    prompt = (3, 5, 7)
+    crowd = sampled_chains(language_model, config, prompt, range(24), rows=8)
+    for chain in crowd.values():
+        ids = torch.tensor([[*prompt, *chain.tokens]])
+        logits = language_model.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        expected = base_logprobs(logits).gather(1, ids[0, len(prompt) :, None])[:, 0].double().numpy()
+        np.testing.assert_allclose(chain.base_logprobs, expected, atol=1e-4)
+        trace = chain.steps
+        np.testing.assert_allclose(trace.logprob[-1], chain.base_logprobs.sum(), atol=1e-9)
+        if config.accept_rule == "max_swap":
+            same_stage = np.diff(trace.horizon) == 0
+            assert (np.diff(trace.logprob)[same_stage] >= 0).all()
+    # Some steps move and some do not, or the test has seen nothing.
+    accepted = np.concatenate([chain.steps.accepted for chain in crowd.values()])
+    assert 0.05 < accepted.mean() < 0.95
+    alone = sampled_chains(language_model, config, prompt, [17], rows=8)[17]
+    assert alone.tokens.tolist() == crowd[17].tokens.tolist()
+    assert alone.steps.cut_position.tolist() == crowd[17].steps.cut_position.tolist()
 
 
 def test_log_softmax_of_the_enumeration_is_normalized():

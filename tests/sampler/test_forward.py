@@ -1,0 +1,219 @@
+"""The ways of running the model over the rows' cache agree with each other and with the model's own forward pass."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+import transformers
+
+from dps.errors import InputError
+from dps.model import LanguageModel
+from dps.sampler.cache import RowCache, check_rewindable, prefill
+from dps.sampler.compiled import CompiledForward
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.forward import EagerForward, UnchangedForward, correlation, open_forward
+from dps.sampler.fused import FusedDecoder, can_fuse
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+
+from .interpreter import CUDA, DEVICE, kernels
+from .models import NoTokenizer
+
+SIZES = dict(
+    vocab_size=24,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    eos_token_id=0,
+    bos_token_id=None,
+    pad_token_id=0,
+)
+ARCHITECTURES = ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "Phi", "Phi3"]
+FUSED = ["Qwen2", "Qwen3", "Llama", "Mistral"]
+
+
+def random_model(architecture, dtype=torch.float32, device="cpu", **changes):
+    sizes = SIZES | changes
+    if architecture == "Gemma3Text":
+        name, config_name = "Gemma3ForCausalLM", "Gemma3TextConfig"
+    else:
+        name, config_name = f"{architecture}ForCausalLM", f"{architecture}Config"
+    if architecture == "Phi":
+        sizes = {k: v for k, v in sizes.items() if k != "head_dim"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, name)(getattr(transformers, config_name)(**sizes))
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+            weight.normal_(std=2.0 / weight.shape[-1] ** 0.5 if weight.dim() > 1 else 0.2)
+    if architecture == "Gemma2":
+        model.set_attn_implementation("eager")  # the others leave its soft-cap out
+    return LanguageModel(model.eval().to(device, dtype), NoTokenizer(), name, None)
+
+
+def logits_by_steps(model, forward, cache, prompts, tokens):
+    """Prefill ragged prompts, then feed `tokens` (steps, rows) one at a time; logits (steps, rows, V)."""
+    position = torch.tensor([len(p) for p in prompts], device=model.device)
+    for row, states in enumerate(prefill(model.model, prompts)):
+        cache.load_prompt([row], states)
+    found = []
+    for fed in tokens:
+        found.append(forward(fed, position, 160).clone())
+        position = position + 1
+    return torch.stack(found)
+
+
+def logits_at_once(model, prompts, tokens):
+    """The same by one plain forward pass over each whole sequence."""
+    found = []
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor([[*prompt, *tokens[:, row].tolist()]], device=model.device)
+        found.append(model.model(input_ids=ids, use_cache=False).logits[0, len(prompt) :])
+    return torch.stack(found, dim=1)
+
+
+PROMPTS = [(1, 2, 3), tuple(1 + i % 23 for i in range(140)), (11,)]
+"""The second is long enough to be read in two pieces."""
+TOKENS = torch.randint(24, (3, 3), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_rows_at_their_own_positions_equal_a_plain_forward_pass(architecture):
+    model = random_model(architecture)
+    cache = RowCache(model.model, 3, 160)
+    found = logits_by_steps(model, EagerForward(model.model, cache), cache, PROMPTS, TOKENS)
+    torch.testing.assert_close(found, logits_at_once(model, PROMPTS, TOKENS), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_own_attention_equals_a_plain_forward_pass(architecture, monkeypatch):
+    monkeypatch.setattr(kernels, "_merge_pieces", None)  # the pieces are merged without a launch of their own
+    model = random_model(architecture, device=DEVICE)
+    cache = RowCache(model.model, 3, 160, kernels=kernels)
+    forward = UnchangedForward(model.model, cache, kernels)
+    before = model.model.config.get_text_config()._attn_implementation
+    found = logits_by_steps(model, forward, cache, PROMPTS, TOKENS.to(DEVICE))
+    torch.testing.assert_close(found, logits_at_once(model, PROMPTS, TOKENS), atol=1e-4, rtol=1e-3)
+    assert model.model.config.get_text_config()._attn_implementation == before
+
+
+@torch.inference_mode()
+def test_the_compiled_pass_equals_a_plain_forward_pass_and_compiles_once_for_all_lengths():
+    model = random_model("Gemma2", device=DEVICE)
+    cache = RowCache(model.model, 3, 160, kernels=kernels)
+    compiled = torch._dynamo.testing.CompileCounterWithBackend("inductor" if CUDA else "aot_eager")
+    forward = CompiledForward(model.model, cache, kernels, backend=compiled)
+    found = logits_by_steps(model, forward, cache, PROMPTS, TOKENS.to(DEVICE))
+    torch.testing.assert_close(found, logits_at_once(model, PROMPTS, TOKENS), atol=1e-4, rtol=1e-3)
+    assert compiled.frame_count == 1
+    forward(TOKENS[0].to(DEVICE), torch.arange(3, device=DEVICE), 32)
+    assert compiled.frame_count == 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_fused_pass_equals_a_plain_forward_pass(architecture, monkeypatch):
+    monkeypatch.setattr(kernels, "_merge_pieces", None)
+    model = random_model(architecture, device=DEVICE)
+    assert can_fuse(model.model) == (architecture in FUSED)
+    if architecture not in FUSED:
+        return
+    own = logits_at_once(model, PROMPTS, TOKENS)
+    cache = RowCache(model.model, 3, 160, kernels=kernels)
+    forward = FusedDecoder(model.model, cache, kernels)
+    found = logits_by_steps(model, forward, cache, PROMPTS, TOKENS.to(DEVICE))
+    torch.testing.assert_close(found, own, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(logits_at_once(model, PROMPTS, TOKENS), own, atol=1e-5, rtol=1e-5)
+    assert correlation(found.flatten(0, 1), own.flatten(0, 1)) > 0.9999
+
+
+@torch.inference_mode()
+def test_a_second_engine_finds_the_weights_merged():
+    model = random_model("Qwen2", device=DEVICE, num_hidden_layers=1)
+    cache = RowCache(model.model, 3, 160, kernels=kernels)
+    found, places = [], []
+    for _ in range(2):
+        forward = FusedDecoder(model.model, cache, kernels)
+        found.append(logits_by_steps(model, forward, cache, PROMPTS, TOKENS[:1].to(DEVICE)))
+        places.append([p.data_ptr() for p in model.model.parameters()])
+    assert torch.equal(*found)
+    assert places[0] == places[1]
+
+
+def test_a_fused_pass_that_disagrees_is_not_used():
+    model = random_model("Llama", device=DEVICE, num_hidden_layers=1)
+    cache = RowCache(model.model, 2, 32, kernels=kernels)
+    assert open_forward(model.model, cache, kernels)[1] == "fused"
+    model.model.model.layers[0].self_attn.scaling *= -3.0  # the fused pass reads it, too: so break what only it reads
+    assert open_forward(model.model, cache, kernels)[1] == "fused"
+    model.model.model.layers[0].input_layernorm.forward = lambda x: x * 3.0 - 1.0
+    with pytest.warns(UserWarning, match="does not agree"):
+        assert open_forward(model.model, cache, kernels)[1] == "unchanged"
+
+
+def test_slower_ways_can_be_asked_for():
+    model = random_model("Qwen2", device=DEVICE)
+    cache = RowCache(model.model, 2, 32, kernels=kernels)
+    assert open_forward(model.model, cache, kernels, "unchanged")[1] == "unchanged"
+    assert open_forward(model.model, cache, kernels, "eager")[1] == "eager"
+    assert open_forward(model.model, RowCache(model.model, 2, 32), None)[1] == "eager"
+
+
+@pytest.mark.parametrize("path", ["unchanged", "fused"])
+def test_engine_on_kernels_makes_the_chains_of_the_plain_engine(monkeypatch, path):
+    """In single precision the laws differ by rounding only, so nearly all short chains are the same token for token."""
+    monkeypatch.setattr("dps.sampler.engine.SMALLEST_BATCH", 4)  # rounding of other batches is within the tolerance
+    model = random_model("Qwen2", device=DEVICE, num_hidden_layers=1, num_key_value_heads=1)
+    config = SamplerConfig(alpha=4.0, block_size=2, max_new_tokens=4, num_mh_steps=2)
+    requests = [ChainRequest(i, (1 + i, 5, 7)[: 1 + i % 3], stream_key(0, "q", i)) for i in range(6)]
+
+    def run(**settings):
+        engine = Engine(model, config, rows=4, prompt_room=3, **settings)
+        for request in requests:
+            engine.submit(request)
+        found = {}
+        while not engine.idle:
+            found.update({c.request.key: c for c in engine.poll()})
+        return engine, found
+
+    _, plain = run(path="eager", graphs=False)
+    monkeypatch.setattr("dps.sampler.engine.load_kernels", lambda device: kernels)
+    engine, found = run(path=path, graphs=CUDA)
+    assert engine.kernels == path + ("+graphs" if CUDA else "")
+    same = [i for i in plain if plain[i].tokens.tolist() == found[i].tokens.tolist()]
+    assert len(same) >= 5
+    assert 0 < sum(plain[i].mh_accepted for i in same) < sum(plain[i].mh_proposed for i in same)
+    for i in same:
+        torch.testing.assert_close(
+            torch.from_numpy(found[i].base_logprobs), torch.from_numpy(plain[i].base_logprobs), atol=1e-4, rtol=1e-4
+        )
+        assert found[i].mh_accepted == plain[i].mh_accepted
+
+
+def test_models_whose_rotary_embedding_depends_on_the_length_are_refused():
+    config = random_model(
+        "Phi3",
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 64,
+        },
+        original_max_position_embeddings=64,
+    ).model.config
+    check_rewindable(config, 64)
+    with pytest.raises(InputError, match=r"longrope.* passes 64 positions, but prompt and response need 65"):
+        check_rewindable(config, 65)
+
+
+def test_a_sliding_window_on_every_layer_is_refused_where_it_is_too_short():
+    config = random_model("Mistral", sliding_window=32).model.config
+    check_rewindable(config, 32)
+    with pytest.raises(InputError, match="sliding window of 32 positions"):
+        check_rewindable(config, 33)

@@ -1,0 +1,478 @@
+"""The Triton kernels against plain torch in float64: compiled on a GPU, else in Triton's interpreter."""
+
+import copy
+
+import pytest
+import torch
+
+from dps.sampler import step, streams
+from dps.sampler.rows import Rows
+from dps.sampler.settings import SamplerConfig
+
+from .interpreter import CUDA, DEVICE, kernels
+
+# The interpreter multiplies -inf by 0 where a kernel then masks the result.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+DTYPES = [torch.float32, torch.bfloat16 if CUDA else torch.float16]  # the interpreter has no bfloat16
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest ||out - reference|| / ||reference||."""
+
+
+def random(*shape, seed=0, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).to(DEVICE, dtype)
+
+
+def distance(out, reference):
+    return float((out.double() - reference.double()).norm() / reference.double().norm())
+
+
+def integers(*values):
+    return torch.tensor(values, dtype=torch.int64, device=DEVICE)
+
+
+# -- advance_rows ------------------------------------------------------------------------------------------------------
+
+
+def key_of(number):
+    """Return the key of the stream whose first number is this one (to the generator's last bit): SplitMix64 undone."""
+    z = int(number * 2**52) << 12
+    for shift, factor in ((31, streams._MIX_2), (27, streams._MIX_1), (30, 1)):
+        unshifted = z
+        while (z ^ (z >> shift)) != unshifted:
+            z = unshifted ^ (z >> shift)
+        z = z * pow(factor, -1, 1 << 64) % (1 << 64)
+    return streams._signed(z - streams._GAMMA)
+
+
+def draw(logits, temperature, uniform, *, entropy=False):
+    """Let rows at their first token draw by these numbers; return tokens (B,) and values (2 or 3, B)."""
+    rows = Rows(len(logits), 8, SamplerConfig(cut_law="entropy" if entropy else "uniform"), DEVICE)
+    rows.key.copy_(integers(*map(key_of, uniform.tolist())))
+    rows.start.fill_(1)
+    rows.horizon.fill_(2)
+    rows.active.fill_(True)
+    nothing = torch.zeros(logits.shape[1], dtype=torch.bool, device=DEVICE)
+    kernels.advance_rows(logits, rows, temperature=temperature, is_eos=nothing, eos=0, not_eos=1)
+    return rows.live.tokens[:, 1], rows.live.values[..., 1]
+
+
+def draw_reference(logits, temperature, uniform):
+    base = logits.double().log_softmax(-1)
+    proposal = (logits.double() / temperature).log_softmax(-1)
+    cumulative = proposal.exp().cumsum(-1)
+    token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    entropy = -torch.where(base > -torch.inf, base * base.exp(), 0.0).sum(-1)
+    values = torch.stack([base.gather(1, token[:, None])[:, 0], proposal.gather(1, token[:, None])[:, 0], entropy])
+    return token, values, cumulative
+
+
+def interior_uniforms(cumulative, count, seed=0):
+    """Numbers in the middle of the intervals of ``count`` tokens of each row, drawn among those that have width."""
+    generator = torch.Generator().manual_seed(seed)
+    width = cumulative.diff(dim=-1, prepend=torch.zeros_like(cumulative[:, :1])).cpu()
+    token = torch.multinomial((width > 1e-5).double(), count, replacement=True, generator=generator).to(DEVICE)
+    return cumulative.gather(1, token) - 0.5 * width.to(DEVICE).gather(1, token), token
+
+
+def random_integers(low, high, count, seed):
+    return torch.randint(low, high, (count,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def test_random_numbers_are_those_of_the_streams_bit_for_bit():
+    key = random_integers(-(1 << 63), (1 << 63) - 1, 200, seed=1)
+    key[:4] = integers(0, -1, -(1 << 63), (1 << 63) - 1)
+    counter = random_integers(0, 100_000, 200, seed=2)
+    counter[:4] = 0
+    assert torch.equal(kernels.uniform(key, counter), streams.uniform(key, counter))
+
+
+def test_keys_can_be_found_for_numbers():
+    wanted = torch.tensor([2.0**-53, 0.3, 0.7, 1.0 - 2.0**-53], dtype=torch.float64)
+    keys = torch.tensor([key_of(number) for number in wanted.tolist()])
+    torch.testing.assert_close(streams.uniform(keys, torch.zeros_like(keys)), wanted, rtol=0, atol=2.0**-52)
+
+
+def random_rows(count, positions, *, entropy, seed):
+    """Rows in every state there can be: a third inactive, a third of forced length, a third about to end."""
+    rows = Rows(count, positions, SamplerConfig(cut_law="entropy" if entropy else "uniform"), DEVICE)
+    for number, name in enumerate(("draws", "generated", "useful_steps", "read_positions", "cut", "length")):
+        getattr(rows, name).copy_(random_integers(0, 1000, count, seed + number))
+    rows.key.copy_(random_integers(-(1 << 63), (1 << 63) - 1, count, seed + 10))
+    rows.position.copy_(random_integers(5, positions - 3, count, seed + 11))
+    rows.start.copy_(rows.position - random_integers(0, 5, count, seed + 12))
+    size = rows.position + 2 - rows.start
+    rows.horizon.copy_(size + random_integers(-1, 3, count, seed + 13))
+    rows.forced_length.copy_(
+        (size + random_integers(0, 2, count, seed + 14)) * (random_integers(0, 3, count, seed) > 1)
+    )
+    rows.active.copy_(random_integers(0, 3, count, seed + 15) > 0)
+    rows.occupied.fill_(True)
+    rows.live.tokens.copy_(random_integers(0, 300, count * (positions + 1), seed + 16).view(count, -1))
+    rows.live.values.copy_(random(*rows.live.values.shape, seed=seed + 17))
+    return rows
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("temperature", [0.25, 0.7])
+def test_rows_advance_as_by_plain_torch(temperature, entropy, monkeypatch):
+    monkeypatch.setattr(kernels, "_CHUNK", 64)  # several chunks of a small vocabulary
+    count, used, vocabulary = 32, 28, 300
+    both = [random_rows(count, 40, entropy=entropy, seed=3) for _ in range(2)]
+    untouched = copy.deepcopy(both[0])
+    is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=DEVICE)
+    is_eos[1::4] = True
+    ends = []
+    for number in range(2):
+        logits = random(used, vocabulary, seed=number, scale=3.0)
+        ends.append(both[0].active.clone())
+        plain, fast = both
+        settings = {"temperature": temperature, "is_eos": is_eos, "eos": 1, "not_eos": 2}
+        step.advance_rows(logits.double(), plain.first(used), **settings)
+        kernels.advance_rows(logits, fast.first(used), **settings)
+        assert torch.equal(plain._integers, fast._integers)
+        assert torch.equal(plain._flags, fast._flags)
+        assert torch.equal(plain.live.tokens, fast.live.tokens)
+        torch.testing.assert_close(plain.live.values, fast.live.values, rtol=0, atol=1e-6)
+    # The states were such that everything happened, and to active rows only.
+    waiting = ~ends[0]
+    waiting[used:] = True
+    assert torch.equal(fast._integers[:, waiting], untouched._integers[:, waiting])
+    assert torch.equal(fast.live.tokens[waiting], untouched.live.tokens[waiting])
+    assert torch.equal(fast.live.values[:, waiting], untouched.live.values[:, waiting])
+    taken = (fast.draws - untouched.draws).tolist()
+    assert {0, 1, 2} == set(taken)
+    assert int((fast.live.values != untouched.live.values).sum()) == sum(taken) * (3 if entropy else 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.25, 0.1, 0.05])
+@pytest.mark.parametrize("vocabulary", [11, 5000] + [151_936] * CUDA)
+def test_draw_is_the_inverse_of_the_cumulative_distribution(vocabulary, temperature, dtype):
+    logits = random(3, vocabulary, seed=vocabulary, dtype=dtype, scale=2.0)
+    *_, cumulative = draw_reference(logits, temperature, torch.zeros(3, dtype=torch.float64, device=DEVICE))
+    uniforms, tokens = interior_uniforms(cumulative, 6 if CUDA else 2)
+    for uniform, expected in zip(uniforms.T.contiguous(), tokens.T, strict=True):
+        token, values = draw(logits, temperature, uniform, entropy=True)
+        reference, expected_values, _ = draw_reference(logits, temperature, uniform)
+        assert torch.equal(reference, expected)
+        assert torch.equal(token, expected)
+        torch.testing.assert_close(values[0], expected_values[0], rtol=0, atol=3e-6)
+        torch.testing.assert_close(values[1:], expected_values[1:], rtol=0, atol=1e-5)
+
+
+def test_draw_over_a_grid_of_uniforms_gives_every_token_its_share():
+    count = 4000 if CUDA else 100
+    logits = random(1, 7, seed=3).expand(count, -1)
+    uniform = (torch.arange(count, dtype=torch.float64, device=DEVICE) + 0.5) / count
+    token, _ = draw(logits, 0.5, uniform)
+    share = torch.bincount(token, minlength=7) / count
+    probability = (logits[0].double() / 0.5).softmax(-1)
+    assert float((share - probability).abs().max()) < 1.1 / count
+    assert bool((token.diff() >= 0).all())
+
+
+def test_draw_at_extreme_logits_and_ends_of_the_interval():
+    logits = torch.full((4, 9000), -torch.inf, device=DEVICE)
+    logits[:, 4500] = 60.0  # chunks before and after it are empty
+    logits[1, 8000] = 60.0
+    logits[2, 100], logits[2, 8999] = -60.0, 59.0
+    logits[3] = 0.0
+    for uniform, expected in ((2.0**-53, [4500, 4500, 4500, 0]), (1.0 - 2.0**-53, [4500, 8000, 8999, 8999])):
+        number = torch.full((4,), uniform, dtype=torch.float64, device=DEVICE)
+        token, values = draw(logits, 0.05, number, entropy=True)
+        assert token.tolist() == expected
+        expected_values = draw_reference(logits, 0.05, torch.full_like(number, 0.25))[1]
+        torch.testing.assert_close(values[2], expected_values[2], rtol=0, atol=1e-6)
+        assert bool(torch.isfinite(values).all())
+
+
+def test_draw_never_takes_a_token_of_probability_zero():
+    logits = random(1, 64, seed=5).repeat(20, 1)
+    logits[:, ::2] = -torch.inf
+    logits[:, -8:] = -torch.inf
+    token, _ = draw(logits, 0.7, torch.linspace(0, 1 - 1e-16, 20, dtype=torch.float64, device=DEVICE))
+    assert bool((token % 2 == 1).all())
+    assert int(token.max()) == 55
+
+
+def test_draw_reads_rows_that_lie_apart():
+    wide = random(5, 300, seed=7)
+    uniform = torch.full((5,), 0.4, dtype=torch.float64, device=DEVICE)
+    apart, together = (draw(x, 0.25, uniform) for x in (wide[:, :123], wide[:, :123].contiguous()))
+    assert torch.equal(apart[0], together[0])
+    assert torch.equal(apart[1], together[1])
+
+
+def test_logits_of_other_rows_or_tokens_are_refused():
+    rows = random_rows(4, 40, entropy=False, seed=1)
+    is_eos = torch.zeros(20, dtype=torch.bool, device=DEVICE)
+    for shape in ((3, 20), (4, 21)):
+        with pytest.raises(ValueError, match="4 rows and 20 tokens"):
+            kernels.advance_rows(random(*shape), rows, temperature=1.0, is_eos=is_eos, eos=0, not_eos=1)
+
+
+# -- attend_rows -------------------------------------------------------------------------------------------------------
+
+
+def attention_case(rows, heads, key_heads, size, positions, room, dtype, seed=0):
+    query = random(rows, heads, size, seed=seed, dtype=dtype)
+    cache = random(2, rows + 1, key_heads, room, size, seed=seed + 1, dtype=dtype)
+    position = integers(*positions)
+    for row, last in enumerate(positions):
+        cache[:, row, :, last + 1 :] = torch.nan
+    return query, cache, position
+
+
+def attend_reference(query, keys, values, position, scale, softcap=None):
+    out = torch.empty(query.shape, dtype=torch.float64, device=query.device)
+    group = query.shape[1] // keys.shape[1]
+    for row, last in enumerate(position.tolist()):
+        k, v = (x[row, :, : last + 1].double().repeat_interleave(group, 0) for x in (keys, values))
+        score = torch.einsum("hd,hsd->hs", query[row].double(), k) * scale
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        out[row] = torch.einsum("hs,hsd->hd", score.softmax(-1), v)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "size"),
+    [(14, 2, 64), (2, 2, 80), (7, 1, 128), (2, 1, 96), (4, 2, 12), (2, 2, 256)],
+)
+def test_attention_equals_float64(heads, key_heads, size, dtype):
+    query, cache, position = attention_case(3, heads, key_heads, size, [0, 70, 200], 224, dtype)
+    expected = attend_reference(query, cache[0], cache[1], position, size**-0.5)
+    arrivals = torch.zeros(3 * key_heads, dtype=torch.int32, device=DEVICE)
+    for piece in (64, 128, 256):  # 4, 2 and 1 pieces
+        out = kernels.attend_rows(
+            query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece
+        )  # fmt: skip
+        assert out.dtype == dtype
+        assert out.shape == query.shape
+        assert distance(out, expected) < TOLERANCE[dtype]
+        for _ in range(2 if piece == 64 else 0):  # the counters are as they were
+            out = kernels.attend_rows(
+                query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece, arrivals=arrivals
+            )  # fmt: skip
+            assert distance(out, expected) < TOLERANCE[dtype]
+            assert not bool(arrivals.any())
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+def test_attention_with_capped_scores(softcap):
+    query, cache, position = attention_case(2, 4, 2, 16, [5, 90], 96, torch.float32, seed=3)
+    expected = attend_reference(query, cache[0], cache[1], position, 2.0, softcap)
+    for piece in (64, 128):
+        out = kernels.attend_rows(
+            query, cache[0], cache[1], position, max_length=96, scale=2.0, softcap=softcap, piece=piece
+        )  # fmt: skip
+        assert distance(out, expected) < TOLERANCE[torch.float32]
+    assert distance(expected, attend_reference(query, cache[0], cache[1], position, 2.0)) > 1e-2 / softcap
+
+
+def test_a_row_beyond_the_longest_harms_no_other():
+    query, cache, position = attention_case(3, 4, 2, 16, [100, 250, 30], 256, torch.float32, seed=7)
+    expected = attend_reference(query, cache[0], cache[1], position, 0.25)
+    arrivals = torch.zeros(6, dtype=torch.int32, device=DEVICE)
+    for counters in (None, arrivals):
+        out = kernels.attend_rows(
+            query, cache[0], cache[1], position, max_length=128, scale=0.25, piece=64, arrivals=counters
+        )  # fmt: skip
+        assert distance(out[::2], expected[::2]) < TOLERANCE[torch.float32]
+        assert not bool(arrivals.any())
+    with pytest.raises(ValueError, match="arrivals"):
+        kernels.attend_rows(query, cache[0], cache[1], position, max_length=128, scale=0.25, arrivals=arrivals[:5])
+
+
+def test_attention_reads_queries_that_lie_apart():
+    query, cache, position = attention_case(3, 4, 2, 16, [3, 40, 7], 64, torch.float32, seed=5)
+    merged = torch.cat([query.flatten(1), random(3, 50)], 1)
+    apart = merged[:, : 4 * 16].view(3, 4, 16)
+    assert apart.stride(0) == 114
+    arguments = {"max_length": 64, "scale": 0.25}
+    assert torch.equal(
+        kernels.attend_rows(apart, cache[0], cache[1], position, **arguments),
+        kernels.attend_rows(query, cache[0], cache[1], position, **arguments),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "key_heads", "length"), [(8, 2, 1000), (512, 2, 768), (128, 4, 2048), (1, 1, 200_000), (1, 1, 1)]
+)
+def test_pieces_are_whole_blocks_and_few_enough_to_merge(rows, key_heads, length):
+    piece = kernels._piece_length(rows * key_heads, length, torch.device("cpu"))
+    assert piece % 64 == 0
+    assert piece >= 128
+    assert -(-length // piece) <= 64
+
+
+# -- keys and values ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20)])
+def test_write_puts_one_position_per_row(heads, size, dtype):
+    merged = random(3, 2 * heads, size, seed=1, dtype=dtype)  # key and value apart: neither is contiguous
+    key, value = merged[:, :heads], merged[:, heads:]
+    cache = random(2, 2, 4, heads, 32, size, seed=2, dtype=dtype)
+    expected = cache.clone()
+    position = integers(0, 31, 7)
+    for row, place in enumerate(position.tolist()):
+        expected[1, 0, row, :, place], expected[1, 1, row, :, place] = key[row], value[row]
+    kernels.write_kv(key, value, cache[1], position)
+    assert torch.equal(cache, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 20])
+def test_move_copies_the_spans_of_chosen_rows_only(size, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "_MOVE", 256)  # several rounds per span
+    source = random(3, 2, 6, 2, 64, size, seed=1, dtype=dtype)
+    target = random(3, 2, 5, 2, 64, size, seed=2, dtype=dtype)
+    start, stop = integers(0, 3, 63, 10, 9), integers(64, 40, 64, 30, 9)
+    chosen = torch.tensor([True, True, True, False, True], device=DEVICE)
+    expected = target.clone()
+    for row in (0, 1, 2):
+        expected[:, :, row, :, start[row] : stop[row]] = source[:, :, row, :, start[row] : stop[row]]
+    kernels.move_spans(source, target, start, stop, chosen)
+    assert torch.equal(target, expected)
+
+
+# -- pieces of a decoder layer -----------------------------------------------------------------------------------------
+
+
+def norm_reference(x, weight, eps):
+    """The module of transformers, rounding for rounding."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [896, 100] + [3584, 8192] * CUDA)
+def test_norm_equals_the_module(width, dtype):
+    x, residual = random(3, width, seed=1, dtype=dtype), random(3, width, seed=2, dtype=dtype, scale=3.0)
+    weight = random(width, seed=3, dtype=dtype)
+    for other in (residual, None):
+        normed, total = kernels.add_rms_norm(x, other, weight, 1e-5)
+        assert torch.equal(total, x if other is None else x + residual)
+        # The mean may differ in its last bit, and with it a rounding here and there.
+        assert distance(normed, norm_reference(total, weight, 1e-5)) < TOLERANCE[dtype] / 10
+
+
+def rotate_half(x):
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "size", "rotary"), [(14, 2, 64, 64), (4, 1, 80, 32), (3, 3, 12, 8), (28, 4, 128, 128)]
+)
+def test_rotation_equals_the_modules(heads, key_heads, size, rotary, norm, dtype):
+    rows, room = 3, 32
+    qkv = random(rows, (heads + 2 * key_heads) * size, seed=1, dtype=dtype)
+    angle = random(room, rotary // 2, seed=2, scale=3.0).repeat(1, 2)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    layer = random(2, rows + 1, key_heads, room, size, seed=3, dtype=dtype)
+    position = integers(0, 31, 9)
+    scales = [random(size, seed=seed, dtype=dtype) if norm else None for seed in (4, 5)]
+
+    query, key, value = qkv.view(rows, -1, size).split([heads, key_heads, key_heads], 1)
+    if norm:
+        query, key = (norm_reference(x, scale, 1e-6) for x, scale in zip((query, key), scales, strict=True))
+    turned = []
+    for x in (query, key):
+        part = x[..., :rotary]
+        part = part * cos[position, None] + rotate_half(part) * sin[position, None]
+        turned.append(torch.cat([part, x[..., rotary:]], -1))
+    expected = layer.clone()
+    for row, place in enumerate(position.tolist()):
+        expected[0, row, :, place], expected[1, row, :, place] = turned[1][row], value[row]
+
+    out = kernels.rotate_and_store(
+        qkv, cos, sin, layer, position, num_heads=heads, num_kv_heads=key_heads, q_norm=scales[0], k_norm=scales[1],
+        eps=1e-6,
+    )  # fmt: skip
+    assert out.shape == (rows, heads, size)
+    # Rounding for rounding the same; the norm's mean may differ in its last bit, and with it a rounding here and there.
+    limit = TOLERANCE[dtype] / 10 if norm else 0.0
+    assert distance(out, turned[0]) <= limit
+    assert distance(layer[0], expected[0]) <= limit
+    assert torch.equal(layer[1], expected[1])
+    written = torch.zeros(rows + 1, room, dtype=torch.bool, device=DEVICE)
+    written[torch.arange(rows), position] = True
+    untouched = ~written[:, None, :, None].expand_as(layer[0])
+    assert torch.equal(layer[0][untouched], expected[0][untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [96, 1030] + [18_944] * CUDA)
+def test_silu_equals_the_module(width, dtype):
+    gate_up = random(3, 2 * width, seed=1, dtype=dtype, scale=4.0)
+    gate_up[0, 0], gate_up[0, 1] = -200.0, 200.0
+    gate, up = gate_up.chunk(2, -1)
+    expected = torch.nn.functional.silu(gate) * up
+    assert distance(kernels.silu_and_multiply(gate_up), expected) < TOLERANCE[dtype] / 10
+
+
+# -- under a graph -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="CUDA graphs need a GPU")
+def test_every_function_replays_in_a_graph():
+    rows, heads, key_heads, size, room = 8, 14, 2, 64, 512
+    dtype = torch.bfloat16
+    cache, saved = (random(2, 2, rows, key_heads, room, size, seed=seed, dtype=dtype) for seed in (1, 2))
+    qkv = random(rows, (heads + 2 * key_heads) * size, seed=3, dtype=dtype)
+    cos, sin = (random(room, size, seed=seed, dtype=dtype) for seed in (4, 5))
+    x, residual = (random(rows, 896, seed=seed, dtype=dtype) for seed in (6, 7))
+    weight = random(896, seed=8, dtype=dtype)
+    gate_up = random(rows, 2 * 4864, seed=9, dtype=dtype)
+    logits = random(rows, 151_936, seed=10, dtype=dtype)
+    state = random_rows(rows, room, entropy=True, seed=11)
+    state.horizon.fill_(room)  # nobody ends
+    state.forced_length.zero_()
+    is_eos = torch.zeros(151_936, dtype=torch.bool, device=DEVICE)
+    position = torch.randint(0, room - 1, (rows,), device=DEVICE)
+    chosen = torch.tensor([True, False] * (rows // 2), device=DEVICE)
+    arrivals = torch.zeros(rows * key_heads, dtype=torch.int32, device=DEVICE)
+    inputs = [qkv, cos, sin, x, residual, weight, gate_up, logits]
+
+    def step():
+        query = kernels.rotate_and_store(
+            qkv, cos, sin, cache[0], position, num_heads=heads, num_kv_heads=key_heads
+        )  # fmt: skip
+        kernels.write_kv(query[:, :key_heads], query[:, key_heads : 2 * key_heads], cache[1], position)
+        attended = kernels.attend_rows(
+            query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=128
+        )  # fmt: skip
+        merged = kernels.attend_rows(
+            query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=64, arrivals=arrivals
+        )  # fmt: skip
+        kernels.move_spans(cache, saved, position // 2, position + 1, chosen)
+        kernels.advance_rows(logits, state, temperature=0.25, is_eos=is_eos, eos=1, not_eos=2)
+        return [query, attended, merged, *kernels.add_rms_norm(x, residual, weight, 1e-6),
+                kernels.silu_and_multiply(gate_up), kernels.uniform(state.key, state.draws)]  # fmt: skip
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    # New values where the captured ones were: a replay must compute, not repeat.
+    for index, tensor in enumerate(inputs):
+        tensor.copy_(random(*tensor.shape, seed=20 + index, dtype=tensor.dtype))
+    position.copy_(torch.randint(0, room - 1, (rows,), device=DEVICE))
+    held = [cache, saved, state._integers, state._flags, state.live.tokens, state.live.values]
+    before = [tensor.clone() for tensor in held]
+    graph.replay()
+    replayed = [tensor.clone() for tensor in (*captured, *held)]
+    for tensor, earlier in zip(held, before, strict=True):
+        tensor.copy_(earlier)
+    for expected, got in zip((*step(), *held), replayed, strict=True):
+        assert torch.equal(got, expected)
+    assert bool(state.active.any())
