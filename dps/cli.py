@@ -36,6 +36,7 @@ that decide how many trajectories a question needs.
   predict      write its probabilities for every question of a store as CSV
   evaluate     run fixed, plain and controlled policies live on the model
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
+  bench        measure the sampler's speed against the published loop and plain sampling
 
 Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted."""
 
@@ -188,6 +189,18 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     print(f"\n{target / 'report.html'}")
 
 
+def _bench(arguments: list[str]) -> None:
+    from dps.bench.config import BenchConfig
+
+    parser = _parser("bench", "Measure the engine against the published one-chain loop and plain batched sampling.")
+    config, _ = _parse(parser, BenchConfig, arguments)
+    _check_questions(config.check().benchmark)
+    from dps.bench.records import print_table
+    from dps.bench.run import bench
+
+    print_table(bench(config))
+
+
 def _quickstart(arguments: list[str]) -> None:
     from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
 
@@ -325,6 +338,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "harvest": _harvest,
     "evaluate": _evaluate,
     "report": _report,
+    "bench": _bench,
 }
 
 

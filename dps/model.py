@@ -130,6 +130,39 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"}
 
 
+def _random_model(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Make a model of the shape that a folder's config.json tells; its tokenizer is the embedded model's.
+
+    The weights are made where they will be used: normal with standard deviation 0.02, from a generator of their own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    model = model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for weight_name, weight in model.named_parameters():
+        weight.requires_grad_(False)
+        if weight.dim() > 1:
+            weight.normal_(std=0.02, generator=generator)
+        else:
+            weight.fill_(1.0 if "norm" in weight_name else 0.0)
+    model.tie_weights()
+    _fill_rotary_buffers(model, device)
+    tokenizer = _load_tokenizer(str(embedded_path("model")), {"revision": None})
+    return LanguageModel(model=model.eval(), tokenizer=tokenizer, name=name, source=folder)
+
+
+def _fill_rotary_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compute the buffers of rotary embeddings anew: moving a model off the meta device leaves them undefined."""
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if hasattr(child, "inv_freq"):
+                setattr(parent, child_name, type(child)(config=child.config).to(device))
+
+
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     """Load a causal language model for sampling.
 
@@ -156,6 +189,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     source: Path | None = embedded_path("model") if config.name == EMBEDDED else Path(config.name).expanduser()
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if config.random_weights:
+        return _random_model(config.name, source, getattr(torch, dtype), device)
     if source is not None and source.suffix == ".gguf":
         try:
             import gguf  # noqa: F401

@@ -30,6 +30,8 @@ class ModelConfig:
     """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
+    random_weights: bool = False
+    """Make a model of the shape that the folder's config.json tells, with random weights: to measure speed."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Off unless you know that code."""
 
@@ -48,6 +50,10 @@ def check_model_name(config: ModelConfig) -> None:
     if config.name == EMBEDDED:
         return
     path = Path(config.name).expanduser()
+    if config.random_weights and not path.is_dir():
+        raise InputError(
+            f"Expected a folder with a config.json for a model with random weights, but {config.name} is none."
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")

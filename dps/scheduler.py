@@ -60,6 +60,8 @@ class PreparedQuestion:
     """Question embedding, shape (E,); E is 0 where none is needed."""
     embedding_s: float
     """Measured seconds of its embedding."""
+    forced_lengths: tuple[int, ...] | None = None
+    """Length of each trajectory, whatever the model says: for measuring speed with random weights."""
 
 
 @dataclass(slots=True)
@@ -163,7 +165,9 @@ def run_policy(
         indices = range(entry.requested, entry.requested + count)
         for index in reversed(indices) if first else indices:
             stream = stream_key(seed, entry.source.question_id, index)
-            engine.submit(ChainRequest((entry.source.question_id, index), entry.source.tokens, stream), first=first)
+            forced = entry.source.forced_lengths[index] if entry.source.forced_lengths is not None else None
+            key = (entry.source.question_id, index)
+            engine.submit(ChainRequest(key, entry.source.tokens, stream, forced), first=first)
         entry.requested += count
 
     while (live or not exhausted) and not stopping():

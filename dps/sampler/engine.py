@@ -198,6 +198,8 @@ class Engine:
         """Rows that took part in them, padding included."""
         self.num_generated_tokens = 0
         """Tokens sampled so far, rejected ones and those of restarted chains included."""
+        self.busy_decode_s = 0.0
+        """Seconds of decoding while chains waited for a row."""
         self.busy_row_steps = 0
         """Row-steps taken while chains waited for a row."""
         self.busy_useful_row_steps = 0
@@ -349,6 +351,7 @@ class Engine:
         self.num_generated_tokens += useful
         self.num_read_positions += int(look.read_positions.sum())
         if busy:
+            self.busy_decode_s += seconds
             self.busy_row_steps += steps * count
             self.busy_useful_row_steps += useful
         if useful:
