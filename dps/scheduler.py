@@ -20,7 +20,7 @@ from dps.model import LanguageModel
 from dps.policies import Policy
 from dps.sampler.engine import Chain, ChainRequest, Engine
 from dps.sampler.streams import stream_key
-from dps.sampler.teacher import BlockFeatures, block_features, block_sizes
+from dps.sampler.teacher import block_hidden, block_sizes
 from feature_store.records import Decision, Question, Trajectory
 
 
@@ -137,7 +137,7 @@ def run_policy(
         grading: Extracts and grades answers.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
-        feature_layer: Layer of the hidden states. None computes no features; a policy with a controller needs them.
+        feature_layer: Layer of the hidden states. None reads none; a policy with a controller needs them.
         account: Filled with where the time went, if given.
         on_checkpoint: Called at every checkpoint, if given.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
@@ -199,10 +199,10 @@ def run_policy(
             continue
         # Which answers there are does not depend on features, so reading them is bookkeeping.
         account.other += charge()
-        read: list[BlockFeatures | None] = [None] * sum(len(entry.waiting) for entry in ready)
+        read: list[np.ndarray | None] = [None] * sum(len(entry.waiting) for entry in ready)
         if feature_layer is not None:
             pairs = [(entry.source.tokens, chain.tokens.tolist()) for entry in ready for chain in entry.waiting]
-            read = list(block_features(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
+            read = list(block_hidden(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
         feature_s = charge()
         if feature_layer is None:
             account.other += feature_s
@@ -257,7 +257,7 @@ def _ask(entries: list[_Live], policy: Policy) -> list[float]:
 
 def _absorb(
     entry: _Live,
-    read: list[BlockFeatures | None],
+    read: list[np.ndarray | None],
     feature_s: float,
     model: LanguageModel,
     engine: Engine,
@@ -266,12 +266,11 @@ def _absorb(
     """Turn a question's newly ended chains into trajectories, in order of index."""
     pairs = sorted(zip(entry.waiting, read, strict=True), key=lambda pair: pair[0].request.key[1])
     entry.waiting = []
-    for chain, features in pairs:
+    for chain, hidden in pairs:
         text = model.decode(chain.tokens.tolist())
         answer = grading.extract(text)
         sizes = block_sizes(len(chain.tokens), engine.config.block_size)
         starts = np.cumsum(sizes) - sizes
-        absent = np.full(len(sizes), np.nan)
         entry.trajectories.append(
             Trajectory(
                 index=chain.request.key[1],
@@ -286,14 +285,14 @@ def _absorb(
                 num_generated_tokens=chain.num_generated_tokens,
                 mh_proposed=chain.mh_proposed,
                 mh_accepted=chain.mh_accepted,
-                compute_s=chain.decode_s + (feature_s if features is not None else 0.0),
+                compute_s=chain.decode_s + (feature_s if hidden is not None else 0.0),
                 started_s=chain.admitted - entry.admitted,
                 finished_s=chain.finished - entry.admitted,
                 block_num_tokens=sizes,
                 block_logprob=np.add.reduceat(chain.base_logprobs, starts),
-                block_entropy=absent if features is None else features.entropy,
-                block_top1=absent if features is None else features.top1,
-                hidden=np.zeros((len(sizes), 0), np.float32) if features is None else features.hidden,
+                block_entropy=np.add.reduceat(chain.entropies, starts),
+                block_top1=np.add.reduceat(chain.top_probabilities, starts),
+                hidden=np.zeros((len(sizes), 0), np.float32) if hidden is None else hidden,
                 steps=chain.steps,
             )
         )

@@ -76,11 +76,11 @@ class Trajectory:
     block_logprob: np.ndarray
     """Sum of base log-probabilities per block, nats: shape (b,), float64."""
     block_entropy: np.ndarray
-    """Sum of the base model's next-token entropies per block, nats: shape (b,), float64; NaN where not computed."""
+    """Sum of the base model's next-token entropies per block, nats: shape (b,), float64."""
     block_top1: np.ndarray
-    """Sum of the base model's top-1 probabilities per block: shape (b,), float64; NaN where not computed."""
+    """Sum of the base model's top-1 probabilities per block: shape (b,), float64."""
     hidden: np.ndarray
-    """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
+    """Hidden states averaged over each block's predicting positions: shape (b, D), float32; D is 0 where not read."""
     steps: StepTrace = field(default_factory=no_steps)
     """Its Metropolis-Hastings steps; empty where they were not recorded."""
 

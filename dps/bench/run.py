@@ -243,15 +243,15 @@ def _engine(setting: _Setting, records: Records, *, rows: int | None, repeat: in
         "embedding_s": embedding_s,
         "other_s": account.other,
     } | _against(records, tokens / wall)
+    # While chains wait the rows are full, as they are in a longer run for all but its end.
+    busy_s = engine.busy_until - started if engine.busy_until is not None and engine.busy_until > started else None
+    found["busy_wall_s"] = busy_s
+    found["busy_tokens_per_wall_s"] = counted.busy_tokens(engine) / busy_s if busy_s else None
     if config.project_chains is not None:
+        needed = config.project_chains * found["tokens_per_chain"]
         found["projected_chains"] = config.project_chains
-        found["projected_s"] = config.project_chains * found["tokens_per_chain"] / found["tokens_per_s"]
-        # While the queue is not empty the rows are full, which a longer run is for all but its end.
-        found["projected_full_rows_s"] = (
-            config.project_chains * found["tokens_per_chain"] / found["busy_tokens_per_s"]
-            if found["busy_tokens_per_s"]
-            else None
-        )
+        found["projected_s"] = needed / found["tokens_per_s"]
+        found["projected_full_rows_s"] = needed / found["busy_tokens_per_wall_s"] if busy_s else None
     return found
 
 
@@ -347,6 +347,10 @@ class _Counted:
             "busy_row_steps", "busy_useful_row_steps", "num_read_positions",
         )  # fmt: skip
         return {name: getattr(engine, name) for name in names}
+
+    def busy_tokens(self, engine: Engine) -> int:
+        """Return the tokens that were generated while chains waited for a row."""
+        return engine.busy_useful_row_steps - self._before["busy_useful_row_steps"]
 
     def since(self, setting: _Setting, engine: Engine) -> dict[str, Any]:
         """Return the fields of a record that they make."""

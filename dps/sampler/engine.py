@@ -96,6 +96,10 @@ class Chain:
     """Base model's log-probability of each token, nats: shape (n,), float64."""
     proposal_logprobs: np.ndarray
     """Proposal's log-probability of each token, nats: shape (n,), float64."""
+    entropies: np.ndarray
+    """Entropy of the base model's law that each token was drawn under, nats: shape (n,), float64."""
+    top_probabilities: np.ndarray
+    """Probability of that law's most likely token: shape (n,), float64."""
     ended_with_eos: bool
     """Whether the last token is an EOS."""
     num_generated_tokens: int
@@ -200,6 +204,8 @@ class Engine:
         """Tokens sampled so far, rejected ones and those of restarted chains included."""
         self.busy_decode_s = 0.0
         """Seconds of decoding while chains waited for a row."""
+        self.busy_until: float | None = None
+        """When a chain last waited for a row, on the clock of ``time.perf_counter``."""
         self.busy_row_steps = 0
         """Row-steps taken while chains waited for a row."""
         self.busy_useful_row_steps = 0
@@ -351,6 +357,7 @@ class Engine:
         self.num_generated_tokens += useful
         self.num_read_positions += int(look.read_positions.sum())
         if busy:
+            self.busy_until = time.perf_counter()
             self.busy_decode_s += seconds
             self.busy_row_steps += steps * count
             self.busy_useful_row_steps += useful
@@ -370,6 +377,8 @@ class Engine:
                     tokens=found.tokens,
                     base_logprobs=found.base_logprobs,
                     proposal_logprobs=found.proposal_logprobs,
+                    entropies=found.entropies,
+                    top_probabilities=found.top_probabilities,
                     ended_with_eos=int(found.tokens[-1]) in self.model.eos_ids,
                     num_generated_tokens=found.num_generated_tokens,
                     mh_proposed=found.mh_proposed,

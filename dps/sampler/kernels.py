@@ -121,7 +121,6 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
         raise ValueError(
             f"Expected logits of {len(rows.position)} rows and {len(is_eos)} tokens, got {tuple(logits.shape)}."
         )
-    entropy = len(rows.live.values) > 2
     chunks = triton.cdiv(vocabulary, _CHUNK)
     block = min(_CHUNK, max(16, triton.next_power_of_2(vocabulary)))
     # A Python float reaches a kernel as float32: two of them carry a float64.
@@ -130,10 +129,10 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     inverse_low = inverse - inverse_high
     # exp(x / T) is a square of exp(x) for T = 1/2, of a square for 1/4, ...: one exponential per logit, not two.
     squarings = {1.0: 0, 2.0: 1, 4.0: 2, 8.0: 3}.get(inverse, -1)
-    statistics = torch.empty((4 if entropy else 3, count, chunks), dtype=torch.float32, device=logits.device)
+    statistics = torch.empty((4, count, chunks), dtype=torch.float32, device=logits.device)
     _chunk_statistics[(chunks, count)](
         logits, statistics, rows.active, logits.stride(0), vocabulary, inverse_high,
-        BLOCK=block, SQUARINGS=squarings, ENTROPY=entropy, num_warps=4,
+        BLOCK=block, SQUARINGS=squarings, num_warps=4,
     )  # fmt: skip
     tokens, values = rows.live.tokens, rows.live.values
     _advance_row[(count,)](
@@ -141,7 +140,7 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
         rows.read_positions, rows.start, rows.horizon, rows.forced_length, tokens, values, is_eos,
         logits.stride(0), vocabulary, chunks, inverse_high, inverse_low,
         tokens.stride(0), values.stride(0), values.stride(1), eos, not_eos,
-        BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings, ENTROPY=entropy, num_warps=8,
+        BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings, num_warps=8,
     )  # fmt: skip
 
 
@@ -163,9 +162,9 @@ def _exponentials(logit, top, inverse, SQUARINGS: tl.constexpr):
 @triton.jit
 def _chunk_statistics(
     logits, statistics, active, stride, vocabulary, inverse,
-    BLOCK: tl.constexpr, SQUARINGS: tl.constexpr, ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr, SQUARINGS: tl.constexpr,
 ):  # fmt: skip
-    """Write one chunk's maximum, sums of both exponentials and sum of x exp(x): ``statistics`` is (3 or 4, B, C)."""
+    """Write one chunk's maximum, sums of both exponentials and sum of x exp(x): ``statistics`` is (4, B, C)."""
     chunk, row = tl.program_id(0), tl.program_id(1)
     chunks, rows = tl.num_programs(0), tl.num_programs(1)
     if tl.load(active + row).to(tl.int32) == 0:
@@ -180,8 +179,7 @@ def _chunk_statistics(
     tl.store(at, top)
     tl.store(at + plane, tl.sum(base, 0))
     tl.store(at + 2 * plane, tl.sum(tempered, 0))
-    if ENTROPY:
-        tl.store(at + 3 * plane, tl.sum(tl.where(base > 0.0, below * base, 0.0), 0))
+    tl.store(at + 3 * plane, tl.sum(tl.where(base > 0.0, below * base, 0.0), 0))
 
 
 @triton.jit
@@ -190,7 +188,7 @@ def _advance_row(
     read_positions, start, horizon, forced_length, tokens, values, is_eos,
     stride, vocabulary, chunks, inverse_high, inverse_low,
     token_stride, kind_stride, value_stride, eos, not_eos,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token and write what follows from it, in the order of ``step.advance_rows``."""
     row = tl.program_id(0)
@@ -206,9 +204,9 @@ def _advance_row(
     num_useful = tl.load(useful_steps + row)
     num_read = tl.load(read_positions + row)
 
-    found, base_logprob, proposal_logprob, entropy = _find_token(
+    found, base_logprob, proposal_logprob, entropy, top_probability = _find_token(
         logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
-        BLOCK, CHUNKS, SQUARINGS, ENTROPY,
+        BLOCK, CHUNKS, SQUARINGS,
     )  # fmt: skip
     says_end = tl.load(is_eos + found).to(tl.int32) != 0
     forced = forced_size > 0
@@ -223,8 +221,8 @@ def _advance_row(
     value = values + wide * value_stride + following
     tl.store(value, base_logprob)
     tl.store(value + kind_stride, proposal_logprob)
-    if ENTROPY:
-        tl.store(value + 2 * kind_stride, entropy)
+    tl.store(value + 2 * kind_stride, entropy)
+    tl.store(value + 3 * kind_stride, top_probability)
     tl.store(read_positions + row, num_read + following)
     tl.store(position + row, following)
     tl.store(draws + row, counter + 1)
@@ -236,13 +234,13 @@ def _advance_row(
 @triton.jit
 def _find_token(
     logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr,
 ):  # fmt: skip
     """Merge a row's chunks, find the chunk of its token and the token in it.
 
     Returns:
-        The token and its log-probabilities under the base law and the proposal, and the base law's entropy (without
-        ``ENTROPY`` some number).
+        The token, its log-probabilities under the base law and the proposal, the base law's entropy, and the
+        probability of its most likely token.
     """
     row, rows = tl.program_id(0), tl.num_programs(0)
     inverse = tl.cast(inverse_high, tl.float64) + tl.cast(inverse_low, tl.float64)
@@ -292,12 +290,10 @@ def _find_token(
     log_base_total = tl.log(base_total)
     base_logprob = distance - log_base_total
     proposal_logprob = distance * inverse - tl.log(total)
-    entropy = log_base_total
-    if ENTROPY:
-        product = tl.load(at + 3 * plane, mask=exists, other=0.0).to(tl.float64) * rescale
-        product += tl.where(base_sum > 0.0, below, 0.0) * base_sum
-        entropy = log_base_total - tl.sum(product, 0) / base_total
-    return found, base_logprob, proposal_logprob, entropy
+    product = tl.load(at + 3 * plane, mask=exists, other=0.0).to(tl.float64) * rescale
+    product += tl.where(base_sum > 0.0, below, 0.0) * base_sum
+    entropy = log_base_total - tl.sum(product, 0) / base_total
+    return found, base_logprob, proposal_logprob, entropy, 1.0 / base_total
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

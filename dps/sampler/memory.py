@@ -32,7 +32,7 @@ def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int) -> 
     text = model.config.get_text_config()
     copies = 3 if config.num_tries > 1 else 2
     states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
-    recorded = (4 if config.cut_law == "entropy" else 3) * 8 * positions
+    recorded = 5 * 8 * positions
     return copies * (states + recorded) + _LOGIT_BYTES * text.vocab_size
 
 

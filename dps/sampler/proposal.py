@@ -20,8 +20,10 @@ class Draw:
     """Log p of the token under the base model."""
     proposal_logprob: Tensor
     """Log g of the token under the proposal."""
-    entropy: Tensor | None
-    """Entropy of the base model's next-token law, where it was asked for."""
+    entropy: Tensor
+    """Entropy of the base model's next-token law."""
+    top_probability: Tensor
+    """Probability of its most likely token."""
 
 
 def proposal_logprobs(logits: Tensor, temperature: float) -> Tensor:
@@ -56,14 +58,13 @@ def sample_token(logprobs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
 
 
-def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor, *, entropy: bool = False) -> Draw:
+def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> Draw:
     """Draw one token per row from the proposal and say what the base model and the proposal think of it.
 
     Args:
         logits: The model's logits, shape (B, V).
         temperature: Of the proposal.
         uniform: One number in (0, 1) per row, float64, shape (B,).
-        entropy: Whether to compute the base model's entropy, too.
     """
     base, proposal = base_logprobs(logits), proposal_logprobs(logits, temperature)
     token = sample_token(proposal, uniform)
@@ -71,7 +72,8 @@ def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor, *, entropy:
         token=token,
         base_logprob=base.gather(1, token[:, None])[:, 0].double(),
         proposal_logprob=proposal.gather(1, token[:, None])[:, 0].double(),
-        entropy=entropies(base).double() if entropy else None,
+        entropy=entropies(base).double(),
+        top_probability=base.max(-1).values.exp().double(),
     )
 
 

@@ -25,6 +25,8 @@ _INTEGERS = (
 )  # fmt: skip
 _FLAGS = ("occupied", "active", "extending", "finished")
 _NUMBERS = ("log_others", "log_candidate")
+_KINDS = 4
+"""Numbers that are kept of each token beside itself."""
 _TRACE_BITS = 20
 """Bits of each of horizon, length and cut in a packed step record; responses are shorter than 2^20 tokens."""
 
@@ -36,14 +38,15 @@ class Responses:
     tokens: Tensor
     """Token ids, prompt included: int64, shape (R, S + 1)."""
     values: Tensor
-    """Base log-probability, proposal log-probability and, if kept, base entropy, nats: float64, (2 or 3, R, S + 1)."""
+    """Base log-probability, proposal log-probability and base entropy, all nats, and the base model's top-1
+    probability: float64, shape (4, R, S + 1)."""
 
     @classmethod
-    def empty(cls, rows: int, positions: int, kinds: int, device: torch.device) -> Responses:
+    def empty(cls, rows: int, positions: int, device: torch.device) -> Responses:
         """Allocate."""
         return cls(
             torch.zeros((rows, positions + 1), dtype=torch.int64, device=device),
-            torch.zeros((kinds, rows, positions + 1), dtype=torch.float64, device=device),
+            torch.zeros((_KINDS, rows, positions + 1), dtype=torch.float64, device=device),
         )
 
     def first(self, count: int) -> Responses:
@@ -105,10 +108,9 @@ class Rows:
         self._integers = torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device)
         self._flags = torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device)
         self._numbers = torch.full((len(_NUMBERS), rows), -torch.inf, dtype=torch.float64, device=device)
-        kinds = 3 if config.cut_law == "entropy" else 2
-        self.live = Responses.empty(rows, positions, kinds, device)
-        self.saved = Responses.empty(rows, positions, kinds, device)
-        self.candidate = Responses.empty(rows, positions, kinds, device) if config.num_tries > 1 else None
+        self.live = Responses.empty(rows, positions, device)
+        self.saved = Responses.empty(rows, positions, device)
+        self.candidate = Responses.empty(rows, positions, device) if config.num_tries > 1 else None
         steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
@@ -231,7 +233,7 @@ class Rows:
         names = ("start", "length", "generated", "proposed", "accepted")
         integers = torch.stack([getattr(self, name)[where] for name in names]).cpu().numpy()
         tokens = self.saved.tokens[where].cpu().numpy()
-        values = self.saved.values[:2, where].cpu().numpy()
+        values = self.saved.values[:, where].cpu().numpy()
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         self._free(where)
         found = []
@@ -242,6 +244,8 @@ class Rows:
                     tokens=tokens[line, span].astype(np.int32),
                     base_logprobs=values[0, line, span].copy(),
                     proposal_logprobs=values[1, line, span].copy(),
+                    entropies=values[2, line, span].copy(),
+                    top_probabilities=values[3, line, span].copy(),
                     num_generated_tokens=generated,
                     mh_proposed=proposed,
                     mh_accepted=accepted,
@@ -272,6 +276,8 @@ class Finished:
     tokens: np.ndarray
     base_logprobs: np.ndarray
     proposal_logprobs: np.ndarray
+    entropies: np.ndarray
+    top_probabilities: np.ndarray
     num_generated_tokens: int
     mh_proposed: int
     mh_accepted: int

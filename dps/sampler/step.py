@@ -44,7 +44,7 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
         Randomness: one number of each active row's stream.
     """
     active = rows.active
-    drawn = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws), entropy=len(rows.live.values) > 2)
+    drawn = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws))
     following = rows.position + 1
     size = following + 1 - rows.start  # of the response that ends in the drawn token
     forced = rows.forced_length > 0
@@ -54,9 +54,7 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     ended = torch.where(forced, end, says_end)
 
     slot = following[:, None]
-    values = [drawn.base_logprob, drawn.proposal_logprob]
-    if drawn.entropy is not None:
-        values.append(drawn.entropy)
+    values = [drawn.base_logprob, drawn.proposal_logprob, drawn.entropy, drawn.top_probability]
     tokens, kept = rows.live.tokens, rows.live.values
     tokens.scatter_(1, slot, torch.where(active, token, tokens.gather(1, slot)[:, 0])[:, None])
     slots = slot.expand(len(values), -1, -1)

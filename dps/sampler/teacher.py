@@ -1,43 +1,25 @@
-"""Features of finished responses by one teacher-forced pass: entropy, top-1 probability, hidden states, per block.
+"""Hidden states of finished responses by one teacher-forced pass, averaged over blocks.
 
-The sampling loop needs only log-probabilities; everything else about an accepted response comes from reading it once,
-which is far cheaper than having sampled it and leaves no running sums to rewind after a rejection.
+Log-probabilities, entropies and top-1 probabilities are recorded as tokens are drawn; hidden states of rejected tokens
+would be wasted, so they come from reading the accepted response once. The pass ends at the layer that is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dps.errors import InputError
 from dps.model import LanguageModel
-from dps.sampler.proposal import entropies
-from dps.sampler.target import base_logprobs
 
-_TOKENS_PER_PASS = 8192
-"""Padded tokens of one forward pass, at most (one sequence alone may be longer)."""
-_LOGITS_BYTES = 2 << 30
-"""What the logits of one pass may take on a GPU."""
-_TOKENS_PER_CHUNK = 1024
-"""Positions whose logits are turned into single precision at a time."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockFeatures:
-    """What a teacher-forced pass says of one response of b blocks."""
-
-    logprob: np.ndarray
-    """Sum of log p(x_t) per block, nats: shape (b,), float64."""
-    entropy: np.ndarray
-    """Sum of next-token entropies per block, nats: shape (b,), float64."""
-    top1: np.ndarray
-    """Sum of top-1 probabilities per block: shape (b,), float64."""
-    hidden: np.ndarray
-    """Mean hidden state over the positions that predict the block's tokens: shape (b, D), float32."""
+_TOKENS_PER_PASS = 16384
+"""Padded tokens of one forward pass on a GPU, at most (one sequence alone may be longer)."""
+_TOKENS_PER_PASS_CPU = 8192
+"""The same on a CPU."""
 
 
 def check_layer(layer: int, num_layers: int) -> None:
@@ -54,14 +36,14 @@ def check_layer(layer: int, num_layers: int) -> None:
 
 
 @torch.inference_mode()
-def block_features(
+def block_hidden(
     model: LanguageModel,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     layer: int,
     block_size: int,
-) -> list[BlockFeatures]:
-    """Read responses once and average what the model says of them over blocks.
+) -> list[np.ndarray]:
+    """Read responses once and average the hidden states at the positions that predict each block's tokens.
 
     Args:
         model: The base model.
@@ -70,7 +52,7 @@ def block_features(
         block_size: Tokens per block.
 
     Returns:
-        One entry per sequence, in the same order.
+        For each sequence, in the same order, the means of its b blocks: shape (b, D), float32.
 
     Note:
         A pass that runs out of memory is done again in two halves.
@@ -80,7 +62,7 @@ def block_features(
     """
     check_layer(layer, model.num_layers)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    room = _tokens_per_pass(model)
+    room = _TOKENS_PER_PASS if model.device.type == "cuda" else _TOKENS_PER_PASS_CPU
     waiting: list[list[int]] = []
     for index in order:
         size = sum(map(len, sequences[index]))
@@ -88,7 +70,7 @@ def block_features(
             waiting[-1].append(index)
         else:
             waiting.append([index])
-    found: dict[int, BlockFeatures] = {}
+    found: dict[int, np.ndarray] = {}
     while waiting:
         batch = waiting.pop()
         try:
@@ -102,72 +84,67 @@ def block_features(
     return [found[index] for index in range(len(sequences))]
 
 
-def _tokens_per_pass(model: LanguageModel) -> int:
-    """Return the padded tokens of one pass, at most (one sequence alone may be longer): what its logits have room for.
-
-    On a CPU the number is the same for every model, so that a sequence is read in the same company.
-    """
-    if model.device.type == "cpu":
-        return _TOKENS_PER_PASS
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
-    return max(512, min(_TOKENS_PER_PASS, _LOGITS_BYTES // (vocabulary * model.model.dtype.itemsize)))
-
-
 def _one_pass(
     model: LanguageModel, sequences: list[tuple[Sequence[int], Sequence[int]]], layer: int, block_size: int
-) -> list[BlockFeatures]:
+) -> list[np.ndarray]:
     """Run one padded batch. Padding stands on the right, where a causal model cannot see it from the left."""
     # The last token predicts nothing that is needed, so it is not fed.
     joined = [[*prompt, *response][:-1] for prompt, response in sequences]
     ids = torch.zeros((len(joined), max(map(len, joined))), dtype=torch.int64)
     for row, tokens in enumerate(joined):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-    output = model.model(input_ids=ids.to(model.device), use_cache=False, output_hidden_states=True)
+    hidden = hidden_states(model, ids.to(model.device), layer)
 
-    # One line for each predicted token of all sequences: where its logits are, what it is, and the number of its block.
+    # One line for each predicted token of all sequences: where its hidden state is, and the number of its block.
     sizes = [block_sizes(len(response), block_size) for _, response in sequences]
-    lengths = [len(response) for _, response in sequences]
     starts = [row * ids.shape[1] + len(prompt) - 1 for row, (prompt, _) in enumerate(sequences)]
-    where = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
-    tokens = np.concatenate([np.asarray(response, np.int64) for _, response in sequences])
+    spans = zip(starts, (len(response) for _, response in sequences), strict=True)
+    where = np.concatenate([np.arange(start, start + length) for start, length in spans])
     block_lengths = np.concatenate(sizes)
     blocks = np.repeat(np.arange(len(block_lengths)), block_lengths)
-    device = model.device
-    where, tokens, blocks = (torch.from_numpy(array).to(device) for array in (where, tokens, blocks))
-
-    logits = output.logits.flatten(0, 1)
-    chunks = zip(where.split(_TOKENS_PER_CHUNK), tokens.split(_TOKENS_PER_CHUNK), strict=True)
-    per_token = torch.cat([token_statistics(logits[part], following) for part, following in chunks], dim=1)
-    hidden = output.hidden_states[layer].flatten(0, 1)[where].double()
-    sums = torch.zeros((len(block_lengths), 3 + hidden.shape[1]), dtype=torch.float64, device=device)
-    sums.index_add_(0, blocks, torch.cat((per_token.T, hidden), dim=1))
-    sums = sums.cpu().numpy()
-    means = (sums[:, 3:] / block_lengths[:, None]).astype(np.float32)
+    lines = hidden.flatten(0, 1)[torch.from_numpy(where).to(hidden.device)].double()
+    sums = torch.zeros((len(block_lengths), lines.shape[1]), dtype=torch.float64, device=hidden.device)
+    sums.index_add_(0, torch.from_numpy(blocks).to(hidden.device), lines)
+    means = (sums.cpu().numpy() / block_lengths[:, None]).astype(np.float32)
     ends = np.cumsum([len(size) for size in sizes])
-    return [
-        BlockFeatures(*(sums[end - len(size) : end, :3].T.copy()), hidden=means[end - len(size) : end].copy())
-        for end, size in zip(ends, sizes, strict=True)
-    ]
+    return [means[end - len(size) : end].copy() for end, size in zip(ends, sizes, strict=True)]
 
 
-def token_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return what the base model says at positions that predict these tokens.
+def hidden_states(model: LanguageModel, ids: Tensor, layer: int) -> Tensor:
+    """Return ``hidden_states[layer]`` of a forward pass that goes no further than it must.
 
     Args:
-        logits: The model's logits, shape (N, V).
-        tokens: The tokens that follow, int64, shape (N,).
+        model: The base model.
+        ids: Token ids, shape (B, T).
+        layer: 0 is the embedding's output, ``num_layers`` the last layer's after the final norm.
 
     Returns:
-        Log p of the token, entropy (both nats) and top-1 probability: float64, shape (3, N).
+        Shape (B, T, D).
     """
-    logprobs = base_logprobs(logits)
-    return torch.stack(
-        (
-            logprobs.gather(1, tokens[:, None])[:, 0].double(),
-            entropies(logprobs).double(),
-            logprobs.max(-1).values.exp().double(),
-        )
-    )
+    decoder = model.model.base_model
+    layers = getattr(decoder, "layers", None)
+    if layer == model.num_layers or not isinstance(layers, nn.ModuleList) or len(layers) != model.num_layers:
+        return decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer]
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+    hook = layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        decoder(input_ids=ids, use_cache=False)
+    except _Reached as reached:
+        return reached.hidden
+    finally:
+        hook.remove()
+    raise RuntimeError(f"the forward pass never reached layer {layer}")
+
+
+class _Reached(Exception):
+    """Carries what the next layer would be given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
 
 
 def block_sizes(length: int, block_size: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.memory import row_bytes, rows_from_memory
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
-from dps.sampler.teacher import block_features
+from dps.sampler.teacher import block_hidden
 
 from .models import tiny_model
 
@@ -166,23 +166,24 @@ def test_time_shares_add_up():
     assert sum(c.num_generated_tokens for c in chains) == engine.num_generated_tokens
 
 
-def test_features_equal_a_pass_over_one_sequence():
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_features_equal_a_plain_pass_over_each_sequence(layer):
+    """What is recorded as tokens are drawn, and the hidden states of a batched pass that ends early."""
     model = tiny_model(layers=3, sharpness=2.0)
     chains = run(model, count=12)
-    found = block_features(model, [(c.request.prompt, c.tokens.tolist()) for c in chains], layer=2, block_size=6)
-    for chain, features in zip(chains, found, strict=True):
+    pairs = [(c.request.prompt, c.tokens.tolist()) for c in chains]
+    found = block_hidden(model, pairs, layer=layer, block_size=6)
+    for chain, means in zip(chains, found, strict=True):
         ids = torch.tensor([[*chain.request.prompt, *chain.tokens.tolist()]])
         output = model.model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        first = len(chain.request.prompt) - 1
-        probabilities = output.logits[0].double().softmax(-1).numpy()
-        hidden = output.hidden_states[2][0].numpy()
+        at = np.arange(len(chain.tokens)) + len(chain.request.prompt) - 1
+        p = output.logits[0].double().softmax(-1).numpy()[at]
+        np.testing.assert_allclose(chain.entropies, -(p * np.log(p)).sum(-1), atol=1e-5)
+        np.testing.assert_allclose(chain.top_probabilities, p.max(-1), rtol=1e-5)
+        hidden = output.hidden_states[layer][0].numpy()[at]
         for block, begin in enumerate(range(0, len(chain.tokens), 6)):
-            at = np.arange(first + begin, first + min(begin + 6, len(chain.tokens)))
-            p = probabilities[at]
-            np.testing.assert_allclose(features.entropy[block], -(p * np.log(p)).sum(), rtol=1e-4)
-            np.testing.assert_allclose(features.top1[block], p.max(-1).sum(), rtol=1e-5)
-            np.testing.assert_allclose(features.hidden[block], hidden[at].mean(0), atol=1e-5)
-            np.testing.assert_allclose(features.logprob[block], chain.base_logprobs[begin : begin + 6].sum(), atol=1e-4)
+            np.testing.assert_allclose(means[block], hidden[begin : begin + 6].mean(0), atol=1e-5)
+        assert means.shape == (-(-len(chain.tokens) // 6), 16)
 
 
 def test_spans():
@@ -255,9 +256,9 @@ def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monk
 def test_rows_come_from_a_formula():
     model = tiny_model(dtype=torch.float32).model  # 2 layers, 2 key/value heads of 4 features, 12 tokens
     states = 2 * 2 * 2 * 4 * 32 * 4  # layers, key and value, heads, features, positions, bytes
-    assert row_bytes(model, CONFIG, 32) == 2 * (states + 3 * 8 * 32) + 10 * 12
+    assert row_bytes(model, CONFIG, 32) == 2 * (states + 5 * 8 * 32) + 10 * 12
     tries = dataclasses.replace(CONFIG, num_tries=2, cut_law="entropy")
-    assert row_bytes(model, tries, 32) == 3 * (states + 4 * 8 * 32) + 10 * 12
+    assert row_bytes(model, tries, 32) == 3 * (states + 5 * 8 * 32) + 10 * 12
     per_row = row_bytes(model, CONFIG, 32)
 
     def rows(number, **changes):

@@ -45,9 +45,9 @@ def key_of(number):
     return streams._signed(z - streams._GAMMA)
 
 
-def draw(logits, temperature, uniform, *, entropy=False):
-    """Let rows at their first token draw by these numbers; return tokens (B,) and values (2 or 3, B)."""
-    rows = Rows(len(logits), 8, SamplerConfig(cut_law="entropy" if entropy else "uniform"), DEVICE)
+def draw(logits, temperature, uniform):
+    """Let rows at their first token draw by these numbers; return tokens (B,) and values (4, B)."""
+    rows = Rows(len(logits), 8, SamplerConfig(), DEVICE)
     rows.key.copy_(integers(*map(key_of, uniform.tolist())))
     rows.start.fill_(1)
     rows.horizon.fill_(2)
@@ -63,7 +63,8 @@ def draw_reference(logits, temperature, uniform):
     cumulative = proposal.exp().cumsum(-1)
     token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
     entropy = -torch.where(base > -torch.inf, base * base.exp(), 0.0).sum(-1)
-    values = torch.stack([base.gather(1, token[:, None])[:, 0], proposal.gather(1, token[:, None])[:, 0], entropy])
+    drawn = [table.gather(1, token[:, None])[:, 0] for table in (base, proposal)]
+    values = torch.stack([*drawn, entropy, base.max(-1).values.exp()])
     return token, values, cumulative
 
 
@@ -93,9 +94,9 @@ def test_keys_can_be_found_for_numbers():
     torch.testing.assert_close(streams.uniform(keys, torch.zeros_like(keys)), wanted, rtol=0, atol=2.0**-52)
 
 
-def random_rows(count, positions, *, entropy, seed):
+def random_rows(count, positions, *, seed):
     """Rows in every state there can be: a third inactive, a third of forced length, a third about to end."""
-    rows = Rows(count, positions, SamplerConfig(cut_law="entropy" if entropy else "uniform"), DEVICE)
+    rows = Rows(count, positions, SamplerConfig(), DEVICE)
     for number, name in enumerate(("draws", "generated", "useful_steps", "read_positions", "cut", "length")):
         getattr(rows, name).copy_(random_integers(0, 1000, count, seed + number))
     rows.key.copy_(random_integers(-(1 << 63), (1 << 63) - 1, count, seed + 10))
@@ -113,12 +114,11 @@ def random_rows(count, positions, *, entropy, seed):
     return rows
 
 
-@pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("temperature", [0.25, 0.7])
-def test_rows_advance_as_by_plain_torch(temperature, entropy, monkeypatch):
+def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
     monkeypatch.setattr(kernels, "_CHUNK", 64)  # several chunks of a small vocabulary
     count, used, vocabulary = 32, 28, 300
-    both = [random_rows(count, 40, entropy=entropy, seed=3) for _ in range(2)]
+    both = [random_rows(count, 40, seed=3) for _ in range(2)]
     untouched = copy.deepcopy(both[0])
     is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=DEVICE)
     is_eos[1::4] = True
@@ -142,7 +142,7 @@ def test_rows_advance_as_by_plain_torch(temperature, entropy, monkeypatch):
     assert torch.equal(fast.live.values[:, waiting], untouched.live.values[:, waiting])
     taken = (fast.draws - untouched.draws).tolist()
     assert {0, 1, 2} == set(taken)
-    assert int((fast.live.values != untouched.live.values).sum()) == sum(taken) * (3 if entropy else 2)
+    assert int((fast.live.values != untouched.live.values).sum()) == sum(taken) * 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,7 +153,7 @@ def test_draw_is_the_inverse_of_the_cumulative_distribution(vocabulary, temperat
     *_, cumulative = draw_reference(logits, temperature, torch.zeros(3, dtype=torch.float64, device=DEVICE))
     uniforms, tokens = interior_uniforms(cumulative, 6 if CUDA else 2)
     for uniform, expected in zip(uniforms.T.contiguous(), tokens.T, strict=True):
-        token, values = draw(logits, temperature, uniform, entropy=True)
+        token, values = draw(logits, temperature, uniform)
         reference, expected_values, _ = draw_reference(logits, temperature, uniform)
         assert torch.equal(reference, expected)
         assert torch.equal(token, expected)
@@ -180,7 +180,7 @@ def test_draw_at_extreme_logits_and_ends_of_the_interval():
     logits[3] = 0.0
     for uniform, expected in ((2.0**-53, [4500, 4500, 4500, 0]), (1.0 - 2.0**-53, [4500, 8000, 8999, 8999])):
         number = torch.full((4,), uniform, dtype=torch.float64, device=DEVICE)
-        token, values = draw(logits, 0.05, number, entropy=True)
+        token, values = draw(logits, 0.05, number)
         assert token.tolist() == expected
         expected_values = draw_reference(logits, 0.05, torch.full_like(number, 0.25))[1]
         torch.testing.assert_close(values[2], expected_values[2], rtol=0, atol=1e-6)
@@ -205,7 +205,7 @@ def test_draw_reads_rows_that_lie_apart():
 
 
 def test_logits_of_other_rows_or_tokens_are_refused():
-    rows = random_rows(4, 40, entropy=False, seed=1)
+    rows = random_rows(4, 40, seed=1)
     is_eos = torch.zeros(20, dtype=torch.bool, device=DEVICE)
     for shape in ((3, 20), (4, 21)):
         with pytest.raises(ValueError, match="4 rows and 20 tokens"):
@@ -433,7 +433,7 @@ def test_every_function_replays_in_a_graph():
     weight = random(896, seed=8, dtype=dtype)
     gate_up = random(rows, 2 * 4864, seed=9, dtype=dtype)
     logits = random(rows, 151_936, seed=10, dtype=dtype)
-    state = random_rows(rows, room, entropy=True, seed=11)
+    state = random_rows(rows, room, seed=11)
     state.horizon.fill_(room)  # nobody ends
     state.forced_length.zero_()
     is_eos = torch.zeros(151_936, dtype=torch.bool, device=DEVICE)
