@@ -52,6 +52,9 @@ class BenchConfig:
     """How often each whole run is measured; records say which repeat they are."""
     forced_mean_length: int | None = None
     """Let responses end at random lengths of this mean instead of where the model says; for random weights."""
+    forced_spread: float = 0.5
+    """Standard deviation of the logarithm of forced lengths. Long chains end a run alone, in rows that are few: with
+    few chains in all, a large spread measures the end."""
     random_prompt_length: int | None = None
     """Take prompts of so many random tokens instead of the questions' own; for random weights."""
     project_chains: int | None = None
@@ -81,6 +84,8 @@ class BenchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
+        if self.forced_spread < 0:
+            raise InputError(f"forced_spread must not be negative, got {self.forced_spread:g}.")
         if self.forced_mean_length is not None and self.forced_mean_length > self.sampler.max_new_tokens:
             raise InputError(
                 f"forced_mean_length is {self.forced_mean_length}, more than sampler.max_new_tokens "

@@ -129,13 +129,11 @@ def _setting(config: BenchConfig, model: LanguageModel) -> _Setting:
 
 
 def forced_lengths(config: BenchConfig, question_id: str) -> tuple[int, ...]:
-    """Return a length for each trajectory of a question: log-normal about the mean, as response lengths are.
-
-    The standard deviation of the logarithm is 0.5; lengths are at least 8 and at most T_max.
-    """
+    """Return a length for each trajectory of a question: log-normal about the mean, at least 8 and at most T_max."""
     digest = hashlib.blake2b(f"{config.seed}/{question_id}".encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
-    lengths = config.forced_mean_length * np.exp(rng.normal(-0.125, 0.5, config.k))
+    spread = config.forced_spread
+    lengths = config.forced_mean_length * np.exp(rng.normal(-(spread**2) / 2, spread, config.k))
     return tuple(np.clip(np.rint(lengths), 8, config.sampler.max_new_tokens).astype(int).tolist())
 
 

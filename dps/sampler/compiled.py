@@ -139,3 +139,5 @@ class CompiledForward:
             ).logits[:, -1]
         finally:
             self._config._attn_implementation = before
+            # The operator is the process's: what it held on to would outlive its engine.
+            _step.cache = _step.kernels = _step.position = None

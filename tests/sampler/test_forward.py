@@ -1,5 +1,8 @@
 """The ways of running the model over the rows' cache agree with each other and with the model's own forward pass."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -217,3 +220,22 @@ def test_a_sliding_window_on_every_layer_is_refused_where_it_is_too_short():
     check_rewindable(config, 32)
     with pytest.raises(InputError, match="sliding window of 32 positions"):
         check_rewindable(config, 33)
+
+
+@pytest.mark.parametrize("path", ["eager", "unchanged", "compiled", "fused"])
+def test_an_engine_gives_its_memory_back(monkeypatch, path):
+    model = random_model("Qwen2", device=DEVICE, num_hidden_layers=1, num_key_value_heads=1)
+    config = SamplerConfig(alpha=2.0, block_size=2, max_new_tokens=2, num_mh_steps=0)
+    monkeypatch.setattr("dps.sampler.engine.load_kernels", lambda device: kernels)
+    if not CUDA:
+        run = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda function, backend: run(function, backend="aot_eager"))
+    engine = Engine(model, config, rows=8, prompt_room=3, path=path, graphs=CUDA)
+    assert engine.path == path
+    engine.submit(ChainRequest(0, (1, 2, 3), stream_key(0, "q", 0)))
+    while not engine.idle:
+        engine.poll()
+    cache = weakref.ref(engine.cache)
+    del engine
+    gc.collect()
+    assert cache() is None
