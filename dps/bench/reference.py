@@ -78,7 +78,7 @@ def reference_chain(
             seconds = time.perf_counter() - started
             return ReferenceChain(response, generated, calls, proposed, accepted, seconds, complete)
 
-        while len(response) < config.max_new_tokens:
+        for _ in range(config.max_new_tokens // config.block_size):
             grown = _continue(model, [*prompt, *response], config.block_size, config)
             response = response + grown.tokens
             proposal, target = proposal + grown.proposal, target + grown.target

@@ -1,0 +1,223 @@
+"""`dps bench`: the published loop's bookkeeping, the byte floor by hand, records that survive, and the command."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from dps.bench.config import BenchConfig
+from dps.bench.floor import floor_s, position_bytes, weight_bytes
+from dps.bench.generate import batched_generate, count_tokens
+from dps.bench.records import Records
+from dps.bench.reference import reference_chain
+from dps.bench.run import forced_lengths
+from dps.cli import _parse, _parser
+from dps.errors import InputError
+from dps.model import load_model
+from dps.model_config import ModelConfig
+from dps.sampler.settings import SamplerConfig
+from tests.sampler.models import tiny_model
+
+CONFIGS = sorted(Path("configs/bench").glob("*.yaml"))
+CONFIG = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=3)
+
+
+def model():
+    found = tiny_model(vocabulary=12, sharpness=2.0, seed=3)
+    found.model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    return found
+
+
+# -- the published loop ------------------------------------------------------------------------------------------------
+
+
+def test_reference_counts_what_generate_made(monkeypatch):
+    language_model = model()
+    made, asked = [], []
+    generate = language_model.model.generate
+
+    def counting(**settings):
+        output = generate(**settings)
+        asked.append(settings)
+        made.append(output.sequences.shape[1] - settings["input_ids"].shape[1])
+        return output
+
+    monkeypatch.setattr(language_model.model, "generate", counting)
+    state = torch.random.get_rng_state()
+    chains = [reference_chain(language_model, (1, 2, 3), CONFIG, seed=seed) for seed in range(12)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert sum(chain.num_generated_tokens for chain in chains) == sum(made)
+    assert sum(chain.num_proposals for chain in chains) == len(made)
+    for chain in chains:
+        assert chain.complete
+        assert chain.mh_proposed == chain.num_proposals - math.ceil(chain.num_proposals / 4)  # 3 of 4 calls
+        assert 0 not in chain.tokens[:-1]
+        assert len(chain.tokens) <= 12
+    assert len({len(chain.tokens) for chain in chains}) > 2
+    assert 0 < sum(chain.mh_accepted for chain in chains) < sum(chain.mh_proposed for chain in chains)
+    # As published: the proposal's temperature, nothing truncated, scores and logits, one sequence.
+    assert all(s["temperature"] == 0.5 and s["top_k"] == 0 and s["top_p"] == 1.0 for s in asked)
+    assert all(s["output_scores"] and s["output_logits"] and len(s["input_ids"]) == 1 for s in asked)
+    assert all(s["input_ids"].shape[1] + s["max_new_tokens"] <= 3 + 12 for s in asked)
+
+
+def test_reference_is_the_same_for_the_same_seed_and_stops_at_its_budget():
+    language_model = model()
+    first, second = (reference_chain(language_model, (1, 2, 3), CONFIG, seed=5) for _ in range(2))
+    assert first.tokens == second.tokens
+    assert first.mh_accepted == second.mh_accepted
+    cut = reference_chain(language_model, (1, 2, 3), CONFIG, seed=5, budget_s=1e-9)
+    assert not cut.complete
+    assert cut.num_proposals == 1
+    assert cut.num_generated_tokens > 0
+
+
+# -- plain sampling ----------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_counted_up_to_and_including_eos():
+    responses = torch.tensor([[5, 0, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0], [5, 6, 9, 3]])
+    assert count_tokens(responses, (0, 9)) == 2 + 4 + 1 + 3
+
+
+def test_batched_generate_counts_forced_lengths_and_leaves_the_random_state():
+    state = torch.random.get_rng_state()
+    prompts = [(1, 2, 3), (4,), (5, 6)]
+    tokens, seconds = batched_generate(model(), prompts, temperature=0.5, max_new_tokens=7, seed=0, stop_at_eos=False)
+    assert tokens == 21
+    assert seconds > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    stopped, _ = batched_generate(model(), prompts * 8, temperature=1.0, max_new_tokens=7, seed=0)
+    assert 24 <= stopped < 24 * 7
+
+
+# -- the byte floor ----------------------------------------------------------------------------------------------------
+
+
+def test_floor_by_hand():
+    tied = model()  # vocabulary 12, hidden 16, feed-forward 24, 2 layers, 4 heads of 4, 2 key/value heads
+    layer = 16 * 16 + 16 + 2 * (16 * 8 + 8) + 16 * 16 + 3 * 16 * 24 + 2 * 16
+    weights = 4 * (12 * 16 + 2 * layer + 16)
+    assert weight_bytes(tied) == weights
+    assert position_bytes(tied) == 2 * 2 * 2 * 4 * 4
+    assert floor_s(tied, num_steps=3, num_read_positions=10, bandwidth=2.0) == (3 * weights + 10 * 128) / 2
+    untied = tiny_model(vocabulary=12, sharpness=2.0, seed=3)
+    untied.model.lm_head.weight = torch.nn.Parameter(untied.model.lm_head.weight.clone(), requires_grad=False)
+    assert weight_bytes(untied) == weights  # the head instead of the embedding, which is looked up
+
+
+def test_random_weights_make_a_model_that_can_be_sampled(tmp_path):
+    shape = json.loads(Path("configs/bench/qwen2.5-0.5b/config.json").read_text())
+    shape |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"vocab_size": 512, "eos_token_id": 7, "bos_token_id": 7}))
+    made = [load_model(ModelConfig(name=str(tmp_path), random_weights=True, device="cpu")) for _ in range(2)]
+    assert made[0].eos_ids[0] in (1, 7)
+    ids = torch.tensor([[3, 5, 9]])
+    logits = [m.model(input_ids=ids).logits for m in made]
+    assert torch.isfinite(logits[0]).all()
+    assert logits[0].std() > 0
+    assert torch.equal(*logits)
+    with pytest.raises(InputError, match=r"folder with a config\.json for a model with random weights"):
+        load_model(ModelConfig(name="Qwen/Qwen2.5-7B", random_weights=True))
+
+
+def test_forced_lengths_have_their_mean_and_depend_on_seed_and_question():
+    config = BenchConfig(forced_mean_length=600, k=8, sampler=SamplerConfig(block_size=192, max_new_tokens=3072))
+    lengths = [n for q in range(2000) for n in forced_lengths(config, f"q{q}")]
+    error = 600 * (math.exp(0.25) - 1) ** 0.5 / len(lengths) ** 0.5
+    assert abs(sum(lengths) / len(lengths) - 600) < 7 * error
+    assert forced_lengths(config, "q1") == forced_lengths(config, "q1") != forced_lengths(config, "q2")
+
+
+# -- records and the command -------------------------------------------------------------------------------------------
+
+
+def test_records_survive_and_are_not_mixed(tmp_path):
+    records = Records(tmp_path, {"k": 8})
+    records.add("a", {"case": "steps", "tokens_per_s": 1.5})
+    records.add("b", {"case": "engine", "ratio": None})
+    again = Records(tmp_path, {"k": 8})
+    assert "a" in again
+    assert [r["id"] for r in again] == ["a", "b"]
+    assert again.of_case("steps") == [{"id": "a", "case": "steps", "tokens_per_s": 1.5}]
+    assert (tmp_path / "bench.csv").read_text().splitlines() == [
+        "id,case,tokens_per_s,ratio",
+        "a,steps,1.5,",
+        "b,engine,,",
+    ]
+    with pytest.raises(InputError, match="of the same configuration, but it is of another one"):
+        Records(tmp_path, {"k": 4})
+    assert list(Records(tmp_path, {"k": 4}, overwrite=True)) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configurations_parse_and_name_their_command(path):
+    config, _ = _parse(_parser("bench", ""), BenchConfig, [f"--config={path}"])
+    config.check()
+    assert path.read_text().splitlines()[0] == f"# dps bench --config {path}"
+
+
+def dps_bench(*arguments):
+    return subprocess.run([sys.executable, "-m", "dps", "bench", *arguments], capture_output=True, text=True)
+
+
+TINY = [
+    "--benchmark.name=arithmetic", "--benchmark.split=test", "--benchmark.limit=4", "--sampler.block_size=8",
+    "--sampler.max_new_tokens=16", "--sampler.num_mh_steps=1", "--k=2", "--rows=[8,16]", "--generate_batch_sizes=[8]",
+    "--reference_budget_s=0.3", "--steps_s=0.2", "--latency_questions=2", "--threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
+    done = dps_bench(*TINY, f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    held = json.loads((tmp_path / "bench.json").read_text())
+    records = {record["id"]: record for record in held["records"]}
+    assert list(records) == [
+        "reference", "generate-8", "steps-8-auto", "steps-16-auto", "engine-8-0", "engine-16-0", "latency",
+    ]  # fmt: skip
+    for name in ("engine-8-0", "engine-16-0"):
+        record = records[name]
+        assert record["num_chains"] == 8
+        assert record["tokens_per_s"] == pytest.approx(record["num_tokens"] / record["wall_s"])
+        assert record["ratio"] == pytest.approx(record["tokens_per_s"] / records["reference"]["tokens_per_s"])
+        assert 0 < record["row_utilization_total"] <= 1
+        assert 0 < record["floor_share"] < 1
+        parts = ("decode_s", "prefill_s", "features_s", "embedding_s", "other_s")
+        assert sum(record[part] for part in parts) == pytest.approx(record["wall_s"], rel=0.05)
+    assert records["engine-8-0"]["num_tokens"] == records["engine-16-0"]["num_tokens"]
+    assert records["engine-8-0"]["device"] != ""
+    assert "/" not in records["engine-8-0"]["model"]
+
+    shortened = {**held, "records": held["records"][:2]}
+    (tmp_path / "bench.json").write_text(json.dumps(shortened))
+    again = dps_bench(*TINY, f"--output={tmp_path}")
+    assert "bench: 5 to do" in again.stderr
+    after = {r["id"]: r for r in json.loads((tmp_path / "bench.json").read_text())["records"]}
+    assert after["reference"] == records["reference"]
+    assert list(after) == list(records)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows=[]"], "rows is empty"),
+        (["--repeats=0"], "repeats must be at least 1, got 0"),
+        (["--steps_s=0"], "reference_budget_s and steps_s must be above 0"),
+        (["--cases=[speed]"], "speed"),
+        (["--rowz=[8]"], "rowz"),
+        (["--forced_mean_length=9999"], "forced_mean_length is 9999, more than sampler.max_new_tokens"),
+        (["--model.random_weights=true", "--model.name=Qwen/Qwen2.5-7B"], "folder with a config.json"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_sentence(arguments, message):
+    done = dps_bench(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
