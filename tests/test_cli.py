@@ -50,7 +50,7 @@ def refused(capsys, *arguments):
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
-COMMANDS = ["quickstart", "sample", "harvest", "fit", "validate", "test", "predict", "evaluate", "report"]
+COMMANDS = ["quickstart", "sample", "harvest", "fit", "validate", "test", "predict", "evaluate", "report", "bench"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=lambda a: "-".join(a))
