@@ -185,6 +185,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: {config.device} was asked for, but PyTorch finds no CUDA device: set device: cpu.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels are launched on the current device
     dtype = ("float32" if device.type == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
     source: Path | None = embedded_path("model") if config.name == EMBEDDED else Path(config.name).expanduser()
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}

@@ -80,11 +80,12 @@ class RowCache(Cache):
             kernels: The module ``dps.sampler.kernels`` where it can run, else None.
 
         Raises:
-            InputError: If the model has layers that cannot be rewound position by position.
+            InputError: If the model has layers that cannot be rewound position by position, or lies on several devices.
         """
         super().__init__(layers=[])
         config = model.config.get_text_config()
         check_rewindable(config, positions)
+        check_one_device(model)
         sizes = CacheShape.of(config)
         shape = (sizes.layers, 2, rows, sizes.heads, positions, sizes.head_size)
         self.live = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -202,6 +203,20 @@ def check_rewindable(config: Any, positions: int) -> None:
                 f"{original} positions, but prompt and response need {positions}: lower sampler.max_new_tokens so that "
                 "both fit."
             )
+
+
+def check_one_device(model: PreTrainedModel) -> None:
+    """Refuse models whose weights lie on several devices: rows and their decisions have one.
+
+    Raises:
+        InputError: If they do.
+    """
+    devices = {str(weight.device) for weight in model.parameters()}
+    if len(devices) > 1:
+        raise InputError(
+            f"The model's weights lie on several devices ({', '.join(sorted(devices))}), but the sampler runs on one: "
+            "load the model without device_map, on a device that holds it, and give each GPU a worker of its own."
+        )
 
 
 def _rope_parameters(config: Any) -> list[dict]:

@@ -12,7 +12,7 @@ import torch
 import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
 from dps.errors import InputError
-from dps.sampler.cache import check_rewindable, prefill, spans
+from dps.sampler.cache import check_one_device, check_rewindable, prefill, spans
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.memory import row_bytes, rows_from_memory
 from dps.sampler.settings import SamplerConfig
@@ -197,6 +197,14 @@ def test_a_prompt_that_leaves_no_room_is_refused():
     with pytest.raises(InputError, match="more than the model's 20 positions"):
         Engine(model, CONFIG, rows=8, prompt_room=3)
     Engine(model, CONFIG, rows=8, prompt_room=2)
+
+
+def test_models_on_several_devices_are_refused():
+    model = tiny_model()
+    check_one_device(model.model)
+    model.model.model.norm.to("meta")
+    with pytest.raises(InputError, match=r"lie on several devices \(cpu, meta\), but the sampler runs on one: load"):
+        Engine(model, CONFIG, rows=8, prompt_room=2)
 
 
 def test_models_that_cannot_be_rewound_are_refused():
