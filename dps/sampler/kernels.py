@@ -515,7 +515,7 @@ def _merge_group(
     for first in range(0, used, 4):
         for ahead in tl.static_range(4):  # unrolled: the loads of four pieces are under way together
             piece = first + ahead
-            mask = (piece < used) & (member < GROUP)
+            mask = tl.where(piece < used, member, GROUP) < GROUP
             slot = first_slot + piece
             # Past the first-level cache, which may hold what was there before another program wrote.
             level = tl.load(log_sum + slot, mask=mask, other=0.0, cache_modifier=".cg")
