@@ -172,7 +172,11 @@ def _evaluate(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     from dps.config import ReportConfig
 
-    parser = _parser("report", "Read evaluation runs and write report.html, report.png, report.svg and report.json.")
+    parser = _parser(
+        "report",
+        "Read evaluation runs and write report.html, report.png, report.svg and report.json, and report_mixing.png and "
+        ".svg where power sampling recorded its steps.",
+    )
     parser.add_argument("folders", nargs="+", type=str, help="stores of policies, or folders that hold such stores")
     config, parsed = _parse(parser, ReportConfig, arguments)
     _write_report([Path(folder) for folder in parsed["folders"]], config.output, config.title)
