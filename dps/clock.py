@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from dps.device import synchronize
 from dps.model import LanguageModel
 from dps.sampler.cache import prefill
 from dps.sampler.engine import ChainRequest, Engine
@@ -60,11 +61,11 @@ def calibrate(
         run(seconds / 4)
     decode_s, tokens = run(seconds)
     prefill(model.model, [longest])
-    engine.synchronize()
+    synchronize(model.device)
     started = time.perf_counter()
     for _ in range(3):
         prefill(model.model, [longest])
-    engine.synchronize()
+    synchronize(model.device)
     return {
         "seconds_per_token": decode_s / tokens,
         "prefill_seconds_per_token": (time.perf_counter() - started) / (3 * len(longest)),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import KRange
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.settings import ForwardPath, SamplerConfig
 
 FIXED_POLICIES = ("power", "plain", "lowtemp")
 """Policies that need no controller: fixed k of power sampling, of plain and of low-temperature sampling."""
@@ -37,7 +36,7 @@ class ComputeConfig:
     """Local worker processes; each loads the model. More than one is for CPUs."""
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
-    forward: Literal["auto", "eager", "unchanged", "compiled", "fused"] = "auto"
+    forward: ForwardPath = "auto"
     """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0

@@ -183,7 +183,7 @@ def work(
             rows=settings.compute.rows,
             prompt_room=room,
             memory_share=1 / settings.compute.workers,
-            path=None if settings.compute.forward == "auto" else settings.compute.forward,
+            path=settings.compute.forward,
         )
         complete = run_policy(
             model,

@@ -9,10 +9,9 @@ from dps.benchmarks import BenchmarkConfig
 from dps.config import FeaturesConfig
 from dps.errors import InputError
 from dps.model_config import ModelConfig, check_model_name
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.settings import ForwardPath, SamplerConfig
 
 Case = Literal["reference", "generate", "steps", "engine", "latency"]
-ForwardPath = Literal["auto", "eager", "unchanged", "compiled", "fused"]
 
 
 @dataclass(frozen=True)

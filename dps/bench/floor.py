@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from dps.device import synchronize
 from dps.model import LanguageModel
 from dps.sampler.cache import CacheShape
 
@@ -49,14 +50,9 @@ def measure_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     seconds = []
     for _ in range(12):
-        _wait(device)
+        synchronize(device)
         started = time.perf_counter()
         target.copy_(source)
-        _wait(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size / statistics.median(seconds[2:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dps.device import seeded, synchronize
 from dps.model import LanguageModel
 
 
@@ -40,11 +41,8 @@ def batched_generate(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    on_cuda = model.device.type == "cuda"
-    with torch.random.fork_rng([model.device] if on_cuda else []):
-        torch.manual_seed(seed)
-        if on_cuda:
-            torch.cuda.synchronize(model.device)
+    with seeded(model.device, seed):
+        synchronize(model.device)
         started = time.perf_counter()
         output = model.model.generate(
             input_ids=ids.to(model.device),
@@ -57,8 +55,7 @@ def batched_generate(
             eos_token_id=list(model.eos_ids) if stop_at_eos else None,
             pad_token_id=model.eos_ids[0],
         )
-        if on_cuda:
-            torch.cuda.synchronize(model.device)
+        synchronize(model.device)
         seconds = time.perf_counter() - started
     responses = output[:, longest:].cpu()
     return (count_tokens(responses, model.eos_ids) if stop_at_eos else responses.numel()), seconds

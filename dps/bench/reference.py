@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dps.device import seeded, synchronize
 from dps.model import LanguageModel
 from dps.sampler.settings import SamplerConfig
 
@@ -61,20 +62,18 @@ def reference_chain(
         seed: Of the chain's random numbers; the global ones are left as they were.
         budget_s: Stop before the next proposal when so many seconds have passed.
     """
-    devices = [model.device] if model.device.type == "cuda" else []
     cuts = random.Random(seed)
     response: list[int] = []
     proposal: list[float] = []
     target: list[float] = []
     generated = calls = proposed = accepted = 0
     ends = set(model.eos_ids)
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        _synchronize(model)
+    with seeded(model.device, seed):
+        synchronize(model.device)
         started = time.perf_counter()
 
         def ended(complete: bool) -> ReferenceChain:
-            _synchronize(model)
+            synchronize(model.device)
             seconds = time.perf_counter() - started
             return ReferenceChain(response, generated, calls, proposed, accepted, seconds, complete)
 
@@ -122,8 +121,3 @@ def _continue(model: LanguageModel, tokens: list[int], count: int, config: Sampl
     scores = torch.stack(output.scores)[:, 0].float().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
     logits = torch.stack(output.logits)[:, 0].float().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
     return _Continuation(drawn.tolist(), scores.tolist(), (config.alpha * logits).tolist())
-
-
-def _synchronize(model: LanguageModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)

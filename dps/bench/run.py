@@ -28,6 +28,7 @@ from dps.model import LanguageModel, load_model
 from dps.policies import FixedK
 from dps.progress import track
 from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.settings import ForwardPath
 from dps.sampler.streams import stream_key
 from dps.scheduler import Account, PreparedQuestion, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
@@ -186,7 +187,7 @@ def _generate(setting: _Setting, records: Records, *, batch_size: int) -> dict[s
     }
 
 
-def _steps(setting: _Setting, records: Records, *, rows: int | None, forward: str) -> dict[str, Any]:
+def _steps(setting: _Setting, records: Records, *, rows: int | None, forward: ForwardPath) -> dict[str, Any]:
     """Decoding steps with all rows busy, by the engine itself, after a warm-up that brings rows to all stages."""
     config = setting.config
     engine = _open(setting, rows, forward)
@@ -287,9 +288,8 @@ def _latency(setting: _Setting, records: Records) -> dict[str, Any]:
 # -- what they share ---------------------------------------------------------------------------------------------------
 
 
-def _open(setting: _Setting, rows: int | None, forward: str) -> Engine:
-    path = None if forward == "auto" else forward
-    return Engine(setting.model, setting.config.sampler, rows=rows, prompt_room=setting.prompt_room, path=path)
+def _open(setting: _Setting, rows: int | None, forward: ForwardPath) -> Engine:
+    return Engine(setting.model, setting.config.sampler, rows=rows, prompt_room=setting.prompt_room, path=forward)
 
 
 def _warm_up(setting: _Setting, engine: Engine) -> None:

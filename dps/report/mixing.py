@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dps.report.statistics import SURE, Estimate, estimate, ratio
+from dps.report.words import json_number
 from feature_store.records import Question, StepTrace
 
 SMALL = 0.1
@@ -501,8 +502,8 @@ def _stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
         **_pair("gain", found.total if found else _NOTHING),
         **_pair("second_half_gain", found.gain if found else _NOTHING),
         **_pair("second_half_gain_per_token", found.per_token if found else _NOTHING),
-        "second_half_share_of_gain": _plain(found.share if found else math.nan),
-        "spread": _plain(found.spread if found else math.nan),
+        "second_half_share_of_gain": json_number(found.share if found else math.nan),
+        "spread": json_number(found.spread if found else math.nan),
         "verdict": found.verdict if found else "unclear",
     }
     gain, between = row["second_half_gain"], row["spread"]
@@ -511,9 +512,4 @@ def _stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
 
 
 def _pair(name: str, value: Estimate) -> dict[str, float | None]:
-    return {name: _plain(value.value), f"{name}_stderr": _plain(value.stderr)}
-
-
-def _plain(value: float) -> float | None:
-    """Return a number that JSON has: None for NaN."""
-    return None if math.isnan(value) else float(value)
+    return {name: json_number(value.value), f"{name}_stderr": json_number(value.stderr)}

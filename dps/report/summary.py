@@ -12,6 +12,7 @@ import numpy as np
 from dps.report.findings import findings, matches, mixing_finding, paired, reference_of, verdict
 from dps.report.mixing import ChainTrace, chains_of, diagnose
 from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
+from dps.report.words import json_number
 from feature_store.records import Manifest
 
 SCHEMA_VERSION = 2
@@ -96,25 +97,25 @@ def _row(outcomes: Outcomes, whole: Outcomes, reference: Outcomes | None) -> dic
         "series": outcomes.series,
         "family": outcomes.family,
         "k": outcomes.k,
-        "accuracy": _plain(accuracy.value),
-        "accuracy_stderr": _plain(accuracy.stderr),
+        "accuracy": json_number(accuracy.value),
+        "accuracy_stderr": json_number(accuracy.stderr),
         "num_questions": len(outcomes.question_ids),
         "num_ungraded": len(outcomes.question_ids) - accuracy.num_questions,
         "num_questions_in_store": len(whole.question_ids),
     }
     for name in ("tokens", "compute_s", "calibrated_s", "latency_s"):
         value = estimate(getattr(outcomes, name))
-        row[name] = _plain(value.value)
-        row[f"{name}_stderr"] = _plain(value.stderr)
+        row[name] = json_number(value.value)
+        row[f"{name}_stderr"] = json_number(value.stderr)
     row["mean_k"] = float(outcomes.num_trajectories.mean())
     row["share_at_k"] = {str(k): share for k, share in share_at_k(outcomes).items()}
     nothing = Estimate(math.nan, math.nan, 0)
     difference = paired(outcomes, reference) if reference is not None else nothing
     tokens = ratio(outcomes.tokens, reference.tokens) if reference is not None else nothing
-    row["accuracy_minus_reference"] = _plain(difference.value)
-    row["accuracy_minus_reference_stderr"] = _plain(difference.stderr)
-    row["tokens_ratio_reference"] = _plain(tokens.value)
-    row["tokens_ratio_reference_stderr"] = _plain(tokens.stderr)
+    row["accuracy_minus_reference"] = json_number(difference.value)
+    row["accuracy_minus_reference_stderr"] = json_number(difference.stderr)
+    row["tokens_ratio_reference"] = json_number(tokens.value)
+    row["tokens_ratio_reference_stderr"] = json_number(tokens.stderr)
     # The same under the names that say "k8", for readers who want that and nothing else.
     is_k8 = reference is not None and reference.k == 8
     for name in ("accuracy_minus", "tokens_ratio"):
@@ -134,10 +135,10 @@ def _match_row(match: Match) -> dict[str, Any]:
         "tokens": match.tokens,
         "rival_tokens": match.rival_tokens,
         "rival_exhausted": match.exhausted,
-        "accuracy": _plain(match.accuracy),
-        "rival_accuracy": _plain(match.rival_accuracy),
-        "accuracy_difference": _plain(match.difference.value),
-        "accuracy_difference_stderr": _plain(match.difference.stderr),
+        "accuracy": json_number(match.accuracy),
+        "rival_accuracy": json_number(match.rival_accuracy),
+        "accuracy_difference": json_number(match.difference.value),
+        "accuracy_difference_stderr": json_number(match.difference.stderr),
         "num_questions": match.difference.num_questions,
         "verdict": verdict(match.difference),
     }
@@ -208,8 +209,3 @@ def _notes(stores: Sequence[LoadedStore], outcomes: Sequence[Outcomes], common: 
                 f"The stores were made with different {what} (see provenance), so policies differ in more than k."
             )
     return notes
-
-
-def _plain(value: float) -> float | None:
-    """Return a number that JSON has: None for NaN."""
-    return None if math.isnan(value) else float(value)

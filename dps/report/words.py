@@ -1,4 +1,4 @@
-"""How a report writes numbers, in one place for sentences, table, page and figures. None means "there is none"."""
+"""How a report writes numbers, in one place for sentences, table, page, figures and JSON. None is "there is none"."""
 
 from __future__ import annotations
 
@@ -82,3 +82,8 @@ def listing(names: Iterable[str]) -> str:
     """Return ``a``, ``a and b`` or ``a, b and c``."""
     items = list(names)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def json_number(value: float) -> float | None:
+    """Return a number that JSON has: None for NaN."""
+    return None if math.isnan(value) else float(value)

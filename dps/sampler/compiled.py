@@ -12,10 +12,11 @@ from functools import cache as once
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from dps.sampler.attention import attention_function, attention_implementation
 from dps.sampler.cache import RowCache
 
 _ATTENTION = "dps_rows_compiled"
@@ -73,18 +74,16 @@ def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, softc
 
 
 def _attend(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend by the operator; the interface is that of transformers."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return store_and_attend(query, key, value, module.layer_idx, scale, softcap), None
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attend by the operator, which knows the rows' positions."""
+    return store_and_attend(query, key, value, module.layer_idx, scale, softcap)
 
 
 class _Through(Cache):
@@ -104,7 +103,7 @@ class _Through(Cache):
 
 @once
 def _register() -> None:
-    AttentionInterface.register(_ATTENTION, _attend)
+    AttentionInterface.register(_ATTENTION, attention_function(_attend))
 
 
 class CompiledForward:
@@ -127,17 +126,15 @@ class CompiledForward:
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
         """See :data:`dps.sampler.forward.Forward`."""
         _step.cache, _step.kernels, _step.position, _step.length = self._cache, self._kernels, position, length
-        before = self._config._attn_implementation
-        self._config._attn_implementation = _ATTENTION
         try:
-            return self._run(
-                input_ids=fed[:, None],
-                position_ids=position[:, None],
-                attention_mask=position[:, None, None, None],  # handed through, so that no mask is made
-                past_key_values=self._through,
-                use_cache=True,
-            ).logits[:, -1]
+            with attention_implementation(self._config, _ATTENTION):
+                return self._run(
+                    input_ids=fed[:, None],
+                    position_ids=position[:, None],
+                    attention_mask=position[:, None, None, None],  # handed through, so that no mask is made
+                    past_key_values=self._through,
+                    use_cache=True,
+                ).logits[:, -1]
         finally:
-            self._config._attn_implementation = before
             # The operator is the process's: what it held on to would outlive its engine.
             _step.cache = _step.kernels = _step.position = None

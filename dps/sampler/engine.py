@@ -17,25 +17,25 @@ import time
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dps.device import synchronize
 from dps.errors import InputError
 from dps.model import LanguageModel
 from dps.sampler.cache import RowCache, prefill
-from dps.sampler.forward import Path, load_kernels, open_forward
+from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.memory import rows_from_memory
-from dps.sampler.rows import Look, Rows
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.rows import Finished, Look, Rows
+from dps.sampler.settings import ForwardPath, SamplerConfig
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
 from dps.sampler.streams import uniform
-from feature_store.records import StepTrace
 
 SMALLEST_BATCH = 8
 """Fewest rows of a step: a CPU's logits of one row are the same in every batch from here up, not below."""
@@ -85,31 +85,13 @@ class ChainRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """A finished trajectory."""
+class Chain(Finished):
+    """A finished trajectory: what came out, and what the host knows of how it was made."""
 
     request: ChainRequest
     """What was asked for."""
-    tokens: np.ndarray
-    """Accepted response, EOS included: shape (n,), int32."""
-    base_logprobs: np.ndarray
-    """Base model's log-probability of each token, nats: shape (n,), float64."""
-    proposal_logprobs: np.ndarray
-    """Proposal's log-probability of each token, nats: shape (n,), float64."""
-    entropies: np.ndarray
-    """Entropy of the base model's law that each token was drawn under, nats: shape (n,), float64."""
-    top_probabilities: np.ndarray
-    """Probability of that law's most likely token: shape (n,), float64."""
     ended_with_eos: bool
     """Whether the last token is an EOS."""
-    num_generated_tokens: int
-    """Sampled tokens, rejected ones included."""
-    mh_proposed: int
-    """Metropolis-Hastings steps taken."""
-    mh_accepted: int
-    """Steps accepted."""
-    steps: StepTrace
-    """These steps one by one."""
     decode_s: float
     """This chain's share of the measured decoding time, seconds."""
     prefill_s: float
@@ -157,7 +139,7 @@ class Engine:
         rows: int | None,
         prompt_room: int,
         memory_share: float = 1.0,
-        path: Path | None = None,
+        path: ForwardPath = "auto",
         graphs: bool = True,
     ) -> None:
         """Allocate the rows.
@@ -168,7 +150,7 @@ class Engine:
             rows: Chains that run at a time; None takes as many as memory allows, see :func:`rows_from_memory`.
             prompt_room: Length of the longest prompt, tokens.
             memory_share: Share of the free memory that these rows may plan with, where ``rows`` is None.
-            path: The forward pass to use, for comparisons; the fastest that the model allows if not given.
+            path: How the model is run; the nearest slower way where the model does not allow that one.
             graphs: Whether a GPU may record its work.
 
         Raises:
@@ -189,7 +171,13 @@ class Engine:
             model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device
         )
         self._is_eos[list(model.eos_ids)] = True
-        self._eos, self._not_eos = int(self._is_eos.long().argmax()), int(self._is_eos.long().argmin())
+        self._advance = partial(
+            advance_rows if self._kernels is None else self._kernels.advance_rows,
+            temperature=config.temperature,
+            is_eos=self._is_eos,
+            eos=int(self._is_eos.long().argmax()),
+            not_eos=int(self._is_eos.long().argmin()),
+        )
         self._pending: deque[ChainRequest] = deque()
         self._prompts: OrderedDict[tuple[int, ...], _Prompt] = OrderedDict()
         self.decode_s = 0.0
@@ -310,14 +298,7 @@ class Engine:
         count = self._compact()
         length = self._bucket(int(self._reach[:count].max()) + 1 + self._pace.steps_per_look)
         rows = self._rows.first(count)
-        advance = partial(
-            advance_rows if self._kernels is None else self._kernels.advance_rows,
-            temperature=self.config.temperature,
-            is_eos=self._is_eos,
-            eos=self._eos,
-            not_eos=self._not_eos,
-        )
-        step = partial(decode_step, rows, length, forward=self._forward, advance=advance)
+        step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
         decide = partial(settle, rows, self.config, self._is_eos, self.cache)
         for _ in range(self._pace.settles_per_look):
             for _ in range(self._pace.steps_per_settle):
@@ -373,17 +354,9 @@ class Engine:
             self._seats[row] = None
             chains.append(
                 Chain(
+                    **{field.name: getattr(found, field.name) for field in fields(found)},
                     request=seat.request,
-                    tokens=found.tokens,
-                    base_logprobs=found.base_logprobs,
-                    proposal_logprobs=found.proposal_logprobs,
-                    entropies=found.entropies,
-                    top_probabilities=found.top_probabilities,
                     ended_with_eos=int(found.tokens[-1]) in self.model.eos_ids,
-                    num_generated_tokens=found.num_generated_tokens,
-                    mh_proposed=found.mh_proposed,
-                    mh_accepted=found.mh_accepted,
-                    steps=found.steps,
                     decode_s=float(self._decode_s[row]),
                     prefill_s=seat.prefill_s,
                     admitted=seat.admitted,
@@ -411,7 +384,7 @@ class Engine:
             [request.stream for request in requests],
             [request.forced_length or 0 for request in requests],
         )
-        self.synchronize()
+        synchronize(self.model.device)
         now = time.perf_counter()
         self.prefill_s += now - started
         for row, request in zip(free, requests, strict=True):
@@ -452,7 +425,7 @@ class Engine:
             while missing and (len(batch) + 1) * len(batch[0]) <= room:
                 batch.append(missing.pop())
             states = prefill(self.model.model, [prompt[:-1] for prompt in batch])
-            self.synchronize()
+            synchronize(self.model.device)
             seconds = time.perf_counter() - started
             total += seconds
             for prompt, found in zip(batch, states, strict=True):
@@ -512,11 +485,6 @@ class Engine:
         self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def synchronize(self) -> None:
-        """Wait for the device, so that the clock measures what was asked of it."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
 
 
 def _by_prompt(requests: list[ChainRequest], rows: list[int]) -> dict[tuple[int, ...], list[int]]:

@@ -12,19 +12,19 @@ Four ways, slowest and most general first; ``open_forward`` takes the fastest th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from dps.sampler.attention import attention_function, attention_implementation
 from dps.sampler.cache import RowCache
 from dps.sampler.compiled import CompiledForward
 from dps.sampler.fused import FusedDecoder, can_fuse
+from dps.sampler.settings import ForwardPath
 
-Path = Literal["eager", "unchanged", "compiled", "fused"]
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
 
@@ -47,15 +47,16 @@ def load_kernels(device: torch.device) -> Any:
 
 
 def open_forward(
-    model: PreTrainedModel, cache: RowCache, kernels: Any, wanted: Path | None = None
-) -> tuple[Forward, Path]:
+    model: PreTrainedModel, cache: RowCache, kernels: Any, wanted: ForwardPath = "auto"
+) -> tuple[Forward, ForwardPath]:
     """Return the fastest forward pass that agrees with the model's own, and its name.
 
     Args:
         model: The transformers model.
         cache: The rows' keys and values, empty: they are overwritten by the comparison.
         kernels: ``dps.sampler.kernels`` or None.
-        wanted: Take this way, or the nearest slower one that the model allows.
+        wanted: Take this way, or the nearest slower one that the model allows; ``auto`` is the fastest
+            that needs no compiling.
     """
     eager = EagerForward(model, cache)
     if kernels is None or wanted == "eager" or not getattr(model, "_supports_attention_backend", False):
@@ -135,7 +136,7 @@ class UnchangedForward:
         self._cache.begin_step(position, length)
         # At every call: the name is the process's, the function's counters are this cache's.
         AttentionInterface.register(_OWN_ATTENTION, self._attention)
-        with _attention_implementation(self._model.config.get_text_config(), _OWN_ATTENTION):
+        with attention_implementation(self._model.config.get_text_config(), _OWN_ATTENTION):
             return self._model(
                 input_ids=fed[:, None],
                 position_ids=position[:, None],
@@ -146,42 +147,28 @@ class UnchangedForward:
             ).logits[:, -1]
 
 
-@contextmanager
-def _attention_implementation(config: Any, name: str) -> Iterator[None]:
-    """Let the model's layers find this attention for a while."""
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def _attention(kernels: Any, arrivals: Tensor) -> Callable[..., tuple[Tensor, None]]:
     """Return the attention function for transformers' interface; for ``arrivals`` see the kernel."""
 
     def attend(
-        module: torch.nn.Module,
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor,
-        scaling: float | None = None,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-            raise NotImplementedError("attention sinks and position biases have no kernel")
-        output = kernels.attend_rows(
+        position: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        attended = kernels.attend_rows(
             query[:, :, 0],
             key,
             value,
-            attention_mask[:, 0, 0, 0],
+            position[:, 0, 0, 0],
             max_length=key.shape[2],
-            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            scale=scale,
             softcap=softcap,
             arrivals=arrivals,
         )
-        return output[:, None], None
+        return attended[:, None]
 
-    return attend
+    return attention_function(attend)

@@ -271,17 +271,26 @@ class Look:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """A finished chain as it lay on the device; fields as in :class:`dps.sampler.engine.Chain`."""
+    """What the device knows of a chain that has ended."""
 
     tokens: np.ndarray
+    """Accepted response, EOS included: shape (n,), int32."""
     base_logprobs: np.ndarray
+    """Base model's log-probability of each token, nats: shape (n,), float64."""
     proposal_logprobs: np.ndarray
+    """Proposal's log-probability of each token, nats: shape (n,), float64."""
     entropies: np.ndarray
+    """Entropy of the base model's law that each token was drawn under, nats: shape (n,), float64."""
     top_probabilities: np.ndarray
+    """Probability of that law's most likely token: shape (n,), float64."""
     num_generated_tokens: int
+    """Sampled tokens, rejected ones included."""
     mh_proposed: int
+    """Metropolis-Hastings steps taken."""
     mh_accepted: int
+    """Steps accepted."""
     steps: StepTrace
+    """These steps one by one."""
 
 
 def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:

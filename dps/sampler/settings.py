@@ -11,6 +11,8 @@ from dps.errors import InputError
 Schedule = Literal["paper", "final-horizon"]
 CutLaw = Literal["uniform", "entropy"]
 AcceptRule = Literal["metropolis", "max_swap"]
+ForwardPath = Literal["auto", "eager", "unchanged", "compiled", "fused"]
+"""How the model is run, see ``forward``; ``auto`` takes the fastest way that model and machine allow."""
 
 ENTROPY_FLOOR = 0.05
 """Nats added to every entropy by the cut law ``entropy``, so that no position is out of reach."""

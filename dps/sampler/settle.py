@@ -6,6 +6,8 @@ All rows at once, by masks and without a look from the host, so that a CUDA grap
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -75,11 +77,14 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     _start_next(rows, ended, decided, stop, config, is_eos)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Suffix:
     """What the mathematics needs of the suffix from the cut, each of shape (R,), nats."""
 
-    def __init__(self, base: Tensor, target: Tensor, proposal: Tensor, cut: Tensor) -> None:
-        self.base, self.target, self.proposal, self.cut = base, target, proposal, cut
+    base: Tensor
+    target: Tensor
+    proposal: Tensor
+    cut: Tensor
 
     @property
     def omega(self) -> Tensor:

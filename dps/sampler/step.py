@@ -7,11 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dps.sampler.forward import Forward
 from dps.sampler.proposal import draw_tokens
 from dps.sampler.rows import Rows
 
-Forward = Callable[[Tensor, Tensor, int], Tensor]
-"""(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
 Advance = Callable[[Tensor, Rows], None]
 """(logits (B, V), rows): draw each row's next token and bring the row up to date."""
 
