@@ -1,15 +1,15 @@
 """What a model is asked around a question: one template for instruct models, one for base models.
 
 An instruct model's template is the user's message, which the tokenizer's chat template wraps; a base model's is the
-whole prompt, with a worked example because a base model continues what it sees. Both end the answer with a line
-``#### <answer>``, the first form that extraction looks for.
+whole prompt. Numbers are asked for in the published work's words: asked to end in a line ``#### <number>``, a small
+instruct model may answer with such a line alone, and power sampling favours what is short and likely.
 """
 
-NUMBER_CHAT = """{question}
-
-Reason step by step. Then write the final answer as the last line, in the form
-#### <number>
-with nothing but the number after the four hashes."""
+NUMBER_CHAT = (
+    "Can you solve the following math problem? {question} "
+    r"Please reason step by step, and put your final answer within \boxed{}."
+)
+"""The chain-of-thought template of Karan & Du 2025 (arXiv 2510.14901)."""
 
 NUMBER_PLAIN = """Each problem is solved step by step, and the last line gives the answer after four hashes.
 

@@ -31,6 +31,7 @@ from dps.sampler.cache import RowCache, prefill
 from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.memory import rows_from_memory
+from dps.sampler.pace import Pace, Pacer
 from dps.sampler.rows import Finished, Look, Rows
 from dps.sampler.settings import ForwardPath, SamplerConfig
 from dps.sampler.settle import settle
@@ -50,23 +51,8 @@ _PREFILL_TOKENS = 8192
 values are the same in every run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often a batch's ended proposals are settled, and how often the host looks."""
-
-    steps_per_settle: int
-    settles_per_look: int
-
-    @property
-    def steps_per_look(self) -> int:
-        """Steps between two looks."""
-        return self.steps_per_settle * self.settles_per_look
-
-
 _EAGER_PACE = Pace(1, 1)
-_GRAPH_PACE = Pace(4, 8)
-"""A row waits 1.5 steps for its decision on average, and 16 steps for its next chain; the first is far shorter than a
-proposal, the second than a chain, and settling at every step would cost more than it saves."""
+"""Without recordings every step is settled and looked at: what a look costs is little beside an eager step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +212,8 @@ class Engine:
         numbers = uniform if self._kernels is None else self._kernels.uniform
         self._rows = Rows(rows, self.positions, config, model.device, numbers)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
-        self._pace = _GRAPH_PACE if self._graphs else _EAGER_PACE
+        self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
+        self._num_proposed = np.zeros(rows, np.int64)  # Metropolis-Hastings steps of each row's chain at the last look
         self._seats: list[_Seat | None] = [None] * rows
         self._reach = np.zeros(rows, np.int64)  # position that each row will feed next
         self._decode_s = np.zeros(rows)  # of the row's chain
@@ -296,18 +283,19 @@ class Engine:
         started = time.perf_counter()
         busy = bool(self._pending)
         count = self._compact()
-        length = self._bucket(int(self._reach[:count].max()) + 1 + self._pace.steps_per_look)
+        pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
+        length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
         decide = partial(settle, rows, self.config, self._is_eos, self.cache)
-        for _ in range(self._pace.settles_per_look):
-            for _ in range(self._pace.steps_per_settle):
+        for _ in range(pace.settles_per_look):
+            for _ in range(pace.steps_per_settle):
                 self._run(("step", count, length), step)
             if self._recorder is not None or rows.any_ended():
                 self._run(("settle", count), decide)
         look = self._rows.look()
         now = time.perf_counter()
-        self._account(look, count, now - started, busy)
+        self._account(look, pace.steps_per_look, count, now - started, busy)
         self._reach = look.position
         return self._release(np.flatnonzero(look.finished).tolist(), now)
 
@@ -329,9 +317,8 @@ class Engine:
                 size *= 2
         return min(size, self.positions)
 
-    def _account(self, look: Look, count: int, seconds: float, busy: bool) -> None:
+    def _account(self, look: Look, steps: int, count: int, seconds: float, busy: bool) -> None:
         """Share a window's time among the chains by the steps that each was active in it, and count."""
-        steps = self._pace.steps_per_look
         self.num_steps += steps
         self.num_row_steps += steps * count
         useful = int(look.useful_steps.sum())
@@ -342,6 +329,9 @@ class Engine:
             self.busy_decode_s += seconds
             self.busy_row_steps += steps * count
             self.busy_useful_row_steps += useful
+        if self._pacer is not None:
+            self._pacer.note(useful, int((look.proposed - self._num_proposed).sum()), int(look.finished.sum()))
+            self._num_proposed = look.proposed
         if useful:
             self.decode_s += seconds
             self._decode_s += seconds / useful * look.useful_steps
@@ -395,7 +385,7 @@ class Engine:
                 share += prompt.unpaid_s
                 prompt.unpaid_s = 0.0
             self._seats[row] = _Seat(request, admitted=started, prefill_s=share)
-            self._reach[row], self._decode_s[row] = len(request.prompt) - 1, 0.0
+            self._reach[row], self._num_proposed[row], self._decode_s[row] = len(request.prompt) - 1, 0, 0.0
         kept = sum(prompt.states.nbytes for prompt in self._prompts.values())
         while kept > _KEPT_PROMPT_BYTES:
             kept -= self._prompts.popitem(last=False)[1].states.nbytes
@@ -445,6 +435,7 @@ class Engine:
         for source, target in zip(sources, targets, strict=True):
             self._seats[target], self._seats[source] = self._seats[source], None
             self._reach[target], self._reach[source] = self._reach[source], 0
+            self._num_proposed[target], self._num_proposed[source] = self._num_proposed[source], 0
             self._decode_s[target], self._decode_s[source] = self._decode_s[source], 0.0
         return wanted
 

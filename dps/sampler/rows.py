@@ -220,11 +220,11 @@ class Rows:
 
     def look(self) -> Look:
         """Copy to the host what it decides by, and restart the counts of the window."""
-        fields = (self.finished.long(), self.position, self.useful_steps, self.read_positions)
+        fields = (self.finished.long(), self.position, self.useful_steps, self.read_positions, self.proposed)
         packed = torch.stack(fields).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
-        return Look(packed[0].astype(bool), packed[1], packed[2], packed[3])
+        return Look(packed[0].astype(bool), *packed[1:])
 
     def read(self, rows: list[int]) -> list[Finished]:
         """Copy the accepted responses of these rows to the host and free the rows."""
@@ -267,6 +267,8 @@ class Look:
     """Steps since the last look in which the row generated a token."""
     read_positions: np.ndarray
     """Key/value positions that attention had to read for them."""
+    proposed: np.ndarray
+    """Metropolis-Hastings steps that the row's chain has taken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -106,14 +106,14 @@ def test_auto_prompt_follows_the_tokenizer():
     item = benchmark.items[0]
     assert benchmark.render(item, NoChat()) == f"Q: {item.question}\nA: "
     chat = benchmark.render(item, Chat())
-    assert chat.startswith(f"<user>{item.question}")
+    assert chat.startswith(f"<user>Can you solve the following math problem? {item.question} ")
     assert chat.endswith("<assistant>")
-    assert "#### <number>" in chat
+    assert r"within \boxed{}." in chat
 
 
 def test_prompt_settings_decide():
     assert load(limit=1, prompt="plain").render(load(limit=1).items[0], Chat()).startswith("Q: ")
-    assert load(limit=1, prompt="chat").render(load(limit=1).items[0], Chat()).startswith("<user>")
+    assert load(limit=1, prompt="chat").render(load(limit=1).items[0], Chat()).startswith("<user>Can you")
     with pytest.raises(InputError, match=r"chat template .*set benchmark.prompt to plain"):
         load(limit=1, prompt="chat").render(load(limit=1).items[0], NoChat())
 
@@ -144,7 +144,7 @@ def test_a_real_chat_template():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     rendered = benchmark.render(benchmark.items[0], tokenizer)
-    assert rendered.startswith(f"<|user|>{benchmark.items[0].question}")
+    assert benchmark.items[0].question in rendered and rendered.startswith("<|user|>Can you")
     assert rendered.endswith("<|assistant|>")
 
 
