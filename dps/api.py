@@ -70,13 +70,19 @@ def answer(
     if controller is not None and encoder is not None:
         controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size)
     prompts = prompts_of(loaded, benchmark, settings)
-    engine = Engine(loaded, settings, rows=rows, prompt_room=max(len(tokens) for _, tokens in prompts.values()))
+    engine = Engine(
+        loaded,
+        settings,
+        rows=rows,
+        prompt_room=max(len(tokens) for _, tokens in prompts.values()),
+        stop_strings=benchmark.stop_strings(loaded.tokenizer),
+    )
     records = run_policy(
         loaded,
         engine,
         prepare(benchmark.items, prompts, encoder),
         policy,
-        grading=benchmark,
+        grader=benchmark.grader,
         seed=seed,
         aggregator=aggregator,
         feature_layer=feature_layer if controller is not None else None,

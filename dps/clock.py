@@ -24,6 +24,7 @@ def calibrate(
     *,
     rows: int | None,
     memory_share: float = 1.0,
+    stop_strings: Sequence[str] = (),
     seconds: float = 1.0,
 ) -> dict[str, float]:
     """Measure the clock on full rows of real prompts.
@@ -34,6 +35,7 @@ def calibrate(
         prompts: Prompts to sample from, at least one.
         rows: Rows of the run; None as many as memory allows.
         memory_share: Share of the memory that the run's rows may plan with, where ``rows`` is None.
+        stop_strings: Texts that end a response.
         seconds: How long to measure, after a warm-up: until chains have ended, so that a GPU's recordings are made and
             the rows stand at all lengths, but at least a quarter and at most ten times that.
 
@@ -41,7 +43,9 @@ def calibrate(
         ``seconds_per_token``, ``prefill_seconds_per_token`` and ``rows``.
     """
     longest = max(prompts, key=len)
-    engine = Engine(model, config, rows=rows, prompt_room=len(longest), memory_share=memory_share)
+    engine = Engine(
+        model, config, rows=rows, prompt_room=len(longest), memory_share=memory_share, stop_strings=stop_strings
+    )
     number = ended = 0
 
     def run(duration: float) -> tuple[float, int]:

@@ -199,6 +199,7 @@ def _open_stores(
                 prompts,
                 rows=settings.compute.rows,
                 memory_share=1 / settings.compute.workers,
+                stop_strings=benchmark.stop_strings(model.tokenizer),
             )
             torch.set_num_threads(threads)
         manifest = Manifest(

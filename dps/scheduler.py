@@ -8,60 +8,54 @@ every question as soon as it is complete. Harvests, evaluations and :func:`dps.a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from dps.aggregate import answer_of
+from dps.benchmarks.benchmark import Item
+from dps.benchmarks.grading import Grader, read
 from dps.features import checkpoint_features
 from dps.model import LanguageModel
 from dps.policies import Policy
 from dps.sampler.engine import Chain, ChainRequest, Engine
+from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden, block_sizes
 from feature_store.records import Decision, Question, Trajectory
 
-
-class Grading(Protocol):
-    """The side of a benchmark that reads responses."""
-
-    def extract(self, text: str) -> str | None:
-        """Return a response's answer in canonical form, None if it has none."""
-        ...
-
-    def grade(self, answer: str | None, gold: str | None) -> bool | None:
-        """Return whether an answer is right, None if that cannot be said."""
-        ...
-
-    def classes(self, answers: Sequence[str | None]) -> list[int]:
-        """Return each answer's equivalence class, numbered by first appearance; -1 for no answer."""
-        ...
+FEATURE_PATIENCE_S = 2.0
+"""How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
+GRADING_THREADS = 8
+"""Questions whose responses are read at a time, where a grader takes long."""
+READING_WAIT_S = 0.2
+"""Longest wait for a response to be read while there is nothing to decode."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedQuestion:
     """A question ready to be sampled."""
 
-    question_id: str
-    """Unique in the run; names the random streams."""
-    question: str
-    """The question as the benchmark states it."""
+    item: Item
+    """The question as the benchmark states it; its id, unique in the run, names the random streams."""
     prompt: str
     """What the model is given."""
     tokens: tuple[int, ...]
     """The tokenized prompt."""
-    gold: str | None
-    """The gold answer, None where there is none."""
-    metadata: dict
-    """What else the benchmark says of it."""
     embedding: np.ndarray
     """Question embedding, shape (E,); E is 0 where none is needed."""
     embedding_s: float
     """Measured seconds of its embedding."""
     forced_lengths: tuple[int, ...] | None = None
     """Length of each trajectory, whatever the model says: for measuring speed with random weights."""
+
+    @property
+    def question_id(self) -> str:
+        """The question's id."""
+        return self.item.question_id
 
 
 @dataclass(slots=True)
@@ -110,6 +104,7 @@ class _Live:
     controller_s: float = 0.0
     waiting: list[Chain] = field(default_factory=list)
     trajectories: list[Trajectory] = field(default_factory=list)
+    num_read: int = 0
     decisions: list[Decision] = field(default_factory=list)
 
 
@@ -119,7 +114,7 @@ def run_policy(
     questions: Iterable[PreparedQuestion],
     policy: Policy,
     *,
-    grading: Grading,
+    grader: Grader,
     seed: int,
     aggregator: str = "majority",
     feature_layer: int | None = None,
@@ -134,7 +129,7 @@ def run_policy(
         engine: An idle engine of that model.
         questions: What to sample; drawn from as rows come free.
         policy: How many trajectories each gets.
-        grading: Extracts and grades answers.
+        grader: Reads the responses.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
         feature_layer: Layer of the hidden states. None reads none; a policy with a controller needs them.
@@ -153,6 +148,10 @@ def run_policy(
     live: dict[str, _Live] = {}
     exhausted = False
     ahead = max(policy.start, engine.rows // 4)
+    # A feature pass of a few chains costs a GPU as much as one of many; nobody waits for it but a controller.
+    patience = 0.0 if policy.controller is not None or model.device.type != "cuda" else FEATURE_PATIENCE_S
+    ended: list[_Live] = []
+    ended_since = 0.0
     mark = time.perf_counter()
 
     def charge() -> float:
@@ -170,71 +169,132 @@ def run_policy(
             engine.submit(ChainRequest(key, entry.source.tokens, stream, forced), first=first)
         entry.requested += count
 
-    while (live or not exhausted) and not stopping():
-        # More wait than rows can come free before the next look here, so that no row goes without a chain.
-        while not exhausted and engine.num_running + engine.num_pending < engine.rows + ahead:
-            source = next(waiting, None)
-            if source is None:
-                exhausted = True
-                break
-            live[source.question_id] = _Live(source, 0)
-            request(live[source.question_id], policy.start, first=False)
-        account.other += charge()
+    with _Readers(grader) as readers:
+        while (live or not exhausted) and not stopping():
+            # More wait than rows can come free before the next look here, so that no row goes without a chain.
+            while not exhausted and engine.num_running + engine.num_pending < engine.rows + ahead:
+                source = next(waiting, None)
+                if source is None:
+                    exhausted = True
+                    break
+                live[source.question_id] = _Live(source, 0)
+                request(live[source.question_id], policy.start, first=False)
+            account.other += charge()
 
-        before = engine.decode_s, engine.prefill_s
-        chains = engine.poll()
-        decode, prefill = engine.decode_s - before[0], engine.prefill_s - before[1]
-        account.decode += decode
-        account.prefill += prefill
-        account.other += charge() - decode - prefill
-        ready: list[_Live] = []
-        for chain in chains:
-            entry = live[chain.request.key[0]]
-            entry.waiting.append(chain)
-            entry.admitted = min(entry.admitted, chain.admitted)
-            entry.prefill_s += chain.prefill_s
-            if len(entry.trajectories) + len(entry.waiting) == entry.requested:
-                ready.append(entry)
-        if not ready:
-            continue
-        # Which answers there are does not depend on features, so reading them is bookkeeping.
-        account.other += charge()
-        read: list[np.ndarray | None] = [None] * sum(len(entry.waiting) for entry in ready)
-        if feature_layer is not None:
-            pairs = [(entry.source.tokens, chain.tokens.tolist()) for entry in ready for chain in entry.waiting]
-            read = list(block_hidden(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
-        feature_s = charge()
-        if feature_layer is None:
-            account.other += feature_s
-        else:
-            account.features += feature_s
-        found = iter(read)
-        for entry in ready:
-            _absorb(entry, [next(found) for _ in entry.waiting], feature_s / len(read), model, engine, grading)
-        account.other += charge()
+            before = engine.decode_s, engine.prefill_s
+            chains = engine.poll()
+            decode, prefill = engine.decode_s - before[0], engine.prefill_s - before[1]
+            account.decode += decode
+            account.prefill += prefill
+            account.other += charge() - decode - prefill
+            for chain in chains:
+                entry = live[chain.request.key[0]]
+                entry.waiting.append(chain)
+                entry.admitted = min(entry.admitted, chain.admitted)
+                entry.prefill_s += chain.prefill_s
+                if len(entry.trajectories) + len(entry.waiting) == entry.requested:
+                    ended_since = ended_since if ended else time.perf_counter()
+                    ended.append(entry)
+            if ended and (engine.idle or time.perf_counter() - ended_since >= patience):
+                account.other += charge()
+                means: list[np.ndarray | None] = [None] * sum(len(entry.waiting) for entry in ended)
+                if feature_layer is not None:
+                    pairs = [(entry.source.tokens, chain.tokens.tolist()) for entry in ended for chain in entry.waiting]
+                    means = list(block_hidden(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
+                feature_s = charge()
+                if feature_layer is None:
+                    account.other += feature_s
+                else:
+                    account.features += feature_s
+                found = iter(means)
+                for entry in ended:
+                    hidden = [next(found) for _ in entry.waiting]
+                    _absorb(entry, hidden, feature_s / len(means), model, engine)
+                    readers.submit(entry)
+                ended = []
+            ready = readers.done(wait=engine.idle)
+            account.other += charge()
+            if not ready:
+                continue
 
-        asked = [entry for entry in ready if policy.asks(len(entry.trajectories))]
-        probabilities = _ask(asked, policy)
-        controller_s = charge()
-        if asked:
-            account.controller += controller_s
-        else:
-            account.other += controller_s
-        for entry, p_enough in zip(asked, probabilities, strict=True):
-            entry.controller_s += controller_s / len(asked)
-            entry.decisions.append(Decision(len(entry.trajectories), p_enough))
-        said = {entry.source.question_id: p for entry, p in zip(asked, probabilities, strict=True)}
-        for entry in ready:
-            name = entry.source.question_id
-            count = policy.more(len(entry.trajectories), said.get(name))
-            if on_checkpoint is not None:
-                on_checkpoint(Checkpoint(name, tuple(entry.trajectories), said.get(name), count))
-            if count:
-                request(entry, count, first=True)
+            asked = [entry for entry in ready if policy.asks(len(entry.trajectories))]
+            probabilities = _ask(asked, policy)
+            controller_s = charge()
+            if asked:
+                account.controller += controller_s
             else:
-                del live[name]
-                yield _complete(entry, aggregator)
-        account.other += charge()
+                account.other += controller_s
+            for entry, p_enough in zip(asked, probabilities, strict=True):
+                entry.controller_s += controller_s / len(asked)
+                entry.decisions.append(Decision(len(entry.trajectories), p_enough))
+            said = {entry.source.question_id: p for entry, p in zip(asked, probabilities, strict=True)}
+            for entry in ready:
+                name = entry.source.question_id
+                count = policy.more(len(entry.trajectories), said.get(name))
+                if on_checkpoint is not None:
+                    on_checkpoint(Checkpoint(name, tuple(entry.trajectories), said.get(name), count))
+                if count:
+                    request(entry, count, first=True)
+                else:
+                    del live[name]
+                    yield _complete(entry, aggregator)
+            account.other += charge()
+
+
+class _Readers:
+    """Read the responses of questions: at once, or in threads where the grader takes long."""
+
+    def __init__(self, grader: Grader) -> None:
+        self._grader = grader
+        self._threads = ThreadPoolExecutor(GRADING_THREADS) if grader.in_background else None
+        self._running: dict[Future[None], _Live] = {}
+        self._done: list[_Live] = []
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def submit(self, entry: _Live) -> None:
+        """Have the question's new trajectories read."""
+        if self._threads is None:
+            _read(entry, self._grader)
+            self._done.append(entry)
+        else:
+            self._running[self._threads.submit(_read, entry, self._grader)] = entry
+
+    def done(self, *, wait: bool) -> list[_Live]:
+        """Return the questions that have been read since the last call; with ``wait``, at least one if any is left."""
+        if self._running:
+            timeout = READING_WAIT_S if wait and not self._done else 0.0
+            finished, _ = futures.wait(self._running, timeout=timeout, return_when=futures.FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                self._done.append(self._running.pop(future))
+        found, self._done = self._done, []
+        return found
+
+
+def _read(entry: _Live, grader: Grader) -> None:
+    """Fill in the answers of the trajectories that have none yet, and the classes of them all."""
+    item = entry.source.item
+    found = entry.trajectories[: entry.num_read]
+    for trajectory in entry.trajectories[entry.num_read :]:
+        reading = read(grader, trajectory.text, item)
+        found.append(
+            replace(
+                trajectory,
+                answer=reading.answer,
+                correct=reading.correct,
+                strict_answer=reading.strict_answer,
+                strict_correct=reading.strict_correct,
+            )
+        )
+    classes = grader.classes([t.answer for t in found], item)
+    entry.trajectories = [replace(t, answer_class=c) for t, c in zip(found, classes, strict=True)]
+    entry.num_read = len(entry.trajectories)
 
 
 def _ask(entries: list[_Live], policy: Policy) -> list[float]:
@@ -257,29 +317,26 @@ def _ask(entries: list[_Live], policy: Policy) -> list[float]:
 
 def _absorb(
     entry: _Live,
-    read: list[np.ndarray | None],
+    hidden_of: list[np.ndarray | None],
     feature_s: float,
     model: LanguageModel,
     engine: Engine,
-    grading: Grading,
 ) -> None:
-    """Turn a question's newly ended chains into trajectories, in order of index."""
-    pairs = sorted(zip(entry.waiting, read, strict=True), key=lambda pair: pair[0].request.key[1])
+    """Turn a question's newly ended chains into trajectories, in order of index; their answers are read later."""
+    pairs = sorted(zip(entry.waiting, hidden_of, strict=True), key=lambda pair: pair[0].request.key[1])
     entry.waiting = []
     for chain, hidden in pairs:
-        text = model.decode(chain.tokens.tolist())
-        answer = grading.extract(text)
         sizes = block_sizes(len(chain.tokens), engine.config.block_size)
         starts = np.cumsum(sizes) - sizes
         entry.trajectories.append(
             Trajectory(
                 index=chain.request.key[1],
                 tokens=chain.tokens,
-                text=text,
-                answer=answer,
+                text=before_stop(model.decode(chain.tokens.tolist()), engine.stop_strings),
+                answer=None,
                 answer_class=-1,
-                correct=grading.grade(answer, entry.source.gold),
-                ended_with_eos=chain.ended_with_eos,
+                correct=None,
+                ending=chain.ending,
                 base_logprob=float(chain.base_logprobs.sum()),
                 proposal_logprob=float(chain.proposal_logprobs.sum()),
                 num_generated_tokens=chain.num_generated_tokens,
@@ -294,10 +351,11 @@ def _absorb(
                 block_top1=np.add.reduceat(chain.top_probabilities, starts),
                 hidden=np.zeros((len(sizes), 0), np.float32) if hidden is None else hidden,
                 steps=chain.steps,
+                token_logprob=chain.base_logprobs.astype(np.float32),
+                token_entropy=chain.entropies.astype(np.float32),
+                token_top1=chain.top_probabilities.astype(np.float32),
             )
         )
-    labels = grading.classes([t.answer for t in entry.trajectories])
-    entry.trajectories = [replace(t, answer_class=c) for t, c in zip(entry.trajectories, labels, strict=True)]
 
 
 def _complete(entry: _Live, aggregator: str) -> Question:
@@ -305,11 +363,11 @@ def _complete(entry: _Live, aggregator: str) -> Question:
     answer, correct = answer_of(entry.trajectories, aggregator)
     source = entry.source
     return Question(
-        question_id=source.question_id,
-        question=source.question,
+        question_id=source.item.question_id,
+        question=source.item.question,
         prompt=source.prompt,
-        gold=source.gold,
-        metadata=source.metadata,
+        gold=source.item.gold,
+        metadata=source.item.metadata,
         num_prompt_tokens=len(source.tokens),
         embedding=source.embedding,
         prefill_s=entry.prefill_s,

@@ -123,12 +123,9 @@ def prepare(
     embedding_s = (time.perf_counter() - started) / max(1, len(items)) if embedder is not None else 0.0
     return [
         PreparedQuestion(
-            question_id=item.question_id,
-            question=item.question,
+            item=item,
             prompt=prompts[item.question_id][0],
             tokens=prompts[item.question_id][1],
-            gold=item.gold,
-            metadata=item.metadata,
             embedding=embedding,
             embedding_s=embedding_s,
         )
@@ -184,13 +181,14 @@ def work(
             prompt_room=room,
             memory_share=1 / settings.compute.workers,
             path=settings.compute.forward,
+            stop_strings=benchmark.stop_strings(model.tokenizer),
         )
         complete = run_policy(
             model,
             engine,
             prepare(mine, prompts, embedder if needs_features else None),
             policy,
-            grading=benchmark,
+            grader=benchmark.grader,
             seed=settings.seed,
             aggregator=settings.aggregator,
             feature_layer=settings.features.layer if needs_features else None,

@@ -11,7 +11,7 @@ from typing import Any
 from feature_store.errors import StoreError
 from feature_store.files import write_once
 from feature_store.records import Manifest
-from feature_store.segment import FORMAT, VERSION, VERSIONS
+from feature_store.segment import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 
 MANIFEST = "manifest.json"
 """Its file name."""
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> Manifest:
     if version not in VERSIONS:
         raise StoreError(
             f"The store {folder} is of version {version}, but this program reads versions "
-            f"{' and '.join(map(str, VERSIONS))}: use the release that wrote it, or harvest again into another folder."
+            f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
     if missing := known - content.keys():

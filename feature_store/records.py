@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+ENDINGS = ("eos", "stop", "length", "early")
+"""How a response ended: in an EOS token, in a stop string (which counts as EOS), cut at T_max, or by an early-stop rule
+(which changes the law of the output). The store keeps the number in this order."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepTrace:
@@ -34,6 +38,11 @@ def no_steps() -> StepTrace:
     return StepTrace(none, none, none, np.zeros(0, bool), np.zeros(0))
 
 
+def not_recorded() -> np.ndarray:
+    """Return the per-token values of a response of which none were recorded: shape (0,), float32."""
+    return np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
     """One finished chain of a question.
@@ -53,8 +62,6 @@ class Trajectory:
     """Number of the answer's equivalence class within its question, in order of trajectory index; -1 for no answer."""
     correct: bool | None
     """Whether the answer is right; None where the question has no gold answer or could not be graded."""
-    ended_with_eos: bool
-    """Whether the response ends in an EOS token (otherwise it was cut at T_max)."""
     base_logprob: float
     """Sum of log p(x_t) under the base model over the accepted response, nats, float64."""
     proposal_logprob: float
@@ -83,6 +90,24 @@ class Trajectory:
     """Hidden states averaged over each block's predicting positions: shape (b, D), float32; D is 0 where not read."""
     steps: StepTrace = field(default_factory=no_steps)
     """Its Metropolis-Hastings steps; empty where they were not recorded."""
+    ending: str = "eos"
+    """How the response ended, one of :data:`ENDINGS`."""
+    strict_answer: str | None = None
+    """The answer that the prompt's own form of an answer gives, in canonical form; None where the response lacks it."""
+    strict_correct: bool | None = None
+    """Whether that answer is right; None where it cannot be graded or was not looked for."""
+    token_logprob: np.ndarray = field(default_factory=not_recorded)
+    """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded. Their float64
+    sums are ``base_logprob`` and ``block_logprob``."""
+    token_entropy: np.ndarray = field(default_factory=not_recorded)
+    """Entropy of the base model's law that each token was drawn under, nats: shape (n,) or (0,), float32."""
+    token_top1: np.ndarray = field(default_factory=not_recorded)
+    """Probability of that law's most likely token: shape (n,) or (0,), float32."""
+
+    @property
+    def ended_with_eos(self) -> bool:
+        """Whether the response ends in an EOS token."""
+        return self.ending == "eos"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ import h5py
 import numpy as np
 
 from feature_store.errors import StoreError
-from feature_store.records import Decision, Question, StepTrace, Trajectory
+from feature_store.records import ENDINGS, Decision, Question, StepTrace, Trajectory
 
 FORMAT = "dps-feature-store"
-VERSION = 2
-"""What is written. Version 1 had no table ``steps``."""
-VERSIONS = (1, 2)
+VERSION = 3
+"""What is written. Version 1 had no table ``steps``; version 2 had no table ``series``, no strict answers, and only a
+column ``ended_with_eos`` for ``ending``."""
+VERSIONS = (1, 2, 3)
 """What is read."""
+VERSIONS_IN_WORDS = "1, 2 and 3"
+"""The same for messages."""
 
 
 class Column(NamedTuple):
@@ -62,7 +65,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("answer", "text", optional=True),
         Column("answer_class", "int32"),
         Column("correct", "int8"),
-        Column("ended_with_eos", "int8"),
+        Column("strict_answer", "text", optional=True),
+        Column("strict_correct", "int8"),
+        Column("ending", "int8"),
         Column("base_logprob", "float64", "nat"),
         Column("proposal_logprob", "float64", "nat"),
         Column("num_generated_tokens", "int64", "token"),
@@ -73,6 +78,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("finished_s", "float64", "s"),
     ),
     "tokens": (Column("tokens", "int32"),),
+    "series": (
+        Column("token_logprob", "float32", "nat"),
+        Column("token_entropy", "float32", "nat"),
+        Column("token_top1", "float32"),
+    ),
     "blocks": (
         Column("block_num_tokens", "int32", "token"),
         Column("block_logprob", "float64", "nat"),
@@ -89,17 +99,17 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
 }
 """The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
-into ``tokens``, ``blocks`` and ``steps``."""
+into ``tokens``, ``series``, ``blocks`` and ``steps``."""
 
-_OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "blocks", "steps")}
+_OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "series", "blocks", "steps")}
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
     """Return the HDF5 file of complete questions.
 
     Raises:
-        StoreError: If questions or trajectories of the segment have vectors of different sizes, or a trajectory's
-            steps are not those that it counts.
+        StoreError: If questions or trajectories of the segment have vectors of different sizes, a trajectory's
+            steps are not those that it counts, its per-token values not those of its tokens, or its ending unknown.
     """
     arrays = to_arrays(questions)
     # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
@@ -180,6 +190,10 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
 def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
     """Return every dataset of a segment of these questions, by its full name."""
     trajectories = [t for q in questions for t in q.trajectories]
+    for trajectory in trajectories:
+        _check_ending(trajectory)
+        _check_series(trajectory)
+        _check_steps(trajectory)
     arrays: dict[str, np.ndarray] = {}
     _put(arrays, "questions", [_question_values(q) for q in questions])
     _put(arrays, "decisions", [{"k": d.k, "p_enough": d.p_enough} for q in questions for d in q.decisions])
@@ -189,17 +203,37 @@ def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
         values = [getattr(t, column.name) for t in trajectories]
         dtype = np.float32 if column.dtype == "vectors" else np.dtype(column.dtype)
         arrays[f"blocks/{column.name}"] = _joined(values, dtype, vectors=column.dtype == "vectors")
-    for trajectory in trajectories:
-        _check_steps(trajectory)
+    for column in COLUMNS["series"]:
+        values = [getattr(t, column.name) for t in trajectories]
+        arrays[f"series/{column.name}"] = _joined(values, np.dtype(column.dtype))
     for column in COLUMNS["steps"]:
         values = [getattr(t.steps, column.name) for t in trajectories]
         arrays[f"steps/{column.name}"] = _joined(values, np.dtype(column.dtype))
     arrays["questions/decisions_offset"] = _offsets([len(q.decisions) for q in questions])
     arrays["questions/trajectories_offset"] = _offsets([len(q.trajectories) for q in questions])
     arrays["trajectories/tokens_offset"] = _offsets([len(t.tokens) for t in trajectories])
+    arrays["trajectories/series_offset"] = _offsets([len(t.token_logprob) for t in trajectories])
     arrays["trajectories/blocks_offset"] = _offsets([len(t.block_num_tokens) for t in trajectories])
     arrays["trajectories/steps_offset"] = _offsets([len(t.steps.logprob) for t in trajectories])
     return arrays
+
+
+def _check_ending(trajectory: Trajectory) -> None:
+    if trajectory.ending not in ENDINGS:
+        raise StoreError(
+            f"Expected the ending of trajectory {trajectory.index} to be one of {', '.join(ENDINGS)}, got "
+            f"{trajectory.ending!r}: name one of these."
+        )
+
+
+def _check_series(trajectory: Trajectory) -> None:
+    """Refuse per-token values that are not one per token; none at all may stand for any number."""
+    sizes = [len(getattr(trajectory, column.name)) for column in COLUMNS["series"]]
+    if set(sizes) not in ({0}, {len(trajectory.tokens)}):
+        raise StoreError(
+            f"Expected the per-token values of trajectory {trajectory.index} to be {len(trajectory.tokens)} each, one "
+            f"per token, got {', '.join(map(str, sizes))}: record all of them, or none."
+        )
 
 
 def _check_steps(trajectory: Trajectory) -> None:
@@ -221,7 +255,8 @@ def _question_values(question: Question) -> dict[str, Any]:
 
 def _trajectory_values(trajectory: Trajectory) -> dict[str, Any]:
     values = {column.name: getattr(trajectory, column.name) for column in COLUMNS["trajectories"]}
-    return values | {"correct": _flag(trajectory.correct)}
+    flags = {name: _flag(values[name]) for name in ("correct", "strict_correct")}
+    return values | flags | {"ending": ENDINGS.index(trajectory.ending)}
 
 
 def _flag(value: bool | None) -> int:
@@ -270,15 +305,30 @@ def _texts(data: np.ndarray, offsets: np.ndarray) -> list[str]:
 
 
 def _decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
-    if "trajectories/steps_offset" not in arrays:  # version 1
-        none = {f"steps/{column.name}": np.zeros(0, column.dtype) for column in COLUMNS["steps"]}
-        count = len(arrays["trajectories/index"])
-        arrays = arrays | none | {"trajectories/steps_offset": np.zeros(count + 1, np.int64)}
+    arrays = _upgraded(arrays)
     _check_shapes(arrays, path)
     try:
         return _from_arrays(arrays)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise _damaged(path) from error
+
+
+def _upgraded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the datasets of any version as those of the newest: what was not recorded is empty or absent."""
+    count = len(arrays["trajectories/index"])
+    found = dict(arrays)
+    for table in ("steps", "series"):
+        if f"trajectories/{table}_offset" not in found:
+            found |= {f"{table}/{column.name}": np.zeros(0, column.dtype) for column in COLUMNS[table]}
+            found[f"trajectories/{table}_offset"] = np.zeros(count + 1, np.int64)
+    if "trajectories/ended_with_eos" in found:  # before version 3
+        eos = found.pop("trajectories/ended_with_eos")
+        found["trajectories/ending"] = np.where(eos, ENDINGS.index("eos"), ENDINGS.index("length")).astype(np.int8)
+        found["trajectories/strict_answer"] = np.zeros(0, np.uint8)
+        found["trajectories/strict_answer_offset"] = np.zeros(count + 1, np.int64)
+        found["trajectories/strict_answer_present"] = np.zeros(count, np.int8)
+        found["trajectories/strict_correct"] = np.full(count, -1, np.int8)
+    return found
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
@@ -287,12 +337,14 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
     tokens = arrays["tokens/tokens"]
     trajectories = []
     inner = (_ranges(arrays, f"trajectories/{name}") for name in _OFFSETS["trajectories"])
-    for row, ((t0, t1), (b0, b1), (s0, s1)) in enumerate(zip(*inner, strict=True)):
+    for row, ((t0, t1), (v0, v1), (b0, b1), (s0, s1)) in enumerate(zip(*inner, strict=True)):
         values = {name: values[row] for name, values in columns["trajectories"].items()}
         blocks = {name: values[b0:b1] for name, values in columns["blocks"].items()}
-        values |= {"correct": _unflag(values["correct"]), "ended_with_eos": bool(values["ended_with_eos"])}
+        series = {name: values[v0:v1] for name, values in columns["series"].items()}
+        values |= {name: _unflag(values[name]) for name in ("correct", "strict_correct")}
+        values |= {"ending": ENDINGS[values["ending"]]}
         steps = StepTrace(**{name: values[s0:s1] for name, values in columns["steps"].items()})
-        trajectories.append(Trajectory(**values, tokens=tokens[t0:t1], **blocks, steps=steps))
+        trajectories.append(Trajectory(**values, tokens=tokens[t0:t1], **series, **blocks, steps=steps))
     decisions = [
         Decision(k, p) for k, p in zip(columns["decisions"]["k"], columns["decisions"]["p_enough"], strict=True)
     ]
@@ -316,7 +368,7 @@ def _columns(arrays: dict[str, np.ndarray], table: str) -> dict[str, Any]:
             values = _texts(values, arrays[f"{name}_offset"])
             if column.optional:
                 values = [v if here else None for v, here in zip(values, arrays[f"{name}_present"], strict=True)]
-        elif table not in ("blocks", "tokens", "steps") and column.dtype != "vectors":
+        elif table not in ("blocks", "tokens", "series", "steps") and column.dtype != "vectors":
             values = values.tolist()
         found[column.name] = values
     return found
@@ -341,6 +393,12 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
                 fits.append(len(arrays[name]) == rows[table])
         if not all(fits):
             raise _damaged(path)
+    endings = arrays["trajectories/ending"]
+    if not ((endings >= 0) & (endings < len(ENDINGS))).all():
+        raise _damaged(path)
+    num_tokens, num_values = (np.diff(arrays[f"trajectories/{name}_offset"]) for name in ("tokens", "series"))
+    if not ((num_values == num_tokens) | (num_values == 0)).all():
+        raise _damaged(path)
     offsets = arrays["trajectories/steps_offset"]
     counted = np.diff(offsets)
     accepted = np.diff(np.concatenate([[0], np.cumsum(arrays["steps/accepted"], dtype=np.int64)])[offsets])
@@ -380,8 +438,23 @@ def _datasets() -> dict[str, tuple[np.dtype, int]]:
 DATASETS = _datasets()
 """Every dataset of a segment: its full name, with its type and number of dimensions."""
 
-_OLD_DATASETS = [name for name in DATASETS if not name.startswith("steps/") and name != "trajectories/steps_offset"]
-"""Those of version 1."""
+
+def _layouts() -> dict[int, dict[str, tuple[np.dtype, int]]]:
+    """Return the datasets of every version that is read."""
+    added = {  # what the names of each version's new datasets begin with
+        2: ("steps/", "trajectories/steps_offset"),
+        3: ("series/", "trajectories/series_offset", "trajectories/strict_", "trajectories/ending"),
+    }
+    found = {VERSION: DATASETS}
+    for version in (2, 1):
+        newer = added[version + 1]
+        found[version] = {name: kind for name, kind in found[version + 1].items() if not name.startswith(newer)}
+        found[version]["trajectories/ended_with_eos"] = (np.dtype(np.int8), 1)
+    return found
+
+
+_LAYOUTS = _layouts()
+"""The same of every version that is read."""
 
 _UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
 
@@ -401,13 +474,14 @@ def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.
             if version not in VERSIONS:
                 raise StoreError(
                     f"{path} is a segment of version {version}, but this program reads versions "
-                    f"{' and '.join(map(str, VERSIONS))}: use the release that wrote it, or harvest again into "
+                    f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into "
                     "another folder."
                 )
             arrays = {}
-            for name in names if names is not None else _OLD_DATASETS if version == 1 else DATASETS:
+            layout = _LAYOUTS[int(version)]
+            for name in names if names is not None else layout:
                 dataset = file[name]
-                if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != DATASETS[name]:
+                if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != layout[name]:
                     raise _damaged(path)
                 arrays[name] = dataset[...]
             return arrays, _word(file.attrs["sha256"])

@@ -66,10 +66,13 @@ def sample(options: argparse.Namespace, names: list[str], path: Path) -> dict[st
         prompts = prompts_of(model, benchmark, config)
         room = max(len(tokens) for _, tokens in prompts.values())
         started = time.perf_counter()
-        engine = Engine(model, config, rows=options.rows, prompt_room=room)
+        stops = benchmark.stop_strings(model.tokenizer)
+        engine = Engine(model, config, rows=options.rows, prompt_room=room, stop_strings=stops)
         questions = prepare(benchmark.items, prompts, None)
         lines = []
-        for question in run_policy(model, engine, questions, FixedK(options.k), grading=benchmark, seed=options.seed):
+        for question in run_policy(
+            model, engine, questions, FixedK(options.k), grader=benchmark.grader, seed=options.seed
+        ):
             for t in question.trajectories:
                 trace = t.steps.logprob
                 changed = int(np.sum(t.steps.accepted[1:] & (np.diff(trace) != 0))) if len(trace) else 0

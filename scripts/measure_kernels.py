@@ -180,8 +180,10 @@ class Bench:
         }
 
     def _grade(self, question: int, tokens: np.ndarray) -> bool:
-        answer = self.benchmark.extract(self.model.decode(tokens.tolist()))
-        return bool(self.benchmark.grade(answer, self.benchmark.items[question].gold))
+        from dps.benchmarks.grading import read
+
+        item = self.benchmark.items[question]
+        return bool(read(self.benchmark.grader, self.model.decode(tokens.tolist()), item).correct)
 
 
 def num_changes(accepted: np.ndarray, logprob: np.ndarray) -> int:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from feature_store.records import Decision, Manifest, Question, StepTrace, Trajectory, no_steps
+from feature_store.records import ENDINGS, Decision, Manifest, Question, StepTrace, Trajectory, no_steps
 
 
 def make_steps(rng, *, num_tokens=20, block_size=8, num_mh_steps=5):
@@ -68,7 +68,6 @@ def make_trajectory(
         answer=answer,
         answer_class=answer_class,
         correct=correct,
-        ended_with_eos=True,
         base_logprob=float(-(per_token * blocks).sum()),
         proposal_logprob=float(-(0.2 * per_token * blocks).sum()),
         num_generated_tokens=4 * num_tokens,
@@ -83,6 +82,12 @@ def make_trajectory(
         block_top1=0.8 * blocks.astype(np.float64),
         hidden=hidden,
         steps=trace,
+        ending=ENDINGS[index % len(ENDINGS)],
+        strict_answer=answer if index % 3 else None,
+        strict_correct=correct if index % 3 else None,
+        token_logprob=np.repeat(-per_token, blocks).astype(np.float32),
+        token_entropy=np.repeat(1.5 * per_token, blocks).astype(np.float32),
+        token_top1=np.full(num_tokens, 0.8, np.float32),
     )
 
 

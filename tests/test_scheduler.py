@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dps.aggregate import answer_of, representative
+from dps.benchmarks import Item
 from dps.errors import InputError
 from dps.features import SCALAR_FEATURES, checkpoint_features
 from dps.policies import DynamicK, FixedK, KRange
@@ -23,13 +24,18 @@ CALIBRATION = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.001}
 class Grading:
     """The answer is the last token before the end; even ones are right."""
 
-    def extract(self, text):
+    in_background = False
+
+    def extract(self, text, item):
         return text.split()[-1] if text.split() else None
 
-    def grade(self, answer, gold):
+    def extract_strict(self, text, item):
+        return None
+
+    def grade(self, answer, item):
         return answer is not None and int(answer) % 2 == 0
 
-    def classes(self, answers):
+    def classes(self, answers, item):
         seen = {}
         return [-1 if a is None else seen.setdefault(a, len(seen)) for a in answers]
 
@@ -68,12 +74,9 @@ def questions(count):
     rng = np.random.default_rng(0)
     return [
         PreparedQuestion(
-            f"q{i:03d}",
-            f"question {i}",
+            Item(f"q{i:03d}", f"question {i}", "even", {"n": i}),
             "p",
             tuple(rng.integers(1, 12, 2 + i % 4).tolist()),
-            "even",
-            {"n": i},
             np.ones(3, np.float32),
             0.001,
         )
@@ -88,7 +91,7 @@ def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
         engine,
         questions(count),
         policy,
-        grading=Grading(),
+        grader=Grading(),
         seed=1,
         feature_layer=layer,
         account=account,
@@ -178,6 +181,29 @@ def test_block_sums_add_up_to_the_response(model):
             assert (t.block_top1 <= t.block_num_tokens).all()
     bare = run(model, FixedK(2), layer=None)
     assert all(t.hidden.shape[1] == 0 for r in bare.values() for t in r.trajectories)
+
+
+def test_values_per_token_add_up_to_the_blocks(model):
+    """They are the same numbers, rounded to float32 after the sums were taken."""
+    endings = set()
+    for record in run(model, FixedK(4)).values():
+        for t in record.trajectories:
+            starts = np.cumsum(t.block_num_tokens) - t.block_num_tokens
+            for series, sums in (
+                (t.token_logprob, t.block_logprob),
+                (t.token_entropy, t.block_entropy),
+                (t.token_top1, t.block_top1),
+            ):
+                assert series.dtype == np.float32
+                assert series.shape == t.tokens.shape
+                exact = series.astype(np.float64)
+                rounding = np.add.reduceat(np.abs(exact), starts) * np.finfo(np.float32).eps
+                assert (np.abs(np.add.reduceat(exact, starts) - sums) <= rounding).all()
+            assert (t.token_logprob <= 0).all()
+            assert (np.exp(t.token_logprob) <= t.token_top1 + 1e-6).all()
+            assert (t.ending == "eos") == t.ended_with_eos == (int(t.tokens[-1]) == 0)
+            endings.add(t.ending)
+    assert endings == {"eos", "length"}
 
 
 def test_stopping_leaves_what_is_not_complete(model):

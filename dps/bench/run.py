@@ -24,6 +24,7 @@ from dps.bench.generate import batched_generate
 from dps.bench.records import Records
 from dps.bench.reference import ReferenceChain, reference_chain
 from dps.benchmarks import load_benchmark
+from dps.benchmarks.grading import Grader
 from dps.model import LanguageModel, load_model
 from dps.policies import FixedK
 from dps.progress import track
@@ -42,7 +43,7 @@ class _Setting:
     config: BenchConfig
     model: LanguageModel
     questions: list[PreparedQuestion]
-    grading: Any
+    grader: Grader
     bandwidth: float
 
     @property
@@ -126,7 +127,7 @@ def _setting(config: BenchConfig, model: LanguageModel) -> _Setting:
         questions = [
             replace(question, forced_lengths=forced_lengths(config, question.question_id)) for question in questions
         ]
-    return _Setting(config, model, questions, benchmark, measure_bandwidth(model.device))
+    return _Setting(config, model, questions, benchmark.grader, measure_bandwidth(model.device))
 
 
 def forced_lengths(config: BenchConfig, question_id: str) -> tuple[int, ...]:
@@ -325,7 +326,7 @@ def _sample(
         engine,
         questions,
         FixedK(config.k),
-        grading=setting.grading,
+        grader=setting.grader,
         seed=seed,
         feature_layer=config.features.layer,
         account=account,

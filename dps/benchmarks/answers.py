@@ -128,7 +128,7 @@ def extract_number(text: str, *, flexible: bool = True) -> str | None:
         if not _HEADING.match(tail) and (number := _leading_number(tail)) is not None:
             return format_number(number)
     response = before_next_question(text)
-    for content in reversed(list(_boxed(response))):
+    for content in reversed(boxed_contents(response)):
         number = parse_number(content)
         number = _clause_number(content) if number is None else number
         if number is not None:
@@ -157,11 +157,42 @@ def extract_text(text: str) -> str | None:
     stated = [_SENTENCE_END.split(tail)[0] for _, tail in _stated(response)]
     candidates = [
         *reversed([found.group(1) for found in _HASHES.finditer(response)]),
-        *reversed(list(_boxed(response))),
+        *reversed(boxed_contents(response)),
         *reversed(stated),
         *reversed(response.splitlines()),
     ]
     return next((answer for answer in map(canonical_answer, candidates) if answer is not None), None)
+
+
+def strict_number(text: str) -> str | None:
+    r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``; None otherwise."""
+    contents = boxed_contents(before_next_question(text))
+    if contents:
+        return canonical_number(contents[-1])
+    found = _HASHES.search(text)
+    return canonical_number(found.group(1)) if found else None
+
+
+def strict_text(text: str) -> str | None:
+    r"""Return what stands in the last ``\boxed{}`` or, without a box, after the last ``####``; None otherwise."""
+    response = before_next_question(text)
+    contents = boxed_contents(response) or [found.group(1) for found in _HASHES.finditer(response)]
+    return canonical_answer(contents[-1]) if contents else None
+
+
+def boxed_contents(text: str) -> list[str]:
+    r"""Return what stands in each ``\boxed{}``, braces within it balanced, in order of the closing brace.
+
+    One pass, because a model that is stuck may open thousands of boxes and close none.
+    """
+    contents: list[str] = []
+    opened: list[int | None] = []
+    for found in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if found.group() != "}":
+            opened.append(found.end() if len(found.group()) > 1 else None)
+        elif opened and (start := opened.pop()) is not None:
+            contents.append(text[start : found.start()])
+    return contents
 
 
 def before_next_question(text: str) -> str:
@@ -218,16 +249,3 @@ def _stated(text: str) -> Iterator[tuple[str, str]]:
     """
     for found in _ANSWER_IS.finditer(text):
         yield found["link"].lower(), text[found.end() : found.end() + 200].partition("\n")[0]
-
-
-def _boxed(text: str) -> Iterator[str]:
-    r"""Yield what stands in each ``\boxed{}``, braces within it balanced, in order of the closing brace.
-
-    One pass, because a model that is stuck may open thousands of boxes and close none.
-    """
-    opened: list[int | None] = []
-    for found in re.finditer(r"\\boxed\s*\{|[{}]", text):
-        if found.group() != "}":
-            opened.append(found.end() if len(found.group()) > 1 else None)
-        elif opened and (start := opened.pop()) is not None:
-            yield text[start : found.start()]

@@ -1,20 +1,19 @@
 """The question side of the pipeline: questions go out as prompts, responses come back as answers that are graded.
 
-A harvest or an evaluation renders each :class:`Item` for its model, and asks the :class:`Benchmark` for the answer of a
-response, its grade and the equivalence classes of several answers. What differs between benchmarks (where questions
-come from, the templates, how an answer is found) is in the fields of the one class.
+A harvest or an evaluation renders each :class:`Item` for its model, and gives the responses to the benchmark's grader
+(``grading``). What differs between benchmarks (where questions come from, the templates, the stop strings, the grader)
+is in the fields of the one class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps.benchmarks.answers import answer_key
 from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
+from dps.benchmarks.grading import Grader
 from dps.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,8 +50,10 @@ class Benchmark:
     """The user's message for an instruct model."""
     plain_template: str
     """The whole prompt for a base model."""
-    extractor: Callable[[str], str | None]
-    """Finds the answer in a response's text, in canonical form."""
+    grader: Grader
+    """Reads the responses."""
+    plain_stop: tuple[str, ...] = ()
+    """Stop strings of the prompt for a base model, where ``config.stop`` names none."""
 
     def identity(self) -> dict[str, Any]:
         """Return what a store's manifest says of the questions.
@@ -68,6 +69,8 @@ class Benchmark:
             "prompt": self.config.prompt,
             "chat_template": self.chat_template,
             "plain_template": self.plain_template,
+            "plain_stop": list(self.plain_stop),
+            "stop": None if self.config.stop is None else list(self.config.stop),
         }
 
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,10 +83,9 @@ class Benchmark:
         Raises:
             InputError: If a chat prompt was asked for and the tokenizer has no chat template.
         """
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if self.config.prompt == "plain" or (self.config.prompt == "auto" and not has_template):
+        if not self.chats(tokenizer):
             return self.plain_template.replace(QUESTION_FIELD, item.question)
-        if not has_template:
+        if not getattr(tokenizer, "chat_template", None):
             raise InputError(
                 "Expected a model with a chat template for benchmark.prompt: chat, but this model's tokenizer has "
                 "none: set benchmark.prompt to plain, or choose an instruct model."
@@ -93,24 +95,20 @@ class Benchmark:
             [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
         )
 
-    def extract(self, text: str) -> str | None:
-        """Return the answer of a response in canonical form, None where it has none."""
-        return self.extractor(text)
+    def chats(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Return whether prompts go through the tokenizer's chat template."""
+        if self.config.prompt == "auto":
+            return bool(getattr(tokenizer, "chat_template", None))
+        return self.config.prompt == "chat"
 
-    def grade(self, answer: str | None, gold: str | None) -> bool | None:
-        """Return whether an answer is right; no answer is wrong, and without a gold answer nothing is graded (None)."""
-        if gold is None:
-            return None
-        return answer is not None and answer_key(answer) == answer_key(gold)
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Return the texts that end a response to the prompts for this tokenizer, see ``sampler.stop``.
 
-    def classes(self, answers: Sequence[str | None]) -> list[int]:
-        """Return the equivalence class of each answer, numbered by first appearance from 0; -1 for no answer.
-
-        >>> benchmark.classes(["0.5", None, "7", "1/2"])  # doctest: +SKIP
-        [0, -1, 1, 0]
+        Those of ``config.stop``, else the template's own: an instruct model ends by itself, a base model goes on.
         """
-        numbers: dict[object, int] = {}
-        return [-1 if a is None else numbers.setdefault(answer_key(a), len(numbers)) for a in answers]
+        if self.config.stop is not None:
+            return tuple(self.config.stop)
+        return () if self.chats(tokenizer) else self.plain_stop
 
 
 def select_items(items: list[Item], config: BenchmarkConfig) -> list[Item]:

@@ -10,6 +10,7 @@ from dps.benchmarks.answers import extract_number
 from dps.benchmarks.arithmetic import SPLITS, extract_answer, generate_problems, prompt_for
 from dps.benchmarks.benchmark import Benchmark, Item
 from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig, check_config
+from dps.benchmarks.grading import TextGrader
 from dps.benchmarks.prompts import NUMBER_CHAT
 from dps.errors import InputError
 
@@ -52,7 +53,7 @@ def load_arithmetic(config: BenchmarkConfig) -> Benchmark:
         sha256=hashlib.sha256(content).hexdigest(),
         chat_template=config.template or NUMBER_CHAT,
         plain_template=config.template or prompt_for(QUESTION_FIELD),
-        extractor=extract_arithmetic,
+        grader=TextGrader(extract_arithmetic, extract_answer),
     )
 
 

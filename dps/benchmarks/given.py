@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from dps.benchmarks.answers import extract_number
-from dps.benchmarks.arithmetic import prompt_for
+from dps.benchmarks.answers import extract_number, strict_number
+from dps.benchmarks.arithmetic import extract_answer, prompt_for
 from dps.benchmarks.benchmark import Benchmark, Item
 from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
 from dps.benchmarks.generated import extract_arithmetic
-from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN
+from dps.benchmarks.grading import TextGrader
+from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP
 from dps.errors import InputError
 
 Style = Literal["arithmetic", "number"]
@@ -42,5 +43,8 @@ def given_questions(questions: Sequence[str], style: Style = "number", prompt: s
         sha256=hashlib.sha256(json.dumps(list(questions)).encode()).hexdigest(),
         chat_template=NUMBER_CHAT,
         plain_template=prompt_for(QUESTION_FIELD) if embedded else NUMBER_PLAIN,
-        extractor=extract_arithmetic if embedded else extract_number,
+        plain_stop=() if embedded else NUMBER_STOP,
+        grader=TextGrader(extract_arithmetic, extract_answer)
+        if embedded
+        else TextGrader(extract_number, strict_number),
     )

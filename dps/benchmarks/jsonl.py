@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from dps.benchmarks.answers import canonical_answer, extract_number, extract_text, parse_number
+from dps.benchmarks.answers import (
+    canonical_answer,
+    extract_number,
+    extract_text,
+    parse_number,
+    strict_number,
+    strict_text,
+)
 from dps.benchmarks.benchmark import Benchmark, Item, select_items
 from dps.benchmarks.config import BenchmarkConfig, check_config
-from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, TEXT_CHAT, TEXT_PLAIN
+from dps.benchmarks.grading import TextGrader
+from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP, TEXT_CHAT, TEXT_PLAIN, TEXT_STOP
 from dps.benchmarks.records import RecordFile, read_records
 from dps.errors import InputError
 
@@ -34,7 +42,7 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
     golds = [item.gold for item in items if item.gold is not None]
     # Decided by the whole file, so that it does not change with limit and offset.
     numeric = bool(golds) and all(parse_number(gold) is not None for gold in golds)
-    chat, plain = (NUMBER_CHAT, NUMBER_PLAIN) if numeric else (TEXT_CHAT, TEXT_PLAIN)
+    chat, plain, stop = (NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP) if numeric else (TEXT_CHAT, TEXT_PLAIN, TEXT_STOP)
     return Benchmark(
         config=config,
         items=select_items(items, config),
@@ -42,7 +50,8 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
         sha256=file.sha256,
         chat_template=config.template or chat,
         plain_template=config.template or plain,
-        extractor=extract_number if numeric else extract_text,
+        plain_stop=() if config.template else stop,
+        grader=TextGrader(extract_number, strict_number) if numeric else TextGrader(extract_text, strict_text),
     )
 
 

@@ -32,9 +32,18 @@ class RecordFile:
         Raises:
             InputError: If there is none, or it is not a text.
         """
-        value = self.required(place, record, "question")
+        return self.text(place, record, "question")
+
+    def text(self, place: str, record: dict[str, Any], *names: str) -> str:
+        """Return a field that must be a text; with several names, the first that the record has.
+
+        Raises:
+            InputError: If the record has none of them, or it is not a text or an empty one.
+        """
+        name = next((name for name in names if name in record), names[0])
+        value = self.required(place, record, name)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(place, f"should have a text as question, but has {value!r}.")
+            raise self.error(place, f"should have a text as {name}, but has {value!r}.")
         return value
 
     def required(self, place: str, record: dict[str, Any], name: str) -> Any:

@@ -16,7 +16,7 @@ import itertools
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -36,6 +36,7 @@ from dps.sampler.rows import Finished, Look, Rows
 from dps.sampler.settings import ForwardPath, SamplerConfig
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
+from dps.sampler.stop import Endings, StopTable, token_bytes
 from dps.sampler.streams import uniform
 
 SMALLEST_BATCH = 8
@@ -76,8 +77,8 @@ class Chain(Finished):
 
     request: ChainRequest
     """What was asked for."""
-    ended_with_eos: bool
-    """Whether the last token is an EOS."""
+    ending: str
+    """Why it ended: ``eos``, ``stop`` (a stop string), ``early`` (the rule ``early_stop``) or ``length`` (T_max)."""
     decode_s: float
     """This chain's share of the measured decoding time, seconds."""
     prefill_s: float
@@ -127,6 +128,7 @@ class Engine:
         memory_share: float = 1.0,
         path: ForwardPath = "auto",
         graphs: bool = True,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         """Allocate the rows.
 
@@ -138,6 +140,7 @@ class Engine:
             memory_share: Share of the free memory that these rows may plan with, where ``rows`` is None.
             path: How the model is run; the nearest slower way where the model does not allow that one.
             graphs: Whether a GPU may record its work.
+            stop_strings: Texts that end a response with the token that completes them, see ``stop``.
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, or the
@@ -157,6 +160,11 @@ class Engine:
             model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device
         )
         self._is_eos[list(model.eos_ids)] = True
+        stops = None
+        if stop_strings:
+            stops = StopTable.of(stop_strings, token_bytes(model.tokenizer, len(self._is_eos)), model.device)
+        self._endings = Endings(self._is_eos, stops)
+        self.stop_strings = tuple(stop_strings)
         self._advance = partial(
             advance_rows if self._kernels is None else self._kernels.advance_rows,
             temperature=config.temperature,
@@ -210,7 +218,7 @@ class Engine:
         self.cache = RowCache(model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
-        self._rows = Rows(rows, self.positions, config, model.device, numbers)
+        self._rows = Rows(rows, self.positions, config, model.device, numbers, stops=self._endings.stops)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
         self._num_proposed = np.zeros(rows, np.int64)  # Metropolis-Hastings steps of each row's chain at the last look
@@ -287,7 +295,7 @@ class Engine:
         length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
-        decide = partial(settle, rows, self.config, self._is_eos, self.cache)
+        decide = partial(settle, rows, self.config, self._endings, self.cache)
         for _ in range(pace.settles_per_look):
             for _ in range(pace.steps_per_settle):
                 self._run(("step", count, length), step)
@@ -346,7 +354,7 @@ class Engine:
                 Chain(
                     **{field.name: getattr(found, field.name) for field in fields(found)},
                     request=seat.request,
-                    ended_with_eos=int(found.tokens[-1]) in self.model.eos_ids,
+                    ending=self._ending(found),
                     decode_s=float(self._decode_s[row]),
                     prefill_s=seat.prefill_s,
                     admitted=seat.admitted,
@@ -354,6 +362,14 @@ class Engine:
                 )
             )
         return chains
+
+    def _ending(self, found: Finished) -> str:
+        """Return why a chain ended."""
+        if found.early:
+            return "early"
+        if int(found.tokens[-1]) in self.model.eos_ids:
+            return "eos"
+        return "stop" if found.stopped else "length"
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.stop import StopTable
 from dps.sampler.streams import uniform
 from feature_store.records import StepTrace
 
@@ -23,7 +25,7 @@ _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
     "forced_length", "tries_left", "candidate_length",
 )  # fmt: skip
-_FLAGS = ("occupied", "active", "extending", "finished")
+_FLAGS = ("occupied", "active", "extending", "finished", "early")
 _NUMBERS = ("log_others", "log_candidate")
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
@@ -40,23 +42,36 @@ class Responses:
     values: Tensor
     """Base log-probability, proposal log-probability and base entropy, all nats, and the base model's top-1
     probability: float64, shape (4, R, S + 1)."""
+    states: Tensor | None
+    """How far a stop string has come after each token, see ``stop``: int16, shape (R, S + 1); None without any."""
 
     @classmethod
-    def empty(cls, rows: int, positions: int, device: torch.device) -> Responses:
+    def empty(cls, rows: int, positions: int, device: torch.device, *, stops: bool) -> Responses:
         """Allocate."""
         return cls(
             torch.zeros((rows, positions + 1), dtype=torch.int64, device=device),
             torch.zeros((_KINDS, rows, positions + 1), dtype=torch.float64, device=device),
+            torch.zeros((rows, positions + 1), dtype=torch.int16, device=device) if stops else None,
         )
 
     def first(self, count: int) -> Responses:
         """Return views of the first ``count`` rows."""
-        return Responses(self.tokens[:count], self.values[:, :count])
+        states = self.states[:count] if self.states is not None else None
+        return Responses(self.tokens[:count], self.values[:, :count], states)
 
     def take(self, source: Responses, chosen: Tensor) -> None:
         """Copy the positions that are ``chosen``, bool (R, S + 1), from ``source``."""
         torch.where(chosen, source.tokens, self.tokens, out=self.tokens)
         torch.where(chosen, source.values, self.values, out=self.values)
+        if self.states is not None:
+            torch.where(chosen, source.states, self.states, out=self.states)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy whole rows, numbers of shape (N,) each."""
+        self.tokens[targets] = self.tokens[sources]
+        self.values[:, targets] = self.values[:, sources]
+        if self.states is not None:
+            self.states[targets] = self.states[sources]
 
 
 class Rows:
@@ -84,6 +99,7 @@ class Rows:
         active: It is generating.
         extending: What it generates extends the response; otherwise it is a proposal.
         finished: Its chain has ended and waits for the host.
+        early: It was ended by a rule that looks at the response (``SamplerConfig.early_stop``).
     """
 
     def __init__(
@@ -93,6 +109,8 @@ class Rows:
         config: SamplerConfig,
         device: torch.device,
         uniform: Callable[[Tensor, Tensor], Tensor] = uniform,
+        *,
+        stops: StopTable | None = None,
     ) -> None:
         """Allocate.
 
@@ -102,15 +120,17 @@ class Rows:
             config: The sampler's settings.
             device: Where.
             uniform: Makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
+            stops: The stop strings, if any.
         """
         self.positions = positions
         self.uniform = uniform
+        self.stops = stops
         self._integers = torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device)
         self._flags = torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device)
         self._numbers = torch.full((len(_NUMBERS), rows), -torch.inf, dtype=torch.float64, device=device)
-        self.live = Responses.empty(rows, positions, device)
-        self.saved = Responses.empty(rows, positions, device)
-        self.candidate = Responses.empty(rows, positions, device) if config.num_tries > 1 else None
+        empty = partial(Responses.empty, rows, positions, device, stops=stops is not None)
+        self.live, self.saved = empty(), empty()
+        self.candidate = empty() if config.num_tries > 1 else None
         steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
@@ -182,12 +202,14 @@ class Rows:
         device = self.index.device
         where = torch.tensor(rows, device=device)
         self._integers[:, where] = torch.from_numpy(columns).to(device)
-        flags = {"occupied": True, "active": True, "extending": True, "finished": False}
+        flags = dict.fromkeys(_FLAGS, False) | {"occupied": True, "active": True, "extending": True}
         self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
         self._numbers[:, where] = -torch.inf
         ids = torch.from_numpy(tokens).to(device)
         for responses in (self.live, self.saved):
             responses.tokens[where, : ids.shape[1]] = ids
+            if responses.states is not None:
+                responses.states[where, : ids.shape[1]] = 0
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows; the sources become free."""
@@ -199,8 +221,7 @@ class Rows:
             trace[target] = trace[source]
         for responses in (self.live, self.saved, self.candidate):
             if responses is not None:
-                responses.tokens[target] = responses.tokens[source]
-                responses.values[:, target] = responses.values[:, source]
+                responses.move(source, target)
         self._free(source)
 
     def _free(self, rows: Tensor) -> None:
@@ -230,14 +251,15 @@ class Rows:
         """Copy the accepted responses of these rows to the host and free the rows."""
         device = self.index.device
         where = torch.tensor(rows, device=device)
-        names = ("start", "length", "generated", "proposed", "accepted")
-        integers = torch.stack([getattr(self, name)[where] for name in names]).cpu().numpy()
+        names = ("start", "length", "generated", "proposed", "accepted", "early")
+        integers = torch.stack([getattr(self, name)[where].long() for name in names]).cpu().numpy()
         tokens = self.saved.tokens[where].cpu().numpy()
         values = self.saved.values[:, where].cpu().numpy()
+        states = self.saved.states[where].cpu().numpy() if self.stops is not None else None
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         self._free(where)
         found = []
-        for line, (start, length, generated, proposed, accepted) in enumerate(integers.T.tolist()):
+        for line, (start, length, generated, proposed, accepted, early) in enumerate(integers.T.tolist()):
             span = slice(start, start + length)
             found.append(
                 Finished(
@@ -250,6 +272,8 @@ class Rows:
                     mh_proposed=proposed,
                     mh_accepted=accepted,
                     steps=_unpack(moves[line, :proposed], logprob[line, :proposed]),
+                    stopped=states is not None and states[line, start + length - 1] == self.stops.matched,
+                    early=bool(early),
                 )
             )
         return found
@@ -293,6 +317,10 @@ class Finished:
     """Steps accepted."""
     steps: StepTrace
     """These steps one by one."""
+    stopped: bool
+    """Whether its last token completed a stop string."""
+    early: bool
+    """Whether a rule that looks at the response ended it."""
 
 
 def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:

@@ -67,7 +67,7 @@ def next_move(
     config: SamplerConfig,
     *,
     length: Tensor,
-    ends_in_eos: Tensor,
+    has_ended: Tensor,
     horizon: Tensor,
     steps_left: Tensor,
     extended: Tensor,
@@ -80,7 +80,7 @@ def next_move(
     Args:
         config: The sampler's settings.
         length: Length of the current response, int64, shape (B,).
-        ends_in_eos: Whether it ends in EOS, bool, shape (B,).
+        has_ended: Whether it ends in EOS or a stop string, bool, shape (B,).
         horizon: Horizon H of the row's stage, int64, shape (B,).
         steps_left: Steps left before the settled one, int64, shape (B,).
         extended: Whether what was settled is an extension, bool, shape (B,).
@@ -92,10 +92,10 @@ def next_move(
     at_limit = horizon >= limit
     steps_left = torch.where(extended, _stage_steps(config, horizon), steps_left - 1)
     stage_over = steps_left <= 0
-    jump = stage_over & ends_in_eos & ~at_limit & (config.final_steps > 0)
-    extend = stage_over & ~ends_in_eos & (length < limit)
+    jump = stage_over & has_ended & ~at_limit & (config.final_steps > 0)
+    extend = stage_over & ~has_ended & (length < limit)
     growing = (_stage(config, horizon) < config.anneal_blocks) & (config.num_mh_steps > 0)
-    carry = stage_over & ends_in_eos & growing & ~at_limit & ~jump
+    carry = stage_over & has_ended & growing & ~at_limit & ~jump
     finished = stage_over & ~jump & ~extend & ~carry
     grown = (horizon + config.block_size).clamp(max=limit)
     return Next(
@@ -105,3 +105,28 @@ def next_move(
         extend=extend,
         finished=finished,
     )
+
+
+def stops_early(config: SamplerConfig, length: Tensor, means: Tensor) -> Tensor:
+    """Return whether the rule ``early_stop`` ends a response between two stages.
+
+    Args:
+        config: The sampler's settings.
+        length: Lengths of the responses so far, int64, shape (B,).
+        means: Means over each response of log p (nats), next-token entropy (nats) and top-1 probability, all of the
+            base model: float64, shape (3, B).
+
+    Returns:
+        bool, shape (B,).
+
+    Note:
+        A chain that a rule ends because of what it has generated is not a draw from the target; METHOD section 1.
+    """
+    logprob, entropy, top_probability = means
+    threshold = config.early_stop_threshold_in_force
+    past = {
+        "entropy": lambda: entropy <= threshold,
+        "perplexity": lambda: torch.exp(-logprob) <= threshold,
+        "self_confidence": lambda: top_probability >= threshold,
+    }[config.early_stop]()
+    return past & (length >= config.early_stop_min_tokens)

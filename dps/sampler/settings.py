@@ -11,6 +11,9 @@ from dps.errors import InputError
 Schedule = Literal["paper", "final-horizon"]
 CutLaw = Literal["uniform", "entropy"]
 AcceptRule = Literal["metropolis", "max_swap"]
+EarlyStop = Literal["none", "entropy", "perplexity", "self_confidence"]
+EARLY_STOP_THRESHOLDS = {"entropy": 1.0, "perplexity": 3.0, "self_confidence": 0.8}
+"""The published ones; at most for the first two, at least for the third."""
 ForwardPath = Literal["auto", "eager", "unchanged", "compiled", "fused"]
 """How the model is run, see ``forward``; ``auto`` takes the fastest way that model and machine allow."""
 
@@ -44,6 +47,20 @@ class SamplerConfig:
     """`metropolis` is exact; `max_swap` accepts only what is more likely: the limit of infinite alpha, a search."""
     anneal_blocks: int = 1
     """Stage s has the exponent 1 + (alpha - 1) min(1, s / anneal_blocks); 1 is alpha from the first block on."""
+    early_stop: EarlyStop = "none"
+    """End a chain after a stage once the mean of this metric over its response passes the threshold. A baseline: what
+    comes out is no draw from p^alpha."""
+    early_stop_threshold: float | None = None
+    """At most this `entropy` (nats) or `perplexity`, at least this `self_confidence`; the published 1.0, 3.0 and 0.8
+    where not set."""
+    early_stop_min_tokens: int = 64
+    """Fewest tokens of a response that `early_stop` may end."""
+
+    @property
+    def early_stop_threshold_in_force(self) -> float:
+        """The threshold of ``early_stop``."""
+        given = self.early_stop_threshold
+        return EARLY_STOP_THRESHOLDS[self.early_stop] if given is None else given
 
     @property
     def temperature(self) -> float:
@@ -105,6 +122,12 @@ class SamplerConfig:
                 "accept_rule: max_swap compares two responses by their log p alone: "
                 "leave num_tries and anneal_blocks at 1."
             )
+        if self.early_stop not in ("none", *EARLY_STOP_THRESHOLDS):
+            raise InputError(f"early_stop must be none, {', '.join(EARLY_STOP_THRESHOLDS)}, got {self.early_stop!r}.")
+        if self.early_stop == "none" and self.early_stop_threshold is not None:
+            raise InputError("early_stop_threshold is read only with early_stop; remove it or name the metric there.")
+        if self.early_stop_min_tokens < 1:
+            raise InputError(f"early_stop_min_tokens must be at least 1, got {self.early_stop_min_tokens}.")
         return self
 
     def plain(self, temperature: float) -> SamplerConfig:

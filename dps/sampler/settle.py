@@ -15,19 +15,20 @@ from dps.sampler.accept import accept, log_accept_ratio, more_likely
 from dps.sampler.cache import RowCache
 from dps.sampler.cut import cut_logprob, cut_position, weighted_cut_logprob, weighted_cut_position
 from dps.sampler.rows import Responses, Rows
-from dps.sampler.schedule import next_move, stage_alpha
+from dps.sampler.schedule import next_move, stage_alpha, stops_early
 from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
+from dps.sampler.stop import Endings
 from dps.sampler.target import power_logprob
 from dps.sampler.tries import consider_try, tries_log_accept_ratio
 
 
-def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -> None:
+def settle(rows: Rows, config: SamplerConfig, endings: Endings, cache: RowCache) -> None:
     """Settle every row whose proposal has ended; the others stay as they are.
 
     Args:
         rows: The rows.
         config: The sampler's settings.
-        is_eos: Which tokens end a response: bool, shape (V,).
+        endings: What ends a response.
         cache: Their keys and values.
 
     Source:
@@ -74,7 +75,7 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     rows.record(stepped, before, accepted, logprob)
     rows.proposed.add_(stepped)
     rows.accepted.add_(accepted & stepped)
-    _start_next(rows, ended, decided, stop, config, is_eos)
+    _start_next(rows, ended, decided, stop, config, endings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +117,13 @@ def _suffix(
 def _weights(rows: Rows, responses: Responses, stop: Tensor) -> Tensor:
     """Return the weights of the cut law ``entropy``: shape (R, S + 1), 0 outside the response."""
     return torch.where(rows.between(rows.start, stop), responses.values[2] + ENTROPY_FLOOR, 0.0)
+
+
+def _means(rows: Rows, stop: Tensor) -> Tensor:
+    """Return the means over each response of log p, entropy and top-1 probability: float64, shape (3, R)."""
+    whole = rows.between(rows.start, stop)
+    kept = rows.saved.values[[0, 2, 3]]
+    return torch.where(whole, kept, 0.0).sum(-1) / rows.length.clamp(min=1)
 
 
 def _draw(rows: Rows, wanted: Tensor) -> Tensor:
@@ -176,14 +184,13 @@ def _put_in_place(
 
 
 def _start_next(
-    rows: Rows, ended: Tensor, decided: Tensor, stop: Tensor, config: SamplerConfig, is_eos: Tensor
+    rows: Rows, ended: Tensor, decided: Tensor, stop: Tensor, config: SamplerConfig, endings: Endings
 ) -> None:
     """Start each decided row's next step, stage or end; the others that ended make another try from the same cut."""
-    last_token = rows.saved.tokens.gather(1, (stop - 1).clamp(min=0)[:, None])[:, 0]
     move = next_move(
         config,
         length=rows.length,
-        ends_in_eos=is_eos[last_token],
+        has_ended=endings.ended(rows.saved, stop),
         horizon=rows.horizon,
         steps_left=rows.steps_left,
         extended=rows.extending,
@@ -195,6 +202,11 @@ def _start_next(
         cut = cut_position(number, rows.length)
     cut = torch.where(move.propose, rows.start + cut, stop)
     over = decided & move.finished
+    if config.early_stop != "none":
+        # Asked between stages only: where the chain goes on by extending.
+        early = decided & move.extend & stops_early(config, rows.length, _means(rows, stop))
+        rows.early.logical_or_(early)
+        over = over | early
     torch.where(decided, cut, rows.cut, out=rows.cut)
     torch.where(ended, rows.cut - 1, rows.position, out=rows.position)
     torch.where(decided, move.horizon, rows.horizon, out=rows.horizon)

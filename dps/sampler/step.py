@@ -16,7 +16,7 @@ Advance = Callable[[Tensor, Rows], None]
 
 
 def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) -> None:
-    """Feed each row its token, draw the next one, and end the proposals that reached an EOS or their horizon.
+    """Feed each row its token, draw the next one, and end the proposals that reached their end or their horizon.
 
     Args:
         rows: The rows, B of them; those that are not active compute along and change nothing that counts.
@@ -25,7 +25,10 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
         advance: :func:`advance_rows` or its equal in ``kernels``, its settings bound.
     """
     fed = rows.live.tokens.gather(1, rows.position[:, None])[:, 0]
+    taken = rows.active.clone() if rows.stops is not None else None
     advance(forward(fed, rows.position, length), rows)
+    if rows.stops is not None:
+        rows.stops.advance(rows, taken)
 
 
 def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:

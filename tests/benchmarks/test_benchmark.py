@@ -74,7 +74,7 @@ def test_questions_of_different_splits_are_different():
     [("14+23=37;#37", "37"), ("14+23=37\n#### 37.", "37"), (r"so \boxed{37}", "37"), ("14+23=37;", None), ("#", None)],
 )
 def test_arithmetic_extraction(text, expected):
-    assert load(limit=1).extract(text) == expected
+    assert load(limit=1).grader.extract(text, None) == expected
 
 
 def test_shuffling_permutes_and_keeps_ids(own_file):
@@ -85,20 +85,23 @@ def test_shuffling_permutes_and_keeps_ids(own_file):
     assert load(name="jsonl", path=str(own_file), seed=1).items == shuffled.items
 
 
+def grade(answer, gold):
+    return load(limit=1).grader.grade(answer, Item("q", "?", gold))
+
+
 def test_grades():
-    benchmark = load(limit=1)
-    assert benchmark.grade("1,000.0", "1000") is True
-    assert benchmark.grade("0.5", "1/2") is True
-    assert benchmark.grade("7", "8") is False
-    assert benchmark.grade(None, "8") is False
-    assert benchmark.grade("7", None) is None
-    assert benchmark.grade(None, None) is None
+    assert grade("1,000.0", "1000") is True
+    assert grade("0.5", "1/2") is True
+    assert grade("7", "8") is False
+    assert grade(None, "8") is False
+    assert grade("7", None) is None
+    assert grade(None, None) is None
 
 
 def test_classes_are_numbered_by_first_appearance():
     answers = [None, "0.5", "7", "1/2", None, "paris", "Paris.", "7.00", "8"]
-    assert load(limit=1).classes(answers) == [-1, 0, 1, 0, -1, 2, 2, 1, 3]
-    assert load(limit=1).classes([]) == []
+    assert load(limit=1).grader.classes(answers, None) == [-1, 0, 1, 0, -1, 2, 2, 1, 3]
+    assert load(limit=1).grader.classes([], None) == []
 
 
 def test_auto_prompt_follows_the_tokenizer():
@@ -144,7 +147,7 @@ def test_a_real_chat_template():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     rendered = benchmark.render(benchmark.items[0], tokenizer)
-    assert benchmark.items[0].question in rendered and rendered.startswith("<|user|>Can you")
+    assert rendered.startswith(f"<|user|>Can you solve the following math problem? {benchmark.items[0].question}")
     assert rendered.endswith("<|assistant|>")
 
 
@@ -189,7 +192,7 @@ def test_a_benchmark_travels_to_a_worker():
     copy = pickle.loads(pickle.dumps(benchmark))
     assert isinstance(copy, Benchmark)
     assert copy.items == benchmark.items
-    assert copy.extract("#7") == "7"
+    assert copy.grader.extract("#7", None) == "7"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,8 @@ def test_a_benchmark_travels_to_a_worker():
         ({"name": "jsonl"}, "Expected benchmark.path, the file with your questions"),
         ({"name": "gsm8k", "path": "no/such.jsonl"}, "no/such.jsonl is not there: check benchmark.path"),
         ({"name": "jsonl", "path": "."}, "is a folder"),
-        ({"name": "squad"}, "one of arithmetic, gsm8k, jsonl, got 'squad'"),
+        ({"stop": ("x", "")}, "no empty text in benchmark.stop"),
+        ({"name": "squad"}, "one of arithmetic, gsm8k, math500, .*jsonl, got 'squad'"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, message):

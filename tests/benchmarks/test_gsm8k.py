@@ -6,7 +6,8 @@ import pytest
 
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.benchmarks.answers import parse_number
-from dps.benchmarks.gsm8k import HUB_REVISION
+from dps.benchmarks.grading import read
+from dps.benchmarks.sources import SOURCES
 from dps.errors import InputError
 from tests.benchmarks.data import slice_path
 
@@ -33,7 +34,7 @@ def test_a_local_file(tmp_path):
     assert [i.metadata for i in benchmark.items] == [{"num_steps": 2}, {"num_steps": 1}]
     prompt = benchmark.render(benchmark.items[0], NoChat())
     assert prompt.endswith("\n\nProblem: How many?\nSolution:")
-    assert benchmark.extract("It is 1014.\n#### 1014\n\nProblem: ...") == "1014"
+    assert benchmark.grader.extract("It is 1014.\n#### 1014\n\nProblem: ...", benchmark.items[0]) == "1014"
 
 
 @pytest.mark.parametrize("answer", ["14", "#### many", "####", None])
@@ -63,14 +64,14 @@ def test_the_real_questions(split, count):
         solution = answer.rpartition("####")[0]
         # The human solution as a response, in each of the forms that a model may choose.
         for response in (answer, f"{solution}The answer is ${item.gold}.", rf"{solution}Thus \boxed{{{item.gold}}}."):
-            assert benchmark.grade(benchmark.extract(response), item.gold) is True
+            assert read(benchmark.grader, response, item).correct is True
 
 
 def test_the_last_number_of_a_real_solution_is_nearly_always_its_answer():
     benchmark = load(path=str(slice_path("gsm8k_test_first700.jsonl")))
     with slice_path("gsm8k_test_first700.jsonl").open(encoding="utf-8") as lines:
         solutions = [json.loads(line)["answer"].rpartition("####")[0] for line in lines]
-    right = sum(benchmark.grade(benchmark.extract(s), i.gold) for s, i in zip(solutions, benchmark.items, strict=True))
+    right = sum(read(benchmark.grader, s, i).correct for s, i in zip(solutions, benchmark.items, strict=True))
     assert right / len(solutions) > 0.9
 
 
@@ -103,9 +104,11 @@ def test_the_hub_is_read_at_a_pinned_revision(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(pandas, "read_parquet", lambda path: pandas.DataFrame(ROWS))
     benchmark = load(split="train", limit=1)
-    assert asked == [("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset", HUB_REVISION)]
+    assert asked == [
+        ("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset", SOURCES["gsm8k", "train"].revision)
+    ]
     assert [i.gold for i in benchmark.items] == ["1014"]
-    assert HUB_REVISION in benchmark.identity()["source"]
+    assert revision in benchmark.identity()["source"]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):

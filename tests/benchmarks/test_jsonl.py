@@ -3,6 +3,8 @@ import json
 import pytest
 
 from dps.benchmarks import BenchmarkConfig, load_benchmark
+from dps.benchmarks.answers import extract_text, strict_text
+from dps.benchmarks.grading import TextGrader, read
 from dps.errors import InputError
 
 
@@ -45,25 +47,25 @@ def test_numbers_are_asked_for_and_found_where_all_answers_are_numbers(tmp_path)
     benchmark = load(write(tmp_path, {"question": "2 * 3?", "answer": "6.0"}, {"question": "Half?", "answer": "1/2"}))
     assert [i.gold for i in benchmark.items] == ["6", "0.5"]
     assert "Problem: 2 * 3?\nSolution:" in benchmark.render(benchmark.items[0], NoChat())
-    assert benchmark.extract("It is 2 times 3, so 6 in all") == "6"
+    assert benchmark.grader.extract("It is 2 times 3, so 6 in all", benchmark.items[0]) == "6"
 
 
 def test_texts_are_asked_for_and_found_elsewhere(tmp_path):
     benchmark = load(write(tmp_path, {"question": "Capital?", "answer": "Paris"}, {"question": "2 * 3?", "answer": 6}))
     assert "Question: Capital?\nAnswer:" in benchmark.render(benchmark.items[0], NoChat())
-    answer = benchmark.extract("The answer is Paris. It has 2 million people.")
-    assert benchmark.grade(answer, benchmark.items[0].gold) is True
-    assert benchmark.grade(benchmark.extract("#### 6.00"), benchmark.items[1].gold) is True
+    answer = benchmark.grader.extract("The answer is Paris. It has 2 million people.", benchmark.items[0])
+    assert benchmark.grader.grade(answer, benchmark.items[0]) is True
+    assert read(benchmark.grader, "#### 6.00", benchmark.items[1]).correct is True
 
 
 def test_what_a_file_is_does_not_change_with_the_limit(tmp_path):
     path = write(tmp_path, {"question": "2 * 3?", "answer": 6}, {"question": "Capital?", "answer": "Paris"})
-    assert load(path, limit=1).extract("Six") == load(path).extract("Six") == "six"
+    assert load(path, limit=1).grader == load(path).grader == TextGrader(extract_text, strict_text)
 
 
 def test_questions_without_answers_are_not_graded(tmp_path):
     benchmark = load(write(tmp_path, {"question": "Why?"}))
-    assert benchmark.grade(benchmark.extract("#### because"), benchmark.items[0].gold) is None
+    assert read(benchmark.grader, "#### because", benchmark.items[0]).correct is None
 
 
 def test_unusual_but_right_files(tmp_path):

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_store import Decision, Store, StoreError, StoreWriter
+from feature_store import ENDINGS, Decision, Store, StoreError, StoreWriter
 from feature_store import store as store_module
-from feature_store.records import no_steps
+from feature_store.records import no_steps, not_recorded
 from feature_store.segment import COLUMNS, DATASETS, checksum
 
 from ..factories import make_dynamic_question, make_manifest, make_question, make_trajectory
@@ -144,7 +144,7 @@ def test_segments_are_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "is of version 3, but this program reads versions 1 and 2"),
+        ({"version": 4}, "is of version 4, but this program reads versions 1, 2 and 3"),
         ({"format": "something-else"}, "is not the manifest of a dps-feature-store"),
     ],
 )
@@ -298,42 +298,122 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path):
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def as_version_1(segment):
-    """Turn a segment into what a writer of version 1 would have written of the same questions."""
+def as_version(segment, version):
+    """Turn a segment into what a writer of version 1 or 2 would have written of the same questions."""
     with h5py.File(segment, "r+") as file:
-        del file["steps"]
-        del file["trajectories/steps_offset"]
+        ending = file["trajectories/ending"][...]
+        file["trajectories/ended_with_eos"] = (ending == ENDINGS.index("eos")).astype(np.int8)
+        trajectories = file["trajectories"]
+        for name in ("ending", "strict_correct", "series_offset", *(n for n in trajectories if "strict_answer" in n)):
+            del trajectories[name]
+        del file["series"]
+        if version == 1:
+            del file["steps"], trajectories["steps_offset"]
         names = []
         file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        file.attrs["version"] = 1
+        file.attrs["version"] = version
         file.attrs["sha256"] = np.bytes_(checksum({name: file[name][...] for name in names}))
 
 
-def test_a_store_of_version_1_reads_without_steps_and_goes_on(tmp_path):
-    traced = [make_question(i, k=3, steps=5) for i in range(2)]
-    blank = [
-        dataclasses.replace(q, trajectories=tuple(dataclasses.replace(t, steps=no_steps()) for t in q.trajectories))
-        for q in traced
-    ]
+def as_read_from(question, version):
+    """What a reader may know of a question that was stored by an older version."""
+
+    def old(t):
+        none = dict.fromkeys(("token_logprob", "token_entropy", "token_top1"), not_recorded())
+        ending = "eos" if t.ending == "eos" else "length"
+        steps = t.steps if version == 2 else no_steps()
+        return dataclasses.replace(t, **none, ending=ending, strict_answer=None, strict_correct=None, steps=steps)
+
+    return dataclasses.replace(question, trajectories=tuple(old(t) for t in question.trajectories))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_older_version_reads_and_goes_on(tmp_path, version):
+    questions = [make_question(i, k=5, steps=5) for i in range(2)]
+    assert {t.ending for t in questions[0].trajectories} == set(ENDINGS)
+    old = as_read_from(questions[0], version)
     writer = StoreWriter.open(tmp_path, make_manifest())
-    as_version_1(writer.commit([traced[0]]))
+    as_version(writer.commit([questions[0]]), version)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
-    assert_same(tuple(Store.open(tmp_path)), (blank[0],))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    assert_same(tuple(Store.open(tmp_path)), (old,))
+    assert [t.ended_with_eos for t in old.trajectories] == [t.ended_with_eos for t in questions[0].trajectories]
     assert Store.open(tmp_path).verify() == []
 
     again = StoreWriter.open(tmp_path, make_manifest())
     assert again.committed == {"q00000"}
-    again.commit([traced[1]])
-    assert_same(tuple(Store.open(tmp_path)), (blank[0], traced[1]))
+    again.commit([questions[1]])
+    assert_same(tuple(Store.open(tmp_path)), (old, questions[1]))
     assert Store.open(tmp_path).verify() == []
 
 
-def test_a_segment_of_version_2_without_steps_is_damaged(tmp_path):
+@pytest.mark.parametrize(("of", "says"), [(1, 2), (2, 3), (3, 2), (2, 1)])
+def test_a_segment_that_lacks_what_its_version_has_is_damaged(tmp_path, of, says):
+    """Nothing of its own version may be missing; what an older version did not know fails its checksum."""
     segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, steps=2)])
-    as_version_1(segment)
+    if of < 3:
+        as_version(segment, of)
     with h5py.File(segment, "r+") as file:
-        file.attrs["version"] = 2
+        file.attrs["version"] = says
+    (problem,) = Store.open(tmp_path).verify()
+    assert ("does not match its checksum" if (of, says) == (2, 1) else "truncated or damaged") in problem
+
+
+# -- values per token, endings -----------------------------------------------------------------------------------------
+
+
+def with_last(question, **changes):
+    """The question with other values in its last trajectory."""
+    *others, last = question.trajectories
+    return dataclasses.replace(question, trajectories=(*others, dataclasses.replace(last, **changes)))
+
+
+def test_values_per_token_may_be_left_out(tmp_path):
+    none = dict.fromkeys(("token_logprob", "token_entropy", "token_top1"), not_recorded())
+    question = with_last(make_question(0, k=3), **none)
+    StoreWriter.open(tmp_path, make_manifest()).commit([question])
+    (read,) = Store.open(tmp_path)
+    assert_same(read, question)
+    assert [len(t.token_logprob) > 0 for t in read.trajectories] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["token_logprob", "token_entropy", "token_top1"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_values_that_are_not_one_per_token_are_refused(tmp_path, name, count):
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    with pytest.raises(StoreError, match=r"the per-token values of trajectory 1 to be \d+ each, .* or none"):
+        writer.commit([with_last(make_question(0, k=2), **{name: np.zeros(count, np.float32)})])
+    assert len(Store.open(tmp_path)) == 0
+
+
+def test_stored_values_that_are_not_one_per_token_are_damage(tmp_path):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2)])
+    with h5py.File(segment, "r+") as file:
+        file["trajectories/series_offset"][1] -= 1
+    with pytest.raises(StoreError, match="truncated or damaged"):
+        tuple(Store.open(tmp_path))
+
+
+def test_log_p_of_tokens_is_never_halved(tmp_path):
+    """Float16 ends at 65504 and has three digits; float32 keeps seven."""
+    question = make_question(0, k=1)
+    exact = np.full(len(question.trajectories[0].tokens), -1e5 - 1 / 128, np.float32)
+    StoreWriter.open(tmp_path, make_manifest()).commit([with_last(question, token_logprob=exact)])
+    ((read,),) = (q.trajectories for q in Store.open(tmp_path))
+    assert_same(read.token_logprob, exact)
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    with pytest.raises(StoreError, match="one of eos, stop, length, early, got 'bored'"):
+        writer.commit([with_last(make_question(0, k=2), ending="bored")])
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_stored_ending_without_a_name_is_damage(tmp_path, number):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2)])
+    with h5py.File(segment, "r+") as file:
+        file["trajectories/ending"][1] = number
     with pytest.raises(StoreError, match="truncated or damaged"):
         tuple(Store.open(tmp_path))
 
@@ -349,17 +429,13 @@ def test_log_p_of_steps_is_never_halved(tmp_path):
     assert_same(read.steps.logprob, exact)
 
 
-@pytest.mark.parametrize(("num_questions", "least", "most"), [(1, 20, 24), (8, 6, 10)])
+@pytest.mark.parametrize(("num_questions", "least", "most"), [(1, 21, 21), (8, 6, 10)])
 def test_a_step_takes_about_the_bytes_that_the_page_says(tmp_path, num_questions, least, most):
-    sizes = [
-        StoreWriter.open(tmp_path / str(steps), make_manifest())
-        .commit([make_question(i, steps=steps) for i in range(num_questions)])
-        .stat()
-        .st_size
-        for steps in (None, 10)
-    ]
-    num_steps = sum(t.mh_proposed for i in range(num_questions) for t in make_question(i, steps=10).trajectories)
-    assert least < (sizes[1] - sizes[0]) / num_steps < most
+    questions = [make_question(i, steps=10) for i in range(num_questions)]
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit(questions)
+    with h5py.File(segment) as file:
+        stored = sum(column.id.get_storage_size() for column in file["steps"].values())
+    assert least <= stored / sum(t.mh_proposed for q in questions for t in q.trajectories) <= most
 
 
 @pytest.mark.parametrize("wrong", ["proposed", "accepted", "ragged"])
@@ -604,7 +680,7 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
 
     with h5py.File(segment) as f:
         assert f.attrs["format"] == b"dps-feature-store"
-        assert f.attrs["version"] == 2
+        assert f.attrs["version"] == 3
         sha256 = f.attrs["sha256"].decode()
         names = []
         f.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
@@ -626,7 +702,8 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
         columns = [n.partition("/")[2] for n in data if n.startswith(f"{table}/")]
         plain = [c for c in columns if not c.endswith(("_offset", "_present")) and c not in texts]
         found = {c: data[f"{table}/{c}"][row] for c in plain} | {c: text(table, c, row) for c in texts}
-        return found | {"correct": {1: True, 0: False, -1: None}[int(found["correct"])]}
+        flags = [name for name in ("correct", "strict_correct") if name in found]
+        return found | {name: {1: True, 0: False, -1: None}[int(found[name])] for name in flags}
 
     def check(found, record, besides):
         assert set(found) | set(besides) == {field.name for field in dataclasses.fields(record)}
@@ -642,10 +719,13 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
         chains = cut("questions", "trajectories", row)
         assert chains.stop - chains.start == question.k
         for number, trajectory in zip(range(chains.start, chains.stop), question.trajectories, strict=True):
-            found = row_of("trajectories", number, ["text", "answer"])
+            found = row_of("trajectories", number, ["text", "answer", "strict_answer"])
+            found["ending"] = {0: "eos", 1: "stop", 2: "length", 3: "early"}[int(found["ending"])]
             found["tokens"] = data["tokens/tokens"][cut("trajectories", "tokens", number)]
             blocks = cut("trajectories", "blocks", number)
             found |= {n.partition("/")[2]: data[n][blocks] for n in data if n.startswith("blocks/")}
+            values = cut("trajectories", "series", number)
+            found |= {n.partition("/")[2]: data[n][values] for n in data if n.startswith("series/")}
             check(found, trajectory, ("steps",))
             steps = cut("trajectories", "steps", number)
             check({n.partition("/")[2]: data[n][steps] for n in data if n.startswith("steps/")}, trajectory.steps, ())
@@ -684,7 +764,8 @@ def test_the_table_of_trajectories(tmp_path):
     assert frame["num_tokens"].tolist() == [len(t.tokens) for q in questions for t in q.trajectories]
     assert frame["question_id"].tolist() == [q.question_id for q in questions for _ in range(2)]
     for name in set(frame) - {"num_tokens", "question_id"}:
-        assert frame[name].tolist() == [getattr(t, name) for q in questions for t in q.trajectories]
+        shown = [None if value != value else value for value in frame[name].tolist()]  # pandas shows no text as NaN
+        assert shown == [getattr(t, name) for q in questions for t in q.trajectories]
     StoreWriter.open(tmp_path / "empty", make_manifest())
     empty = Store.open(tmp_path / "empty").to_frame()
     assert len(empty) == 0

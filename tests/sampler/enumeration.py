@@ -11,12 +11,17 @@ ENTROPY_FLOOR = 0.05  # nats; stated here again, so that a change of the product
 
 @dataclass
 class Toy:
-    """Logits for every context (a tuple of tokens) over V tokens; token `eos` ends a response."""
+    """Logits for every context (a tuple of tokens) over V tokens; token `eos` ends a response, and so does the token
+    that completes one of the `stops`, which are tuples of tokens."""
 
     logits: dict
     vocabulary: int
     eos: int
     horizon: int
+    stops: tuple = ()
+
+    def ends(self, response):
+        return response[-1:] == (self.eos,) or any(response[-len(stop) :] == stop for stop in self.stops)
 
     def contexts(self):
         return [c for c in self.logits if len(c) < self.horizon]
@@ -29,10 +34,13 @@ def random_toy(rng, vocabulary=3, horizon=4, eos=0, scale=1.5):
 
 
 def responses(toy, horizon):
-    """Every legal response cut at depth `horizon`: ends in EOS with n <= horizon, or has n = horizon without EOS."""
-    others = [t for t in range(toy.vocabulary) if t != toy.eos]
-    ended = [(*c, toy.eos) for n in range(horizon) for c in itertools.product(others, repeat=n)]
-    return ended + list(itertools.product(others, repeat=horizon))
+    """Every legal response cut at depth `horizon`: ends as `toy.ends` says with n <= horizon, or has n = horizon."""
+    found, growing = [], [()]
+    while growing:
+        longer = [(*c, t) for c in growing for t in range(toy.vocabulary)]
+        found += [r for r in longer if toy.ends(r) or len(r) == horizon]
+        growing = [r for r in longer if not toy.ends(r) and len(r) < horizon]
+    return found
 
 
 def log_softmax(x):
@@ -126,7 +134,7 @@ def extend(toy, law, horizon_from, horizon_to, temperature):
     out = np.zeros(len(after))
     for x, mass in zip(before, law, strict=True):
         for j, y in enumerate(after):
-            if x and x[-1] == toy.eos:
+            if x and toy.ends(x):
                 out[j] += mass * (y == x)
             elif y[: len(x)] == x:
                 out[j] += mass * np.exp(sequence_logprob(toy, y, temperature, len(x)))
@@ -166,7 +174,7 @@ def chain_law(
         exponent = stage_exponent(alpha, stage, anneal_blocks)
         law = law @ np.linalg.matrix_power(kernel(toy, horizon, exponent, temperature, **step), steps)
         states = responses(toy, horizon)
-        stops = np.array([r[-1] == toy.eos or horizon == limit for r in states])
+        stops = np.array([toy.ends(r) or horizon == limit for r in states])
         if stage < anneal_blocks and not final_steps and not stop_early:
             stops[:] = horizon == limit  # goes on to the next stage, where `extend` leaves it as it is
         stopped = np.zeros(len(final))

@@ -118,7 +118,7 @@ def test_responses_are_legal_and_end_at_the_first_eos():
     for chain in run(model, count=64, rows=32):
         eos = [i for i, t in enumerate(chain.tokens.tolist()) if t in model.eos_ids]
         assert len(chain.tokens) <= CONFIG.max_new_tokens
-        if chain.ended_with_eos:
+        if chain.ending == "eos":
             assert eos == [len(chain.tokens) - 1]
         else:
             assert eos == []
@@ -130,7 +130,7 @@ def test_every_token_of_an_eos_set_ends_a_response():
     model.model.generation_config.eos_token_id = [0, 3, 5]
     chains = run(model, count=64, rows=32)
     assert model.eos_ids == (0, 3, 5)
-    assert {int(c.tokens[-1]) for c in chains if c.ended_with_eos} == {0, 3, 5}
+    assert {int(c.tokens[-1]) for c in chains if c.ending == "eos"} == {0, 3, 5}
     assert not any(set(c.tokens[:-1].tolist()) & {0, 3, 5} for c in chains)
 
 
@@ -144,7 +144,7 @@ def test_schedules_take_the_stated_number_of_steps(monkeypatch):
     seen = set()
     for chain in run(model, final, count=48, rows=16):
         stages = -(-len(chain.tokens) // CONFIG.block_size)
-        early = chain.ended_with_eos and stages < 3
+        early = chain.ending == "eos" and stages < 3
         assert chain.mh_proposed == (stages * 4 + 7 if early else 2 * 4 + 7)
         seen.add(early)
     assert seen == {True, False}
@@ -287,7 +287,7 @@ def test_forced_lengths_are_kept_through_every_step():
     while not engine.idle:
         found.update({c.request.key: c for c in engine.poll()})
     assert {i: len(c.tokens) for i, c in found.items()} == lengths
-    assert all(c.ended_with_eos for c in found.values())
+    assert all(c.ending == "eos" for c in found.values())
     assert sum(c.mh_accepted for c in found.values()) > 0
 
 

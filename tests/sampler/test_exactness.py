@@ -299,7 +299,7 @@ def product_chain_law(toy, config):
         move = next_move(
             config,
             length=torch.tensor([len(r) for r in states]),
-            ends_in_eos=torch.tensor([r[-1] == toy.eos for r in states]),
+            has_ended=torch.tensor([toy.ends(r) for r in states]),
             horizon=torch.full((count,), horizon),
             steps_left=torch.full((count,), left),
             extended=torch.full((count,), extended),

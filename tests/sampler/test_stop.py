@@ -1,0 +1,233 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from dps.errors import InputError
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.stop import StopTable, before_stop, token_bytes
+from dps.sampler.streams import stream_key
+from tests.sampler.enumeration import Toy, responses
+from tests.sampler.models import tiny_model
+from tests.sampler.test_exactness import FINAL, PAPER, enumerated_chain_law, total_variation, transformer_toy
+
+LETTERS = ["[E]", "a", "b"]
+
+
+def with_tokenizer(language_model, names=LETTERS):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
+        ),
+        eos_token=names[0],
+    )
+    return replace(language_model, tokenizer=tokenizer)
+
+
+def sample(language_model, config, prompt, numbers, stop_strings=(), rows=64):
+    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt), stop_strings=stop_strings)
+    for i in numbers:
+        engine.submit(ChainRequest(i, prompt, stream_key(0, "q", i)))
+    chains = {}
+    while not engine.idle:
+        chains.update({chain.request.key: chain for chain in engine.poll()})
+    return chains
+
+
+pieces = st.lists(st.text("abé\n", max_size=4).map(str.encode), min_size=1, max_size=6)
+strings = st.lists(st.text("abé\n", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(strings, pieces, st.lists(st.integers(0, 5), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_the_table_says_whether_the_text_contains_a_stop_string(stops, pieces, tokens):
+    table = StopTable.of(stops, pieces, torch.device("cpu"))
+    assert table.following.dtype == torch.int16
+    state, text = 0, b""
+    for token in tokens:
+        token %= len(pieces)
+        state, text = int(table.following[state, token]), text + pieces[token]
+        assert (state == table.matched) == any(stop.encode() in text for stop in stops)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [PAPER, FINAL, dict(PAPER, num_tries=2), dict(FINAL, cut_law="entropy"), dict(PAPER, block_size=4, num_mh_steps=0)],
+    ids=["paper", "final-horizon", "tries", "entropy", "plain"],
+)
+def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
+    config = SamplerConfig(**changes)
+    language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=23, sharpness=1.0))
+    prompt, count = (1, 2, 1), 8_000
+    without = transformer_toy(language_model, prompt, config.max_new_tokens)
+    toy = replace(without, stops=((1, 2), (2, 2, 1)))
+    expected = enumerated_chain_law(toy, config)
+    chains = sample(language_model, config, prompt, range(count), ["ab", "bba"], rows=1024)
+    counts = Counter(tuple(chain.tokens.tolist()) for chain in chains.values())
+    states = responses(toy, config.max_new_tokens)
+    assert set(counts) <= set(states)
+    observed = np.array([counts[s] for s in states]) / count
+    error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
+    assert (np.abs(observed - expected) / error).max() < 7
+    for chain in chains.values():
+        stopped = toy.ends(tuple(chain.tokens.tolist())) and chain.tokens[-1] != 0
+        assert chain.ending == ("eos" if chain.tokens[-1] == 0 else "stop" if stopped else "length")
+    assert {chain.ending for chain in chains.values()} == {"eos", "stop", "length"}
+    # The test has power: cutting the strings off afterwards is another law.
+    cut = Counter()
+    for response, mass in zip(
+        responses(without, config.max_new_tokens), enumerated_chain_law(without, config), strict=True
+    ):
+        cut[
+            next(response[:n] for n in range(1, len(response) + 1) if toy.ends(response[:n]) or n == len(response))
+        ] += mass
+    if config.num_mh_steps:
+        assert total_variation(np.array([cut[s] for s in states]), expected) > 0.02
+
+
+def test_a_row_forgets_what_its_last_chain_had_begun():
+    """A chain alone equals the same chain in a crowd whose rows have had other chains before."""
+    config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=3)
+    language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.0))
+    crowd = sample(language_model, config, (1, 2), range(60), ["aab", "bb"], rows=8)
+    for i in range(0, 60, 7):
+        alone = sample(language_model, config, (1, 2), [i], ["aab", "bb"], rows=8)[i]
+        assert crowd[i].tokens.tolist() == alone.tokens.tolist()
+        assert crowd[i].ending == alone.ending
+
+
+def test_forced_lengths_do_not_stop():
+    language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.0))
+    config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=2)
+    engine = Engine(language_model, config, rows=8, prompt_room=1, stop_strings=["a", "b"])
+    engine.submit(ChainRequest(0, (1,), 7, forced_length=9))
+    chains = []
+    while not engine.idle:
+        chains += engine.poll()
+    assert len(chains[0].tokens) == 9
+    assert chains[0].ending == "eos"
+
+
+@pytest.mark.parametrize(
+    ("metric", "threshold"), [("entropy", 1.1), ("perplexity", 2.1), ("self_confidence", 0.6), ("entropy", None)]
+)
+def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(metric, threshold):
+    """A chain up to stage s is the same for every T_max, so shorter runs say where the rule must end the longest."""
+    base = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=20, num_mh_steps=3)
+    rule = replace(base, early_stop=metric, early_stop_threshold=threshold, early_stop_min_tokens=7).check()
+    language_model = tiny_model(sharpness=3.0, seed=4)
+    prompt, numbers = (3, 5, 7), range(80)
+    found = sample(language_model, rule, prompt, numbers)
+    by_stage = [sample(language_model, replace(base, max_new_tokens=4 * s), prompt, numbers) for s in range(1, 6)]
+    limit = rule.early_stop_threshold_in_force
+
+    def past(chain):
+        value = {
+            "entropy": -chain.entropies.mean(),
+            "perplexity": -np.exp(-chain.base_logprobs.mean()),
+            "self_confidence": chain.top_probabilities.mean(),
+        }[metric]
+        return len(chain.tokens) >= 7 and value >= (limit if metric == "self_confidence" else -limit)
+
+    endings = Counter()
+    for i in numbers:
+        stages = [chains[i] for chains in by_stage]
+        stop = next((s for s in stages[:-1] if s.ending == "eos" or past(s)), stages[-1])
+        expected = "early" if stop.ending == "length" and stop is not stages[-1] else stop.ending
+        assert found[i].tokens.tolist() == stop.tokens.tolist()
+        assert found[i].ending == expected
+        endings[expected] += 1
+    assert endings["early"] >= 5
+    assert endings["eos"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(early_stop="luck"), "early_stop must be none, entropy, perplexity, self_confidence, got 'luck'"),
+        (dict(early_stop_threshold=0.5), "early_stop_threshold is read only with early_stop"),
+        (dict(early_stop="entropy", early_stop_min_tokens=0), "early_stop_min_tokens must be at least 1, got 0"),
+    ],
+)
+def test_early_stop_settings_that_cannot_be_meant(changes, message):
+    with pytest.raises(InputError, match=message):
+        SamplerConfig(**changes).check()
+
+
+def byte_level():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer, tokenizers.pre_tokenizers.ByteLevel.alphabet()
+
+
+def byte_fallback():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    return tokenizer, [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def is_text(piece):
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_token_bytes_join_to_what_the_tokenizer_decodes(make):
+    backend, alphabet = make()
+    texts = ["Problem: wie groß ist 3 × 4?\n\nQ: 東京 🙂 " * 3, "  def f(x):\n\treturn x\n\n"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
+    )
+    if make is byte_level:
+        backend.train_from_iterator(texts, trainer)
+    else:  # a trained vocabulary would not hold the byte tokens
+        names = ["<eos>", *alphabet, *dict.fromkeys("".join(texts).replace(" ", "▁")), "▁Pro", "lem:"]
+        backend.model = tokenizers.models.BPE(
+            vocab={name: i for i, name in enumerate(names)}, merges=[], byte_fallback=True
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    pieces = token_bytes(tokenizer, len(tokenizer) + 3)
+    assert len(pieces) == len(tokenizer) + 3
+    assert pieces[tokenizer.eos_token_id] == b"" == pieces[-1]
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(pieces[i] for i in ids).decode() == tokenizer.decode(ids) == text
+    whole = [i for i in range(len(tokenizer)) if is_text(pieces[i])]  # others may be a part of a letter
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.choice(whole, 20).tolist()
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert b"".join(pieces[i] for i in ids).decode() == decoded
+
+
+def test_a_slow_tokenizer_is_refused():
+    with pytest.raises(InputError, match=r"Stop strings need a fast tokenizer, but object is none: set benchmark.stop"):
+        token_bytes(object(), 5)
+
+
+def test_text_before_the_first_stop_string():
+    assert before_stop("4.\n\nProblem: x\nQ:", ["Q:", "\n\nProblem:"]) == "4."
+    assert before_stop("4.", ["Q:"]) == "4."
+    assert before_stop("4.", []) == "4."
+
+
+def test_the_enumeration_knows_stop_strings():
+    toy = Toy({}, 3, 0, 3, stops=((1, 2),))
+    found = responses(toy, 3)
+    assert len(set(found)) == len(found)
+    assert (1, 2) in found
+    assert (2, 1, 2) in found
+    assert not any(r[:2] == (1, 2) and len(r) > 2 for r in found)
