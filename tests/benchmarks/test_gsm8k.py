@@ -104,9 +104,8 @@ def test_the_hub_is_read_at_a_pinned_revision(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(pandas, "read_parquet", lambda path: pandas.DataFrame(ROWS))
     benchmark = load(split="train", limit=1)
-    assert asked == [
-        ("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset", SOURCES["gsm8k", "train"].revision)
-    ]
+    revision = SOURCES["gsm8k", "train"].revision
+    assert asked == [("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset", revision)]
     assert [i.gold for i in benchmark.items] == ["1014"]
     assert revision in benchmark.identity()["source"]
 
