@@ -36,6 +36,10 @@ that decide how many trajectories a question needs.
   predict      write its probabilities for every question of a store as CSV
   evaluate     run fixed, plain and controlled policies live on the model
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
+  grade        read and grade stored responses again, without a model
+  outputs      write responses for alpaca_eval, and let an annotator of yours judge them
+  data         list the benchmarks and their licences, or download them
+  metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
 Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted."""
@@ -193,6 +197,77 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     print(f"\n{target / 'report.html'}")
 
 
+def _data(arguments: list[str]) -> None:
+    from dps.config import DataConfig
+
+    parser = _parser("data", "List the benchmarks with their licences; `dps data download` fetches them.")
+    parser.add_argument("action", nargs="?", choices=("list", "download"), default="list")
+    config, parsed = _parse(parser, DataConfig, arguments)
+    from dps.benchmarks.download import download, listing
+
+    if parsed["action"] == "list":
+        print(listing())
+        return
+    problems = download(config.names, Path(config.output) if config.output is not None else None)
+    if problems:
+        raise InputError(" ".join(problems))
+
+
+def _grade(arguments: list[str]) -> None:
+    from dps.config import GradeConfig
+
+    parser = _parser("grade", "Read and grade the responses of a store again, into a copy; no model is needed.")
+    parser.add_argument("store", type=str, help="folder of the store")
+    config, parsed = _parse(parser, GradeConfig, arguments)
+    from dps.benchmarks.regrade import regrade
+    from dps.progress import track
+    from feature_store import Store
+
+    folder = Path(parsed["store"])
+    output = Path(config.output) if config.output is not None else folder.with_name(f"{folder.name}-graded")
+    with track("grade", len(Store.open(folder))) as bar:
+        found = regrade(folder, output, bar.advance)
+    print(
+        f"{found.num_trajectories:,} responses to {found.num_questions:,} questions: {found.answers:,} answers and "
+        f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
+        f"questions have another grade.\n{output}"
+    )
+
+
+def _outputs(arguments: list[str]) -> None:
+    from dps.config import OutputsConfig
+
+    parser = _parser("outputs", "Write a store's responses as the model_outputs that alpaca_eval reads.")
+    parser.add_argument("store", type=str, help="folder of the store")
+    config, parsed = _parse(parser, OutputsConfig, arguments)
+    config.check()
+    from dps.benchmarks.outputs import annotate, write_outputs
+
+    folder = Path(parsed["store"])
+    target = Path(config.output) if config.output is not None else folder / "model_outputs.json"
+    print(f"{write_outputs(folder, target, config.k):,} responses: {target}")
+    if config.annotator is not None:
+        rate = annotate(config.annotator, target, target.with_suffix(""))
+        print(f"win rate {rate.value:.1%} +- {rate.stderr:.1%} of {rate.num_instructions:,} instructions")
+
+
+def _metrics(arguments: list[str]) -> None:
+    from dps.metrics.config import MetricsConfig
+
+    parser = _parser(
+        "metrics",
+        "Read runs and write a table of their trajectories with the published columns, samples to success of every "
+        "question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base model; "
+        "mcmc_k in the table is num_mh_steps.",
+    )
+    parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")
+    config, parsed = _parse(parser, MetricsConfig, arguments)
+    config.check()
+    from dps.metrics.command import render, run_metrics
+
+    print(render(run_metrics([Path(folder) for folder in parsed["folders"]], config)))
+
+
 def _bench(arguments: list[str]) -> None:
     from dps.bench.config import BenchConfig
 
@@ -342,6 +417,10 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "harvest": _harvest,
     "evaluate": _evaluate,
     "report": _report,
+    "grade": _grade,
+    "outputs": _outputs,
+    "data": _data,
+    "metrics": _metrics,
     "bench": _bench,
 }
 

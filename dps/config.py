@@ -9,10 +9,17 @@ from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import KRange
-from dps.sampler.settings import ForwardPath, SamplerConfig
+from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig
 
-FIXED_POLICIES = ("power", "plain", "lowtemp")
-"""Policies that need no controller: fixed k of power sampling, of plain and of low-temperature sampling."""
+EARLY_STOPS: dict[str, EarlyStop] = {
+    "early-entropy": "entropy",
+    "early-perplexity": "perplexity",
+    "early-self-confidence": "self_confidence",
+}
+"""Policies whose chains end once a metric of the response passes a threshold, and the metric."""
+FIXED_POLICIES = ("power", "plain", "lowtemp", "max-swap", *EARLY_STOPS)
+"""Policies that need no controller: fixed k of power sampling, of plain and of low-temperature sampling, of the search
+that only accepts what is more likely, and of power sampling with an early stop."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,9 @@ class EvaluateConfig:
 
     output: str = "runs/evaluation"
     """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
-    policies: tuple[str, ...] = FIXED_POLICIES
-    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, and names of controllers."""
+    policies: tuple[str, ...] = ("power", "plain", "lowtemp")
+    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, and
+    the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample another law."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -108,6 +116,9 @@ class EvaluateConfig:
     """Most samples of the policies `plain` and `lowtemp`; every power of two up to it is reported. At most 64."""
     low_temperature: float = 0.25
     """Temperature of the policy `lowtemp`."""
+    early_stop_thresholds: dict[str, float] = field(default_factory=dict)
+    """Thresholds of the early stops by metric; the published ones (entropy 1.0, perplexity 3.0, self_confidence 0.8)
+    where not set. Fewest tokens: `sampler.early_stop_min_tokens`."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Must be those of the harvest that trained the controllers."""
     aggregator: Aggregator = "majority"
@@ -132,6 +143,16 @@ class EvaluateConfig:
                 )
         if not self.policies:
             raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+        unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
+        if unknown:
+            raise InputError(
+                f"early_stop_thresholds names {', '.join(EARLY_STOPS.values())}, got {', '.join(unknown)}."
+            )
+        if self.sampler.early_stop != "none" or self.sampler.accept_rule != "metropolis":
+            raise InputError(
+                "An evaluation's `power` is exact: leave sampler.early_stop and sampler.accept_rule as they are, and "
+                f"name {', '.join(EARLY_STOPS)} or max-swap among the policies."
+            )
         if not 1 <= self.plain_max_k <= 64:
             raise InputError(f"plain_max_k must be 1 to 64, got {self.plain_max_k}.")
         if not self.low_temperature > 0:
@@ -159,6 +180,47 @@ class QuickstartConfig:
     """Questions to harvest, if not the number in configs/harvest/arithmetic.yaml."""
     evaluate_questions: int | None = None
     """Questions to evaluate, if not the number in configs/evaluate/arithmetic.yaml."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`dps data`: list the benchmarks with their licences, and fetch them from the Hugging Face hub."""
+
+    names: tuple[str, ...] = ()
+    """Benchmarks to fetch; all if not set."""
+    output: str | None = None
+    """Folder for copies of the files; without it they stay in the hub's cache, where the loaders find them."""
+
+
+@dataclass(frozen=True)
+class GradeConfig:
+    """`dps grade`: read and grade stored responses again, without a model."""
+
+    output: str | None = None
+    """Folder of the graded copy; `<store>-graded` if not set."""
+
+
+@dataclass(frozen=True)
+class OutputsConfig:
+    """`dps outputs`: write a store's responses as the model_outputs of alpaca_eval."""
+
+    output: str | None = None
+    """The file; `model_outputs.json` in the store's folder if not set."""
+    k: int | None = None
+    """Take the most probable of the first k responses; of all of them if not set."""
+    annotator: str | None = None
+    """A command that judges the outputs, with {outputs} and {folder} in it, for instance `alpaca_eval --model_outputs
+    {outputs} --output_path {folder}`; its annotations.json becomes a win rate."""
+
+    def check(self) -> OutputsConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if self.k is not None and self.k < 1:
+            raise InputError(f"k must be at least 1, got {self.k}.")
+        if self.annotator is not None and "{outputs}" not in self.annotator:
+            raise InputError(
+                f"Expected {{outputs}} in annotator, where the path of the outputs goes, got {self.annotator!r}."
+            )
+        return self
 
 
 @dataclass(frozen=True)

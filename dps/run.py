@@ -13,7 +13,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -24,7 +24,7 @@ import torch
 
 from dps.benchmarks import Benchmark, load_benchmark
 from dps.clock import calibrate
-from dps.config import EvaluateConfig, HarvestConfig
+from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.policies import DynamicK
@@ -100,6 +100,18 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
         policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
         task = StoreTask(folder, sampler, config.plain_max_k, None, features=False)
+    elif name == "max-swap":
+        sampler = replace(config.sampler, accept_rule="max_swap", num_tries=1, anneal_blocks=1)
+        policy["law"] = "a search for likely responses, which accepts only what is more likely"
+        task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
+    elif name in EARLY_STOPS:
+        metric = EARLY_STOPS[name]
+        sampler = replace(
+            config.sampler, early_stop=metric, early_stop_threshold=config.early_stop_thresholds.get(metric)
+        )
+        sign = ">=" if metric == "self_confidence" else "<="
+        policy["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
+        task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
     else:
         if load_controller is None:
             raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")

@@ -217,7 +217,7 @@ def _engine(setting: _Setting, records: Records, *, rows: int | None, repeat: in
     _warm_up(setting, engine)
     account, counted = Account(), _Counted(engine)
     started = time.perf_counter()
-    embeddings = embedder.embed([question.question for question in setting.questions])
+    embeddings = embedder.embed([question.item.question for question in setting.questions])
     questions = [replace(q, embedding=e) for q, e in zip(setting.questions, embeddings, strict=True)]
     embedding_s = time.perf_counter() - started
     done = list(_sample(setting, engine, questions, account, config.seed + repeat))

@@ -3,13 +3,16 @@
 ``load_benchmark(config)`` gives a :class:`Benchmark`, with which harvests, live evaluations and single questions work.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from dps.benchmarks.benchmark import Benchmark, Item
 from dps.benchmarks.config import BenchmarkConfig
+from dps.benchmarks.grading import Grader
 from dps.errors import InputError
 
-__all__ = ["Benchmark", "BenchmarkConfig", "Item", "load_benchmark"]
+__all__ = ["Benchmark", "BenchmarkConfig", "Item", "grader_of", "load_benchmark"]
 
 _MODULES = {
     "arithmetic": "generated",
@@ -20,7 +23,7 @@ _MODULES = {
     "alpaca_eval": "alpaca_eval",
     "jsonl": "jsonl",
 }
-"""In which module the function ``load_<name>`` of each benchmark is; imported when it is asked for."""
+"""In which module the functions ``load_<name>`` and ``grader`` of each benchmark are; imported when asked for."""
 
 
 def load_benchmark(config: BenchmarkConfig) -> Benchmark:
@@ -29,7 +32,23 @@ def load_benchmark(config: BenchmarkConfig) -> Benchmark:
     Raises:
         InputError: If they cannot be read, or none are left.
     """
-    if config.name not in _MODULES:
-        raise InputError(f"Expected benchmark.name to be one of {', '.join(_MODULES)}, got {config.name!r}.")
-    module = import_module(f"dps.benchmarks.{_MODULES[config.name]}")
-    return getattr(module, f"load_{config.name}")(config)
+    return getattr(_module(config.name), f"load_{config.name}")(config)
+
+
+def grader_of(name: str, golds: Sequence[str | None]) -> Grader:
+    """Return the grader of a benchmark's responses.
+
+    Args:
+        name: The benchmark's name.
+        golds: The gold answers; they say what one's own questions ask for.
+
+    Raises:
+        InputError: If there is no such benchmark.
+    """
+    return _module(name).grader(golds)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise InputError(f"Expected benchmark.name to be one of {', '.join(_MODULES)}, got {name!r}.")
+    return import_module(f"dps.benchmarks.{_MODULES[name]}")

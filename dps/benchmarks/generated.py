@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dps.benchmarks.answers import extract_number
@@ -53,8 +54,13 @@ def load_arithmetic(config: BenchmarkConfig) -> Benchmark:
         sha256=hashlib.sha256(content).hexdigest(),
         chat_template=config.template or NUMBER_CHAT,
         plain_template=config.template or prompt_for(QUESTION_FIELD),
-        grader=TextGrader(extract_arithmetic, extract_answer),
+        grader=grader(),
     )
+
+
+def grader(golds: Sequence[str | None] = ()) -> TextGrader:
+    """Return what reads the responses; the gold answers do not matter."""
+    return TextGrader(extract_arithmetic, extract_answer)
 
 
 def extract_arithmetic(text: str) -> str | None:

@@ -6,6 +6,7 @@ to its metadata. Where all answers are numbers, a response is searched for a num
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dps.benchmarks.answers import (
@@ -39,9 +40,9 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
         )
     file = read_records(config.path)
     items = _items(file, config)
-    golds = [item.gold for item in items if item.gold is not None]
     # Decided by the whole file, so that it does not change with limit and offset.
-    numeric = bool(golds) and all(parse_number(gold) is not None for gold in golds)
+    golds = [item.gold for item in items]
+    numeric = _numeric(golds)
     chat, plain, stop = (NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP) if numeric else (TEXT_CHAT, TEXT_PLAIN, TEXT_STOP)
     return Benchmark(
         config=config,
@@ -51,8 +52,20 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
         chat_template=config.template or chat,
         plain_template=config.template or plain,
         plain_stop=() if config.template else stop,
-        grader=TextGrader(extract_number, strict_number) if numeric else TextGrader(extract_text, strict_text),
+        grader=grader(golds),
     )
+
+
+def grader(golds: Sequence[str | None]) -> TextGrader:
+    """Return what reads the responses: for numbers where all gold answers are numbers, else for texts."""
+    if _numeric(golds):
+        return TextGrader(extract_number, strict_number)
+    return TextGrader(extract_text, strict_text)
+
+
+def _numeric(golds: Sequence[str | None]) -> bool:
+    known = [gold for gold in golds if gold is not None]
+    return bool(known) and all(parse_number(gold) is not None for gold in known)
 
 
 def _items(file: RecordFile, config: BenchmarkConfig) -> list[Item]:

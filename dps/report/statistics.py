@@ -39,7 +39,7 @@ class Outcomes:
     question_ids: tuple[str, ...]
     """Sorted and unique."""
     correct: np.ndarray
-    """1 where the answer is right, 0 where it is wrong, NaN where it has no grade; float64."""
+    """1 where the answer is right, 0 where it is wrong or cannot be graded, NaN without a gold answer; float64."""
     tokens: np.ndarray
     """Generated tokens, rejected ones included; float64."""
     compute_s: np.ndarray
@@ -50,6 +50,8 @@ class Outcomes:
     """Seconds on the calibrated clock; float64, NaN without a clock."""
     num_trajectories: np.ndarray
     """k of each question; int64."""
+    ungradable: np.ndarray
+    """Whether there is a gold answer, but the grader could not decide; bool."""
 
     def on(self, question_ids: Iterable[str]) -> Outcomes:
         """Return the outcomes on these questions only, all of which must be there; ids are sorted."""
@@ -60,6 +62,7 @@ class Outcomes:
             self,
             question_ids=tuple(wanted),
             correct=self.correct[rows],
+            ungradable=self.ungradable[rows],
             tokens=self.tokens[rows],
             compute_s=self.compute_s[rows],
             latency_s=self.latency_s[rows],
@@ -166,7 +169,7 @@ def outcomes_of(
     order = sorted(range(len(question_ids)), key=question_ids.__getitem__)
     result = []
     for k in ks:
-        columns = np.array([rows[k][i] for i in order], dtype=np.float64).reshape(len(order), 6).T
+        columns = np.array([rows[k][i] for i in order], dtype=np.float64).reshape(len(order), 7).T
         result.append(
             Outcomes(
                 policy=policy_name(name, k),
@@ -180,6 +183,7 @@ def outcomes_of(
                 latency_s=columns[3],
                 calibrated_s=columns[4],
                 num_trajectories=columns[5].astype(np.int64),
+                ungradable=columns[6].astype(bool),
             )
         )
     return result
@@ -195,7 +199,10 @@ def policy_name(series: str, k: int | None) -> str:
 def _outcome(
     question: Question, k: int | None, aggregator: str, calibration: Mapping[str, float] | None
 ) -> tuple[float, ...]:
-    """Return correct, tokens, compute, latency and calibrated seconds, and k of one question under one policy."""
+    """Return one question's numbers under one policy, in the order of the columns of :func:`outcomes_of`.
+
+    They are correct, tokens, compute, latency and calibrated seconds, k, and whether the answer could not be graded.
+    """
     used = question.trajectories[:k]
     tokens = sum(t.num_generated_tokens for t in used)
     compute_s = sum(t.compute_s for t in used) + question.prefill_s
@@ -206,7 +213,9 @@ def _outcome(
         correct = answer_of(used, aggregator)[1]
         latency_s = max(t.finished_s for t in used)
     clock = np.nan if calibration is None else calibrated_seconds(tokens, question.num_prompt_tokens, calibration)
-    return (np.nan if correct is None else float(correct), tokens, compute_s, latency_s, clock, len(used))
+    ungradable = correct is None and question.gold is not None
+    grade = 0.0 if ungradable else np.nan if correct is None else float(correct)
+    return (grade, tokens, compute_s, latency_s, clock, len(used), ungradable)
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -101,6 +101,7 @@ def _row(outcomes: Outcomes, whole: Outcomes, reference: Outcomes | None) -> dic
         "accuracy_stderr": json_number(accuracy.stderr),
         "num_questions": len(outcomes.question_ids),
         "num_ungraded": len(outcomes.question_ids) - accuracy.num_questions,
+        "num_ungradable": int(outcomes.ungradable.sum()),
         "num_questions_in_store": len(whole.question_ids),
     }
     for name in ("tokens", "compute_s", "calibrated_s", "latency_s"):
@@ -190,6 +191,10 @@ def _notes(stores: Sequence[LoadedStore], outcomes: Sequence[Outcomes], common: 
     if any(ungraded.values()):
         each = ", ".join(f"{name} {count:,}" for name, count in ungraded.items() if count)
         notes.append(f"Questions without a grade count in the costs but not in accuracies: {each}.")
+    undecided = {o.policy: int(o.ungradable.sum()) for o in outcomes}
+    if any(undecided.values()):
+        each = ", ".join(f"{name} {count:,}" for name, count in undecided.items() if count)
+        notes.append(f"Answers that the grader could not decide count as not right: {each}.")
     if len(common) < 30:
         notes.append(f"With {len(common)} questions, standard errors are themselves rough.")
     flat = [o.policy for o in outcomes if estimate(o.correct).stderr == 0]
@@ -198,6 +203,11 @@ def _notes(stores: Sequence[LoadedStore], outcomes: Sequence[Outcomes], common: 
             f"{', '.join(flat)}: all answers right or all wrong. The standard error of 0 says that there was no "
             f"spread among these questions, not that the accuracy is known exactly."
         )
+    notes += [
+        f"{s.outcomes[0].series} is no draw from p^alpha: {s.manifest.policy['law']}."
+        for s in stores
+        if "law" in s.manifest.policy
+    ]
     power = [s for s in stores if s.outcomes[0].series == "power" or s.outcomes[0].family == "dynamic"]
     for what, values in {
         "sampler settings": [s.manifest.sampler for s in power],

@@ -41,6 +41,7 @@ def outcomes(policy, correct, tokens, *, series="plain", k=1, family="fixed"):
         zeros,
         zeros,
         np.full(count, k),
+        np.zeros(count, bool),
     )
 
 

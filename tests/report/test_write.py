@@ -187,6 +187,7 @@ def test_ungraded_questions_are_kept_apart(tmp_path):
     questions = [question(i, row) for i, row in enumerate(rows)]
     ungraded = replace(
         questions[0],
+        gold=None,
         correct=None,
         trajectories=tuple(replace(t, correct=None) for t in questions[0].trajectories),
     )
@@ -198,6 +199,23 @@ def test_ungraded_questions_are_kept_apart(tmp_path):
     assert k8["accuracy"] == pytest.approx(37 / 39)
     assert k8["tokens"] == 800
     assert any("without a grade" in note for note in report["notes"])
+
+
+def test_answers_that_cannot_be_graded_count_as_not_right_and_are_named(tmp_path):
+    rows = power_rows(40)
+    questions = [question(i, row) for i, row in enumerate(rows)]
+    undecided = replace(
+        questions[0],
+        correct=None,
+        trajectories=tuple(replace(t, correct=None) for t in questions[0].trajectories),
+    )
+    assert undecided.gold is not None
+    write_store(tmp_path / "power", power_manifest(), [undecided, *questions[1:]])
+    report = read_report([tmp_path])
+    [*_, k8] = report["policies"]
+    assert (k8["num_ungraded"], k8["num_ungradable"]) == (0, 1)
+    assert k8["accuracy"] == pytest.approx(37 / 40)
+    assert any("could not decide count as not right: fixed-k2 1, " in note for note in report["notes"])
 
 
 def test_a_store_without_any_grade_still_reports(tmp_path):

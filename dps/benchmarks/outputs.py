@@ -1,0 +1,117 @@
+"""``dps outputs``: the responses of a store as the official ``alpaca_eval`` reads them, and an annotator's verdict.
+
+Nothing here calls a model that judges: that is a program of the user's, which costs money and sees the responses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dps.aggregate import representative
+from dps.errors import InputError
+from feature_store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often an annotator preferred these outputs to the reference model's."""
+
+    value: float
+    """Mean preference, 0 to 1; ties are halves."""
+    stderr: float
+    """Its standard error over instructions."""
+    num_instructions: int
+    """Instructions with a preference."""
+
+
+def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
+    """Return the store's answers in the form of ``model_outputs``.
+
+    Args:
+        store: A store of open responses.
+        k: Use the first k trajectories of each question; all of them if None. Of several the one with the highest
+            log-probability is taken.
+
+    Returns:
+        One object for each question: ``dataset``, ``instruction``, ``output``, ``generator``, in order of id.
+
+    Raises:
+        InputError: If a question has fewer than k trajectories, or a question no response.
+    """
+    policy, model = store.manifest.policy["name"], Path(str(store.manifest.model.get("name", "model"))).name
+    found = []
+    for question in store:
+        used = question.trajectories if k is None else question.trajectories[:k]
+        if k is not None and len(used) < k:
+            raise InputError(f"Expected k = {k} trajectories of {question.question_id}, but the store has {len(used)}.")
+        best = representative([0] * len(used), [t.base_logprob for t in used], "best_logprob")
+        count = f"-k{k or len(used)}" if store.manifest.policy.get("family") == "fixed" else ""
+        found.append(
+            {
+                "dataset": question.metadata.get("dataset", ""),
+                "instruction": question.question,
+                "output": used[best].text.strip() if best is not None else "",
+                "generator": f"{model}-{policy}{count}",
+            }
+        )
+    return found
+
+
+def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
+    """Write a store's ``model_outputs`` file; returns the number of instructions."""
+    outputs = model_outputs(Store.open(folder), k)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(outputs, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return len(outputs)
+
+
+def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
+    """Run the user's annotator on an outputs file and read the preferences that it wrote.
+
+    Args:
+        command: With {outputs} and {folder} where the paths go, e.g. ``alpaca_eval --model_outputs {outputs}
+            --output_path {folder}``. It runs without a shell.
+        outputs: The ``model_outputs`` file.
+        folder: Where the annotator writes; a file ``annotations.json`` is looked for in it.
+
+    Raises:
+        InputError: If the command cannot be run, fails, or leaves no preferences.
+    """
+    if "{outputs}" not in command:
+        raise InputError(f"Expected {{outputs}} in annotator, where the file's path goes, got {command!r}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [word.format(outputs=outputs, folder=folder) for word in shlex.split(command)]
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except OSError as error:
+        raise InputError(f"The annotator {words[0]} cannot be run ({error.strerror}): check annotator.") from error
+    if code:
+        raise InputError(f"The annotator {words[0]} ended with exit code {code}; its messages are above.")
+    found = sorted(folder.rglob("annotations.json"))
+    if not found:
+        raise InputError(
+            f"The annotator left no annotations.json under {folder}: have it write there, as with "
+            "--output_path {folder}."
+        )
+    return win_rate(json.loads(found[0].read_text(encoding="utf-8")))
+
+
+def win_rate(annotations: list[dict[str, Any]]) -> WinRate:
+    """Return the win rate that annotations mean: ``preference`` is 1 for the reference's output, 2 for ours.
+
+    Raises:
+        InputError: If none has a preference.
+    """
+    values = [float(a["preference"]) - 1.0 for a in annotations if a.get("preference") is not None]
+    if not values:
+        raise InputError("Expected annotations with a preference between 1 and 2, found none.")
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values)
+    stderr = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+    return WinRate(mean, stderr, len(values))
