@@ -85,11 +85,15 @@ def test_a_dynamic_store_keeps_its_answer_and_pays_for_its_controller():
 
 
 def test_the_recorded_answer_of_a_dynamic_store_counts():
-    [gbdt] = outcomes_of(
-        dynamic_manifest(), [question(0, [1, 1], correct=None), question(1, [1, 1], correct=False)], None
-    )
+    records = [
+        question(0, [1, 1], correct=None, gold=None),
+        question(1, [1, 1], correct=False),
+        question(2, [1, 1], correct=None),
+    ]
+    [gbdt] = outcomes_of(dynamic_manifest(), records, None)
     assert np.isnan(gbdt.correct[0])
-    assert gbdt.correct[1] == 0
+    assert gbdt.correct[1:].tolist() == [0, 0]
+    assert gbdt.ungradable.tolist() == [False, False, True]
 
 
 def test_ks_come_from_the_list_or_from_the_range():

@@ -221,7 +221,8 @@ def test_answers_that_cannot_be_graded_count_as_not_right_and_are_named(tmp_path
 def test_a_store_without_any_grade_still_reports(tmp_path):
     rows = [question(i, [1, 1]) for i in range(3)]
     blank = [
-        replace(q, correct=None, trajectories=tuple(replace(t, correct=None) for t in q.trajectories)) for q in rows
+        replace(q, gold=None, correct=None, trajectories=tuple(replace(t, correct=None) for t in q.trajectories))
+        for q in rows
     ]
     write_store(tmp_path / "store", dynamic_manifest(), blank)
     report = write_report([tmp_path], tmp_path / "out")
