@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dps.cli import run
 from dps.model_config import embedded_path
@@ -399,13 +400,33 @@ def test_interrupted_harvest_resumes(tmp_path):
     assert kept <= set(Store.open(tmp_path / "a").question_ids)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if path.parent.name != "models"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_config_parses_and_names_its_command(path, capsys):
     command = path.parent.name
     assert path.read_text().startswith(f"# dps {command} --config configs/{command}/{path.name}")
     with pytest.raises(SystemExit) as stop:
         run([command, "--config", str(path), "--print_config"])
     assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/models/*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_changes_a_config_of_every_benchmark(path, capsys):
+    first, *_ = path.read_text().splitlines()
+    assert first.startswith("# dps evaluate --config configs/evaluate/math500.yaml ")
+    assert f"--config configs/models/{path.name}" in first
+    for name in ("math500", "gsm8k", "humaneval", "gpqa", "alpaca_eval"):
+        with pytest.raises(SystemExit) as stop:
+            run(["evaluate", f"--config={ROOT}/configs/evaluate/{name}.yaml", f"--config={path}", "--print_config"])
+        assert stop.value.code == 0
+        resolved = yaml.safe_load(capsys.readouterr().out)
+        preset = yaml.safe_load(path.read_text())
+        assert resolved["model"]["name"] == preset["model"]["name"]
+        assert resolved["benchmark"]["name"] == name
+        assert resolved["benchmark"]["prompt"] == preset["benchmark"]["prompt"]
+        assert resolved["sampler"]["alpha"] == 4.0
 
 
 def test_not_a_terminal_is_quiet(pipeline):
