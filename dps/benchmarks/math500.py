@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from dps.benchmarks.benchmark import Benchmark, Item, select_items
 from dps.benchmarks.config import BenchmarkConfig, check_config
-from dps.benchmarks.math import MathGrader
+from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.prompts import MATH_PLAIN, MATH_STOP, NUMBER_CHAT
 from dps.benchmarks.records import RecordFile
 from dps.benchmarks.sources import read_source
