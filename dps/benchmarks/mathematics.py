@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,13 +37,13 @@ class MathGrader:
     in_background: bool = True
 
     def extract(self, text: str, item: Item) -> str | None:
-        r"""Return the last boxed answer, else what follows the last "answer is" or ``####``, the last formula, or number."""
+        """Return the last boxed answer, else what follows ``####`` or "answer is", the last formula, the last number."""
         return extract_math(text)
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return what stands in the last ``\boxed{}``."""
         boxes = boxed_contents(before_next_question(text))
-        return normalize(boxes[-1]) if boxes else None
+        return (normalize(boxes[-1]) or None) if boxes else None
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
         """Return whether an answer equals the gold one; None if that cannot be decided within the limits."""
@@ -226,6 +227,7 @@ _BASED = re.compile(r"([0-9A-F]+)_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
           "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _NAME = re.compile(r"^[a-zA-Z](?:_\w|_\{\w+\})?(?:\([a-z]\))?=|^\\[a-z]+=")
+_TEXT = re.compile(r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*")
 _BARE_BOX = re.compile(r"\\(boxed|fbox)\s+([^\s${}]+)")
 _HASHES = re.compile(r"#{4,}\s*([^\n]*)")
 _STATED = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b:?|[:=])\s*([^\n]{1,200}?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE)
@@ -239,22 +241,18 @@ def _improper(whole: str, top: str, bottom: str) -> str:
 
 
 def _alone(response: str) -> list[str]:
-    """Return a response that is an answer and nothing else: one short line of mathematics, or up to three words."""
+    """Return a response that is an answer and nothing else: one short line of mathematics, or one or two words."""
     line = response.strip()
-    if "\n" in line or len(line) > 100:
+    if "\n" in line or "$" in line or "\\(" in line or len(line) > 100:
         return []
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?", " ", line))
-    return [line] if len(words) <= 3 and not (words and re.search(r"\d", line)) else []
+    return [line] if len(words) <= 2 and not (words and re.search(r"\d", line)) else []
 
 
 def _last(pattern: re.Pattern[str], text: str) -> list[str]:
     """Return what the pattern's group is at its last match, in a list; an empty one for no match."""
-    last = None
-    for last in pattern.finditer(text):
-        pass
-    if last is None:
-        return []
-    return [next((group for group in last.groups() if group), last.group())]
+    found = deque(pattern.finditer(text), maxlen=1)
+    return [next((group for group in last.groups() if group), last.group()) for last in found]
 
 
 def _number(text: str) -> Fraction | None:
@@ -267,9 +265,7 @@ def _number(text: str) -> Fraction | None:
 
 def _is_text(text: str) -> bool:
     """Whether an answer is words, or a letter in brackets, rather than mathematics."""
-    return bool(
-        re.fullmatch(r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*", text)
-    )
+    return _TEXT.fullmatch(text) is not None
 
 
 def _word(text: str) -> str:
