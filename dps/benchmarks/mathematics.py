@@ -37,7 +37,7 @@ class MathGrader:
     in_background: bool = True
 
     def extract(self, text: str, item: Item) -> str | None:
-        """Return the last boxed answer, else what follows ``####`` or "answer is", the last formula, the last number."""
+        """Return the last boxed answer, else what follows ``####`` or "answer is", the last formula or number."""
         return extract_math(text)
 
     def extract_strict(self, text: str, item: Item) -> str | None:
@@ -243,7 +243,7 @@ def _improper(whole: str, top: str, bottom: str) -> str:
 def _alone(response: str) -> list[str]:
     """Return a response that is an answer and nothing else: one short line of mathematics, or one or two words."""
     line = response.strip()
-    if "\n" in line or "$" in line or "\\(" in line or len(line) > 100:
+    if "\n" in line or re.search(r"(?<!\\)\$", line) or "\\(" in line or len(line) > 100:
         return []
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?", " ", line))
     return [line] if len(words) <= 2 and not (words and re.search(r"\d", line)) else []

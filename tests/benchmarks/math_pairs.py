@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 r"""Pairs of a gold answer and an answer with the verdict that a careful person gives: right, wrong, or ungradable.
 
 The verdicts were written down before the grader saw them. The gold answer decides what is asked for: units, percent
