@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dps.benchmarks.benchmark import Benchmark, Item, select_items
-from dps.benchmarks.code import CodeGrader
 from dps.benchmarks.config import BenchmarkConfig, check_config
+from dps.benchmarks.programs import CodeGrader
 from dps.benchmarks.prompts import CODE_CHAT, CODE_PLAIN, CODE_STOP
 from dps.benchmarks.records import RecordFile
 from dps.benchmarks.sources import read_source
