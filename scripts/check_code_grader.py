@@ -104,7 +104,7 @@ def main() -> None:
         "seconds_per_solution": round(seconds / len(right), 3),
         "mutants": len(wrong),
         "mutants_failed": sum(verdict is False for verdict in wrong),
-        "without_a_wrong_mutant": [i.question_id for i, m in zip(benchmark.items, made, strict=True) if m is None],
+        "questions_without_a_wrong_mutant": sum(not found for found in made),
         "mutants_not_failed": [
             i.question_id for (i, _), verdict in zip(pairs, wrong, strict=True) if verdict is not False
         ],

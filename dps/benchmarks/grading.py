@@ -115,13 +115,13 @@ class ChoiceGrader:
         last = response.strip().splitlines()[-1:] or [""]
         alone = [last[0].strip(" .*:")] if len(last[0].strip(" .*:")) == 1 else []
         found = [letter for group in (stated, bracketed, alone) for letter in group[-1:]]
-        return next((letter for letter in found if letter in letters), None)
+        return next((letter for letter in found if letter in tuple(letters)), None)
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return the letter in the last ``\boxed{}``."""
         contents = boxed_contents(before_next_question(text))
-        letter = _TEXT_COMMAND.sub(r"\1", contents[-1]).strip(" .()$") if contents else ""
-        return letter if letter in _letters(item) else None
+        letter = _TEXT_COMMAND.sub(r"\1", contents[-1]).strip(" .()$") if contents else None
+        return letter if letter in tuple(_letters(item)) else None
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
         """See :class:`Grader`."""

@@ -1,0 +1,110 @@
+import pytest
+
+from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
+from dps.benchmarks.grading import read
+from dps.benchmarks.programs import CodeGrader, examples_of
+from tests.benchmarks.data import slice_path
+
+PROMPT = '''import math
+
+
+def half(x):
+    return x / 2
+
+
+def area(r):
+    """Area of a circle.
+
+    >>> round(area(1), 2)
+    3.14
+    >>> area(0)
+    0.0
+    """
+'''
+TEST = "def check(candidate):\n    assert abs(candidate(2) - 12.566370614359172) < 1e-9\n    assert candidate(half(0)) == 0"
+RIGHT = "    return math.pi * r ** 2\n"
+ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry_point": "area"})
+
+
+@pytest.mark.parametrize(
+    ("text", "strict"),
+    [
+        (RIGHT, True),
+        (RIGHT + "\n\nprint(area(3))\n", True),
+        (RIGHT + "\ndef area(r):\n    return 0\n", True),
+        ("    # comment\n" + RIGHT + "    # end\n\nif __name__ == '__main__':\n    area(1)\n", True),
+        ("Here:\n```python\ndef area(r):\n    return math.pi * r * r\n```\nIt works.", True),
+        (
+            "```python\ndef area(r):\n    return 0\n```\nNo:\n```py\nfrom math import pi\ndef area(r):\n    return pi * r * r\n```",
+            True,
+        ),
+        ("```\ndef helper(x):\n    return x * x\n\ndef area(r):\n    return math.pi * helper(r)\n```", True),
+        ("```python\ndef area(r):\n    return math.pi * r * r", True),  # cut off before the fence
+        ("Sure, the function is\n\ndef area(r):\n    return math.pi * r * r\n\nI hope that helps.", False),
+    ],
+)
+def test_right_programs_are_found_in_every_form(text, strict):
+    found = read(CodeGrader(), text, ITEM)
+    assert found.correct is True
+    assert found.strict_correct is strict
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "I cannot do that.", "    pass pass\n", '    """Only a docstring."""\n', "```python\nprint(1)\n```",
+     "    return " + "1 + " * 10_000 + "1\n", "    return '\ud800'\n"],
+)  # fmt: skip
+def test_what_is_no_program_is_no_answer(text):
+    found = read(CodeGrader(), text, ITEM)
+    assert (found.answer, found.correct) == (None, False)
+
+
+def test_wrong_programs_are_wrong():
+    for body in ("    return r\n", "    raise ValueError\n", "    return None\n"):
+        assert read(CodeGrader(), body, ITEM).correct is False
+
+
+def test_a_broken_test_makes_a_program_ungradable():
+    item = Item("q", PROMPT, PROMPT + RIGHT, ITEM.metadata | {"test": "def check(candidate):\n    assert undefined\n"})
+    assert read(CodeGrader(), RIGHT, item).correct is None
+
+
+def test_programs_are_classed_by_what_they_say_of_the_examples():
+    answers = [
+        PROMPT + RIGHT,
+        PROMPT + "    return math.pi * r * r\n",
+        None,
+        PROMPT + "    return 3.0 * r\n",
+        PROMPT + "    return 3 * r + 0.0 # other source, same outputs\n",
+        PROMPT + "    raise KeyError\n",
+        PROMPT + "    raise KeyError  # with a comment\n",
+        PROMPT + "    raise TypeError\n",
+    ]
+    assert CodeGrader().classes(answers, ITEM) == [0, 0, -1, 1, 1, 2, 2, 3]
+
+
+def test_without_examples_only_the_same_source_is_the_same():
+    prompt = 'def f(x):\n    """Nothing shown."""\n'
+    item = Item("q", prompt, None, {"prompt": prompt, "test": "", "entry_point": "f"})
+    answers = [prompt + "    return x+1\n", prompt + "    return x + 1  # spaces\n", prompt + "    return 1 + x\n"]
+    assert CodeGrader().classes(answers, item) == [0, 0, 1]
+
+
+def test_examples_are_found_in_the_common_forms():
+    prompt = (
+        'def f(x, y=(1, 2)):\n    """f(1) == 2 and so on.\n    f([1, 2]) => [2]\n    `f("a)")` -> "b"\n'
+        "    For f(3) nothing is shown.\n    >>> f(7)\n    8\n    >>> print('no call')\n    f(4) returns 5\n"
+        "    >>> x = f(9)\n"
+        '    """\n'
+    )
+    assert examples_of(prompt, "f") == ["f(7)", "f(1)", "f([1, 2])", "f(4)"]
+
+
+def test_real_canonical_solutions_pass():
+    path = slice_path("humaneval_first100.jsonl")
+    benchmark = load_benchmark(BenchmarkConfig(name="humaneval", path=str(path), limit=30, offset=30))
+    for item in benchmark.items:
+        body = item.gold[len(item.metadata["prompt"]) :]
+        assert read(benchmark.grader, body, item).correct is True, item.question_id
+        assert read(benchmark.grader, f"```python\n{item.gold}\n```", item).correct is True, item.question_id
+        assert read(benchmark.grader, "    return None\n", item).correct is False, item.question_id
