@@ -21,7 +21,7 @@ def area(r):
     0.0
     """
 '''
-TEST = "def check(candidate):\n    assert abs(candidate(2) - 12.566370614359172) < 1e-9\n    assert candidate(half(0)) == 0"
+TEST = "def check(candidate):\n    assert abs(candidate(2) - 12.566370614359172) < 1e-9\n    assert candidate(half(0)) == 0\n"  # noqa: E501
 RIGHT = "    return math.pi * r ** 2\n"
 ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry_point": "area"})
 
@@ -35,7 +35,7 @@ ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry
         ("    # comment\n" + RIGHT + "    # end\n\nif __name__ == '__main__':\n    area(1)\n", True),
         ("Here:\n```python\ndef area(r):\n    return math.pi * r * r\n```\nIt works.", True),
         (
-            "```python\ndef area(r):\n    return 0\n```\nNo:\n```py\nfrom math import pi\ndef area(r):\n    return pi * r * r\n```",
+            "```python\ndef area(r):\n    return 0\n```\nNo:\n```py\nfrom math import pi\ndef area(r):\n    return pi * r * r\n```",  # noqa: E501
             True,
         ),
         ("```\ndef helper(x):\n    return x * x\n\ndef area(r):\n    return math.pi * helper(r)\n```", True),
