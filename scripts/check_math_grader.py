@@ -2,9 +2,9 @@
 
     python scripts/check_math_grader.py --data FOLDER --output docs/results/graders/math.json
 
-FOLDER holds ``math500_first300.json`` and ``gsm8k_test_first700.jsonl``. Every gold answer, written in five forms, must be
-found and be right; against the gold answer of another question, drawn at random, it must be wrong unless both are the
-same text. The pairs are those of ``tests/benchmarks/math_pairs.py``.
+FOLDER holds ``math500_first300.json`` and ``gsm8k_test_first700.jsonl``. Every gold answer, written in five forms, must
+be found and be right; against the gold answer of another question, drawn at random, it must be wrong unless both are
+the same text. The pairs are those of ``tests/benchmarks/math_pairs.py``.
 """
 
 from __future__ import annotations

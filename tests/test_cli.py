@@ -429,6 +429,43 @@ def test_every_preset_changes_a_config_of_every_benchmark(path, capsys):
         assert resolved["sampler"]["alpha"] == 4.0
 
 
+def test_baselines_of_another_law_run_and_are_marked(tmp_path):
+    policies = ["power", "max-swap", "early-entropy", "early-perplexity", "early-self-confidence"]
+    options = ["--benchmark.limit=4", "--k.maximum=2", "--sampler.early_stop_min_tokens=8"]
+    thresholds = "--early_stop_thresholds={entropy: 9.0, perplexity: 1.0}"  # always past, never past
+    command = ["evaluate", f"--output={tmp_path}", f"--policies=[{','.join(policies)}]", thresholds, *SMALL, *options]
+    assert run(command) == 0
+    stores = {name: Store.open(tmp_path / name) for name in policies}
+    laws = {name: store.manifest.policy.get("law") for name, store in stores.items()}
+    assert laws["power"] is None
+    assert laws["max-swap"] == "a search for likely responses, which accepts only what is more likely"
+    assert laws["early-entropy"] == "chains end after a stage once entropy <= 9"
+    assert laws["early-self-confidence"] == "chains end after a stage once self_confidence >= 0.8"
+    endings = {name: [t.ending for q in store for t in q.trajectories] for name, store in stores.items()}
+    assert "early" in endings["early-entropy"]
+    assert set(endings["early-perplexity"]) <= {"eos", "length"}
+    tokens = {name: [t.tokens.tolist() for q in store for t in q.trajectories] for name, store in stores.items()}
+    assert tokens["early-perplexity"] == tokens["power"]
+    assert tokens["max-swap"] != tokens["power"]
+
+
+def test_stop_strings_come_from_the_benchmark(tmp_path):
+    command = ["evaluate", "--policies=[plain]", "--plain_max_k=1", *SMALL, "--benchmark.limit=4"]
+    assert run([*command, f"--output={tmp_path / 'a'}"]) == 0
+    assert run([*command, f"--output={tmp_path / 'b'}", '--benchmark.stop=["="]']) == 0
+    free = [t for q in Store.open(tmp_path / "a/plain") for t in q.trajectories]
+    stopped = [t for q in Store.open(tmp_path / "b/plain") for t in q.trajectories]
+    assert Store.open(tmp_path / "b/plain").manifest.benchmark["stop"] == ["="]
+    for before, after in zip(free, stopped, strict=True):
+        if "=" in before.text:
+            assert after.ending == "stop"
+            assert after.text == before.text.partition("=")[0]
+            assert after.tokens.tolist() == before.tokens.tolist()[: len(after.tokens)]
+        else:
+            assert after.tokens.tolist() == before.tokens.tolist()
+    assert "stop" in {t.ending for t in stopped}
+
+
 def test_not_a_terminal_is_quiet(pipeline):
     _, done = pipeline
     assert "\x1b" not in done.stderr + done.stdout

@@ -11,12 +11,13 @@ import numpy as np
 
 from dps.report.findings import findings, matches, mixing_finding, paired, reference_of, verdict
 from dps.report.mixing import ChainTrace, chains_of, diagnose
+from dps.report.readings import ReadingOfQuestion, describe_readings
 from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
 from dps.report.words import json_number
 from feature_store.records import Manifest
 
-SCHEMA_VERSION = 2
-"""Version 2 added ``mixing``."""
+SCHEMA_VERSION = 3
+"""Version 2 added ``mixing``, version 3 ``readings`` and ``num_ungradable``."""
 _SERIES_ORDER = ("power", "", "plain", "lowtemp")  # "" stands for the controllers
 
 
@@ -32,6 +33,8 @@ class LoadedStore:
     """Its policies on all of its questions."""
     traces: dict[str, list[ChainTrace]]
     """The recorded steps of each question's chains; no chains where none were recorded."""
+    read: dict[str, ReadingOfQuestion]
+    """How each question's responses were read, where that is known."""
 
     @property
     def question_ids(self) -> tuple[str, ...]:
@@ -78,6 +81,11 @@ def summarize(
         "policies": [_row(o, all_, reference) for o, all_ in zip(outcomes, whole, strict=True)],
         "matched_tokens": [_match_row(match) for match in matches(outcomes)],
         "mixing": mixing,
+        "readings": [
+            describe_readings(store.outcomes[0].series, found)
+            for store in stores
+            if (found := [store.read[name] for name in common if name in store.read])
+        ],
         "clock": {"store": clock[0], **clock[1]} if clock is not None else None,
         "provenance": [_provenance(store) for store in stores],
     }
@@ -149,13 +157,14 @@ def _mixing(stores: Sequence[LoadedStore], common: Sequence[str]) -> list[dict[s
     """Return the entries of ``mixing``: one for each store with recorded steps whose chains are not in another's.
 
     Of stores with the same sampler and seed only the first counts: a trajectory's stream depends on seed, question and
-    index alone, so a controller's trajectories are the first ones of the fixed k's.
+    index alone, so a controller's trajectories are the first ones of the fixed k's. Policies that sample another law
+    than p^alpha have nothing to mix to.
     """
     entries, seen = [], []
     for store in stores:
         run = (store.manifest.sampler, store.manifest.seed)
         chains = chains_of({name: store.traces[name] for name in common})
-        if chains is not None and run not in seen:
+        if chains is not None and run not in seen and "law" not in store.manifest.policy:
             seen.append(run)
             entries.append({"store": store.name, "series": store.outcomes[0].series, **diagnose(chains)})
     return entries

@@ -13,6 +13,7 @@ from typing import Any
 
 from dps.errors import InputError
 from dps.report.mixing import ChainTrace, keeping
+from dps.report.readings import ReadingOfQuestion, reading
 from dps.report.statistics import outcomes_of
 from dps.report.summary import LoadedStore, summarize
 from feature_store import Manifest, Store
@@ -79,9 +80,11 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
     stores = []
     for folder, store in opened:
         traces: dict[str, list[ChainTrace]] = {}
-        outcomes = outcomes_of(store.manifest, keeping(store, traces), clock[1] if clock is not None else None)
+        read: dict[str, ReadingOfQuestion] = {}
+        questions = reading(keeping(store, traces), read)
+        outcomes = outcomes_of(store.manifest, questions, clock[1] if clock is not None else None)
         if outcomes[0].question_ids:
-            stores.append(LoadedStore(folder.resolve().name, store.manifest, outcomes, traces))
+            stores.append(LoadedStore(folder.resolve().name, store.manifest, outcomes, traces, read))
         else:
             notes.append(f"{folder.resolve().name} holds no complete question yet and is left out.")
     if not stores:

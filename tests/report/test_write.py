@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from dps.errors import InputError
@@ -268,7 +269,7 @@ def test_recorded_steps_make_a_section_a_figure_and_a_finding(mixed):
     assert finding.startswith(
         {"enough": "5 M", "not enough": "5 M", "unclear": "Whether 5 M"}[entry["last_stage"]["verdict"]]
     )
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     assert json.loads((output / "report.json").read_text(encoding="utf-8")) == report
 
 
@@ -409,3 +410,46 @@ def test_statistics_need_no_store(evaluation):
     """The reduction takes records, whatever they come from."""
     [*_, k8] = outcomes_of(power_manifest(), (question(i, [1] * 8) for i in range(3)), None)
     assert k8.correct.tolist() == [1, 1, 1]
+
+
+def test_responses_are_read_strictly_and_flexibly_side_by_side(tmp_path):
+    rows = power_rows(40)
+    questions = [question(i, row) for i, row in enumerate(rows)]
+    questions = [
+        replace(
+            q,
+            trajectories=tuple(
+                replace(t, strict_answer=t.answer if t.index < 4 else None, strict_correct=t.correct and t.index < 4)
+                for t in q.trajectories
+            ),
+        )
+        for q in questions
+    ]
+    write_store(tmp_path / "power", power_manifest(), questions)
+    report = write_report([tmp_path], tmp_path / "out")
+    [entry] = report["readings"]
+    flexible = np.array([np.mean(row) for row in rows])
+    strict = np.array([np.mean([right and i < 4 for i, right in enumerate(row)]) for row in rows])
+    for name, values in (("flexible", flexible), ("strict", strict)):
+        assert entry[name] == pytest.approx(values.mean())
+        assert entry[f"{name}_stderr"] == pytest.approx(values.std(ddof=1) / 40**0.5)
+    assert (entry["without_strict"], entry["ungradable"], entry["num_questions"]) == (0.5, 0.0, 40)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "How answers were read" in page
+    assert "Right in the form asked for".lower() in page.lower()
+
+
+def test_policies_of_another_law_are_named(tmp_path):
+    questions = [
+        question(
+            i,
+            [1, 1, 0, 1, 1, 1, 1, 1],
+        )
+        for i in range(5)
+    ]
+    write_store(tmp_path / "power", power_manifest(), questions)
+    policy = {"name": "max-swap", "family": "fixed", "start": 2, "step": 2, "maximum": 8, "law": "a search"}
+    write_store(tmp_path / "max-swap", power_manifest(policy=policy), questions)
+    report = read_report([tmp_path])
+    assert "max-swap is no draw from p^alpha: a search." in report["notes"]
+    assert not any(note.startswith("power is no draw") for note in report["notes"])
