@@ -148,8 +148,7 @@ def run_policy(
     live: dict[str, _Live] = {}
     exhausted = False
     ahead = max(policy.start, engine.rows // 4)
-    # A feature pass of a few chains costs a GPU as much as one of many; nobody waits for it but a controller.
-    patience = 0.0 if policy.controller is not None or model.device.type != "cuda" else FEATURE_PATIENCE_S
+    patience = _patience(policy, model)
     ended: list[_Live] = []
     ended_since = 0.0
     mark = time.perf_counter()
@@ -239,6 +238,14 @@ def run_policy(
                     del live[name]
                     yield _complete(entry, aggregator)
             account.other += charge()
+
+
+def _patience(policy: Policy, model: LanguageModel) -> float:
+    """Return how many seconds ended chains may wait for others to share a feature pass with.
+
+    A pass of a few chains costs a GPU as much as one of many, and nobody waits for it but a controller.
+    """
+    return 0.0 if policy.controller is not None or model.device.type != "cuda" else FEATURE_PATIENCE_S
 
 
 class _Readers:

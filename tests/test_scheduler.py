@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from dps import scheduler
 from dps.aggregate import answer_of, representative
 from dps.benchmarks import Item
 from dps.errors import InputError
@@ -91,7 +92,7 @@ def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
         engine,
         questions(count),
         policy,
-        grader=Grading(),
+        grader=kwargs.pop("grader", None) or Grading(),
         seed=1,
         feature_layer=layer,
         account=account,
@@ -282,3 +283,60 @@ def test_a_k_that_cannot_be_reached_is_refused(values, message):
     with pytest.raises(InputError, match=message):
         KRange(*values).check()
     assert KRange(1, 1, 3).check().values == (1, 2, 3)
+
+
+class SlowGrading(Grading):
+    """The same verdicts, each after a while, in another order than they were asked for."""
+
+    in_background = True
+
+    def extract(self, text, item):
+        time.sleep(0.001 * (hash(item.question_id) % 7))
+        return super().extract(text, item)
+
+
+def same_records(one, other):
+    assert one.keys() == other.keys()
+    for name, record in one.items():
+        for a, b in zip(record.trajectories, other[name].trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            assert (a.answer, a.answer_class, a.correct) == (b.answer, b.answer_class, b.correct)
+            np.testing.assert_allclose(a.hidden, b.hidden, rtol=0, atol=1e-4)  # another batch rounds otherwise
+        assert (record.answer, record.correct, record.decisions) == (
+            other[name].answer, other[name].correct, other[name].decisions,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy", [FixedK(4), DynamicK(KRange(2, 2, 6), FakeController(lambda f: f.scalars[0] % 0.2 < 0.1))]
+)
+def test_reading_in_the_background_changes_nothing(model, policy):
+    same_records(run(model, policy), run(model, policy, grader=SlowGrading()))
+
+
+def test_a_grader_that_fails_in_the_background_stops_the_run(model):
+    class Broken(SlowGrading):
+        def grade(self, answer, item):
+            raise InputError("the grader cannot work here")
+
+    with pytest.raises(InputError, match="the grader cannot work here"):
+        run(model, FixedK(2), grader=Broken())
+
+
+def test_waiting_for_a_larger_feature_pass_changes_nothing(model, monkeypatch):
+    passes = []
+    real = scheduler.block_hidden
+
+    def counted(model, pairs, **settings):
+        passes.append(len(pairs))
+        return real(model, pairs, **settings)
+
+    monkeypatch.setattr(scheduler, "block_hidden", counted)
+    often = run(model, FixedK(4))
+    few = len(passes)
+    monkeypatch.setattr(scheduler, "_patience", lambda policy, model: 1e9)
+    passes.clear()
+    once = run(model, FixedK(4))
+    assert passes == [48]
+    assert few > 1
+    same_records(often, once)
