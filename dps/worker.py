@@ -259,7 +259,7 @@ def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettin
     """Return what decides the trajectories of a run, apart from sampler and policy."""
     return {
         "model": feature_identity(model, open_embedder(settings.features.embedder), settings.features.layer),
-        "benchmark": benchmark.identity(),
+        "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
         "seed": settings.seed,
         "aggregator": settings.aggregator,
     }

@@ -455,7 +455,7 @@ def test_stop_strings_come_from_the_benchmark(tmp_path):
     assert run([*command, f"--output={tmp_path / 'b'}", '--benchmark.stop=["="]']) == 0
     free = [t for q in Store.open(tmp_path / "a/plain") for t in q.trajectories]
     stopped = [t for q in Store.open(tmp_path / "b/plain") for t in q.trajectories]
-    assert Store.open(tmp_path / "b/plain").manifest.benchmark["stop"] == ["="]
+    assert Store.open(tmp_path / "b/plain").manifest.benchmark["stop_strings"] == ["="]
     for before, after in zip(free, stopped, strict=True):
         if "=" in before.text:
             assert after.ending == "stop"

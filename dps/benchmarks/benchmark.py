@@ -69,8 +69,6 @@ class Benchmark:
             "prompt": self.config.prompt,
             "chat_template": self.chat_template,
             "plain_template": self.plain_template,
-            "plain_stop": list(self.plain_stop),
-            "stop": None if self.config.stop is None else list(self.config.stop),
         }
 
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
