@@ -22,7 +22,7 @@ def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int) -> 
     """Return the device memory of one row.
 
     Keys and values twice (what is generated, and the accepted response to which a rejected step returns; three times
-    with multiple tries), tokens and log-probabilities likewise, and the logits.
+    with multiple tries), tokens, what the model said of them and the state of stop strings likewise, and the logits.
 
     Args:
         model: The model.
@@ -32,7 +32,7 @@ def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int) -> 
     text = model.config.get_text_config()
     copies = 3 if config.num_tries > 1 else 2
     states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
-    recorded = 5 * 8 * positions
+    recorded = (5 * 8 + 2) * positions
     return copies * (states + recorded) + _LOGIT_BYTES * text.vocab_size
 
 

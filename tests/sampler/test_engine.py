@@ -264,9 +264,9 @@ def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monk
 def test_rows_come_from_a_formula():
     model = tiny_model(dtype=torch.float32).model  # 2 layers, 2 key/value heads of 4 features, 12 tokens
     states = 2 * 2 * 2 * 4 * 32 * 4  # layers, key and value, heads, features, positions, bytes
-    assert row_bytes(model, CONFIG, 32) == 2 * (states + 5 * 8 * 32) + 10 * 12
+    assert row_bytes(model, CONFIG, 32) == 2 * (states + (5 * 8 + 2) * 32) + 10 * 12
     tries = dataclasses.replace(CONFIG, num_tries=2, cut_law="entropy")
-    assert row_bytes(model, tries, 32) == 3 * (states + 5 * 8 * 32) + 10 * 12
+    assert row_bytes(model, tries, 32) == 3 * (states + (5 * 8 + 2) * 32) + 10 * 12
     per_row = row_bytes(model, CONFIG, 32)
 
     def rows(number, **changes):
