@@ -39,6 +39,7 @@ that decide how many trajectories a question needs.
   grade        read and grade stored responses again, without a model
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
   data         list the benchmarks and their licences, or download them
+  store        info, verify, merge, export: what one does with a finished store
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
@@ -234,6 +235,43 @@ def _grade(arguments: list[str]) -> None:
     )
 
 
+def _store(arguments: list[str]) -> None:
+    from dps.config import StoreConfig
+
+    parser = _parser("store", "Look at stores, verify them, merge parts of one run, or export their scalars.")
+    parser.add_argument("action", choices=("info", "verify", "merge", "export"))
+    parser.add_argument("folders", nargs="+", type=str, help="folders of stores")
+    config, parsed = _parse(parser, StoreConfig, arguments)
+    import json
+
+    from feature_store import tools
+
+    action, folders = parsed["action"], [Path(folder) for folder in parsed["folders"]]
+    if action in ("merge", "export") and config.output is None:
+        raise InputError(f"Expected --output for dps store {action}: {'a folder' if action == 'merge' else 'a file'}.")
+    if action == "export" and len(folders) > 1:
+        raise InputError(f"Expected one store to export, got {len(folders)}: merge them first.")
+    problems: list[str] = []
+    if action == "info":
+        found: Any = [tools.info(folder) for folder in folders]
+        lines = ["\n".join(f"{name:<28}{value}" for name, value in one.items()) + "\n" for one in found]
+    elif action == "verify":
+        found = {str(folder): tools.verify(folder) for folder in folders}
+        problems = [problem for each in found.values() for problem in each]
+        lines = [f"{folder}: {'sound' if not each else f'{len(each)} damaged'}" for folder, each in found.items()]
+    elif action == "merge":
+        merged = tools.merge(folders, Path(config.output or ""))
+        found = {"questions": merged.questions, "repeated": merged.repeated, "output": config.output}
+        lines = [f"{merged.questions:,} questions, {merged.repeated:,} of them in several stores: {config.output}"]
+    else:
+        rows = tools.export(folders[0], Path(config.output or ""))
+        found = {"rows": rows, "output": config.output}
+        lines = [f"{rows:,} trajectories: {config.output}"]
+    print(json.dumps(found, indent=1) if config.json else "\n".join(lines))
+    if problems:
+        raise InputError(" ".join(problems))
+
+
 def _outputs(arguments: list[str]) -> None:
     from dps.config import OutputsConfig
 
@@ -419,6 +457,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "grade": _grade,
     "outputs": _outputs,
+    "store": _store,
     "data": _data,
     "metrics": _metrics,
     "bench": _bench,

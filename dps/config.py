@@ -201,6 +201,16 @@ class GradeConfig:
 
 
 @dataclass(frozen=True)
+class StoreConfig:
+    """`dps store`: look at stores, verify them, merge parts of one run, export their scalars."""
+
+    output: str | None = None
+    """`merge`: folder of the new store. `export`: a file that ends in .csv or .parquet."""
+    json: bool = False
+    """Print JSON instead of words."""
+
+
+@dataclass(frozen=True)
 class OutputsConfig:
     """`dps outputs`: write a store's responses as the model_outputs of alpaca_eval."""
 

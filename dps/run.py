@@ -13,6 +13,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from multiprocessing.queues import Queue
@@ -33,6 +34,7 @@ from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
 from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, work
 from feature_store import Manifest, Store, StoreWriter
+from feature_store.lock import held
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
 
@@ -143,6 +145,19 @@ def _settings(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
 
 
 def _fill(
+    plans: Sequence[StorePlan],
+    settings: WorkSettings,
+    resolved: dict[str, Any],
+    load_controller: LoadController | None,
+) -> list[Summary]:
+    """Fill the stores; their folders are held against other runs meanwhile."""
+    with ExitStack() as stack:
+        for plan in plans:
+            stack.enter_context(held(plan.folder))
+        return _fill_held(plans, settings, resolved, load_controller)
+
+
+def _fill_held(
     plans: Sequence[StorePlan],
     settings: WorkSettings,
     resolved: dict[str, Any],
@@ -365,9 +380,14 @@ def _worker_process(
     try:
         torch.set_num_threads(settings.threads or 1)
         model = load_model(settings.model)
+        parent = multiprocessing.parent_process()
+
+        def stopping() -> bool:
+            return stop.is_set() or (parent is not None and not parent.is_alive())
+
         tasks = inbox.get()
         if tasks is not None:
-            work(shard, tasks, settings, load_controller, report=reports.put, stopping=stop.is_set, model=model)
+            work(shard, tasks, settings, load_controller, report=reports.put, stopping=stopping, model=model)
         reports.put(shard)
     except InputError as error:
         reports.put(error)

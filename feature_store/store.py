@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SEGMENT = "segment-*.h5"
 """What segments' names look like."""
 
-_FRAME = (
+FRAME = (
     "index",
     "answer",
     "answer_class",
@@ -108,12 +108,12 @@ class Store:
 
         # Columns are named apart from the rows, so that an empty store has them too.
         rows = (
-            (question.question_id, len(t.tokens), *(getattr(t, name) for name in _FRAME))
+            (question.question_id, len(t.tokens), *(getattr(t, name) for name in FRAME))
             for question in self
             for t in question.trajectories
         )
-        frame = pd.DataFrame(rows, columns=["question_id", "num_tokens", *_FRAME])
-        return frame[["question_id", "index", "num_tokens", *_FRAME[1:]]]
+        frame = pd.DataFrame(rows, columns=["question_id", "num_tokens", *FRAME])
+        return frame[["question_id", "index", "num_tokens", *FRAME[1:]]]
 
 
 class StoreWriter:

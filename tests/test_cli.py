@@ -466,6 +466,23 @@ def test_stop_strings_come_from_the_benchmark(tmp_path):
     assert "stop" in {t.ending for t in stopped}
 
 
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    command = ["harvest", f"--output={tmp_path / 'a'}", *SMALL, "--benchmark.limit=400"]
+    first = subprocess.Popen([sys.executable, "-m", "dps", *command], stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "a/manifest.json").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        second = dps(*command)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert re.search(
+        rf"Another run writes to .*a just now \(process {first.pid} on .*choose another output", second.stderr
+    )
+
+
 def test_not_a_terminal_is_quiet(pipeline):
     _, done = pipeline
     assert "\x1b" not in done.stderr + done.stdout

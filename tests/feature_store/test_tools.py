@@ -1,0 +1,145 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from feature_store import Store, StoreError, StoreWriter
+from feature_store.lock import LOCK, held
+from feature_store.tools import export, info, merge, verify
+from tests.factories import make_manifest, make_question
+
+
+def write(folder, numbers, **changes):
+    manifest = replace(make_manifest(**changes), fingerprint=str(sorted(changes)))
+    writer = StoreWriter.open(folder, manifest)
+    for number in numbers:
+        writer.commit([make_question(number)])
+    return folder
+
+
+def dps(*arguments):
+    return subprocess.run([sys.executable, "-m", "dps", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_info_counts_what_is_there(tmp_path):
+    folder = write(tmp_path / "s", range(5))
+    questions = [make_question(i) for i in range(5)]
+    found = info(folder)
+    trajectories = [t for q in questions for t in q.trajectories]
+    assert found["questions"] == found["segments"] == 5
+    assert found["trajectories"] == found["trajectories_with_features"] == len(trajectories)
+    assert found["tokens"] == sum(len(t.tokens) for t in trajectories)
+    assert found["generated_tokens"] == sum(t.num_generated_tokens for t in trajectories)
+    assert found["acceptance_ratio"] == sum(t.mh_accepted for t in trajectories) / sum(
+        t.mh_proposed for t in trajectories
+    )
+    assert found["right_questions"] == sum(q.correct is True for q in questions)
+    assert sum(found["endings"].values()) == len(trajectories)
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.glob("*.h5"))
+    json.dumps(found)
+
+
+def test_parts_of_a_run_merge_to_the_whole(tmp_path):
+    parts = [write(tmp_path / "a", [0, 2, 4]), write(tmp_path / "b", [1, 3]), write(tmp_path / "c", [2, 5])]
+    done = []
+    found = merge(parts, tmp_path / "all", done.append)
+    assert (found.questions, found.repeated, sum(done)) == (6, 1, 6)
+    whole = write(tmp_path / "whole", range(6))
+    for one, other in zip(Store.open(tmp_path / "all"), Store.open(whole), strict=True):
+        assert one.question_id == other.question_id
+        for a, b in zip(one.trajectories, other.trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            np.testing.assert_array_equal(a.hidden, b.hidden)
+    assert verify(tmp_path / "all") == []
+
+
+def test_stores_that_are_no_parts_of_one_run_are_not_merged(tmp_path):
+    one = write(tmp_path / "a", [0])
+    with pytest.raises(StoreError, match=r"b is of another run than .*a: seed was 0 and is now 7. Merge parts"):
+        merge([one, write(tmp_path / "b", [1], seed=7)], tmp_path / "all")
+    writer = StoreWriter.open(tmp_path / "c", Store.open(one).manifest)
+    other = make_question(0)
+    changed = replace(other.trajectories[0], tokens=other.trajectories[0].tokens[::-1].copy())
+    writer.commit([replace(other, trajectories=(changed, *other.trajectories[1:]))])
+    with pytest.raises(StoreError, match=r"q00000 has other trajectories in .*c than in .*a"):
+        merge([one, tmp_path / "c"], tmp_path / "all2")
+    with pytest.raises(StoreError, match="Expected an empty folder"):
+        merge([one], tmp_path / "c")
+    with pytest.raises(StoreError, match="at least one store"):
+        merge([], tmp_path / "none")
+
+
+def test_export_writes_every_scalar(tmp_path):
+    folder = write(tmp_path / "s", range(3))
+    assert export(folder, tmp_path / "out/scalars.csv") == 24
+    with open(tmp_path / "out/scalars.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    frame = Store.open(folder).to_frame()
+    assert list(rows[0]) == list(frame.columns)
+    for row, (_, expected) in zip(rows, frame.iterrows(), strict=True):
+        assert row["question_id"] == expected["question_id"]
+        assert float(row["base_logprob"]) == expected["base_logprob"]
+    answers = [t.strict_answer or "" for q in Store.open(folder) for t in q.trajectories]
+    assert [row["strict_answer"] for row in rows] == answers
+    assert "" in answers
+    with pytest.raises(StoreError, match=r"ends in .csv or .parquet, got scalars.txt"):
+        export(folder, tmp_path / "scalars.txt")
+
+
+def test_the_commands(tmp_path):
+    parts = [write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [2])]
+    found = json.loads(dps("store", "info", *parts, "--json", "true").stdout)
+    assert [one["questions"] for one in found] == [2, 1]
+    assert "questions" in dps("store", "info", parts[0]).stdout
+    merged = dps("store", "merge", *parts, "--output", tmp_path / "all")
+    assert merged.stdout.startswith("3 questions, 0 of them in several stores")
+    assert json.loads(dps("store", "verify", tmp_path / "all", "--json", "true").stdout) == {str(tmp_path / "all"): []}
+    assert dps("store", "export", tmp_path / "all", "--output", tmp_path / "x.csv").stdout.startswith("24 trajectories")
+    [segment, *_] = sorted((tmp_path / "a").glob("*.h5"))
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    damaged = dps("store", "verify", *parts)
+    assert damaged.returncode == 2
+    assert segment.name in damaged.stderr
+    assert "b: sound" in damaged.stdout
+    for arguments in (["merge", parts[1]], ["export", parts[1]], ["info", tmp_path / "nowhere"]):
+        refused = dps("store", *arguments)
+        assert refused.returncode == 2, arguments
+        assert refused.stderr.count("\n") == 1
+
+
+def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
+    folder = tmp_path / "run"
+    code = (
+        "import sys, time; from pathlib import Path; from feature_store.lock import held\n"
+        f"with held(Path({str(folder)!r})):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "held\n"
+    with (
+        pytest.raises(StoreError, match=rf"Another run writes to .*run just now \(process {first.pid} on "),
+        held(folder),
+    ):
+        pass
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            with held(folder):
+                break
+        except StoreError:
+            time.sleep(0.05)
+    else:
+        pytest.fail("a killed run still holds the folder")
+    assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    with held(folder):
+        pass  # it was given back
