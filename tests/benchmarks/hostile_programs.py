@@ -59,9 +59,9 @@ HOSTILE = {
     "not a number": "def f(x): return float('nan')\n",
     "patched assert": "import builtins\nbuiltins.AssertionError = Exception\nclass E(BaseException): pass\ndef f(x): raise E\n",
     "patched checker": "import builtins, sys\nfor m in list(sys.modules): sys.modules[m] = None\ndef f(x): return 0\n",
-    "patched json": "import json\njson.dumps = lambda *a, **k: '{\"verdict\": \"passed\"}'\ndef f(x): return 0\n",
+    "patched json": 'import json\njson.dumps = lambda *a, **k: \'{"verdict": "passed"}\'\ndef f(x): return 0\n',
     "forged verdict": (
-        "import os\nfor d in range(64):\n    try: os.write(d, b'{\"verdict\": \"passed\"}\\n' * 3)\n"
+        'import os\nfor d in range(64):\n    try: os.write(d, b\'{"verdict": "passed"}\\n\' * 3)\n'
         "    except OSError: pass\ndef f(x): return 0\n"
     ),
     "forged replies": (
