@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -30,6 +31,7 @@ from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.policies import DynamicK
 from dps.progress import track
+from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
 from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, work
@@ -184,7 +186,7 @@ def _fill_held(
         counts = [0] * len(plans)
         missing = [len(wanted) - n for n in before]
         if any(missing):
-            with _Display(plans, missing) as display:
+            with _Display(plans, before, len(wanted)) as display:
                 if pool is None:
                     work(0, tasks, settings, load_controller, report=display.show, stopping=lambda: False, model=model)
                 else:
@@ -247,21 +249,33 @@ def _open_stores(
 
 
 class _Display:
-    """Progress of a run: one bar over all its stores, with the running totals of the store being filled."""
+    """Progress of a run: one bar over all its stores with running totals, and a log in each store's folder."""
 
-    def __init__(self, plans: Sequence[StorePlan], missing: Sequence[int]) -> None:
+    def __init__(self, plans: Sequence[StorePlan], before: Sequence[int], total: int) -> None:
+        """Prepare.
+
+        Args:
+            plans: The stores.
+            before: Questions that each holds already.
+            total: Questions that each will hold.
+        """
         self.counts = [0] * len(plans)
         self._names = [plan.policy["name"] for plan in plans]
         self._seen = [_Totals() for _ in plans]
-        names = ", ".join(name for name, count in zip(self._names, missing, strict=True) if count)
-        self._track = track(f"{plans[0].kind} ({names})", sum(missing))
+        names = ", ".join(name for name, count in zip(self._names, before, strict=True) if count < total)
+        self._track = track(f"{plans[0].kind} ({names})", sum(total - count for count in before))
+        self._open = [
+            partial(ProgressLog, plan.folder, count, total) for plan, count in zip(plans, before, strict=True)
+        ]
+        self._logs: dict[int, ProgressLog] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> _Display:
-        self._bar = self._track.__enter__()
+        self._bar = self._stack.enter_context(self._track)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._track.__exit__(*error)
+        self._stack.__exit__(*error)
 
     def show(self, done: Done) -> None:
         """Count one committed question."""
@@ -270,6 +284,9 @@ class _Display:
         seen.add(done)
         self._bar.advance(1)
         self._bar.note(policy=self._names[done.task], **seen.note())
+        if done.task not in self._logs:
+            self._logs[done.task] = self._stack.enter_context(self._open[done.task]())
+        self._logs[done.task].note(self.counts[done.task], seen.values())
 
 
 @dataclass(slots=True)
@@ -293,7 +310,18 @@ class _Totals:
         self.proposed += done.proposed
         self.accepted += done.accepted
 
+    def values(self) -> dict[str, Any]:
+        """Return them as the log has them: of the questions of this run."""
+        return {
+            "tokens": self.tokens,
+            "mean_k": round(self.trajectories / self.questions, 3),
+            "accuracy": round(self.correct / self.graded, 4) if self.graded else None,
+            "acceptance_ratio": round(self.accepted / self.proposed, 4) if self.proposed else None,
+            "gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
+        }
+
     def note(self) -> dict[str, str]:
+        """Return them in words."""
         note = {"tokens": f"{self.tokens:,}", "mean k": f"{self.trajectories / self.questions:.2f}"}
         if self.graded:
             note["right"] = f"{self.correct / self.graded:.1%}"

@@ -1,3 +1,4 @@
+import json
 import os
 import pty
 import re
@@ -7,7 +8,9 @@ import threading
 
 import pytest
 
+from dps import progress_log
 from dps.progress import Progress, format_rate, format_seconds, track
+from dps.progress_log import PROGRESS, ProgressLog
 
 SCRIPT = """
 import sys, time
@@ -120,3 +123,23 @@ def test_times_are_read_by_persons(seconds, expected):
 def test_slow_rates_are_per_minute():
     assert format_rate(12.34) == "12.3/s"
     assert format_rate(0.05) == "3.0/min"
+
+
+def test_the_log_says_how_far_a_store_is(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_log.time, "monotonic", lambda: now[0])
+    with ProgressLog(tmp_path, before=10, total=30) as log:
+        for done in range(1, 11):
+            now[0] += 0.4
+            log.note(done, {"tokens": 100 * done})
+    lines = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
+    assert [line["questions"] for line in lines] == [11, 14, 17, 20]
+    assert [line["elapsed_s"] for line in lines] == [0.4, 1.6, 2.8, 4.0]
+    assert lines[-1]["total"] == 30
+    assert lines[-1]["questions_per_min"] == 150.0
+    assert lines[-1]["left_s"] == 4.0
+    assert lines[-1]["tokens"] == 1000
+    with ProgressLog(tmp_path, before=20, total=30) as log:
+        now[0] += 1
+        log.note(1, {})
+    assert len((tmp_path / PROGRESS).read_text().splitlines()) == 5  # a resumed run appends

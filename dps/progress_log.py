@@ -1,0 +1,75 @@
+"""The progress of a store as lines of JSON in its folder, for who watches a run from elsewhere.
+
+A line is written after the questions that it counts are on the disk, so a line never says more than the store holds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROGRESS = "progress.jsonl"
+"""Name of the file beside the manifest; every run of the store appends to it."""
+_EVERY_S = 1.0
+"""Seconds between two lines, at least."""
+
+
+class ProgressLog:
+    """Appends lines while a store is being filled."""
+
+    def __init__(self, folder: Path, before: int, total: int) -> None:
+        """Open the file.
+
+        Args:
+            folder: The store.
+            before: Questions that it held when the run started.
+            total: Questions that it will hold.
+        """
+        self._file = open(folder / PROGRESS, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
+        self._before, self._total = before, total
+        self._started = time.monotonic()
+        self._last = float("-inf")
+        self._pending: dict[str, Any] | None = None
+
+    def __enter__(self) -> ProgressLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pending is not None:
+            self._write(self._pending)
+        self._file.close()
+
+    def note(self, done: int, values: dict[str, Any]) -> None:
+        """Say how far the run is; a line is written if the last is a second old, or when the run ends.
+
+        Args:
+            done: Questions that this run has committed.
+            values: What else there is to say: JSON values.
+        """
+        elapsed = time.monotonic() - self._started
+        per_s = done / max(elapsed, 1e-9)
+        left = self._total - self._before - done
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "questions": self._before + done,
+            "total": self._total,
+            "elapsed_s": round(elapsed, 3),
+            "questions_per_min": round(60 * per_s, 3),
+            "left_s": round(left / per_s, 1) if done else None,
+            **values,
+        }
+        self._pending = line
+        if elapsed - self._last >= _EVERY_S:
+            self._last = elapsed
+            self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._pending = None
