@@ -2,10 +2,10 @@
 
     python scripts/kill_harvest.py --kills 50 --output docs/results/crash/kills.json
 
-Every trial starts a harvest of the embedded model with two workers in a new folder, kills it and its workers at a
-moment drawn uniformly over the time that the whole takes, checks that the store verifies and holds every question that the
-progress log reported, resumes it, and compares it trajectory for trajectory with an uninterrupted one. A later kill of
-the resumed run may follow, with probability one half.
+Every trial starts a harvest of the embedded model with two workers in a new folder, and kills it and its workers at a
+moment drawn uniformly over the time that the whole takes. It checks that the store verifies and holds every question
+that the progress log reported, resumes it, and compares it trajectory for trajectory with an uninterrupted one. A later
+kill of the resumed run may follow, with probability one half.
 """
 
 from __future__ import annotations
