@@ -15,6 +15,7 @@ from .enumeration import responses
 from .models import tiny_model
 from .test_engine import PROMPTS
 from .test_exactness import FINAL, PAPER, enumerated_chain_law, transformer_toy
+from .test_stop import with_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,16 +61,28 @@ def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path)
     assert (np.abs(observed - expected) / error).max() < 7
 
 
-def test_recorded_chains_are_those_of_the_cpu_up_to_rounding():
-    config = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4)
+@pytest.mark.parametrize(
+    ("changes", "stop_strings", "ending"),
+    [({}, (), "eos"), ({}, ("bc", "ab"), "stop"), (dict(early_stop="entropy", early_stop_threshold=1.5), (), "early")],
+    ids=["plain", "stop-strings", "early-stop"],
+)
+def test_recorded_chains_are_those_of_the_cpu_up_to_rounding(changes, stop_strings, ending):
+    config = SamplerConfig(
+        alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4, early_stop_min_tokens=4, **changes
+    ).check()
     requests = [ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)) for i in range(64)]
-    cpu = finished(Engine(tiny_model(sharpness=2.0), config, rows=16, prompt_room=8), requests)
-    gpu = finished(Engine(on_cuda(tiny_model(sharpness=2.0)), config, rows=16, prompt_room=8), requests)
+    model = with_tokenizer(tiny_model(sharpness=2.0), names=list("_abcdefghijk"))
+    settings = dict(rows=16, prompt_room=8, stop_strings=stop_strings)
+    cpu = finished(Engine(model, config, **settings), requests)
+    model = with_tokenizer(on_cuda(tiny_model(sharpness=2.0)), names=list("_abcdefghijk"))
+    gpu = finished(Engine(model, config, **settings), requests)
+    assert ending in {c.ending for c in cpu.values()}
     same = [i for i in cpu if cpu[i].tokens.tolist() == gpu[i].tokens.tolist()]
     assert len(same) >= 60
     for i in same:
         np.testing.assert_allclose(gpu[i].base_logprobs, cpu[i].base_logprobs, atol=1e-3)
         assert gpu[i].mh_accepted == cpu[i].mh_accepted
+        assert gpu[i].ending == cpu[i].ending
         np.testing.assert_array_equal(gpu[i].steps.cut_position, cpu[i].steps.cut_position)
 
 
