@@ -382,7 +382,7 @@ def test_interrupted_harvest_resumes(tmp_path):
         "harvest",
         f"--output={tmp_path / 'a'}",
         *SMALL,
-        "--benchmark.limit=200",
+        "--benchmark.limit=2000",  # far from done when the signal comes, on any machine
         "--compute.commit_interval_s=0",
         "--compute.workers=2",
     ]
@@ -395,7 +395,7 @@ def test_interrupted_harvest_resumes(tmp_path):
     assert process.returncode == 130, error
     assert "the same command goes on from there" in error
     kept = set(Store.open(tmp_path / "a").question_ids)
-    assert 0 < len(kept) < 200
+    assert 0 < len(kept) < 2000
     assert run(["harvest", f"--output={tmp_path / 'a'}", *SMALL, f"--benchmark.limit={len(kept) + 4}"]) == 0
     assert kept <= set(Store.open(tmp_path / "a").question_ids)
 
