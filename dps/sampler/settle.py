@@ -122,7 +122,8 @@ def _weights(rows: Rows, responses: Responses, stop: Tensor) -> Tensor:
 def _means(rows: Rows, stop: Tensor) -> Tensor:
     """Return the means over each response of log p, entropy and top-1 probability: float64, shape (3, R)."""
     whole = rows.between(rows.start, stop)
-    kept = rows.saved.values[[0, 2, 3]]
+    base_logprob, _, entropy, top_probability = rows.saved.values
+    kept = torch.stack((base_logprob, entropy, top_probability))  # a list as index would be copied from the host
     return torch.where(whole, kept, 0.0).sum(-1) / rows.length.clamp(min=1)
 
 
