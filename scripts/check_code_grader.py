@@ -57,7 +57,8 @@ def really_wrong(program: str, test: str, entry_point: str) -> bool:
         compile(source, "mutant", "exec")
     except SyntaxError:
         return False  # a mutant that is no program is no test of the grader
-    command = [sys.executable, "-I", "-S", "-c", source]
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (1 << 30, 1 << 30)); del r\n"  # a loop may append for ever
+    command = [sys.executable, "-P", "-s", "-S", "-c", limit + source]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, env={"PYTHONHASHSEED": "0"})
     except subprocess.TimeoutExpired:

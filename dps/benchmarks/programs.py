@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dps.benchmarks.grading import number_classes
 from dps.benchmarks.sandbox import Verdict, run_examples, run_test
@@ -29,7 +29,9 @@ _MOST_EXAMPLES = 20
 _KEPT = 100_000
 """Verdicts that are remembered."""
 
-_FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*(?:(?:[Pp]ython3?|py)[ \t]*)?\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_CODE_LINE = re.compile(r"\s|from |import |def |class |@|#|\)|[A-Za-z_]\w*(?::[^=]*)? = ")
+"""How a line of a program may begin."""
 _running = threading.BoundedSemaphore(_AT_ONCE)
 _lock = threading.Lock()
 _verdicts: dict[tuple[str, ...], Verdict] = {}
@@ -54,10 +56,11 @@ class CodeGrader:
         if strict is not None:
             return strict
         name, prompt = item.metadata["entry_point"], item.metadata["prompt"]
-        found = re.search(rf"^(?:from .*\n|import .*\n|\n)*def {re.escape(name)}\(", text, re.MULTILINE)
+        found = re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
         if found is None:
             return None
-        return _program(_before_function(prompt, name) + _top_level(text[found.start() :]), name)
+        code = _end_of_code(text[: found.start()]) + _top_level(text[found.start() :])
+        return _program(_before_function(prompt, name) + code, name)
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         """Return the program of a code block that defines the function, or of a text that continues the prompt."""
@@ -66,7 +69,7 @@ class CodeGrader:
             block for block in _FENCE.findall(text) if re.search(rf"^def {re.escape(name)}\(", block, re.MULTILINE)
         ]
         if blocks:
-            return _program(_before_function(prompt, name) + blocks[-1] + "\n", name)
+            return _program(_before_function(prompt, name) + _without_use(blocks[-1]) + "\n", name)
         if "```" in text.lstrip()[:3]:
             return None
         return _program(prompt + _body(text), name)
@@ -103,9 +106,8 @@ def examples_of(prompt: str, entry_point: str) -> list[str]:
     for line in prompt.splitlines():
         if not line.strip().startswith((">>>", "def ")) and (call := _call_in(line, entry_point)) is not None:
             found.append(call)
-    return list(dict.fromkeys(source for source in found if f"{entry_point}(" in source and _is_expression(source)))[
-        :20
-    ]
+    calls = (source for source in found if f"{entry_point}(" in source and _is_expression(source))
+    return list(dict.fromkeys(calls))[:_MOST_EXAMPLES]
 
 
 def _call_in(line: str, entry_point: str) -> str | None:
@@ -136,8 +138,33 @@ def _behaviour(program: str, item: Item, examples: list[str]) -> str:
         verdict = _remembered(program, item, json.dumps(examples))
         outputs = [output for output in verdict.outputs if not (isinstance(output, dict) and "raised" in output)]
         if outputs:
-            return json.dumps(verdict.outputs)
-    return ast.dump(ast.parse(program))
+            return json.dumps([_canonical(output) for output in verdict.outputs])
+    try:
+        return ast.dump(ast.parse(program))
+    except (ValueError, RecursionError, MemoryError):  # too deep to be printed, or a number of too many digits
+        return program
+
+
+def _canonical(output: Any) -> Any:
+    """Return an encoded value so that equal values are the same: 1, 1.0 and True, sets and dictionaries in any order.
+
+    Floats are rounded to nine digits, since a sum in another order ends in other ones.
+    """
+    if output is None or isinstance(output, dict):
+        return output
+    kind, *parts = ["i", hex(output)] if isinstance(output, bool) else output
+    if kind == "i":
+        return ["n", hex(int(parts[0], 16))]
+    if kind == "f":
+        value = float(f"{float.fromhex(parts[0]):.9g}")
+        return ["n", hex(int(value)) if value.is_integer() else repr(value)]
+    if kind in ("list", "tuple", "range", "iterator"):
+        return [kind, [_canonical(part) for part in parts[0]]]
+    if kind in ("set", "frozenset"):
+        return ["set", sorted(json.dumps(_canonical(part)) for part in parts[0])]
+    if kind == "dict":
+        return ["dict", sorted(json.dumps([_canonical(key), _canonical(part)]) for key, part in parts[0])]
+    return output
 
 
 def _remembered(program: str, item: Item, examples: str) -> Verdict:
@@ -183,6 +210,28 @@ def _before_function(prompt: str, entry_point: str) -> str:
     """Return what a prompt has before the function: imports and helpers."""
     found = re.search(rf"^def {re.escape(entry_point)}\(", prompt, re.MULTILINE)
     return prompt[: found.start()] if found else ""
+
+
+def _without_use(block: str) -> str:
+    """Return a code block without what comes after its last definition: calls that show the function's use.
+
+    They may wait for input, or assert what is wrong.
+    """
+    try:
+        nodes = ast.parse(block).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return block
+    ends = [n.end_lineno for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    return "\n".join(block.split("\n")[: max(ends)]) if ends else block
+
+
+def _end_of_code(text: str) -> str:
+    """Return the lines at the end of a text that belong to a program: imports, helpers, constants."""
+    lines = text.split("\n")
+    start = len(lines)
+    while start and (not lines[start - 1] or _CODE_LINE.match(lines[start - 1])):
+        start -= 1
+    return "\n".join(lines[start:])
 
 
 def _body(text: str) -> str:

@@ -6,6 +6,7 @@ confines a program is described in ``docs/sandbox.md``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -23,6 +24,8 @@ from dps.errors import InputError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_VERDICT = 8 << 20
+_START_S = 60.0
+"""Longest wait for the two processes to start; on a busy machine that takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,20 @@ class Verdict:
     """What came of a program."""
 
     kind: str
-    """``passed``, ``failed``, ``examples``, or ``broken`` where the test itself is at fault."""
+    """``passed``, ``failed``, ``examples``, or ``broken`` where the test or the machine is at fault."""
     why: str = ""
     """The reason, in a few words."""
     outputs: tuple[Any, ...] = ()
     """Of examples, what each gave: encoded values, or the exception."""
+
+
+_NO_VERDICT = {
+    "": Verdict("broken", "the sandbox did not start"),
+    "waiting": Verdict("failed", "no function in time"),
+    "testing": Verdict("broken", "the test called nothing in time"),
+    "called": Verdict("failed", "no verdict in time"),
+}
+"""What it means when nothing more is heard of a checker that last said this."""
 
 
 def run_test(program: str, *, prompt: str, test: str, entry_point: str, limits: Limits | None = None) -> Verdict:
@@ -79,26 +91,29 @@ def run_examples(
 def _run(program: str, check: dict[str, Any], limits: Limits) -> Verdict:
     """Start both sides, wait for the checker's verdict, kill what is left."""
     common = {
-        "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes},
+        "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "parent": os.getpid()},
         "readable": _readable(),
         "entry_point": check["entry_point"],
     }
-    to_candidate, to_checker = os.pipe(), os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="dps-sandbox-") as folder:
+    with contextlib.ExitStack() as held:
         try:
-            processes.append(_start("candidate", to_candidate[0], to_checker[1], folder))
-            processes.append(_start("checker", to_checker[0], to_candidate[1], folder))
-            for descriptor in (*to_candidate, *to_checker):
-                os.close(descriptor)
-            for process, job in zip(processes, (common | {"program": program}, common | check), strict=True):
-                _give(process, job)
-            found = _wait(processes[1], time.monotonic() + limits.wall_s)
-        finally:
-            for process in processes:
-                _kill(process)
-    if found is None:
-        return Verdict("failed", "no verdict in time")
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="dps-sandbox-"))
+            with contextlib.ExitStack() as pipes:
+                to_candidate, to_checker = _pipe(pipes), _pipe(pipes)
+                for role, receive, send in (
+                    ("candidate", to_candidate[0], to_checker[1]),
+                    ("checker", to_checker[0], to_candidate[1]),
+                ):
+                    processes.append(_start(role, receive, send, folder))
+                    held.callback(_kill, processes[-1])
+        except OSError as error:  # no descriptor, process or memory left
+            return Verdict("broken", f"the sandbox did not start: {error.strerror}")
+        for process, job in zip(processes, (common | {"program": program}, common | check), strict=True):
+            _give(process, job)
+        found = _wait(processes[1], limits.wall_s)
+    if isinstance(found, Verdict):
+        return found
     if found["verdict"] == "unconfined":
         raise InputError(
             f"Model-written programs run only where the kernel can confine them, with Landlock and seccomp (Linux 5.13 "
@@ -108,16 +123,24 @@ def _run(program: str, check: dict[str, Any], limits: Limits) -> Verdict:
     return Verdict(found["verdict"], found.get("why", ""), tuple(found.get("outputs", ())))
 
 
+def _pipe(held: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        held.callback(os.close, end)
+    return ends
+
+
 def _start(role: str, receive: int, send: int, folder: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        # -I and -S: no environment, no site packages, nothing from the current folder.
-        [sys.executable, "-I", "-S", "-B", str(_CHILD), role, str(receive), str(send)],
+        # No site packages, nothing from the current folder, and sets in the same order every time (-I would ignore
+        # the seed with the rest of the environment).
+        [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(_CHILD), role, str(receive), str(send)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if role == "checker" else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=(receive, send),
         cwd=folder,
-        env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
+        env={"PYTHONHASHSEED": "0"},
         start_new_session=True,
     )
 
@@ -130,22 +153,33 @@ def _give(process: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
         pass
 
 
-def _wait(checker: subprocess.Popen[bytes], end: float) -> dict[str, Any] | None:
-    """Return the checker's verdict, None if it gives none in time."""
-    received = b""
+def _wait(checker: subprocess.Popen[bytes], wall_s: float) -> dict[str, Any] | Verdict:
+    """Return what the checker says in the end, or what it means that it says nothing in time.
+
+    Its lines say how far it is, the last one the verdict. The time runs from when it is ready, so that a busy machine's
+    slow start is not the program's.
+    """
+    received, stage, end = b"", "", time.monotonic() + _START_S
     file = checker.stdout.fileno()
+    ready = select.poll()  # select() cannot wait for descriptors over 1,023
+    ready.register(file, select.POLLIN)
     while len(received) <= _LONGEST_VERDICT:
+        while b"\n" in received:
+            line, _, received = received.partition(b"\n")
+            said = json.loads(line)
+            if isinstance(said, dict):
+                return said
+            if not stage:
+                end = time.monotonic() + wall_s
+            stage = said
         left = end - time.monotonic()
-        if left <= 0 or not select.select([file], [], [], left)[0]:
-            return None
+        if left <= 0 or not ready.poll(1000 * left):
+            return _NO_VERDICT[stage]
         part = os.read(file, 1 << 16)
-        if not part:
-            break
+        if not part:  # it was killed: by its own limits after a call, by somebody else before
+            return _NO_VERDICT["called" if stage == "called" else ""]
         received += part
-    try:
-        return json.loads(received)
-    except ValueError:
-        return None
+    return _NO_VERDICT[stage]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -46,6 +46,18 @@ HOSTILE = {
     "ptrace": "import ctypes, os\ndef f(x):\n    return ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)\n",
     "raise limits": "import resource\ndef f(x):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)); return x\n",
     "mount": "import ctypes\ndef f(x):\n    return ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, 0)\n",
+    "slow down the parent": "import os\ndef f(x):\n    os.sched_setscheduler(PARENT, os.SCHED_IDLE, os.sched_param(0)); return x\n",
+    "slow down everybody": "import os\ndef f(x):\n    os.setpriority(os.PRIO_USER, 0, 19); return x\n",
+    "last of all to read": "import ctypes\ndef f(x):\n    return ctypes.CDLL(None).syscall(251, 1, PARENT, 3 << 13)\n",
+    "attributes of a file": (
+        "import ctypes, struct\ndef f(x):\n"
+        "    return ctypes.CDLL(None).syscall(469, -100, SECRET.encode(), struct.pack('QIIII', 0x80, 0, 0, 0, 0), 24, 0)\n"
+    ),
+    "flags of the library": "import fcntl, os\ndef f(x):\n    return fcntl.ioctl(os.open(os.__file__, 0), 0x80086601, bytes(8))\n",
+    "outlive the parent": "import ctypes\ndef f(x):\n    return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n",
+    "signals by a pipe": "import fcntl\ndef f(x):\n    return [fcntl.fcntl(d, fcntl.F_SETOWN, PARENT) for d in range(3, 9)]\n",
+    "watch the home folder": "import ctypes\nC = ctypes.CDLL(None)\ndef f(x):\n    return C.inotify_add_watch(C.inotify_init1(0), HOME.encode(), 0xFFF)\n",
+    "truthy object": "class A:\n    def __bool__(self): return True\ndef f(x): return A()\n",
     "null pointer": "import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n",
     "exit": "import sys\nsys.exit(0)\n",
     "exit before the assertions": "import os\ndef f(x):\n    os._exit(0)\n",
@@ -82,4 +94,4 @@ HOSTILE = {
     "nul": "def f(x): return '\\0'\n#\0\n",
     "regular expression": "import re\ndef f(x):\n    return re.match('(a+)+$', 'a' * 60 + 'b')\n",
 }
-"""By name. SENTINEL, SECRET, HOME and PORT are defined before them."""
+"""By name. SENTINEL, SECRET, HOME, PORT and PARENT are defined before them."""

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
@@ -40,6 +42,8 @@ ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry
         ),
         ("```\ndef helper(x):\n    return x * x\n\ndef area(r):\n    return math.pi * helper(r)\n```", True),
         ("```python\ndef area(r):\n    return math.pi * r * r", True),  # cut off before the fence
+        ("```python\ndef area(r):\n    return math.pi * r * r\n\nassert area(1) == 3\nprint(input())\n```", True),
+        ("Sure:\n\nfrom math import pi\nK = pi\n\n\ndef area(r):\n    return K * r * r\n\nThat is all.", False),
         ("Sure, the function is\n\ndef area(r):\n    return math.pi * r * r\n\nI hope that helps.", False),
     ],
 )
@@ -108,3 +112,48 @@ def test_real_canonical_solutions_pass():
         assert read(benchmark.grader, body, item).correct is True, item.question_id
         assert read(benchmark.grader, f"```python\n{item.gold}\n```", item).correct is True, item.question_id
         assert read(benchmark.grader, "    return None\n", item).correct is False, item.question_id
+
+
+def test_equal_outputs_are_one_class():
+    bodies = [
+        "{8, 0}",
+        "{0, 8}",
+        "{1: 1, 2: 2}",
+        "{2: 2, 1: 1}",
+        "1",
+        "1.0",
+        "True",
+        "0.1 + 0.2",
+        "0.3",
+        "'1'",
+        "[1]",
+        "(1,)",
+    ]
+    answers = [f"{PROMPT}    return {body}\n" for body in bodies]
+    item = Item("q", PROMPT, None, ITEM.metadata | {"prompt": PROMPT.replace("round(area(1), 2)", "area(1)")})
+    assert CodeGrader().classes(answers, item) == [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("body", ["1+" * 2000 + "1", "0x" + "f" * 5000, "-" * 1500 + "1", "r" + ".x" * 1500])
+def test_programs_that_cannot_be_printed_have_classes(body):
+    prompt = 'def f(r):\n    """Nothing shown."""\n'
+    item = Item("q", prompt, None, {"prompt": prompt, "test": "", "entry_point": "f"})
+    answer = CodeGrader().extract(f"    return {body}\n", item)
+    assert answer is not None
+    assert CodeGrader().classes([answer, None, answer], item) == [0, -1, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 200_000,
+        "```" + " " * 200_000,
+        "```python\n" + "\n" * 200_000,
+        "import a\n" * 40_000,
+        "def area(\n" * 40_000,
+    ],
+)
+def test_long_responses_are_read_in_time(text):
+    started = time.monotonic()
+    assert CodeGrader().extract(text, ITEM) is None
+    assert time.monotonic() - started < 2

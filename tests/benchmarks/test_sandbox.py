@@ -1,9 +1,14 @@
 import os
+import resource
 import socket
 import subprocess
+import tempfile
 import time
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,6 +39,8 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
     home, secret, sentinel = folder / "home", folder / "home" / "secret", folder / "sentinel"
     home.mkdir()
+    working = tmp_path_factory.mktemp("working")
+    before_working, tempfile.tempdir = tempfile.tempdir, str(working)
     secret.write_text("secret")
     secret.chmod(0o644)
     server = socket.create_server(("127.0.0.1", 0))
@@ -41,12 +48,15 @@ def hostile(tmp_path_factory):
     names = f"SENTINEL, SECRET, HOME, PORT = {str(sentinel)!r}, {str(secret)!r}, {str(home)!r}, "
     names += f"{server.getsockname()[1]}\n"
     before = secret.stat()
+    names += f"PARENT = {os.getpid()}\n"
     os.environ["DPS_SECRET"] = "secret"
     started = time.monotonic()
     with ThreadPoolExecutor(4) as threads:
         found = dict(zip(HOSTILE, threads.map(lambda source: verdict(names + source), HOSTILE.values()), strict=True))
     seconds = time.monotonic() - started
     del os.environ["DPS_SECRET"]
+    tempfile.tempdir = before_working
+    assert not list(working.iterdir())
     yield found, seconds, (before, secret.stat(), secret.read_text()), sorted(p.name for p in folder.iterdir()), server
     server.close()
 
@@ -69,7 +79,8 @@ def test_hostile_programs_change_nothing_outside(hostile):
     assert names == ["home"]
     with pytest.raises(BlockingIOError):
         server.accept()
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("dps-sandbox-*"))
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
 
 
 def test_hostile_programs_leave_no_processes(hostile):
@@ -92,6 +103,7 @@ def test_a_secret_in_the_environment_or_a_file_is_not_seen(hostile):
     ):
         assert found[name].why == "PermissionError", name
     assert found["read the environment"].why == "KeyError"
+    assert found["flags of the library"].why == "OSError"
 
 
 def test_what_a_program_prints_or_needs_of_the_library_does_no_harm():
@@ -136,20 +148,150 @@ def test_plain_values_travel_unchanged(value):
     assert repr(back) == repr(value)
 
 
-def test_other_values_do_not_travel():
+def test_of_a_class_of_its_own_only_the_plain_value_travels():
     class Lying(int):
         def __eq__(self, other):
             return True
 
+    class Text(str):
+        def __str__(self):
+            return "other"
+
+    class Pair(NamedTuple):
+        a: int
+        b: list
+
+    back = decode(encode([Lying(3), Text("a"), Counter("aab"), OrderedDict(a=1), Pair(1, [2]), range(3)]))
+    assert repr(back) == "[3, 'a', {'a': 2, 'b': 1}, {'a': 1}, (1, [2]), range(0, 3)]"
+    assert list(decode(encode(x * x for x in range(3)))) == [0, 1, 4]
+    assert list(decode(encode(zip("ab", (1, 2), strict=True)))) == [("a", 1), ("b", 2)]
+
+
+def test_other_values_do_not_travel():
     nested = []
     for _ in range(100):
         nested = [nested]
-    for value in (Lying(3), object(), len, (i for i in ()), 10**20_000, nested, range(3)):
+    for value in (object(), len, Ellipsis, count(), 1 << (1 << 21), nested, [object()]):
         with pytest.raises(NotPlain):
             encode(value)
-    for message in ("x", ["q", 1], ["i", "zz"], ["list", 3], {"a": 1}, 7, ["i"], ["set", [["list", []]]]):
+    messages = ("x", ["q", 1], ["i", "zz"], ["list", 3], {"a": 1}, 7, ["i"], ["set", [["list", []]]], ["range", []])
+    for message in messages:
         with pytest.raises(NotPlain):
             decode(message)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["return object()", "return lambda: 0", "import os; os._exit(0)", "raise SystemExit", "raise KeyboardInterrupt"],
+)
+@pytest.mark.parametrize(
+    "check",
+    ["assert candidate(1)", "assert candidate(1) != 5", "assert candidate(1) is not None",
+     "try: candidate(1)\n    except Exception: pass", "try: candidate(1)\n    except: pass"],
+)  # fmt: skip
+def test_what_fails_has_failed_whatever_the_test_makes_of_it(body, check):
+    assert verdict(f"def f(x):\n    {body}\n", f"def check(candidate):\n    {check}\n").kind == "failed"
+
+
+def test_an_exception_of_its_own_arrives_as_the_nearest_builtin_one():
+    test = "def check(candidate):\n    try: candidate(1)\n    except ValueError: return\n    assert False\n"
+    assert verdict("class E(ValueError): pass\ndef f(x): raise E\n", test).kind == "passed"
+    assert verdict("def f(x): return b'\\xff'.decode()\n", test).kind == "passed"
+    assert verdict("class ValueError(Exception): pass\ndef f(x): raise KeyError\n", test).kind == "failed"
+
+
+def test_sets_have_the_same_order_every_time():
+    source = "def f(x): return [list({'a', 'b', 'c', 'd', 'e'}), hash('a')]\n"
+    run = {"prompt": PROMPT, "examples": ["f(0)"], "entry_point": "f", "limits": QUICK}
+    assert run_examples(source, **run) == run_examples(source, **run)
+
+
+def test_a_failure_of_the_machine_is_no_verdict_on_the_program(monkeypatch):
+    monkeypatch.setattr(sandbox.os, "pipe", lambda: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+    found = verdict("def f(x): return 2 * x + 2\n")
+    assert (found.kind, found.why) == ("broken", "the sandbox did not start: Too many open files")
+
+
+def test_a_test_that_hangs_by_itself_is_no_verdict_on_the_program():
+    limits = Limits(wall_s=0.5, cpu_s=1, memory_bytes=256 << 20)
+    right = "def f(x): return 1\n"
+    assert verdict(right, "def check(candidate):\n    while True: pass\n", limits).kind == "broken"
+    assert verdict(right, "def check(candidate):\n    candidate(1)\n    while True: pass\n", limits).kind == "failed"
+
+
+def test_many_open_files_in_the_parent(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert verdict("def f(x): return 2 * x + 2\n").kind == "passed"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_older_landlock_confines_as_well(version, monkeypatch, tmp_path):
+    """Before Linux 6.2 it lets truncate what may be read, before 6.12 it knows no signals: seccomp stops both."""
+    child, victim = tmp_path / "sandbox_child.py", tmp_path / "victim"
+    victim.write_text("content")
+    source = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
+    older = source.replace("    files = (1 <<", f"    version = {version}\n    files = (1 <<")
+    assert older != source
+    child.write_text(older)
+    monkeypatch.setattr(sandbox, "_CHILD", child)
+    monkeypatch.setattr(sandbox, "_readable", lambda known=sandbox._readable: [*known(), str(tmp_path)])
+    programs = {
+        "truncate": f"import os\ndef f(x): return os.open({str(victim)!r}, os.O_RDONLY | os.O_TRUNC)\n",
+        "owner": f"import fcntl\ndef f(x): return [fcntl.fcntl(d, 8, {os.getpid()}) for d in range(3, 9)]\n",
+        "read": f"def f(x): return open({str(victim)!r}).read()\n",
+    }
+    run = {"prompt": PROMPT, "examples": ["f(0)"], "entry_point": "f", "limits": QUICK}
+    found = {name: run_examples(source, **run).outputs[0] for name, source in programs.items()}
+    assert found == {
+        "truncate": {"raised": "PermissionError"}, "owner": {"raised": "PermissionError"}, "read": ["t", "content"]
+    }  # fmt: skip
+    assert victim.read_text() == "content"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_unprivileged_user_needs_nothing_more(monkeypatch):
+    interpreter = Path("/usr/bin/python3")
+    if (
+        not interpreter.exists()
+        or subprocess.run([interpreter, "-c", "import sys; assert sys.version_info >= (3, 11)"]).returncode
+    ):
+        pytest.skip("there is no interpreter that every user can run")
+    source = (
+        "import sys, types, importlib.util\n"
+        "dps = sys.modules['dps'] = types.ModuleType('dps')\n"
+        "errors = sys.modules['dps.errors'] = types.ModuleType('dps.errors')\n"
+        "errors.InputError = ValueError\n"
+        "spec = importlib.util.spec_from_file_location('sandbox', sys.argv[1])\n"
+        "sandbox = sys.modules['sandbox'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(sandbox)\n"
+        "for program in sys.argv[2:]:\n"
+        "    v = sandbox.run_examples(program, prompt='', examples=['f(1)'], entry_point='f')\n"
+        "    print(v.kind, v.outputs)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("sandbox.py", "sandbox_child.py"):
+            (Path(folder) / name).write_text(Path(sandbox.__file__).with_name(name).read_text())
+        os.chmod(folder, 0o755)
+        programs = [
+            "def f(x): return x + 1\n",
+            "def f(x): return open('/etc/passwd').read()\n",
+            "import os\ndef f(x): return os.fork()\n",
+        ]
+        done = subprocess.run(
+            [interpreter, "-c", source, f"{folder}/sandbox.py", *programs],
+            capture_output=True, text=True, user=65534, group=65534, extra_groups=[], cwd="/", env={},
+        )  # fmt: skip
+    refused = "examples ({'raised': 'PermissionError'},)"
+    assert done.stdout.splitlines() == ["examples (['i', '0x2'],)", refused, refused], done.stderr
 
 
 def test_where_the_kernel_cannot_confine_nothing_is_run(monkeypatch, tmp_path):
