@@ -386,7 +386,15 @@ def test_interrupted_harvest_resumes(tmp_path):
         "--compute.commit_interval_s=0",
         "--compute.workers=2",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "a").glob("*.h5"))) < 5 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
