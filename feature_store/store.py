@@ -100,7 +100,7 @@ class Store:
 
     def verify(self) -> list[str]:
         """Read everything and return what is wrong, one sentence each; empty if nothing is."""
-        return [problem for path in segments(self.folder) if (problem := verify_segment(path)) is not None]
+        return problems(self.folder)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per trajectory with its scalar values; vectors and texts are left out."""
@@ -209,6 +209,11 @@ def _check_same_run(folder: Path, manifest: Manifest) -> None:
     if stored.fingerprint != manifest.fingerprint:
         what = "; ".join(differences(stored, manifest)[:3]) or "the settings differ"
         raise StoreError(f"The store {folder} is of another run: {what}. Choose another output, or delete the folder.")
+
+
+def problems(folder: Path) -> list[str]:
+    """Read every segment of a folder and return what is wrong, one sentence each."""
+    return [problem for path in segments(folder) if (problem := verify_segment(path)) is not None]
 
 
 def segments(folder: Path) -> list[Path]:

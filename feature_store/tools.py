@@ -12,8 +12,7 @@ from typing import Any
 from feature_store.errors import StoreError
 from feature_store.manifest import differences, read_manifest
 from feature_store.records import Question, Trajectory
-from feature_store.segment import verify_segment
-from feature_store.store import FRAME, Store, StoreWriter, segments
+from feature_store.store import FRAME, Store, StoreWriter, problems, segments
 
 _BATCH = 64
 """Questions that are written together."""
@@ -69,7 +68,7 @@ def verify(folder: Path) -> list[str]:
         StoreError: If it has no readable manifest.
     """
     read_manifest(Path(folder))
-    return [problem for path in segments(Path(folder)) if (problem := verify_segment(path)) is not None]
+    return problems(Path(folder))
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,10 @@ def vote(classes: np.ndarray, correct: np.ndarray, logprob: np.ndarray) -> np.nd
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """Return the mean over questions and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    from dps.report.statistics import estimate
+
+    found = estimate(values)
+    return found.value, found.stderr
 
 
 def summarize(chains: dict[str, list[dict[str, str]]], reference: str) -> list[dict[str, Any]]:

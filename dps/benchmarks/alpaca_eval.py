@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import OpenGrader
 from dps.benchmarks.prompts import OPEN
@@ -34,15 +34,7 @@ def load_alpaca_eval(config: BenchmarkConfig) -> Benchmark:
         name = f"alpaca-{hashlib.sha256(instruction.encode()).hexdigest()[:12]}"
         metadata = {"dataset": record["dataset"]} if "dataset" in record else {}
         items.setdefault(name, Item(name, instruction, None, metadata))
-    return Benchmark(
-        config=config,
-        items=select_items(list(items.values()), config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or OPEN,
-        plain_template=config.template or OPEN,
-        grader=grader(),
-    )
+    return benchmark_of(file, list(items.values()), config, chat=OPEN, plain=OPEN, grader=grader())
 
 
 def grader(golds: Sequence[str | None] = ()) -> OpenGrader:

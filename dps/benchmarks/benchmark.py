@@ -19,6 +19,8 @@ from dps.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dps.benchmarks.records import RecordFile
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -107,6 +109,42 @@ class Benchmark:
         if self.config.stop is not None:
             return tuple(self.config.stop)
         return () if self.chats(tokenizer) else self.plain_stop
+
+
+def benchmark_of(
+    file: RecordFile,
+    items: list[Item],
+    config: BenchmarkConfig,
+    *,
+    chat: str,
+    plain: str,
+    grader: Grader,
+    stop: tuple[str, ...] = (),
+) -> Benchmark:
+    """Return the benchmark of a file's questions, as the settings select and template them.
+
+    Args:
+        file: Where the questions come from.
+        items: All of them.
+        config: The settings; a template of theirs replaces both of the benchmark's, and with them the stop strings.
+        chat: The user's message for an instruct model.
+        plain: The whole prompt for a base model.
+        grader: Reads the responses.
+        stop: Stop strings of the prompt for a base model.
+
+    Raises:
+        InputError: If no question is left.
+    """
+    return Benchmark(
+        config=config,
+        items=select_items(items, config),
+        source=file.name,
+        sha256=file.sha256,
+        chat_template=config.template or chat,
+        plain_template=config.template or plain,
+        plain_stop=() if config.template else stop,
+        grader=grader,
+    )
 
 
 def select_items(items: list[Item], config: BenchmarkConfig) -> list[Item]:

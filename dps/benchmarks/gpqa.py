@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import ChoiceGrader
 from dps.benchmarks.prompts import CHOICE, CHOICE_STOP
@@ -30,16 +30,7 @@ def load_gpqa(config: BenchmarkConfig) -> Benchmark:
     check_config(config, ("test",))
     file = read_source(config, "Question, Correct Answer, Incorrect Answer 1, 2, 3")
     items = [_item(file, place, record, config.seed or 0) for place, record in file.records]
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or CHOICE,
-        plain_template=config.template or CHOICE,
-        plain_stop=() if config.template else CHOICE_STOP,
-        grader=grader(),
-    )
+    return benchmark_of(file, items, config, chat=CHOICE, plain=CHOICE, stop=CHOICE_STOP, grader=grader())
 
 
 def grader(golds: Sequence[str | None] = ()) -> ChoiceGrader:

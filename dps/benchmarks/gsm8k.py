@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dps.benchmarks.answers import canonical_number, extract_number, strict_number
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import TextGrader
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP
@@ -30,16 +30,7 @@ def load_gsm8k(config: BenchmarkConfig) -> Benchmark:
     items = [
         _item(file, place, record, f"gsm8k-{config.split}-{i:05d}") for i, (place, record) in enumerate(file.records)
     ]
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or NUMBER_CHAT,
-        plain_template=config.template or NUMBER_PLAIN,
-        plain_stop=() if config.template else NUMBER_STOP,
-        grader=grader(),
-    )
+    return benchmark_of(file, items, config, chat=NUMBER_CHAT, plain=NUMBER_PLAIN, stop=NUMBER_STOP, grader=grader())
 
 
 def grader(golds: Sequence[str | None] = ()) -> TextGrader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.programs import CodeGrader
 from dps.benchmarks.prompts import CODE_CHAT, CODE_PLAIN, CODE_STOP
@@ -25,16 +25,7 @@ def load_humaneval(config: BenchmarkConfig) -> Benchmark:
     check_config(config, ("test",))
     file = read_source(config, "task_id, prompt, canonical_solution, test, entry_point")
     items = [_item(file, place, record) for place, record in file.records]
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or CODE_CHAT,
-        plain_template=config.template or CODE_PLAIN,
-        plain_stop=() if config.template else CODE_STOP,
-        grader=grader(),
-    )
+    return benchmark_of(file, items, config, chat=CODE_CHAT, plain=CODE_PLAIN, stop=CODE_STOP, grader=grader())
 
 
 def grader(golds: Sequence[str | None] = ()) -> CodeGrader:

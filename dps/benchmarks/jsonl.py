@@ -17,7 +17,7 @@ from dps.benchmarks.answers import (
     strict_number,
     strict_text,
 )
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import TextGrader
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP, TEXT_CHAT, TEXT_PLAIN, TEXT_STOP
@@ -44,16 +44,7 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
     golds = [item.gold for item in items]
     numeric = _numeric(golds)
     chat, plain, stop = (NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP) if numeric else (TEXT_CHAT, TEXT_PLAIN, TEXT_STOP)
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or chat,
-        plain_template=config.template or plain,
-        plain_stop=() if config.template else stop,
-        grader=grader(golds),
-    )
+    return benchmark_of(file, items, config, chat=chat, plain=plain, stop=stop, grader=grader(golds))
 
 
 def grader(golds: Sequence[str | None]) -> TextGrader:

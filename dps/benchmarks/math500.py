@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dps.benchmarks.benchmark import Benchmark, Item, select_items
+from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.prompts import MATH_PLAIN, MATH_STOP, NUMBER_CHAT
@@ -26,16 +26,7 @@ def load_math500(config: BenchmarkConfig) -> Benchmark:
     check_config(config, ("test",))
     file = read_source(config, "problem, answer, unique_id")
     items = [_item(file, place, record) for place, record in file.records]
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or NUMBER_CHAT,
-        plain_template=config.template or MATH_PLAIN,
-        plain_stop=() if config.template else MATH_STOP,
-        grader=grader(),
-    )
+    return benchmark_of(file, items, config, chat=NUMBER_CHAT, plain=MATH_PLAIN, stop=MATH_STOP, grader=grader())
 
 
 def grader(golds: Sequence[str | None] = ()) -> MathGrader:

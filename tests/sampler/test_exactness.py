@@ -403,8 +403,8 @@ def transformer_toy(language_model, prompt, limit):
     return Toy(table, vocabulary, eos, limit)
 
 
-def sampled_chains(language_model, config, prompt, numbers, rows):
-    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt))
+def sampled_chains(language_model, config, prompt, numbers, rows, stop_strings=()):
+    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt), stop_strings=stop_strings)
     for i in numbers:
         engine.submit(ChainRequest(i, prompt, stream_key(0, "q", i)))
     chains = {}

@@ -13,10 +13,16 @@ from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.stop import StopTable, before_stop, token_bytes
-from dps.sampler.streams import stream_key
 from tests.sampler.enumeration import Toy, responses
 from tests.sampler.models import tiny_model
-from tests.sampler.test_exactness import FINAL, PAPER, enumerated_chain_law, total_variation, transformer_toy
+from tests.sampler.test_exactness import (
+    FINAL,
+    PAPER,
+    enumerated_chain_law,
+    sampled_chains,
+    total_variation,
+    transformer_toy,
+)
 
 LETTERS = ["[E]", "a", "b"]
 
@@ -32,13 +38,7 @@ def with_tokenizer(language_model, names=LETTERS):
 
 
 def sample(language_model, config, prompt, numbers, stop_strings=(), rows=64):
-    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt), stop_strings=stop_strings)
-    for i in numbers:
-        engine.submit(ChainRequest(i, prompt, stream_key(0, "q", i)))
-    chains = {}
-    while not engine.idle:
-        chains.update({chain.request.key: chain for chain in engine.poll()})
-    return chains
+    return sampled_chains(language_model, config, prompt, numbers, rows, stop_strings)
 
 
 pieces = st.lists(st.text("abé\n", max_size=4).map(str.encode), min_size=1, max_size=6)
