@@ -3,8 +3,8 @@
     python scripts/dequantize.py model.gguf models/Qwen2.5-Coder-0.5B-Instruct
 
 A GGUF file is dequantized at every start and rounded to the dtype of the run, so a controller that was trained on a GPU
-(bfloat16) is refused on a CPU (float32). The folder's weights are rounded once. Tokenizer and chat template are compared
-before the folder is kept.
+(bfloat16) is refused on a CPU (float32). The folder's weights are rounded once. Tokenizer and chat template are
+compared before the folder is kept.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
         and again.fingerprint == model.fingerprint
     )
     if not same:
-        sys.exit(f"The folder {unfinished} reads back as another model than {options.source}; use the GGUF file itself.")
+        sys.exit(f"The folder {unfinished} reads back as another model than {options.source}: use the GGUF file.")
     os.rename(unfinished, options.target)
     print(f"{options.target}: {type(model.model).__name__}, fingerprint {model.fingerprint}")
 
