@@ -30,8 +30,8 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
 from lightning_modules.results import show
 
-_FROM_STORE = ("hidden_size", "embedding_size")
-"""Arguments of a controller that the store decides."""
+_FROM_DATA = ("hidden_size", "embedding_size", "feature_set")
+"""Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
 
 
 class ControllerCLI(LightningCLI):
@@ -75,8 +75,8 @@ class ControllerCLI(LightningCLI):
         # One name, so that a second training replaces the first one's checkpoint instead of standing beside it.
         parser.set_defaults({"checkpoint.filename": "best", "checkpoint.enable_version_counter": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
-        for size in _FROM_STORE:
-            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+        for name in _FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a test without ``--ckpt_path`` is of the run folder's best checkpoint."""
@@ -87,10 +87,10 @@ class ControllerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         command = self.config["subcommand"]
         options = self.config[command]
-        for size in _FROM_STORE:  # the link would win, silently
-            if options.get(f"model.init_args.{size}") is not None:
+        for name in _FROM_DATA:  # the link would win, silently
+            if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(
-                    f"model.init_args.{size} is set from the store and cannot be configured: leave it out."
+                    f"model.init_args.{name} is set from the data module and cannot be configured: leave it out."
                 )
         path = options.get("ckpt_path")
         if command != "fit":
