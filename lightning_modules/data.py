@@ -208,7 +208,7 @@ class FeatureDataModule(L.LightningDataModule):
         key = (parts, tuple(sorted(self.calibration.items())))
         if self._built == key:
             return
-        whole = self._table(self.store, parts)
+        whole = self.whole(parts)
         graded = _graded(whole, self.store)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
@@ -266,6 +266,14 @@ class FeatureDataModule(L.LightningDataModule):
         inner = split_of(question_id, train, val, self.seed, calibration)
         # Three shares of a whole may add up to a little less than 1.
         return inner if inner != "test" else ("calibration" if calibration else "val")
+
+    def whole(self, parts: frozenset[str] = PARTS) -> Table:
+        """Return the table of every question of the store, graded or not.
+
+        Args:
+            parts: Which parts of the features it has.
+        """
+        return self._table(self.store, parts)
 
     @property
     def held_out(self) -> tuple[str, ...]:
