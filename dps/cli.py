@@ -31,6 +31,7 @@ that decide how many trajectories a question needs.
   sample       ask one question and watch the number of trajectories grow
   harvest      sample questions k times with features, into a store for training
   fit          train a controller on a store          (fit --config configs/mlp_hq.yaml)
+  crossval     train on folds of a store, predict every question by a controller that has not seen it
   validate     measure a trained controller on its validation questions
   test         measure it on its test questions
   predict      write its probabilities for every question of a store as CSV
@@ -51,13 +52,28 @@ _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key v
 {what} Runs LightningCLI: every key of the file can be
 overridden on the command line.
 
-  --config FILE                     configs/mlp_hq.yaml, configs/mlp_h.yaml or configs/gbdt.yaml
+  --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml or gbdt_extended.yaml
   --data.init_args.store FOLDER     the harvest to train on
   --data.init_args.label NAME       no_gain or correct
   --trainer.max_epochs N            and every other option of the Trainer
   --ckpt_path FILE                  resume (fit), or the checkpoint to measure (else the run's best)
   --print_config                    show the whole resolved configuration and stop
   --help-all                        list every option (loads Lightning first, some seconds)"""
+
+_CROSSVAL_USAGE = """usage: dps crossval --config configs/mlp_hq.yaml [--folds 5] [--output FOLDER] [--key value ...]
+
+Trains a controller for each fold of the questions and predicts the fold with it, so that every
+question is judged by a controller that has not seen it. A finished fold is not trained again.
+Writes predictions.h5 (docs/controllers_format.md) and crossval.json: AUROC, average precision,
+Brier score and calibration error with standard errors clustered by question, beside question
+length alone, and the policy at the out-of-fold thresholds against the largest k.
+
+  --config FILE                     as for dps fit; its other options can follow, too
+  --folds N                         number of folds, 5 if not given
+  --output FOLDER                   where to write; crossval/ in the run folder if not given
+  --data.init_args.store FOLDER     the harvest
+  --data.init_args.label NAME       no_gain or correct
+  --data.init_args.feature_set SET  published (six scalars) or extended"""
 
 _WHAT = {
     "fit": "Train a controller on the features of a harvest.",
@@ -457,6 +473,33 @@ def _sample(arguments: list[str]) -> None:
     )
 
 
+def _crossval(arguments: list[str]) -> None:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(_CROSSVAL_USAGE)
+        if not arguments:
+            raise InputError("Expected a configuration: dps crossval --config configs/mlp_hq.yaml.")
+        return
+    own, rest = _own_options("crossval", arguments, {"--folds": int, "--output": str})
+    _check_configurations(rest)
+    from lightning_modules.cli import cross_validate
+
+    cross_validate(rest, folds=own["folds"] or 5, output=own["output"])
+
+
+def _own_options(command: str, arguments: list[str], types: dict[str, type]) -> tuple[dict[str, Any], list[str]]:
+    """Take a command's own options out of arguments whose rest is LightningCLI's."""
+    from argparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=f"dps {command}", add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option, kind in types.items():
+        parser.add_argument(option, type=kind)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise InputError(f"{_one_line(str(error))}: dps {command} --help explains the options.") from error
+    return vars(found), rest
+
+
 def _lightning(command: str, arguments: list[str]) -> None:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(_LIGHTNING_USAGE.format(command=command, what=_WHAT[command]))
@@ -464,20 +507,26 @@ def _lightning(command: str, arguments: list[str]) -> None:
             raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
         return
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    _check_configurations(arguments)
+    from lightning_modules.cli import main
+
+    main([command, *arguments])
+
+
+def _check_configurations(arguments: list[str]) -> None:
+    """Refuse a configuration that is not there, before Lightning is imported."""
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         path = (
             following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None
         )
         if path is not None and not Path(path).is_file():
             raise InputError(f"Expected a configuration file, but there is no {path}: see configs/.")
-    from lightning_modules.cli import main
-
-    main([command, *arguments])
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": _quickstart,
     "sample": _sample,
+    "crossval": _crossval,
     "harvest": _harvest,
     "evaluate": _evaluate,
     "replay": _replay,

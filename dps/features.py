@@ -6,8 +6,10 @@ controller sees the same numbers in both.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,6 +26,34 @@ SCALAR_FEATURES: tuple[str, ...] = (
 )
 """The published six, in the order of the arrays."""
 
+EXTENDED_FEATURES: tuple[str, ...] = (
+    "answer_agreement",
+    "vote_margin",
+    "num_distinct_answers",
+    "unanswered_share",
+    "vote_entropy",
+    "answer_logprob_gap",
+    "length_mean",
+    "length_std",
+    "length_max",
+    "cut_share",
+    "logprob_mean",
+    "logprob_std",
+    "logprob_min",
+    "logprob_max",
+    "entropy_std",
+    "top1_std",
+    "num_prompt_tokens",
+)
+"""What the same trajectories tell besides the six, in the order of the arrays; see :func:`extended_features`."""
+
+FeatureSet = Literal["published", "extended"]
+FEATURE_SETS: dict[str, tuple[str, ...]] = {
+    "published": SCALAR_FEATURES,
+    "extended": SCALAR_FEATURES + EXTENDED_FEATURES,
+}
+"""The scalars that a controller may be trained on: the published six alone, or the extended ones after them."""
+
 Pooling = Literal["mean", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
@@ -38,6 +68,58 @@ class CheckpointFeatures:
     """Pooled hidden state: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
+    extended: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """The features named by :data:`EXTENDED_FEATURES`: shape (17,), float64; empty where nobody asked for them."""
+
+    def scalars_of(self, feature_set: str) -> np.ndarray:
+        """Return the scalars of a feature set: shape (F,), float64.
+
+        Args:
+            feature_set: A key of :data:`FEATURE_SETS`.
+        """
+        return np.concatenate([self.scalars, self.extended]) if feature_set == "extended" else self.scalars
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectorySums:
+    """What the scalars need of one trajectory; a table reads each trajectory once and uses it in many rows."""
+
+    tokens: int
+    """Accepted tokens."""
+    logprob: float
+    """Sum of log p over them, nats."""
+    entropy: float
+    """Sum of the entropies they were drawn under, nats."""
+    top1: float
+    """Sum of the top-1 probabilities."""
+    accepted: int
+    """Accepted MH steps."""
+    proposed: int
+    """MH steps."""
+    generated: int
+    """Generated tokens, rejected ones included."""
+    answer_class: int
+    """Class of the answer, -1 for none."""
+    base_logprob: float
+    """Log p of the response, by which a vote breaks ties, nats."""
+    cut: bool
+    """Whether the response was cut at T_max."""
+
+
+def sums_of(trajectory: Trajectory) -> TrajectorySums:
+    """Return what the scalars need of a finished trajectory."""
+    return TrajectorySums(
+        tokens=int(trajectory.block_num_tokens.sum()),
+        logprob=float(trajectory.block_logprob.sum()),
+        entropy=float(trajectory.block_entropy.sum()),
+        top1=float(trajectory.block_top1.sum()),
+        accepted=trajectory.mh_accepted,
+        proposed=trajectory.mh_proposed,
+        generated=trajectory.num_generated_tokens,
+        answer_class=trajectory.answer_class,
+        base_logprob=trajectory.base_logprob,
+        cut=trajectory.ending == "length",
+    )
 
 
 def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
@@ -69,6 +151,94 @@ def pool_hidden(trajectory: Trajectory, pooling: str) -> np.ndarray:
     return (weights[:, None] * trajectory.hidden).sum(axis=0).astype(np.float32)
 
 
+def scalar_features(
+    sums: Sequence[TrajectorySums], num_prompt_tokens: int, calibration: Mapping[str, float]
+) -> list[float]:
+    """Return the published six of the k trajectories, in the order of :data:`SCALAR_FEATURES`.
+
+    With the accepted tokens of all k trajectories pooled (each token counts once, N of them): perplexity
+    ``exp(-sum log p / N)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted / proposed`` with 0 of 0
+    counted as 1; the calibrated time of all generated tokens and one prefill; k.
+
+    Args:
+        sums: Of the k trajectories, k >= 1.
+        num_prompt_tokens: Length of the question's prompt.
+        calibration: The calibrated clock.
+
+    Source:
+        METHOD section 3.
+    """
+    num_tokens = sum(s.tokens for s in sums)
+    proposed = sum(s.proposed for s in sums)
+    values = {
+        "mcmc_perplexity": float(np.exp(-sum(s.logprob for s in sums) / num_tokens)),
+        "mcmc_entropy": sum(s.entropy for s in sums) / num_tokens,
+        "mcmc_self_confidence": sum(s.top1 for s in sums) / num_tokens,
+        "acceptance_ratio": sum(s.accepted for s in sums) / proposed if proposed else 1.0,
+        "question_time_sec": calibrated_seconds(sum(s.generated for s in sums), num_prompt_tokens, calibration),
+        "current_k": float(len(sums)),
+    }
+    return [values[name] for name in SCALAR_FEATURES]
+
+
+def extended_features(sums: Sequence[TrajectorySums], num_prompt_tokens: int) -> list[float]:
+    """Return the extended features of the k trajectories, in the order of :data:`EXTENDED_FEATURES`.
+
+    Of the answers: the share of the k trajectories in the largest class, its lead over the second class as a share,
+    the number of classes, the share without an answer, the entropy of the classes' shares among the answered (nats),
+    and the best log p in the majority's class minus the best in any other (nats; 0 where there is no other). Of the
+    responses: mean, standard deviation and maximum of their lengths (tokens), the share cut at T_max; mean, standard
+    deviation, minimum and maximum over trajectories of the mean log p per token (nats); the standard deviation of
+    their mean entropies (nats) and of their mean top-1 probabilities; the length of the prompt (tokens).
+
+    Args:
+        sums: Of the k trajectories, k >= 1.
+        num_prompt_tokens: Length of the question's prompt.
+
+    Note:
+        Always finite: the spread of one trajectory is 0. Classes enter by their sizes only, so their numbering, which
+        a live run may do in another order than the harvest, changes nothing.
+    """
+    k = len(sums)
+    sizes = Counter(s.answer_class for s in sums if s.answer_class >= 0)
+    counts = sorted(sizes.values(), reverse=True)
+    answered = sum(counts)
+    largest, second = [*counts, 0, 0][:2]
+    best = {c: max(s.base_logprob for s in sums if s.answer_class == c) for c in sizes}
+    gap = 0.0
+    if len(best) > 1:
+        winner = max(best, key=lambda c: (sizes[c], best[c]))
+        gap = best[winner] - max(logprob for c, logprob in best.items() if c != winner)
+    lengths = [float(s.tokens) for s in sums]
+    logprobs = [s.logprob / s.tokens for s in sums]
+    values = {
+        "answer_agreement": largest / k,
+        "vote_margin": (largest - second) / k,
+        "num_distinct_answers": float(len(counts)),
+        "unanswered_share": (k - answered) / k,
+        "vote_entropy": sum(n / answered * math.log(answered / n) for n in counts),
+        "answer_logprob_gap": gap,
+        "length_mean": sum(lengths) / k,
+        "length_std": _spread(lengths),
+        "length_max": max(lengths),
+        "cut_share": sum(s.cut for s in sums) / k,
+        "logprob_mean": sum(logprobs) / k,
+        "logprob_std": _spread(logprobs),
+        "logprob_min": min(logprobs),
+        "logprob_max": max(logprobs),
+        "entropy_std": _spread([s.entropy / s.tokens for s in sums]),
+        "top1_std": _spread([s.top1 / s.tokens for s in sums]),
+        "num_prompt_tokens": float(num_prompt_tokens),
+    }
+    return [values[name] for name in EXTENDED_FEATURES]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation over these values themselves (not of a sample): 0 for one."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
 def checkpoint_features(
     trajectories: Sequence[Trajectory],
     *,
@@ -79,13 +249,11 @@ def checkpoint_features(
 ) -> CheckpointFeatures:
     """Compute the features of one question from the k trajectories finished so far.
 
-    With the accepted tokens of all k trajectories pooled (each token counts once, N of them): perplexity
-    ``exp(-sum log p / N)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted / proposed`` with 0 of 0
-    counted as 1; the calibrated time of all generated tokens and one prefill; k. The hidden state is pooled over
+    The scalars are those of :func:`scalar_features` and :func:`extended_features`. The hidden state is pooled over
     blocks, then averaged over trajectories.
 
     Args:
-        trajectories: The k finished trajectories, k >= 1.
+        trajectories: The k finished trajectories, k >= 1, with the classes of their answers.
         num_prompt_tokens: Length of the question's prompt.
         embedding: Question embedding, shape (E,).
         calibration: The calibrated clock of the run that trains the controller.
@@ -94,18 +262,11 @@ def checkpoint_features(
     Source:
         METHOD section 3.
     """
-    num_tokens = sum(int(t.block_num_tokens.sum()) for t in trajectories)
-    proposed = sum(t.mh_proposed for t in trajectories)
-    accepted = sum(t.mh_accepted for t in trajectories)
-    scalars = np.array(
-        [
-            np.exp(-sum(float(t.block_logprob.sum()) for t in trajectories) / num_tokens),
-            sum(float(t.block_entropy.sum()) for t in trajectories) / num_tokens,
-            sum(float(t.block_top1.sum()) for t in trajectories) / num_tokens,
-            accepted / proposed if proposed else 1.0,
-            calibrated_seconds(sum(t.num_generated_tokens for t in trajectories), num_prompt_tokens, calibration),
-            float(len(trajectories)),
-        ]
-    )
+    sums = [sums_of(t) for t in trajectories]
     hidden = np.mean([pool_hidden(t, pooling) for t in trajectories], axis=0, dtype=np.float64).astype(np.float32)
-    return CheckpointFeatures(scalars, hidden, np.asarray(embedding, dtype=np.float32))
+    return CheckpointFeatures(
+        scalars=np.array(scalar_features(sums, num_prompt_tokens, calibration)),
+        hidden=hidden,
+        embedding=np.asarray(embedding, dtype=np.float32),
+        extended=np.array(extended_features(sums, num_prompt_tokens)),
+    )

@@ -45,7 +45,44 @@ def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return _run(["fit", "--config", str(config), *overrides]).best_checkpoint
 
 
-def _run(args: list[str]) -> ControllerCLI:
+def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None) -> Path:
+    """Cross-validate a controller by question, see :mod:`lightning_modules.crossval`.
+
+    Args:
+        args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
+        folds: Number of folds.
+        output: Folder of everything; ``crossval`` in the configuration's run folder if None.
+
+    Returns:
+        The folder, which holds ``predictions.h5`` and ``crossval.json``.
+
+    Raises:
+        InputError: If options, configuration, store or folder cannot be used.
+    """
+    from lightning_modules.crossval import crossval
+
+    return crossval(args, folds, None if output is None else Path(output))
+
+
+def resolve(args: Sequence[str]) -> ControllerCLI:
+    """Return model, data module and Trainer as options of ``dps fit`` say; nothing runs.
+
+    Raises:
+        InputError: If options, configuration or store cannot be used.
+    """
+    return _run(list(args), run=False)
+
+
+def run(args: Sequence[str]) -> ControllerCLI:
+    """Run LightningCLI on a subcommand and its options, and return it.
+
+    Raises:
+        InputError: If options, configuration, store or checkpoint cannot be used.
+    """
+    return _run(list(args))
+
+
+def _run(args: list[str], *, run: bool = True) -> ControllerCLI:
     import argparse
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -54,7 +91,7 @@ def _run(args: list[str]) -> ControllerCLI:
 
     try:
         with quiet():
-            return ControllerCLI(args)
+            return ControllerCLI(args, run=run)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         # jsonargparse wraps what a constructor raises; the user's mistake is inside.
         inner: BaseException | None = error
@@ -63,7 +100,9 @@ def _run(args: list[str]) -> ControllerCLI:
         if inner is not None:
             raise inner from None
         if isinstance(error, argparse.ArgumentError):
-            raise InputError(f"{_essence(str(error))}; dps {args[0]} --help-all lists every key.") from error
+            raise InputError(
+                f"{_essence(str(error))}; dps {args[0] if run else 'fit'} --help-all lists every key."
+            ) from error
         raise
     except MisconfigurationException as error:
         raise InputError(f"The Trainer refuses its configuration: {_essence(str(error))}.") from error

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dps.errors import InputError
-from dps.features import Pooling
+from dps.features import FeatureSet, Pooling
 from feature_store import Question, Store
-from lightning_modules.table import PARTS, SPLITS, Label, Table, ks_of, make_table, split_of
+from lightning_modules.table import PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
 
 _EVALUATION_ROWS = 8192
 """Rows of a batch where nothing is learned: bounds the memory, changes no result."""
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """Some rows of a table."""
 
     scalars: Tensor
-    """Shape (N, 6), float64, not standardized."""
+    """Shape (N, F), float64, not standardized."""
     hidden: Tensor
     """Shape (N, D), float32."""
     embedding: Tensor
@@ -121,6 +121,11 @@ class FeatureDataModule(L.LightningDataModule):
         val_fraction: float = 0.2,
         seed: int = 0,
         test_store: str | None = None,
+        feature_set: FeatureSet = "published",
+        calibration_fraction: float = 0.0,
+        folds: int | None = None,
+        fold: int = 0,
+        keep_test: bool = False,
     ) -> None:
         """Open the store.
 
@@ -132,10 +137,18 @@ class FeatureDataModule(L.LightningDataModule):
             batch_size: Rows of a training batch; null takes the whole training split as one batch.
             num_orders: Orders of each question's trajectories that rows are made of; the first is the natural one.
             train_fraction: Expected share of the questions for training.
-            val_fraction: Expected share for validation, where epoch and threshold are chosen; the rest is for testing.
+            val_fraction: Expected share for validation, where the epoch is chosen, and the threshold.
             seed: Decides splits, orders and shuffling.
             test_store: Folder of another harvest of the same features to test on; questions of it that are in the
-                training or validation split of `store` are left out.
+                other splits of `store` are left out.
+            feature_set: The scalars: the `published` six, or `extended` by what the same trajectories tell besides.
+            calibration_fraction: Expected share for calibrating the probabilities, where the threshold is chosen, too;
+                what the three fractions leave is for testing.
+            folds: Number of folds of a cross-validation: the questions of one fold are the test split, and the others
+                are divided in the proportions of the three fractions. Null divides by the fractions alone.
+            fold: Which fold is the test split, from 0.
+            keep_test: With folds, leave out the questions that are the test split without folds, so that what a search
+                over settings finds can be tested on them.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -145,11 +158,16 @@ class FeatureDataModule(L.LightningDataModule):
             raise InputError(
                 f"Expected data.num_orders and data.batch_size of at least 1, got {num_orders} and {batch_size}."
             )
-        if not (train_fraction > 0 and val_fraction > 0 and train_fraction + val_fraction <= 1):
+        fractions = (train_fraction, val_fraction, calibration_fraction)
+        if not (train_fraction > 0 and val_fraction > 0 and calibration_fraction >= 0 and sum(fractions) <= 1 + 1e-9):
             raise InputError(
-                "Expected data.train_fraction and data.val_fraction above 0 with a sum of at most 1, got "
-                f"{train_fraction:g} and {val_fraction:g}."
+                "Expected data.train_fraction and data.val_fraction above 0 and data.calibration_fraction of at least "
+                "0 with a sum of at most 1, got " + ", ".join(f"{fraction:g}" for fraction in fractions) + "."
             )
+        if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+            raise InputError(f"Expected data.folds of at least 2 and data.fold below it, got {folds} and {fold}.")
+        if folds is None and (fold or keep_test):
+            raise InputError(f"data.fold {fold} and data.keep_test {keep_test} need data.folds: set it, or leave them.")
         self.store = store
         self.label = label
         self.pooling = pooling
@@ -159,6 +177,11 @@ class FeatureDataModule(L.LightningDataModule):
         self.val_fraction = val_fraction
         self.seed = seed
         self.test_store = test_store
+        self.feature_set = feature_set
+        self.calibration_fraction = calibration_fraction
+        self.folds = folds
+        self.fold = fold
+        self.keep_test = keep_test
 
         opened = Store.open(store)
         self.manifest = opened.manifest
@@ -185,14 +208,14 @@ class FeatureDataModule(L.LightningDataModule):
         key = (parts, tuple(sorted(self.calibration.items())))
         if self._built == key:
             return
-        whole = self._table(self.store, parts)
+        whole = self.whole(parts)
         graded = _graded(whole, self.store)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
         predicted = whole
         if self.test_store is not None:
             predicted = self._table(self.test_store, parts)
-            used = {i for name in ("train", "val") for i in tables[name].question_ids}
+            used = {i for name in SPLITS[:-1] for i in tables[name].question_ids}
             fresh = np.array([question_id not in used for question_id in predicted.question_ids])
             if not fresh.all():
                 print(
@@ -228,17 +251,48 @@ class FeatureDataModule(L.LightningDataModule):
         return table
 
     def split_of(self, question_id: str) -> str:
-        """Return the split that a question belongs to."""
-        return split_of(question_id, self.train_fraction, self.val_fraction, self.seed)
+        """Return the split that a question belongs to; ``unused`` where :attr:`keep_test` leaves it out."""
+        fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
+        plain = split_of(question_id, *fractions[:2], self.seed, fractions[2])
+        if self.folds is None:
+            return plain
+        if self.keep_test and plain == "test":
+            return "unused"
+        if fold_of(question_id, self.folds, self.seed) == self.fold:
+            return "test"
+        if self.keep_test:
+            return plain
+        train, val, calibration = (fraction / sum(fractions) for fraction in fractions)
+        inner = split_of(question_id, train, val, self.seed, calibration)
+        # Three shares of a whole may add up to a little less than 1.
+        return inner if inner != "test" else ("calibration" if calibration else "val")
+
+    def whole(self, parts: frozenset[str] = PARTS) -> Table:
+        """Return the table of every question of the store, graded or not.
+
+        Args:
+            parts: Which parts of the features it has.
+        """
+        return self._table(self.store, parts)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits that a validation runs over: ``val``, and ``calibration`` if it has questions."""
+        return ("val", "calibration") if self._tables["calibration"].num_questions else ("val",)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what the rows mean and which split they are in."""
         return {
             "label": self.label,
             "pooling": self.pooling,
+            "feature_set": self.feature_set,
             "train_fraction": self.train_fraction,
             "val_fraction": self.val_fraction,
+            "calibration_fraction": self.calibration_fraction,
             "seed": self.seed,
+            "folds": self.folds,
+            "fold": self.fold,
+            "keep_test": self.keep_test,
         }
 
     def description(self) -> dict[str, Any]:
@@ -260,9 +314,9 @@ class FeatureDataModule(L.LightningDataModule):
         """Return shuffled batches of the training split."""
         return self._loader("train", self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader:
-        """Return the validation split in order."""
-        return self._loader("val", _EVALUATION_ROWS, None)
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return the validation split in order, then the calibration split if it has questions."""
+        return [self._loader(split, _EVALUATION_ROWS, None) for split in self.held_out]
 
     def test_dataloader(self) -> DataLoader:
         """Return the test split in order."""
@@ -289,6 +343,7 @@ class FeatureDataModule(L.LightningDataModule):
             num_orders=self.num_orders,
             seed=self.seed,
             parts=parts,
+            feature_set=self.feature_set,
         )
 
     def _check_test_store(self, folder: str) -> None:

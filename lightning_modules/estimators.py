@@ -1,8 +1,8 @@
 """The parts of controllers that predict: PyTorch modules without Lightning.
 
 A controller trains one of these (``controllers``) and a live run loads it alone (``load``), in every worker process, so
-nothing here imports Lightning. Each takes raw features and keeps its own standardizer and threshold, so that its state
-is all that a prediction needs.
+nothing here imports Lightning. Each takes raw features and keeps its own standardizer, calibration and threshold, so
+that its state is all that a prediction needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dps.features import SCALAR_FEATURES
+from lightning_modules.calibration import Calibrator
 from lightning_modules.table import EMBEDDING, HIDDEN, SCALARS
 
 _FAR = 10.0
@@ -37,12 +37,13 @@ class Estimator(nn.Module):
         super().__init__()
         self.parts = parts
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
+        self.calibrator = Calibrator()
 
     def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the logit of p_enough, shape (N,).
+        """Return the logit of p_enough before calibration, shape (N,).
 
         Args:
-            scalars: Shape (N, 6), as measured.
+            scalars: Shape (N, F), as measured.
             hidden: Shape (N, D); not looked at unless in ``parts``.
             embedding: Shape (N, E); not looked at unless in ``parts``.
         """
@@ -50,11 +51,11 @@ class Estimator(nn.Module):
 
     @torch.no_grad()
     def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough, shape (N,), float64 in [0, 1]; the arguments are forward's."""
+        """Return the calibrated probability that k is enough, shape (N,), float64 in [0, 1]; arguments as forward's."""
         training = self.training
         self.eval()
         try:
-            return self(scalars, hidden, embedding).double().sigmoid()
+            return self.calibrator(self(scalars, hidden, embedding).double())
         finally:
             self.train(training)
 
@@ -86,12 +87,13 @@ class MLPEstimator(Estimator):
     """A multilayer perceptron on the scalars, with narrow projections of the wide parts beside them.
 
     A harvest has hundreds of questions and a hidden state hundreds or thousands of components. So each wide part goes
-    through dropout, one linear map to ``projection_size`` and a LayerNorm before it meets the six scalars.
+    through dropout, one linear map to ``projection_size`` and a LayerNorm before it meets the scalars.
     """
 
     def __init__(
         self,
         *,
+        num_scalars: int,
         hidden_size: int,
         embedding_size: int,
         projection_size: int,
@@ -102,6 +104,7 @@ class MLPEstimator(Estimator):
         """Build the network.
 
         Args:
+            num_scalars: F, the size of the feature set.
             hidden_size: D; 0 leaves the hidden state out.
             embedding_size: E; 0 leaves the question embedding out.
             projection_size: Width to which hidden state and embedding are each projected.
@@ -111,8 +114,8 @@ class MLPEstimator(Estimator):
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))
-        self.scalar_standardizer = Standardizer(len(SCALAR_FEATURES))
-        width = len(SCALAR_FEATURES)
+        self.scalar_standardizer = Standardizer(num_scalars)
+        width = num_scalars
         wide = {HIDDEN: hidden_size, EMBEDDING: embedding_size}
         self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items() if size})
         self.projections = nn.ModuleDict(
@@ -135,7 +138,7 @@ class MLPEstimator(Estimator):
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def fit_standardizers(self, scalars: np.ndarray, hidden: np.ndarray, embedding: np.ndarray) -> None:
-        """Take the statistics of the training rows: shapes (N, 6), (N, D), (M, E)."""
+        """Take the statistics of the training rows: shapes (N, F), (N, D), (M, E)."""
         self.scalar_standardizer.fit(scalars)
         for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
             if name in self.parts:
@@ -152,11 +155,14 @@ class MLPEstimator(Estimator):
 
 
 class TreeEstimator(Estimator):
-    """Gradient-boosted trees on the six scalars; its state holds LightGBM's text form of them."""
+    """Gradient-boosted trees on the scalars; its state holds LightGBM's text form of them."""
 
     def __init__(self) -> None:
         """Start without trees; the logit is 0 then."""
         super().__init__(frozenset({SCALARS}))
+        self.log_weight = 0.0
+        """Log of the weight that rows where k is enough had in training; it is taken off the trees' logits, which are
+        too high by it."""
         self._text = ""
         self._booster: Any = None
 
@@ -184,15 +190,16 @@ class TreeEstimator(Estimator):
             return torch.zeros(len(scalars), dtype=torch.float64, device=scalars.device)
         values = scalars.detach().cpu().numpy().astype(np.float64)
         logits = self._booster.predict(values, raw_score=True, num_threads=1)
-        return torch.from_numpy(np.asarray(logits, dtype=np.float64)).to(scalars.device)
+        return torch.from_numpy(np.asarray(logits, dtype=np.float64) - self.log_weight).to(scalars.device)
 
-    def get_extra_state(self) -> dict[str, str]:
-        """Return what the state holds besides tensors: the trees."""
-        return {"booster": self._text}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state holds besides tensors: the trees and what their logits are too high by."""
+        return {"booster": self._text, "log_weight": self.log_weight}
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the trees."""
         self.booster_text = state["booster"]
+        self.log_weight = state["log_weight"]
 
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {

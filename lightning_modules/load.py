@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES, CheckpointFeatures
+from dps.features import FEATURE_SETS, CheckpointFeatures
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.table import EMBEDDING, HIDDEN
 
-FORMAT = 1
+FORMAT = 2
 """Version of the description in a checkpoint; a change that old readers cannot follow raises it."""
 
 DESCRIPTION = "controller"
@@ -69,9 +69,19 @@ class Controller:
         return tuple(self.description["data"]["ks"])
 
     @property
+    def feature_set(self) -> str:
+        """``published`` or ``extended``: which scalars it sees."""
+        return self.description["feature_set"]
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """The scalar features in the order of the arrays."""
         return tuple(self.description["feature_names"])
+
+    @property
+    def probability_calibration(self) -> str:
+        """How its probabilities were calibrated: ``none``, ``temperature`` or ``isotonic``."""
+        return self.estimator.calibrator.method
 
     @property
     def hidden_size(self) -> int:
@@ -100,10 +110,13 @@ class Controller:
             features: Raw features of N questions.
 
         Raises:
-            InputError: If hidden states or embeddings have another size than those it was trained on.
+            InputError: If scalars, hidden states or embeddings have another size than those it was trained on.
         """
         if not features:
             return np.zeros(0)
+        scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
+        if scalars.shape[1] != len(self.feature_names):
+            raise self._refusal(f"{len(self.feature_names)} scalar features", f"these have {scalars.shape[1]}")
         parts = {
             "hidden states": (HIDDEN, self.hidden_size, len(features[0].hidden)),
             "question embeddings": (EMBEDDING, self.embedding_size, len(features[0].embedding)),
@@ -113,7 +126,7 @@ class Controller:
                 raise self._refusal(f"{what} of size {expected}", f"these have {came}")
         with torch.no_grad():
             return self.estimator.predict_enough(
-                torch.from_numpy(np.stack([f.scalars for f in features]).astype(np.float64)),
+                torch.from_numpy(scalars),
                 torch.from_numpy(np.stack([f.hidden for f in features]).astype(np.float64)),
                 torch.from_numpy(np.stack([f.embedding for f in features]).astype(np.float64)),
             ).numpy()
@@ -216,9 +229,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"Expected a controller's checkpoint of format {FORMAT}, but {path} has format {description['format']}: "
             "train it again with this version."
         )
-    if tuple(description["feature_names"]) != SCALAR_FEATURES:
+    computed = FEATURE_SETS.get(description["feature_set"], ())
+    if tuple(description["feature_names"]) != computed:
         raise InputError(
-            f"The controller {path} was trained on the features {', '.join(description['feature_names'])}, but this "
-            f"version computes {', '.join(SCALAR_FEATURES)}: train it again on a harvest of this version."
+            f"The controller {path} was trained on the features {', '.join(description['feature_names'])} (set "
+            f"{description['feature_set']}), but this version computes {', '.join(computed) or 'none such'}: train "
+            "it again on a harvest of this version."
         )
     return checkpoint

@@ -16,8 +16,8 @@ import numpy as np
 
 from dps.aggregate import answer_of
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES, calibrated_seconds, pool_hidden
-from feature_store.records import Question, Trajectory
+from dps.features import extended_features, pool_hidden, scalar_features, sums_of
+from feature_store.records import Question
 
 Label = Literal["no_gain", "correct"]
 LABELS: tuple[str, ...] = get_args(Label)
@@ -26,7 +26,9 @@ SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
 PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING})
 """The parts of :class:`dps.features.CheckpointFeatures`; a controller says which of them it uses."""
 
-SPLITS: tuple[str, ...] = ("train", "val", "test")
+SPLITS: tuple[str, ...] = ("train", "val", "calibration", "test")
+"""Who learns, who chooses the epoch, who calibrates the probabilities, who is only asked. The threshold is chosen on
+the two in the middle."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ class Table:
     ks: tuple[int, ...]
     """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
     scalars: np.ndarray
-    """The features named by ``SCALAR_FEATURES``: shape (Q, O, C, 6), float64."""
+    """The features named by ``FEATURE_SETS`` for the table's feature set: shape (Q, O, C, F), float64."""
     hidden: np.ndarray
     """Pooled hidden states: shape (Q, O, C, D), float32; D is 0 where they were not asked for."""
     embedding: np.ndarray
@@ -135,8 +137,10 @@ def stable_number(*words: object) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, words)).encode()).digest()[:8], "big")
 
 
-def split_of(question_id: str, train_fraction: float, val_fraction: float, seed: int) -> str:
-    """Return the split of a question: ``train``, ``val`` or ``test``.
+def split_of(
+    question_id: str, train_fraction: float, val_fraction: float, seed: int, calibration_fraction: float = 0.0
+) -> str:
+    """Return the split of a question: ``train``, ``val``, ``calibration`` or ``test``.
 
     It depends on the id and the seed only, so a question stays where it is when its store grows, and has the same split
     in every store.
@@ -144,11 +148,27 @@ def split_of(question_id: str, train_fraction: float, val_fraction: float, seed:
     Args:
         question_id: The question.
         train_fraction: Expected share of the training split.
-        val_fraction: Expected share of the validation split; the rest is for testing.
+        val_fraction: Expected share of the validation split.
         seed: Another seed is another division.
+        calibration_fraction: Expected share of the calibration split; the rest is for testing.
     """
     position = stable_number("split", seed, question_id) / 2**64
-    return SPLITS[int(position >= train_fraction) + int(position >= train_fraction + val_fraction)]
+    ends = np.cumsum([train_fraction, val_fraction, calibration_fraction])
+    return SPLITS[int((position >= ends).sum())]
+
+
+def fold_of(question_id: str, folds: int, seed: int) -> int:
+    """Return the fold of a question in a cross-validation, in 0..folds - 1.
+
+    Args:
+        question_id: The question.
+        folds: Number of folds.
+        seed: Another seed is another division.
+
+    Note:
+        A hash of the id, independent of the one of :func:`split_of`: a question has one fold, with all its rows.
+    """
+    return stable_number("fold", seed, question_id) % folds
 
 
 def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
@@ -172,6 +192,7 @@ def make_table(
     num_orders: int = 1,
     seed: int = 0,
     parts: Collection[str] = PARTS,
+    feature_set: str = "published",
 ) -> Table:
     """Make the table of some questions.
 
@@ -187,6 +208,7 @@ def make_table(
         num_orders: Orders of the trajectories.
         seed: Of the orders.
         parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made.
+        feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
 
     Returns:
         A table in the order of the questions. Questions without a grade are in it, marked by ``graded``.
@@ -195,7 +217,16 @@ def make_table(
         InputError: If a question has too few trajectories or no features.
     """
     columns = [
-        _columns(q, ks, aggregator, calibration, pooling, orders_of(q.question_id, ks[-1], num_orders, seed), parts)
+        _columns(
+            q,
+            ks,
+            aggregator,
+            calibration,
+            pooling,
+            orders_of(q.question_id, ks[-1], num_orders, seed),
+            parts,
+            feature_set,
+        )
         for q in questions
     ]
     if not columns:
@@ -236,6 +267,7 @@ def _columns(
     pooling: str,
     orders: np.ndarray,
     parts: Collection[str],
+    feature_set: str,
 ) -> _Columns:
     trajectories = question.trajectories
     if len(trajectories) < ks[-1]:
@@ -244,13 +276,15 @@ def _columns(
             f"{len(trajectories)}: harvest again with k.maximum {ks[-1]}."
         )
     checkpoints = ks[:-1]
-    sums = [_sums(t) for t in trajectories]
-    scalars = np.array(
-        [
-            [_scalars([sums[i] for i in order[:k]], question.num_prompt_tokens, calibration) for k in checkpoints]
-            for order in orders.tolist()
-        ]
-    )
+    sums = [sums_of(t) for t in trajectories]
+    length = question.num_prompt_tokens
+
+    def scalars_of(chosen: list[int]) -> list[float]:
+        first = [sums[i] for i in chosen]
+        more = extended_features(first, length) if feature_set == "extended" else []
+        return scalar_features(first, length, calibration) + more
+
+    scalars = np.array([[scalars_of(order[:k]) for k in checkpoints] for order in orders.tolist()])
     if not np.isfinite(scalars).all():
         raise InputError(
             f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
@@ -268,54 +302,10 @@ def _columns(
     generated = np.array([t.num_generated_tokens for t in trajectories], dtype=np.int64)
     return _Columns(
         question_id=question.question_id,
-        length=question.num_prompt_tokens,
+        length=length,
         scalars=scalars,
         hidden=hidden,
         embedding=np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32),
         correct=np.array(answers, dtype=bool) if graded else None,
         tokens=np.cumsum(generated[orders], axis=1)[:, np.array(ks) - 1],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """What the scalars need of one trajectory."""
-
-    tokens: int
-    logprob: float
-    entropy: float
-    top1: float
-    accepted: int
-    proposed: int
-    generated: int
-
-
-def _sums(trajectory: Trajectory) -> _Sums:
-    return _Sums(
-        tokens=int(trajectory.block_num_tokens.sum()),
-        logprob=float(trajectory.block_logprob.sum()),
-        entropy=float(trajectory.block_entropy.sum()),
-        top1=float(trajectory.block_top1.sum()),
-        accepted=trajectory.mh_accepted,
-        proposed=trajectory.mh_proposed,
-        generated=trajectory.num_generated_tokens,
-    )
-
-
-def _scalars(sums: list[_Sums], num_prompt_tokens: int, calibration: Mapping[str, float]) -> list[float]:
-    """Return the six scalars of these trajectories, by the same operations as ``dps.features.checkpoint_features``.
-
-    Python's own ``sum`` stands here because it stands there: where it compensates for rounding (3.12 and later), a
-    cumulative NumPy sum would differ in the last bit.
-    """
-    num_tokens = sum(s.tokens for s in sums)
-    proposed = sum(s.proposed for s in sums)
-    values = {
-        "mcmc_perplexity": float(np.exp(-sum(s.logprob for s in sums) / num_tokens)),
-        "mcmc_entropy": sum(s.entropy for s in sums) / num_tokens,
-        "mcmc_self_confidence": sum(s.top1 for s in sums) / num_tokens,
-        "acceptance_ratio": sum(s.accepted for s in sums) / proposed if proposed else 1.0,
-        "question_time_sec": calibrated_seconds(sum(s.generated for s in sums), num_prompt_tokens, calibration),
-        "current_k": float(len(sums)),
-    }
-    return [values[name] for name in SCALAR_FEATURES]

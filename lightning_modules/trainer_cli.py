@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -30,20 +31,23 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
 from lightning_modules.results import show
 
-_FROM_STORE = ("hidden_size", "embedding_size")
-"""Arguments of a controller that the store decides."""
+_FROM_DATA = ("hidden_size", "embedding_size", "feature_set")
+"""Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
 
 
 class ControllerCLI(LightningCLI):
     """Trains and tests controllers."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], *, run: bool = True) -> None:
         """Parse the options and run the subcommand.
 
         Args:
             args: The subcommand and its options.
+            run: Without it there is no subcommand among the arguments and nothing runs: model, data and Trainer are
+                made only, as the options of ``fit`` say.
         """
         self._trained: Controller | None = None
+        self._runs = run
         super().__init__(
             ControllerModule,
             FeatureDataModule,
@@ -55,6 +59,7 @@ class ControllerCLI(LightningCLI):
             seed_everything_default=0,
             parser_kwargs={"prog": "dps", "exit_on_error": False, "allow_abbrev": False},
             args=args,
+            run=run,
         )
 
     @property
@@ -67,6 +72,10 @@ class ControllerCLI(LightningCLI):
         """The best checkpoint of the run folder."""
         return checkpoint_path(self.run_folder)
 
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole configuration of a CLI that does not run, as plain values."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
     # -- options ---------------------------------------------------------------------------------------------------
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -75,23 +84,25 @@ class ControllerCLI(LightningCLI):
         # One name, so that a second training replaces the first one's checkpoint instead of standing beside it.
         parser.set_defaults({"checkpoint.filename": "best", "checkpoint.enable_version_counter": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
-        for size in _FROM_STORE:
-            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+        for name in _FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a test without ``--ckpt_path`` is of the run folder's best checkpoint."""
-        for command in ("validate", "test"):
+        for command in ("validate", "test") if self._runs else ():
             self._parser(command).set_defaults({"verbose": False})  # the results are printed as a table of our own
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
             super().parse_arguments(parser, args)
-        command = self.config["subcommand"]
-        options = self.config[command]
-        for size in _FROM_STORE:  # the link would win, silently
-            if options.get(f"model.init_args.{size}") is not None:
+        command = self.config["subcommand"] if self._runs else None
+        options = self.config[command] if self._runs else self.config
+        for name in _FROM_DATA:  # the link would win, silently
+            if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(
-                    f"model.init_args.{size} is set from the store and cannot be configured: leave it out."
+                    f"model.init_args.{name} is set from the data module and cannot be configured: leave it out."
                 )
+        if not self._runs:
+            return
         path = options.get("ckpt_path")
         if command != "fit":
             self._trained = load_controller(path or options.trainer.default_root_dir)
@@ -247,9 +258,9 @@ def _checkpoints(run_folder: Any) -> str:
     return str(Path(run_folder) / "checkpoints")
 
 
-def _logger(folder: Path, command: str, resumed_from: str | None) -> CSVLogger | bool:
+def _logger(folder: Path, command: str | None, resumed_from: str | None) -> CSVLogger | bool:
     """Return the CSV logger of a command; a training's writes ``metrics.csv`` into the run folder itself."""
-    if command == "predict":
+    if command in ("predict", None):
         return False
     if command != "fit":
         return CSVLogger(folder, name="", version=command)

@@ -1,13 +1,14 @@
 """What all controllers share when they are trained, validated and tested.
 
-Gets batches from ``data``; after every epoch it measures the validation split, replays dynamic policies over it and
-chooses the threshold, so that every checkpoint holds a controller that is ready for live runs (``load``).
+Gets batches from ``data``; after every epoch it calibrates the probabilities on the calibration split, measures the
+validation split, replays dynamic policies over both and chooses the threshold, so that every checkpoint holds a
+controller that is ready for live runs (``load``).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -18,13 +19,17 @@ from torch.nn import functional
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryCalibrationError
 
-from dps.features import SCALAR_FEATURES
+from dps.errors import InputError
+from dps.features import FEATURE_SETS
+from lightning_modules.calibration import METHODS
 from lightning_modules.data import Batch, FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.replay import choose_threshold, replay, stops
 from lightning_modules.results import TestResult, measure
 from lightning_modules.table import Table
+
+PositiveWeight = float | Literal["balanced"]
 
 _log = logging.getLogger("lightning_modules")
 
@@ -40,7 +45,16 @@ class ControllerModule(L.LightningModule):
     """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
 
     def __init__(
-        self, estimator: Estimator, settings: dict[str, Any], hidden_size: int, embedding_size: int, tolerance: float
+        self,
+        estimator: Estimator,
+        settings: dict[str, Any],
+        *,
+        hidden_size: int,
+        embedding_size: int,
+        feature_set: str,
+        positive_weight: PositiveWeight,
+        calibration: str,
+        tolerance: float,
     ) -> None:
         """Keep what all controllers have.
 
@@ -49,8 +63,18 @@ class ControllerModule(L.LightningModule):
             settings: Its arguments as plain values, from which a live run builds it again.
             hidden_size: D of the harvest.
             embedding_size: E of the harvest.
-            tolerance: Accuracy that the threshold may give up against k = maximum on the validation split.
+            feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
+            positive_weight: Weight of a row where k is enough, or ``balanced``.
+            calibration: How probabilities are calibrated, one of :data:`lightning_modules.calibration.METHODS`.
+            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
+
+        Raises:
+            InputError: If the settings cannot be used.
         """
+        if positive_weight != "balanced" and not positive_weight > 0:
+            raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
+        if calibration not in METHODS:
+            raise InputError(f"Expected a calibration among {', '.join(METHODS)}, got {calibration}.")
         super().__init__()
         self.estimator = estimator
         self.tolerance = tolerance
@@ -60,11 +84,15 @@ class ControllerModule(L.LightningModule):
             "format": FORMAT,
             "name": self.name,
             "settings": settings,
-            "feature_names": list(SCALAR_FEATURES),
+            "feature_set": feature_set,
+            "feature_names": list(FEATURE_SETS[feature_set]),
+            "positive_weight": positive_weight,
             "hidden_size": hidden_size,
             "embedding_size": embedding_size,
         }
-        self._logits: list[Tensor] = []
+        self._positive_weight = positive_weight
+        self._calibration = calibration
+        self._logits: dict[str, list[Tensor]] = {}
         self._said: set[str] = set()
         self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
         self._probability = MetricCollection(
@@ -85,7 +113,7 @@ class ControllerModule(L.LightningModule):
         """Return the probability that k is enough: shape (N,), float64.
 
         Args:
-            scalars: Raw features, shape (N, 6).
+            scalars: Raw features, shape (N, F).
             hidden: Pooled hidden states, shape (N, D).
             embedding: Question embeddings, shape (N, E).
         """
@@ -94,42 +122,58 @@ class ControllerModule(L.LightningModule):
     # -- what the Trainer calls ------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Before training, note what the checkpoint has to know of the data."""
-        if stage == TrainerFn.FITTING:
-            self._description["data"] = self.data.description()
+        """Before training, note what the checkpoint has to know of the data.
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch until the split is complete."""
-        self._keep(batch)
+        Raises:
+            InputError: If there is nothing to calibrate on.
+        """
+        if stage != TrainerFn.FITTING:
+            return
+        if self._calibration != "none" and "calibration" not in self.data.held_out:
+            raise InputError(
+                f"Expected questions to calibrate on, but data.calibration_fraction {self.data.calibration_fraction:g} "
+                "leaves none: set it to 0.1 or more, or model.init_args.calibration to none."
+            )
+        self._description["data"] = self.data.description()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep the logits of a batch until its split is complete."""
+        self._keep(batch, self.data.held_out[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of a batch until the split is complete."""
-        self._keep(batch)
+        self._keep(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return p_enough of a batch, shape (N,)."""
         return self.predict_enough(batch.scalars, batch.hidden, batch.embedding)
 
     def on_validation_epoch_end(self) -> None:
-        """Measure the validation split; in training also choose the threshold."""
-        logits, table = self._kept("val")
+        """Measure the validation split; in training also calibrate and choose the threshold."""
+        kept = {split: self._kept(split) for split in self.data.held_out}
+        logits, table = kept["val"]
         if table is None or self.trainer.sanity_checking:
             return
-        labels = table.labels(self.data.label)
-        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
+        training = self.trainer.state.fn == TrainerFn.FITTING
+        if training and self._calibration != "none":
+            self._calibrate(*kept["calibration"])
+        target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
+        # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
         values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
         values |= self._measure(logits, target, "validation")
-        p_inc = 1.0 - logits.sigmoid().numpy().reshape(labels.shape)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            threshold = choose_threshold(p_inc, table.correct, table.tokens, self.tolerance)
-            self.estimator.threshold.fill_(threshold)
+        # The threshold is one number and the policy is the same whoever is asked: both splits decide it together.
+        together = [(self._p_inc(each, of), of) for each, of in kept.values() if of is not None]
+        p_inc = np.concatenate([p for p, _ in together])
+        correct, tokens = (np.concatenate([getattr(of, name) for _, of in together]) for name in ("correct", "tokens"))
+        if training:
+            self.estimator.threshold.fill_(choose_threshold(p_inc, correct, tokens, self.tolerance))
         threshold = float(self.estimator.threshold)
-        chosen = replay(stops(p_inc, threshold), table.correct, table.tokens, table.ks)
+        chosen = replay(stops(p_inc, threshold), correct, tokens, table.ks)
         values |= {
             "threshold": threshold,
             "accuracy": chosen.accuracy,
-            "accuracy_maximum": float(table.correct[..., -1].mean()),
-            "tokens_share": chosen.tokens / float(table.tokens[..., -1].mean()),
+            "accuracy_maximum": float(correct[..., -1].mean()),
+            "tokens_share": chosen.tokens / float(tokens[..., -1].mean()),
             "mean_k": chosen.mean_k,
         }
         self.log_dict({f"val/{name}": value for name, value in values.items()})
@@ -144,7 +188,7 @@ class ControllerModule(L.LightningModule):
         target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
         self.test_result = measure(
             self.name,
-            logits.sigmoid().numpy().reshape(labels.shape),
+            1.0 - self._p_inc(logits, table),
             float(self.estimator.threshold),
             table=table,
             train=self.data.table("train"),
@@ -163,14 +207,32 @@ class ControllerModule(L.LightningModule):
 
     # -- parts of the above ----------------------------------------------------------------------------------------
 
-    def _keep(self, batch: Batch) -> None:
+    def _positive_weight_of(self, labels: Tensor) -> float:
+        """Return the weight of a row where k is enough; ``balanced`` gives both classes the same sum of weights."""
+        if self._positive_weight != "balanced":
+            return float(self._positive_weight)
+        positive = float(labels.sum())
+        return (len(labels) - positive) / positive if 0 < positive < len(labels) else 1.0
+
+    def _calibrate(self, logits: Tensor, table: Table | None) -> None:
+        """Fit the calibration to a split that trained nothing and does not choose the epoch."""
+        if table is None:
+            return
+        labels = table.labels(self.data.label).reshape(-1)
+        self.estimator.calibrator.fit(self._calibration, logits.numpy(), labels, table.num_questions)
+
+    def _p_inc(self, logits: Tensor, table: Table) -> np.ndarray:
+        """Return the calibrated probability that more trajectories help: shape (Q, O, C)."""
+        return 1.0 - self.estimator.calibrator(logits).numpy().reshape(table.scalars.shape[:3])
+
+    def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():
-            self._logits.append(self.estimator(batch.scalars, batch.hidden, batch.embedding).double().cpu())
+            logits = self.estimator(batch.scalars, batch.hidden, batch.embedding).double().cpu()
+        self._logits.setdefault(split, []).append(logits)
 
     def _kept(self, split: str) -> tuple[Tensor, Table | None]:
         """Return the logits that were kept and the questions they are of, complete ones only; None if there is none."""
-        logits = torch.cat(self._logits) if self._logits else torch.zeros(0, dtype=torch.float64)
-        self._logits.clear()
+        logits = torch.cat([torch.zeros(0, dtype=torch.float64), *self._logits.pop(split, [])])
         table = self.data.table(split)
         # There are fewer rows than the table has where the Trainer limits the batches, as a trial run does.
         rows_per_question = table.num_rows // table.num_questions
@@ -181,7 +243,7 @@ class ControllerModule(L.LightningModule):
 
     def _measure(self, logits: Tensor, target: Tensor, split: str) -> dict[str, float]:
         """Return the metrics of a split; where it has one class, those that mean something there, and say so once."""
-        p_enough, labels = logits.sigmoid().to(self.device), target.long().to(self.device)
+        p_enough, labels = self.estimator.calibrator(logits).to(self.device), target.long().to(self.device)
         collections = [self._probability]
         if 0 < target.sum() < len(target):
             collections.append(self._ranking)

@@ -1,23 +1,27 @@
-"""DPS-GBDT: gradient-boosted trees on the six scalars, grown by LightGBM inside the Trainer's loop."""
+"""DPS-GBDT: gradient-boosted trees on the scalars, grown by LightGBM inside the Trainer's loop."""
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES
-from lightning_modules.controllers.base import ControllerModule
+from dps.features import FEATURE_SETS, FeatureSet
+from lightning_modules.calibration import Method
+from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
 from lightning_modules.estimators import TreeEstimator
+from lightning_modules.table import stable_number
 
 
 class GBDT(ControllerModule):
-    """Gradient-boosted trees on the six scalars (METHOD section 4); an epoch adds ``rounds_per_epoch`` rounds.
+    """Gradient-boosted trees on the scalars (METHOD section 4); an epoch adds ``rounds_per_epoch`` rounds.
 
     Every epoch continues from the text of the trees so far, which is what a checkpoint holds. So a training that is
     resumed grows the same trees as one that ran through.
@@ -29,6 +33,7 @@ class GBDT(ControllerModule):
         self,
         hidden_size: int,
         embedding_size: int,
+        feature_set: FeatureSet,
         rounds_per_epoch: int,
         learning_rate: float,
         num_leaves: int,
@@ -37,7 +42,9 @@ class GBDT(ControllerModule):
         feature_fraction: float,
         bagging_fraction: float,
         num_threads: int,
-        seed: int,
+        seed: int | None,
+        positive_weight: PositiveWeight,
+        calibration: Method,
         tolerance: float,
     ) -> None:
         """Start without trees.
@@ -45,6 +52,7 @@ class GBDT(ControllerModule):
         Args:
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
+            feature_set: The scalars; set from the data module.
             rounds_per_epoch: Boosting rounds that an epoch adds.
             learning_rate: Shrinkage of each tree.
             num_leaves: Most leaves of a tree.
@@ -53,8 +61,12 @@ class GBDT(ControllerModule):
             feature_fraction: Share of the features that each tree sees, in (0, 1].
             bagging_fraction: Share of the rows that each tree sees, in (0, 1].
             num_threads: Threads of LightGBM; small tables are fastest on one.
-            seed: Of feature and row sampling.
-            tolerance: Accuracy that the threshold may give up against k = maximum on the validation split.
+            seed: Of feature and row sampling; null follows seed_everything.
+            positive_weight: Weight in training of a row where k is enough, or `balanced` for the weight that makes both
+                classes count the same; probabilities are corrected for it.
+            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
+                `isotonic` (a step function).
+            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
 
         Raises:
             InputError: If the settings cannot be used.
@@ -70,10 +82,20 @@ class GBDT(ControllerModule):
                 f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "
                 f"{bagging_fraction:g}."
             )
-        super().__init__(TreeEstimator(), {}, hidden_size, embedding_size, tolerance)
+        super().__init__(
+            TreeEstimator(),
+            {},
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+            feature_set=feature_set,
+            positive_weight=positive_weight,
+            calibration=calibration,
+            tolerance=tolerance,
+        )
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         self._rounds_per_epoch = rounds_per_epoch
+        self._feature_names = list(FEATURE_SETS[feature_set])
         self._seed = seed
         self._parameters_of_lightgbm = {
             "objective": "binary",
@@ -107,11 +129,21 @@ class GBDT(ControllerModule):
 
         estimator = self.estimator
         assert isinstance(estimator, TreeEstimator)
+        weight = self._positive_weight_of(batch.label)
+        estimator.log_weight = math.log(weight)
+        labels = batch.label.cpu().numpy()
         rows = lightgbm.Dataset(
-            batch.scalars.cpu().numpy(), batch.label.cpu().numpy(), feature_name=list(SCALAR_FEATURES)
+            batch.scalars.cpu().numpy(),
+            labels,
+            weight=np.where(labels > 0, weight, 1.0),
+            feature_name=self._feature_names,
         )
         # Sampling starts anew in each call: its seed depends on the rounds so far, not on how training got there.
-        parameters = {**self._parameters_of_lightgbm, "seed": self._seed + estimator.num_rounds}
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        parameters = {
+            **self._parameters_of_lightgbm,
+            "seed": stable_number("trees", seed, estimator.num_rounds) % 2**31,
+        }
         text = estimator.booster_text
         booster = lightgbm.train(
             parameters,

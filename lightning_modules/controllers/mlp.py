@@ -13,13 +13,15 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dps.errors import InputError
-from lightning_modules.controllers.base import ControllerModule
+from dps.features import FEATURE_SETS, FeatureSet
+from lightning_modules.calibration import Method
+from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
 from lightning_modules.estimators import MLPEstimator
 
 
 class MLPH(ControllerModule):
-    """DPS-MLP-H: an MLP on the six scalars and the pooled hidden state (METHOD section 4)."""
+    """DPS-MLP-H: an MLP on the scalars and the pooled hidden state (METHOD section 4)."""
 
     name: ClassVar[str] = "mlp-h"
     uses_embedding: ClassVar[bool] = False
@@ -28,12 +30,14 @@ class MLPH(ControllerModule):
         self,
         hidden_size: int,
         embedding_size: int,
+        feature_set: FeatureSet,
         optimizer: OptimizerCallable,
         projection_size: int,
         layer_sizes: list[int],
         dropout: float,
         input_dropout: float,
-        positive_weight: float,
+        positive_weight: PositiveWeight,
+        calibration: Method,
         tolerance: float,
     ) -> None:
         """Build the network.
@@ -41,13 +45,17 @@ class MLPH(ControllerModule):
         Args:
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
+            feature_set: The scalars; set from the data module.
             optimizer: Makes the optimizer of the network's parameters.
             projection_size: Width to which hidden state and question embedding are each projected.
             layer_sizes: Widths of the hidden layers.
             dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
             input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
-            positive_weight: Weight in the loss of a row where k is enough; 1 leaves probabilities unbiased.
-            tolerance: Accuracy that the threshold may give up against k = maximum on the validation split.
+            positive_weight: Weight in the loss of a row where k is enough, or `balanced` for the weight that makes both
+                classes count the same; probabilities are corrected for it.
+            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
+                `isotonic` (a step function).
+            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
 
         Raises:
             InputError: If the settings or the harvest cannot be used.
@@ -59,12 +67,12 @@ class MLPH(ControllerModule):
                 )
         if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
             raise InputError(f"Expected dropout and input_dropout in [0, 1), got {dropout:g} and {input_dropout:g}.")
-        if projection_size < 1 or min(layer_sizes, default=1) < 1 or positive_weight <= 0:
+        if projection_size < 1 or min(layer_sizes, default=1) < 1:
             raise InputError(
-                "Expected projection_size and layer_sizes of at least 1 and positive_weight above 0, got "
-                f"{projection_size}, {layer_sizes} and {positive_weight:g}."
+                f"Expected projection_size and layer_sizes of at least 1, got {projection_size} and {layer_sizes}."
             )
         settings = {
+            "num_scalars": len(FEATURE_SETS[feature_set]),
             "hidden_size": hidden_size,
             "embedding_size": embedding_size if self.uses_embedding else 0,
             "projection_size": projection_size,
@@ -72,10 +80,19 @@ class MLPH(ControllerModule):
             "dropout": dropout,
             "input_dropout": input_dropout,
         }
-        super().__init__(MLPEstimator(**settings), settings, hidden_size, embedding_size, tolerance)
+        super().__init__(
+            MLPEstimator(**settings),
+            settings,
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+            feature_set=feature_set,
+            positive_weight=positive_weight,
+            calibration=calibration,
+            tolerance=tolerance,
+        )
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self._optimizer = optimizer
-        self._positive_weight = positive_weight
+        self._weight = 1.0
 
     def setup(self, stage: str) -> None:
         """Before training, also take the statistics of the training split."""
@@ -83,6 +100,7 @@ class MLPH(ControllerModule):
         if stage == "fit":
             table = self.data.table("train")
             rows = table.num_rows
+            self._weight = self._positive_weight_of(torch.from_numpy(table.labels(self.data.label).reshape(-1)))
             estimator = self.estimator
             assert isinstance(estimator, MLPEstimator)
             estimator.fit_standardizers(
@@ -90,11 +108,15 @@ class MLPH(ControllerModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: weighted binary cross-entropy, nats."""
+        """Return the loss of a batch: weighted binary cross-entropy, nats.
+
+        With weight w of the positive rows it is least where the logit is ``log(w p / (1 - p))``. So ``log w`` is added
+        here, and the network's own logit stays that of p.
+        """
         with self._own_stream():
             logits = self.estimator(batch.scalars, batch.hidden, batch.embedding)
-        weight = torch.tensor(self._positive_weight, device=logits.device)
-        loss = functional.binary_cross_entropy_with_logits(logits, batch.label, pos_weight=weight)
+        weight = torch.tensor(self._weight, device=logits.device)
+        loss = functional.binary_cross_entropy_with_logits(logits + weight.log(), batch.label, pos_weight=weight)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
         return loss
 
@@ -116,7 +138,7 @@ class MLPH(ControllerModule):
 
 
 class MLPHQ(MLPH):
-    """DPS-MLP-HQ: an MLP on the six scalars, the pooled hidden state and the question embedding (METHOD section 4)."""
+    """DPS-MLP-HQ: an MLP on the scalars, the pooled hidden state and the question embedding (METHOD section 4)."""
 
     name: ClassVar[str] = "mlp-hq"
     uses_embedding: ClassVar[bool] = True

@@ -7,7 +7,7 @@ from feature_store import StoreError
 from lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("mlp_hq", "mlp_h", "gbdt")
+NAMES = ("mlp_hq", "mlp_h", "gbdt", "gbdt_extended")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,6 +21,7 @@ def test_every_configuration_parses_and_says_how_to_run_it(name, capsys):
     assert "store: runs/quickstart/harvest" in shown
     assert f"default_root_dir: runs/controllers/{name.replace('_', '-')}" in shown
     assert "hidden_size" not in shown  # linked from the store, not configurable
+    assert shown.count("feature_set") == 1  # the data module's; the controller's is linked
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,14 @@ def test_a_misspelt_key_is_one_sentence(key, misspelt, tmp_path):
         ("--model.init_args.hidden_size=7", "hidden_size"),
         ("--trainer.default_root_dir=null", "Expected a run folder"),
         ("--data.init_args.num_orders=0", "Expected data.num_orders"),
+        ("--data.init_args.feature_set=all", "published.*extended"),
+        ("--model.init_args.feature_set=extended", "feature_set is set from the data module"),
+        ("--model.init_args.calibration=platt", "temperature.*isotonic"),
+        ("--model.init_args.positive_weight=0", "positive_weight above 0 or balanced"),
+        ("--data.init_args.calibration_fraction=0", "Expected questions to calibrate on"),
+        ("--data.init_args.calibration_fraction=0.5", "sum of at most 1"),
+        ("--data.init_args.fold=1", "need data.folds"),
+        ("--data.init_args.folds=1", "data.folds of at least 2"),
         ("--model.init_args.num_leaves=1", "num_leaves of at least 2"),
         ("--ckpt_path=nowhere.ckpt", "no nowhere.ckpt"),
         ("--trainer.max_epochs=0", "without a checkpoint"),
@@ -86,7 +95,13 @@ def test_a_test_on_another_division_or_store_is_refused(harvest, tmp_path):
     run = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.init_args.num_orders=1"]
     config = ["--config", str(CONFIGS / "mlp_h.yaml"), *run]
     main(["fit", *config, f"--data.init_args.store={harvest}", "--trainer.max_epochs=1"])
-    for option in ("--data.init_args.seed=1", "--data.init_args.label=correct", "--data.init_args.val_fraction=0.1"):
+    for option in (
+        "--data.init_args.seed=1",
+        "--data.init_args.label=correct",
+        "--data.init_args.val_fraction=0.1",
+        "--data.init_args.feature_set=extended",
+        "--data.init_args.folds=5",
+    ):
         with pytest.raises(InputError, match=r"was trained with data\."):
             main(["test", *config, f"--data.init_args.store={harvest}", option])
     other = write_harvest(tmp_path / "other", make_questions(40), model={"name": "another", "fingerprint": "1" * 16})

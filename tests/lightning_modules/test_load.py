@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES, CheckpointFeatures
+from dps.features import EXTENDED_FEATURES, FEATURE_SETS, SCALAR_FEATURES, CheckpointFeatures
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
-from lightning_modules.load import load_controller
+from lightning_modules.load import FORMAT, load_controller
 
 MODEL = {"name": "made-up", "fingerprint": "abc", "hidden_size": 8, "feature_layer": 11}
 
 
-def save(path, name="mlp-hq", **changes):
+def save(path, name="mlp-hq", feature_set="published", **changes):
     """Write a checkpoint of an untrained controller."""
     settings = dict(
+        num_scalars=len(FEATURE_SETS[feature_set]),
         hidden_size=8,
         embedding_size=5 if name == "mlp-hq" else 0,
         projection_size=2,
@@ -26,10 +27,11 @@ def save(path, name="mlp-hq", **changes):
     )
     estimator = TreeEstimator() if name == "gbdt" else MLPEstimator(**settings)
     description = {
-        "format": 1,
+        "format": FORMAT,
         "name": name,
         "settings": {} if name == "gbdt" else settings,
-        "feature_names": list(SCALAR_FEATURES),
+        "feature_set": feature_set,
+        "feature_names": list(FEATURE_SETS[feature_set]),
         "hidden_size": 8,
         "embedding_size": 5,
         "data": {"model": MODEL, "calibration": {}, "pooling": "mean", "label": "no_gain"},
@@ -77,10 +79,25 @@ def test_what_is_no_controller_is_refused(tmp_path):
 
 
 def test_other_features_and_formats_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"format 1, but .* has format 2"):
-        load_controller(save(tmp_path / "a.ckpt", format=2))
+    with pytest.raises(InputError, match=rf"format {FORMAT}, but .* has format {FORMAT + 1}"):
+        load_controller(save(tmp_path / "a.ckpt", format=FORMAT + 1))
     with pytest.raises(InputError, match="trained on the features mcmc_perplexity, current_k"):
         load_controller(save(tmp_path / "b.ckpt", feature_names=["mcmc_perplexity", "current_k"]))
+    with pytest.raises(InputError, match=r"set published\), but this version computes"):
+        load_controller(save(tmp_path / "c.ckpt", feature_names=list(FEATURE_SETS["extended"])))
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp-hq"])
+def test_extended_features_are_asked_for_and_looked_at(tmp_path, name):
+    controller = load_controller(save(tmp_path / "a.ckpt", name, "extended"))
+    assert controller.feature_names == SCALAR_FEATURES + EXTENDED_FEATURES
+    with pytest.raises(InputError, match="23 scalar features, but these have 6"):
+        controller.predict_enough([features()])
+    full = replace(features(), extended=np.ones(17))
+    p = controller.predict_enough([full, replace(full, extended=np.arange(17.0))])
+    assert name == "gbdt" or p[0] != p[1]
+    published = load_controller(save(tmp_path / "b.ckpt", name))
+    assert len({*published.predict_enough([full, replace(full, extended=np.arange(17.0))])}) == 1
 
 
 def test_another_model_layer_or_embedder_is_refused(tmp_path):

@@ -20,10 +20,10 @@ def table_of(questions, **changes):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("hidden_size", [1, 12])
-def test_every_row_equals_the_live_features_bit_for_bit(pooling, hidden_size):
+@pytest.mark.parametrize(("hidden_size", "feature_set"), [(1, "published"), (12, "extended")])
+def test_every_row_equals_the_live_features_bit_for_bit(pooling, hidden_size, feature_set):
     questions = [make_question(i, hidden_size=hidden_size) for i in range(6)]
-    table = table_of(questions, num_orders=5, seed=3, pooling=pooling)
+    table = table_of(questions, num_orders=5, seed=3, pooling=pooling, feature_set=feature_set)
     for q, question in enumerate(questions):
         for o, order in enumerate(orders_of(question.question_id, 8, 5, 3)):
             for c, k in enumerate(KS[:-1]):
@@ -34,7 +34,7 @@ def test_every_row_equals_the_live_features_bit_for_bit(pooling, hidden_size):
                     calibration=CLOCK,
                     pooling=pooling,
                 )
-                np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars)
+                np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars_of(feature_set))
                 np.testing.assert_array_equal(table.hidden[q, o, c], live.hidden)
                 np.testing.assert_array_equal(table.embedding[q], live.embedding)
                 assert table.hidden.dtype == live.hidden.dtype
@@ -143,6 +143,9 @@ def test_checkpoints_come_from_the_policy():
 def test_a_question_keeps_its_split_and_fractions_hold():
     names = [split_of(f"q{i}", 0.6, 0.2, 0) for i in range(4000)]
     assert [round(names.count(s) / 4000, 1) for s in ("train", "val", "test")] == [0.6, 0.2, 0.2]
+    four = [split_of(f"q{i}", 0.6, 0.2, 0, 0.1) for i in range(4000)]
+    assert [round(four.count(s) / 4000, 1) for s in ("calibration", "test")] == [0.1, 0.1]
+    assert all(b == a or (a, b) == ("test", "calibration") for a, b in zip(names, four, strict=True))
     assert names == [split_of(f"q{i}", 0.6, 0.2, 0) for i in range(4000)]
     assert names != [split_of(f"q{i}", 0.6, 0.2, 1) for i in range(4000)]
 

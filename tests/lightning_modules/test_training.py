@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES, checkpoint_features
+from dps.features import FEATURE_SETS, checkpoint_features
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
 from lightning_modules.cli import _run
@@ -19,13 +19,13 @@ from lightning_modules.replay import choose_threshold
 from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("gbdt", "mlp-h", "mlp-hq")
+NAMES = ("gbdt", "gbdt-extended", "mlp-h", "mlp-hq")
 
 
 def options(name, store, folder, *more):
     config = CONFIGS / f"{name.replace('-', '_')}.yaml"
     small = ["--data.init_args.num_orders=2"]
-    if name == "gbdt":
+    if name.startswith("gbdt"):
         small.append("--model.init_args.min_rows_per_leaf=20")
     return [
         "--config",
@@ -41,7 +41,7 @@ def options(name, store, folder, *more):
 def trained(request, harvest, tmp_path_factory):
     """(name, run folder, the process's own module after a fit)."""
     folder = tmp_path_factory.mktemp("runs") / request.param
-    more = [] if request.param == "gbdt" else ["--model.init_args.optimizer.init_args.lr=0.01"]
+    more = [] if request.param.startswith("gbdt") else ["--model.init_args.optimizer.init_args.lr=0.01"]
     cli = _run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=15", *more)])
     return request.param, folder, cli
 
@@ -75,7 +75,7 @@ def test_each_learns_and_beats_question_length(trained, harvest, capsys):
     assert f"{metrics['num_questions']:.0f} questions" in printed
     assert f"{metrics['auroc']:.3f}" in printed
     assert f"{metrics['auroc_length']:.3f}" in printed
-    assert list(result.policies) == ["fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", name]
+    assert list(result.policies) == ["fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", name.removesuffix("-extended")]
     logged = (folder / "test" / "metrics.csv").read_text()
     assert all(f"test/{key}" in logged for key in ("auroc", "auroc_stderr", "auroc_length", "num_questions"))
 
@@ -86,16 +86,21 @@ def test_the_run_folder_holds_what_belongs_together(trained):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["config"] == (folder / "config.yaml").read_text()
-    assert checkpoint["controller"]["name"] == name
+    assert checkpoint["controller"]["name"] == name.removesuffix("-extended")
     assert "val/auroc" in (folder / "metrics.csv").read_text()
 
 
 def test_a_checkpoint_holds_what_prediction_needs(trained, harvest):
     name, folder, _ = trained
     controller = load_controller(folder)
-    assert (controller.name, controller.label, controller.pooling) == (name, "no_gain", "mean")
+    assert (controller.name, controller.label, controller.pooling) == (
+        name.removesuffix("-extended"),
+        "no_gain",
+        "mean",
+    )
+    assert controller.probability_calibration == "temperature"
     assert (controller.hidden_size, controller.embedding_size) == (HIDDEN_SIZE, EMBEDDING_SIZE)
-    assert controller.feature_names == SCALAR_FEATURES
+    assert controller.feature_names == FEATURE_SETS["extended" if "extended" in name else "published"]
     assert controller.calibration == Store.open(harvest).manifest.calibration
     assert (controller.model_fingerprint, controller.feature_layer) == ("0" * 16, 11)
     assert -1.0 <= controller.threshold <= 1.0
@@ -107,12 +112,14 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
     controller = load_controller(folder / "checkpoints" / "last.ckpt")
     features = live_features(controller, harvest)
     loaded = controller.predict_enough(features)
+    scalars = [f.scalars_of(controller.feature_set) for f in features]
     stacked = [
-        torch.from_numpy(np.stack([getattr(f, part) for f in features])) for part in ("scalars", "hidden", "embedding")
+        torch.from_numpy(np.stack(part))
+        for part in (scalars, [f.hidden for f in features], [f.embedding for f in features])
     ]
     memory = cli.model.predict_enough(*stacked).numpy()
     # Loaded networks compute in float64, trained ones in float32; trees are the same on both sides.
-    np.testing.assert_allclose(loaded, memory, rtol=0, atol=0 if name == "gbdt" else 2e-6)
+    np.testing.assert_allclose(loaded, memory, rtol=0, atol=0 if "gbdt" in name else 2e-6)
     assert loaded.dtype == np.float64
     assert loaded.min() >= 0
     assert loaded.max() <= 1
@@ -122,19 +129,29 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
     assert controller.predict_enough([]).shape == (0,)
 
 
-def test_the_threshold_is_the_validation_splits(trained, harvest):
-    _, folder, _ = trained
-    controller = load_controller(folder)
-    data = FeatureDataModule(harvest, num_orders=2)
+def data_of(controller, harvest):
+    data = FeatureDataModule(
+        harvest, num_orders=2, val_fraction=0.15, calibration_fraction=0.1, feature_set=controller.feature_set
+    )
     data.setup()
-    table = data.table("val")
+    return data
+
+
+def arrays_of(table):
     shape = table.scalars.shape[:3]
     embedding = np.broadcast_to(table.embedding[:, None, None], (*shape, table.embedding.shape[1]))
     arrays = (table.scalars, table.hidden, embedding)
-    p = controller.estimator.predict_enough(
-        *[torch.from_numpy(np.array(a, np.float64).reshape(np.prod(shape), -1)) for a in arrays]
-    )
-    chosen = choose_threshold(1 - p.numpy().reshape(shape), table.correct, table.tokens, 0.005)
+    return [torch.from_numpy(np.array(a, np.float64).reshape(np.prod(shape), -1)) for a in arrays]
+
+
+def test_the_threshold_is_chosen_after_calibration_on_both_held_out_splits(trained, harvest):
+    _, folder, _ = trained
+    controller = load_controller(folder)
+    data = data_of(controller, harvest)
+    tables = [data.table("val"), data.table("calibration")]
+    p = [controller.estimator.predict_enough(*arrays_of(t)).numpy().reshape(t.scalars.shape[:3]) for t in tables]
+    correct, tokens = (np.concatenate([getattr(t, name) for t in tables]) for name in ("correct", "tokens"))
+    chosen = choose_threshold(1 - np.concatenate(p), correct, tokens, 0.005)
     assert chosen == pytest.approx(controller.threshold, abs=1e-6)
 
 
@@ -175,7 +192,7 @@ def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path)
             torch.testing.assert_close(resumed[key], through[key], rtol=0, atol=0)
         else:
             assert resumed[key] == through[key]
-    if name == "gbdt":
+    if "gbdt" in name:
         assert cli.model.estimator.num_rounds == 20
         assert len(early["_extra_state"]["booster"]) < len(resumed["_extra_state"]["booster"])
     else:
@@ -186,7 +203,7 @@ def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path)
 def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
     """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
     data = FeatureDataModule(harvest)
-    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 0.0)
+    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, "published", 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0)
     trainer = Trainer(
         max_epochs=3,
         default_root_dir=tmp_path,
@@ -236,8 +253,7 @@ def test_training_again_replaces_checkpoints_and_configuration(harvest, tmp_path
 
 def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
     best = fit_controller(CONFIGS / "mlp_hq.yaml", options("mlp-hq", harvest, tmp_path, "--trainer.max_epochs=1")[2:])
-    data = FeatureDataModule(harvest, num_orders=2)
-    data.setup()
+    data = data_of(load_controller(best), harvest)
     train, estimator = data.table("train"), load_controller(best).estimator
     assert estimator.scalar_standardizer.scale[2] == 1.0  # top-1 probability does not vary in these records
     np.testing.assert_allclose(estimator.scalar_standardizer.mean.numpy(), train.scalars.reshape(-1, 6).mean(axis=0))

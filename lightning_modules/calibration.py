@@ -1,0 +1,121 @@
+"""Calibration of probabilities: makes p_enough mean what it says, on questions that trained nothing.
+
+``controllers.base`` fits one after every epoch, on logits of the calibration split; ``estimators`` puts every
+prediction through it. (The calibrated *clock* of METHOD section 5 is another thing.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Method = Literal["none", "temperature", "isotonic"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+_SHARPEST = 20.0
+"""Logits are multiplied by 1 / 20 to 20 when a temperature is fitted: a few questions that all agree must not make it
+infinite."""
+
+
+class Calibrator(nn.Module):
+    """Turns logits into probabilities; the sigmoid until it is fitted."""
+
+    def __init__(self) -> None:
+        """Start as the sigmoid."""
+        super().__init__()
+        self.method = "none"
+        self.inverse_temperature = 1.0
+        self.knots = np.zeros((2, 0))
+        """Logits and their probabilities, both non-decreasing: shape (2, B), float64; for ``isotonic``."""
+
+    def fit(self, method: str, logits: np.ndarray, labels: np.ndarray, num_questions: int) -> None:
+        """Fit to rows that trained nothing.
+
+        Args:
+            method: One of :data:`METHODS`.
+            logits: Shape (N,), float64.
+            labels: Shape (N,), bool.
+            num_questions: Questions that the rows are of.
+        """
+        if method not in METHODS:
+            raise ValueError(f"expected a calibration among {', '.join(METHODS)}, got {method!r}")
+        self.method = method
+        if method == "temperature":
+            self.inverse_temperature = fit_temperature(logits, labels)
+        elif method == "isotonic":
+            self.knots = fit_isotonic(logits, labels, num_questions)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return probabilities of logits: both shape (N,), float64."""
+        if self.method == "isotonic":
+            found = np.interp(logits.detach().cpu().numpy(), *self.knots)
+            return torch.from_numpy(found).to(logits.device)
+        return (logits * self.inverse_temperature).sigmoid() if self.method == "temperature" else logits.sigmoid()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return everything that was fitted, as plain values."""
+        return {
+            "method": self.method,
+            "inverse_temperature": self.inverse_temperature,
+            "knots": self.knots.tolist(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what was fitted."""
+        self.method = state["method"]
+        self.inverse_temperature = state["inverse_temperature"]
+        self.knots = np.array(state["knots"])
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return 1 / T that minimizes the mean cross-entropy of ``sigmoid(logits / T)``.
+
+    The loss is convex in ``1 / T``; its derivative ``mean((sigmoid(z / T) - y) z)`` changes sign once.
+
+    Args:
+        logits: z, shape (N,), float64.
+        labels: y, shape (N,), bool.
+
+    Returns:
+        In [1 / 20, 20].
+    """
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    def slope(sharpness: float) -> float:
+        return float(np.mean((expit(sharpness * logits) - labels) * logits))
+
+    softest = 1 / _SHARPEST
+    if slope(softest) >= 0:
+        return softest
+    if slope(_SHARPEST) <= 0:
+        return _SHARPEST
+    return float(brentq(slope, softest, _SHARPEST, xtol=1e-12))
+
+
+def fit_isotonic(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> np.ndarray:
+    """Return the non-decreasing function of the logits that is nearest to the labels in squares, as knots.
+
+    Between knots it is linear. Its values are kept ``1 / (2 (Q + 1))`` away from 0 and 1: Q questions cannot show that
+    something never happens.
+
+    Args:
+        logits: Shape (N,), float64.
+        labels: Shape (N,), bool.
+        num_questions: Q.
+
+    Returns:
+        Logits and probabilities at both ends of every step: shape (2, B), float64.
+    """
+    from scipy.optimize import isotonic_regression
+
+    values, inverse, counts = np.unique(logits, return_inverse=True, return_counts=True)
+    shares = np.bincount(inverse, labels.astype(np.float64)) / counts
+    found = isotonic_regression(shares, weights=counts)
+    starts, ends = found.blocks[:-1], found.blocks[1:] - 1
+    kept = np.unique(np.concatenate([starts, ends]))
+    margin = 0.5 / (num_questions + 1)
+    return np.stack([values[kept], found.x[kept].clip(margin, 1 - margin)])

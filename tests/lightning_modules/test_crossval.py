@@ -1,0 +1,241 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dps.cli import run as dps
+from dps.errors import InputError
+from dps.features import checkpoint_features
+from feature_store import Store
+from lightning_modules import load_controller
+from lightning_modules.cli import cross_validate
+from lightning_modules.crossval import fold_questions, measure_crossval, stops_at
+from lightning_modules.data import FeatureDataModule
+from lightning_modules.predictions import Predictions, read_predictions, write_predictions
+from lightning_modules.replay import stops
+from lightning_modules.table import fold_of, orders_of
+from tests.lightning_modules.harvests import make_questions, write_harvest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDS = 3
+
+
+def options(store, *more):
+    config = ["--config", str(CONFIGS / "gbdt_extended.yaml"), f"--data.init_args.store={store}"]
+    small = ["--data.init_args.num_orders=2", "--trainer.max_epochs=3", "--model.init_args.min_rows_per_leaf=20"]
+    return [*config, *small, *more]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """120 questions that can be learned from, and one without a grade."""
+    questions = make_questions(121)
+    blind = tuple(replace(t, correct=None) for t in questions[-1].trajectories)
+    questions[-1] = replace(questions[-1], gold=None, correct=None, trajectories=blind)
+    return write_harvest(tmp_path_factory.mktemp("stores") / "harvest", questions)
+
+
+@pytest.fixture(scope="module")
+def folder(store, tmp_path_factory):
+    return cross_validate(options(store), folds=FOLDS, output=tmp_path_factory.mktemp("runs") / "crossval")
+
+
+def test_folds_partition_the_questions():
+    ids = [f"q{i}" for i in range(3000)]
+    folds = [fold_of(i, 5, 0) for i in ids]
+    assert sorted(set(folds)) == [0, 1, 2, 3, 4]
+    assert all(500 < folds.count(f) < 700 for f in range(5))
+    assert folds != [fold_of(i, 5, 1) for i in ids]
+
+
+def test_every_question_is_tested_once_and_never_in_two_splits(store):
+    ids = Store.open(store).question_ids
+    tested = []
+    for fold in range(4):
+        data = FeatureDataModule(store, folds=4, fold=fold, calibration_fraction=0.1, val_fraction=0.15)
+        splits = {i: data.split_of(i) for i in ids}
+        assert set(splits.values()) == {"train", "val", "calibration", "test"}
+        tested += [i for i in ids if splits[i] == "test"]
+    assert sorted(tested) == sorted(ids)
+
+
+def test_a_search_never_sees_the_test_questions(store):
+    ids = Store.open(store).question_ids
+    plain = FeatureDataModule(store)
+    inner = [FeatureDataModule(store, folds=3, fold=fold, keep_test=True) for fold in range(3)]
+    kept = [i for i in ids if plain.split_of(i) == "test"]
+    assert kept
+    assert {data.split_of(i) for data in inner for i in kept} == {"unused"}
+    tested = [i for data in inner for i in ids if data.split_of(i) == "test"]
+    assert sorted(tested) == sorted(set(ids) - set(kept))
+
+
+def test_predictions_come_from_a_controller_that_has_not_seen_the_question(folder, store):
+    found = read_predictions(folder)
+    assert (found.name, found.label_name, found.feature_set) == ("gbdt", "no_gain", "extended")
+    assert (found.ks, found.aggregator, found.seed) == ((2, 4, 6, 8), "majority", 0)
+    assert found.store_fingerprint == Store.open(store).manifest.fingerprint
+    questions = {q.question_id: q for q in Store.open(store)}
+    assert found.question_ids == tuple(questions)
+    for fold in range(FOLDS):
+        controller = load_controller(folder / f"fold-{fold}")
+        used = fold_questions(folder / f"fold-{fold}")
+        seen = {i for split in ("train", "val", "calibration") for i in used[split]}
+        mine = [i for i, f in zip(found.question_ids, found.fold, strict=True) if f == fold]
+        assert mine
+        assert not seen & set(mine)
+        assert seen | set(used["test"]) == set(found.question_ids) - {"q00120"}
+        for name in mine[:4]:  # live features of the stored order, asked of the stored controller
+            q = found.question_ids.index(name)
+            question = questions[name]
+            np.testing.assert_array_equal(found.orders[q], orders_of(name, 8, 2, 0))
+            assert found.threshold[q] == controller.threshold
+            for o, c in np.ndindex(2, 3):
+                live = checkpoint_features(
+                    [question.trajectories[i] for i in found.orders[q, o, : found.ks[c]]],
+                    num_prompt_tokens=question.num_prompt_tokens,
+                    embedding=question.embedding,
+                    calibration=controller.calibration,
+                )
+                assert found.p_enough[q, o, c] == pytest.approx(controller.predict_enough([live])[0], abs=1e-12)
+
+
+def test_a_question_without_a_grade_is_predicted_but_has_no_label(folder):
+    found = read_predictions(folder)
+    assert (found.label[120] == -1).all()
+    assert (found.correct[120] == -1).all()
+    assert (found.label[:120] >= 0).all()
+    assert ((found.p_enough > 0) & (found.p_enough < 1)).all()
+    assert (found.tokens[120] > 0).all()
+
+
+def test_the_report_measures_what_the_file_says(folder):
+    found, report = read_predictions(folder), json.loads((folder / "crossval.json").read_text())
+    assert report["num_questions"] == 120
+    p, label = found.p_enough[:120], found.label[:120] > 0
+    every = report["rows"]["all"]
+    assert every["controller"]["brier"]["value"] == pytest.approx(((p - label) ** 2).mean())
+    for c, k in enumerate((2, 4, 6)):
+        at_k = report["rows"][f"k{k}"]
+        pairs = p[..., c][label[..., c]][:, None] - p[..., c][~label[..., c]]
+        assert at_k["controller"]["auroc"]["value"] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    assert every["controller"]["auroc"]["value"] > every["length"]["auroc"]["value"] + 0.1
+    assert every["difference"]["auroc"]["low"] > 0
+    assert [f["num_questions"] for f in report["folds"]] == [int((found.fold[:120] == f).sum()) for f in range(FOLDS)]
+    policy = report["policy"]
+    right, spent = [], []
+    for q in range(120):
+        stop = stops(1 - found.p_enough[q], found.threshold[q])
+        right.append(np.mean([found.correct[q, o, s] for o, s in enumerate(stop)]))
+        spent.append(np.mean([found.tokens[q, o, s] for o, s in enumerate(stop)]))
+    longest = found.correct[:120, 0, -1].mean()
+    assert policy["accuracy_difference"]["value"] == pytest.approx(np.mean(right) - longest)
+    assert policy["tokens_ratio"]["value"] == pytest.approx(np.mean(spent) / found.tokens[:120, 0, -1].mean())
+
+
+def test_a_finished_fold_is_not_trained_again(folder, store, capsys):
+    before = {f: (folder / f"fold-{f}" / "checkpoints" / "best.ckpt").stat().st_mtime_ns for f in range(FOLDS)}
+    predictions = (folder / "predictions.h5").read_bytes()
+    (folder / "fold-1" / "fold.json").unlink()  # as an interruption leaves it
+    capsys.readouterr()
+    cross_validate(options(store), folds=FOLDS, output=folder)
+    printed = capsys.readouterr().out
+    assert printed.count("trained already") == 2
+    after = {f: (folder / f"fold-{f}" / "checkpoints" / "best.ckpt").stat().st_mtime_ns for f in range(FOLDS)}
+    assert [after[f] == before[f] for f in range(FOLDS)] == [True, False, True]
+    assert (folder / "predictions.h5").read_bytes() == predictions
+
+
+def test_a_folder_of_other_settings_is_refused(folder, store, tmp_path):
+    with pytest.raises(InputError, match="other folds"):
+        cross_validate(options(store), folds=4, output=folder)
+    with pytest.raises(InputError, match="other config"):
+        cross_validate(options(store, "--model.init_args.l2=3"), folds=FOLDS, output=folder)
+    other = write_harvest(tmp_path / "other", make_questions(30), fingerprint="another")
+    with pytest.raises(InputError, match="other store_fingerprint, questions"):
+        cross_validate(options(other), folds=FOLDS, output=folder)
+
+
+def test_what_crossval_sets_itself_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match=r"sets data\.folds"):
+        cross_validate(options(store, "--data.init_args.folds=3"), output=tmp_path)
+    with pytest.raises(InputError, match="at least 2 folds"):
+        cross_validate(options(store), folds=1, output=tmp_path)
+
+
+def test_the_command_line(capsys, tmp_path):
+    assert dps(["crossval", "--help"]) == 0
+    assert "predictions.h5" in capsys.readouterr().out
+    assert dps(["crossval"]) == 2
+    assert dps(["crossval", "--config", "nowhere.yaml"]) == 2
+    assert "there is no nowhere.yaml" in capsys.readouterr().err
+    assert dps(["crossval", "--config", str(CONFIGS / "gbdt.yaml"), "--folds", "many"]) == 2
+    assert "--folds" in capsys.readouterr().err
+
+
+def made_up(count=6):
+    rng = np.random.default_rng(0)
+    shape = (count, 2, 3)
+    return Predictions(
+        name="gbdt",
+        label_name="correct",
+        ks=(2, 4, 6, 8),
+        feature_set="published",
+        aggregator="majority",
+        seed=3,
+        store_fingerprint="abc",
+        question_ids=tuple(f"q-{i}-é" for i in range(count)),
+        fold=np.arange(count, dtype=np.int32) % 2,
+        orders=np.tile(np.arange(8, dtype=np.int32), (count, 2, 1)),
+        p_enough=rng.random(shape),
+        threshold=np.full(count, 0.5),
+        label=(rng.random(shape) < 0.5).astype(np.int8),
+        correct=(rng.random((count, 2, 4)) < 0.5).astype(np.int8),
+        tokens=np.cumsum(np.ones((count, 2, 4), np.int64), axis=-1),
+    )
+
+
+def test_predictions_survive_the_file(tmp_path):
+    written = made_up()
+    write_predictions(tmp_path / "predictions.h5", written)
+    found = read_predictions(tmp_path)
+    for name in Predictions.__dataclass_fields__:
+        one, two = getattr(written, name), getattr(found, name)
+        assert np.array_equal(one, two), name
+        assert not isinstance(one, np.ndarray) or one.dtype == two.dtype
+    with h5py.File(tmp_path / "predictions.h5") as file:
+        assert h5py.check_string_dtype(file["question_id"].dtype).encoding == "utf-8"
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no"):
+        read_predictions(tmp_path)
+    path = tmp_path / "predictions.h5"
+    path.write_text("no HDF5")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(path)
+    write_predictions(path, made_up())
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(InputError, match=r"format version 1, but .* has 2"):
+        read_predictions(path)
+    with h5py.File(path, "a") as file:
+        del file.attrs["format"]
+    with pytest.raises(InputError, match="some other HDF5 file"):
+        read_predictions(path)
+
+
+def test_each_question_stops_at_its_own_threshold():
+    p_inc = np.array([[[0.6, 0.4, 0.1]], [[0.6, 0.4, 0.1]], [[0.6, 0.4, 0.1]]])
+    assert stops_at(p_inc, np.array([0.6, 0.3, 0.0])).tolist() == [[0], [2], [3]]
+
+
+def test_a_split_of_one_class_has_no_ranking():
+    one_class = replace(made_up(), label=np.ones((6, 2, 3), np.int8))
+    report = measure_crossval(one_class, np.arange(6))
+    assert report["rows"]["all"]["controller"]["auroc"]["value"] is None
+    assert report["rows"]["all"]["controller"]["brier"]["value"] > 0
+    json.dumps(report, allow_nan=False)

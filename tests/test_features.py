@@ -1,0 +1,113 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dps.features import (
+    EXTENDED_FEATURES,
+    FEATURE_SETS,
+    SCALAR_FEATURES,
+    TrajectorySums,
+    checkpoint_features,
+    extended_features,
+    sums_of,
+)
+from tests.factories import make_manifest, make_question
+
+
+def sums(answer_class, base_logprob, tokens, logprob, *, entropy=0.0, top1=0.0, cut=False):
+    return TrajectorySums(tokens, logprob, entropy, top1, 3, 5, 4 * tokens, answer_class, base_logprob, cut)
+
+
+def named(values):
+    assert len(values) == len(EXTENDED_FEATURES)
+    return dict(zip(EXTENDED_FEATURES, values, strict=True))
+
+
+def test_extended_features_by_hand():
+    found = named(
+        extended_features(
+            [
+                sums(4, -10.0, 10, -10.0, entropy=10.0, top1=5.0),
+                sums(4, -4.0, 20, -10.0, entropy=10.0, top1=15.0, cut=True),
+                sums(0, -7.0, 30, -60.0, entropy=60.0, top1=15.0),
+                sums(-1, -1.0, 40, -40.0, entropy=80.0, top1=30.0, cut=True),
+            ],
+            num_prompt_tokens=13,
+        )
+    )
+    third, two_thirds = 1 / 3, 2 / 3
+    assert found == pytest.approx(
+        {
+            "answer_agreement": 0.5,
+            "vote_margin": 0.25,
+            "num_distinct_answers": 2.0,
+            "unanswered_share": 0.25,
+            "vote_entropy": -third * math.log(third) - two_thirds * math.log(two_thirds),
+            "answer_logprob_gap": -4.0 + 7.0,
+            "length_mean": 25.0,
+            "length_std": math.sqrt(125.0),
+            "length_max": 40.0,
+            "cut_share": 0.5,
+            "logprob_mean": (-1 - 0.5 - 2 - 1) / 4,
+            "logprob_std": float(np.std([-1, -0.5, -2, -1])),
+            "logprob_min": -2.0,
+            "logprob_max": -0.5,
+            "entropy_std": float(np.std([1, 0.5, 2, 2])),
+            "top1_std": float(np.std([0.5, 0.75, 0.5, 0.75])),
+            "num_prompt_tokens": 13.0,
+        },
+        rel=1e-12,
+    )
+
+
+def test_a_tie_of_votes_is_broken_by_the_best_log_probability():
+    pair = [sums(0, -9.0, 5, -9.0), sums(1, -2.0, 5, -2.0)]
+    found = named(extended_features(pair, 5))
+    assert (found["vote_margin"], found["answer_logprob_gap"]) == (0.0, 7.0)
+    outvoted = named(extended_features([*pair, sums(0, -8.0, 5, -8.0)], 5))
+    assert outvoted["answer_logprob_gap"] == -6.0  # the majority is the less probable one
+
+
+def test_one_trajectory_and_no_answer_are_finite():
+    alone = named(extended_features([sums(2, -3.0, 6, -3.0)], 5))
+    assert (alone["answer_agreement"], alone["vote_margin"], alone["num_distinct_answers"]) == (1.0, 1.0, 1.0)
+    for name in ("length_std", "logprob_std", "entropy_std", "top1_std", "vote_entropy", "answer_logprob_gap"):
+        assert alone[name] == 0.0
+    silent = named(extended_features([sums(-1, -3.0, 6, -3.0)] * 2, 5))
+    assert (silent["answer_agreement"], silent["unanswered_share"], silent["num_distinct_answers"]) == (0.0, 1.0, 0.0)
+    assert np.isfinite(list(silent.values())).all()
+
+
+@given(
+    classes=st.lists(st.integers(-1, 3), min_size=1, max_size=8),
+    names=st.permutations(range(4)),
+    seed=st.integers(0, 9),
+)
+def test_how_classes_are_numbered_changes_nothing(classes, names, seed):
+    rng = np.random.default_rng(seed)
+    made = [sums(c, float(rng.normal()), int(rng.integers(1, 9)), float(-rng.random())) for c in classes]
+    renamed = [replace(s, answer_class=names[s.answer_class] if s.answer_class >= 0 else -1) for s in made]
+    found = extended_features(made, 5)
+    assert found == extended_features(renamed, 5)
+    assert np.isfinite(found).all()
+
+
+def test_a_checkpoint_has_both_sets_and_the_published_six_stay():
+    question = make_question(3)
+    found = checkpoint_features(
+        question.trajectories[:4],
+        num_prompt_tokens=question.num_prompt_tokens,
+        embedding=question.embedding,
+        calibration=make_manifest().calibration,
+    )
+    assert FEATURE_SETS["published"] == SCALAR_FEATURES
+    assert FEATURE_SETS["extended"] == SCALAR_FEATURES + EXTENDED_FEATURES
+    np.testing.assert_array_equal(found.scalars_of("published"), found.scalars)
+    np.testing.assert_array_equal(found.scalars_of("extended"), [*found.scalars, *found.extended])
+    by_hand = extended_features([sums_of(t) for t in question.trajectories[:4]], question.num_prompt_tokens)
+    np.testing.assert_array_equal(found.extended, by_hand)
+    assert [sums_of(t).cut for t in question.trajectories[:4]] == [False, False, True, False]
