@@ -98,13 +98,12 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     )
     if not common:
         raise InputError("Expected graded questions that harvest, rivals and cross-validations all have, found none.")
-    notes = (
-        []
-        if len(common) == len(samples.question_ids)
-        else [
-            f"Everything is computed on the {len(common):,} questions that all have; the harvest has {len(samples.question_ids):,}."
-        ]
-    )
+    notes = []
+    if len(common) < len(samples.question_ids):
+        notes.append(
+            f"Everything is computed on the {len(common):,} questions that all have; the harvest has "
+            f"{len(samples.question_ids):,}."
+        )
     samples, sources = samples.on(common), [s.on(common) for s in sources]
     ks = (config.k or _range(store.manifest, harvest)).values
     orders = _orders(common, samples.num_trajectories, config, found, store.manifest, ks)
@@ -383,7 +382,7 @@ def _mcnemar(ran: Sequence[Ran], walked: Walk) -> list[dict[str, Any]]:
 
 
 def _difficulty(samples: Samples, ran: Sequence[Ran]) -> dict[str, Any]:
-    """Return how many trajectories questions of each difficulty got, by the share of their trajectories that is right."""
+    """Return how many trajectories questions of each difficulty got: by the share of right trajectories."""
     share = samples.right.mean(axis=1)
     edges = np.array([0.0, 0.125, 0.375, 0.625, 0.875, 1.0])
     names = ["none right", "up to 3/8", "up to 5/8", "up to 7/8", "all right"]
