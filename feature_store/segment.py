@@ -11,7 +11,9 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +139,73 @@ def read_segment(path: Path) -> list[Question]:
     """
     arrays, _ = _load(path)
     return _decode(arrays, path)
+
+
+_LONG = (
+    "trajectories/text",
+    *(f"{where}{table}" for table in ("tokens", "series", "steps") for where in ("", "trajectories/")),
+)
+"""What the names of the datasets begin with that features do not need: they grow with the number of tokens."""
+
+_PIECE = 32 * 2**20
+"""Bytes of hidden states that a scan reads at a time."""
+
+
+def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Iterator[Question]:
+    """Yield the questions of a segment with what features need, in little memory whatever the segment's size.
+
+    Args:
+        path: The segment.
+        hidden: Whether trajectories get their hidden states; without, D is 0 and they are not read.
+        piece: Most bytes of hidden states to hold at a time; a question that has more is a piece of its own.
+
+    Yields:
+        Questions whose trajectories have no text, tokens, per-token values and steps.
+
+    Raises:
+        StoreError: As :func:`read_segment`.
+    """
+    arrays, _ = _load(path, without=(*_LONG, "blocks/hidden"))
+    count, num_blocks = len(arrays["trajectories/index"]), len(arrays["blocks/block_num_tokens"])
+    arrays |= {f"trajectories/{name}_offset": np.zeros(count + 1, np.int64) for name in ("text", "tokens")}
+    arrays |= {"trajectories/text": np.zeros(0, np.uint8), "tokens/tokens": np.zeros(0, np.int32)}
+    arrays["blocks/hidden"] = np.zeros((num_blocks, 0), np.float32)
+    questions = _decode(arrays, path)
+    if not hidden:
+        yield from questions
+        return
+    ends = arrays["trajectories/blocks_offset"][arrays["questions/trajectories_offset"]].tolist()
+    with _reading(path) as (file, layout):
+        dataset = _dataset(file, "blocks/hidden", layout, path)
+        if len(dataset) != num_blocks:
+            raise _damaged(path)
+        most = max(1, piece // max(1, 4 * dataset.shape[1]))
+        first = 0
+        while first < len(questions):
+            last = first + 1
+            while last < len(questions) and ends[last + 1] - ends[first] <= most:
+                last += 1
+            vectors = dataset[ends[first] : ends[last]]
+            for question in questions[first:last]:
+                yield _with_hidden(question, vectors)
+                vectors = vectors[sum(len(t.hidden) for t in question.trajectories) :]
+            first = last
+
+
+def _with_hidden(question: Question, vectors: np.ndarray) -> Question:
+    """Return the question with the first of these rows as the hidden states of its trajectories' blocks."""
+    ends = itertools.accumulate((len(t.hidden) for t in question.trajectories), initial=0)
+    pairs = zip(question.trajectories, itertools.pairwise(ends), strict=True)
+    return replace(question, trajectories=tuple(replace(t, hidden=vectors[i:j]) for t, (i, j) in pairs))
+
+
+def read_checksum(path: Path) -> str:
+    """Read the checksum that a segment states of its content, see :func:`checksum`; nothing else is read.
+
+    Raises:
+        StoreError: If the file is not a segment of a version that is read.
+    """
+    return _load(path, ())[1]
 
 
 def read_question_ids(path: Path) -> list[str]:
@@ -459,11 +528,39 @@ _LAYOUTS = _layouts()
 _UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
 
 
-def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
-    """Read datasets of a segment (all that its version has, if no names are given), and its checksum.
+def _load(
+    path: Path, names: Iterable[str] | None = None, without: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], str]:
+    """Read datasets of a segment, and its checksum.
+
+    Args:
+        path: The segment.
+        names: Which datasets; all that its version has if not given.
+        without: Beginnings of the names to leave out.
 
     Raises:
         StoreError: For whatever h5py finds wrong, as a sentence that names the file.
+    """
+    with _reading(path) as (file, layout):
+        wanted = [name for name in (layout if names is None else names) if not name.startswith(without)]
+        arrays = {name: _dataset(file, name, layout, path)[...] for name in wanted}
+        return arrays, _word(file.attrs["sha256"])
+
+
+def _dataset(file: h5py.File, name: str, layout: dict[str, tuple[np.dtype, int]], path: Path) -> h5py.Dataset:
+    """Return a dataset that is of the type that the format says."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != layout[name]:
+        raise _damaged(path)
+    return dataset
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, tuple[np.dtype, int]]]]:
+    """Open a segment and give it with the datasets of its version.
+
+    Raises:
+        StoreError: For whatever h5py finds wrong until the end, as a sentence that names the file.
     """
     try:
         # No lock: a segment never changes, and some file systems have none.
@@ -477,14 +574,7 @@ def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.
                     f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into "
                     "another folder."
                 )
-            arrays = {}
-            layout = _LAYOUTS[int(version)]
-            for name in names if names is not None else layout:
-                dataset = file[name]
-                if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != layout[name]:
-                    raise _damaged(path)
-                arrays[name] = dataset[...]
-            return arrays, _word(file.attrs["sha256"])
+            yield file, _LAYOUTS[int(version)]
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises any of these for damage

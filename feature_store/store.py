@@ -6,6 +6,7 @@ whole, what it does not hold is sampled again. Several processes may write to on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,14 @@ from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
-from feature_store.segment import encode_segment, read_question_ids, read_segment, verify_segment
+from feature_store.segment import (
+    encode_segment,
+    read_checksum,
+    read_question_ids,
+    read_segment,
+    scan_segment,
+    verify_segment,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +105,33 @@ class Store:
                 found = {q.question_id: q for q in read_segment(path) if q.question_id in asked}
                 held |= {name: q for name, q in found.items() if self._where.get(name) == path}
             yield held.pop(question_id)
+
+    def scan(self, *, hidden: bool = True) -> Iterator[Question]:
+        """Yield every question once with what features need, segment by segment, in little memory.
+
+        Nothing is held beyond a piece of one segment, however large the store and in whatever order its questions were
+        sampled; so they do not come in order of id.
+
+        Args:
+            hidden: Whether trajectories get their hidden states; without, D is 0.
+
+        Yields:
+            Questions whose trajectories have no text, tokens, per-token values and steps.
+
+        Raises:
+            StoreError: If a segment cannot be read.
+        """
+        for path in dict.fromkeys(sorted(self._where.values())):
+            for question in scan_segment(path, hidden=hidden):
+                if self._where.get(question.question_id) == path:
+                    yield question
+
+    def checksum(self) -> str:
+        """Return a digest of the segments that the questions come from, by the checksums that they state."""
+        digest = hashlib.sha256()
+        for path in dict.fromkeys(sorted(self._where.values())):
+            digest.update(f"{path.name}|{read_checksum(path)}|".encode())
+        return digest.hexdigest()
 
     def verify(self) -> list[str]:
         """Read everything and return what is wrong, one sentence each; empty if nothing is."""

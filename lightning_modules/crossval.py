@@ -40,6 +40,8 @@ _DRAWS = 1000
 """Bootstrap draws of questions."""
 _QUESTIONS = 256
 """Questions that are predicted at a time: bounds the memory, changes no result."""
+_BYTES = 16 * 2**20
+"""Bytes of their hidden states in float32, which decides where they are large."""
 
 
 def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
@@ -99,11 +101,13 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
     shape = table.scalars.shape[:3]
     rows = shape[1] * shape[2]
     found = np.empty((shape[0], rows))
-    for start in range(0, shape[0], _QUESTIONS):
-        part = slice(start, start + _QUESTIONS)
+    questions = max(1, min(_QUESTIONS, _BYTES // max(1, 4 * rows * table.hidden_size)))
+    for start in range(0, shape[0], questions):
+        part = slice(start, start + questions)
+        scalars = table.scalars[part].reshape(-1, table.scalars.shape[-1])
         arrays = (
-            table.scalars[part].reshape(-1, table.scalars.shape[-1]),
-            table.hidden[part].reshape(-1, table.hidden.shape[-1]) if table.hidden.shape[-1] else None,
+            scalars,
+            table.hidden_of(np.arange(start * rows, start * rows + len(scalars))) if table.hidden_size else None,
             np.repeat(table.embedding[part], rows, axis=0),
         )
         count = len(arrays[0])
@@ -232,7 +236,8 @@ def _claim(folder: Path, config: dict[str, Any], folds: int, fingerprint: str, q
     """Note what the folder is of, or refuse one that is of something else."""
     config["trainer"].pop("default_root_dir")
     config["checkpoint"].pop("dirpath", None)
-    config["data"]["init_args"].pop("store")  # what it holds counts, not where it lies
+    for name in ("store", "cache_dir"):  # what it holds counts, not where it lies
+        config["data"]["init_args"].pop(name)
     wanted = {
         "config": config,
         "folds": folds,

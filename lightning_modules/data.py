@@ -5,102 +5,25 @@ Reads ``feature_store``, makes a ``table`` of each split, and hands batches to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dps.errors import InputError
 from dps.features import FeatureSet, Pooling
 from feature_store import Question, Store
-from lightning_modules.table import PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
+from lightning_modules.batches import Batch, BatchLoader, EpochBatches
+from lightning_modules.table import HIDDEN, PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
+from lightning_modules.vectors import pooled_vectors
+
+__all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
 
 _EVALUATION_ROWS = 8192
 """Rows of a batch where nothing is learned: bounds the memory, changes no result."""
-
-
-class Batch(NamedTuple):
-    """Some rows of a table."""
-
-    scalars: Tensor
-    """Shape (N, F), float64, not standardized."""
-    hidden: Tensor
-    """Shape (N, D), float32."""
-    embedding: Tensor
-    """Shape (N, E), float32."""
-    label: Tensor
-    """1 where k is enough: shape (N,), float32."""
-
-
-class Rows(Dataset[Batch]):
-    """A table as a dataset whose items are whole batches: an index is an array of row numbers."""
-
-    def __init__(self, table: Table, label: str) -> None:
-        """Flatten the table.
-
-        Args:
-            table: Q x O x C rows.
-            label: Which label the batches have.
-        """
-        self._scalars = torch.from_numpy(table.scalars.reshape(table.num_rows, -1))
-        self._hidden = torch.from_numpy(table.hidden.reshape(table.num_rows, -1))
-        self._embedding = torch.from_numpy(table.embedding)
-        self._label = torch.from_numpy(table.labels(label).reshape(-1).astype(np.float32))
-        self._rows_per_question = table.num_rows // table.num_questions
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self._label)
-
-    def __getitem__(self, rows: np.ndarray) -> Batch:
-        """Return the batch of these rows."""
-        index = torch.from_numpy(rows)
-        return Batch(
-            self._scalars[index],
-            self._hidden[index],
-            self._embedding[index // self._rows_per_question],
-            self._label[index],
-        )
-
-
-class EpochBatches(Sampler[np.ndarray]):
-    """Row numbers of each batch; shuffled anew in every epoch, as a function of seed and epoch only.
-
-    So a resumed training sees the batches that it would have seen. The Trainer calls :meth:`set_epoch`.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int | None, seed: int | None) -> None:
-        """Set how to batch.
-
-        Args:
-            num_rows: Rows in all.
-            batch_size: Rows of a batch; all in one if None.
-            seed: Of the shuffling; None keeps the order.
-        """
-        self._num_rows = num_rows
-        self._batch_size = batch_size or num_rows
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-self._num_rows // self._batch_size)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of each batch."""
-        rows = np.arange(self._num_rows)
-        if self._seed is not None:
-            rows = np.random.default_rng([self._seed, self._epoch]).permutation(rows)
-        for start in range(0, self._num_rows, self._batch_size):
-            yield rows[start : start + self._batch_size]
+_EVALUATION_BYTES = 32 * 2**20
+"""Bytes of its hidden states, which decides where they are large."""
 
 
 class FeatureDataModule(L.LightningDataModule):
@@ -126,6 +49,8 @@ class FeatureDataModule(L.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         keep_test: bool = False,
+        memory_mb: int = 1024,
+        cache_dir: str | None = None,
     ) -> None:
         """Open the store.
 
@@ -149,6 +74,11 @@ class FeatureDataModule(L.LightningDataModule):
             fold: Which fold is the test split, from 0.
             keep_test: With folds, leave out the questions that are the test split without folds, so that what a search
                 over settings finds can be tested on them.
+            memory_mb: Megabytes (10^6 bytes) up to which pooled hidden states (4 bytes x trajectories x hidden size
+                for each question) are held in memory. Where a store has more, they are pooled into a file once, and an
+                epoch shuffles rows within windows of a quarter of this.
+            cache_dir: Folder for that file. Null takes the folder `cache` in the store, or a temporary file where that
+                cannot be written.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -158,6 +88,8 @@ class FeatureDataModule(L.LightningDataModule):
             raise InputError(
                 f"Expected data.num_orders and data.batch_size of at least 1, got {num_orders} and {batch_size}."
             )
+        if memory_mb < 1:
+            raise InputError(f"Expected data.memory_mb of at least 1, got {memory_mb}.")
         fractions = (train_fraction, val_fraction, calibration_fraction)
         if not (train_fraction > 0 and val_fraction > 0 and calibration_fraction >= 0 and sum(fractions) <= 1 + 1e-9):
             raise InputError(
@@ -182,6 +114,8 @@ class FeatureDataModule(L.LightningDataModule):
         self.folds = folds
         self.fold = fold
         self.keep_test = keep_test
+        self.memory_mb = memory_mb
+        self.cache_dir = cache_dir
 
         opened = Store.open(store)
         self.manifest = opened.manifest
@@ -310,41 +244,60 @@ class FeatureDataModule(L.LightningDataModule):
             "num_questions": {name: self._tables[name].num_questions for name in SPLITS},
         }
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Return shuffled batches of the training split."""
         return self._loader("train", self.batch_size, self.seed)
 
-    def val_dataloader(self) -> list[DataLoader]:
+    def val_dataloader(self) -> list[BatchLoader]:
         """Return the validation split in order, then the calibration split if it has questions."""
-        return [self._loader(split, _EVALUATION_ROWS, None) for split in self.held_out]
+        return [self._loader(split, None, None) for split in self.held_out]
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Return the test split in order."""
-        return self._loader("test", _EVALUATION_ROWS, None)
+        return self._loader("test", None, None)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> BatchLoader:
         """Return every question of the tested store in its natural order."""
-        return self._loader("predict", _EVALUATION_ROWS, None)
+        return self._loader("predict", None, None)
 
-    def _loader(self, split: str, batch_size: int | None, seed: int | None) -> DataLoader:
-        rows = Rows(self.table(split), self.label)
-        # The rows are in memory and cost less to index than to send from a worker process, so there are none.
-        return DataLoader(rows, sampler=EpochBatches(len(rows), batch_size, seed), batch_size=None)
+    def _loader(self, split: str, batch_size: int | None, seed: int | None) -> BatchLoader:
+        table = self.table(split)
+        if seed is None:
+            batch_size = min(_EVALUATION_ROWS, max(1, _EVALUATION_BYTES // max(1, 4 * table.hidden_size)))
+        elif batch_size is None and 4 * table.num_rows * table.hidden_size > self.memory_mb * 10**6:
+            raise InputError(
+                f"The training split as one batch has {table.num_rows} rows with hidden states of size "
+                f"{table.hidden_size}, more than data.memory_mb {self.memory_mb} holds: set data.batch_size, for "
+                "example to 256."
+            )
+        return BatchLoader(table, self.label, batch_size, seed, self.memory_mb * 10**6)
 
     def _table(self, folder: str, parts: frozenset[str]) -> Table:
-        """Make the table of a whole store."""
+        """Make the table of a whole store, in order of id."""
         store = Store.open(folder)
-        return make_table(
-            store,
+        table = make_table(
+            store.scan(hidden=False),
             ks=self.ks,
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
             pooling=self.pooling,
             num_orders=self.num_orders,
             seed=self.seed,
-            parts=parts,
+            parts=parts - {HIDDEN},
             feature_set=self.feature_set,
         )
+        table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
+        if HIDDEN not in parts:
+            return table
+        vectors = pooled_vectors(
+            store,
+            pooling=self.pooling,
+            num_trajectories=self.ks[-1],
+            hidden_size=self.hidden_size,
+            memory_mb=self.memory_mb,
+            cache_dir=self.cache_dir,
+        )
+        return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
     def _check_test_store(self, folder: str) -> None:
         """Refuse a test store whose rows mean something else than the training store's."""
@@ -368,7 +321,7 @@ class FeatureDataModule(L.LightningDataModule):
 
 def _sizes(store: Store, folder: str) -> tuple[int, int]:
     """Return D and E of a store, from its first question."""
-    first: Question | None = next(iter(store), None)
+    first: Question | None = next(store.scan(), None)
     if first is None:
         raise InputError(f"Expected at least one question in {folder}, but it has none: let dps harvest finish some.")
     return first.trajectories[0].hidden.shape[1], len(first.embedding)

@@ -7,7 +7,7 @@ that its state is all that a prediction needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,28 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
 
-    def fit(self, values: np.ndarray) -> None:
-        """Take mean and standard deviation from rows of shape (N, F); a constant feature keeps scale 1."""
-        scale = values.std(axis=0, dtype=np.float64)
-        self.mean.copy_(torch.from_numpy(values.mean(axis=0, dtype=np.float64)))
+    def fit(self, chunks: Iterable[np.ndarray]) -> None:
+        """Take mean and standard deviation of rows; a constant feature keeps scale 1.
+
+        Args:
+            chunks: Rows of shape (N, F), some at a time; there need not be memory for all of them.
+
+        Note:
+            Sums of squares are about each chunk's own mean, in float64, and then moved to the common one; so nothing
+            cancels however large the mean is.
+
+        Source:
+            Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+        """
+        count, mean, squares = 0, 0.0, 0.0
+        for values in chunks:
+            new = len(values)
+            own = values.mean(axis=0, dtype=np.float64)
+            gap, count = own - mean, count + new
+            squares = squares + values.var(axis=0, dtype=np.float64) * new + gap**2 * (new * (count - new) / count)
+            mean = mean + gap * (new / count)
+        scale = np.sqrt(squares / count)
+        self.mean.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(np.where(scale > 1e-12, scale, 1.0)))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -137,12 +155,12 @@ class MLPEstimator(Estimator):
             width = size
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
-    def fit_standardizers(self, scalars: np.ndarray, hidden: np.ndarray, embedding: np.ndarray) -> None:
-        """Take the statistics of the training rows: shapes (N, F), (N, D), (M, E)."""
-        self.scalar_standardizer.fit(scalars)
-        for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
+    def fit_standardizers(self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray) -> None:
+        """Take the statistics of the training rows: shapes (N, F), (N, D) in chunks, (M, E)."""
+        self.scalar_standardizer.fit([scalars])
+        for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
-                self.standardizers[name].fit(values)
+                self.standardizers[name].fit(chunks)
 
     def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough, shape (N,); see :meth:`Estimator.forward`."""

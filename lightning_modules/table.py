@@ -8,7 +8,7 @@ rows, ``replay`` runs policies over them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from dps.aggregate import answer_of
 from dps.errors import InputError
 from dps.features import extended_features, pool_hidden, scalar_features, sums_of
 from feature_store.records import Question
+from lightning_modules.vectors import Vectors, mean_vectors
 
 Label = Literal["no_gain", "correct"]
 LABELS: tuple[str, ...] = get_args(Label)
@@ -30,10 +31,13 @@ SPLITS: tuple[str, ...] = ("train", "val", "calibration", "test")
 """Who learns, who chooses the epoch, who calibrates the probabilities, who is only asked. The threshold is chosen on
 the two in the middle."""
 
+_CHUNK = 32 * 2**20
+"""Bytes of hidden states that are averaged at a time."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Rows of Q questions x O orders x C checkpoints, as dense arrays.
+    """Rows of Q questions x O orders x C checkpoints; all but the hidden states as dense arrays.
 
     Row number ``(q * O + o) * C + c`` is question q in order o at checkpoint c. The last axis of ``correct`` and
     ``tokens`` has one entry more than there are checkpoints: k = maximum, where nobody is asked.
@@ -49,8 +53,13 @@ class Table:
     """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
     scalars: np.ndarray
     """The features named by ``FEATURE_SETS`` for the table's feature set: shape (Q, O, C, F), float64."""
-    hidden: np.ndarray
-    """Pooled hidden states: shape (Q, O, C, D), float32; D is 0 where they were not asked for."""
+    orders: np.ndarray
+    """Trajectories in each order: shape (Q, O, K), int16; K is the maximum."""
+    vectors: Vectors
+    """Pooled hidden states of each trajectory of M questions, in memory or in a file: shape (M, K, D), float32; D is 0
+    where they were not asked for. A row's hidden state is the mean over the first k of its order."""
+    vector_rows: np.ndarray
+    """Which of the M each question is: shape (Q,), int64. Tables of splits share the vectors."""
     embedding: np.ndarray
     """Question embeddings: shape (Q, E), float32; E is 0 where they were not asked for."""
     correct: np.ndarray
@@ -67,6 +76,37 @@ class Table:
     def num_rows(self) -> int:
         """Q x O x C."""
         return int(np.prod(self.scalars.shape[:3]))
+
+    @property
+    def rows_per_question(self) -> int:
+        """O x C."""
+        return int(np.prod(self.scalars.shape[1:3]))
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.vectors.shape[2]
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """The hidden states of all rows: shape (Q, O, C, D), float32. For small tables: O x C times the vectors."""
+        return self.hidden_of(np.arange(self.num_rows)).reshape(*self.scalars.shape[:3], -1)
+
+    def hidden_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the hidden states of some rows: shape (N, D), float32.
+
+        Args:
+            rows: Row numbers, shape (N,).
+        """
+        question, order, checkpoint = np.unravel_index(rows, self.scalars.shape[:3])
+        needed, at = np.unique(self.vector_rows[question], return_inverse=True)
+        return mean_vectors(self.vectors[needed], at, self.orders[question, order], np.asarray(self.ks)[checkpoint])
+
+    def hidden_chunks(self) -> Iterator[np.ndarray]:
+        """Yield the hidden states of all rows in order, some whole questions at a time: shape (N, D), float32."""
+        most = max(1, _CHUNK // max(1, 4 * self.hidden_size * self.rows_per_question)) * self.rows_per_question
+        for start in range(0, self.num_rows, most):
+            yield self.hidden_of(np.arange(start, min(start + most, self.num_rows)))
 
     def labels(self, label: str) -> np.ndarray:
         """Return the label of every checkpoint: shape (Q, O, C), bool.
@@ -98,13 +138,22 @@ class Table:
             question_ids=tuple(self.question_ids[i] for i in indices),
             **{
                 name: getattr(self, name)[indices]
-                for name in ("lengths", "graded", "scalars", "hidden", "embedding", "correct", "tokens")
+                for name in (
+                    "lengths",
+                    "graded",
+                    "scalars",
+                    "orders",
+                    "vector_rows",
+                    "embedding",
+                    "correct",
+                    "tokens",
+                )
             },
         )
 
     def natural_order(self) -> Table:
         """Return the table with each question's own order of trajectories only."""
-        names = ("scalars", "hidden", "correct", "tokens")
+        names = ("scalars", "orders", "correct", "tokens")
         return replace(self, **{name: getattr(self, name)[:, :1] for name in names})
 
 
@@ -197,7 +246,7 @@ def make_table(
     """Make the table of some questions.
 
     Every row equals :func:`dps.features.checkpoint_features` of the first k trajectories of its order, bit for bit;
-    here each trajectory is pooled once only.
+    here each trajectory is pooled once only, and averaged with others when a batch is made.
 
     Args:
         questions: Complete questions of a harvest.
@@ -207,7 +256,8 @@ def make_table(
         pooling: How a trajectory's blocks become one hidden vector.
         num_orders: Orders of the trajectories.
         seed: Of the orders.
-        parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made.
+        parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made, ``hidden`` in
+            memory, so ``data`` takes those of large stores from ``vectors`` instead.
         feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
 
     Returns:
@@ -239,7 +289,9 @@ def make_table(
         graded=np.array(graded, dtype=bool),
         ks=tuple(ks),
         scalars=np.stack([c.scalars for c in columns]),
-        hidden=np.stack([c.hidden for c in columns]),
+        orders=np.stack([c.orders for c in columns]),
+        vectors=np.stack([c.vectors for c in columns]),
+        vector_rows=np.arange(len(columns)),
         embedding=np.stack([c.embedding for c in columns]),
         correct=np.stack([absent if c.correct is None else c.correct for c in columns]),
         tokens=np.stack([c.tokens for c in columns]),
@@ -253,7 +305,8 @@ class _Columns:
     question_id: str
     length: int
     scalars: np.ndarray
-    hidden: np.ndarray
+    orders: np.ndarray
+    vectors: np.ndarray
     embedding: np.ndarray
     correct: np.ndarray | None
     tokens: np.ndarray
@@ -290,11 +343,9 @@ def _columns(
             f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
             "on what dps harvest writes, evaluations store no features."
         )
-    hidden = np.zeros((len(orders), len(checkpoints), 0), dtype=np.float32)
+    vectors = np.zeros((ks[-1], 0), dtype=np.float32)
     if HIDDEN in parts:
-        pooled = np.stack([pool_hidden(t, pooling) for t in trajectories])
-        means = [np.mean(pooled[orders[:, :k]], axis=1, dtype=np.float64).astype(np.float32) for k in checkpoints]
-        hidden = np.stack(means, axis=1)
+        vectors = np.stack([pool_hidden(t, pooling) for t in trajectories[: ks[-1]]])
     answers = [
         [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
     ]
@@ -304,7 +355,8 @@ def _columns(
         question_id=question.question_id,
         length=length,
         scalars=scalars,
-        hidden=hidden,
+        orders=orders.astype(np.int16),
+        vectors=vectors,
         embedding=np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32),
         correct=np.array(answers, dtype=bool) if graded else None,
         tokens=np.cumsum(generated[orders], axis=1)[:, np.array(ks) - 1],

@@ -103,9 +103,7 @@ class MLPH(ControllerModule):
             self._weight = self._positive_weight_of(torch.from_numpy(table.labels(self.data.label).reshape(-1)))
             estimator = self.estimator
             assert isinstance(estimator, MLPEstimator)
-            estimator.fit_standardizers(
-                table.scalars.reshape(rows, -1), table.hidden.reshape(rows, -1), table.embedding
-            )
+            estimator.fit_standardizers(table.scalars.reshape(rows, -1), table.hidden_chunks(), table.embedding)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: weighted binary cross-entropy, nats.

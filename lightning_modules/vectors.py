@@ -1,0 +1,249 @@
+"""Pooled hidden states of a whole store, one vector per trajectory: in memory where they fit, else in a file.
+
+``data`` makes them from ``feature_store``, ``table`` averages them over the first k trajectories of an order,
+``batches`` reads them ahead of the trainer. The store of a 7B model holds 16 times as many bytes as its vectors, so
+they are made once and kept beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from dps.errors import InputError
+from dps.features import pool_hidden
+from feature_store import Store
+from feature_store.files import TEMPORARY, make_folder, remove_leftovers, sync_folder
+
+CACHE = "cache"
+"""Folder in a store where the files lie unless another is chosen."""
+
+_FORMAT_VERSION = 1
+"""Of the files' content; a change of :func:`dps.features.pool_hidden` raises it."""
+
+_ROUNDS = 2**18
+"""Components that are averaged at a time: their float64 sums stay in the processor's cache."""
+
+
+class VectorFile:
+    """Vectors of shape (Q, K, D), float32, in a file of NumPy's format, read by question and never as a whole.
+
+    Reads are explicit (``pread``): what is held is what was asked for, and a failing disk is an error, where a memory
+    map would end the process.
+    """
+
+    def __init__(self, path: Path, *, temporary: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: A file that :func:`pooled_vectors` wrote.
+            temporary: Whether the file goes when this object does.
+
+        Raises:
+            OSError, ValueError: If there is none, or it is not such a file.
+        """
+        self.path = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 open as long as the object lives
+        version = np.lib.format.read_magic(self._file)
+        if version != (1, 0):
+            raise ValueError(f"{path} has version {version} of NumPy's format")
+        self.shape, _, dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        if dtype != np.float32 or len(self.shape) != 3 or path.stat().st_size != self._start + self.nbytes:
+            raise ValueError(f"{path} does not hold whole float32 vectors")
+        if temporary:
+            weakref.finalize(self, path.unlink, missing_ok=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors."""
+        return 4 * int(np.prod(self.shape))
+
+    def __getitem__(self, questions: np.ndarray) -> np.ndarray:
+        """Return the vectors of these questions, shape (N, K, D); runs of successive numbers are one read each."""
+        found = np.empty((len(questions), *self.shape[1:]), np.float32)
+        size = found[:1].nbytes
+        breaks = np.flatnonzero(np.diff(questions) != 1) + 1
+        for run in np.split(np.arange(len(questions)), breaks):
+            if len(run) and size:
+                self._read(found[run[0] : run[-1] + 1], self._start + int(questions[run[0]]) * size)
+        return found
+
+    def _read(self, into: np.ndarray, offset: int) -> None:
+        view = memoryview(into).cast("B")
+        while len(view):
+            count = os.preadv(self._file.fileno(), [view], offset)
+            if count == 0:
+                raise InputError(f"{self.path} ends too early: another program has cut it; delete it and run again.")
+            view, offset = view[count:], offset + count
+
+
+Vectors = np.ndarray | VectorFile
+"""Pooled hidden states of Q questions' K trajectories: shape (Q, K, D), float32; indexed by arrays of questions."""
+
+
+def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray, ks: np.ndarray) -> np.ndarray:
+    """Average the vectors of the first k trajectories of an order, each row on its own.
+
+    Args:
+        vectors: Shape (M, K, D), float32.
+        questions: Which of the M each row is of: shape (N,), int.
+        orders: Trajectories in each row's order: shape (N, K), int.
+        ks: Each row's k: shape (N,), int.
+
+    Returns:
+        Shape (N, D), float32.
+
+    Note:
+        Sums are in float64 in the row's order, as ``np.mean`` takes them over whole arrays. So a row equals that of
+        :func:`dps.features.checkpoint_features`, bit for bit.
+    """
+    found = np.empty((len(questions), vectors.shape[2]), np.float32)
+    by_k = np.argsort(ks, kind="stable")
+    step = max(1, _ROUNDS // max(1, vectors.shape[2]))
+    for same in np.split(by_k, np.flatnonzero(np.diff(ks[by_k])) + 1):
+        for start in range(0, len(same), step):
+            rows = same[start : start + step]
+            k = int(ks[rows[0]])
+            total = vectors[questions[rows], orders[rows, 0]].astype(np.float64)
+            for position in range(1, k):
+                total += vectors[questions[rows], orders[rows, position]]
+            total /= k
+            found[rows] = total
+    return found
+
+
+def pooled_vectors(
+    store: Store, *, pooling: str, num_trajectories: int, hidden_size: int, memory_mb: int, cache_dir: str | None
+) -> Vectors:
+    """Pool the hidden states of the first trajectories of every question of a store, in order of id.
+
+    Args:
+        store: A harvest.
+        pooling: See :func:`dps.features.pool_hidden`.
+        num_trajectories: K.
+        hidden_size: D.
+        memory_mb: Megabytes (10^6 bytes) up to which they are held in memory.
+        cache_dir: Folder of the file where they take more; None for the folder ``cache`` in the store, or a temporary
+            file where that cannot be written.
+
+    Raises:
+        InputError: If the file cannot be written, or a segment has another D.
+    """
+    shape = (len(store), num_trajectories, hidden_size)
+    if 4 * int(np.prod(shape)) <= memory_mb * 10**6:
+        vectors = np.empty(shape, np.float32)
+        for row, pooled in _pooled(store, pooling, shape):
+            vectors[row] = pooled
+        return vectors
+    name = f"pooled-{pooling}-v{_FORMAT_VERSION}-{num_trajectories}-{store.checksum()[:24]}.npy"
+    folder = Path(cache_dir) if cache_dir is not None else store.folder / CACHE
+    if (found := _opened(folder / name, shape)) is not None:
+        return found
+    try:
+        make_folder(folder)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        if cache_dir is not None:
+            raise _cannot_write(folder, shape, error.strerror) from error
+        writable = False
+    if not writable and cache_dir is not None:
+        raise _cannot_write(folder, shape, "no permission")
+    if not writable:
+        path = Path(tempfile.mkdtemp(prefix="dps-")) / name
+        print(
+            f"{store.folder} cannot be written, so its pooled hidden states lie in {path} until this command ends: set "
+            "data.cache_dir to keep them for the next."
+        )
+        _write(path, store, pooling, shape)
+        found = VectorFile(path, temporary=True)
+        weakref.finalize(found, os.rmdir, path.parent)
+        return found
+    with _one_at_a_time(folder):
+        if (found := _opened(folder / name, shape)) is not None:  # another process was faster
+            return found
+        remove_leftovers(folder, "pooled-*.npy")
+        _write(folder / name, store, pooling, shape)
+        if cache_dir is None:  # all that lies there is this store's, and it has changed
+            for stale in folder.glob(f"pooled-{pooling}-*.npy"):
+                if stale.name != name:
+                    stale.unlink(missing_ok=True)
+    return VectorFile(folder / name)
+
+
+def _pooled(store: Store, pooling: str, shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the place of each question among the ids, and its vectors, shape (K, D); in the order of the segments."""
+    place = {question_id: row for row, question_id in enumerate(store.question_ids)}
+    for question in store.scan():
+        pooled = np.stack([pool_hidden(t, pooling) for t in question.trajectories[: shape[1]]])
+        if pooled.shape != shape[1:]:
+            raise InputError(
+                f"Expected hidden states of size {shape[2]} of {shape[1]} trajectories of every question, but question "
+                f"{question.question_id} has {pooled.shape[0]} of size {pooled.shape[1]}: harvest it again."
+            )
+        yield place[question.question_id], pooled
+
+
+def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int]) -> None:
+    """Write the vectors under a temporary name, bring them to the disk, then give them their own name."""
+    size = 4 * shape[1] * shape[2]
+    print(f"pooling the hidden states of {shape[0]} questions into {path} ({shape[0] * size / 1e9:.2f} GB)", flush=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            start = file.tell()
+            for row, pooled in _pooled(store, pooling, shape):
+                _write_at(file.fileno(), pooled.astype("<f4", copy=False), start + row * size)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path.parent, shape, error.strerror) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_at(descriptor: int, values: np.ndarray, offset: int) -> None:
+    view = memoryview(np.ascontiguousarray(values)).cast("B")
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _opened(path: Path, shape: tuple[int, int, int]) -> VectorFile | None:
+    """Return the file of an earlier run; None if there is none of that shape."""
+    try:
+        found = VectorFile(path)
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == shape else None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other processes that write into the folder; the kernel drops the lock of a killed one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: both write the same, and the last name given counts
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(folder: Path, shape: tuple[int, int, int], why: str | None) -> InputError:
+    megabytes = 4 * int(np.prod(shape)) / 1e6
+    return InputError(
+        f"Cannot write {megabytes:,.0f} MB of pooled hidden states to {folder} ({why}): choose another folder with "
+        f"data.cache_dir, or hold them in memory with data.memory_mb={int(megabytes) + 1}."
+    )
