@@ -168,11 +168,28 @@ def _harvest(arguments: list[str]) -> None:
     from dps.config import HarvestConfig
 
     parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
-    config, _ = _parse(parser, HarvestConfig, arguments)
+    config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments))
     _check_questions(config.check().benchmark)
+    if config.plan != "off":
+        import json
+
+        from dps.plan import plan_harvest
+
+        plan = plan_harvest(config)
+        print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+        return
     from dps.run import harvest
 
     _say([harvest(config)])
+
+
+def _plan_flag(arguments: list[str]) -> list[str]:
+    """Return the arguments with a bare ``--plan`` spelt out."""
+    following = [*arguments[1:], ""]
+    return [
+        "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -83,6 +84,8 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    plan: Literal["off", "words", "json"] = "off"
+    """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""

@@ -66,7 +66,7 @@ def harvest(config: HarvestConfig) -> Summary:
         policy={"name": "power", "family": "fixed", **asdict(config.k)},
         task=StoreTask(Path(config.output), config.sampler, config.k.maximum, None, features=True),
     )
-    return _fill([plan], _settings(config), asdict(config), None)[0]
+    return _fill([plan], settings_of(config), asdict(config), None)[0]
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
     """
     config.check()
     plans = [_plan(config, name, load_controller) for name in config.policies]
-    return _fill(plans, _settings(config), asdict(config), load_controller)
+    return _fill(plans, settings_of(config), asdict(config), load_controller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,8 @@ def _digest(path: str) -> str:
     return hashlib.sha256(location.read_bytes()).hexdigest()[:16]
 
 
-def _settings(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+    """Return what all stores of a run have in common."""
     return WorkSettings(
         model=config.model,
         benchmark=config.benchmark,
