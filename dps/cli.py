@@ -90,7 +90,7 @@ command again does the trials that are missing. Writes best.yaml and trials.json
 
 Searched: of the trees learning_rate, num_leaves, min_rows_per_leaf, l2, feature_fraction and
 bagging_fraction; of the networks lr, weight_decay, projection_size, layer_sizes, dropout and
-input_dropout (ranges: SPACES in lightning_modules/tune.py)."""
+input_dropout (ranges: docs/controllers_format.md)."""
 
 _WHAT = {
     "fit": "Train a controller on the features of a harvest.",

@@ -86,7 +86,7 @@ SPACES: dict[str, tuple[Setting, ...]] = {
         Setting("bagging_fraction", 0.3, 1.0),
     ),
 }
-"""What is searched for each kind of controller; ``docs/controllers_format.md`` lists it."""
+"""What is searched for each kind of controller; ``docs/controllers_format.md`` has the same as a table."""
 
 
 def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> Path:
