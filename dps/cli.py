@@ -37,6 +37,7 @@ that decide how many trajectories a question needs.
   test         measure it on its test questions
   predict      write its probabilities for every question of a store as CSV
   evaluate     run fixed, plain and controlled policies live on the model
+  replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
   grade        read and grade stored responses again, without a model
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
@@ -230,6 +231,31 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     for finding in report["findings"]:
         print(f"- {finding}")
     print(f"\n{target / 'report.html'}")
+
+
+def _replay(arguments: list[str]) -> None:
+    from dps.replay.config import ReplayConfig
+
+    parser = _parser(
+        "replay",
+        "Run every policy over the stored trajectories of a harvest, at all thresholds, and compare them: controllers, "
+        "rules that need no training, fixed k, and self-consistency over the rivals' samples.",
+    )
+    parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
+    config, parsed = _parse(parser, ReplayConfig, arguments)
+    config.check()
+    from dps.replay.command import run_replay, write_replay
+
+    for path in config.controllers.values():
+        if not (Path(path) / "predictions.h5").is_file():
+            _check_controller(path)
+    from lightning_modules.predict import predict_orders
+
+    report = run_replay(Path(parsed["harvest"]), config, predict_orders)
+    write_replay(report, Path(config.output))
+    for finding in report["findings"]:
+        print(f"- {finding}")
+    print(f"\n{Path(config.output) / 'replay.json'}")
 
 
 def _data(arguments: list[str]) -> None:
@@ -538,6 +564,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tune": _tune,
     "harvest": _harvest,
     "evaluate": _evaluate,
+    "replay": _replay,
     "report": _report,
     "grade": _grade,
     "outputs": _outputs,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
-from dps.policies import KRange
+from dps.policies import RULES, KRange
 from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig
 
 EARLY_STOPS: dict[str, EarlyStop] = {
@@ -100,10 +100,15 @@ class EvaluateConfig:
     output: str = "runs/evaluation"
     """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
-    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, and
-    the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample another law."""
+    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
+    rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab` and `random`, which need no
+    training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample
+    another law."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder."""
+    rules: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
+    0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
@@ -134,7 +139,7 @@ class EvaluateConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
-        known = (*FIXED_POLICIES, *self.controllers)
+        known = (*FIXED_POLICIES, *RULES, *self.controllers)
         for name in self.policies:
             if name not in known:
                 raise InputError(
@@ -143,6 +148,7 @@ class EvaluateConfig:
                 )
         if not self.policies:
             raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+        self._check_rules()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
         if unknown:
             raise InputError(
@@ -158,6 +164,23 @@ class EvaluateConfig:
         if not self.low_temperature > 0:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
+
+    def _check_rules(self) -> None:
+        """Refuse settings of rules that mean nothing."""
+        taken = [name for name in self.controllers if name in (*FIXED_POLICIES, *RULES)]
+        if taken:
+            raise InputError(f"controllers.{taken[0]} has the name of another policy: choose another name for it.")
+        for name, settings in self.rules.items():
+            if name not in RULES:
+                raise InputError(f"rules has settings for {name}: expected one of {', '.join(RULES)}.")
+            fields_of_rule = [f.name for f in fields(RULES[name]) if f.name != "name"]  # type: ignore[arg-type]
+            unknown = [setting for setting in settings if setting not in fields_of_rule]
+            if unknown:
+                raise InputError(
+                    f"The rule {name} has the settings {', '.join(fields_of_rule)}, got rules.{name}.{unknown[0]}."
+                )
+            if settings.get("window", 1) < 1:
+                raise InputError(f"rules.{name}.window must be at least 1, got {settings['window']:g}.")
 
     @property
     def plain_ks(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from dps.clock import calibrate
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
-from dps.policies import DynamicK
+from dps.policies import RULES, DynamicK
 from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
@@ -116,6 +116,10 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         sign = ">=" if metric == "self_confidence" else "<="
         policy["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
         task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
+    elif name in RULES:
+        rule = replace(RULES[name], **config.rules.get(name, {}))
+        policy.update(family="dynamic", rule=asdict(rule), threshold=rule.threshold)
+        task = StoreTask(folder, config.sampler, config.k, None, features=False, rule=rule)
     else:
         if load_controller is None:
             raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")

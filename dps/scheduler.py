@@ -8,7 +8,7 @@ every question as soon as it is complete. Harvests, evaluations and :func:`dps.a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,10 @@ import numpy as np
 from dps.aggregate import answer_of
 from dps.benchmarks.benchmark import Item
 from dps.benchmarks.grading import Grader, read
-from dps.features import checkpoint_features
+from dps.features import CheckpointFeatures, checkpoint_features
 from dps.model import LanguageModel
-from dps.policies import Policy
+from dps.policies import Controller, Policy, Rule
+from dps.policies.seen import question_key, seen_of
 from dps.sampler.engine import Chain, ChainRequest, Engine
 from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
@@ -217,7 +218,7 @@ def run_policy(
                 continue
 
             asked = [entry for entry in ready if policy.asks(len(entry.trajectories))]
-            probabilities = _ask(asked, policy)
+            probabilities = _ask(asked, policy, seed)
             controller_s = charge()
             if asked:
                 account.controller += controller_s
@@ -304,22 +305,44 @@ def _read(entry: _Live, grader: Grader) -> None:
     entry.num_read = len(entry.trajectories)
 
 
-def _ask(entries: list[_Live], policy: Policy) -> list[float]:
-    """Ask the policy's controller about these questions at once; p_enough of each."""
-    if not entries or policy.controller is None:
+def _ask(entries: list[_Live], policy: Policy, seed: int) -> list[float]:
+    """Ask the policy's controller or rule about these questions at once; p_enough of each."""
+    if not entries:
         return []
+    if policy.rule is not None:
+        return _ask_rule(entries, policy.rule, seed)
+    if policy.controller is None:
+        raise ValueError("a policy that asks needs a controller or a rule")
     controller = policy.controller
     features = [
-        checkpoint_features(
-            entry.trajectories,
-            num_prompt_tokens=len(entry.source.tokens),
-            embedding=entry.source.embedding,
-            calibration=controller.calibration,
-            pooling=controller.pooling,
-        )
+        features_for(controller, entry.trajectories, len(entry.source.tokens), entry.source.embedding)
         for entry in entries
     ]
     return [float(p) for p in controller.predict_enough(features)]
+
+
+def features_for(
+    controller: Controller, trajectories: Sequence[Trajectory], num_prompt_tokens: int, embedding: np.ndarray
+) -> CheckpointFeatures:
+    """Return the features of a question as this controller wants them; a replay calls it too."""
+    return checkpoint_features(
+        trajectories,
+        num_prompt_tokens=num_prompt_tokens,
+        embedding=embedding,
+        calibration=controller.calibration,
+        pooling=controller.pooling,
+    )
+
+
+def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> list[float]:
+    """Ask a rule, about all questions with the same number of trajectories at once."""
+    found: dict[str, float] = {}
+    for k in sorted({len(entry.trajectories) for entry in entries}):
+        group = [entry for entry in entries if len(entry.trajectories) == k]
+        names = [entry.source.question_id for entry in group]
+        seen = seen_of([entry.trajectories for entry in group], [question_key(seed, name) for name in names])
+        found |= dict(zip(names, rule.enough(seen).tolist(), strict=True))
+    return [found[entry.source.question_id] for entry in entries]
 
 
 def _absorb(

@@ -22,7 +22,7 @@ from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
-from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
+from dps.policies import Controller, DynamicK, FixedK, KRange, Policy, Rule, RuleK
 from dps.sampler.engine import Engine, check_room
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import PreparedQuestion, run_policy
@@ -43,9 +43,11 @@ class StoreTask:
     k: int | KRange
     """A fixed number of trajectories, or the range of a dynamic policy."""
     controller: str | None
-    """Path of the dynamic policy's controller."""
+    """Path of the dynamic policy's controller, if it has one."""
     features: bool
-    """Whether to store features and embeddings; a dynamic policy computes them anyway."""
+    """Whether to store features and embeddings; a policy with a controller computes them anyway."""
+    rule: Rule | None = None
+    """The dynamic policy's rule, if it has no controller."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ def _policy(task: StoreTask, load_controller: LoadController | None) -> tuple[Po
     """Return the task's policy and whether it needs features."""
     if isinstance(task.k, int):
         return FixedK(task.k), task.features
+    if task.rule is not None:
+        return RuleK(task.k, task.rule), task.features
     if load_controller is None or task.controller is None:
         raise ValueError("a dynamic policy needs a controller and something to load it with")
     return DynamicK(task.k, load_controller(task.controller)), True

@@ -14,6 +14,7 @@ import numpy as np
 
 from dps.errors import InputError
 from dps.features import CheckpointFeatures
+from dps.policies.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,33 @@ class Controller(Protocol):
         ...
 
 
+class Rule(Protocol):
+    """A stopping rule that needs no training: it looks at the answers and at how sure the model was."""
+
+    @property
+    def name(self) -> str:
+        """``adaptive-consistency``, ``esc``, ..."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """More trajectories are added while ``1 - p_enough`` is above this."""
+        ...
+
+    def enough(self, seen: Seen) -> np.ndarray:
+        """Return how sure the rule is that k is enough, in [0, 1], for N questions: shape (N,)."""
+        ...
+
+
 class Policy(Protocol):
     """How many trajectories a question gets."""
 
     start: int
     """Trajectories at the beginning."""
     controller: Controller | None
-    """Who is asked at a checkpoint; None if nobody is."""
+    """The trained controller that is asked at a checkpoint, if there is one."""
+    rule: Rule | None
+    """The rule that is asked, if there is one; at most one of the two is."""
 
     def asks(self, k: int) -> bool:
         """Whether the controller is asked when k trajectories have ended."""
@@ -99,6 +120,7 @@ class FixedK:
     start: int
     """k."""
     controller: None = None
+    rule: None = None
 
     def asks(self, k: int) -> bool:
         """Return False."""
@@ -117,6 +139,7 @@ class DynamicK:
     """Where it may stop."""
     controller: Controller
     """Whom it asks."""
+    rule: None = None
 
     def __post_init__(self) -> None:
         """Refuse checkpoints that the controller has never seen.
@@ -143,6 +166,34 @@ class DynamicK:
 
     def more(self, k: int, p_enough: float | None) -> int:
         """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
-        if p_enough is None or not self.asks(k):
-            return 0
-        return self.range.step if 1.0 - p_enough > self.controller.threshold else 0
+        return _more(self.range, k, p_enough, self.controller.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleK:
+    """Add trajectories while a rule is not sure enough."""
+
+    range: KRange
+    """Where it may stop."""
+    rule: Rule
+    """What it asks."""
+    controller: None = None
+
+    @property
+    def start(self) -> int:
+        """Trajectories at the beginning."""
+        return self.range.start
+
+    def asks(self, k: int) -> bool:
+        """Return whether more could be added."""
+        return k < self.range.maximum
+
+    def more(self, k: int, p_enough: float | None) -> int:
+        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
+        return _more(self.range, k, p_enough, self.rule.threshold)
+
+
+def _more(k_range: KRange, k: int, p_enough: float | None, threshold: float) -> int:
+    if p_enough is None or k >= k_range.maximum:
+        return 0
+    return k_range.step if 1.0 - p_enough > threshold else 0

@@ -1,0 +1,51 @@
+"""Settings of ``dps replay``; light, so that bad ones are refused before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dps.errors import InputError
+from dps.policies.base import KRange
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """`dps replay`: run every policy over stored trajectories and compare them."""
+
+    rivals: tuple[str, ...] = ()
+    """Stores of other samplers on the same questions (the policies plain and lowtemp of an evaluation), or folders that
+    hold them: fixed and adaptive self-consistency over them are compared at equal tokens."""
+    controllers: dict[str, str] = field(default_factory=dict)
+    """Name of each controller and where its probabilities come from: the folder of `dps crossval` on this store (out of
+    fold), or a checkpoint, run folder or controller folder that was trained on other questions."""
+    k: KRange | None = None
+    """Where policies may stop; the harvest's own range if not set."""
+    orders: int = 32
+    """Orders of the exchangeable trajectories that everything is averaged over; the first is the natural one. Out-of-
+    fold probabilities bring their own."""
+    margin: float = 0.01
+    """Accuracy that counts as no loss: thresholds are the cheapest with the lower end of the paired 95 % interval
+    against the largest k above minus this, on other questions than those they are used on."""
+    folds: int = 5
+    """Folds of questions for choosing thresholds."""
+    resamples: int = 2000
+    """Bootstrap resamples of questions."""
+    seed: int = 0
+    """Of orders, folds, resamples and the rule that escalates by chance."""
+    output: str = "runs/replay"
+    """Folder of replay.json, replay.csv and the report."""
+    title: str | None = None
+    """Title of the report."""
+
+    def check(self) -> ReplayConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if self.orders < 1 or self.folds < 2 or self.resamples < 100:
+            raise InputError(
+                f"Expected orders of at least 1, folds of at least 2 and resamples of at least 100, got {self.orders}, "
+                f"{self.folds} and {self.resamples}."
+            )
+        if not 0 <= self.margin < 1:
+            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.k is not None:
+            self.k.check()
+        return self

@@ -1,0 +1,131 @@
+"""What a replay found, in sentences: pure functions of what ``replay.json`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+    """Return the findings, the one that could change a reader's mind first.
+
+    If self-consistency over cheap samples is ahead at equal tokens, that is the first sentence.
+    """
+    found = [*_rivals(report), *_headline(report), *_rules(report), *_fixed(report)]
+    return [sentence for sentence in found if sentence]
+
+
+def points(value: float) -> str:
+    """Return an accuracy difference in percentage points with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def between(interval: Mapping[str, float]) -> str:
+    """Return an interval of percentage points."""
+    return f"[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def decided(entry: Mapping[str, Any]) -> str:
+    """Return how far a difference is decided, in words."""
+    if entry["verdict"] != "undecided":
+        return ""
+    needed = entry.get("questions_needed")
+    if needed is None:
+        return "; these data cannot decide"
+    return f"; these data cannot decide, about {needed:,} questions would if the difference is real"
+
+
+def _best(report: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """Return the policy of a kind that saves most at no loss."""
+    ready = [
+        p
+        for p in report["policies"]
+        if p["kind"] == kind and p["series"] == "power" and p.get("operating_point", {}).get("no_loss")
+    ]
+    return min(ready, key=lambda p: p["operating_point"]["tokens_ratio"]["value"], default=None)
+
+
+def _rivals(report: Mapping[str, Any]) -> list[str]:
+    """Say how self-consistency over cheap samples does at the tokens of power sampling."""
+    best = _best(report, "controller") or _best(report, "rule")
+    names = [f"fixed-k{report['ks'][-1]}"] + ([best["policy"]] if best is not None else [])
+    found = []
+    for name in names:
+        rows = [m for m in report["matched_tokens"] if m["policy"] == name and m["rival_series"] != "power"]
+        if not rows:
+            continue
+        row = min(rows, key=lambda m: m["difference"]["value"])
+        tokens = f"{row['rival_tokens']:,.0f} tokens a question where {name} spends {row['tokens']:,.0f}"
+        if row["verdict"] == "below":
+            found.append(
+                f"Self-consistency over cheap samples wins: {row['rival']} reaches {100 * row['rival_accuracy']:.1f} % "
+                f"with {tokens}, {name} {100 * row['accuracy']:.1f} % "
+                f"({points(row['difference']['value'])} points, {between(row['difference'])})."
+            )
+        else:
+            word = "ahead of" if row["verdict"] == "above" else "not told apart from"
+            found.append(
+                f"{name} is {word} the best self-consistency over cheap samples ({row['rival']}, with {tokens}): "
+                f"{points(row['difference']['value'])} points, {between(row['difference'])}{decided(row)}."
+            )
+    return found
+
+
+def _headline(report: Mapping[str, Any]) -> list[str]:
+    """Say what each controller saves at no loss."""
+    found = []
+    last = report["ks"][-1]
+    for policy in report["policies"]:
+        at = policy.get("operating_point")
+        if policy["kind"] != "controller" or at is None:
+            continue
+        ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
+        loss = (
+            "no accuracy loss" if at["no_loss"] else f"a loss that {100 * report['margin']:g} point does not rule out"
+        )
+        found.append(
+            f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
+            f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {loss}: "
+            f"{points(difference['value'])} points {between(difference)}."
+        )
+    return found
+
+
+def _rules(report: Mapping[str, Any]) -> list[str]:
+    """Compare the best controller with every rule at equal tokens."""
+    best = _best(report, "controller")
+    rule = _best(report, "rule")
+    found = []
+    if rule is not None:
+        ratio = rule["operating_point"]["tokens_ratio"]
+        found.append(
+            f"Of the rules that need no training, {rule['policy']} saves most at no loss: {ratio['value']:.2f} of the "
+            f"tokens [{ratio['low']:.2f}, {ratio['high']:.2f}]."
+        )
+    if best is None:
+        return found
+    rows = [
+        m
+        for m in report["matched_tokens"]
+        if m["policy"] == best["policy"] and m["rival_series"] == "power" and m["rival_kind"] in ("rule", "chance")
+    ]
+    if not rows:
+        return found
+    worst = min(rows, key=lambda m: m["difference"]["value"])
+    word = {"above": "ahead of", "below": "behind", "undecided": "not told apart from"}[worst["verdict"]]
+    found.append(
+        f"At equal tokens {best['policy']} is {word} the strongest rule over the same trajectories ({worst['rival']}): "
+        f"{points(worst['difference']['value'])} points {between(worst['difference'])}{decided(worst)}."
+    )
+    return found
+
+
+def _fixed(report: Mapping[str, Any]) -> list[str]:
+    gain = report["k8_over_k2"]
+    difference = gain["difference"]
+    sure = difference["low"] > 0 or difference["high"] < 0
+    entry = {"verdict": "above" if sure else "undecided", "questions_needed": gain["questions_needed"]}
+    return [
+        f"Fixed k = {gain['to']} against k = {gain['from']}: {points(difference['value'])} points {between(difference)}"
+        f"{decided(entry)}."
+    ]

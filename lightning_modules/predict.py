@@ -1,0 +1,58 @@
+"""Asks a trained controller about stored trajectories in many orders at once, for ``dps replay``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dps.errors import InputError
+from dps.scheduler import features_for
+from feature_store import Store
+from lightning_modules.load import load_controller
+
+
+def predict_orders(path: str, store_folder: Path, orders: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+    """Return p_enough of every graded question of a store, in every order, at every checkpoint.
+
+    Args:
+        path: Checkpoint, run folder or controller folder.
+        store_folder: A harvest with features.
+        orders: Orders of the trajectories of each graded question, in order of id: shape (Q, O, K).
+        ks: C checkpoints, then the maximum.
+
+    Returns:
+        Shape (Q, O, C), float64.
+
+    Raises:
+        InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
+    """
+    controller = load_controller(path)
+    store = Store.open(store_folder)
+    controller.check_model(store.manifest.model)
+    data = controller.description["data"]
+    if data["store_fingerprint"] == store.manifest.fingerprint:
+        raise InputError(
+            f"The controller {path} was trained on {store_folder} itself, so a replay there would flatter it: give the "
+            "folder of dps crossval, or replay another harvest."
+        )
+    if set(ks[:-1]) - set(controller.ks[:-1]):
+        raise InputError(
+            f"The controller {path} was trained to be asked at k = {', '.join(map(str, controller.ks[:-1]))}, the "
+            f"replay asks at {', '.join(map(str, ks[:-1]))}: set k to its range."
+        )
+    found = []
+    graded = (q for q in store if q.gold is not None or any(t.correct is not None for t in q.trajectories))
+    for question, of_question in zip(graded, orders, strict=True):
+        features = [
+            features_for(
+                controller,
+                [question.trajectories[i] for i in order[:k]],
+                question.num_prompt_tokens,
+                question.embedding,
+            )
+            for order in of_question.tolist()
+            for k in ks[:-1]
+        ]
+        found.append(controller.predict_enough(features).reshape(len(of_question), len(ks) - 1))
+    return np.stack(found)

@@ -1,0 +1,195 @@
+"""`dps replay` from stores to findings, and that it says what a live run does."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from dps.cli import run as main
+from dps.errors import InputError
+from dps.policies import RULES, FixedK, KRange, RuleK
+from dps.replay.command import run_replay, write_replay
+from dps.replay.config import ReplayConfig
+from dps.replay.policies import cross_fitted, dynamic, fixed, folds_of, oracle
+from dps.replay.samples import orders_of, read_samples, scores, walk
+from feature_store import StoreWriter
+from tests.factories import make_manifest, make_question
+
+from ..test_scheduler import model, run  # noqa: F401
+
+
+def no_controller(*arguments):
+    raise AssertionError("no controller was named")
+
+
+@pytest.fixture(scope="module")
+def harvest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replay") / "harvest"
+    questions = [make_question(number) for number in range(60)]
+    StoreWriter.open(folder, make_manifest()).commit(questions)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    """Cheap samples of the same questions that are right more often than the harvest's."""
+    folder = tmp_path_factory.mktemp("rivals")
+    manifest = make_manifest(
+        kind="evaluation", policy={"name": "lowtemp", "family": "fixed", "ks": [1, 2, 4, 8]}, fingerprint="other"
+    )
+    cheap = []
+    for number in range(60):
+        question = make_question(number, p_correct=0.97, hidden_size=0)
+        cheap.append(
+            replace(question, trajectories=tuple(replace(t, num_generated_tokens=5) for t in question.trajectories))
+        )
+    StoreWriter.open(folder / "lowtemp", manifest).commit(cheap)
+    return folder
+
+
+def crossval(path, harvest_fingerprint="made-up", orders=4, quality=1.0, ks=(2, 4, 6, 8)):
+    """Out-of-fold predictions of a controller that knows the answers to some degree."""
+    path.mkdir()
+    questions = [make_question(number) for number in range(60)]
+    samples = read_samples(make_manifest(), questions, "store")
+    shuffled = np.stack([orders_of(q.question_id, 8, orders, 0) for q in questions])
+    correct = walk(samples, shuffled, (2, 4, 6, 8), 0).correct
+    later = np.logical_or.accumulate(correct[..., :0:-1], axis=-1)[..., ::-1]
+    label = correct[..., :-1] | ~later
+    noise = np.random.default_rng(5).random(label.shape)
+    with h5py.File(path / "predictions.h5", "w") as file:
+        file["question_id"] = np.array([q.question_id.encode() for q in questions])
+        file["orders"] = shuffled.astype(np.int32)
+        file["p_enough"] = np.clip(quality * label + (1 - quality) * noise, 0.01, 0.99)
+        file.attrs["ks"] = ks
+        file.attrs["store_fingerprint"] = harvest_fingerprint
+    return path
+
+
+def test_every_policy_of_the_list_is_there_with_intervals(harvest, rivals, tmp_path):
+    path = crossval(tmp_path / "mlp")
+    config = ReplayConfig(rivals=(str(rivals),), controllers={"mlp": str(path)}, resamples=200)
+    report = run_replay(harvest, config, no_controller)
+    names = {p["policy"] for p in report["policies"]}
+    assert names == {"fixed", "mlp", *RULES, "oracle", "fixed (lowtemp)", "adaptive-consistency (lowtemp)"}
+    for policy in report["policies"]:
+        tokens = [p["tokens"] for p in policy["curve"]]
+        assert tokens == sorted(tokens)
+        assert all(p["low"] - 1e-12 <= p["accuracy"] <= p["high"] + 1e-12 for p in policy["curve"])
+    write_replay(report, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "replay.json").read_text()) == json.loads(json.dumps(report))
+    assert run_replay(harvest, config, no_controller) == report
+
+
+def test_a_controller_that_knows_saves_most_and_the_oracle_bounds_it(harvest, tmp_path):
+    path = crossval(tmp_path / "mlp")
+    report = run_replay(harvest, ReplayConfig(controllers={"mlp": str(path)}, resamples=200), no_controller)
+    ratios = {
+        p["policy"]: p["operating_point"]["tokens_ratio"]["value"] for p in report["policies"] if "operating_point" in p
+    }
+    assert min(ratios, key=ratios.get) == "mlp"
+    by_name = {p["policy"]: p for p in report["policies"]}
+    assert by_name["oracle"]["curve"][0]["accuracy"] >= by_name["mlp"]["operating_point"]["accuracy"]["value"]
+    matched = [m for m in report["matched_tokens"] if m["policy"] == "mlp"]
+    assert {m["rival"] for m in matched} >= {"adaptive-consistency", "esc", "sprt", "random", "fixed"}
+    assert all(m["difference"]["value"] >= 0 for m in matched)
+
+
+def test_the_first_finding_says_that_the_cheap_rival_wins(harvest, rivals):
+    report = run_replay(harvest, ReplayConfig(rivals=(str(rivals),), resamples=200), no_controller)
+    assert report["findings"][0].startswith("Self-consistency over cheap samples wins: ")
+    assert "lowtemp" in report["findings"][0]
+
+
+def test_predictions_of_another_harvest_or_range_are_refused(harvest, tmp_path):
+    other = crossval(tmp_path / "other", harvest_fingerprint="elsewhere")
+    with pytest.raises(InputError, match="of another harvest"):
+        run_replay(harvest, ReplayConfig(controllers={"mlp": str(other)}), no_controller)
+    narrow = crossval(tmp_path / "narrow", ks=(2, 4, 6, 10))
+    with pytest.raises(InputError, match="asks at k = 2, 4, 6, 10"):
+        run_replay(harvest, ReplayConfig(controllers={"mlp": str(narrow)}), no_controller)
+    mine, more = crossval(tmp_path / "mine"), crossval(tmp_path / "more", orders=6)
+    with pytest.raises(InputError, match="other orders"):
+        run_replay(harvest, ReplayConfig(controllers={"a": str(mine), "b": str(more)}), no_controller)
+
+
+def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on(harvest):
+    questions = [make_question(number) for number in range(60)]
+    samples = read_samples(make_manifest(), questions, "store")
+    orders = np.stack([orders_of(q.question_id, 8, 3, 0) for q in questions])
+    walked = walk(samples, orders, (2, 4, 6, 8), 0)
+    folds = folds_of(samples.question_ids, 5, 0)
+    assert np.bincount(folds).tolist() == [12] * 5
+    p_inc = np.random.default_rng(0).random((60, 3, 3))
+    ran = dynamic("x", "rule", "power", walked, p_inc, folds, 0.05)
+    flipped = walked.correct.copy()
+    flipped[folds == 2] = ~flipped[folds == 2]
+    again = [replace(p, correct=np.where(folds == 2, 1 - p.correct, p.correct)) for p in ran.curve]
+    chosen = cross_fitted(ran.thresholds, again, replace(walked, correct=flipped), folds, 0.05)
+    assert chosen[folds == 2].tolist() == ran.chosen_thresholds[folds == 2].tolist()
+    assert chosen.tolist() != ran.chosen_thresholds.tolist()  # the others did look at fold 2
+
+
+def test_the_oracle_takes_the_smallest_k_that_is_right():
+    questions = [make_question(number) for number in range(20)]
+    samples = read_samples(make_manifest(), questions, "store")
+    walked = walk(samples, np.stack([orders_of(q.question_id, 8, 1, 0) for q in questions]), (2, 4, 6, 8), 0)
+    found = oracle("power", walked).curve[0]
+    for q in range(20):
+        right = [k for k, c in zip(walked.ks, walked.correct[q, 0], strict=True) if c]
+        assert (found.k[q], found.correct[q]) == ((right[0], 1.0) if right else (2, 0.0))
+    assert fixed("power", walked).curve[-1].k.tolist() == [8.0] * 20
+
+
+@pytest.mark.parametrize("name", ["adaptive-consistency", "entropy", "random", "uab"])
+@pytest.mark.parametrize("krange", [KRange(2, 2, 8), KRange(1, 1, 5)])
+def test_replay_says_what_a_live_run_does(model, name, krange):  # noqa: F811
+    whole = run(model, FixedK(krange.maximum), count=14)
+    samples = read_samples(
+        make_manifest(policy={"name": "power", "family": "fixed", "start": 1, "step": 1, "maximum": krange.maximum}),
+        [whole[i] for i in sorted(whole)],
+        "store",
+    )
+    orders = np.arange(krange.maximum)[None, None].repeat(14, axis=0)
+    walked = walk(samples, orders, krange.values, seed=1)
+    p_inc = scores([RULES[name].enough(seen) for seen in walked.seen], walked)[:, 0]
+    middle = np.unique(p_inc)
+    rule = replace(RULES[name], threshold=float((middle[len(middle) // 2 - 1] + middle[len(middle) // 2]) / 2))
+    live = run(model, RuleK(krange, rule), count=14, rows=9, layer=None)
+    assert len({record.k for record in live.values()}) > 1
+    for row, question_id in enumerate(samples.question_ids):
+        climbing = p_inc[row] > rule.threshold
+        stop = int(np.argmin(climbing)) if not climbing.all() else len(climbing)
+        assert live[question_id].k == krange.values[stop]
+        assert live[question_id].correct == walked.correct[row, 0, stop]
+        assert sum(t.num_generated_tokens for t in live[question_id].trajectories) == walked.tokens[row, 0, stop]
+        asked = [d.p_enough for d in live[question_id].decisions]
+        assert asked == pytest.approx(
+            (1 - p_inc[row, : len(asked)]).tolist(), abs=1e-6
+        )  # batches differ, and with them the last bits
+
+
+def test_the_command_writes_and_prints(harvest, tmp_path, capsys):
+    assert main(["replay", str(harvest), "--output", str(tmp_path / "out"), "--resamples", "100"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("- ")
+    assert "Fixed k = 8 against k = 2" in out
+    assert (tmp_path / "out" / "replay.csv").read_text().startswith("policy,kind,series,threshold,accuracy")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", "1"], "folds of at least 2"),
+        (["--margin", "1.5"], "margin of accuracy in [0, 1)"),
+        (["--controllers", "{a: /nowhere}"], "Expected a trained controller at /nowhere"),
+        (["--k.start", "3", "--k.step", "2", "--k.maximum", "8"], "cannot be reached"),
+    ],
+)
+def test_bad_settings_are_one_sentence_and_code_2(harvest, options, message, capsys):
+    assert main(["replay", str(harvest), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
