@@ -32,6 +32,7 @@ that decide how many trajectories a question needs.
   harvest      sample questions k times with features, into a store for training
   fit          train a controller on a store          (fit --config configs/mlp_hq.yaml)
   crossval     train on folds of a store, predict every question by a controller that has not seen it
+  tune         search for a controller's best settings (needs Optuna)
   validate     measure a trained controller on its validation questions
   test         measure it on its test questions
   predict      write its probabilities for every question of a store as CSV
@@ -74,6 +75,23 @@ length alone, and the policy at the out-of-fold thresholds against the largest k
   --data.init_args.store FOLDER     the harvest
   --data.init_args.label NAME       no_gain or correct
   --data.init_args.feature_set SET  published (six scalars) or extended"""
+
+_TUNE_USAGE = """usage: dps tune --config configs/mlp_hq.yaml [--trials 20] [--folds 3] [--output FOLDER] [--key value]
+
+Searches for the settings whose out-of-fold probabilities have the lowest log loss, with Optuna
+(pip install 'dynamic-power-sampling[tune]'). The test questions of dps fit stay out of it. The same
+command again does the trials that are missing. Writes best.yaml and trials.json; then
+
+  dps fit --config configs/mlp_hq.yaml --config FOLDER/best.yaml
+
+  --config FILE                     as for dps fit; its other options can follow, too
+  --trials N                        trials in all, 20 if not given; the first is the configuration itself
+  --folds N                         folds of each trial, 3 if not given
+  --output FOLDER                   where to write; tune/ in the run folder if not given
+
+Searched: of the trees learning_rate, num_leaves, min_rows_per_leaf, l2, feature_fraction and
+bagging_fraction; of the networks lr, weight_decay, projection_size, layer_sizes, dropout and
+input_dropout (ranges: docs/controllers_format.md)."""
 
 _WHAT = {
     "fit": "Train a controller on the features of a harvest.",
@@ -491,25 +509,44 @@ def _sample(arguments: list[str]) -> None:
 
 
 def _crossval(arguments: list[str]) -> None:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(_CROSSVAL_USAGE)
-        if not arguments:
-            raise InputError("Expected a configuration: dps crossval --config configs/mlp_hq.yaml.")
+    if _explained("crossval", _CROSSVAL_USAGE, arguments):
         return
-    own, rest = _own_options("crossval", arguments, {"--folds": int, "--output": str})
+    own, rest = _own_options("crossval", arguments, {"--folds": 5, "--output": None})
     _check_configurations(rest)
     from lightning_modules.cli import cross_validate
 
-    cross_validate(rest, folds=own["folds"] or 5, output=own["output"])
+    cross_validate(rest, folds=own["folds"], output=own["output"])
 
 
-def _own_options(command: str, arguments: list[str], types: dict[str, type]) -> tuple[dict[str, Any], list[str]]:
+def _tune(arguments: list[str]) -> None:
+    if _explained("tune", _TUNE_USAGE, arguments):
+        return
+    own, rest = _own_options("tune", arguments, {"--trials": 20, "--folds": 3, "--output": None})
+    _check_configurations(rest)
+    from lightning_modules.cli import search_settings
+
+    search_settings(rest, trials=own["trials"], folds=own["folds"], output=own["output"])
+
+
+def _explained(command: str, usage: str, arguments: list[str]) -> bool:
+    """Print how a command is used where its arguments ask for that; without any arguments, refuse."""
+    if arguments and "-h" not in arguments and "--help" not in arguments:
+        return False
+    print(usage)
+    if not arguments:
+        raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
+    return True
+
+
+def _own_options(
+    command: str, arguments: list[str], defaults: dict[str, int | None]
+) -> tuple[dict[str, Any], list[str]]:
     """Take a command's own options out of arguments whose rest is LightningCLI's."""
     from argparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(prog=f"dps {command}", add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option, kind in types.items():
-        parser.add_argument(option, type=kind)
+    for option, default in defaults.items():
+        parser.add_argument(option, default=default, type=str if default is None else int)
     try:
         found, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
@@ -518,10 +555,7 @@ def _own_options(command: str, arguments: list[str], types: dict[str, type]) -> 
 
 
 def _lightning(command: str, arguments: list[str]) -> None:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(_LIGHTNING_USAGE.format(command=command, what=_WHAT[command]))
-        if not arguments:
-            raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
+    if _explained(command, _LIGHTNING_USAGE.format(command=command, what=_WHAT[command]), arguments):
         return
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     _check_configurations(arguments)
@@ -544,6 +578,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": _quickstart,
     "sample": _sample,
     "crossval": _crossval,
+    "tune": _tune,
     "harvest": _harvest,
     "evaluate": _evaluate,
     "replay": _replay,
