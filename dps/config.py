@@ -270,6 +270,30 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class ShipConfig:
+    """`dps ship`: write a trained controller as a folder to hand on."""
+
+    output: str = ""
+    """The folder to make."""
+    crossval: str | None = None
+    """Folder of `dps crossval` with the same settings: its measures go on the card."""
+    replay: str | None = None
+    """Folder of `dps replay`: the curve and what the controller saves go on the card."""
+    policy: str | None = None
+    """Name of the controller in that replay, where it is not its own."""
+    threshold: float | None = None
+    """More trajectories are added while 1 - p_enough is above this; the training's choice if not set."""
+
+    def check(self) -> ShipConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if not self.output:
+            raise InputError("Expected --output, the folder of the controller to make.")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
+        return self
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """`dps sample`: ask one question."""
 

@@ -30,6 +30,7 @@ from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.policies import RULES, DynamicK
+from dps.policies.files import controller_file
 from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
@@ -133,10 +134,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
 
 def _digest(path: str) -> str:
     """Return a digest of a controller's checkpoint, so that a retrained one is another policy."""
-    location = Path(path)
-    if location.is_dir():
-        location = location / "checkpoints" / "best.ckpt"
-    return hashlib.sha256(location.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(controller_file(path).read_bytes()).hexdigest()[:16]
 
 
 def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
