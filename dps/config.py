@@ -231,7 +231,7 @@ class StoreConfig:
     """`dps store`: look at stores, verify them, merge parts of one run, export their scalars."""
 
     output: str | None = None
-    """`merge`: folder of the new store. `export`: a file that ends in .csv or .parquet."""
+    """`merge`: folder of the new store. `export`: a file that ends in .csv, .csv.gz or .parquet."""
     json: bool = False
     """Print JSON instead of words."""
 
