@@ -3,8 +3,8 @@
     python scripts/damage_store.py runs/quickstart/harvest --flips 200 --output docs/results/crash/flips.json
 
 Works on a copy. Offsets are drawn at random over all bytes of the segments, every tenth over those of the manifest;
-every other flip is of a single bit. After each, the store is opened, read and verified. A flip is *found* where one of these
-says so in a sentence that names the file, *harmless* where everything reads as before. Anything else is *served
+every other flip is of a single bit. After each, the store is opened, read and verified. A flip is *found* where one of
+these says so in a sentence that names the file, *harmless* where everything reads as before. Anything else is *served
 silently*, and the script fails.
 """
 
