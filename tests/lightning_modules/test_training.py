@@ -277,7 +277,7 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
     controller = load_controller(folder)
     table = data_of(controller, harvest).table("calibration")
     logits = controller.estimator(*arrays_of(table)).detach().numpy()
-    expected = fit_temperature(logits, table.labels("no_gain").reshape(-1))
+    expected = fit_temperature(logits, table.labels("no_gain").reshape(-1), table.num_questions)
     found = controller.estimator.calibrator.inverse_temperature
     assert found == pytest.approx(expected, rel=0 if "gbdt" in name else 1e-3)
     assert found != 1.0
