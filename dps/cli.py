@@ -36,6 +36,7 @@ that decide how many trajectories a question needs.
   validate     measure a trained controller on its validation questions
   test         measure it on its test questions
   predict      write its probabilities for every question of a store as CSV
+  ship         a trained controller as a folder to hand on, with a card of what was measured
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
@@ -186,11 +187,28 @@ def _harvest(arguments: list[str]) -> None:
     from dps.config import HarvestConfig
 
     parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
-    config, _ = _parse(parser, HarvestConfig, arguments)
+    config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments))
     _check_questions(config.check().benchmark)
+    if config.plan != "off":
+        import json
+
+        from dps.plan import plan_harvest
+
+        plan = plan_harvest(config)
+        print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+        return
     from dps.run import harvest
 
     _say([harvest(config)])
+
+
+def _plan_flag(arguments: list[str]) -> list[str]:
+    """Return the arguments with a bare ``--plan`` spelt out."""
+    following = [*arguments[1:], ""]
+    return [
+        "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -256,6 +274,19 @@ def _replay(arguments: list[str]) -> None:
     for finding in report["findings"]:
         print(f"- {finding}")
     print(f"\n{Path(config.output) / 'replay.json'}")
+
+
+def _ship(arguments: list[str]) -> None:
+    from dps.config import ShipConfig
+
+    parser = _parser("ship", "Write a trained controller as a folder to hand on, with a card of what was measured.")
+    parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
+    config, parsed = _parse(parser, ShipConfig, arguments)
+    _check_controller(parsed["run"])
+    from lightning_modules.ship import ship
+
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "output"}
+    print(ship(parsed["run"], config.check().output, **settings))
 
 
 def _data(arguments: list[str]) -> None:
@@ -565,6 +596,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "harvest": _harvest,
     "evaluate": _evaluate,
     "replay": _replay,
+    "ship": _ship,
     "report": _report,
     "grade": _grade,
     "outputs": _outputs,
@@ -586,9 +618,9 @@ def _load_controller() -> Callable[[str], Any]:
 
 def _check_controller(path: str) -> None:
     """Refuse a controller that is not there, before anything heavy is imported."""
-    location = Path(path)
-    if location.is_dir():
-        location = location / "checkpoints" / "best.ckpt"
+    from dps.policies.files import controller_file
+
+    location = controller_file(path)
     if not location.is_file():
         raise InputError(f"Expected a trained controller at {path}, but there is no {location}: train it with dps fit.")
 

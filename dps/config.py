@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -83,6 +84,8 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    plan: Literal["off", "words", "json"] = "off"
+    """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
@@ -264,6 +267,30 @@ class ReportConfig:
     """Folder of the report; the folder above the first input if not set."""
     title: str | None = None
     """Title of the page."""
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """`dps ship`: write a trained controller as a folder to hand on."""
+
+    output: str = ""
+    """The folder to make."""
+    crossval: str | None = None
+    """Folder of `dps crossval` with the same settings: its measures go on the card."""
+    replay: str | None = None
+    """Folder of `dps replay`: the curve and what the controller saves go on the card."""
+    policy: str | None = None
+    """Name of the controller in that replay, where it is not its own."""
+    threshold: float | None = None
+    """More trajectories are added while 1 - p_enough is above this; the training's choice if not set."""
+
+    def check(self) -> ShipConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if not self.output:
+            raise InputError("Expected --output, the folder of the controller to make.")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
+        return self
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.policies import RULES, DynamicK
+from dps.policies.files import controller_file
 from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
@@ -66,7 +67,7 @@ def harvest(config: HarvestConfig) -> Summary:
         policy={"name": "power", "family": "fixed", **asdict(config.k)},
         task=StoreTask(Path(config.output), config.sampler, config.k.maximum, None, features=True),
     )
-    return _fill([plan], _settings(config), asdict(config), None)[0]
+    return _fill([plan], settings_of(config), asdict(config), None)[0]
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -81,7 +82,7 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
     """
     config.check()
     plans = [_plan(config, name, load_controller) for name in config.policies]
-    return _fill(plans, _settings(config), asdict(config), load_controller)
+    return _fill(plans, settings_of(config), asdict(config), load_controller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +134,11 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
 
 def _digest(path: str) -> str:
     """Return a digest of a controller's checkpoint, so that a retrained one is another policy."""
-    location = Path(path)
-    if location.is_dir():
-        location = location / "checkpoints" / "best.ckpt"
-    return hashlib.sha256(location.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(controller_file(path).read_bytes()).hexdigest()[:16]
 
 
-def _settings(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+    """Return what all stores of a run have in common."""
     return WorkSettings(
         model=config.model,
         benchmark=config.benchmark,
