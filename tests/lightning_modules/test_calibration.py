@@ -8,6 +8,9 @@ from scipy.special import expit
 from lightning_modules.calibration import METHODS, Calibrator, fit_isotonic, fit_temperature
 from lightning_modules.estimators import TreeEstimator
 
+MANY = 10**12
+"""Questions beside which the prior's ten do not count."""
+
 
 def exact(logits, sharpness, rows=4000):
     """Rows whose labels have exactly the share ``sigmoid(sharpness * logit)`` at each logit, up to rounding."""
@@ -18,13 +21,13 @@ def exact(logits, sharpness, rows=4000):
 @pytest.mark.parametrize("sharpness", [0.25, 1.0, 3.0])
 def test_the_temperature_of_known_logits_is_found(sharpness):
     logits, labels = exact([-2.0, -0.5, 0.3, 1.1], sharpness)
-    assert fit_temperature(logits, labels) == pytest.approx(sharpness, rel=2e-3)
+    assert fit_temperature(logits, labels, MANY) == pytest.approx(sharpness, rel=2e-3)
 
 
 def test_the_temperature_minimizes_the_loss():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, 400), rng.random(400) < 0.7
-    found = fit_temperature(logits, labels)
+    found = fit_temperature(logits, labels, MANY)
 
     def loss(sharpness):
         p = expit(sharpness * logits)
@@ -36,9 +39,12 @@ def test_the_temperature_minimizes_the_loss():
 
 def test_questions_that_all_agree_do_not_make_it_infinite():
     logits = np.array([-1.0, 2.0])
-    assert fit_temperature(logits, np.array([False, True])) == 20.0
-    assert fit_temperature(logits, np.array([True, False])) == 1 / 20
-    assert fit_temperature(np.zeros(3), np.ones(3, bool)) == 1 / 20
+    assert fit_temperature(logits, np.array([False, True]), MANY) == 20.0
+    assert fit_temperature(logits, np.array([True, False]), MANY) == 1 / 20
+    assert fit_temperature(np.zeros(3), np.ones(3, bool), MANY) == 1 / 20
+    # Twenty questions, all of them enough: the probability goes where (20 + 10 p) / 30 is, and no further.
+    found = fit_temperature(np.full(20, 3.0), np.ones(20, bool), 20)
+    assert expit(3.0 * found) == pytest.approx((20 + 10 * expit(3.0)) / 30)
 
 
 def test_isotonic_by_hand():

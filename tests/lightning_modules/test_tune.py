@@ -87,6 +87,8 @@ def test_nested_settings_keep_their_class(harvest, tmp_path):
 
 def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     before = trials(folder)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
+    optuna.load_study(study_name="tune", storage=storage).ask()  # what a killed search leaves: a running trial
     capsys.readouterr()
     search_settings(options(harvest), trials=4, folds=2, output=folder)
     printed = capsys.readouterr().out
@@ -95,6 +97,8 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     assert after[:3] == before
     assert len(after) == 4
     assert len({t["learning_rate"] for t in after}) == 4
+    states = [t.state.name for t in optuna.load_study(study_name="tune", storage=storage).trials]
+    assert sorted(states) == ["COMPLETE"] * 4 + ["FAIL"]
     search_settings(options(harvest), trials=4, folds=2, output=folder)
     assert trials(folder) == after
     with pytest.raises(InputError, match="other config"):
