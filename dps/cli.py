@@ -6,7 +6,9 @@ Nothing heavy is imported before a command's settings have been parsed and check
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -47,7 +49,7 @@ that decide how many trajectories a question needs.
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
-Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
 
 _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
 
@@ -109,7 +111,7 @@ def run(arguments: list[str]) -> int:
         arguments: What stands after ``dps`` on the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE)
@@ -124,6 +126,8 @@ def run(arguments: list[str]) -> int:
         return _refuse("dps", f"Unknown command {command}: expected one of {', '.join([*_COMMANDS, *_LIGHTNING])}.")
     from feature_store.errors import StoreError
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     try:
@@ -133,16 +137,24 @@ def run(arguments: list[str]) -> int:
             _COMMANDS[command](rest)
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(
             f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: a cluster wants the machine back, or a time limit is near. Ends a command as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _refuse(prefix: str, message: str) -> int:

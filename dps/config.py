@@ -48,6 +48,9 @@ class ComputeConfig:
     cores), with stores on a file system that all nodes share. `ray` needs the extra of that name."""
     ray_address: str | None = None
     """Address of the Ray cluster, `auto` for the one that this machine is a node of; without one Ray starts here."""
+    shard: str | None = None
+    """`2/8` takes the second of eight equal parts of the questions: every eighth, from the second on. Parts of one run
+    are put together by `dps store merge`."""
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
     forward: ForwardPath = "auto"
@@ -56,6 +59,20 @@ class ComputeConfig:
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
 
+    @property
+    def part(self) -> slice:
+        """The questions of the shard, all of them without one.
+
+        Raises:
+            InputError: If it is not of the form ``i/n`` with 1 <= i <= n.
+        """
+        if self.shard is None:
+            return slice(None)
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise InputError(f"Expected compute.shard as i/n with 1 <= i <= n, for instance 2/8, got {self.shard!r}.")
+        return slice(int(number) - 1, None, int(count))
+
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
         if any(value is not None and value < 1 for value in (self.rows, self.workers, self.threads)):
@@ -63,6 +80,7 @@ class ComputeConfig:
                 "compute.rows, workers and threads must be at least 1, "
                 f"got {self.rows}, {self.workers} and {self.threads}."
             )
+        self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
         return self

@@ -128,8 +128,9 @@ def plan_harvest(config: HarvestConfig) -> Plan:
     benchmark = load_benchmark(config.benchmark)
     folder = Path(config.output)
     stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()
-    missing = [item.question_id for item in benchmark.items if item.question_id not in stored]
-    done = len(benchmark.items) - len(missing)
+    wanted = [item.question_id for item in benchmark.items[config.compute.part]]
+    missing = [name for name in wanted if name not in stored]
+    done = len(wanted) - len(missing)
     workers = config.compute.workers
     if not missing:
         return Plan(0, done, 0, workers, config.compute.rows or 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None)

@@ -181,7 +181,7 @@ def _fill_held(
         for controller in controllers:
             controller.check_model(identity["model"])
         writers = _open_stores(plans, settings, resolved, model, benchmark, identity)
-        wanted = [item.question_id for item in benchmark.items]
+        wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
         missing = [[name for name in wanted if name not in writer.committed] for writer in writers]
         before = [len(wanted) - len(names) for names in missing]
         tasks = [plan.task for plan in plans]
