@@ -41,7 +41,13 @@ class ComputeConfig:
     """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
     set."""
     workers: int = 1
-    """Local worker processes; each loads the model. More than one is for CPUs."""
+    """Worker processes on this machine, which pull questions from one queue; each loads the model. On a host with
+    several GPUs worker i runs on GPU i (then from the first again), so set it to the number of GPUs."""
+    backend: Literal["local", "ray"] = "local"
+    """Where the workers are: processes on this machine, or actors on a Ray cluster, one per GPU (or per `threads`
+    cores), with stores on a file system that all nodes share. `ray` needs the extra of that name."""
+    ray_address: str | None = None
+    """Address of the Ray cluster, `auto` for the one that this machine is a node of; without one Ray starts here."""
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
     forward: ForwardPath = "auto"
@@ -231,7 +237,7 @@ class StoreConfig:
     """`dps store`: look at stores, verify them, merge parts of one run, export their scalars."""
 
     output: str | None = None
-    """`merge`: folder of the new store. `export`: a file that ends in .csv or .parquet."""
+    """`merge`: folder of the new store. `export`: a file that ends in .csv, .csv.gz or .parquet."""
     json: bool = False
     """Print JSON instead of words."""
 

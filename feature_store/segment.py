@@ -101,6 +101,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 """The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
 into ``tokens``, ``series``, ``blocks`` and ``steps``."""
 
+_IDS = ("questions/question_id", "questions/question_id_offset")
+"""What opening a store reads of a segment."""
+
 _OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "series", "blocks", "steps")}
 
 
@@ -122,7 +125,10 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
             options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-            dataset = file.create_dataset(name, data=array, **(options if array.nbytes > 4096 else {}))
+            chosen = options if array.nbytes > 4096 else {}
+            if name in _IDS and array.size:  # read on their own, when a store is opened: they have a checksum each
+                chosen = {**chosen, "fletcher32": True}
+            dataset = file.create_dataset(name, data=array, **chosen)
             if unit := _UNITS.get(name):
                 dataset.attrs["unit"] = np.bytes_(unit)
         file.flush()
@@ -130,13 +136,19 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
 
 
 def read_segment(path: Path) -> list[Question]:
-    """Read all questions of a segment.
+    """Read all questions of a segment, and compare its content with its checksum.
 
     Raises:
-        StoreError: If the file is not a whole segment of a version that is read.
+        StoreError: If the file is not a whole segment of a version that is read, or was changed.
     """
-    arrays, _ = _load(path)
-    return _decode(arrays, path)
+    arrays, stored = _load(path)
+    questions = _decode(arrays, path)
+    if checksum(arrays) != stored:
+        raise StoreError(
+            f"The content of {path} does not match its checksum: it was changed after it was written. "
+            "Delete it; the next run samples its questions again."
+        )
+    return questions
 
 
 def read_question_ids(path: Path) -> list[str]:
@@ -145,9 +157,8 @@ def read_question_ids(path: Path) -> list[str]:
     Raises:
         StoreError: If the file is not a segment of a version that is read.
     """
-    name = "questions/question_id"
-    arrays, _ = _load(path, (name, f"{name}_offset"))
-    data, offsets = arrays[name], arrays[f"{name}_offset"]
+    arrays, _ = _load(path, _IDS)
+    data, offsets = (arrays[name] for name in _IDS)
     if not _fit(offsets, len(offsets) - 1, len(data)):
         raise _damaged(path)
     try:
@@ -159,18 +170,12 @@ def read_question_ids(path: Path) -> list[str]:
 def verify_segment(path: Path) -> str | None:
     """Return what is wrong with a segment as one sentence, None if nothing is.
 
-    Reads everything and compares the checksum of the logical content with the stored one.
+    Reads everything, as :func:`read_segment` does.
     """
     try:
-        arrays, stored = _load(path)
-        _decode(arrays, path)
+        read_segment(path)
     except StoreError as error:
         return str(error)
-    if checksum(arrays) != stored:
-        return (
-            f"The content of {path} does not match its checksum: it was changed after it was written. "
-            "Delete it; the next run samples its questions again."
-        )
     return None
 
 
