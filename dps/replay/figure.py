@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -69,7 +70,7 @@ def _everything(axes: Axes, report: Mapping[str, Any]) -> None:
         points = policy["curve"]
         tokens, accuracy = [p["tokens"] for p in points], [p["accuracy"] for p in points]
         if policy["kind"] == "fixed":
-            errors = [[p["accuracy"] - p["low"] for p in points], [p["high"] - p["accuracy"] for p in points]]
+            errors = np.array([_whiskers(p["accuracy"], p["low"], p["high"]) for p in points]).T
             name = "power sampling, fixed k" if policy["series"] == "power" else f"{policy['series']}, fixed k"
             axes.errorbar(tokens, accuracy, errors, markersize=4.5, elinewidth=0.8, capsize=2, label=name, **style)
         elif policy["kind"] == "oracle":
@@ -103,7 +104,7 @@ def _paired(axes: Axes, report: Mapping[str, Any]) -> None:
         axes.errorbar(
             at["value"],
             value,
-            [[value - low], [high - value]],
+            [[length] for length in _whiskers(value, low, high)],
             markersize=7,
             elinewidth=0.8,
             capsize=2,
@@ -116,3 +117,8 @@ def _paired(axes: Axes, report: Mapping[str, Any]) -> None:
     last = report["ks"][-1]
     axes.set_ylabel(f"accuracy minus that of k = {last}, points (paired intervals)")
     axes.set_xlabel(f"share of the tokens of k = {last}; shaded: within {margin:g} point{'' if margin == 1 else 's'}")
+
+
+def _whiskers(value: float, low: float, high: float) -> tuple[float, float]:
+    """Return how far an interval reaches below and above its value; where it has no width, rounding leaves none."""
+    return max(0.0, value - low), max(0.0, high - value)
