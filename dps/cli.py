@@ -6,7 +6,9 @@ Nothing heavy is imported before a command's settings have been parsed and check
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,9 +34,11 @@ that decide how many trajectories a question needs.
   harvest      sample questions k times with features, into a store for training
   fit          train a controller on a store          (fit --config configs/mlp_hq.yaml)
   crossval     train on folds of a store, predict every question by a controller that has not seen it
+  tune         search for a controller's best settings (needs Optuna)
   validate     measure a trained controller on its validation questions
   test         measure it on its test questions
   predict      write its probabilities for every question of a store as CSV
+  ship         a trained controller as a folder to hand on, with a card of what was measured
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
   report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
@@ -45,7 +49,7 @@ that decide how many trajectories a question needs.
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
-Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
 
 _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
 
@@ -75,6 +79,23 @@ length alone, and the policy at the out-of-fold thresholds against the largest k
   --data.init_args.label NAME       no_gain or correct
   --data.init_args.feature_set SET  published (six scalars) or extended"""
 
+_TUNE_USAGE = """usage: dps tune --config configs/mlp_hq.yaml [--trials 20] [--folds 3] [--output FOLDER] [--key value]
+
+Searches for the settings whose out-of-fold probabilities have the lowest log loss, with Optuna
+(pip install 'dynamic-power-sampling[tune]'). The test questions of dps fit stay out of it. The same
+command again does the trials that are missing. Writes best.yaml and trials.json; then
+
+  dps fit --config configs/mlp_hq.yaml --config FOLDER/best.yaml
+
+  --config FILE                     as for dps fit; its other options can follow, too
+  --trials N                        trials in all, 20 if not given; the first is the configuration itself
+  --folds N                         folds of each trial, 3 if not given
+  --output FOLDER                   where to write; tune/ in the run folder if not given
+
+Searched: of the trees learning_rate, num_leaves, min_rows_per_leaf, l2, feature_fraction and
+bagging_fraction; of the networks lr, weight_decay, projection_size, layer_sizes, dropout and
+input_dropout (ranges: docs/controllers_format.md)."""
+
 _WHAT = {
     "fit": "Train a controller on the features of a harvest.",
     "validate": "Measure a controller on its validation questions.",
@@ -90,7 +111,7 @@ def run(arguments: list[str]) -> int:
         arguments: What stands after ``dps`` on the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE)
@@ -105,6 +126,8 @@ def run(arguments: list[str]) -> int:
         return _refuse("dps", f"Unknown command {command}: expected one of {', '.join([*_COMMANDS, *_LIGHTNING])}.")
     from feature_store.errors import StoreError
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     try:
@@ -114,16 +137,24 @@ def run(arguments: list[str]) -> int:
             _COMMANDS[command](rest)
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(
             f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: a cluster wants the machine back, or a time limit is near. Ends a command as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _refuse(prefix: str, message: str) -> int:
@@ -168,11 +199,28 @@ def _harvest(arguments: list[str]) -> None:
     from dps.config import HarvestConfig
 
     parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
-    config, _ = _parse(parser, HarvestConfig, arguments)
+    config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments))
     _check_questions(config.check().benchmark)
+    if config.plan != "off":
+        import json
+
+        from dps.plan import plan_harvest
+
+        plan = plan_harvest(config)
+        print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+        return
     from dps.run import harvest
 
     _say([harvest(config)])
+
+
+def _plan_flag(arguments: list[str]) -> list[str]:
+    """Return the arguments with a bare ``--plan`` spelt out."""
+    following = [*arguments[1:], ""]
+    return [
+        "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -238,6 +286,19 @@ def _replay(arguments: list[str]) -> None:
     for finding in report["findings"]:
         print(f"- {finding}")
     print(f"\n{Path(config.output) / 'replay.json'}")
+
+
+def _ship(arguments: list[str]) -> None:
+    from dps.config import ShipConfig
+
+    parser = _parser("ship", "Write a trained controller as a folder to hand on, with a card of what was measured.")
+    parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
+    config, parsed = _parse(parser, ShipConfig, arguments)
+    _check_controller(parsed["run"])
+    from lightning_modules.ship import ship
+
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "output"}
+    print(ship(parsed["run"], config.check().output, **settings))
 
 
 def _data(arguments: list[str]) -> None:
@@ -474,25 +535,44 @@ def _sample(arguments: list[str]) -> None:
 
 
 def _crossval(arguments: list[str]) -> None:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(_CROSSVAL_USAGE)
-        if not arguments:
-            raise InputError("Expected a configuration: dps crossval --config configs/mlp_hq.yaml.")
+    if _explained("crossval", _CROSSVAL_USAGE, arguments):
         return
-    own, rest = _own_options("crossval", arguments, {"--folds": int, "--output": str})
+    own, rest = _own_options("crossval", arguments, {"--folds": 5, "--output": None})
     _check_configurations(rest)
     from lightning_modules.cli import cross_validate
 
-    cross_validate(rest, folds=own["folds"] or 5, output=own["output"])
+    cross_validate(rest, folds=own["folds"], output=own["output"])
 
 
-def _own_options(command: str, arguments: list[str], types: dict[str, type]) -> tuple[dict[str, Any], list[str]]:
+def _tune(arguments: list[str]) -> None:
+    if _explained("tune", _TUNE_USAGE, arguments):
+        return
+    own, rest = _own_options("tune", arguments, {"--trials": 20, "--folds": 3, "--output": None})
+    _check_configurations(rest)
+    from lightning_modules.cli import search_settings
+
+    search_settings(rest, trials=own["trials"], folds=own["folds"], output=own["output"])
+
+
+def _explained(command: str, usage: str, arguments: list[str]) -> bool:
+    """Print how a command is used where its arguments ask for that; without any arguments, refuse."""
+    if arguments and "-h" not in arguments and "--help" not in arguments:
+        return False
+    print(usage)
+    if not arguments:
+        raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
+    return True
+
+
+def _own_options(
+    command: str, arguments: list[str], defaults: dict[str, int | None]
+) -> tuple[dict[str, Any], list[str]]:
     """Take a command's own options out of arguments whose rest is LightningCLI's."""
     from argparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(prog=f"dps {command}", add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option, kind in types.items():
-        parser.add_argument(option, type=kind)
+    for option, default in defaults.items():
+        parser.add_argument(option, default=default, type=str if default is None else int)
     try:
         found, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
@@ -501,10 +581,7 @@ def _own_options(command: str, arguments: list[str], types: dict[str, type]) -> 
 
 
 def _lightning(command: str, arguments: list[str]) -> None:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(_LIGHTNING_USAGE.format(command=command, what=_WHAT[command]))
-        if not arguments:
-            raise InputError(f"Expected a configuration: dps {command} --config configs/mlp_hq.yaml.")
+    if _explained(command, _LIGHTNING_USAGE.format(command=command, what=_WHAT[command]), arguments):
         return
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     _check_configurations(arguments)
@@ -527,9 +604,11 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": _quickstart,
     "sample": _sample,
     "crossval": _crossval,
+    "tune": _tune,
     "harvest": _harvest,
     "evaluate": _evaluate,
     "replay": _replay,
+    "ship": _ship,
     "report": _report,
     "grade": _grade,
     "outputs": _outputs,
@@ -551,9 +630,9 @@ def _load_controller() -> Callable[[str], Any]:
 
 def _check_controller(path: str) -> None:
     """Refuse a controller that is not there, before anything heavy is imported."""
-    location = Path(path)
-    if location.is_dir():
-        location = location / "checkpoints" / "best.ckpt"
+    from dps.policies.files import controller_file
+
+    location = controller_file(path)
     if not location.is_file():
         raise InputError(f"Expected a trained controller at {path}, but there is no {location}: train it with dps fit.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -40,7 +41,16 @@ class ComputeConfig:
     """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
     set."""
     workers: int = 1
-    """Local worker processes; each loads the model. More than one is for CPUs."""
+    """Worker processes on this machine, which pull questions from one queue; each loads the model. On a host with
+    several GPUs worker i runs on GPU i (then from the first again), so set it to the number of GPUs."""
+    backend: Literal["local", "ray"] = "local"
+    """Where the workers are: processes on this machine, or actors on a Ray cluster, one per GPU (or per `threads`
+    cores), with stores on a file system that all nodes share. `ray` needs the extra of that name."""
+    ray_address: str | None = None
+    """Address of the Ray cluster, `auto` for the one that this machine is a node of; without one Ray starts here."""
+    shard: str | None = None
+    """`2/8` takes the second of eight equal parts of the questions: every eighth, from the second on. Parts of one run
+    are put together by `dps store merge`."""
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
     forward: ForwardPath = "auto"
@@ -49,6 +59,20 @@ class ComputeConfig:
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
 
+    @property
+    def part(self) -> slice:
+        """The questions of the shard, all of them without one.
+
+        Raises:
+            InputError: If it is not of the form ``i/n`` with 1 <= i <= n.
+        """
+        if self.shard is None:
+            return slice(None)
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise InputError(f"Expected compute.shard as i/n with 1 <= i <= n, for instance 2/8, got {self.shard!r}.")
+        return slice(int(number) - 1, None, int(count))
+
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
         if any(value is not None and value < 1 for value in (self.rows, self.workers, self.threads)):
@@ -56,6 +80,7 @@ class ComputeConfig:
                 "compute.rows, workers and threads must be at least 1, "
                 f"got {self.rows}, {self.workers} and {self.threads}."
             )
+        self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
         return self
@@ -83,6 +108,8 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    plan: Literal["off", "words", "json"] = "off"
+    """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
@@ -228,7 +255,7 @@ class StoreConfig:
     """`dps store`: look at stores, verify them, merge parts of one run, export their scalars."""
 
     output: str | None = None
-    """`merge`: folder of the new store. `export`: a file that ends in .csv or .parquet."""
+    """`merge`: folder of the new store. `export`: a file that ends in .csv, .csv.gz or .parquet."""
     json: bool = False
     """Print JSON instead of words."""
 
@@ -264,6 +291,30 @@ class ReportConfig:
     """Folder of the report; the folder above the first input if not set."""
     title: str | None = None
     """Title of the page."""
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """`dps ship`: write a trained controller as a folder to hand on."""
+
+    output: str = ""
+    """The folder to make."""
+    crossval: str | None = None
+    """Folder of `dps crossval` with the same settings: its measures go on the card."""
+    replay: str | None = None
+    """Folder of `dps replay`: the curve and what the controller saves go on the card."""
+    policy: str | None = None
+    """Name of the controller in that replay, where it is not its own."""
+    threshold: float | None = None
+    """More trajectories are added while 1 - p_enough is above this; the training's choice if not set."""
+
+    def check(self) -> ShipConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if not self.output:
+            raise InputError("Expected --output, the folder of the controller to make.")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
+        return self
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import queue
-import signal
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,13 +24,18 @@ from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.policies import RULES, DynamicK
+from dps.policies.files import controller_file
+from dps.pool import Pool
 from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
-from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, work
+from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, take_all, work
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.lock import held
+
+if TYPE_CHECKING:
+    from dps.ray_pool import RayPool
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
 
@@ -66,7 +65,7 @@ def harvest(config: HarvestConfig) -> Summary:
         policy={"name": "power", "family": "fixed", **asdict(config.k)},
         task=StoreTask(Path(config.output), config.sampler, config.k.maximum, None, features=True),
     )
-    return _fill([plan], _settings(config), asdict(config), None)[0]
+    return _fill([plan], settings_of(config), asdict(config), None)[0]
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -81,7 +80,7 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
     """
     config.check()
     plans = [_plan(config, name, load_controller) for name in config.policies]
-    return _fill(plans, _settings(config), asdict(config), load_controller)
+    return _fill(plans, settings_of(config), asdict(config), load_controller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +132,11 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
 
 def _digest(path: str) -> str:
     """Return a digest of a controller's checkpoint, so that a retrained one is another policy."""
-    location = Path(path)
-    if location.is_dir():
-        location = location / "checkpoints" / "best.ckpt"
-    return hashlib.sha256(location.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(controller_file(path).read_bytes()).hexdigest()[:16]
 
 
-def _settings(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
+    """Return what all stores of a run have in common."""
     return WorkSettings(
         model=config.model,
         benchmark=config.benchmark,
@@ -177,32 +174,52 @@ def _fill_held(
         if (plan.folder / "manifest.json").exists():
             Store.open(plan.folder)
     # Worker processes start first, so that they import while this one loads the model.
-    pool = _Pool(settings, load_controller) if settings.compute.workers > 1 else None
+    pool = _pool(settings, load_controller)
     try:
         model = load_model(settings.model)
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])
         writers = _open_stores(plans, settings, resolved, model, benchmark, identity)
-        wanted = {item.question_id for item in benchmark.items}
-        before = [len(writer.committed & wanted) for writer in writers]
+        wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
+        missing = [[name for name in wanted if name not in writer.committed] for writer in writers]
+        before = [len(wanted) - len(names) for names in missing]
         tasks = [plan.task for plan in plans]
         counts = [0] * len(plans)
-        missing = [len(wanted) - n for n in before]
         if any(missing):
             with _Display(plans, before, len(wanted)) as display:
                 if pool is None:
-                    work(0, tasks, settings, load_controller, report=display.show, stopping=lambda: False, model=model)
+                    work(
+                        0,
+                        tasks,
+                        settings,
+                        load_controller,
+                        take=take_all(missing),
+                        report=display.show,
+                        stopping=lambda: False,
+                        model=model,
+                    )
                 else:
                     del model
-                    pool.run(tasks, display.show)
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()  # a worker plans with the memory that is free
+                    pool.run(tasks, missing, display.show)
                 counts = display.counts
-            if counts != missing:
-                raise RuntimeError(f"expected to sample {missing} questions, sampled {counts}")
+            if counts != [len(names) for names in missing]:
+                raise RuntimeError(f"expected to sample {[len(n) for n in missing]} questions, sampled {counts}")
     finally:
         if pool is not None:
             pool.close()
     return [Summary(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
+
+
+def _pool(settings: WorkSettings, load_controller: LoadController | None) -> Pool | RayPool | None:
+    """Return the workers of a run; None where this process does the work."""
+    if settings.compute.backend == "ray":
+        from dps.ray_pool import RayPool
+
+        return RayPool(settings, load_controller)
+    return Pool(settings, load_controller) if settings.compute.workers > 1 else None
 
 
 def _open_stores(
@@ -332,96 +349,3 @@ class _Totals:
         if self.proposed:
             note["accepted"] = f"{self.accepted / self.proposed:.0%}"
         return note
-
-
-class _Pool:
-    """Worker processes on this machine, started at once and told later what to do."""
-
-    def __init__(self, settings: WorkSettings, load_controller: LoadController | None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        # What every worker imports is imported once, by the fork server they start from.
-        preload = ["dps.worker", "sentence_transformers"]
-        context.set_forkserver_preload(preload + ([load_controller.__module__] if load_controller is not None else []))
-        self._reports = context.Queue()
-        self._stop = context.Event()
-        self._inboxes = [context.Queue() for _ in range(settings.compute.workers)]
-        self._processes = [
-            context.Process(
-                target=_worker_process,
-                args=(shard, inbox, self._reports, self._stop, settings, load_controller),
-                name=f"dps-worker-{shard}",
-                daemon=True,
-            )
-            for shard, inbox in enumerate(self._inboxes)
-        ]
-        for process in self._processes:
-            process.start()
-
-    def run(self, tasks: list[StoreTask], report: Callable[[Done], None]) -> None:
-        """Let the workers fill the stores; calls ``report`` for every committed question.
-
-        Raises:
-            InputError: If a worker refused its input.
-            RuntimeError: If a worker failed or died.
-        """
-        for inbox in self._inboxes:
-            inbox.put(tasks)
-        running = set(range(len(self._processes)))
-        while running:
-            try:
-                message = self._reports.get(timeout=1.0)
-            except queue.Empty:
-                dead = [n for n in running if not self._processes[n].is_alive()]
-                if dead and self._reports.empty():
-                    code = self._processes[dead[0]].exitcode
-                    raise RuntimeError(
-                        f"Worker {dead[0]} died with exit code {code}; what it had committed is kept, "
-                        "and the same command goes on from there."
-                    ) from None
-                continue
-            if isinstance(message, Done):
-                report(message)
-            elif isinstance(message, int):
-                running.discard(message)
-            elif isinstance(message, InputError):
-                raise message
-            else:
-                raise RuntimeError(f"A worker failed:\n{message}")
-
-    def close(self) -> None:
-        """Stop the workers: each commits what is complete, then ends."""
-        self._stop.set()
-        for inbox in self._inboxes:
-            inbox.put(None)
-        for process in self._processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.terminate()
-
-
-def _worker_process(
-    shard: int,
-    inbox: Queue,
-    reports: Queue,
-    stop: Event,
-    settings: WorkSettings,
-    load_controller: LoadController | None,
-) -> None:
-    """Body of a worker process: wait for the tasks, do them, say how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks the workers to stop
-    try:
-        torch.set_num_threads(settings.threads or 1)
-        model = load_model(settings.model)
-        parent = multiprocessing.parent_process()
-
-        def stopping() -> bool:
-            return stop.is_set() or (parent is not None and not parent.is_alive())
-
-        tasks = inbox.get()
-        if tasks is not None:
-            work(shard, tasks, settings, load_controller, report=reports.put, stopping=stopping, model=model)
-        reports.put(shard)
-    except InputError as error:
-        reports.put(error)
-    except Exception:
-        reports.put(traceback.format_exc())

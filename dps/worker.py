@@ -1,7 +1,8 @@
-"""What one worker does: load the model, sample its share of the questions of each store, commit them.
+"""What one worker does: load the model, sample the questions that it is given, commit them.
 
-A run has one worker in the calling process (on a GPU) or several processes (on a CPU); both call :func:`work`. Heavy
-imports stand at the top on purpose: a fork server imports this module once and every worker process starts from there.
+A run has one worker in the calling process or several processes; all call :func:`work` and pull questions from one
+queue (``ledger``). Heavy imports stand at the top on purpose: a fork server imports this module once and every worker
+process starts from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.config import ComputeConfig, FeaturesConfig
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
+from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.policies import Controller, DynamicK, FixedK, KRange, Policy, Rule, RuleK
@@ -27,6 +29,9 @@ from dps.sampler.engine import Engine, check_room
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import PreparedQuestion, run_policy
 from feature_store import Question, StoreWriter
+
+_PAUSE_S = 0.2
+"""Pause of a worker that has nothing to do while others still have questions."""
 
 LoadController = Callable[[str], Controller]
 """Loads a controller from a path; handed in by the composition root."""
@@ -60,6 +65,8 @@ class WorkSettings:
     aggregator: str
     seed: int
     compute: ComputeConfig
+    memory_share: float = 1.0
+    """Share of its device's memory that a worker's rows may plan with."""
 
     @property
     def threads(self) -> int | None:
@@ -77,6 +84,7 @@ class Done:
 
     task: int
     """Number of the store's task."""
+    question_id: str
     k: int
     tokens: int
     correct: bool | None
@@ -135,23 +143,34 @@ def prepare(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What a worker is told instead of questions when the run is to end."""
+
+
+TakeQuestions = Callable[[int | None, int], "Take | Stop"]
+"""Asks for questions: the task that the worker is at (None for any), and how many it could start."""
+
+
 def work(
-    shard: int,
+    number: int,
     tasks: list[StoreTask],
     settings: WorkSettings,
     load_controller: LoadController | None,
     *,
+    take: TakeQuestions,
     report: Callable[[Done], None],
     stopping: Callable[[], bool],
     model: LanguageModel | None = None,
 ) -> None:
-    """Fill this worker's share of every store: of each ``workers``-th question, those that are missing.
+    """Fill the stores with the questions that this worker is given, until none is left anywhere.
 
     Args:
-        shard: Number of this worker.
+        number: Number of this worker; its segments bear it.
         tasks: The stores, in order.
         settings: What they have in common.
         load_controller: Loads the controllers of dynamic policies.
+        take: Asks for questions.
         report: Called for every question after it was committed.
         stopping: Asked every few steps; True ends the work after committing what is complete.
         model: A loaded model, if the process has one.
@@ -160,45 +179,111 @@ def work(
         torch.set_num_threads(settings.threads)
     model = model or load_model(settings.model)
     benchmark = load_benchmark(settings.benchmark)
-    embedder: QuestionEmbedder | None = None
-    for number, task in enumerate(tasks):
-        writer = StoreWriter.attach(task.folder)
-        # The shares must not depend on what others have committed by now, or a question would fall between two workers.
-        share = benchmark.items[shard :: settings.compute.workers]
-        mine = [item for item in share if item.question_id not in writer.committed]
-        if not mine:
+    bench = _Bench(model, benchmark, settings, load_controller)
+    while not stopping():
+        given = take(None, bench.wanted)
+        if isinstance(given, Stop) or given.finished:
+            return
+        if not given.question_ids:
+            time.sleep(_PAUSE_S)  # others have the last questions, which come back if one of them dies
             continue
-        policy, needs_features = _policy(task, load_controller)
-        if needs_features and embedder is None:
-            embedder = open_embedder(settings.features.embedder)
-        if policy.controller is not None and embedder is not None:
-            identity = feature_identity(model, embedder, settings.features.layer)
-            policy.controller.check_model(identity, embedder.size)
-        prompts = prompts_of(model, benchmark, task.sampler)
-        room = max(len(tokens) for _, tokens in prompts.values())
-        engine = Engine(
+        bench.turn_to(given.task, tasks[given.task])
+        complete = bench.sample(_batches(given, take, bench.wanted), stopping)
+        writer = StoreWriter.attach(tasks[given.task].folder)
+        _commit_all(complete, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
+
+
+def take_all(missing: list[list[str]]) -> TakeQuestions:
+    """Return what hands one worker everything: the queue of a run without other processes."""
+    ledger = Ledger(missing, 1)
+
+    def take(task: int | None, wanted: int) -> Take:
+        found = ledger.take(0, task, wanted)
+        for question_id in found.question_ids:  # nobody else could take them
+            ledger.done(found.task, question_id)
+        return found
+
+    return take
+
+
+def _batches(first: Take, take: TakeQuestions, wanted: int) -> Iterator[tuple[str, ...]]:
+    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now."""
+    found: Take | Stop = first
+    while not isinstance(found, Stop) and found.question_ids:
+        yield found.question_ids
+        found = take(first.task, wanted)
+
+
+class _Bench:
+    """What a worker keeps between batches: the engine, policy and prompts of the task that it is at."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        benchmark: Benchmark,
+        settings: WorkSettings,
+        load_controller: LoadController | None,
+    ) -> None:
+        self._model = model
+        self._benchmark = benchmark
+        self._settings = settings
+        self._load_controller = load_controller
+        self._items = {item.question_id: item for item in benchmark.items}
+        self._embedder: QuestionEmbedder | None = None
+        self._task: int | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many questions fill a quarter of the rows, which is what the scheduler keeps ready ahead."""
+        if self._engine is None:
+            return 1
+        return max(1, self._engine.rows // (4 * self._policy.start))
+
+    def turn_to(self, number: int, task: StoreTask) -> None:
+        """Make ready for a task, unless it is the one at hand."""
+        if self._task == number:
+            return
+        settings, model, benchmark = self._settings, self._model, self._benchmark
+        self._engine = None  # its rows' memory is free before the next engine asks for some
+        self._policy, self._needs_features = _policy(task, self._load_controller)
+        if self._needs_features and self._embedder is None:
+            self._embedder = open_embedder(settings.features.embedder)
+        if self._policy.controller is not None and self._embedder is not None:
+            identity = feature_identity(model, self._embedder, settings.features.layer)
+            self._policy.controller.check_model(identity, self._embedder.size)
+        self._prompts = prompts_of(model, benchmark, task.sampler)
+        self._engine = Engine(
             model,
             task.sampler,
             rows=settings.compute.rows,
-            prompt_room=room,
-            memory_share=1 / settings.compute.workers,
+            prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
+            memory_share=settings.memory_share,
             path=settings.compute.forward,
             stop_strings=benchmark.stop_strings(model.tokenizer),
         )
-        complete = run_policy(
-            model,
-            engine,
-            prepare(mine, prompts, embedder if needs_features else None),
-            policy,
-            grader=benchmark.grader,
-            seed=settings.seed,
-            aggregator=settings.aggregator,
-            feature_layer=settings.features.layer if needs_features else None,
+        self._task = number
+
+    def sample(self, batches: Iterator[tuple[str, ...]], stopping: Callable[[], bool]) -> Iterator[Question]:
+        """Sample questions as they come; yields each when it is complete."""
+        assert self._engine is not None
+        embedder = self._embedder if self._needs_features else None
+        questions = (
+            question
+            for ids in batches
+            for question in prepare([self._items[name] for name in ids], self._prompts, embedder)
+        )
+        return run_policy(
+            self._model,
+            self._engine,
+            questions,
+            self._policy,
+            grader=self._benchmark.grader,
+            seed=self._settings.seed,
+            aggregator=self._settings.aggregator,
+            feature_layer=self._settings.features.layer if self._needs_features else None,
             stopping=stopping,
         )
-        _commit_all(complete, writer, f"w{shard}", settings.compute.commit_interval_s, number, report)
-        if stopping():
-            return
 
 
 def _policy(task: StoreTask, load_controller: LoadController | None) -> tuple[Policy, bool]:
@@ -246,6 +331,7 @@ def done(task: int, question: Question) -> Done:
     """Return what a progress display shows of a question."""
     return Done(
         task=task,
+        question_id=question.question_id,
         k=question.k,
         tokens=sum(t.num_generated_tokens for t in question.trajectories),
         correct=question.correct,

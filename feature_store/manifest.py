@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import reprlib
 from dataclasses import asdict, fields
@@ -15,6 +16,7 @@ from feature_store.segment import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 
 MANIFEST = "manifest.json"
 """Its file name."""
+_DIGEST = "sha256"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -24,7 +26,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         FileExistsError: If there is one.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+    content = json.loads(json.dumps(content, default=str))
+    text = json.dumps({**content, _DIGEST: _digest(content)}, indent=2, sort_keys=True) + "\n"
     write_once(folder / MANIFEST, text.encode("utf-8"))
 
 
@@ -47,12 +50,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(
             f"{path} cannot be read as JSON: it is damaged; delete the store and harvest again."
         ) from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path} is not the manifest of a {FORMAT}: give the folder of a harvest or of an evaluation.")
-    version = content.pop("version", None)
+    version = content.get("version")
     if version not in VERSIONS:
         raise StoreError(
-            f"The store {folder} is of version {version}, but this program reads versions "
+            f"The store {folder} is of version {version} by its {MANIFEST}, but this program reads versions "
             f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
@@ -60,7 +63,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
+    digest = content.pop(_DIGEST, None)  # stores of earlier releases have none
+    if digest is not None and digest != _digest(content):
+        raise StoreError(
+            f"The content of {path} does not match its checksum: it was changed after it was written; put the "
+            "original back, or harvest again into another folder."
+        )
     return Manifest(**{name: content[name] for name in known})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's entries as compact JSON with sorted keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def differences(stored: Manifest, wanted: Manifest) -> list[str]:

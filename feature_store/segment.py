@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from feature_store.errors import StoreError
-from feature_store.records import ENDINGS, Decision, Question, StepTrace, Trajectory
+from feature_store.records import ENDINGS, Decision, Question, StepTrace, Trajectory, no_steps, not_recorded
 
 FORMAT = "dps-feature-store"
 VERSION = 3
@@ -103,7 +103,16 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 """The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
 into ``tokens``, ``series``, ``blocks`` and ``steps``."""
 
+_IDS = ("questions/question_id", "questions/question_id_offset")
+"""What opening a store reads of a segment."""
+
 _OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "series", "blocks", "steps")}
+
+_LONG = (
+    "trajectories/text",
+    *(f"{where}{table}" for table in ("tokens", "series", "steps") for where in ("", "trajectories/")),
+)
+"""What the names of the datasets begin with that features do not need: they grow with the number of tokens."""
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
@@ -124,7 +133,11 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
             options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-            dataset = file.create_dataset(name, data=array, **(options if array.nbytes > 4096 else {}))
+            chosen = options if array.nbytes > 4096 else {}
+            # Columns that are read without the others have a checksum each: zlib's if they are compressed, else this.
+            if array.size and (name in _IDS or not (chosen or name.startswith(_LONG))):
+                chosen = {**chosen, "fletcher32": True}
+            dataset = file.create_dataset(name, data=array, **chosen)
             if unit := _UNITS.get(name):
                 dataset.attrs["unit"] = np.bytes_(unit)
         file.flush()
@@ -132,20 +145,20 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
 
 
 def read_segment(path: Path) -> list[Question]:
-    """Read all questions of a segment.
+    """Read all questions of a segment, and compare its content with its checksum.
 
     Raises:
-        StoreError: If the file is not a whole segment of a version that is read.
+        StoreError: If the file is not a whole segment of a version that is read, or was changed.
     """
-    arrays, _ = _load(path)
-    return _decode(arrays, path)
+    arrays, stored = _load(path)
+    questions = _decode(arrays, path)
+    if checksum(arrays) != stored:
+        raise StoreError(
+            f"The content of {path} does not match its checksum: it was changed after it was written. "
+            "Delete it; the next run samples its questions again."
+        )
+    return questions
 
-
-_LONG = (
-    "trajectories/text",
-    *(f"{where}{table}" for table in ("tokens", "series", "steps") for where in ("", "trajectories/")),
-)
-"""What the names of the datasets begin with that features do not need: they grow with the number of tokens."""
 
 _PIECE = 32 * 2**20
 """Bytes of hidden states that a scan reads at a time."""
@@ -164,8 +177,18 @@ def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Ite
 
     Raises:
         StoreError: As :func:`read_segment`.
+
+    Note:
+        What is read has checksums of its own, column by column. The segment of an older release has a column without
+        one; it is read as a whole and compared with its checksum.
     """
-    arrays, _ = _load(path, without=(*_LONG, "blocks/hidden"))
+    with _reading(path) as (file, layout):
+        names = [name for name in layout if not name.startswith(_LONG)]
+        protected = all(_protected(_dataset(file, name, layout, path)) for name in names)
+    if not protected:
+        yield from (_shortened(question, hidden) for question in read_segment(path))
+        return
+    arrays, _ = _load(path, [name for name in names if name != "blocks/hidden"])
     count, num_blocks = len(arrays["trajectories/index"]), len(arrays["blocks/block_num_tokens"])
     arrays |= {f"trajectories/{name}_offset": np.zeros(count + 1, np.int64) for name in ("text", "tokens")}
     arrays |= {"trajectories/text": np.zeros(0, np.uint8), "tokens/tokens": np.zeros(0, np.int32)}
@@ -192,6 +215,24 @@ def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Ite
             first = last
 
 
+def _protected(dataset: h5py.Dataset) -> bool:
+    """Whether HDF5 itself notices a changed byte of a dataset: by Fletcher's checksum, or by zlib's."""
+    return dataset.size == 0 or dataset.fletcher32 or dataset.compression == "gzip"
+
+
+def _shortened(question: Question, hidden: bool) -> Question:
+    """Return the question without what :func:`scan_segment` leaves out."""
+    none, nothing = not_recorded(), np.zeros(0, np.int32)
+    left_out = {"text": "", "tokens": nothing, "steps": no_steps()}
+    left_out |= {column.name: none for column in COLUMNS["series"]}
+    return replace(
+        question,
+        trajectories=tuple(
+            replace(t, **left_out, hidden=t.hidden if hidden else t.hidden[:, :0]) for t in question.trajectories
+        ),
+    )
+
+
 def _with_hidden(question: Question, vectors: np.ndarray) -> Question:
     """Return the question with the first of these rows as the hidden states of its trajectories' blocks."""
     ends = itertools.accumulate((len(t.hidden) for t in question.trajectories), initial=0)
@@ -214,9 +255,8 @@ def read_question_ids(path: Path) -> list[str]:
     Raises:
         StoreError: If the file is not a segment of a version that is read.
     """
-    name = "questions/question_id"
-    arrays, _ = _load(path, (name, f"{name}_offset"))
-    data, offsets = arrays[name], arrays[f"{name}_offset"]
+    arrays, _ = _load(path, _IDS)
+    data, offsets = (arrays[name] for name in _IDS)
     if not _fit(offsets, len(offsets) - 1, len(data)):
         raise _damaged(path)
     try:
@@ -228,18 +268,12 @@ def read_question_ids(path: Path) -> list[str]:
 def verify_segment(path: Path) -> str | None:
     """Return what is wrong with a segment as one sentence, None if nothing is.
 
-    Reads everything and compares the checksum of the logical content with the stored one.
+    Reads everything, as :func:`read_segment` does.
     """
     try:
-        arrays, stored = _load(path)
-        _decode(arrays, path)
+        read_segment(path)
     except StoreError as error:
         return str(error)
-    if checksum(arrays) != stored:
-        return (
-            f"The content of {path} does not match its checksum: it was changed after it was written. "
-            "Delete it; the next run samples its questions again."
-        )
     return None
 
 
@@ -528,23 +562,15 @@ _LAYOUTS = _layouts()
 _UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
 
 
-def _load(
-    path: Path, names: Iterable[str] | None = None, without: tuple[str, ...] = ()
-) -> tuple[dict[str, np.ndarray], str]:
-    """Read datasets of a segment, and its checksum.
-
-    Args:
-        path: The segment.
-        names: Which datasets; all that its version has if not given.
-        without: Beginnings of the names to leave out.
+def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """Read datasets of a segment (all that its version has, if no names are given), and its checksum.
 
     Raises:
         StoreError: For whatever h5py finds wrong, as a sentence that names the file.
     """
     with _reading(path) as (file, layout):
-        wanted = [name for name in (layout if names is None else names) if not name.startswith(without)]
-        arrays = {name: _dataset(file, name, layout, path)[...] for name in wanted}
-        return arrays, _word(file.attrs["sha256"])
+        wanted = layout if names is None else names
+        return {name: _dataset(file, name, layout, path)[...] for name in wanted}, _word(file.attrs["sha256"])
 
 
 def _dataset(file: h5py.File, name: str, layout: dict[str, tuple[np.dtype, int]], path: Path) -> h5py.Dataset:

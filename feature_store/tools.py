@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,11 +129,11 @@ def merge(folders: Sequence[Path], output: Path, progress: Callable[[int], None]
 
 
 def export(folder: Path, output: Path) -> int:
-    """Write one row per trajectory with its scalar values, as CSV or, by the file's ending, Parquet.
+    """Write one row per trajectory with its scalar values, as CSV, packed CSV or Parquet, by the file's ending.
 
     Args:
         folder: The store.
-        output: ``.csv`` or ``.parquet``.
+        output: ``.csv``, ``.csv.gz`` or ``.parquet``. The same store gives the same bytes of CSV.
 
     Returns:
         The number of rows.
@@ -138,8 +141,8 @@ def export(folder: Path, output: Path) -> int:
     Raises:
         StoreError: If the ending is another, or Parquet cannot be written here.
     """
-    if output.suffix not in (".csv", ".parquet"):
-        raise StoreError(f"Expected an output that ends in .csv or .parquet, got {output.name}.")
+    if not output.name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise StoreError(f"Expected an output that ends in .csv, .csv.gz or .parquet, got {output.name}.")
     store = Store.open(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".parquet":
@@ -150,7 +153,11 @@ def export(folder: Path, output: Path) -> int:
             raise StoreError("Writing Parquet needs pyarrow: pip install pyarrow, or export to .csv.") from error
         return len(frame)
     rows = 0
-    with open(output, "w", newline="", encoding="utf-8") as file:
+    with ExitStack() as stack:
+        raw = stack.enter_context(open(output, "wb"))
+        if output.suffix == ".gz":  # without a name and a time, which would make the bytes differ
+            raw = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        file = stack.enter_context(io.TextIOWrapper(raw, newline="", encoding="utf-8"))
         writer = csv.writer(file)
         writer.writerow(["question_id", "index", "num_tokens", *FRAME[1:]])
         for question in store:

@@ -1,9 +1,9 @@
 """Controllers that learn from a harvest when k is enough: tables, data module, training, loading.
 
 ``feature_store`` holds what a harvest found; this package makes a table of it (``table``), trains on the table
-(``data``, ``controllers``, ``trainer_cli``), chooses a threshold (``replay``) and hands the result to live runs
-(``load``). The names below load what they need when they are first used; loading a controller does not import
-Lightning.
+(``data``, ``controllers``, ``trainer_cli``), chooses a threshold (``replay``), judges every question by a controller
+that has not seen it (``crossval``) and hands the result to live runs (``load``). The names below load what they need
+when they are first used; loading a controller does not import Lightning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 _EXPORTS = {
     "Controller": "lightning_modules.load",
     "load_controller": "lightning_modules.load",
+    "cross_validate": "lightning_modules.cli",
     "fit_controller": "lightning_modules.cli",
+    "read_predictions": "lightning_modules.predictions",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -16,8 +16,11 @@ Method = Literal["none", "temperature", "isotonic"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 _SHARPEST = 20.0
-"""Logits are multiplied by 1 / 20 to 20 when a temperature is fitted: a few questions that all agree must not make it
-infinite."""
+"""Logits are multiplied by 1 / 20 to 20 when a temperature is fitted."""
+
+_PRIOR_QUESTIONS = 10
+"""A temperature is fitted as if so many questions more had been seen, for which the network is right: a few questions
+that all agree must not make it certain of everything."""
 
 
 class Calibrator(nn.Module):
@@ -44,7 +47,7 @@ class Calibrator(nn.Module):
             raise ValueError(f"expected a calibration among {', '.join(METHODS)}, got {method!r}")
         self.method = method
         if method == "temperature":
-            self.inverse_temperature = fit_temperature(logits, labels)
+            self.inverse_temperature = fit_temperature(logits, labels, num_questions)
         elif method == "isotonic":
             self.knots = fit_isotonic(logits, labels, num_questions)
 
@@ -70,14 +73,17 @@ class Calibrator(nn.Module):
         self.knots = np.array(state["knots"])
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return 1 / T that minimizes the mean cross-entropy of ``sigmoid(logits / T)``.
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> float:
+    """Return 1 / T that minimizes the mean cross-entropy of ``sigmoid(z / T)`` and the labels y, with a prior.
 
-    The loss is convex in ``1 / T``; its derivative ``mean((sigmoid(z / T) - y) z)`` changes sign once.
+    The prior is worth ten questions with the same logits and the labels that ``sigmoid(z)`` expects. So y becomes
+    ``y' = (Q y + 10 sigmoid(z)) / (Q + 10)``; the loss is convex in ``1 / T``, and its derivative
+    ``mean((sigmoid(z / T) - y') z)`` changes sign once.
 
     Args:
         logits: z, shape (N,), float64.
         labels: y, shape (N,), bool.
+        num_questions: Q questions that the rows are of.
 
     Returns:
         In [1 / 20, 20].
@@ -85,8 +91,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import brentq
     from scipy.special import expit
 
+    prior = _PRIOR_QUESTIONS / (num_questions + _PRIOR_QUESTIONS)
+    wanted = (1 - prior) * labels + prior * expit(logits)
+
     def slope(sharpness: float) -> float:
-        return float(np.mean((expit(sharpness * logits) - labels) * logits))
+        return float(np.mean((expit(sharpness * logits) - wanted) * logits))
 
     softest = 1 / _SHARPEST
     if slope(softest) >= 0:

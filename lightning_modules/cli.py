@@ -64,6 +64,26 @@ def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | Non
     return crossval(args, folds, None if output is None else Path(output))
 
 
+def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:
+    """Search for a controller's best settings with Optuna, see :mod:`lightning_modules.tune`.
+
+    Args:
+        args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
+        trials: Trials in all.
+        folds: Folds of each trial.
+        output: Folder of everything; ``tune`` in the configuration's run folder if None.
+
+    Returns:
+        The folder, which holds ``best.yaml``.
+
+    Raises:
+        InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
+    """
+    from lightning_modules.tune import tune
+
+    return tune(args, trials, folds, None if output is None else Path(output))
+
+
 def resolve(args: Sequence[str]) -> ControllerCLI:
     """Return model, data module and Trainer as options of ``dps fit`` say; nothing runs.
 

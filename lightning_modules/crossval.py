@@ -13,12 +13,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dps.errors import InputError
+from feature_store import Store
 from lightning_modules.cli import resolve, run
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import Controller, load_controller
@@ -31,7 +32,10 @@ from lightning_modules.metrics import (
 )
 from lightning_modules.predictions import FILE, Predictions, write_predictions
 from lightning_modules.replay import stops
-from lightning_modules.table import SPLITS, Table, fold_of, orders_of
+from lightning_modules.table import Table, fold_of, orders_of
+
+if TYPE_CHECKING:
+    from lightning_modules.trainer_cli import ControllerCLI
 
 REPORT = "crossval.json"
 FORMAT_VERSION = 1
@@ -65,11 +69,9 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
     if data.folds is not None or data.test_store is not None:
         raise InputError("dps crossval sets data.folds, data.fold and the test questions itself: leave them out.")
     folder = output if output is not None else cli.run_folder / "crossval"
-    table = data.whole(cli.model.parts)
-    if not table.graded.any():
-        raise InputError(f"Expected graded questions in {data.store}, but none has a grade.")
-    _claim(folder, cli.resolved(), folds, data.manifest.fingerprint, table.question_ids)
+    claim(folder, cli, folds)
     controllers = [_fold(args, folder / f"fold-{fold}", fold, folds) for fold in range(folds)]
+    table = data.whole(cli.model.parts)
     predictions = _predict(table, controllers, data.seed, data.label, data.manifest.fingerprint)
     write_predictions(folder / FILE, predictions)
     report = measure_crossval(predictions, table.lengths)
@@ -80,10 +82,53 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
             for fold, c in enumerate(controllers)
         ],
     }
-    _write_json(folder / REPORT, report)
+    write_json(folder / REPORT, report)
     print(describe(report))
     print(folder / REPORT)
     return folder
+
+
+def claim(folder: Path, cli: ControllerCLI, folds: int) -> None:
+    """Note what a folder is of, or refuse one that is of something else.
+
+    Args:
+        folder: Where the results go.
+        cli: The resolved configuration.
+        folds: Number of folds.
+
+    Raises:
+        InputError: If the folder is of another configuration, number of folds or store.
+    """
+    config, manifest = cli.resolved(), cli.datamodule.manifest
+    config["trainer"].pop("default_root_dir")
+    config["checkpoint"].pop("dirpath", None)
+    for name in ("store", "cache_dir"):  # what it holds counts, not where it lies
+        config["data"]["init_args"].pop(name)
+    ids = Store.open(cli.datamodule.store).question_ids
+    wanted = {
+        "config": config,
+        "folds": folds,
+        "store_fingerprint": manifest.fingerprint,
+        "questions": hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest(),
+    }
+    path = folder / "settings.json"
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        differing = [name for name in wanted if stored.get(name) != wanted[name]]
+        if differing:
+            raise InputError(
+                f"{folder} holds results with other {', '.join(differing)}: give another --output, or remove it."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def fold_questions(folder: Path) -> dict[str, list[str]]:
@@ -232,32 +277,6 @@ def describe(report: Mapping[str, Any]) -> str:
 # -- parts of the above ------------------------------------------------------------------------------------------------
 
 
-def _claim(folder: Path, config: dict[str, Any], folds: int, fingerprint: str, question_ids: Sequence[str]) -> None:
-    """Note what the folder is of, or refuse one that is of something else."""
-    config["trainer"].pop("default_root_dir")
-    config["checkpoint"].pop("dirpath", None)
-    for name in ("store", "cache_dir"):  # what it holds counts, not where it lies
-        config["data"]["init_args"].pop(name)
-    wanted = {
-        "config": config,
-        "folds": folds,
-        "store_fingerprint": fingerprint,
-        "questions": hashlib.sha256("\0".join(question_ids).encode()).hexdigest(),
-    }
-    path = folder / "settings.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        differing = [name for name in wanted if stored.get(name) != wanted[name]]
-        if differing:
-            raise InputError(
-                f"{folder} holds a cross-validation with other {', '.join(differing)}: give another --output, or "
-                "remove it."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, wanted)
-
-
 def _fold(args: Sequence[str], folder: Path, fold: int, folds: int) -> Controller:
     """Return the controller of a fold, trained now unless its fold was finished before."""
     done = folder / "fold.json"
@@ -268,12 +287,8 @@ def _fold(args: Sequence[str], folder: Path, fold: int, folds: int) -> Controlle
     print(f"fold {fold + 1} of {folds}", flush=True)
     cli = run(["fit", *args, *options, f"--trainer.default_root_dir={folder}"])
     # A training that was interrupted leaves a checkpoint, too, so its end is marked.
-    _write_json(done, {split: list(cli.datamodule.table(split).question_ids) for split in SPLITS if _has(cli, split)})
+    write_json(done, cli.datamodule.questions())
     return load_controller(folder)
-
-
-def _has(cli: Any, split: str) -> bool:
-    return split != "calibration" or split in cli.datamodule.held_out
 
 
 def _predict(table: Table, controllers: Sequence[Controller], seed: int, label: str, fingerprint: str) -> Predictions:
@@ -362,9 +377,3 @@ def _numbers(measured: Measured) -> dict[str, float | None]:
 def _finite(value: float) -> float | None:
     """Return the number, or None where there is none: JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)

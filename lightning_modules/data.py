@@ -209,6 +209,10 @@ class FeatureDataModule(L.LightningDataModule):
         """
         return self._table(self.store, parts)
 
+    def questions(self) -> dict[str, list[str]]:
+        """Return the ids of each split's graded questions."""
+        return {name: list(self._tables[name].question_ids) for name in SPLITS}
+
     @property
     def held_out(self) -> tuple[str, ...]:
         """The splits that a validation runs over: ``val``, and ``calibration`` if it has questions."""

@@ -7,6 +7,7 @@ that its state is all that a prediction needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -161,6 +162,11 @@ class MLPEstimator(Estimator):
         for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
                 self.standardizers[name].fit(chunks)
+
+    @torch.no_grad()
+    def start_at(self, share: float) -> None:
+        """Let an untrained network say about this probability everywhere: nothing has to be learned to say it."""
+        self.layers[-1].bias.fill_(math.log(max(share, 1e-3) / max(1 - share, 1e-3)))
 
     def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough, shape (N,); see :meth:`Estimator.forward`."""

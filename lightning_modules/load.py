@@ -17,6 +17,7 @@ import torch
 
 from dps.errors import InputError
 from dps.features import FEATURE_SETS, CheckpointFeatures
+from dps.policies.files import controller_file
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.table import EMBEDDING, HIDDEN
 
@@ -170,13 +171,13 @@ class Controller:
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """Return the checkpoint file that a path means: itself, or ``checkpoints/best.ckpt`` in a run folder.
+    """Return the checkpoint file that a path means: itself, or the one in a run folder or a controller folder.
 
     Raises:
         InputError: If there is no such file.
     """
     path = Path(path)
-    found = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    found = controller_file(path)
     if not found.is_file():
         raise InputError(
             f"Expected a trained controller at {path}, but there is no {found}: train one with "
@@ -189,7 +190,7 @@ def load_controller(path: str | Path) -> Controller:
     """Load a trained controller.
 
     Args:
-        path: A ``.ckpt`` file, or a run folder that holds ``checkpoints/best.ckpt``.
+        path: A ``.ckpt`` file, a run folder that holds ``checkpoints/best.ckpt``, or a folder of ``dps ship``.
 
     Raises:
         InputError: If there is none, it is no controller's checkpoint, or it was trained on other features.

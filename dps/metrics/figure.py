@@ -21,7 +21,7 @@ def draw_pass_at_k(rows: Sequence[dict[str, Any]]) -> Figure:
     Args:
         rows: What :func:`dps.metrics.pass_at_k.curves` returned; at least one.
     """
-    with matplotlib.rc_context(style._STYLE):
+    with matplotlib.rc_context(style.STYLE):
         figure = Figure(figsize=(7.6, 4.9), layout="constrained")
         FigureCanvasAgg(figure)
         panel = style._plain_axes(figure.add_subplot())

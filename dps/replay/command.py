@@ -420,7 +420,10 @@ def _number(value: float) -> float | None:
 
 
 def write_replay(report: Mapping[str, Any], output: Path) -> None:
-    """Write ``replay.json`` and ``replay.csv`` (every point of every curve)."""
+    """Write ``replay.json``, ``replay.csv`` (every point of every curve), ``replay.png`` and ``replay.svg``."""
+    from dps.replay.figure import draw
+    from dps.report.figures import png, svg
+
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (output / "replay.json").write_text(text + "\n", encoding="utf-8")
@@ -431,3 +434,6 @@ def write_replay(report: Mapping[str, Any], output: Path) -> None:
         for policy in report["policies"]:
             for point in policy["curve"]:
                 writer.writerow({**policy, **point})
+    figure = draw(report)
+    (output / "replay.png").write_bytes(png(figure))
+    (output / "replay.svg").write_text(svg(figure, salt="replay"), encoding="utf-8")

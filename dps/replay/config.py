@@ -33,9 +33,9 @@ class ReplayConfig:
     seed: int = 0
     """Of orders, folds, resamples and the rule that escalates by chance."""
     output: str = "runs/replay"
-    """Folder of replay.json, replay.csv and the report."""
+    """Folder of replay.json, replay.csv, replay.png and replay.svg."""
     title: str | None = None
-    """Title of the report."""
+    """What replay.json is titled; made from benchmark and model if not set."""
 
     def check(self) -> ReplayConfig:
         """Return self if usable, raise InputError otherwise."""

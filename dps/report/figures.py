@@ -44,7 +44,7 @@ _CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
 _SPARE_MARKERS = ("P", "X", "<", ">", "s", "o")
 # Controllers often lie close together, so each label repeats its mark.
 _SIGNS = {"^": "▲", "D": "◆", "*": "★", "P": "✚", "X": "✖", "<": "◀", ">": "▶", "s": "■", "o": "●"}
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so labels are measured alike everywhere
     "font.size": 9.5,
@@ -58,11 +58,12 @@ _STYLE = {
     "ytick.labelcolor": INK,
     "svg.fonttype": "path",
 }
+"""Of all figures of this project."""
 
 
 def draw_tokens(report: dict[str, Any]) -> Figure:
     """Draw accuracy against generated tokens per question, rejected ones included."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.9), layout="constrained")
         FigureCanvasAgg(figure)
         panel = _panel(figure.add_subplot(), report, "tokens")
@@ -74,7 +75,7 @@ def draw_tokens(report: dict[str, Any]) -> Figure:
 
 def draw_time(report: dict[str, Any]) -> Figure:
     """Draw accuracy against measured compute seconds and against latency, side by side."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 4.7), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
@@ -89,7 +90,7 @@ def draw_time(report: dict[str, Any]) -> Figure:
 def draw_mixing(report: dict[str, Any]) -> Figure:
     """Draw acceptance by where a step cut, and log p over the steps of a stage; a row for each entry of ``mixing``."""
     entries = report["mixing"]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 4.2 * len(entries)), layout="constrained")
         FigureCanvasAgg(figure)
         panels = []
@@ -116,7 +117,7 @@ def svg(figure: Figure, salt: str) -> str:
         salt: Decides the generated ids, so that they are the same in every run.
     """
     out = StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
     return out.getvalue()

@@ -95,15 +95,17 @@ class MLPH(ControllerModule):
         self._weight = 1.0
 
     def setup(self, stage: str) -> None:
-        """Before training, also take the statistics of the training split."""
+        """Before training, also take the statistics of the training split, its share of the label included."""
         super().setup(stage)
         if stage == "fit":
             table = self.data.table("train")
             rows = table.num_rows
-            self._weight = self._positive_weight_of(torch.from_numpy(table.labels(self.data.label).reshape(-1)))
+            labels = torch.from_numpy(table.labels(self.data.label).reshape(-1))
+            self._weight = self._positive_weight_of(labels)
             estimator = self.estimator
             assert isinstance(estimator, MLPEstimator)
             estimator.fit_standardizers(table.scalars.reshape(rows, -1), table.hidden_chunks(), table.embedding)
+            estimator.start_at(float(labels.double().mean()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: weighted binary cross-entropy, nats.

@@ -144,7 +144,7 @@ def test_segments_are_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "is of version 4, but this program reads versions 1, 2 and 3"),
+        ({"version": 4}, r"is of version 4 by its manifest\.json, but this program reads versions 1, 2 and 3"),
         ({"format": "something-else"}, "is not the manifest of a dps-feature-store"),
     ],
 )
@@ -208,20 +208,49 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path):
     assert found > 30
 
 
-@pytest.mark.parametrize("name", ["tokens/tokens", "blocks/block_entropy", "trajectories/base_logprob"])
-def test_a_flipped_bit_of_data_opens_and_is_named_by_verify(tmp_path, name):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    writer.commit([make_question(0)], writer="w0")
-    segment = writer.commit([make_question(1)], writer="w1")
+def flip_a_bit_of(segment, name):
+    """Change one bit of a dataset's values, wherever they lie in the file."""
     with h5py.File(segment) as file:
-        offset = file[name].id.get_offset()
+        dataset = file[name].id
+        offset = dataset.get_offset() or dataset.get_chunk_info(0).byte_offset
     content = bytearray(segment.read_bytes())
     content[offset] ^= 1
     segment.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tokens/tokens", "does not match its checksum"),
+        ("blocks/block_entropy", "truncated or damaged"),  # HDF5 notices
+        ("trajectories/base_logprob", "truncated or damaged"),
+    ],
+)
+def test_a_flipped_bit_of_data_is_not_served_and_is_named_by_verify(tmp_path, name, message):
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    writer.commit([make_question(0)], writer="w0")
+    segment = writer.commit([make_question(1)], writer="w1")
+    flip_a_bit_of(segment, name)
     store = Store.open(tmp_path)
-    assert len(tuple(store)) == 2  # only the checksum can tell
+    with pytest.raises(StoreError, match=message):
+        tuple(store)
+    assert [q.question_id for q in store.read(["q00000"])] == ["q00000"]  # the other segment is whole
     (problem,) = store.verify()
-    assert problem.startswith(f"The content of {segment} does not match its checksum")
+    assert str(segment) in problem
+    assert message in problem
+
+
+def test_a_changed_manifest_is_named(tmp_path):
+    StoreWriter.open(tmp_path, make_manifest())
+    path = tmp_path / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"seconds_per_token": 0.001', '"seconds_per_token": 0.007'))
+    with pytest.raises(StoreError, match=r"manifest\.json does not match its checksum"):
+        Store.open(tmp_path)
+    content = json.loads(text)
+    del content["sha256"]  # as earlier releases wrote it
+    path.write_text(json.dumps(content))
+    assert Store.open(tmp_path).manifest.seed == 0
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -335,7 +364,9 @@ def test_a_store_of_an_older_version_reads_and_goes_on(tmp_path, version):
     writer = StoreWriter.open(tmp_path, make_manifest())
     as_version(writer.commit([questions[0]]), version)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    content = {**json.loads(path.read_text()), "version": version}
+    del content["sha256"]
+    path.write_text(json.dumps(content))
     assert_same(tuple(Store.open(tmp_path)), (old,))
     assert [t.ended_with_eos for t in old.trajectories] == [t.ended_with_eos for t in questions[0].trajectories]
     assert Store.open(tmp_path).verify() == []

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import os
 import signal
@@ -89,7 +90,12 @@ def test_export_writes_every_scalar(tmp_path):
     answers = [t.strict_answer or "" for q in Store.open(folder) for t in q.trajectories]
     assert [row["strict_answer"] for row in rows] == answers
     assert "" in answers
-    with pytest.raises(StoreError, match=r"ends in .csv or .parquet, got scalars.txt"):
+    export(folder, tmp_path / "scalars.csv.gz")
+    packed = (tmp_path / "scalars.csv.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "out/scalars.csv").read_bytes()
+    export(folder, tmp_path / "again.csv.gz")
+    assert (tmp_path / "again.csv.gz").read_bytes() == packed
+    with pytest.raises(StoreError, match=r"ends in .csv, .csv.gz or .parquet, got scalars.txt"):
         export(folder, tmp_path / "scalars.txt")
 
 

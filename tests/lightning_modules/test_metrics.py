@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_calibration_error
 
-from lightning_modules.metrics import auroc, auroc_stderr, length_scores
+from lightning_modules.metrics import (
+    auroc,
+    auroc_stderr,
+    fit_length,
+    length_probabilities,
+    length_scores,
+    measure_probabilities,
+    question_draws,
+)
 
 
 def pairs(scores, labels):
@@ -46,3 +57,45 @@ def test_length_takes_its_direction_from_training(sign):
     labels = sign * lengths > 4.5 * sign
     assert auroc(length_scores(lengths, labels, lengths), labels) == 1.0
     assert auroc(length_scores(lengths, ~labels, lengths), labels) == 0.0
+
+
+def test_probabilities_are_measured_as_others_measure_them():
+    rng = np.random.default_rng(4)
+    p = np.round(rng.random((40, 6)), 2)  # with ties
+    labels = rng.random((40, 6)) < p
+    weights = question_draws(40, 3, seed=0)
+    found = measure_probabilities(p, labels, weights)
+    tensors = torch.from_numpy(p.reshape(-1)), torch.from_numpy(labels.reshape(-1).astype(int))
+    expected = {
+        "auroc": binary_auroc(*tensors),
+        "average_precision": binary_average_precision(*tensors),
+        "calibration_error": binary_calibration_error(*tensors, n_bins=10),
+        "brier": ((tensors[0] - tensors[1]) ** 2).mean(),
+        "log_loss": binary_cross_entropy(tensors[0].clamp(1e-6, 1 - 1e-6), tensors[1].double()),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(float(value), rel=1e-5), name
+    for draw, counts in enumerate(weights.astype(int)):  # a draw is the table with questions repeated
+        taken = np.repeat(np.arange(40), counts)
+        again = measure_probabilities(p[taken], labels[taken], np.ones((1, 40)))
+        for name, value in again.items():
+            assert found[name].draws[draw] == pytest.approx(value.value), name
+            assert value.draws[0] == pytest.approx(value.value), name
+
+
+def test_draws_of_questions_are_bootstraps():
+    draws = question_draws(50, 2000, seed=1)
+    assert (draws.sum(axis=1) == 50).all()
+    assert draws.mean(axis=0) == pytest.approx(np.ones(50), abs=0.15)
+    np.testing.assert_array_equal(draws, question_draws(50, 2000, seed=1))
+
+
+def test_the_length_baseline_is_the_logistic_fit():
+    rng = np.random.default_rng(5)
+    lengths = rng.normal(40, 10, 20000)
+    shares = 1 / (1 + np.exp(-(0.5 - 0.08 * (lengths - 40))))
+    p = length_probabilities(fit_length(lengths, shares), np.array([20.0, 40.0, 60.0]))
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-(0.5 - 0.08 * np.array([-20, 0, 20])))), atol=2e-3)
+    flat = length_probabilities(fit_length(np.full(5, 7.0), np.ones(5)), np.array([7.0]))
+    assert 0.9 < flat[0] < 1

@@ -1,0 +1,219 @@
+"""``dps ship``: a trained controller as a folder that one can hand on.
+
+The folder holds what a live run needs (``controller.ckpt``: weights and description, nothing of the training), the same
+description as JSON, and a card with what was measured. ``load`` reads it like a run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dps.errors import InputError
+from dps.policies.files import SHIPPED
+from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
+
+CARD, FACTS = "README.md", "controller.json"
+_METRICS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+}
+
+
+def ship(
+    source: str | Path,
+    output: str | Path,
+    *,
+    crossval: str | Path | None = None,
+    replay: str | Path | None = None,
+    policy: str | None = None,
+    threshold: float | None = None,
+) -> Path:
+    """Write a controller's folder.
+
+    Args:
+        source: Checkpoint or run folder of ``dps fit``.
+        output: The folder to make.
+        crossval: Folder of ``dps crossval`` with the same settings, for the card.
+        replay: Folder of ``dps replay``, for the card: the curve and the operating point.
+        policy: Name of the controller in that replay; its own name if None.
+        threshold: More trajectories are added while ``1 - p_enough`` is above this; the training's own if None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If there is no such controller, the measurements are of another one, or the folder is not new.
+    """
+    output = Path(output)
+    if output.exists():
+        raise InputError(f"Expected a folder that is not there yet, but there is {output}: name another one.")
+    controller = load_controller(source)
+    checkpoint = read_checkpoint(controller.path)
+    description = _without_paths(checkpoint[DESCRIPTION])
+    prefix = "estimator."
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    if threshold is not None:
+        state[f"{prefix}threshold"] = torch.full_like(state[f"{prefix}threshold"], threshold)
+    measured = _crossval(crossval, description) if crossval is not None else None
+    curve = _curve(replay, policy or description["name"], description) if replay is not None else None
+    used = float(state[f"{prefix}threshold"])
+    facts = {**description, "threshold": used, "crossval": measured, "replay": curve}
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    torch.save({"state_dict": state, DESCRIPTION: description}, unfinished / SHIPPED)
+    (unfinished / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (unfinished / CARD).write_text(card(facts), encoding="utf-8")
+    load_controller(unfinished)  # what is handed on can be read
+    os.rename(unfinished, output)
+    return output
+
+
+def card(facts: Mapping[str, Any]) -> str:
+    """Return the card of a controller in Markdown.
+
+    Args:
+        facts: What ``controller.json`` holds.
+    """
+    data, model = facts["data"], facts["data"]["model"]
+    asked = ", ".join(map(str, data["ks"][:-1]))
+    lines = [
+        f"# {facts['name']} for {Path(str(model.get('name'))).name}",
+        "",
+        f"Says after {asked} trajectories whether they are enough, up to {data['ks'][-1]}. "
+        f"More are added while 1 - p_enough > {facts['threshold']:.4g}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | {Path(str(model.get('name'))).name}, fingerprint `{model.get('fingerprint')}`; "
+        "others are refused |",
+        f"| hidden states | layer {model.get('feature_layer')}, size {facts['hidden_size']}, "
+        f"pooled by {data['pooling']} |",
+        f"| question embedder | {model.get('embedder')} |",
+        f"| scalars | {facts['feature_set']}: {', '.join(facts['feature_names'])} |",
+        f"| label | `{data['label']}` |",
+        f"| trained on | {data['benchmark'].get('name')} {data['benchmark'].get('split')}, "
+        f"{data['num_questions'].get('train')} questions x {data['num_orders']} orders |",
+        "",
+        f"    dps evaluate --policies '[{facts['name']}]' --controllers.{facts['name']} FOLDER --model.name MODEL",
+        "    dps sample --controller FOLDER --model.name MODEL 'a question'",
+        "",
+    ]
+    if facts["crossval"] is not None:
+        lines += _crossval_lines(facts["crossval"])
+    if facts["replay"] is not None:
+        lines += _curve_lines(facts["replay"])
+    return "\n".join(lines)
+
+
+def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## How well it ranks",
+        "",
+        f"Cross-validated by question ({measured['num_questions']:,} questions, {measured['num_folds']} folds); "
+        "standard errors are clustered by question.",
+        "",
+        "| | this controller | question length alone |",
+        "|---|---:|---:|",
+    ]
+    for name, title in _METRICS.items():
+        cells = [_with_error(measured["rows"][who].get(name)) for who in ("controller", "length")]
+        lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    for k, value in measured["auroc_at_k"].items():
+        lines.append(f"| AUROC at k = {k} | {_with_error(value)} | |")
+    return [*lines, ""]
+
+
+def _curve_lines(curve: Mapping[str, Any]) -> list[str]:
+    at = curve["operating_point"]
+    ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
+    lines = [
+        "## What it saves",
+        "",
+        f"Replayed over {curve['num_questions']:,} questions of {curve['benchmark']}, thresholds chosen on other "
+        f"questions: {ratio['value']:.2f} of the tokens of k = {curve['maximum']} [{ratio['low']:.2f}, "
+        f"{ratio['high']:.2f}] at {100 * difference['value']:+.1f} points "
+        f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}].",
+        "",
+        "| threshold | accuracy % | tokens | mean k |",
+        "|---:|---:|---:|---:|",
+    ]
+    for point in curve["curve"]:
+        error = f"[{100 * point['low']:.1f}, {100 * point['high']:.1f}]"
+        lines.append(
+            f"| {point['threshold']:.4g} | {100 * point['accuracy']:.1f} {error} | {point['tokens']:,.0f} | "
+            f"{point['mean_k']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _with_error(value: Mapping[str, float] | None) -> str:
+    if value is None or value.get("value") is None:
+        return ""
+    error = "" if value.get("stderr") is None else f" ± {value['stderr']:.3f}"
+    return f"{value['value']:.3f}{error}"
+
+
+def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card says of a cross-validation; refuses one of another controller or harvest."""
+    path = Path(folder) / "crossval.json"
+    if not path.is_file():
+        raise InputError(f"Expected the folder of dps crossval, but there is no {path}: run dps crossval.")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    data = description["data"]
+    for what, mine, its in (
+        ("controller", description["name"], found["name"]),
+        ("label", data["label"], found["label"]),
+        ("feature set", description["feature_set"], found["feature_set"]),
+        ("harvest", data["store_fingerprint"], found["store_fingerprint"]),
+    ):
+        if mine != its:
+            raise InputError(f"Expected a cross-validation of the same {what}, but it is {its} instead of {mine}.")
+    return {
+        "num_questions": found["num_questions"],
+        "num_folds": len(found["folds"]),
+        "rows": {who: found["rows"]["all"][who] for who in ("controller", "length")},
+        "auroc_at_k": {
+            name[1:]: rows["controller"].get("auroc") for name, rows in found["rows"].items() if name != "all"
+        },
+    }
+
+
+def _curve(folder: str | Path, policy: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a controller's curve from a replay."""
+    path = Path(folder) / "replay.json"
+    if not path.is_file():
+        raise InputError(f"Expected the folder of dps replay, but there is no {path}: run dps replay.")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    named = [p for p in found["policies"] if p["policy"] == policy and p["kind"] == "controller"]
+    if not named:
+        known = ", ".join(p["policy"] for p in found["policies"] if p["kind"] == "controller") or "none"
+        raise InputError(f"Expected the controller {policy} in {path}, which has {known}: set policy to its name.")
+    its = found["provenance"]["model"].get("fingerprint")
+    mine = description["data"]["model"].get("fingerprint")
+    if its != mine:
+        raise InputError(f"Expected a replay of the same model, but {path} is of {its} instead of {mine}.")
+    return {
+        "benchmark": f"{found['provenance']['benchmark'].get('name')} {found['provenance']['benchmark'].get('split')}",
+        "num_questions": found["num_questions"],
+        "maximum": found["ks"][-1],
+        "curve": named[0]["curve"],
+        "operating_point": named[0]["operating_point"],
+    }
+
+
+def _without_paths(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a description without paths of the machine that it was trained on."""
+    data = dict(description["data"])
+    data["store"] = Path(str(data["store"])).name
+    data["model"] = {**data["model"], "name": Path(str(data["model"].get("name"))).name}
+    return {**description, "data": data}

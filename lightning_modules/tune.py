@@ -1,0 +1,226 @@
+"""A search over a controller's settings with Optuna: which of them predict questions best that trained nothing.
+
+``dps tune`` trains each trial on folds of the store's questions, as ``crossval`` does, but leaves the test questions of
+``dps fit`` out of everything, so that what is found can be tested on them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from dps.errors import InputError
+from lightning_modules.cli import resolve, run
+from lightning_modules.crossval import claim, predict_table, write_json
+from lightning_modules.load import load_controller
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+BEST = "best.yaml"
+TRIALS = "trials.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One dimension of a search."""
+
+    key: str
+    """Under ``model.init_args``."""
+    low: float = 0.0
+    """Least value."""
+    high: float = 0.0
+    """Largest value."""
+    log: bool = False
+    """Whether values are drawn evenly on a logarithmic scale."""
+    whole: bool = False
+    """Whether values are integers."""
+    choices: tuple[str, ...] = ()
+    """Values as YAML, instead of a range."""
+
+    def suggest(self, trial: Trial) -> Any:
+        """Return the trial's value."""
+        if self.choices:
+            return yaml.safe_load(trial.suggest_categorical(self.key, self.choices))
+        if self.whole:
+            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether a configured value is in the space."""
+        if self.choices:
+            return value in map(yaml.safe_load, self.choices)
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def stored(self, value: Any) -> Any:
+        """Return a configured value as a trial stores it."""
+        return next(c for c in self.choices if yaml.safe_load(c) == value) if self.choices else value
+
+
+_MLP = (
+    Setting("optimizer.init_args.lr", 1e-4, 1e-2, log=True),
+    Setting("optimizer.init_args.weight_decay", 1e-3, 10.0, log=True),
+    Setting("projection_size", 2, 32, log=True, whole=True),
+    Setting("layer_sizes", choices=("[]", "[16]", "[32]", "[64]", "[32, 32]")),
+    Setting("dropout", 0.0, 0.6),
+    Setting("input_dropout", 0.0, 0.9),
+)
+SPACES: dict[str, tuple[Setting, ...]] = {
+    "mlp-h": _MLP,
+    "mlp-hq": _MLP,
+    "gbdt": (
+        Setting("learning_rate", 0.01, 0.2, log=True),
+        Setting("num_leaves", 2, 31, log=True, whole=True),
+        Setting("min_rows_per_leaf", 20, 1000, log=True, whole=True),
+        Setting("l2", 0.01, 100.0, log=True),
+        Setting("feature_fraction", 0.3, 1.0),
+        Setting("bagging_fraction", 0.3, 1.0),
+    ),
+}
+"""What is searched for each kind of controller; ``docs/controllers_format.md`` has the same as a table."""
+
+
+def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> Path:
+    """Search, and write the best settings as a configuration.
+
+    The objective is the mean cross-entropy (nats) of calibrated out-of-fold probabilities, over all rows. The first
+    trial is the configuration itself, so the best is never worse than it there.
+
+    Args:
+        args: Options of ``dps fit``.
+        trials: Trials in all; those that the folder has already count.
+        folds: Folds of each trial.
+        output: Folder of everything; ``tune`` in the configuration's run folder if None.
+
+    Returns:
+        The folder, with ``best.yaml`` (a second ``--config``), ``trials.json`` and Optuna's ``journal.log``.
+
+    Raises:
+        InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
+    """
+    if find_spec("optuna") is None:
+        raise InputError("dps tune needs Optuna: pip install 'dynamic-power-sampling[tune]'.")
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if trials < 1 or folds < 2:
+        raise InputError(f"Expected at least 1 trial and 2 folds, got {trials} and {folds}.")
+    cli = resolve(args)
+    if cli.datamodule.folds is not None or cli.datamodule.test_store is not None:
+        raise InputError("dps tune sets data.folds, data.fold and the test questions itself: leave them out.")
+    folder = output if output is not None else cli.run_folder / "tune"
+    resolved, space = cli.resolved(), SPACES[cli.model.name]
+    claim(folder, cli, folds)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="tune",
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        load_if_exists=True,
+        direction="minimize",
+    )
+    _tidy(study, space, resolved["model"]["init_args"])
+    done = len(_complete(study))
+    # A sampler's state is not stored: another seed for every continuation, so that it proposes something new.
+    study.sampler = optuna.samplers.TPESampler(seed=int(resolved["seed_everything"]) + done)
+    if done < trials:
+        study.optimize(_objective(args, folder, space, folds, trials), n_trials=trials - done)
+
+    best = study.best_trial
+    chosen = _nested(resolved["model"], {s.key: _value(s, best.params[s.key]) for s in space})
+    head = "# A second --config for dps fit and dps crossval: the best settings that dps tune found.\n"
+    (folder / BEST).write_text(head + yaml.safe_dump({"model": chosen}, sort_keys=False))
+    rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in _complete(study)]
+    write_json(folder / TRIALS, {"name": cli.model.name, "folds": folds, "best": best.number, "trials": rows})
+    print(
+        f"best: trial {best.number + 1}, log loss {best.value:.4f}; the configuration's own {rows[0]['log_loss']:.4f}"
+    )
+    print(folder / BEST)
+    return folder
+
+
+def _objective(
+    args: Sequence[str], folder: Path, space: Sequence[Setting], folds: int, trials: int
+) -> Callable[[Trial], float]:
+    """Return the function that trains a trial on every fold: the mean out-of-fold log loss, nats."""
+
+    def objective(trial: Trial) -> float:
+        values = {setting.key: setting.suggest(trial) for setting in space}
+        settings = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in values.items()]
+        losses = []
+        for fold in range(folds):
+            where = folder / f"fold-{fold}"  # each trial's checkpoints replace the last one's
+            options = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}")
+            with redirect_stdout(io.StringIO()):
+                cli = run(
+                    [
+                        "fit",
+                        *args,
+                        *settings,
+                        *options,
+                        "--data.init_args.keep_test=true",
+                        f"--trainer.default_root_dir={where}",
+                    ]
+                )
+            table = cli.datamodule.table("test")
+            p = predict_table(load_controller(where).estimator, table).clip(1e-6, 1 - 1e-6)
+            losses.append(-np.log(np.where(table.labels(cli.datamodule.label), p, 1 - p)).reshape(-1))
+        loss = float(np.concatenate(losses).mean())
+        print(f"trial {trial.number + 1} of {trials}: log loss {loss:.4f}", flush=True)
+        return loss
+
+    return objective
+
+
+def _tidy(study: Study, space: Sequence[Setting], configured: Mapping[str, Any]) -> None:
+    """Begin a study with the configuration's own settings; end trials that an interruption left running."""
+    from optuna.trial import TrialState
+
+    if not study.trials:
+        own = {s.key: _at(configured, s.key) for s in space}
+        study.enqueue_trial({s.key: s.stored(own[s.key]) for s in space if s.accepts(own[s.key])})
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _complete(study: Study) -> list[Any]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _value(setting: Setting, stored: Any) -> Any:
+    return yaml.safe_load(stored) if setting.choices else stored
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value under a dotted key, None where there is none."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _nested(configured: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys under ``init_args`` as nested dictionaries, each with the class path it had."""
+    found: dict[str, Any] = {"class_path": configured["class_path"], "init_args": {}}
+    for key, value in values.items():
+        first, *rest = key.split(".")
+        if not rest:
+            found["init_args"][first] = value
+            continue
+        inner = found["init_args"].setdefault(
+            first, {"class_path": configured["init_args"][first]["class_path"], "init_args": {}}
+        )
+        inner["init_args"][rest[-1]] = value
+    return found

@@ -1,0 +1,117 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from lightning_modules.calibration import METHODS, Calibrator, fit_isotonic, fit_temperature
+from lightning_modules.estimators import TreeEstimator
+
+MANY = 10**12
+"""Questions beside which the prior's ten do not count."""
+
+
+def exact(logits, sharpness, rows=4000):
+    """Rows whose labels have exactly the share ``sigmoid(sharpness * logit)`` at each logit, up to rounding."""
+    ones = np.round(rows * expit(sharpness * np.asarray(logits))).astype(int)
+    return np.repeat(logits, rows), np.concatenate([np.arange(rows) < n for n in ones])
+
+
+@pytest.mark.parametrize("sharpness", [0.25, 1.0, 3.0])
+def test_the_temperature_of_known_logits_is_found(sharpness):
+    logits, labels = exact([-2.0, -0.5, 0.3, 1.1], sharpness)
+    assert fit_temperature(logits, labels, MANY) == pytest.approx(sharpness, rel=2e-3)
+
+
+def test_the_temperature_minimizes_the_loss():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, 400), rng.random(400) < 0.7
+    found = fit_temperature(logits, labels, MANY)
+
+    def loss(sharpness):
+        p = expit(sharpness * logits)
+        return -np.log(np.where(labels, p, 1 - p)).mean()
+
+    grid = np.linspace(0.05, 3, 500)
+    assert loss(found) <= min(loss(s) for s in grid) + 1e-12
+
+
+def test_questions_that_all_agree_do_not_make_it_infinite():
+    logits = np.array([-1.0, 2.0])
+    assert fit_temperature(logits, np.array([False, True]), MANY) == 20.0
+    assert fit_temperature(logits, np.array([True, False]), MANY) == 1 / 20
+    assert fit_temperature(np.zeros(3), np.ones(3, bool), MANY) == 1 / 20
+    # Twenty questions, all of them enough: the probability goes where (20 + 10 p) / 30 is, and no further.
+    found = fit_temperature(np.full(20, 3.0), np.ones(20, bool), 20)
+    assert expit(3.0 * found) == pytest.approx((20 + 10 * expit(3.0)) / 30)
+
+
+def test_isotonic_by_hand():
+    # Shares at logits 0, 1, 2, 3 are 0, 1/2, 1/4, 1; the two in the middle are pooled to 3/8.
+    logits = np.repeat([0.0, 1.0, 2.0, 3.0], 4)
+    labels = np.array([0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1], bool)
+    knots = fit_isotonic(logits, labels, num_questions=9)
+    np.testing.assert_allclose(knots, [[0, 1, 2, 3], [0.05, 0.375, 0.375, 0.95]])
+
+
+def test_isotonic_is_the_nearest_monotone_function():
+    rng = np.random.default_rng(1)
+    values = np.arange(4.0)
+    shares = rng.random(4)
+    labels = np.concatenate([np.arange(20) < round(20 * s) for s in shares])
+    knots = fit_isotonic(np.repeat(values, 20), labels, num_questions=10**9)
+    found = np.interp(values, *knots)
+    shares = labels.reshape(4, 20).mean(axis=1)
+    grid = np.linspace(0, 1, 21)
+    best = min(((np.array(f) - shares) ** 2).sum() for f in itertools.combinations_with_replacement(grid, 4))
+    assert ((found - shares) ** 2).sum() <= best + 1e-12
+    assert (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_keeps_ranks_and_survives_its_state(method):
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, 300)
+    labels = rng.random(300) < expit(0.4 * logits)
+    estimator = TreeEstimator()
+    estimator.calibrator.fit(method, logits, labels, 100)
+    other = TreeEstimator()
+    other.load_state_dict(estimator.state_dict())
+    asked = torch.linspace(-9, 9, 50, dtype=torch.float64)
+    p = estimator.calibrator(asked)
+    torch.testing.assert_close(other.calibrator(asked), p, rtol=0, atol=0)
+    assert (p.diff() >= 0).all()
+    assert p.min() > 0
+    assert p.max() < 1
+    if method == "none":
+        torch.testing.assert_close(p, asked.sigmoid(), rtol=0, atol=0)
+    else:
+        assert (p - asked.sigmoid()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_it_makes_overconfident_probabilities_honest(method):
+    rng = np.random.default_rng(3)
+    truth = rng.normal(0, 1, 4000)
+    labels = rng.random(4000) < expit(truth)
+    calibrator = Calibrator()
+    calibrator.fit(method, 3 * truth[:2000], labels[:2000], 2000)
+
+    def brier(p):
+        return float(((p - labels[2000:]) ** 2).mean())
+
+    honest = brier(expit(truth[2000:]))
+    assert brier(expit(3 * truth[2000:])) > honest + 0.01
+    assert brier(calibrator(torch.from_numpy(3 * truth[2000:])).numpy()) < honest + 0.003
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="none, temperature, isotonic"):
+        Calibrator().fit("platt", np.zeros(1), np.ones(1, bool), 1)
+
+
+def test_beyond_its_knots_isotonic_is_constant_and_between_them_linear():
+    calibrator = Calibrator()
+    calibrator.fit("isotonic", np.array([-1.0, 1.0]), np.array([False, True]), 4)
+    np.testing.assert_allclose(calibrator(torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)), [0.1, 0.5, 0.9])

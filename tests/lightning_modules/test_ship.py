@@ -1,0 +1,140 @@
+"""`dps ship`: what is handed on says what the run said, and carries no paths."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dps.cli import run
+from dps.errors import InputError
+from lightning_modules.load import load_controller
+from lightning_modules.ship import ship
+
+from .test_load import MODEL, features, save
+
+DATA = {
+    "model": {**MODEL, "name": "/home/someone/models/made-up"},
+    "calibration": {},
+    "pooling": "mean",
+    "label": "no_gain",
+    "store": "/home/someone/runs/train",
+    "store_fingerprint": "f",
+    "ks": [2, 4, 6, 8],
+    "num_orders": 4,
+    "benchmark": {"name": "gsm8k", "split": "train"},
+    "num_questions": {"train": 100},
+}
+
+
+def trained(folder, name="mlp-hq"):
+    (folder / "checkpoints").mkdir(parents=True)
+    save(folder / "checkpoints" / "best.ckpt", name, data=DATA)
+    return folder
+
+
+def replay(folder, fingerprint="abc", policy="mlp-hq"):
+    folder.mkdir()
+    interval = {"value": 0.4, "low": 0.35, "high": 0.45}
+    point = {"threshold": 0.2, "accuracy": 0.5, "low": 0.45, "high": 0.55, "tokens": 1234.0, "mean_k": 3.3}
+    found = {
+        "policies": [
+            {
+                "policy": policy,
+                "kind": "controller",
+                "curve": [point],
+                "operating_point": {
+                    "tokens_ratio": interval,
+                    "accuracy_difference": {k: -v / 100 for k, v in interval.items()},
+                },
+            }
+        ],
+        "provenance": {"model": {"fingerprint": fingerprint}, "benchmark": {"name": "gsm8k", "split": "test"}},
+        "num_questions": 700,
+        "ks": [2, 4, 6, 8],
+    }
+    (folder / "replay.json").write_text(json.dumps(found))
+    return folder
+
+
+def crossval(folder, **changes):
+    folder.mkdir()
+    value = {"value": 0.8, "stderr": 0.01}
+    metrics = dict.fromkeys(("auroc", "average_precision", "brier", "calibration_error"), value)
+    rows = {"controller": metrics, "length": metrics}
+    found = {"name": "mlp-hq", "label": "no_gain", "feature_set": "published", "store_fingerprint": "f",
+             "num_questions": 900, "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
+    (folder / "crossval.json").write_text(json.dumps({**found, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
+def test_a_shipped_controller_says_what_the_run_said(tmp_path, name):
+    source = trained(tmp_path / "run", name)
+    folder = ship(source, tmp_path / "controller")
+    before, after = load_controller(source), load_controller(folder)
+    asked = [features(), features()]
+    assert after.predict_enough(asked).tolist() == before.predict_enough(asked).tolist()
+    assert (after.name, after.threshold, after.ks) == (before.name, before.threshold, before.ks)
+    after.check_model(MODEL, 5)
+    with pytest.raises(InputError, match="was trained on"):
+        after.check_model({**MODEL, "fingerprint": "other"})
+
+
+def test_nothing_of_the_machine_is_handed_on(tmp_path):
+    folder = ship(trained(tmp_path / "run"), tmp_path / "controller")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "controller.ckpt", "controller.json"]
+    for path in folder.iterdir():
+        assert b"/home/someone" not in path.read_bytes()
+    assert "made-up, fingerprint `abc`" in (folder / "README.md").read_text()
+
+
+def test_a_threshold_can_be_given(tmp_path):
+    folder = ship(trained(tmp_path / "run"), tmp_path / "controller", threshold=0.25)
+    assert load_controller(folder).threshold == np.float32(0.25)
+    assert json.loads((folder / "controller.json").read_text())["threshold"] == 0.25
+
+
+def test_the_card_has_what_was_measured(tmp_path):
+    folder = ship(
+        trained(tmp_path / "run"),
+        tmp_path / "controller",
+        crossval=crossval(tmp_path / "cv"),
+        replay=replay(tmp_path / "replay"),
+    )
+    text = (folder / "README.md").read_text()
+    assert "| AUROC | 0.800 ± 0.010 | 0.800 ± 0.010 |" in text
+    assert "0.40 of the tokens of k = 8 [0.35, 0.45]" in text
+    assert "| 0.2 | 50.0 [45.0, 55.0] | 1,234 | 3.30 |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "correct"}, "same label"),
+        ({"store_fingerprint": "g"}, "same harvest"),
+        ({"name": "gbdt"}, "controller"),
+    ],
+)
+def test_measures_of_another_controller_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        ship(trained(tmp_path / "run"), tmp_path / "controller", crossval=crossval(tmp_path / "cv", **changes))
+    assert not (tmp_path / "controller").exists()
+
+
+def test_a_replay_of_another_model_or_policy_is_refused(tmp_path):
+    source = trained(tmp_path / "run")
+    with pytest.raises(InputError, match="same model"):
+        ship(source, tmp_path / "a", replay=replay(tmp_path / "other", fingerprint="zzz"))
+    with pytest.raises(InputError, match="which has gbdt"):
+        ship(source, tmp_path / "b", replay=replay(tmp_path / "named", policy="gbdt"))
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
+    assert run(["ship", str(tmp_path / "nothing"), "--output", str(tmp_path / "x")]) == 2
+    assert "Expected a trained controller" in capsys.readouterr().err
+    source = trained(tmp_path / "run")
+    assert run(["ship", str(source)]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert run(["ship", str(source), "--output", str(tmp_path / "c")]) == 0
+    assert run(["ship", str(source), "--output", str(tmp_path / "c")]) == 2
+    assert "not there yet" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dps.cli import run as dps
+from dps.errors import InputError
+from lightning_modules import load_controller, tune
+from lightning_modules.cli import resolve, search_settings
+from lightning_modules.crossval import predict_table
+from lightning_modules.data import FeatureDataModule
+from lightning_modules.tune import SPACES
+
+optuna = pytest.importorskip("optuna")
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def options(store, *more, name="gbdt"):
+    config = ["--config", str(CONFIGS / f"{name}.yaml"), f"--data.init_args.store={store}"]
+    return [*config, "--data.init_args.num_orders=1", "--trainer.max_epochs=2", *more]
+
+
+@pytest.fixture(scope="module")
+def folder(harvest, tmp_path_factory):
+    return search_settings(options(harvest), trials=3, folds=2, output=tmp_path_factory.mktemp("runs") / "tune")
+
+
+def trials(folder):
+    return json.loads((folder / "trials.json").read_text())["trials"]
+
+
+def test_the_first_trial_is_the_configuration_and_the_best_is_the_best(folder):
+    configured = yaml.safe_load((CONFIGS / "gbdt.yaml").read_text())["model"]["init_args"]
+    found = trials(folder)
+    assert len(found) == 3
+    assert {s.key: found[0][s.key] for s in SPACES["gbdt"]} == {s.key: configured[s.key] for s in SPACES["gbdt"]}
+    assert len({t["learning_rate"] for t in found}) == 3
+    best = min(found, key=lambda t: t["log_loss"])
+    written = yaml.safe_load((folder / "best.yaml").read_text())["model"]["init_args"]
+    assert written == {s.key: best[s.key] for s in SPACES["gbdt"]}
+
+
+def test_the_best_is_a_second_configuration(folder, harvest):
+    best = min(trials(folder), key=lambda t: t["log_loss"])
+    more = ("--model.init_args.l2=7.5", "--model.init_args.learning_rate=0.5")
+    config = options(harvest, *more, "--config", str(folder / "best.yaml"))
+    settings = resolve(config).resolved()["model"]["init_args"]
+    assert {s.key: settings[s.key] for s in SPACES["gbdt"]} == {s.key: best[s.key] for s in SPACES["gbdt"]}
+    assert settings["rounds_per_epoch"] == 5  # the first file's
+
+
+def test_the_loss_is_that_of_the_folds_checkpoints(folder, harvest):
+    losses = []
+    for fold in range(2):
+        config = yaml.safe_load((folder / f"fold-{fold}" / "config.yaml").read_text())["data"]["init_args"]
+        data = FeatureDataModule(**config)
+        data.setup()
+        table = data.table("test")
+        p = predict_table(load_controller(folder / f"fold-{fold}").estimator, table)
+        losses.append(-np.log(np.where(table.labels("no_gain"), p, 1 - p)).reshape(-1))
+    assert trials(folder)[-1]["log_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp_hq"])
+def test_every_dimension_is_a_setting_and_contains_what_ships(name, harvest):
+    resolved = resolve(options(harvest, name=name)).resolved()["model"]
+    for setting in SPACES[name.replace("_", "-")]:
+        assert setting.accepts(tune._at(resolved["init_args"], setting.key)), setting.key
+
+
+def test_nested_settings_keep_their_class(harvest, tmp_path):
+    resolved = resolve(options(harvest, name="mlp_h")).resolved()["model"]
+    made = tune._nested(resolved, {"optimizer.init_args.lr": 0.5, "layer_sizes": [7]})
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump({"model": made}))
+    again = resolve(options(harvest, "--config", str(path), name="mlp_h")).resolved()["model"]["init_args"]
+    assert again["optimizer"]["init_args"]["lr"] == 0.5
+    assert (
+        again["optimizer"]["init_args"]["weight_decay"]
+        == resolved["init_args"]["optimizer"]["init_args"]["weight_decay"]
+    )
+    assert again["layer_sizes"] == [7]
+    assert again["projection_size"] == resolved["init_args"]["projection_size"]
+
+
+def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
+    before = trials(folder)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
+    optuna.load_study(study_name="tune", storage=storage).ask()  # what a killed search leaves: a running trial
+    capsys.readouterr()
+    search_settings(options(harvest), trials=4, folds=2, output=folder)
+    printed = capsys.readouterr().out
+    assert printed.count("log loss") == 2  # one trial, and the best
+    after = trials(folder)
+    assert after[:3] == before
+    assert len(after) == 4
+    assert len({t["learning_rate"] for t in after}) == 4
+    states = [t.state.name for t in optuna.load_study(study_name="tune", storage=storage).trials]
+    assert sorted(states) == ["COMPLETE"] * 4 + ["FAIL"]
+    search_settings(options(harvest), trials=4, folds=2, output=folder)
+    assert trials(folder) == after
+    with pytest.raises(InputError, match="other config"):
+        search_settings(options(harvest, "--model.init_args.tolerance=0.1"), trials=4, folds=2, output=folder)
+
+
+def test_the_test_questions_stay_out(folder, harvest):
+    plain = FeatureDataModule(harvest, val_fraction=0.15, calibration_fraction=0.1)
+    for fold in range(2):
+        config = yaml.safe_load((folder / f"fold-{fold}" / "config.yaml").read_text())["data"]["init_args"]
+        assert (config["folds"], config["fold"], config["keep_test"]) == (2, fold, True)
+        data = FeatureDataModule(**config)
+        ids = data.whole(frozenset()).question_ids
+        kept = {i for i in ids if plain.split_of(i) == "test"}
+        assert kept
+        assert {data.split_of(i) for i in kept} == {"unused"}
+
+
+def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):
+    monkeypatch.setattr(tune, "find_spec", lambda name: None)
+    assert dps(["tune", *options(harvest)]) == 2
+    assert capsys.readouterr().err.endswith("pip install 'dynamic-power-sampling[tune]'.\n")
+    assert dps(["tune", "--help"]) == 0
+    assert "best.yaml" in capsys.readouterr().out
+    assert dps(["tune", *options(harvest), "--trials", "x"]) == 2

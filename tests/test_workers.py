@@ -1,0 +1,99 @@
+"""Several workers make the store that one makes, also where one of them is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dps.cli import run
+from feature_store import Store
+from feature_store.tools import verify
+
+from .harvests import same
+
+SETTINGS = (
+    "--benchmark.name=arithmetic", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
+    "--sampler.num_mh_steps=2", "--compute.rows=16", "--compute.commit_interval_s=0.2", "--k.maximum=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A harvest by one worker in the calling process."""
+    folder = tmp_path_factory.mktemp("alone") / "store"
+    assert run(["harvest", f"--output={folder}", "--benchmark.limit=36", "--compute.threads=1", *SETTINGS]) == 0
+    return Store.open(folder)
+
+
+def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.workers=3", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
+    )
+    victim = None
+    while process.poll() is None and victim is None:
+        written = sorted(folder.glob("segment-w*.h5"))
+        if written:
+            number = int(written[0].name.split("-")[1].removeprefix("w"))
+            victim = worker_of(process.pid, number)
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(0.02)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert victim is not None
+    assert "died with exit code -9; its" in error
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.backend=ray", "--compute.workers=3", "--compute.threads=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
+        time.sleep(0.02)
+    victims = [pid for pid, _, command in processes() if "ray::Worker" in command]
+    assert len(victims) == 3
+    os.kill(victims[0], signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, error
+    assert "died; its" in error
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.backend=ray", *SETTINGS]) == 2
+    assert "pip install 'dynamic-power-sampling[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+def processes():
+    """Every process: its id, its parent's, its command line."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = open(f"/proc/{entry}/stat").read().rsplit(") ", 1)[1].split()  # noqa: SIM115
+                command = open(f"/proc/{entry}/cmdline").read()  # noqa: SIM115
+            except OSError:
+                continue
+            found.append((int(entry), int(fields[1]), command))
+    return found
+
+
+def worker_of(parent, number):
+    """The process id of a run's worker: children of the fork server, in the order of their start."""
+    found = processes()
+    server = next(pid for pid, of, command in found if of == parent and "forkserver" in command)
+    return sorted(pid for pid, of, _ in found if of == server)[number]
