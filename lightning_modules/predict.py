@@ -8,7 +8,7 @@ import numpy as np
 
 from dps.errors import InputError
 from dps.scheduler import features_for
-from feature_store import Store
+from feature_store import Question, Store
 from lightning_modules.load import load_controller
 
 
@@ -41,9 +41,15 @@ def predict_orders(path: str, store_folder: Path, orders: np.ndarray, ks: tuple[
             f"The controller {path} was trained to be asked at k = {', '.join(map(str, controller.ks[:-1]))}, the "
             f"replay asks at {', '.join(map(str, ks[:-1]))}: set k to its range."
         )
-    found = []
-    graded = (q for q in store if q.gold is not None or any(t.correct is not None for t in q.trajectories))
-    for question, of_question in zip(graded, orders, strict=True):
+    graded = sorted(q.question_id for q in store.scan(hidden=False) if _is_graded(q))
+    if len(graded) != len(orders):
+        raise ValueError(f"expected orders of {len(graded)} graded questions, got {len(orders)}")
+    place = {question_id: row for row, question_id in enumerate(graded)}
+    found = np.empty((len(graded), orders.shape[1], len(ks) - 1))
+    for question in store.scan():
+        row = place.get(question.question_id)
+        if row is None:
+            continue
         features = [
             features_for(
                 controller,
@@ -51,8 +57,12 @@ def predict_orders(path: str, store_folder: Path, orders: np.ndarray, ks: tuple[
                 question.num_prompt_tokens,
                 question.embedding,
             )
-            for order in of_question.tolist()
+            for order in orders[row].tolist()
             for k in ks[:-1]
         ]
-        found.append(controller.predict_enough(features).reshape(len(of_question), len(ks) - 1))
-    return np.stack(found)
+        found[row] = controller.predict_enough(features).reshape(found.shape[1:])
+    return found
+
+
+def _is_graded(question: Question) -> bool:
+    return question.gold is not None or any(t.correct is not None for t in question.trajectories)

@@ -7,10 +7,11 @@ they are made once and kept beside it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
-import weakref
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,15 +37,14 @@ class VectorFile:
     """Vectors of shape (Q, K, D), float32, in a file of NumPy's format, read by question and never as a whole.
 
     Reads are explicit (``pread``): what is held is what was asked for, and a failing disk is an error, where a memory
-    map would end the process.
+    map would end the process. Each question's vectors have a CRC-32 before them, which is checked.
     """
 
-    def __init__(self, path: Path, *, temporary: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         """Open the file.
 
         Args:
             path: A file that :func:`pooled_vectors` wrote.
-            temporary: Whether the file goes when this object does.
 
         Raises:
             OSError, ValueError: If there is none, or it is not such a file.
@@ -54,35 +54,38 @@ class VectorFile:
         version = np.lib.format.read_magic(self._file)
         if version != (1, 0):
             raise ValueError(f"{path} has version {version} of NumPy's format")
-        self.shape, _, dtype = np.lib.format.read_array_header_1_0(self._file)
+        (count,), _, self._record = np.lib.format.read_array_header_1_0(self._file)
+        self.shape: tuple[int, int, int] = (count, *self._record["vectors"].shape)
         self._start = self._file.tell()
-        if dtype != np.float32 or len(self.shape) != 3 or path.stat().st_size != self._start + self.nbytes:
-            raise ValueError(f"{path} does not hold whole float32 vectors")
-        if temporary:
-            weakref.finalize(self, path.unlink, missing_ok=True)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all vectors."""
-        return 4 * int(np.prod(self.shape))
+        whole = self._start + count * self._record.itemsize
+        if self._record != _record(*self.shape[1:]) or path.stat().st_size != whole:
+            raise ValueError(f"{path} does not hold whole vectors")
 
     def __getitem__(self, questions: np.ndarray) -> np.ndarray:
         """Return the vectors of these questions, shape (N, K, D); runs of successive numbers are one read each."""
-        found = np.empty((len(questions), *self.shape[1:]), np.float32)
-        size = found[:1].nbytes
+        found = np.empty(len(questions), self._record)
         breaks = np.flatnonzero(np.diff(questions) != 1) + 1
         for run in np.split(np.arange(len(questions)), breaks):
-            if len(run) and size:
-                self._read(found[run[0] : run[-1] + 1], self._start + int(questions[run[0]]) * size)
-        return found
+            if len(run):
+                offset = self._start + int(questions[run[0]]) * self._record.itemsize
+                self._read(found[run[0] : run[-1] + 1], offset)
+        for record in found:
+            if zlib.crc32(record["vectors"]) != record["crc32"]:
+                raise InputError(f"{self.path} is damaged: delete it and run again.")
+        return found["vectors"]
 
     def _read(self, into: np.ndarray, offset: int) -> None:
-        view = memoryview(into).cast("B")
+        view = memoryview(into.view(np.uint8))
         while len(view):
             count = os.preadv(self._file.fileno(), [view], offset)
             if count == 0:
-                raise InputError(f"{self.path} ends too early: another program has cut it; delete it and run again.")
+                raise InputError(f"{self.path} ends too early: delete it and run again.")
             view, offset = view[count:], offset + count
+
+
+def _record(num_trajectories: int, hidden_size: int) -> np.dtype:
+    """Return the type of one question in the file."""
+    return np.dtype([("crc32", "<u4"), ("vectors", "<f4", (num_trajectories, hidden_size))])
 
 
 Vectors = np.ndarray | VectorFile
@@ -135,7 +138,7 @@ def pooled_vectors(
             file where that cannot be written.
 
     Raises:
-        InputError: If the file cannot be written, or a segment has another D.
+        InputError: If the file cannot be written, or a question has fewer trajectories or another D.
     """
     shape = (len(store), num_trajectories, hidden_size)
     if 4 * int(np.prod(shape)) <= memory_mb * 10**6:
@@ -143,29 +146,18 @@ def pooled_vectors(
         for row, pooled in _pooled(store, pooling, shape):
             vectors[row] = pooled
         return vectors
-    name = f"pooled-{pooling}-v{_FORMAT_VERSION}-{num_trajectories}-{store.checksum()[:24]}.npy"
+    name = f"pooled-{pooling}-k{num_trajectories}-v{_FORMAT_VERSION}-{store.checksum()[:24]}.npy"
     folder = Path(cache_dir) if cache_dir is not None else store.folder / CACHE
     if (found := _opened(folder / name, shape)) is not None:
         return found
     try:
         make_folder(folder)
-        writable = os.access(folder, os.W_OK)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         if cache_dir is not None:
             raise _cannot_write(folder, shape, error.strerror) from error
-        writable = False
-    if not writable and cache_dir is not None:
-        raise _cannot_write(folder, shape, "no permission")
-    if not writable:
-        path = Path(tempfile.mkdtemp(prefix="dps-")) / name
-        print(
-            f"{store.folder} cannot be written, so its pooled hidden states lie in {path} until this command ends: set "
-            "data.cache_dir to keep them for the next."
-        )
-        _write(path, store, pooling, shape)
-        found = VectorFile(path, temporary=True)
-        weakref.finalize(found, os.rmdir, path.parent)
-        return found
+        return _temporary(store, pooling, shape)
     with _one_at_a_time(folder):
         if (found := _opened(folder / name, shape)) is not None:  # another process was faster
             return found
@@ -176,6 +168,15 @@ def pooled_vectors(
                 if stale.name != name:
                     stale.unlink(missing_ok=True)
     return VectorFile(folder / name)
+
+
+def _temporary(store: Store, pooling: str, shape: tuple[int, int, int]) -> VectorFile:
+    """Return a file that has no name any more: its bytes go when nobody reads it, however the process ends."""
+    with tempfile.TemporaryDirectory(prefix="dps-") as folder:
+        print(f"{store.folder} cannot be written: set data.cache_dir to a folder that keeps what is made now.")
+        path = Path(folder) / "pooled.npy"
+        _write(path, store, pooling, shape)
+        return VectorFile(path)
 
 
 def _pooled(store: Store, pooling: str, shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -193,17 +194,21 @@ def _pooled(store: Store, pooling: str, shape: tuple[int, int, int]) -> Iterator
 
 def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int]) -> None:
     """Write the vectors under a temporary name, bring them to the disk, then give them their own name."""
-    size = 4 * shape[1] * shape[2]
-    print(f"pooling the hidden states of {shape[0]} questions into {path} ({shape[0] * size / 1e9:.2f} GB)", flush=True)
+    record = np.empty(1, _record(*shape[1:]))
+    gigabytes = shape[0] * record.nbytes / 1e9
+    print(f"pooling the hidden states of {shape[0]} questions into {path} ({gigabytes:.2f} GB)", flush=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            descr = np.lib.format.dtype_to_descr(record.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": shape[:1]}
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             start = file.tell()
             for row, pooled in _pooled(store, pooling, shape):
-                _write_at(file.fileno(), pooled.astype("<f4", copy=False), start + row * size)
+                record["vectors"] = pooled
+                record["crc32"] = zlib.crc32(record["vectors"])
+                _write_at(file.fileno(), record, start + row * record.nbytes)
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -214,7 +219,7 @@ def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int]) 
 
 
 def _write_at(descriptor: int, values: np.ndarray, offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(values)).cast("B")
+    view = memoryview(values.view(np.uint8))
     while len(view):
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count

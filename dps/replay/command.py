@@ -89,8 +89,8 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     ]
     check_comparable([(harvest, store.manifest), *((folder, rival.manifest) for folder, rival in rivals)])
     found = {name: read_out_of_fold(path) for name, path in config.controllers.items()}
-    samples = read_samples(store.manifest, store, str(harvest))
-    sources = [read_samples(rival.manifest, rival, str(folder)) for folder, rival in rivals]
+    samples = read_samples(store.manifest, store.scan(hidden=False), str(harvest))
+    sources = [read_samples(rival.manifest, rival.scan(hidden=False), str(folder)) for folder, rival in rivals]
     common = sorted(
         set(samples.question_ids).intersection(
             *(s.question_ids for s in sources), *(f.question_ids for f in found.values() if f)

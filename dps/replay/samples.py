@@ -67,7 +67,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
 
     Args:
         manifest: The store's manifest.
-        questions: Its questions, in order of id; read once.
+        questions: Its questions, in any order; read once, hidden states and texts are not looked at.
         folder: The store, for messages.
 
     Raises:
@@ -111,7 +111,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
             "with gold answers."
         )
     table = np.array(rows).transpose(2, 0, 1)
-    return Samples(
+    samples = Samples(
         series=str(policy["name"]),
         question_ids=tuple(ids),
         classes=table[0].astype(np.int64),
@@ -124,6 +124,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
         aggregator=manifest.aggregator,
         num_ungraded=ungraded,
     )
+    return samples.on(sorted(ids))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
