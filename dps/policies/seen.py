@@ -115,7 +115,7 @@ def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]
     return (
         trajectory.answer_class,
         trajectory.base_logprob,
-        float(len(trajectory.tokens)),
+        float(trajectory.block_num_tokens.sum()),
         float(trajectory.block_entropy.sum()),
         float(trajectory.block_top1.sum()),
     )
