@@ -1,0 +1,122 @@
+"""A scan gives what features need, in little memory, and never a changed value."""
+
+from dataclasses import fields
+
+import h5py
+import numpy as np
+import pytest
+
+from feature_store import Store, StoreError, StoreWriter, Trajectory
+from feature_store.segment import COLUMNS, DATASETS, scan_segment
+from tests.factories import make_manifest, make_question
+from tests.feature_store.test_store import as_version
+
+LEFT_OUT = {"text", "tokens", "steps", *(column.name for column in COLUMNS["series"])}
+
+
+def content(question):
+    """Everything of a question that a scan keeps, comparable."""
+    kept = [field.name for field in fields(Trajectory) if field.name not in LEFT_OUT]
+    plain = {f.name: getattr(question, f.name) for f in fields(question) if f.name not in ("trajectories", "embedding")}
+    rows = [[np.asarray(getattr(t, name)).tolist() for name in kept] for t in question.trajectories]
+    return plain, question.embedding.tolist(), rows
+
+
+def interleaved(folder, count=12, **settings):
+    """A store whose segments each hold questions from the whole range of ids."""
+    writer = StoreWriter.open(folder, make_manifest())
+    questions = [make_question(number, **settings) for number in range(count)]
+    for first in range(3):
+        writer.commit(questions[first::3][::-1])
+    return Store.open(folder), questions
+
+
+def unprotect(segment):
+    """Rewrite a segment as earlier releases wrote it: small columns without a checksum of their own."""
+    with h5py.File(segment) as file:
+        arrays = {name: file[name][...] for name in DATASETS}
+        attributes = dict(file.attrs)
+    with h5py.File(segment, "w") as file:
+        file.attrs.update(attributes)
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_scan_gives_every_question_once_with_what_features_need(tmp_path, protected):
+    store, questions = interleaved(tmp_path, steps=3)
+    if not protected:
+        for segment in tmp_path.glob("*.h5"):
+            unprotect(segment)
+    scanned = list(store.scan())
+    assert [content(q) for q in sorted(scanned, key=lambda q: q.question_id)] == [content(q) for q in questions]
+    assert all(len(t.tokens) == len(t.token_top1) == len(t.steps.length) == 0 for q in scanned for t in q.trajectories)
+    for short, question in zip(sorted(store.scan(hidden=False), key=lambda q: q.question_id), questions, strict=True):
+        for t, whole in zip(short.trajectories, question.trajectories, strict=True):
+            assert t.hidden.shape == (len(whole.hidden), 0)
+            assert t.block_entropy.tolist() == whole.block_entropy.tolist()
+
+
+def test_hidden_states_are_read_in_pieces(tmp_path):
+    StoreWriter.open(tmp_path, make_manifest()).commit(
+        questions := [make_question(i, hidden_size=64) for i in range(9)]
+    )
+    (segment,) = tmp_path.glob("*.h5")
+    sizes = [sum(t.hidden.nbytes for t in q.trajectories) for q in questions]
+    for piece in (1, max(sizes), 2 * max(sizes), sum(sizes)):
+        pieces = {}
+        for question, whole in zip(scan_segment(segment, piece=piece), questions, strict=True):
+            assert content(question) == content(whole)
+            for t in question.trajectories:
+                pieces[id(t.hidden.base)] = t.hidden.base
+        read = [array.nbytes for array in pieces.values()]
+        assert sum(read) == sum(sizes)
+        assert max(read) <= max(piece, max(sizes))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_segments_of_older_versions_are_scanned(tmp_path, version):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(number) for number in range(3)])
+    as_version(segment, version)
+    store = Store.open(tmp_path)
+    assert [content(q) for q in store.scan()] == [content(q) for q in store]
+
+
+def test_of_two_copies_the_first_segments_counts(tmp_path):
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    first, second = make_question(0, rng=np.random.default_rng(1)), make_question(0, rng=np.random.default_rng(2))
+    writer.commit([first, make_question(1)], writer="a")
+    writer.commit([second, make_question(2)], writer="b")
+    found = {q.question_id: q for q in Store.open(tmp_path).scan()}
+    assert list(found) == ["q00000", "q00001", "q00002"]
+    assert content(found["q00000"]) == content(first) != content(second)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path, protected, hidden):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(i, hidden_size=32) for i in range(4)])
+    if not protected:
+        unprotect(segment)
+    whole, expected = segment.read_bytes(), [content(q) for q in scan_segment(segment, hidden=hidden)]
+    noticed = 0
+    for offset in np.random.default_rng(0).integers(0, len(whole), 120).tolist():
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x10
+        segment.write_bytes(damaged)
+        try:
+            served = [content(q) for q in scan_segment(segment, hidden=hidden)]
+        except StoreError as error:
+            noticed += str(segment) in str(error)
+            continue
+        assert served == expected
+    assert noticed > 20
+
+
+def test_the_checksum_follows_the_content(tmp_path):
+    store, _ = interleaved(tmp_path / "a")
+    again, _ = interleaved(tmp_path / "b")
+    assert store.checksum() == again.checksum() == Store.open(tmp_path / "a").checksum()
+    StoreWriter.open(tmp_path / "b", make_manifest()).commit([make_question(50)])
+    assert Store.open(tmp_path / "b").checksum() != store.checksum()
