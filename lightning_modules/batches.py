@@ -159,7 +159,7 @@ class BatchLoader:
         """Yield the batches of the epoch."""
         return prefetched(self._batches(), _AHEAD)
 
-    def _batches(self) -> Generator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         windows = prefetched(self._windows(), 1) if self._streams else self._windows()
         window, left = None, 0
         for rows in self.sampler:
@@ -181,7 +181,7 @@ class BatchLoader:
                 self._label[index],
             )
 
-    def _windows(self) -> Generator[_Window]:
+    def _windows(self) -> Generator[_Window, None, None]:
         table = self._table
         for rows in self.sampler.windows():
             if not self._streams:
@@ -198,7 +198,7 @@ class BatchLoader:
         return mean_vectors(window.vectors, at, table.orders[question, order], np.asarray(table.ks)[checkpoint])
 
 
-def prefetched(items: Generator[T], ahead: int) -> Generator[T]:
+def prefetched(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
     """Yield what a generator yields, which runs ahead in a thread of its own.
 
     Args:

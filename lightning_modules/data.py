@@ -16,7 +16,7 @@ from dps.features import FeatureSet, Pooling
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, BatchLoader, EpochBatches
 from lightning_modules.table import HIDDEN, PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
-from lightning_modules.vectors import pooled_vectors
+from lightning_modules.vectors import MEGABYTE, pooled_vectors
 
 __all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
 
@@ -268,13 +268,13 @@ class FeatureDataModule(L.LightningDataModule):
         table = self.table(split)
         if seed is None:
             batch_size = min(_EVALUATION_ROWS, max(1, _EVALUATION_BYTES // max(1, 4 * table.hidden_size)))
-        elif batch_size is None and 4 * table.num_rows * table.hidden_size > self.memory_mb * 10**6:
+        elif batch_size is None and 4 * table.num_rows * table.hidden_size > self.memory_mb * MEGABYTE:
             raise InputError(
                 f"The training split as one batch has {table.num_rows} rows with hidden states of size "
                 f"{table.hidden_size}, more than data.memory_mb {self.memory_mb} holds: set data.batch_size, for "
                 "example to 256."
             )
-        return BatchLoader(table, self.label, batch_size, seed, self.memory_mb * 10**6)
+        return BatchLoader(table, self.label, batch_size, seed, self.memory_mb * MEGABYTE)
 
     def _table(self, folder: str, parts: frozenset[str]) -> Table:
         """Make the table of a whole store, in order of id."""

@@ -26,6 +26,9 @@ from feature_store.files import TEMPORARY, make_folder, remove_leftovers, sync_f
 CACHE = "cache"
 """Folder in a store where the files lie unless another is chosen."""
 
+MEGABYTE = 10**6
+"""Bytes."""
+
 _FORMAT_VERSION = 1
 """Of the files' content; a change of :func:`dps.features.pool_hidden` raises it."""
 
@@ -141,7 +144,7 @@ def pooled_vectors(
         InputError: If the file cannot be written, or a question has fewer trajectories or another D.
     """
     shape = (len(store), num_trajectories, hidden_size)
-    if 4 * int(np.prod(shape)) <= memory_mb * 10**6:
+    if 4 * int(np.prod(shape)) <= memory_mb * MEGABYTE:
         vectors = np.empty(shape, np.float32)
         for row, pooled in _pooled(store, pooling, shape):
             vectors[row] = pooled

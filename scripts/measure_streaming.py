@@ -8,11 +8,12 @@ file of pooled hidden states, the second finds it, the third, for comparison, ma
 same bytes in sequence. The store is removed at the end. What is written:
 
 - ``peak_rss_mb``: the child's high-water mark of resident memory, as the kernel counts it.
-- of each epoch: rows and bytes of pooled hidden states per second of training, and ``waited``: the share of the time in
-  which the trainer had no batch (from the end of a step to the start of the next, which includes Lightning's own work
-  between steps).
-- ``read_in_sequence``: plain reads of the segments' bytes, of their decoded hidden states through h5py, and of the
-  pooled file, with the page cache dropped before where that is allowed.
+- of each epoch: rows per second of training; bytes per second of the pooled hidden states that it reads, and of the
+  store's hidden states that they stand for; and ``waited``: the share of the time from the end of a step to the start
+  of the next, which includes Lightning's own work there, as ``in_memory`` shows. The page cache is dropped before each
+  epoch where that is allowed.
+- ``read_in_sequence``: plain reads of the segments' bytes, of the pooled file's, and of the store's hidden states
+  decoded through h5py, with the page cache dropped before.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class Clock(Callback):
         self._setup_s = 0.0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note when an epoch starts."""
+        """Note when an epoch starts, with nothing of the store in memory where that can be had."""
         if not self._epochs:
             self._setup_s = time.perf_counter() - self._born
+        drop_page_cache()
         self._start = self._last = time.perf_counter()
         self._waited, self._first, self._rows = 0.0, 0.0, 0
 
