@@ -30,6 +30,10 @@ from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
 
 SCHEMA_VERSION = 2
+"""Of ``replay.json``."""
+
+_ELSEWHERE = ("output", "rivals", "controllers", "show_questions")
+"""Settings that change no number, or are told elsewhere in the provenance."""
 
 Predict = Callable[[str, Path, np.ndarray, tuple[int, ...]], np.ndarray]
 """Asks a trained controller (its path) about a store's graded questions (the store, orders (Q, O, K) and ks): p_enough,
@@ -104,7 +108,8 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
         []
         if len(common) == len(samples.question_ids)
         else [
-            f"Everything is computed on the {len(common):,} questions that all have; the harvest has {len(samples.question_ids):,}."
+            f"Everything is computed on the {len(common):,} questions that all have; the harvest has "
+            f"{len(samples.question_ids):,}."
         ]
     )
     samples, sources = samples.on(common), [s.on(common) for s in sources]
@@ -265,7 +270,7 @@ def _report(
             "aggregator": manifest.aggregator,
             "calibration": manifest.calibration,
             "fingerprint": manifest.fingerprint,
-            "replay": {k: v for k, v in asdict(config).items() if k not in ("output", "rivals", "controllers", "show_questions")},
+            "replay": {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
             "controllers": {name: Path(path).name for name, path in config.controllers.items()},
         },
     }
@@ -415,7 +420,7 @@ def _clock(seconds: float, prompt_tokens: np.ndarray, prefill: np.ndarray) -> di
 
 
 def _difficulty(samples: Samples, ks: Sequence[int], ran: Sequence[Ran]) -> dict[str, Any]:
-    """Return how many trajectories questions of each difficulty got, by the share of their trajectories that is right."""
+    """Return how many trajectories questions got, by difficulty: the share of their trajectories that is right."""
     group = difficulty_of(samples)
     rows = []
     for one in ran:

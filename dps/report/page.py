@@ -12,19 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dps.report import words
-from dps.report.figures import (
-    CONTROLLER,
-    GRID,
-    INK,
-    LOWTEMP,
-    MUTED,
-    OTHER,
-    PLAIN,
-    POWER,
-    SURFACE,
-    describe,
-    describe_mixing,
-)
+from dps.report.figures import describe, describe_mixing
+from dps.report.look import CONTROLLER, GRID, INK, LOWTEMP, MUTED, OTHER, PLAIN, POWER, RULE, SURFACE
 from dps.report.mixing import FROZEN, SMALL
 
 # Colours of the figures become variables of the page's style, which has a light and a dark value for each.
@@ -38,6 +27,7 @@ _VARIABLES = {
     PLAIN: "--plain",
     LOWTEMP: "--lowtemp",
     OTHER: "--other",
+    RULE: "--rule",
 }
 _GROUPS = {
     "power": "Power sampling, fixed k",
