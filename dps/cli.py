@@ -237,7 +237,7 @@ def _replay(arguments: list[str]) -> None:
     write_replay(report, Path(config.output))
     for finding in report["findings"]:
         print(f"- {finding}")
-    print(f"\n{Path(config.output) / 'replay.json'}")
+    print(f"\n{Path(config.output) / 'replay.html'}")
 
 
 def _data(arguments: list[str]) -> None:

@@ -306,6 +306,10 @@ def _policy(
             for threshold, c, t, p, low, high in zip(one.thresholds, correct, tokens, one.curve, *band, strict=True)
         ],
     }
+    if one.kind in ("fixed", "oracle"):
+        for place, point in zip(entry["curve"], one.curve, strict=True):
+            found = _against(point, reference, weights, seconds, prefill)
+            place |= {name: found[name] for name in ("accuracy_difference", "tokens_ratio", "time_ratio")}
     if one.chosen is not None:
         ks, counts = np.unique(one.natural_k, return_counts=True)
         entry["operating_point"] = {
@@ -456,7 +460,9 @@ def _number(value: float) -> float | None:
 
 
 def write_replay(report: Mapping[str, Any], output: Path) -> None:
-    """Write ``replay.json`` and ``replay.csv`` (every point of every curve)."""
+    """Write ``replay.json``, ``replay.csv`` (every point of every curve) and the page that shows them."""
+    from dps.report.replays import write_replay_page
+
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (output / "replay.json").write_text(text + "\n", encoding="utf-8")
@@ -467,3 +473,5 @@ def write_replay(report: Mapping[str, Any], output: Path) -> None:
         for policy in report["policies"]:
             for point in policy["curve"]:
                 writer.writerow({**policy, **point})
+    # From the text, as `dps report` does it later.
+    write_replay_page(json.loads(text), output)
