@@ -436,8 +436,11 @@ def _difficulty(samples: Samples, ks: Sequence[int], ran: Sequence[Ran]) -> dict
                 "mean_k": [
                     _number(float(one.chosen.k[group == g].mean())) if (group == g).any() else None for g in range(5)
                 ],
-                "num_at_k": [
-                    {str(k): n for k in ks if (n := int((one.natural_k[group == g] == k).sum()))} for g in range(5)
+                "share_at_k": [
+                    {str(k): float(s) for k in ks if (s := np.mean(one.natural_k[group == g] == k))}
+                    if (group == g).any()
+                    else {}
+                    for g in range(5)
                 ],
             }
         )

@@ -40,7 +40,7 @@ def reliability(entry: Mapping[str, Any]) -> Markup:
                 parts.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
             else:
                 parts.append(f'<rect class="{name}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>')
-    view = f"0 0 {LEFT + SIZE + 8} {TOP + SIZE + BOTTOM}"
+    view = f"0 0 {LEFT + SIZE + 14} {TOP + SIZE + BOTTOM}"
     return Markup(
         f'<svg class="reliability" viewBox="{view}" role="img" aria-label="{escape(_words(entry))}">'
         f"{''.join(parts)}</svg>"

@@ -92,9 +92,7 @@ def _shape(marker: str) -> str:
     letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
     parts = []
     for points, code in path.iter_segments():
-        # SVG counts y downwards.
-        numbers = [
-            f"{value * sign + 0.0:.3g}" for value, sign in zip(points, (1, -1) * (len(points) // 2), strict=True)
-        ]
+        signs = (1, -1) * (len(points) // 2)  # SVG counts y downwards
+        numbers = [f"{value * sign + 0.0:.3g}" for value, sign in zip(points, signs, strict=True)]
         parts.append("Z" if code == Path.CLOSEPOLY else letters[code] + " ".join(numbers))
     return "".join(parts)

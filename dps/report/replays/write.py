@@ -32,7 +32,8 @@ def read_replay(folder: Path) -> dict[str, Any]:
     version = report.get("schema_version") if isinstance(report, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run dps replay again with this version."
+            f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run dps replay again with this "
+            "version."
         )
     return report
 
