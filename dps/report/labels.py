@@ -62,8 +62,8 @@ def finish(figure: Figure, panels: Sequence[Panel]) -> None:
 def _place(figure: Figure, panel: Panel) -> None:
     """Put every label where it covers the least: greedily, controllers' and series' names first.
 
-    Around its point a label may stand in 16 directions at four distances; a place costs what it covers of other labels,
-    marks, lines and error bars, and its distance.
+    Around its point a label may stand in 16 directions at five distances, or further off where a line leads to it; a
+    place costs what it covers of other labels, marks, lines and error bars, and its distance.
     """
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     axes, unit = panel.axes, figure.dpi / 72
@@ -93,7 +93,7 @@ def _place(figure: Figure, panel: Panel) -> None:
         point, best_cost = label.anchors[0], np.inf
         for candidate in label.anchors:
             anchor = to_pixels(candidate)
-            for distance in (7, 11, 16, 24, 36):
+            for distance in (7, 11, 16, 24, 36, 52, 72)[: 7 if label.pinned else 5]:
                 for angle in np.arange(16) * np.pi / 8 + np.pi / 2:
                     toward = np.array([np.cos(angle), np.sin(angle)])
                     center = anchor + toward * (distance * unit + np.array([width, height]) / 2 * np.abs(toward))
@@ -138,7 +138,7 @@ def _covered(
     cost = 0.0
     room = 4 * unit
     if left < frame.x0 + room or right > frame.x1 - room or bottom < frame.y0 + room or top > frame.y1:
-        cost += 500
+        cost += 2000
     for a, b, c, d in taken:
         wide = min(right, c) - max(left, a) + 2 * unit
         tall = min(top, d) - max(bottom, b) + 1 * unit

@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
-  const ROOM = { left: 46, right: 14, top: 12, bottom: 44 };
+  const ROOM = { left: 54, right: 14, top: 12, bottom: 44 };
   const REACH = 26; // pixels around a point in which a pointer finds it
 
   function make(name, attributes = {}, parent = null) {

@@ -111,7 +111,7 @@ def _scales(panel: Panel) -> None:
     """Set limits and ticks: 1, 2, 5 steps on the logarithmic axis, percent on the other."""
     axes = panel.axes
     costs = [x for x, _ in panel.points]
-    axes.set_xlim(min(costs) / 1.3, max(costs) * 1.3)
+    axes.set_xlim(min(costs) / 1.3, max(costs) * 1.6)
     low, high = min(low for _, low, _ in panel.bars), max(high for _, _, high in panel.bars)
     room = max(0.06 * (high - low), 0.01)
     axes.set_ylim(max(low - room, -room), high + 1.4 * room)

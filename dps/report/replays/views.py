@@ -170,9 +170,9 @@ def percent_interval(entry: Mapping[str, Any], name: str = "value") -> str:
 
 
 def thresholds(values: Sequence[float]) -> str:
-    """Return the thresholds of the folds: one value, or the smallest and the largest."""
-    low, high = f"{min(values):.3g}".replace("-", "−"), f"{max(values):.3g}".replace("-", "−")
-    return low if low == high else f"{low} to {high}"
+    """Return the thresholds of the folds to two digits: one value, or the smallest and the largest."""
+    low, high = f"{min(values):.2g}".replace("-", "−"), f"{max(values):.2g}".replace("-", "−")
+    return low if low == high else f"{low}–{high}"
 
 
 def matched(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -238,4 +238,10 @@ def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, li
     for rows in of_run.values():
         for name, row in rows.items():
             found[row["group"]][name] = [others.get(name) for others in of_run.values()]
-    return [(GROUPS[group], list(rows.items())) for group, rows in found.items() if rows]
+    return [(GROUPS[group], sorted(rows.items(), key=_by_k)) for group, rows in found.items() if rows]
+
+
+def _by_k(entry: tuple[str, list[Any]]) -> tuple[str, float]:
+    """Return what sorts rows: fixed k by source and k, then the others as they come."""
+    row = next(row for row in entry[1] if row is not None)
+    return (row["policy"], row["mean_k"]) if row["kind"] == "fixed" else ("\uffff", 0.0)
