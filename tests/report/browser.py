@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from base64 import b64decode
 from contextlib import contextmanager
@@ -16,6 +17,15 @@ KEYS = {
     "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36,
     "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
 }  # fmt: skip
+
+# The browser reads descriptor 3 and writes 4, whatever numbers the pipes have here.
+_START = """
+import fcntl, os, sys
+reads, writes = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(reads, 3)
+os.dup2(writes, 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -99,6 +109,10 @@ class Page:
         extra = {"button": "left", "clickCount": 1} if kind in ("mousePressed", "mouseReleased") else {}
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **extra)
 
+    def tap(self, x, y):
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def screenshot(self, path, *, whole=True):
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(b64decode(shot["data"]))
@@ -109,9 +123,12 @@ def browser(folder):
     """Start the browser with its files in a folder, and end it."""
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    flags = f"--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-pipe --user-data-dir={folder}"
-    command = f'exec "{BROWSER}" {flags} about:blank 3<&{theirs_in} 4>&{theirs_out}'
-    process = subprocess.Popen(["sh", "-c", command], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, str(theirs_in), str(theirs_out), BROWSER, *flags, f"--user-data-dir={folder}"],
+        pass_fds=(theirs_in, theirs_out),
+        stderr=subprocess.DEVNULL,
+    )
     os.close(theirs_in)
     os.close(theirs_out)
     try:
