@@ -23,6 +23,7 @@ from tests.report.evaluations import power_manifest, question, write_evaluation,
 from tests.report.replays import COUNT, HOSTILE, replay, write_stores
 from tests.report.test_write import _Page
 
+TITLE = "A <b>title</b> & </script>"
 FILES = {"replay.json", "replay.csv", "replay.html", "replay.png", "replay.svg"}
 
 
@@ -34,7 +35,7 @@ def stores(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(stores, tmp_path_factory):
     output = tmp_path_factory.mktemp("made") / "one"
-    return output, replay(stores, output, title="A <b>title</b> & more")
+    return output, replay(stores, output, title=TITLE)
 
 
 # -- what replay.json holds --------------------------------------------------------------------------------------------
@@ -216,11 +217,11 @@ def test_the_page_says_what_the_report_says(made):
 def test_what_stores_and_titles_say_is_escaped(made):
     output, _ = made
     source = (output / "replay.html").read_text(encoding="utf-8")
-    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; more</title>" in source
+    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
     assert HOSTILE not in source
     assert "<b onclick" not in source
     data = re.search(r'<script type="application/json" id="curves">(.*?)</script>', source, flags=re.DOTALL)[1]
-    assert json.loads(data)["title"] == "A <b>title</b> & more"
+    assert json.loads(data)["title"] == TITLE
 
 
 def test_the_data_of_the_figure_are_those_of_the_report(made):
@@ -284,7 +285,7 @@ def test_the_page_is_made_again_from_replay_json_alone(made, tmp_path, capsys):
 
 def test_the_same_stores_give_the_same_bytes(made, stores, tmp_path):
     output, _ = made
-    replay(stores, tmp_path, title="A <b>title</b> & more")
+    replay(stores, tmp_path, title=TITLE)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
 

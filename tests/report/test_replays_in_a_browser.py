@@ -111,7 +111,7 @@ def test_the_cost_is_switched_by_keyboard(shown):
 
 def test_a_curve_is_walked_along_by_keyboard(shown):
     tab_to(shown, ".curve[aria-label=gbdt]")
-    assert attribute(shown, "role") == "slider"
+    assert (attribute(shown, "role"), attribute(shown, "tabindex")) == ("slider", "0")
     tip = "document.querySelector('.tip').innerText"
     assert "operating point" in shown.js(tip)
     assert "operating point" in attribute(shown, "aria-valuetext")
@@ -270,4 +270,4 @@ def test_screenshots_at_both_widths_show_the_curves(page, files, tmp_path):
         image = imread(tmp_path / "page.png")
         assert image.shape[1] == width
         for color in ((0, 114, 178), (179, 65, 138), (213, 94, 0), (0, 158, 115), (122, 92, 0)):
-            assert (abs(image[..., :3] * 255 - color).max(axis=-1) < 1).sum() > 60, color
+            assert (abs(image[..., :3] * 255 - color).max(axis=-1) < 1).sum() > 20, color

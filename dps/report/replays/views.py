@@ -15,13 +15,12 @@ GROUPS = {
     "cheap": "Self-consistency over cheap samples",
 }
 """Headings of the table, in order."""
+_GROUP_OF_KIND = {"fixed": "fixed", "controller": "controller", "rule": "rule", "chance": "bound", "oracle": "bound"}
 
 
 def group_of(policy: Mapping[str, Any]) -> str:
     """Return which of :data:`GROUPS` a policy belongs to."""
-    if policy["series"] != "power":
-        return "cheap"
-    return "bound" if policy["kind"] in ("chance", "oracle") else policy["kind"]
+    return _GROUP_OF_KIND[policy["kind"]] if policy["series"] == "power" else "cheap"
 
 
 def operating_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
