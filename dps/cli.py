@@ -37,7 +37,7 @@ that decide how many trajectories a question needs.
   predict      write its probabilities for every question of a store as CSV
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
-  report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
+  report       tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON
   grade        read and grade stored responses again, without a model
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
   data         list the benchmarks and their licences, or download them

@@ -75,7 +75,7 @@
       if (policy.at) points.push({ point: policy.at, main: true });
       points.sort((a, b) => a.point[0] - b.point[0]);
       const start = points.findIndex(({ point }) => point === policy.at);
-      const group = make("g", { class: "curve", role: "slider", tabindex: "0", "aria-label": policy.name }, layer);
+      const group = make("g", { class: policy.marked ? "curve marked" : "curve", role: "slider", tabindex: "0", "aria-label": policy.name }, layer);
       group.setAttribute("aria-valuemin", "1");
       group.setAttribute("aria-valuemax", `${points.length}`);
       const curve = {
