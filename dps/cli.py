@@ -41,7 +41,7 @@ that decide how many trajectories a question needs.
   ship         a trained controller as a folder to hand on, with a card of what was measured
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
-  report       tables and figures from evaluation runs: HTML, PNG, SVG, JSON
+  report       tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON
   grade        read and grade stored responses again, without a model
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
   data         list the benchmarks and their licences, or download them
@@ -245,11 +245,27 @@ def _report(arguments: list[str]) -> None:
     parser = _parser(
         "report",
         "Read evaluation runs and write report.html, report.png, report.svg and report.json, and report_mixing.png and "
-        ".svg where power sampling recorded its steps.",
+        ".svg where power sampling recorded its steps. Of folders that dps replay wrote: make replay.html again from "
+        "replay.json, or replays.html with several side by side.",
     )
-    parser.add_argument("folders", nargs="+", type=str, help="stores of policies, or folders that hold such stores")
+    parser.add_argument(
+        "folders", nargs="+", type=str, help="stores of policies, folders that hold such stores, or folders of replays"
+    )
     config, parsed = _parse(parser, ReportConfig, arguments)
-    _write_report([Path(folder) for folder in parsed["folders"]], config.output, config.title)
+    folders = [Path(folder) for folder in parsed["folders"]]
+    from dps.report.replays import is_replay
+
+    replays = [folder for folder in folders if is_replay(folder)]
+    if not replays:
+        _write_report(folders, config.output, config.title)
+    elif len(replays) == len(folders):
+        _write_replays(folders, config.output, config.title)
+    else:
+        other = next(folder for folder in folders if folder not in replays)
+        raise InputError(
+            f"Expected folders of replays only, or of evaluations only, but {replays[0]} holds a replay.json and "
+            f"{other} none: make a report of each."
+        )
 
 
 def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:
@@ -261,6 +277,18 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     for finding in report["findings"]:
         print(f"- {finding}")
     print(f"\n{target / 'report.html'}")
+
+
+def _write_replays(folders: list[Path], output: str | None, title: str | None) -> None:
+    from dps.report.replays import write_replays
+
+    one = len(folders) == 1
+    target = Path(output) if output is not None else folders[0] if one else folders[0].parent
+    for folder, report in zip(folders, write_replays(folders, target, title), strict=True):
+        print(f"{folder}: {report['title']}")
+        for finding in report["findings"]:
+            print(f"- {finding}")
+    print(f"\n{target / ('replay.html' if one else 'replays.html')}")
 
 
 def _replay(arguments: list[str]) -> None:
@@ -285,7 +313,7 @@ def _replay(arguments: list[str]) -> None:
     write_replay(report, Path(config.output))
     for finding in report["findings"]:
         print(f"- {finding}")
-    print(f"\n{Path(config.output) / 'replay.json'}")
+    print(f"\n{Path(config.output) / 'replay.html'}")
 
 
 def _ship(arguments: list[str]) -> None:

@@ -285,10 +285,10 @@ class OutputsConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """`dps report`: read evaluation runs, write report.html, report.png, report.svg and report.json."""
+    """`dps report`: read evaluation runs, write report.html, .png, .svg and .json; or show what dps replay wrote."""
 
     output: str | None = None
-    """Folder of the report; the folder above the first input if not set."""
+    """Folder of the report; the folder above the first input if not set, of a single replay its own."""
     title: str | None = None
     """Title of the page."""
 

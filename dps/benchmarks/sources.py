@@ -33,6 +33,8 @@ class HubFile:
     """As the authors state it."""
     gated: bool = False
     """Whether one must ask for access."""
+    shown: bool = True
+    """Whether its authors let its questions be shown online."""
 
     @property
     def source(self) -> str:
@@ -58,7 +60,7 @@ SOURCES: dict[tuple[str, str], HubFile] = {
     ),
     ("gpqa", "test"): HubFile(
         "GPQA Diamond", "Idavidrein/gpqa", "633f5ee89ab8ad4522a9f850766b73f62147ffdd", "gpqa_diamond.csv",
-        "CC BY 4.0; its authors ask that the questions are not shown online", gated=True,
+        "CC BY 4.0; its authors ask that the questions are not shown online", gated=True, shown=False,
     ),
     ("alpaca_eval", "test"): HubFile(
         "AlpacaEval 2.0", "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814", "alpaca_eval.json",
@@ -66,6 +68,11 @@ SOURCES: dict[tuple[str, str], HubFile] = {
     ),
 }  # fmt: skip
 """By benchmark and split."""
+
+
+def may_be_shown(name: str) -> bool:
+    """Return whether the authors of a benchmark let its questions be shown online."""
+    return all(file.shown for (benchmark, _), file in SOURCES.items() if benchmark == name)
 
 
 def read_source(config: BenchmarkConfig, fields: str) -> RecordFile:

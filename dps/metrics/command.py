@@ -83,7 +83,7 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     for name in ("predictor", "pass_at_k"):
         _write_json(output / f"{name}.json", {"runs": found["runs"], "notes": notes, name: found[name]})
     from dps.metrics.figure import draw_pass_at_k
-    from dps.report.figures import png, svg
+    from dps.report.look import png, svg
 
     figure = draw_pass_at_k(found["pass_at_k"])
     (output / "pass_at_k.png").write_bytes(png(figure))

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from dps.metrics.pass_at_k import shown_ks
-from dps.report import figures as style
+from dps.report import look
+from dps.report.labels import Label, finish, plain_axes
 
 
 def draw_pass_at_k(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -21,13 +22,13 @@ def draw_pass_at_k(rows: Sequence[dict[str, Any]]) -> Figure:
     Args:
         rows: What :func:`dps.metrics.pass_at_k.curves` returned; at least one.
     """
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(look.STYLE):
         figure = Figure(figsize=(7.6, 4.9), layout="constrained")
         FigureCanvasAgg(figure)
-        panel = style._plain_axes(figure.add_subplot())
+        panel = plain_axes(figure.add_subplot())
         axes = panel.axes
         for policy in dict.fromkeys(row["policy"] for row in rows):
-            color, marker, line, name = style._STYLES.get(policy, (style.OTHER, "X", "-.", policy))
+            color, marker, line, name = look.SERIES.get(policy, (look.OTHER, "X", "-.", policy))
             curve = [row for row in rows if row["policy"] == policy]
             ks = [row["k"] for row in curve]
             values = np.array([row["pass_at_k"] for row in curve])
@@ -43,7 +44,7 @@ def draw_pass_at_k(rows: Sequence[dict[str, Any]]) -> Figure:
                 marker=marker,
                 markersize=6,
                 markevery=marked,
-                markeredgecolor=style.SURFACE,
+                markeredgecolor=look.SURFACE,
                 markeredgewidth=0.9,
                 zorder=3,
             )
@@ -51,9 +52,9 @@ def draw_pass_at_k(rows: Sequence[dict[str, Any]]) -> Figure:
             panel.points += [path[i] for i in marked]
             panel.lines.append(path)
             panel.bars += [(x, y - e, y + e) for (x, y), e in zip(path, error.tolist(), strict=True)]
-            panel.labels.append(style._Label(name.removesuffix(", fixed k"), path, color, 9.5, "bold"))
+            panel.labels.append(Label(name.removesuffix(", fixed k"), path, color, 9.5, "bold"))
         _scales(axes, rows)
-        style._finish(figure, [panel])
+        finish(figure, [panel])
     return figure
 
 

@@ -22,12 +22,18 @@ from dps.replay import compare
 from dps.replay.compare import Curve, Interval
 from dps.replay.config import ReplayConfig
 from dps.replay.policies import Point, Ran, dynamic, fixed, folds_of, oracle
+from dps.replay.reading import GROUPS, difficulty_of, number_shown, questions_to_read
+from dps.replay.reliability import reliability
 from dps.replay.samples import Samples, Walk, describe, orders_of, read_samples, scores, walk
 from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of ``replay.json``."""
+
+_ELSEWHERE = ("output", "rivals", "controllers", "show_questions")
+"""Settings that change no number, or are told elsewhere in the provenance."""
 
 Predict = Callable[[str, Path, np.ndarray, tuple[int, ...]], np.ndarray]
 """Asks a trained controller (its path) about a store's graded questions (the store, orders (Q, O, K) and ks): p_enough,
@@ -114,7 +120,13 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     for name, path in config.controllers.items():
         p_enough = _rows(found[name], common) if found[name] is not None else predict(path, harvest, orders, ks)
         ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin))
-    ran += _rules("power", walked, folds, config.margin)
+    rules, blind = _rules("power", walked, folds, config.margin)
+    ran += rules
+    if blind:
+        notes.append(
+            f"Left out: {', '.join(blind)}. The harvest has not recorded the entropies and top-1 probabilities that "
+            "they look at."
+        )
     ran.append(oracle("power", walked))
     for source in sources:
         of_source = np.stack([orders_of(name, source.num_trajectories, config.orders, config.seed) for name in common])
@@ -130,18 +142,23 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
         rule = AdaptiveConsistency()
         p_inc = scores([rule.enough(seen) for seen in every.seen], every)
         ran.append(dynamic(rule.name, "rule", source.series, every, p_inc, folds, config.margin))
-    return _report(store.manifest, samples, sources, ran, walked, notes, config, harvest)
+    report = _report(store.manifest, samples, sources, ran, walked, notes, config, harvest)
+    shown = number_shown(config.show_questions, store.manifest)
+    return {**report, "questions": questions_to_read(store, samples, ran, shown)}
 
 
-def _rules(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[Ran]:
-    """Run every rule that needs no training."""
-    found = []
+def _rules(series: str, walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Ran], list[str]]:
+    """Run every rule that needs no training; also return the names of those that the harvest shows too little to."""
+    found, blind = [], []
     for name, rule in RULES.items():
         # One sweep with the widest window goes through all shorter ones.
         used = EarlyStoppingConsistency(window=walked.ks[-1]) if name == "esc" else rule
         p_inc = scores([used.enough(seen) for seen in walked.seen], walked)
+        if not np.isfinite(p_inc).all():
+            blind.append(name)
+            continue
         found.append(dynamic(name, "chance" if name == "random" else "rule", series, walked, p_inc, folds, margin))
-    return found
+    return found, blind
 
 
 def _range(manifest: Manifest, harvest: Path) -> KRange:
@@ -234,7 +251,13 @@ def _report(
         "matched_tokens": matched,
         "areas": _areas(ran, curves),
         "mcnemar": _mcnemar(ran, walked),
-        "difficulty": _difficulty(samples, ran),
+        "difficulty": _difficulty(samples, walked.ks, ran),
+        "calibration": [
+            {"policy": one.label, "kind": one.kind, **reliability(one.p_enough, walked.correct, weights)}
+            for one in ran
+            if one.p_enough is not None and one.series == "power" and one.kind != "chance"
+        ],
+        "clock": _clock(seconds, samples.prompt_tokens, prefill),
         "k8_over_k2": _gain(ran[0], weights),
         "provenance": {
             "harvest": harvest.name,
@@ -245,7 +268,7 @@ def _report(
             "aggregator": manifest.aggregator,
             "calibration": manifest.calibration,
             "fingerprint": manifest.fingerprint,
-            "replay": {k: v for k, v in asdict(config).items() if k not in ("output", "rivals", "controllers")},
+            "replay": {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
             "controllers": {name: Path(path).name for name, path in config.controllers.items()},
         },
     }
@@ -274,18 +297,24 @@ def _policy(
                 "low": float(low),
                 "high": float(high),
                 "tokens": float(t.mean()),
+                "accepted": float(p.accepted.mean()),
                 "mean_k": float(p.k.mean()),
                 "calibrated_s": _number(float((t * seconds + prefill).mean())),
             }
             for threshold, c, t, p, low, high in zip(one.thresholds, correct, tokens, one.curve, *band, strict=True)
         ],
     }
+    if one.kind in ("fixed", "oracle"):
+        for place, point in zip(entry["curve"], one.curve, strict=True):
+            found = _against(point, reference, weights, seconds, prefill)
+            place |= {name: found[name] for name in ("accuracy_difference", "tokens_ratio", "time_ratio")}
     if one.chosen is not None:
         ks, counts = np.unique(one.natural_k, return_counts=True)
         entry["operating_point"] = {
             **_against(one.chosen, reference, weights, seconds, prefill),
             "thresholds": sorted({float(t) for t in one.chosen_thresholds}),
             "mean_k": float(one.chosen.k.mean()),
+            "accepted": float(one.chosen.accepted.mean()),
             "share_at_k": {str(int(k)): int(n) / len(one.natural_k) for k, n in zip(ks, counts, strict=True)},
         }
         entry["operating_point"]["no_loss"] = entry["operating_point"]["accuracy_difference"]["low"] >= -config.margin
@@ -381,14 +410,20 @@ def _mcnemar(ran: Sequence[Ran], walked: Walk) -> list[dict[str, Any]]:
     ]
 
 
-def _difficulty(samples: Samples, ran: Sequence[Ran]) -> dict[str, Any]:
-    """Return how many trajectories questions of each difficulty got: by the share of right trajectories."""
-    share = samples.right.mean(axis=1)
-    edges = np.array([0.0, 0.125, 0.375, 0.625, 0.875, 1.0])
-    names = ["none right", "up to 3/8", "up to 5/8", "up to 7/8", "all right"]
-    group = np.where(
-        share == 0, 0, np.where(share == 1, 4, np.clip(np.searchsorted(edges, share, side="left") - 1, 1, 3))
-    )
+def _clock(seconds: float, prompt_tokens: np.ndarray, prefill: np.ndarray) -> dict[str, float] | None:
+    """Return what a token and a question's prompt take on the calibrated clock; None where the store has none."""
+    if not (np.isfinite(seconds) and np.isfinite(prefill).all()):
+        return None
+    return {
+        "seconds_per_token": seconds,
+        "prompt_tokens": float(prompt_tokens.mean()),
+        "prefill_s": float(prefill.mean()),
+    }
+
+
+def _difficulty(samples: Samples, ks: Sequence[int], ran: Sequence[Ran]) -> dict[str, Any]:
+    """Return how many trajectories questions got, by difficulty: the share of their trajectories that is right."""
+    group = difficulty_of(samples)
     rows = []
     for one in ran:
         if one.chosen is None or one.series != "power":
@@ -399,9 +434,15 @@ def _difficulty(samples: Samples, ran: Sequence[Ran]) -> dict[str, Any]:
                 "mean_k": [
                     _number(float(one.chosen.k[group == g].mean())) if (group == g).any() else None for g in range(5)
                 ],
+                "share_at_k": [
+                    {str(k): float(s) for k in ks if (s := np.mean(one.natural_k[group == g] == k))}
+                    if (group == g).any()
+                    else {}
+                    for g in range(5)
+                ],
             }
         )
-    return {"groups": names, "questions": [int((group == g).sum()) for g in range(5)], "policies": rows}
+    return {"groups": list(GROUPS), "questions": [int((group == g).sum()) for g in range(5)], "policies": rows}
 
 
 def _gain(one: Ran, weights: np.ndarray) -> dict[str, Any]:
@@ -420,9 +461,8 @@ def _number(value: float) -> float | None:
 
 
 def write_replay(report: Mapping[str, Any], output: Path) -> None:
-    """Write ``replay.json``, ``replay.csv`` (every point of every curve), ``replay.png`` and ``replay.svg``."""
-    from dps.replay.figure import draw
-    from dps.report.figures import png, svg
+    """Write ``replay.json``, ``replay.csv`` (every point of every curve) and the page that shows them."""
+    from dps.report.replays import write_replay_page
 
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
@@ -434,6 +474,5 @@ def write_replay(report: Mapping[str, Any], output: Path) -> None:
         for policy in report["policies"]:
             for point in policy["curve"]:
                 writer.writerow({**policy, **point})
-    figure = draw(report)
-    (output / "replay.png").write_bytes(png(figure))
-    (output / "replay.svg").write_text(svg(figure, salt="replay"), encoding="utf-8")
+    # From the text, as `dps report` does it later.
+    write_replay_page(json.loads(text), output)

@@ -32,7 +32,8 @@ class Interval:
     @property
     def sign(self) -> int:
         """1 or -1 where the interval lies above or below 0, else 0."""
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        # A difference of two equal means is not always 0 in floating point.
+        return 1 if self.low > 1e-12 else -1 if self.high < -1e-12 else 0
 
     def plain(self) -> dict[str, float]:
         """Return it as JSON values."""

@@ -32,10 +32,13 @@ class ReplayConfig:
     """Bootstrap resamples of questions."""
     seed: int = 0
     """Of orders, folds, resamples and the rule that escalates by chance."""
+    show_questions: int | None = None
+    """Questions that the report shows with their trajectories, evenly over difficulty; 200 if not set, none (0) of a
+    benchmark whose authors ask that its questions are not shown online (GPQA)."""
     output: str = "runs/replay"
-    """Folder of replay.json, replay.csv, replay.png and replay.svg."""
+    """Folder of replay.json, replay.csv and the report: replay.html, replay.png, replay.svg."""
     title: str | None = None
-    """What replay.json is titled; made from benchmark and model if not set."""
+    """Title of the report."""
 
     def check(self) -> ReplayConfig:
         """Return self if usable, raise InputError otherwise."""
@@ -46,6 +49,8 @@ class ReplayConfig:
             )
         if not 0 <= self.margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.show_questions is not None and self.show_questions < 0:
+            raise InputError(f"Expected show_questions of at least 0, got {self.show_questions}.")
         if self.k is not None:
             self.k.check()
         return self

@@ -17,12 +17,12 @@ def findings(report: Mapping[str, Any]) -> list[str]:
 
 def points(value: float) -> str:
     """Return an accuracy difference in percentage points with its sign."""
-    return f"{100 * value:+.1f}"
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def between(interval: Mapping[str, float]) -> str:
     """Return an interval of percentage points."""
-    return f"[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+    return f"[{points(interval['low'])}, {points(interval['high'])}]"
 
 
 def decided(entry: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ class Point:
     """Share of the orders whose answer is right."""
     tokens: np.ndarray
     """Tokens sampled."""
+    accepted: np.ndarray
+    """How many of them are in the responses."""
     k: np.ndarray
     """Trajectories."""
 
@@ -53,6 +55,8 @@ class Ran:
     """k of each question at the operating point in the natural order: shape (Q,), int64, or (0,)."""
     natural_correct: np.ndarray
     """Whether its answer is right there: shape (Q,), bool, or (0,)."""
+    p_enough: np.ndarray | None = None
+    """How sure it was at each checkpoint, shape (Q, O, C), float64; None where it is not asked."""
 
     @property
     def label(self) -> str:
@@ -66,6 +70,7 @@ def point(walked: Walk, stop: np.ndarray) -> Point:
     return Point(
         np.take_along_axis(walked.correct, chosen, axis=-1)[..., 0].mean(axis=1),
         np.take_along_axis(walked.tokens, chosen, axis=-1)[..., 0].mean(axis=1),
+        np.take_along_axis(walked.accepted, chosen, axis=-1)[..., 0].mean(axis=1),
         np.asarray(walked.ks, dtype=np.float64)[stop].mean(axis=1),
     )
 
@@ -110,6 +115,7 @@ def dynamic(
         chosen,
         np.asarray(walked.ks)[natural],
         np.take_along_axis(walked.correct[:, 0], natural[:, None], axis=-1)[:, 0],
+        1.0 - p_inc,
     )
 
 

@@ -137,6 +137,8 @@ class Walk:
     """Whether the answer of the first k is right: shape (Q, O, C + 1), bool."""
     tokens: np.ndarray
     """Tokens sampled for them: shape (Q, O, C + 1), int64."""
+    accepted: np.ndarray
+    """How many of these are in the responses: shape (Q, O, C + 1), int64."""
     seen: tuple[Seen, ...]
     """What a rule sees at each checkpoint, Q x O questions in C order."""
 
@@ -168,7 +170,8 @@ def walk(samples: Samples, orders: np.ndarray, ks: Sequence[int], seed: int) -> 
         [question_key(seed, name, order) for name in samples.question_ids for order in range(num_orders)], np.uint64
     )
     tally = Tally(num_questions * num_orders, int(samples.classes.max()) + 1)
-    correct, tokens, seen = [], [], []
+    kept = np.cumsum(sums[:, 0].astype(np.int64), axis=0)
+    correct, tokens, accepted, seen = [], [], [], []
     for k in range(1, ks[-1] + 1):
         tally.add(classes[k - 1], logprobs[k - 1], sums[k - 1])
         if k not in ks:
@@ -176,13 +179,14 @@ def walk(samples: Samples, orders: np.ndarray, ks: Sequence[int], seed: int) -> 
         winners = tally.winners(samples.aggregator)
         correct.append((winners >= 0) & right[winners, np.arange(len(winners))])
         tokens.append(spent[k - 1])
+        accepted.append(kept[k - 1])
         if k != ks[-1]:
             seen.append(tally.seen(keys))
 
     def shaped(values: list[np.ndarray]) -> np.ndarray:
         return np.stack(values, axis=-1).reshape(num_questions, num_orders, len(ks))
 
-    return Walk(tuple(ks), shaped(correct), shaped(tokens), tuple(seen))
+    return Walk(tuple(ks), shaped(correct), shaped(tokens), shaped(accepted), tuple(seen))
 
 
 def scores(values: Sequence[np.ndarray], walked: Walk) -> np.ndarray:

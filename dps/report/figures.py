@@ -7,9 +7,6 @@ place, so that no legend has to be matched by colour. The same report gives the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BytesIO, StringIO
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -18,47 +15,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from dps.report.labels import Label, Panel, finish, plain_axes
+from dps.report.look import CONTROLLER, CONTROLLER_MARKERS, GRID, MUTED, OTHER, POWER, SERIES, STYLE, SURFACE
 from dps.report.mixing import SMALL
 from dps.report.words import nats, number, percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#1f2328"
-"""Text and axes."""
-MUTED = "#5d6670"
-"""Secondary text."""
-GRID = "#e3e6ea"
-"""Grid lines."""
-SURFACE = "#ffffff"
-"""The page behind the figure."""
-# Okabe and Ito's palette, which people with colour-blindness can tell apart; line style and marker say the same again.
-POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#009e73", "#6f6f6f"
-
-_STYLES = {
-    "power": (POWER, "o", "-", "power sampling, fixed k"),
-    "plain": (PLAIN, "s", "--", "plain sampling"),
-    "lowtemp": (LOWTEMP, "v", ":", "low temperature"),
-}
-_CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
 _SPARE_MARKERS = ("P", "X", "<", ">", "s", "o")
 # Controllers often lie close together, so each label repeats its mark.
 _SIGNS = {"^": "▲", "D": "◆", "*": "★", "P": "✚", "X": "✖", "<": "◀", ">": "▶", "s": "■", "o": "●"}
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so labels are measured alike everywhere
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "svg.fonttype": "path",
-}
-"""Of all figures of this project."""
 
 
 def draw_tokens(report: dict[str, Any]) -> Figure:
@@ -69,7 +36,7 @@ def draw_tokens(report: dict[str, Any]) -> Figure:
         panel = _panel(figure.add_subplot(), report, "tokens")
         panel.axes.set_ylabel("accuracy")
         panel.axes.set_xlabel("generated tokens per question, rejected ones included")
-        _finish(figure, [panel])
+        finish(figure, [panel])
     return figure
 
 
@@ -83,7 +50,7 @@ def draw_time(report: dict[str, Any]) -> Figure:
         left.set_ylabel("accuracy")
         left.set_xlabel("compute seconds per question")
         right.set_xlabel("latency, seconds from admission to answer")
-        _finish(figure, panels)
+        finish(figure, panels)
     return figure
 
 
@@ -98,63 +65,16 @@ def draw_mixing(report: dict[str, Any]) -> Figure:
             panels += [_acceptance(left, entry), _trace(right, entry)]
             if len(entries) > 1:
                 left.set_title(entry["store"], loc="left", fontsize=9.5, fontweight="bold")
-        _finish(figure, panels)
+        finish(figure, panels)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG at 200 dots per inch, without date or version."""
-    out = BytesIO()
-    figure.savefig(out, format="png", dpi=200, facecolor=SURFACE, metadata={"Software": None})
-    return out.getvalue()
-
-
-def svg(figure: Figure, salt: str) -> str:
-    """Return a figure as SVG text, without date.
-
-    Args:
-        figure: The figure.
-        salt: Decides the generated ids, so that they are the same in every run.
-    """
-    out = StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
-    return out.getvalue()
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class _Label:
-    """A text that wants to stand near one of some points."""
-
-    text: str
-    anchors: list[tuple[float, float]]
-    color: str
-    size: float
-    weight: str = "normal"
-    pinned: bool = False
-    """Whether a thin line leads to the point where the label stands away from it."""
-
-
-@dataclass(slots=True, eq=False)
-class _Panel:
-    """An axes with what labels must keep clear of, in data coordinates."""
-
-    axes: Axes
-    labels: list[_Label]
-    points: list[tuple[float, float]]
-    lines: list[list[tuple[float, float]]]
-    bars: list[tuple[float, float, float]]
-    level: float | None = None
-    """Accuracy of the reference, drawn as a line across."""
-
-
-def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
+def _panel(axes: Axes, report: dict[str, Any], cost: str) -> Panel:
     """Draw all policies of a report against one cost."""
-    panel = _Panel(axes, [], [], [], [])
+    panel = Panel(axes, [], [], [], [])
     rows = [r for r in report["policies"] if r["accuracy"] is not None and r[cost] is not None and r[cost] > 0]
     axes.set_xscale("log")
     axes.grid(True, color=GRID, linewidth=0.8)
@@ -169,28 +89,28 @@ def _panel(axes: Axes, report: dict[str, Any], cost: str) -> _Panel:
         _curve(panel, series, [r for r in rows if r["series"] == series], cost)
     spare = iter(_SPARE_MARKERS)
     for row in (r for r in rows if r["family"] == "dynamic"):
-        marker = _CONTROLLER_MARKERS.get(row["policy"]) or next(spare, "o")
+        marker = CONTROLLER_MARKERS.get(row["policy"]) or next(spare, "o")
         _mark(panel, row, cost, CONTROLLER, marker, 12 if marker == "*" else 7.5)
         name = f"{_SIGNS[marker]} {row['policy']}"
-        panel.labels.append(_Label(name, [(row[cost], row["accuracy"])], CONTROLLER, 9.5, "bold", pinned=True))
+        panel.labels.append(Label(name, [(row[cost], row["accuracy"])], CONTROLLER, 9.5, "bold", pinned=True))
     _scales(panel, rows, cost)
     return panel
 
 
-def _curve(panel: _Panel, series: str, rows: Sequence[dict[str, Any]], cost: str) -> None:
+def _curve(panel: Panel, series: str, rows: Sequence[dict[str, Any]], cost: str) -> None:
     """Draw a fixed series: a line through its k's, each labelled with its number, and its name."""
-    color, marker, line, name = _STYLES.get(series, (OTHER, "X", "-.", series))
+    color, marker, line, name = SERIES.get(series, (OTHER, "X", "-.", series))
     rows = sorted(rows, key=lambda r: r["k"])
     path = [(r[cost], r["accuracy"]) for r in rows]
     panel.axes.plot(*zip(*path, strict=True), color=color, linestyle=line, linewidth=1.6, zorder=2)
     panel.lines.append(path)
     for row in rows:
         _mark(panel, row, cost, color, marker, 6)
-        panel.labels.append(_Label(f"{row['k']}", [(row[cost], row["accuracy"])], color, 8))
-    panel.labels.append(_Label(name, path, color, 9.5, "bold"))
+        panel.labels.append(Label(f"{row['k']}", [(row[cost], row["accuracy"])], color, 8))
+    panel.labels.append(Label(name, path, color, 9.5, "bold"))
 
 
-def _mark(panel: _Panel, row: dict[str, Any], cost: str, color: str, marker: str, size: float) -> None:
+def _mark(panel: Panel, row: dict[str, Any], cost: str, color: str, marker: str, size: float) -> None:
     x, y, error = row[cost], row["accuracy"], row["accuracy_stderr"] or 0.0
     panel.axes.errorbar(
         [x],
@@ -209,18 +129,9 @@ def _mark(panel: _Panel, row: dict[str, Any], cost: str, color: str, marker: str
     panel.bars.append((x, y - error, y + error))
 
 
-def _plain_axes(axes: Axes) -> _Panel:
-    """Return linear axes in the style of the others."""
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return _Panel(axes, [], [], [], [])
-
-
-def _acceptance(axes: Axes, entry: dict[str, Any]) -> _Panel:
+def _acceptance(axes: Axes, entry: dict[str, Any]) -> Panel:
     """Draw the acceptance in tenths of the response that a step kept."""
-    panel = _plain_axes(axes)
+    panel = plain_axes(axes)
     bins = [row for row in entry["acceptance_by_cut"] if row["acceptance"] is not None]
     path = [((row["low"] + row["high"]) / 2, row["acceptance"]) for row in bins]
     errors = [row["acceptance_stderr"] or 0.0 for row in bins]
@@ -242,7 +153,7 @@ def _acceptance(axes: Axes, entry: dict[str, Any]) -> _Panel:
     panel.points, panel.lines = path, [path]
     panel.bars = [(x, y - error, y + error) for (x, y), error in zip(path, errors, strict=True)]
     spots = [(x, panel.level) for x in np.linspace(0.1, 0.9, 17).tolist()]
-    panel.labels.append(_Label(f"all steps {percent(panel.level)}", spots, POWER, 8))
+    panel.labels.append(Label(f"all steps {percent(panel.level)}", spots, POWER, 8))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, min(1.02, 1.15 * max(high for _, _, high in panel.bars) + 0.02))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
@@ -252,9 +163,9 @@ def _acceptance(axes: Axes, entry: dict[str, Any]) -> _Panel:
     return panel
 
 
-def _trace(axes: Axes, entry: dict[str, Any]) -> _Panel:
+def _trace(axes: Axes, entry: dict[str, Any]) -> Panel:
     """Draw the mean change of log p over the steps of a stage, and what would be a small change of its second half."""
-    panel = _plain_axes(axes)
+    panel = plain_axes(axes)
     axes.set_xlabel("Metropolis-Hastings step of a stage")
     axes.set_ylabel("log p minus that after the first step, nats")
     last, every = entry["trace_last_stage"], entry["trace_all_stages"]
@@ -286,7 +197,7 @@ def _trace(axes: Axes, entry: dict[str, Any]) -> _Panel:
         panel.points += path
         panel.lines.append(path)
         panel.bars += [(x, y - e, y + e) for (x, y), e in zip(path, error.tolist(), strict=True)]
-        panel.labels.append(_Label(name, path[1:], color, 9.5, "bold"))
+        panel.labels.append(Label(name, path[1:], color, 9.5, "bold"))
     low, high = min(bar[1] for bar in panel.bars), max(bar[2] for bar in panel.bars)
     room = 0.12 * max(high - low, 1e-3)
     axes.set_ylim(low - room, high + 2 * room)
@@ -300,11 +211,11 @@ def _trace(axes: Axes, entry: dict[str, Any]) -> _Panel:
         edges = [(float(x), y) for x in np.linspace(half, len(last), 9) for y in (middle - reach, middle + reach)]
         inside = [edge for edge in edges if low - room < edge[1] < high + 2 * room]
         if inside:
-            panel.labels.append(_Label(f"{100 * SMALL:.0f} % of the spread around step {half}", inside, MUTED, 8))
+            panel.labels.append(Label(f"{100 * SMALL:.0f} % of the spread around step {half}", inside, MUTED, 8))
     return panel
 
 
-def _scales(panel: _Panel, rows: Sequence[dict[str, Any]], cost: str) -> None:
+def _scales(panel: Panel, rows: Sequence[dict[str, Any]], cost: str) -> None:
     """Set limits and ticks: 1, 2, 5 steps on the logarithmic axis, percent on the other."""
     axes = panel.axes
     if not rows:
@@ -324,110 +235,6 @@ def _scales(panel: _Panel, rows: Sequence[dict[str, Any]], cost: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
     # No tick above 100 %: the room there is for labels.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "" if y > 1 + 1e-9 or y < -1e-9 else f"{100 * y:.4g} %"))
-
-
-def _finish(figure: Figure, panels: Sequence[_Panel]) -> None:
-    """Fix the layout, then place the labels in it."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for panel in panels:
-        _place(figure, panel)
-
-
-def _place(figure: Figure, panel: _Panel) -> None:
-    """Put every label where it covers the least: greedily, controllers' and series' names first.
-
-    Around its point a label may stand in 16 directions at four distances; a place costs what it covers of other labels,
-    marks, lines and error bars, and its distance.
-    """
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    axes, unit = panel.axes, figure.dpi / 72
-    to_pixels = axes.transData.transform
-    frame = axes.get_window_extent(renderer)
-    marks = to_pixels(panel.points) if panel.points else np.zeros((0, 2))
-    obstacles = [marks]
-    for line in panel.lines:
-        path = to_pixels(line)
-        for start, end in pairwise(path):
-            steps = max(2, int(np.hypot(*(end - start)) / (3 * unit)))
-            obstacles.append(start + np.linspace(0, 1, steps)[:, None] * (end - start))
-    for x, low, high in panel.bars:
-        start, end = to_pixels([(x, low), (x, high)])
-        obstacles.append(start + np.linspace(0, 1, 24)[:, None] * (end - start))
-    if panel.level is not None:
-        across = np.arange(frame.x0, frame.x1, 12 * unit)
-        obstacles.append(np.column_stack([across, np.full(len(across), to_pixels((1, panel.level))[1])]))
-    dots = np.concatenate(obstacles)
-    taken: list[tuple[float, float, float, float]] = []
-    for label in sorted(panel.labels, key=lambda entry: entry.weight == "normal"):
-        artist = axes.text(0, 0, label.text, fontsize=label.size, fontweight=label.weight, color=label.color)
-        box = artist.get_window_extent(renderer)
-        artist.remove()
-        width, height = box.width, box.height
-        best = at = np.zeros(2)
-        point, best_cost = label.anchors[0], np.inf
-        for candidate in label.anchors:
-            anchor = to_pixels(candidate)
-            for distance in (7, 11, 16, 24, 36):
-                for angle in np.arange(16) * np.pi / 8 + np.pi / 2:
-                    toward = np.array([np.cos(angle), np.sin(angle)])
-                    center = anchor + toward * (distance * unit + np.array([width, height]) / 2 * np.abs(toward))
-                    cost = 0.5 * distance + _covered(_area(center, width, height), taken, dots, marks, frame, unit)
-                    if cost < best_cost - 1e-9:
-                        best, at, point, best_cost = center, anchor, candidate, cost
-        taken.append(_area(best, width, height))
-        offset = (best - at) / unit
-        gap = np.maximum(np.abs(best - at) - (width / 2, height / 2), 0) / unit
-        leader = {"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
-        axes.annotate(
-            label.text,
-            point,
-            xytext=tuple(float(v) for v in offset),
-            textcoords="offset points",
-            arrowprops=leader if label.pinned and gap.max() > 14 else None,
-            ha="center",
-            va="center",
-            fontsize=label.size,
-            fontweight=label.weight,
-            color=label.color,
-            zorder=6,
-        )
-
-
-def _area(center: np.ndarray, width: float, height: float) -> tuple[float, float, float, float]:
-    """Return left, bottom, right, top of a box."""
-    x, y = (float(v) for v in center)
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _covered(
-    area: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]],
-    dots: np.ndarray,
-    marks: np.ndarray,
-    frame: Any,
-    unit: float,
-) -> float:
-    """Return what a label at this place, ``(left, bottom, right, top)`` in pixels, would cover."""
-    left, bottom, right, top = area
-    cost = 0.0
-    room = 4 * unit
-    if left < frame.x0 + room or right > frame.x1 - room or bottom < frame.y0 + room or top > frame.y1:
-        cost += 500
-    for a, b, c, d in taken:
-        wide = min(right, c) - max(left, a) + 2 * unit
-        tall = min(top, d) - max(bottom, b) + 1 * unit
-        if wide > 0 and tall > 0:
-            cost += 200 + wide * tall / unit**2
-    for cloud, margin, price in ((dots, 1.5 * unit, 6.0), (marks, 5 * unit, 60.0)):
-        inside = (
-            (cloud[:, 0] > left - margin)
-            & (cloud[:, 0] < right + margin)
-            & (cloud[:, 1] > bottom - margin)
-            & (cloud[:, 1] < top + margin)
-        )
-        cost += price * float(inside.sum())
-    return cost
 
 
 def describe_mixing(entry: dict[str, Any]) -> str:

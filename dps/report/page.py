@@ -12,23 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dps.report import words
-from dps.report.figures import (
-    CONTROLLER,
-    GRID,
-    INK,
-    LOWTEMP,
-    MUTED,
-    OTHER,
-    PLAIN,
-    POWER,
-    SURFACE,
-    describe,
-    describe_mixing,
-)
+from dps.report.figures import describe, describe_mixing
+from dps.report.look import CONTROLLER, GRID, INK, LOWTEMP, MUTED, OTHER, PLAIN, POWER, RULE, SURFACE
 from dps.report.mixing import FROZEN, SMALL
 
-# Colours of the figures become variables of the page's style, which has a light and a dark value for each.
-_VARIABLES = {
+VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--grid",
@@ -38,7 +26,9 @@ _VARIABLES = {
     PLAIN: "--plain",
     LOWTEMP: "--lowtemp",
     OTHER: "--other",
+    RULE: "--rule",
 }
+"""Colours of the figures become variables of the page's style, which has a light and a dark value for each."""
 _GROUPS = {
     "power": "Power sampling, fixed k",
     "": "Power sampling, a controller decides k",
@@ -118,7 +108,7 @@ def inline_svg(document: str, name: str, description: str) -> Markup:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'href="#', f'href="#{name}-', body)
     body = body.replace("url(#", f"url(#{name}-")
-    for color, variable in _VARIABLES.items():
+    for color, variable in VARIABLES.items():
         body = body.replace(color, f"var({variable})")
     return Markup(f'<svg {view.group()} role="img" aria-label="{escape(description)}">{body}')
 

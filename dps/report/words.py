@@ -36,6 +36,24 @@ def points(value: float, stderr: float | None) -> str:
     return signed_points(abs(value), stderr).removeprefix("+")
 
 
+def interval(entry: Mapping[str, float] | None) -> str:
+    """Return a ratio with the ends of its interval: ``0.53 [0.52, 0.54]``."""
+    if entry is None:
+        return NONE
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def points_interval(entry: Mapping[str, float]) -> str:
+    """Return a difference of fractions in percentage points with its interval: ``−0.4 [−0.9, +0.1]``."""
+    value, low, high = (signed_points(entry[name], None) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def percent_interval(entry: Mapping[str, float]) -> str:
+    """Return a fraction in percent with its interval, without the sign: ``36.1 [33.8, 38.4]``."""
+    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
 def share(value: float | None, stderr: float | None = None) -> str:
     """Return a ratio with two decimals: ``0.55 ± 0.01``; an error that would be written as 0.00 is left out."""
     if value is None:

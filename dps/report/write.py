@@ -38,7 +38,8 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         StoreError: If a store cannot be read.
     """
     report = read_report(folders, title)
-    from dps.report.figures import draw_mixing, draw_time, draw_tokens, png, svg
+    from dps.report.figures import draw_mixing, draw_time, draw_tokens
+    from dps.report.look import png, svg
     from dps.report.page import render_page
 
     output = Path(output)

@@ -9,7 +9,9 @@ from dps.replay.policies import Point
 
 
 def points(rows):
-    return [Point(np.asarray(c, float), np.asarray(t, float), np.ones(len(c))) for c, t in rows]
+    return [
+        Point(np.asarray(c, float), np.asarray(t, float), accepted=np.zeros(len(c)), k=np.ones(len(c))) for c, t in rows
+    ]
 
 
 def test_resamples_are_weights_of_questions():

@@ -111,7 +111,7 @@ class _Page(HTMLParser):
         values = dict(attrs)
         self.loads += [values[key] for key in ("src", "href", "xlink:href", "srcset", "data") if key in values]
         self.ids += [values["id"]] if "id" in values else []
-        if tag not in {"meta", "br", "img", "link"}:
+        if tag not in {"meta", "br", "img", "link", "input"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):

@@ -1,0 +1,102 @@
+"""``replay.html``, ``.png`` and ``.svg`` from ``replay.json`` alone, and a page for several replays side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dps.errors import InputError
+
+SCHEMA_VERSION = 2
+"""Of the ``replay.json`` that the page shows."""
+
+
+def is_replay(folder: Path) -> bool:
+    """Return whether a folder holds a replay."""
+    return (Path(folder) / "replay.json").is_file()
+
+
+def read_replay(folder: Path) -> dict[str, Any]:
+    """Return what a folder's ``replay.json`` holds.
+
+    Raises:
+        InputError: If it cannot be read, or another version wrote it.
+    """
+    path = Path(folder) / "replay.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected the result of dps replay in {path}, but it cannot be read: {error}.") from error
+    version = report.get("schema_version") if isinstance(report, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run dps replay again with this "
+            "version."
+        )
+    return report
+
+
+def write_replay_page(report: Mapping[str, Any], output: Path) -> None:
+    """Write ``replay.html``, ``replay.png`` and ``replay.svg``. The same report gives the same bytes.
+
+    Args:
+        report: What ``replay.json`` holds, as JSON gives it back.
+        output: The folder; made if missing.
+    """
+    from dps.report.look import png, svg
+    from dps.report.replays.figure import draw_replay
+    from dps.report.replays.page import render_replay
+
+    output = _folder(output)
+    figure = draw_replay(report)
+    (output / "replay.png").write_bytes(png(figure))
+    vector = svg(figure, salt="replay")
+    (output / "replay.svg").write_text(vector, encoding="utf-8")
+    (output / "replay.html").write_text(render_replay(report, vector), encoding="utf-8")
+
+
+def write_replays(folders: Sequence[Path], output: Path, title: str | None = None) -> list[dict[str, Any]]:
+    """Write the pages of folders that hold a ``replay.json``, and return what these hold.
+
+    Args:
+        folders: One, whose ``replay.html``, ``.png`` and ``.svg`` are made again, byte for byte the same; or several,
+            which make ``replays.html``, ``replays.png`` and ``replays.svg``.
+        output: Folder of these files; made if missing.
+        title: Title of the page; the replay's own, or one for several, if None.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
+    reports = [read_replay(folder) for folder in folders]
+    if len(reports) == 1:
+        write_replay_page(reports[0] if title is None else {**reports[0], "title": title}, output)
+        return reports
+    from dps.report.look import png, svg
+    from dps.report.replays.figure import draw_replays
+    from dps.report.replays.page import render_replays
+
+    output = _folder(output)
+    named = dict(zip(_names(folders), reports, strict=True))
+    figure = draw_replays(named)
+    (output / "replays.png").write_bytes(png(figure))
+    vector = svg(figure, salt="replays")
+    (output / "replays.svg").write_text(vector, encoding="utf-8")
+    page = render_replays(named, vector, title or f"{len(named)} replays side by side")
+    (output / "replays.html").write_text(page, encoding="utf-8")
+    return reports
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each run: its folder's, with a number where two have the same."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def _folder(output: Path) -> Path:
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
