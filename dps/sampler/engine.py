@@ -290,7 +290,7 @@ class Engine:
             keys: Names of chains; those that have ended are passed over.
 
         Returns:
-            The chains that ran.
+            The chains that ran, not those that waited for a row.
         """
         self._pending = deque(request for request in self._pending if request.key not in keys)
         rows = [row for row, seat in enumerate(self._seats) if seat is not None and seat.request.key in keys]
@@ -337,7 +337,8 @@ class Engine:
         """Decode for a while; rows that come free take the next chains.
 
         Args:
-            max_looks: Look at the rows this many times, then return; earlier if chains have ended and none waits.
+            max_looks: Look at the rows this many times, then return; earlier if chains have ended or snapshots have
+                come and none waits.
 
         Returns:
             The chains that ended, possibly none.
@@ -352,7 +353,7 @@ class Engine:
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             else:
-                if ended and not self._pending:
+                if (ended or self._snapshots) and not self._pending:
                     break
                 continue
             # Outside the handler: the error holds on to the frames, and they to the memory.
