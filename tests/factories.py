@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from feature_store.records import ENDINGS, Decision, Manifest, Question, Snapshot, StepTrace, Trajectory, no_steps
+from feature_store.records import Decision, Manifest, Question, Snapshot, StepTrace, Trajectory, no_steps
 
 
 def make_steps(rng, *, num_tokens=20, block_size=8, num_mh_steps=5):
@@ -84,7 +84,7 @@ def make_trajectory(
         block_top1=0.8 * blocks.astype(np.float64),
         hidden=hidden,
         steps=trace,
-        ending=ENDINGS[index % len(ENDINGS)],
+        ending=("eos", "stop", "length", "early")[index % 4],
         strict_answer=answer if index % 3 else None,
         strict_correct=correct if index % 3 else None,
         token_logprob=np.repeat(-per_token, blocks).astype(np.float32),

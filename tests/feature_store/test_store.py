@@ -373,6 +373,7 @@ def as_read_from(question, version):
 def test_a_store_of_an_older_version_reads_and_goes_on(tmp_path, version):
     decisions = (Decision(2, 0.5, 1, "solvable"), Decision(2, 0.25))
     questions = [make_question(i, k=5, steps=5, snapshot_blocks=(1,), decisions=decisions) for i in range(2)]
+    questions[0] = with_last(questions[0], ending="gave_up")
     assert {t.ending for t in questions[0].trajectories} == set(ENDINGS)
     old = as_read_from(questions[0], version)
     writer = StoreWriter.open(tmp_path, make_manifest())
