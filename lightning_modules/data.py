@@ -15,7 +15,18 @@ from dps.errors import InputError
 from dps.features import FeatureSet, Pooling
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, BatchLoader, EpochBatches
-from lightning_modules.table import HIDDEN, PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
+from lightning_modules.table import (
+    HIDDEN,
+    PARTS,
+    SPLITS,
+    Label,
+    Table,
+    check_block,
+    fold_of,
+    ks_of,
+    make_table,
+    split_of,
+)
 from lightning_modules.vectors import MEGABYTE, pooled_vectors
 
 __all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
@@ -51,13 +62,15 @@ class FeatureDataModule(L.LightningDataModule):
         keep_test: bool = False,
         memory_mb: int = 1024,
         cache_dir: str | None = None,
+        block: int | None = None,
     ) -> None:
         """Open the store.
 
         Args:
             store: Folder of a harvest.
-            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right) or `correct`
-                (the answer of this k is right).
+            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right), `correct`
+                (the answer of this k is right), or, to give questions up while they run, `solvable` (the answer of this
+                k or of a larger one is right).
             pooling: How the hidden states of a trajectory's blocks become one: `mean` over tokens, or the `last` block.
             batch_size: Rows of a training batch; null takes the whole training split as one batch.
             num_orders: Orders of each question's trajectories that rows are made of; the first is the natural one.
@@ -79,11 +92,18 @@ class FeatureDataModule(L.LightningDataModule):
                 epoch shuffles rows within windows of a quarter of this.
             cache_dir: Folder for that file. Null takes the folder `cache` in the store, or a temporary file where that
                 cannot be written.
+            block: The block after which the controller is asked while trajectories run, of those that the harvest has
+                snapshots of. Null: it is asked when all have ended.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
         """
         super().__init__()
+        if label == "solvable" and block is None:
+            raise InputError(
+                "A controller with data.label solvable gives questions up while they run: set data.block to the block "
+                "after which it is asked, or data.label to no_gain."
+            )
         if num_orders < 1 or (batch_size is not None and batch_size < 1):
             raise InputError(
                 f"Expected data.num_orders and data.batch_size of at least 1, got {num_orders} and {batch_size}."
@@ -116,10 +136,12 @@ class FeatureDataModule(L.LightningDataModule):
         self.keep_test = keep_test
         self.memory_mb = memory_mb
         self.cache_dir = cache_dir
+        self.block = block
 
         opened = Store.open(store)
         self.manifest = opened.manifest
         self.ks = ks_of(self.manifest.policy, store)
+        check_block(self.manifest.policy, block, store)
         self.calibration = dict(self.manifest.calibration)
         """The clock of ``question_time_sec``; the harvest's, unless a trained controller brings its own."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
@@ -231,6 +253,7 @@ class FeatureDataModule(L.LightningDataModule):
             "folds": self.folds,
             "fold": self.fold,
             "keep_test": self.keep_test,
+            "block": self.block,
         }
 
     def description(self) -> dict[str, Any]:
@@ -242,6 +265,7 @@ class FeatureDataModule(L.LightningDataModule):
             "num_orders": self.num_orders,
             "aggregator": self.manifest.aggregator,
             "ks": list(self.ks),
+            "block_size": self.manifest.sampler.get("block_size"),
             "calibration": dict(self.calibration),
             "model": _plain(self.manifest.model),
             "benchmark": _plain(self.manifest.benchmark),
@@ -289,6 +313,7 @@ class FeatureDataModule(L.LightningDataModule):
             seed=self.seed,
             parts=parts - {HIDDEN},
             feature_set=self.feature_set,
+            block=self.block,
         )
         table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
         if HIDDEN not in parts:
@@ -300,12 +325,14 @@ class FeatureDataModule(L.LightningDataModule):
             hidden_size=self.hidden_size,
             memory_mb=self.memory_mb,
             cache_dir=self.cache_dir,
+            block=self.block,
         )
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
     def _check_test_store(self, folder: str) -> None:
         """Refuse a test store whose rows mean something else than the training store's."""
         store = Store.open(folder)
+        check_block(store.manifest.policy, self.block, folder)
         sizes = _sizes(store, folder)
         model, other = self.manifest.model, store.manifest.model
         compared = {

@@ -127,7 +127,14 @@ def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray,
 
 
 def pooled_vectors(
-    store: Store, *, pooling: str, num_trajectories: int, hidden_size: int, memory_mb: int, cache_dir: str | None
+    store: Store,
+    *,
+    pooling: str,
+    num_trajectories: int,
+    hidden_size: int,
+    memory_mb: int,
+    cache_dir: str | None,
+    block: int | None = None,
 ) -> Vectors:
     """Pool the hidden states of the first trajectories of every question of a store, in order of id.
 
@@ -139,6 +146,7 @@ def pooled_vectors(
         memory_mb: Megabytes (10^6 bytes) up to which they are held in memory.
         cache_dir: Folder of the file where they take more; None for the folder ``cache`` in the store, or a temporary
             file where that cannot be written.
+        block: The block at whose end the trajectories are taken; None takes what they ended as.
 
     Raises:
         InputError: If the file cannot be written, or a question has fewer trajectories or another D.
@@ -146,10 +154,11 @@ def pooled_vectors(
     shape = (len(store), num_trajectories, hidden_size)
     if 4 * int(np.prod(shape)) <= memory_mb * MEGABYTE:
         vectors = np.empty(shape, np.float32)
-        for row, pooled in _pooled(store, pooling, shape):
+        for row, pooled in _pooled(store, pooling, shape, block):
             vectors[row] = pooled
         return vectors
-    name = f"pooled-{pooling}-k{num_trajectories}-v{_FORMAT_VERSION}-{store.checksum()[:24]}.npy"
+    kind = pooling if block is None else f"{pooling}-b{block}"
+    name = f"pooled-{kind}-k{num_trajectories}-v{_FORMAT_VERSION}-{store.checksum()[:24]}.npy"
     folder = Path(cache_dir) if cache_dir is not None else store.folder / CACHE
     if (found := _opened(folder / name, shape)) is not None:
         return found
@@ -160,33 +169,35 @@ def pooled_vectors(
     except OSError as error:
         if cache_dir is not None:
             raise _cannot_write(folder, shape, error.strerror) from error
-        return _temporary(store, pooling, shape)
+        return _temporary(store, pooling, shape, block)
     with _one_at_a_time(folder):
         if (found := _opened(folder / name, shape)) is not None:  # another process was faster
             return found
         remove_leftovers(folder, "pooled-*.npy")
-        _write(folder / name, store, pooling, shape)
+        _write(folder / name, store, pooling, shape, block)
         if cache_dir is None:  # all that lies there is this store's, and it has changed
-            for stale in folder.glob(f"pooled-{pooling}-*.npy"):
+            for stale in folder.glob(f"pooled-{kind}-k*.npy"):
                 if stale.name != name:
                     stale.unlink(missing_ok=True)
     return VectorFile(folder / name)
 
 
-def _temporary(store: Store, pooling: str, shape: tuple[int, int, int]) -> VectorFile:
+def _temporary(store: Store, pooling: str, shape: tuple[int, int, int], block: int | None) -> VectorFile:
     """Return a file that has no name any more: its bytes go when nobody reads it, however the process ends."""
     with tempfile.TemporaryDirectory(prefix="dps-") as folder:
         print(f"{store.folder} cannot be written: set data.cache_dir to a folder that keeps what is made now.")
         path = Path(folder) / "pooled.npy"
-        _write(path, store, pooling, shape)
+        _write(path, store, pooling, shape, block)
         return VectorFile(path)
 
 
-def _pooled(store: Store, pooling: str, shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
+def _pooled(
+    store: Store, pooling: str, shape: tuple[int, int, int], block: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the place of each question among the ids, and its vectors, shape (K, D); in the order of the segments."""
     place = {question_id: row for row, question_id in enumerate(store.question_ids)}
     for question in store.scan():
-        pooled = np.stack([pool_hidden(t, pooling) for t in question.trajectories[: shape[1]]])
+        pooled = np.stack([pool_hidden(t.at(block), pooling) for t in question.trajectories[: shape[1]]])
         if pooled.shape != shape[1:]:
             raise InputError(
                 f"Expected hidden states of size {shape[2]} of {shape[1]} trajectories of every question, but question "
@@ -195,7 +206,7 @@ def _pooled(store: Store, pooling: str, shape: tuple[int, int, int]) -> Iterator
         yield place[question.question_id], pooled
 
 
-def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int]) -> None:
+def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int], block: int | None) -> None:
     """Write the vectors under a temporary name, bring them to the disk, then give them their own name."""
     record = np.empty(1, _record(*shape[1:]))
     gigabytes = shape[0] * record.nbytes / 1e9
@@ -208,7 +219,7 @@ def _write(path: Path, store: Store, pooling: str, shape: tuple[int, int, int]) 
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             start = file.tell()
-            for row, pooled in _pooled(store, pooling, shape):
+            for row, pooled in _pooled(store, pooling, shape, block):
                 record["vectors"] = pooled
                 record["crc32"] = zlib.crc32(record["vectors"])
                 _write_at(file.fileno(), record, start + row * record.nbytes)
