@@ -35,8 +35,9 @@ from feature_store.records import (
 
 FORMAT = "dps-feature-store"
 VERSION = 4
-"""What is written. Version 1 had no table ``steps``; version 2 had no table ``series``, no strict answers, and only a
-column ``ended_with_eos`` for ``ending``; version 3 had no snapshots and no decisions while trajectories run."""
+"""The newest that is written. Version 1 had no table ``steps``; version 2 had no table ``series``, no strict answers,
+and only a column ``ended_with_eos`` for ``ending``; version 3 had no snapshots and no decisions while trajectories
+run."""
 VERSIONS = (1, 2, 3, 4)
 """What is read."""
 VERSIONS_IN_WORDS = "1, 2, 3 and 4"
@@ -142,7 +143,7 @@ _LONG = (
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
-    """Return the HDF5 file of complete questions.
+    """Return the HDF5 file of complete questions, of version 4 if they have what it added, else of version 3.
 
     Raises:
         StoreError: If questions or trajectories of the segment have vectors of different sizes, a trajectory's
@@ -150,12 +151,14 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
             snapshots not in order of block.
     """
     arrays = to_arrays(questions)
+    version = VERSION if _need_newest(questions) else VERSION - 1  # every dataset takes its part of a small segment
+    arrays = {name: arrays[name] for name in _LAYOUTS[version]}
     # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
     # than the older default and has checksums of its own over all headers.
     with h5py.File("segment", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         # Strings of fixed length: others are kept in a heap without a checksum, where a flipped bit can hang a reader.
         file.attrs["format"] = np.bytes_(FORMAT)
-        file.attrs["version"] = VERSION
+        file.attrs["version"] = version
         file.attrs["sha256"] = np.bytes_(checksum(arrays))
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
@@ -381,6 +384,13 @@ def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
     arrays["trajectories/snapshots_offset"] = _offsets([len(t.snapshots) for t in trajectories])
     arrays["snapshots/snapshot_blocks_offset"] = _offsets([len(s.block_num_tokens) for s in snapshots])
     return arrays
+
+
+def _need_newest(questions: Sequence[Question]) -> bool:
+    """Whether questions have anything that version 3 could not hold."""
+    trajectories = [t for q in questions for t in q.trajectories]
+    inside = any(d.block is not None or d.about != SUBJECTS[0] for q in questions for d in q.decisions)
+    return inside or any(t.snapshots or t.ending == "gave_up" for t in trajectories)
 
 
 def _check_ending(trajectory: Trajectory) -> None:

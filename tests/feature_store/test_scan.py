@@ -39,7 +39,7 @@ def interleaved(folder, count=12, **settings):
 def unprotect(segment):
     """Rewrite a segment as earlier releases wrote it: small columns without a checksum of their own."""
     with h5py.File(segment) as file:
-        arrays = {name: file[name][...] for name in DATASETS}
+        arrays = {name: file[name][...] for name in DATASETS if name in file}
         attributes = dict(file.attrs)
     with h5py.File(segment, "w") as file:
         file.attrs.update(attributes)

@@ -261,7 +261,7 @@ def test_a_column_that_does_not_fit_is_refused(tmp_path, name):
     """Every dataset of the layout, one entry too long, of another type, and missing."""
     good = (
         StoreWriter.open(tmp_path, make_manifest())
-        .commit([make_question(0, steps=2), make_dynamic_question(1)])
+        .commit([make_question(0, steps=2, snapshot_blocks=(1,)), make_dynamic_question(1)])
         .read_bytes()
     )
 
@@ -334,8 +334,9 @@ def as_version(segment, version):
     """Turn a segment into what a writer of version 1, 2 or 3 would have written of the same questions."""
     with h5py.File(segment, "r+") as file:
         trajectories = file["trajectories"]
-        del file["snapshots"], file["snapshot_blocks"], trajectories["snapshots_offset"]
-        del file["decisions/block"], file["decisions/about"]
+        if file.attrs["version"] == 4:
+            del file["snapshots"], file["snapshot_blocks"], trajectories["snapshots_offset"]
+            del file["decisions/block"], file["decisions/about"]
         if version < 3:
             ending = file["trajectories/ending"][...]
             file["trajectories/ended_with_eos"] = (ending == ENDINGS.index("eos")).astype(np.int8)
@@ -396,7 +397,7 @@ def test_a_store_of_an_older_version_reads_and_goes_on(tmp_path, version):
 @pytest.mark.parametrize(("of", "says"), [(1, 2), (2, 3), (3, 2), (2, 1), (3, 4), (4, 3)])
 def test_a_segment_that_lacks_what_its_version_has_is_damaged(tmp_path, of, says):
     """Nothing of its own version may be missing; what an older version did not know fails its checksum."""
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, steps=2)])
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, steps=2, snapshot_blocks=(1,))])
     if of < 4:
         as_version(segment, of)
     with h5py.File(segment, "r+") as file:
@@ -447,6 +448,24 @@ def test_log_p_of_tokens_is_never_halved(tmp_path):
     StoreWriter.open(tmp_path, make_manifest()).commit([with_last(question, token_logprob=exact)])
     ((read,),) = (q.trajectories for q in Store.open(tmp_path))
     assert_same(read.token_logprob, exact)
+
+
+@pytest.mark.parametrize(
+    ("question", "version"),
+    [
+        (make_dynamic_question(0), 3),
+        (make_question(0, snapshot_blocks=(1,)), 4),
+        (make_question(0, decisions=[Decision(2, 0.5, 1)]), 4),
+        (with_last(make_question(0), ending="gave_up"), 4),
+    ],
+    ids=["none", "snapshots", "decisions", "gave-up"],
+)
+def test_a_segment_is_of_the_oldest_version_that_holds_it(tmp_path, question, version):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([question])
+    with h5py.File(segment) as file:
+        assert file.attrs["version"] == version
+        assert ("snapshots" in file) == (version == 4)
+    assert_same(tuple(Store.open(tmp_path)), (question,))
 
 
 def test_snapshots_out_of_order_are_refused(tmp_path):

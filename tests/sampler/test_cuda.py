@@ -86,6 +86,36 @@ def test_recorded_chains_are_those_of_the_cpu_up_to_rounding(changes, stop_strin
         np.testing.assert_array_equal(gpu[i].steps.cut_position, cpu[i].steps.cut_position)
 
 
+def test_recorded_snapshots_are_those_of_the_cpu_up_to_rounding_and_change_no_chain():
+    """A window of a recording settles many times, so chains pass several stages between two looks."""
+    config = SamplerConfig(alpha=2.0, block_size=2, max_new_tokens=18, num_mh_steps=1)
+    requests = [ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)) for i in range(64)]
+
+    def run(model, blocks):
+        engine = Engine(model, config, rows=64, prompt_room=8, snapshot_blocks=blocks)
+        chains = finished(engine, requests)
+        return engine, chains, {(s.request.key, s.block): s for s in engine.take_snapshots()}
+
+    _, cpu_chains, cpu = run(tiny_model(sharpness=2.0), (1, 2, 5))
+    engine, chains, gpu = run(on_cuda(tiny_model(sharpness=2.0)), (1, 2, 5))
+    assert engine.kernels.endswith("+graphs")
+    _, without, none = run(on_cuda(tiny_model(sharpness=2.0)), ())
+    assert none == {}
+    assert [chains[i].tokens.tolist() for i in range(64)] == [without[i].tokens.tolist() for i in range(64)]
+    same = [i for i in range(64) if chains[i].tokens.tolist() == cpu_chains[i].tokens.tolist()]
+    assert len(same) >= 60
+    keys = [key for key in cpu if key[0] in same]
+    assert len(keys) > 60
+    assert {key for key in gpu if key[0] in same} == set(keys)
+    for key in keys:
+        assert gpu[key].tokens.tolist() == cpu[key].tokens.tolist()
+        assert (gpu[key].num_generated_tokens, gpu[key].mh_accepted) == (
+            cpu[key].num_generated_tokens,
+            cpu[key].mh_accepted,
+        )
+        np.testing.assert_allclose(gpu[key].base_logprobs, cpu[key].base_logprobs, atol=1e-3)
+
+
 def test_too_many_rows_are_halved_until_they_fit():
     model = on_cuda(tiny_model(sharpness=2.0, positions=1 << 20))
     config = SamplerConfig(alpha=2.0, block_size=1 << 10, max_new_tokens=1 << 19, num_mh_steps=1)
