@@ -1,20 +1,18 @@
 """Measure what it is worth to ask controllers while trajectories run: to escalate early, and to give up, each alone.
 
-    python scripts/measure_in_run.py --runs runs/in-run --output docs/results/in-run
+    python scripts/measure_in_run.py --runs runs/in-run --output docs/results/in-run/block-24.json
 
-``--runs`` holds ``test``, a harvest with snapshots of questions that trained nobody, and ``controllers`` with
-``NAME-end``, ``NAME-escalate`` and ``NAME-give-up``, trained for the block ``--block`` (the commands are in
-docs/results/in-run/README.md). Tokens and accuracy are replayed over the harvest in several orders of the trajectories.
-Latency is measured live, one question at a time with a row for every trajectory: in decoding steps from admission to
-answer, which no other load on the machine changes, and in seconds. What live runs decide is compared with the replay.
-Writes ``in_run.json`` and prints tables.
+``--runs`` holds ``test``, a harvest with snapshots of questions that trained nobody, and ``controllers`` with ``end``,
+``escalate`` and ``give-up``, trained for the block ``--block`` (the commands are in docs/results/in-run/README.md).
+Every policy is replayed over the harvest in several orders of the trajectories: accuracy, tokens, and latency as
+decoding steps from admission to answer where every trajectory has a row. Some policies also run live, many questions in
+one batch: do they decide as the replay says, and what do questions that are given up cost beyond that?
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import features_for, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
-from feature_store import Question, Snapshot, Store, Trajectory
+from feature_store import Question, Store
 from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import auroc, auroc_stderr
 from lightning_modules.table import make_table
@@ -43,6 +41,7 @@ ESCALATE = (0.02, 0.05, 0.1, 0.2, 0.4)
 GIVE_UP = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Thresholds of the probability that the question is solvable, besides the controller's own."""
 DRAWS = 2000
+NAMES = ("correct", "tokens", "steps", "k", "asked_inside", "gave_up")
 
 
 class Remembering:
@@ -72,6 +71,7 @@ class Outcome:
 
     correct: np.ndarray
     tokens: np.ndarray
+    steps: np.ndarray
     k: np.ndarray
     asked_inside: np.ndarray
     gave_up: np.ndarray
@@ -79,12 +79,12 @@ class Outcome:
     def row(self, base: Outcome, draws: np.ndarray) -> dict[str, Any]:
         """Return its means, and its differences from another policy with paired 95 % intervals."""
         difference = draws @ (self.correct - base.correct)
-        ratio = (draws @ self.tokens) / (draws @ base.tokens)
-        means = {n: float(getattr(self, n).mean()) for n in ("correct", "tokens", "k", "asked_inside", "gave_up")}
-        return means | {
-            "accuracy_difference": _interval(float((self.correct - base.correct).mean()), difference),
-            "tokens_ratio": _interval(float(self.tokens.sum() / base.tokens.sum()), ratio),
-        }
+        means = {n: float(getattr(self, n).mean()) for n in NAMES}
+        means["accuracy_difference"] = _interval(float((self.correct - base.correct).mean()), difference)
+        for name in ("tokens", "steps"):
+            mine, theirs = getattr(self, name), getattr(base, name)
+            means[f"{name}_ratio"] = _interval(float(mine.sum() / theirs.sum()), (draws @ mine) / (draws @ theirs))
+        return means
 
 
 def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
@@ -100,100 +100,62 @@ def replayed(questions: Sequence[Question], orders: np.ndarray, policy: Policy, 
         for order in of_question.tolist():
             shuffled = replace(question, trajectories=tuple(question.trajectories[i] for i in order))
             one = replay_question(shuffled, policy, inside)
-            rows.append((bool(one.correct), one.num_tokens, one.k, any(d.block for d in one.decisions), one.gave_up))
+            rows.append(
+                (
+                    bool(one.correct),
+                    one.num_tokens,
+                    one.num_steps,
+                    one.k,
+                    any(d.block for d in one.decisions),
+                    one.gave_up,
+                )
+            )
         found.append(np.mean(rows, axis=0))
     return Outcome(*np.array(found, dtype=np.float64).T)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Live:
-    """What live runs of one question at a time took; every array has shape (Q,)."""
-
-    block: int
-    records: list[Question]
-    steps: np.ndarray
-    seconds: np.ndarray
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Sampled tokens."""
-        return np.array([sum(t.num_generated_tokens for t in q.trajectories) for q in self.records], np.float64)
-
-    @property
-    def overrun(self) -> np.ndarray:
-        """Tokens of those that were sampled after the block at which the question was given up."""
-        return np.array([sum(_overrun(t, self.block) for t in q.trajectories) for q in self.records], np.float64)
-
-    def row(self, base: Live, draws: np.ndarray) -> dict[str, Any]:
-        """Return its means, and its differences from another policy with paired 95 % intervals."""
-        correct, other = (np.array([bool(q.correct) for q in one.records], np.float64) for one in (self, base))
-        found: dict[str, Any] = {
-            "correct": float(correct.mean()),
-            "k": float(np.mean([q.k for q in self.records])),
-            "overrun": float(self.overrun.mean()),
-            "gave_up": float(np.mean([any(t.ending == "gave_up" for t in q.trajectories) for q in self.records])),
-            "accuracy_difference": _interval(float((correct - other).mean()), draws @ (correct - other)),
-        }
-        for name in ("steps", "seconds", "tokens"):
-            mine, theirs = getattr(self, name), getattr(base, name)
-            found[name] = float(mine.mean())
-            found[f"{name}_ratio"] = _interval(float(mine.sum() / theirs.sum()), (draws @ mine) / (draws @ theirs))
-        return found
-
-
-def _overrun(trajectory: Trajectory, block: int) -> int:
-    then = trajectory.at(block)
-    if trajectory.ending != "gave_up" or not isinstance(then, Snapshot):
-        return 0
-    return trajectory.num_generated_tokens - then.num_generated_tokens
-
-
-def one_at_a_time(store: Store, ids: Sequence[str], block: int) -> Callable[[Policy, InRun | None], Live]:
-    """Return what runs a policy live on these questions of a harvest, each alone."""
+def crowd(store: Store, block: int) -> Callable[[Policy, InRun | None], list[Question]]:
+    """Return what runs a policy live on all questions of a harvest, 64 rows in one batch."""
     config = store.manifest.config
     model = load_model("embedded")
     benchmark = load_benchmark(BenchmarkConfig(**config["benchmark"]))
     sampler = SamplerConfig(**config["sampler"])
     prompts = prompts_of(model, benchmark, sampler)
-    wanted = set(ids)
-    items = [item for item in benchmark.items if item.question_id in wanted]
-    questions = sorted(prepare(items, prompts, open_embedder("embedded")), key=lambda q: q.question_id)
+    questions = prepare(benchmark.items, prompts, open_embedder("embedded"))
     room = max(len(tokens) for _, tokens in prompts.values())
     stops = benchmark.stop_strings(model.tokenizer)
 
-    def run(policy: Policy, inside: InRun | None) -> Live:
-        engine = Engine(
-            model, sampler, rows=RANGE.maximum, prompt_room=room, stop_strings=stops, snapshot_blocks=(block,)
+    def run(policy: Policy, inside: InRun | None) -> list[Question]:
+        engine = Engine(model, sampler, rows=64, prompt_room=room, stop_strings=stops, snapshot_blocks=(block,))
+        found = run_policy(
+            model,
+            engine,
+            questions,
+            policy,
+            grader=benchmark.grader,
+            seed=store.manifest.seed,
+            aggregator=store.manifest.aggregator,
+            feature_layer=config["features"]["layer"],
+            in_run=inside if inside is not None else InRun(RANGE),
         )
-        records, steps, seconds = [], [], []
-        for question in questions:
-            before, started = engine.num_steps, time.perf_counter()
-            records += run_policy(
-                model,
-                engine,
-                [question],
-                policy,
-                grader=benchmark.grader,
-                seed=store.manifest.seed,
-                aggregator=store.manifest.aggregator,
-                feature_layer=config["features"]["layer"],
-                in_run=inside if inside is not None else InRun(RANGE),
-            )
-            steps.append(engine.num_steps - before)
-            seconds.append(time.perf_counter() - started)
-        return Live(block, records, np.array(steps, np.float64), np.array(seconds))
+        return list(found)
 
     return run
 
 
-def agree(live: Live, questions: dict[str, Question], policy: Policy, inside: InRun | None) -> int:
-    """Return on how many questions the live run decided, answered and counted as the replay does."""
-    count = 0
-    for record in live.records:
-        one = replay_question(questions[record.question_id], policy, inside)
-        same = [(d.k, d.block, d.about) for d in record.decisions] == [(d.k, d.block, d.about) for d in one.decisions]
-        count += same and (record.k, record.answer, record.correct) == (one.k, one.answer, one.correct)
-    return count
+def compare(
+    live: Sequence[Question], by_id: dict[str, Question], policy: Policy, inside: InRun | None
+) -> dict[str, Any]:
+    """Return on how many questions a live run decided and answered as the replay does, and what both spent."""
+    same = tokens = replayed_tokens = 0
+    for record in live:
+        one = replay_question(by_id[record.question_id], policy, inside)
+        said, expected = ([(d.k, d.block, d.about) for d in of.decisions] for of in (record, one))
+        spent = sum(t.num_generated_tokens for t in record.trajectories)
+        answered = (record.k, record.answer, record.correct) == (one.k, one.answer, one.correct)
+        same += said == expected and answered and (spent == one.num_tokens or one.gave_up)
+        tokens, replayed_tokens = tokens + spent, replayed_tokens + one.num_tokens
+    return {"questions": len(live), "as_replayed": same, "tokens": tokens, "tokens_replayed": replayed_tokens}
 
 
 def ranking(
@@ -237,76 +199,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--names", nargs="+", default=["gbdt"])
     parser.add_argument("--block", type=int, default=1)
     parser.add_argument("--orders", type=int, default=4)
-    parser.add_argument("--live", type=int, default=200, help="questions that are run live")
     options = parser.parse_args()
     store = Store.open(options.runs / "test")
     questions = sorted(store.scan(), key=lambda q: q.question_id)
-    by_id = {q.question_id: q for q in questions}
     orders = np.stack([orders_of(q.question_id, RANGE.maximum, options.orders, 0) for q in questions])
-    rng = np.random.default_rng(0)
-
-    def draws_of(count: int) -> np.ndarray:
-        return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count
-
-    draws, live_draws = draws_of(len(questions)), draws_of(min(options.live, len(questions)))
-    run = one_at_a_time(store, [q.question_id for q in questions[: options.live]], options.block)
-    report: dict[str, Any] = {
-        "num_questions": len(questions),
+    count = len(questions)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS) / count
+    end, more, hopeless = (
+        Remembering(load_controller(options.runs / "controllers" / use)) for use in ("end", "escalate", "give-up")
+    )
+    policy = DynamicK(RANGE, end)
+    settings: dict[str, tuple[Policy, InRun | None]] = {"end only": (policy, None)}
+    for threshold in (None, *ESCALATE):
+        name = f"escalate early, {_shown(more, threshold)}"
+        settings[name] = policy, InRun(RANGE, {options.block: more}, threshold)
+    for threshold in (None, *GIVE_UP):
+        name = f"give up, {_shown(hopeless, threshold)}"
+        settings[name] = policy, InRun(RANGE, {}, None, {options.block: hopeless}, threshold)
+    settings |= {f"fixed k = {k}": (FixedK(k), None) for k in RANGE.values}
+    outcomes = {name: replayed(questions, orders, *each) for name, each in settings.items()}
+    rows = {name: outcome.row(outcomes["end only"], draws) for name, outcome in outcomes.items()}
+    run, by_id = crowd(store, options.block), {q.question_id: q for q in questions}
+    live = {}
+    for name in ("end only", "escalate early, 0.1", "give up, 0.4"):
+        live[name] = compare(run(*settings[name]), by_id, *settings[name])
+        print(name, live[name], flush=True)
+    report = {
+        "num_questions": count,
         "orders": options.orders,
-        "live": options.live,
         "block": options.block,
         "sampler": store.manifest.sampler,
+        "ranking": ranking(questions, store, options.block, {"end": end, "escalate": more, "give-up": hopeless}),
+        "policies": rows,
+        "live": live,
     }
-    eight = run(FixedK(RANGE.maximum), None)
-    for name in options.names:
-        end, more, hopeless = (
-            Remembering(load_controller(options.runs / "controllers" / f"{name}-{use}"))
-            for use in ("end", "escalate", "give-up")
-        )
-        policy = DynamicK(RANGE, end)
-        base, base_live = replayed(questions, orders, policy, None), run(policy, None)
-        rows = {f"{name}": base.row(base, draws) | {"live": base_live.row(base_live, live_draws)}}
-        rows[name]["live"]["agree"] = agree(base_live, by_id, policy, None)
-        rows["fixed-k8"] = {"live": eight.row(base_live, live_draws)}
-        uses = [("escalate", t, InRun(RANGE, {options.block: more}, t)) for t in (None, *ESCALATE)]
-        uses += [("give-up", t, InRun(RANGE, {}, None, {options.block: hopeless}, t)) for t in (None, *GIVE_UP)]
-        for use, threshold, inside in uses:
-            own = (more if use == "escalate" else hopeless).threshold
-            label = f"{name}, {use} {own if threshold is None else threshold:.3g}" + " (own)" * (threshold is None)
-            live = run(policy, inside)
-            rows[label] = replayed(questions, orders, policy, inside).row(base, draws)
-            rows[label]["live"] = live.row(base_live, live_draws)
-            rows[label]["live"]["agree"] = agree(live, by_id, policy, inside)
-            print(label, flush=True)
-        controllers = {"end": end, "escalate": more, "give-up": hopeless}
-        report[name] = {"policies": rows, "ranking": ranking(questions, store, options.block, controllers)}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "in_run.json").write_text(json.dumps(report, indent=1) + "\n")
-    for name in options.names:
-        print(table(report[name]["policies"]))
-        print(json.dumps(report[name]["ranking"], indent=1))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report["ranking"], indent=1), table(rows), sep="\n")
+
+
+def _shown(controller: Remembering, threshold: float | None) -> str:
+    return f"{controller.threshold:.3g} (its own)" if threshold is None else f"{threshold:g}"
 
 
 def table(rows: dict[str, Any]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| policy | accuracy % | difference, points | tokens | of the policy's alone | mean k | asked inside % | "
-        "given up % | live: steps | of the policy's alone | seconds | overrun, tokens | as replayed |",
-        "|---|" + "---:|" * 12,
+        "| policy | accuracy % | difference, points | tokens | of end only | steps | of end only | mean k | "
+        "asked inside % | given up % |",
+        "|---|" + "---:|" * 9,
     ]
     for name, row in rows.items():
-        live = row["live"]
-        if "correct" in row:
-            cells = [f"{100 * row['correct']:.1f}", _span(row["accuracy_difference"], 100, "+.1f")]
-            cells += [f"{row['tokens']:.0f}", _span(row["tokens_ratio"], 1, ".3f"), f"{row['k']:.2f}"]
-            cells += [f"{100 * row['asked_inside']:.0f}", f"{100 * row['gave_up']:.1f}"]
-        else:
-            cells = [""] * 7
-        cells += [f"{live['steps']:.0f}", _span(live["steps_ratio"], 1, ".3f"), f"{live['seconds']:.2f}"]
-        cells += [f"{live['overrun']:.1f}", f"{live['agree']}" if "agree" in live else ""]
+        cells = [f"{100 * row['correct']:.1f}", _span(row["accuracy_difference"], 100, "+.1f")]
+        for cost in ("tokens", "steps"):
+            cells += [f"{row[cost]:.0f}", _span(row[f"{cost}_ratio"], 1, ".3f")]
+        cells += [f"{row['k']:.2f}", f"{100 * row['asked_inside']:.0f}", f"{100 * row['gave_up']:.1f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -134,6 +134,21 @@ def test_live_equals_replayed(model, harvest, inside, rows):  # noqa: F811
     assert bool(inside.give_up) == any(gave_up for gave_up, _, _ in outcomes)
 
 
+@pytest.mark.parametrize("inside", [None, escalating(1, 2), both(1, 2)])
+def test_the_latency_in_steps_is_that_of_a_question_alone(model, harvest, inside):  # noqa: F811
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8, snapshot_blocks=(1, 2))
+    fewer, alone = 0, inside if inside is not None else InRun(RANGE)
+    for question in questions(14):
+        before = engine.num_steps
+        (record,) = run_policy(
+            model, engine, [question], policy_of(), grader=Grading(), seed=1, feature_layer=2, in_run=alone
+        )
+        replayed = replay_question(harvest[record.question_id], policy_of(), inside)
+        assert engine.num_steps - before == replayed.num_steps
+        fewer += replayed.num_steps < replay_question(harvest[record.question_id], policy_of(), None).num_steps
+    assert (fewer > 2) == (inside is not None)
+
+
 def test_what_a_controller_sees_is_what_the_trajectories_were_at_the_end_of_the_block(model, harvest):  # noqa: F811
     inside = escalating(2)
     records = run(model, policy_of(), inside, count=6)

@@ -31,6 +31,9 @@ class Replayed:
     num_tokens: int
     """Tokens sampled, rejected ones included. Where the question is given up: until the block that the decision looked
     at. A live run samples some more before the decision falls."""
+    num_steps: int
+    """Decoding steps from admission to answer where every trajectory has a row as soon as it is asked for: each step
+    samples one token of each trajectory that runs. A recorded GPU adds what it takes until its next look."""
 
 
 def replay_question(
@@ -54,12 +57,21 @@ def replay_question(
         decisions.append(Decision(k, said, block, about))
         return said
 
-    k, gave_up_at = policy.start, None
+    k, gave_up_at, now = policy.start, None, 0
+    started = [now] * k
+
+    def reached(block: int | None) -> int:
+        """Return the step at which all have come to the end of a block, or to their own."""
+        return max(
+            start + t.at(block).num_generated_tokens for start, t in zip(started, question.trajectories, strict=False)
+        )
+
     while True:
         more = 0
         for block in in_run.blocks if in_run is not None and in_run.asks(k) else ():
             if all(t.at(block) is t for t in question.trajectories[:k]):
                 break  # all have ended
+            now = reached(block)
             if block in in_run.give_up and in_run.gives_up(block, ask(in_run.give_up[block], k, block, "solvable")):
                 gave_up_at = block
                 break
@@ -67,6 +79,7 @@ def replay_question(
                 more = in_run.range.step
                 break
         if not more and gave_up_at is None:
+            now = reached(None)
             p_enough = None
             if policy.asks(k) and policy.controller is not None:
                 p_enough = ask(policy.controller, k)
@@ -78,9 +91,10 @@ def replay_question(
         if not more:
             break
         k += more
+        started += [now] * more
     then = [t.at(gave_up_at) for t in question.trajectories[:k]]
     ended = [t for t, now in zip(question.trajectories, then, strict=False) if now is t]
     # What was given up has no answer, and is as right as no answer is.
     answer, correct = answer_of(ended, aggregator) if ended else (None, False if question.gold is not None else None)
     num_tokens = sum(t.num_generated_tokens for t in then)
-    return Replayed(k, tuple(decisions), gave_up_at is not None, answer, correct, num_tokens)
+    return Replayed(k, tuple(decisions), gave_up_at is not None, answer, correct, num_tokens, now)
