@@ -40,6 +40,9 @@ class ComputeConfig:
     rows: int | None = None
     """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
     set."""
+    questions_at_a_time: int | None = None
+    """Questions that a worker works on at a time; as many as keep its rows busy if not set. 1 measures latency as one
+    user alone has it: all trajectories of the question that are wanted run side by side, and nothing else runs."""
     workers: int = 1
     """Worker processes on this machine, which pull questions from one queue; each loads the model. On a host with
     several GPUs worker i runs on GPU i (then from the first again), so set it to the number of GPUs."""
@@ -75,11 +78,10 @@ class ComputeConfig:
 
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
-        if any(value is not None and value < 1 for value in (self.rows, self.workers, self.threads)):
-            raise InputError(
-                "compute.rows, workers and threads must be at least 1, "
-                f"got {self.rows}, {self.workers} and {self.threads}."
-            )
+        for name in ("rows", "questions_at_a_time", "workers", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"compute.{name} must be at least 1, got {value}.")
         self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")

@@ -282,6 +282,7 @@ class _Bench:
             seed=self._settings.seed,
             aggregator=self._settings.aggregator,
             feature_layer=self._settings.features.layer if self._needs_features else None,
+            at_a_time=self._settings.compute.questions_at_a_time,
             stopping=stopping,
         )
 

@@ -184,6 +184,7 @@ def _provenance(store: LoadedStore) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "software": manifest.software,
         "num_questions": len(store.question_ids),
+        "questions_at_a_time": manifest.config.get("compute", {}).get("questions_at_a_time"),
     }
 
 
