@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.replay.decide import stops, sweep
+from dps.replay.decide import cheapest_without_loss, stops, sweep
 from dps.replay.samples import Walk
 
 CURVE_POINTS = 61
@@ -132,8 +132,8 @@ def cross_fitted(
 ) -> np.ndarray:
     """Choose a threshold for each question on the questions of the other folds.
 
-    The choice is the cheapest threshold at which those questions show no loss against k = maximum: the lower end of the
-    paired 95 % interval of the accuracy difference (1.96 standard errors) is at least ``-margin``.
+    The choice is the cheapest threshold at which those questions show no loss against k = maximum, see
+    :func:`dps.replay.decide.cheapest_without_loss`.
 
     Args:
         thresholds: Of the curve, shape (M,), in increasing order of tokens.
@@ -153,13 +153,9 @@ def cross_fitted(
     names = np.unique(folds)
     for fold in names:
         others = folds != fold if len(names) > 1 else folds == fold
-        lower = losses[:, others].mean(axis=1)
-        if others.sum() > 1:
-            lower = lower - 1.96 * losses[:, others].std(axis=1, ddof=1) / np.sqrt(others.sum())
-        allowed = np.flatnonzero(lower >= -margin - 1e-12)
+        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], margin)
         # The last point is k = maximum for every question, which loses nothing.
-        cheapest = min(allowed, key=lambda i: tokens[i, others].mean(), default=len(thresholds) - 1)
-        chosen[folds == fold] = thresholds[cheapest]
+        chosen[folds == fold] = thresholds[-1 if cheapest is None else cheapest]
     return chosen
 
 
