@@ -245,23 +245,25 @@ class _Bench:
         if self._task == number:
             return
         settings, model, benchmark = self._settings, self._model, self._benchmark
-        self._engine = None  # its rows' memory is free before the next engine asks for some
         self._policy, self._needs_features = _policy(task, self._load_controller)
         if self._needs_features and self._embedder is None:
             self._embedder = open_embedder(settings.features.embedder)
         if self._policy.controller is not None and self._embedder is not None:
             identity = feature_identity(model, self._embedder, settings.features.layer)
             self._policy.controller.check_model(identity, self._embedder.size)
-        self._prompts = prompts_of(model, benchmark, task.sampler)
-        self._engine = Engine(
-            model,
-            task.sampler,
-            rows=settings.compute.rows,
-            prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
-            memory_share=settings.memory_share,
-            path=settings.compute.forward,
-            stop_strings=benchmark.stop_strings(model.tokenizer),
-        )
+        # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
+        if self._engine is None or self._engine.config != task.sampler:
+            self._engine = None  # its rows' memory is free before the next engine asks for some
+            self._prompts = prompts_of(model, benchmark, task.sampler)
+            self._engine = Engine(
+                model,
+                task.sampler,
+                rows=settings.compute.rows,
+                prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
+                memory_share=settings.memory_share,
+                path=settings.compute.forward,
+                stop_strings=benchmark.stop_strings(model.tokenizer),
+            )
         self._task = number
 
     def sample(self, batches: Iterator[tuple[str, ...]], stopping: Callable[[], bool]) -> Iterator[Question]:
