@@ -1,13 +1,13 @@
 #!/bin/sh
 # The data of docs/results/gsm8k-qwen2.5-coder-0.5b, stage by stage; every stage goes on where it was stopped.
 #
-#   sh scripts/study_gsm8k.sh compare harvest rivals controllers replay live latency reference humaneval math500
+#   sh scripts/study_gsm8k.sh compare harvest-train harvest-test rivals controllers replay live latency reference humaneval math500
 #
 # Names of the hub are the default; set MODEL, EMBEDDER, TRAIN, TEST, HUMANEVAL and MATH500 to local folders and files
 # where it is out of reach, WORKERS to the number of GPUs, MORE to further options of dps (for a rehearsal:
 # MORE="--benchmark.limit 8"), STEPS to num_mh_steps. Stages that sample need a GPU each; CUDA_VISIBLE_DEVICES chooses.
 set -e
-OUTPUT=${OUTPUT:-runs/gsm8k-qwen2.5-coder-0.5b}
+export OUTPUT=${OUTPUT:-runs/gsm8k-qwen2.5-coder-0.5b}
 MODEL=${MODEL:-Qwen/Qwen2.5-Coder-0.5B-Instruct}
 EMBEDDER=${EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}
 STEPS=${STEPS:-5}
@@ -44,15 +44,6 @@ listed() { # words -> a YAML list
     printf '[%s]' "$(echo "$@" | sed 's/ /, /g')"
 }
 
-controller() { # configuration, feature set: out-of-fold predictions, a controller of all questions, its folder
-    name=$(echo "$1" | tr _ -)-$2
-    options="--config $CONFIGS/$1.yaml --data.init_args.feature_set $2 --data.init_args.store $OUTPUT/train"
-    dps crossval $options --output "$OUTPUT/crossval/$name" $TRAINING
-    dps fit $options --trainer.default_root_dir "$OUTPUT/fit/$name" $TRAINING
-    rm -rf "$OUTPUT/controllers/$name"
-    dps ship "$OUTPUT/fit/$name" --output "$OUTPUT/controllers/$name" --crossval "$OUTPUT/crossval/$name" --margin 0.01
-}
-
 for stage in "$@"; do
     case $stage in
     compare) # which num_mh_steps: 100 training questions
@@ -70,18 +61,35 @@ for stage in "$@"; do
         evaluate gsm8k "$TEST" "$OUTPUT/rivals-test" --benchmark.limit "${TEST_LIMIT:-700}" \
             --policies '[plain, lowtemp]' --plain_max_k "${PLAIN_MAX_K:-64}"
         ;;
-    controllers) # on the training questions, both feature sets, side by side
-        mkdir -p "$OUTPUT"
-        running=
+    controllers) # on the training questions, both feature sets; JOBS of them at a time
+        mkdir -p "$OUTPUT/controllers"
         for set in published extended; do
             for config in $CONTROLLERS; do
-                controller "$config" "$set" >"$OUTPUT/controller-$config-$set.log" 2>&1 &
-                running="$running $!"
+                echo "$config $set"
             done
+        done | xargs -P "${JOBS:-2}" -L 1 sh "$0" controller
+        ;;
+    controller) # one of them: out-of-fold predictions, a controller of all questions, its folder
+        name=$(echo "$2" | tr _ -)-$3
+        options="--config $CONFIGS/$2.yaml --data.init_args.feature_set $3 --data.init_args.store $OUTPUT/train"
+        {
+            dps crossval $options --output "$OUTPUT/crossval/$name" $TRAINING &&
+                dps fit $options --trainer.default_root_dir "$OUTPUT/fit/$name" $TRAINING &&
+                rm -rf "$OUTPUT/controllers/$name" &&
+                dps ship "$OUTPUT/fit/$name" --output "$OUTPUT/controllers/$name" --crossval "$OUTPUT/crossval/$name" \
+                    --margin 0.01
+        } >"$OUTPUT/controllers/$name.log" 2>&1 || { tail -n 3 "$OUTPUT/controllers/$name.log" >&2; exit 255; }
+        exit
+        ;;
+    replay) # every policy over the stored trajectories: of the training questions out of fold, of the test questions
+        trained=
+        for name in $LIVE; do
+            trained="$trained$name: $OUTPUT/controllers/$name, "
         done
-        for process in $running; do
-            wait "$process" || { tail -n 3 "$OUTPUT"/controller-*.log >&2; exit 1; }
-        done
+        dps replay "$OUTPUT/train" --controllers "{$(echo "${trained%, }" | sed "s#/controllers/#/crossval/#g")}" \
+            --output "$OUTPUT/replay-train"
+        dps replay "$OUTPUT/test" --controllers "{${trained%, }}" --rivals "[$OUTPUT/rivals-test]" \
+            --output "$OUTPUT/replay-test"
         ;;
     live) # fixed k = 8 and every controller at its out-of-fold threshold
         evaluate gsm8k "$TEST" "$OUTPUT/live" --benchmark.limit "${LIVE_LIMIT:-300}" \
