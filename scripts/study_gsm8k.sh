@@ -12,7 +12,7 @@ MODEL=${MODEL:-Qwen/Qwen2.5-Coder-0.5B-Instruct}
 EMBEDDER=${EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}
 STEPS=${STEPS:-5}
 CONTROLLERS=${CONTROLLERS:-gbdt mlp_h mlp_hq}
-LIVE=${LIVE:-gbdt-published mlp-h-published mlp-hq-published gbdt-extended mlp-h-extended mlp-hq-extended}
+LIVE=${LIVE-gbdt-published mlp-h-published mlp-hq-published gbdt-extended mlp-h-extended mlp-hq-extended}
 CONFIGS=$(cd "$(dirname "$0")/../configs" && pwd)
 SCRIPTS=$(cd "$(dirname "$0")" && pwd)
 
