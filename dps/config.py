@@ -86,6 +86,22 @@ class ComputeConfig:
         return self
 
 
+def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
+    """Refuse forced lengths that there cannot be.
+
+    Raises:
+        InputError: With one sentence that names the setting.
+    """
+    if mean is not None and mean < 1:
+        raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
+    if spread < 0:
+        raise InputError(f"forced_spread must not be negative, got {spread:g}.")
+    if mean is not None and mean > sampler.max_new_tokens:
+        raise InputError(
+            f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({sampler.max_new_tokens}): lower it."
+        )
+
+
 @dataclass(frozen=True)
 class HarvestConfig:
     """`dps harvest`: sample every question k times with features and write a store for training."""
@@ -108,6 +124,11 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    forced_mean_length: int | None = None
+    """Let responses end at random lengths of this mean instead of where the model says: to measure speed with
+    model.random_weights, which it needs."""
+    forced_spread: float = 0.5
+    """Standard deviation of the logarithm of forced lengths."""
     plan: Literal["off", "words", "json"] = "off"
     """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
@@ -117,6 +138,12 @@ class HarvestConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
+        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
+        if self.forced_mean_length is not None and not self.model.random_weights:
+            raise InputError(
+                "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "
+                "of forced length follow no law."
+            )
         return self
 
 

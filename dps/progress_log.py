@@ -45,14 +45,18 @@ class ProgressLog:
             self._write(self._pending)
         self._file.close()
 
-    def note(self, done: int, values: dict[str, Any]) -> None:
+    def note(self, done: int, values: dict[str, Any], age_s: float = 0.0) -> None:
         """Say how far the run is; a line is written if the last is a second old, or when the run ends.
 
         Args:
             done: Questions that this run has committed.
             values: What else there is to say: JSON values.
+            age_s: Seconds since the last of these questions was admitted; the run's time is counted from the first
+                admission.
         """
-        elapsed = time.monotonic() - self._started
+        now = time.monotonic()
+        self._started = min(self._started, now - age_s)
+        elapsed = now - self._started
         per_s = done / max(elapsed, 1e-9)
         left = self._total - self._before - done
         line = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 
 from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.config import ComputeConfig, FeaturesConfig
+from dps.device import peak_gib
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
+from dps.forced import ForcedLengths
 from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
@@ -67,6 +69,8 @@ class WorkSettings:
     compute: ComputeConfig
     memory_share: float = 1.0
     """Share of its device's memory that a worker's rows may plan with."""
+    forced_lengths: ForcedLengths | None = None
+    """Lengths of the responses, where speed is measured."""
 
     @property
     def threads(self) -> int | None:
@@ -90,6 +94,10 @@ class Done:
     correct: bool | None
     accepted: int
     proposed: int
+    age_s: float
+    """Seconds from its admission to this report."""
+    gpu_gib: float | None
+    """Most GPU memory that the worker has had in use, GiB; None on a CPU."""
 
 
 def open_embedder(name: str) -> QuestionEmbedder:
@@ -121,9 +129,19 @@ def prompts_of(
 
 
 def prepare(
-    items: list[Item], prompts: dict[str, tuple[str, tuple[int, ...]]], embedder: QuestionEmbedder | None
+    items: list[Item],
+    prompts: dict[str, tuple[str, tuple[int, ...]]],
+    embedder: QuestionEmbedder | None,
+    forced: ForcedLengths | None = None,
 ) -> list[PreparedQuestion]:
-    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given."""
+    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given.
+
+    Args:
+        items: The questions.
+        prompts: Prompt and token ids of each, as :func:`prompts_of` gives them.
+        embedder: Embeds the questions.
+        forced: Lengths of the responses, where speed is measured.
+    """
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -138,6 +156,7 @@ def prepare(
             tokens=prompts[item.question_id][1],
             embedding=embedding,
             embedding_s=embedding_s,
+            forced_lengths=forced.of(item.question_id) if forced is not None else None,
         )
         for item, embedding in zip(items, embeddings, strict=True)
     ]
@@ -268,10 +287,11 @@ class _Bench:
         """Sample questions as they come; yields each when it is complete."""
         assert self._engine is not None
         embedder = self._embedder if self._needs_features else None
+        forced = self._settings.forced_lengths
         questions = (
             question
             for ids in batches
-            for question in prepare([self._items[name] for name in ids], self._prompts, embedder)
+            for question in prepare([self._items[name] for name in ids], self._prompts, embedder, forced)
         )
         return run_policy(
             self._model,
@@ -306,29 +326,37 @@ def _commit_all(
     report: Callable[[Done], None],
 ) -> None:
     """Commit questions as they complete, several at a time; a run that is stopped commits what is complete."""
-    held: list[Question] = []
+    held: list[tuple[Question, float]] = []
     last = time.monotonic()
 
     def commit() -> None:
         nonlocal last
         if held:
-            writer.commit(held, writer=name)
-            for question in held:
-                report(done(task, question))
+            writer.commit([question for question, _ in held], writer=name)
+            now = time.monotonic()
+            for question, completed in held:
+                report(done(task, question, waited_s=now - completed, gpu_gib=peak_gib()))
             held.clear()
         last = time.monotonic()
 
     try:
         for question in complete:
-            held.append(question)
+            held.append((question, time.monotonic()))
             if time.monotonic() - last >= interval_s:
                 commit()
     finally:
         commit()
 
 
-def done(task: int, question: Question) -> Done:
-    """Return what a progress display shows of a question."""
+def done(task: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:
+    """Return what a progress display shows of a question.
+
+    Args:
+        task: Number of the store's task.
+        question: The committed question.
+        waited_s: Seconds from its completion to this report, as far as they are known.
+        gpu_gib: Most GPU memory that its worker has had in use, GiB.
+    """
     return Done(
         task=task,
         question_id=question.question_id,
@@ -337,6 +365,8 @@ def done(task: int, question: Question) -> Done:
         correct=question.correct,
         accepted=sum(t.mh_accepted for t in question.trajectories),
         proposed=sum(t.mh_proposed for t in question.trajectories),
+        age_s=question.latency_s + waited_s,
+        gpu_gib=gpu_gib,
     )
 
 
@@ -347,7 +377,8 @@ def feature_identity(model: LanguageModel, embedder: QuestionEmbedder, layer: in
 
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
-    return {
+    forced = settings.forced_lengths
+    return ({"forced_lengths": asdict(forced)} if forced is not None else {}) | {
         "model": feature_identity(model, open_embedder(settings.features.embedder), settings.features.layer),
         "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
         "seed": settings.seed,

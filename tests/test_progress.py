@@ -143,3 +143,18 @@ def test_the_log_says_how_far_a_store_is(tmp_path, monkeypatch):
         now[0] += 1
         log.note(1, {})
     assert len((tmp_path / PROGRESS).read_text().splitlines()) == 5  # a resumed run appends
+
+
+def test_the_log_counts_its_time_from_the_first_admission(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_log.time, "monotonic", lambda: now[0])
+    with ProgressLog(tmp_path, before=0, total=4) as log:
+        log.note(1, {}, age_s=5.0)
+        now[0] += 5
+        log.note(2, {}, age_s=2.0)
+        now[0] += 2
+        log.note(3, {}, age_s=14.0)  # was admitted before all others, and took longer
+    lines = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
+    assert [line["elapsed_s"] for line in lines] == [5.0, 10.0, 14.0]
+    assert lines[0]["questions_per_min"] == 12.0
+    assert lines[0]["left_s"] == 15.0
