@@ -203,9 +203,9 @@ class _Line:
             self.receive()
         return self._stopped
 
-    def take(self, task: int | None, wanted: int) -> Take | Stop:
+    def take(self, task: int | None, wanted: int, complete: int) -> Take | Stop:
         """Ask for questions."""
-        self.send((task, wanted))
+        self.send((task, wanted, complete))
         message = self.receive() if not self._stopped else _STOP
         return message if isinstance(message, Take) else Stop()
 

@@ -32,9 +32,9 @@ class Desk:
         self._reports: list[Done] = []
         self._stopped = False
 
-    def take(self, worker: int, task: int | None, wanted: int) -> Take | Stop:
+    def take(self, worker: int, task: int | None, wanted: int, complete: int) -> Take | Stop:
         """Hand out questions."""
-        return Stop() if self._stopped else self._ledger.take(worker, task, wanted)
+        return Stop() if self._stopped else self._ledger.take(worker, task, wanted, complete)
 
     def report(self, found: Done) -> None:
         """Note a committed question."""
@@ -92,7 +92,7 @@ class Worker:
                 tasks,
                 self._settings,
                 self._load_controller,
-                take=lambda task, wanted: ray.get(desk.take.remote(self._number, task, wanted)),
+                take=lambda *asked: ray.get(desk.take.remote(self._number, *asked)),
                 report=lambda found: ray.get(desk.report.remote(found)),
                 stopping=stopping,
             )

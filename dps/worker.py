@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,9 @@ class Stop:
     """What a worker is told instead of questions when the run is to end."""
 
 
-TakeQuestions = Callable[[int | None, int], "Take | Stop"]
-"""Asks for questions: the task that the worker is at (None for any), and how many it could start."""
+TakeQuestions = Callable[[int | None, int, int], "Take | Stop"]
+"""Asks for questions: the task that the worker is at (None for any), how many it could start, and how many it has
+complete but not committed."""
 
 
 def work(
@@ -200,24 +201,25 @@ def work(
     benchmark = load_benchmark(settings.benchmark)
     bench = _Bench(model, benchmark, settings, load_controller)
     while not stopping():
-        given = take(None, bench.wanted)
+        given = take(None, bench.wanted, 0)
         if isinstance(given, Stop) or given.finished:
             return
         if not given.question_ids:
             time.sleep(_PAUSE_S)  # others have the last questions, which come back if one of them dies
             continue
         bench.turn_to(given.task, tasks[given.task])
-        complete = bench.sample(_batches(given, take, bench.wanted), stopping)
+        held: list[tuple[Question, float]] = []
+        complete = bench.sample(_batches(given, take, bench.wanted, held), stopping)
         writer = StoreWriter.attach(tasks[given.task].folder)
-        _commit_all(complete, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
+        _commit_all(complete, held, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
 
 
 def take_all(missing: list[list[str]]) -> TakeQuestions:
     """Return what hands one worker everything: the queue of a run without other processes."""
     ledger = Ledger(missing, 1)
 
-    def take(task: int | None, wanted: int) -> Take:
-        found = ledger.take(0, task, wanted)
+    def take(task: int | None, wanted: int, complete: int) -> Take:
+        found = ledger.take(0, task, wanted, complete)
         for question_id in found.question_ids:  # nobody else could take them
             ledger.done(found.task, question_id)
         return found
@@ -225,12 +227,19 @@ def take_all(missing: list[list[str]]) -> TakeQuestions:
     return take
 
 
-def _batches(first: Take, take: TakeQuestions, wanted: int) -> Iterator[tuple[str, ...]]:
-    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now."""
+def _batches(first: Take, take: TakeQuestions, wanted: int, held: Sized) -> Iterator[tuple[str, ...]]:
+    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now.
+
+    Args:
+        first: What was given already.
+        take: Asks for more.
+        wanted: How many to ask for.
+        held: The worker's questions that are complete but not committed.
+    """
     found: Take | Stop = first
     while not isinstance(found, Stop) and found.question_ids:
         yield found.question_ids
-        found = take(first.task, wanted)
+        found = take(first.task, wanted, len(held))
 
 
 class _Bench:
@@ -319,14 +328,17 @@ def _policy(task: StoreTask, load_controller: LoadController | None) -> tuple[Po
 
 def _commit_all(
     complete: Iterator[Question],
+    held: list[tuple[Question, float]],
     writer: StoreWriter,
     name: str,
     interval_s: float,
     task: int,
     report: Callable[[Done], None],
 ) -> None:
-    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete."""
-    held: list[tuple[Question, float]] = []
+    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete.
+
+    Until then they are in ``held``, with the time of their completion.
+    """
     last = time.monotonic()
 
     def commit() -> None:
