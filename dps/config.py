@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
 from dps.aggregate import Aggregator
@@ -58,6 +59,9 @@ class ComputeConfig:
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
+    tensorboard: bool = False
+    """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
+    `tensorboard` of each store. Needs the extra of that name."""
 
     @property
     def part(self) -> slice:
@@ -83,6 +87,11 @@ class ComputeConfig:
         self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise InputError(
+                "compute.tensorboard needs the package tensorboard: pip install "
+                "'dynamic-power-sampling[tensorboard]', or leave it out; progress.jsonl has the same numbers."
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""The progress of a store as lines of JSON in its folder, for who watches a run from elsewhere.
+"""The progress of a store as lines of JSON in its folder, and as TensorBoard scalars, for who watches from elsewhere.
 
 A line is written after the questions that it counts are on the disk, so a line never says more than the store holds.
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 PROGRESS = "progress.jsonl"
 """Name of the file beside the manifest; every run of the store appends to it."""
+TENSORBOARD = "tensorboard"
+"""Name of the folder of TensorBoard's events; every run of the store adds a file."""
 _EVERY_S = 1.0
 """Seconds between two lines, at least."""
 
@@ -21,14 +23,16 @@ _EVERY_S = 1.0
 class ProgressLog:
     """Appends lines while a store is being filled."""
 
-    def __init__(self, folder: Path, before: int, total: int) -> None:
+    def __init__(self, folder: Path, before: int, total: int, *, tensorboard: bool = False) -> None:
         """Open the file.
 
         Args:
             folder: The store.
             before: Questions that it held when the run started.
             total: Questions that it will hold.
+            tensorboard: Whether the numbers become TensorBoard scalars, too, which needs that package.
         """
+        self._scalars = _Scalars(folder / TENSORBOARD) if tensorboard else None
         self._file = open(folder / PROGRESS, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         self._before, self._total = before, total
         self._started = time.monotonic()
@@ -44,6 +48,8 @@ class ProgressLog:
         if self._pending is not None:
             self._write(self._pending)
         self._file.close()
+        if self._scalars is not None:
+            self._scalars.close()
 
     def note(self, done: int, values: dict[str, Any], age_s: float = 0.0) -> None:
         """Say how far the run is; a line is written if the last is a second old, or when the run ends.
@@ -76,4 +82,27 @@ class ProgressLog:
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        if self._scalars is not None:
+            self._scalars.write(line)
         self._pending = None
+
+
+class _Scalars:
+    """The lines as TensorBoard scalars: one for each number, its step the questions done."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write the numbers of a line; what it has no number for is left out."""
+        step = line["questions"]
+        wall_time = datetime.fromisoformat(line["time"]).timestamp()
+        for name, value in line.items():
+            if name not in ("time", "questions", "total") and value is not None:
+                self._writer.add_scalar(name, value, step, walltime=wall_time)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

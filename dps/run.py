@@ -198,7 +198,7 @@ def _fill_held(
         tasks = [plan.task for plan in plans]
         counts = [0] * len(plans)
         if any(missing):
-            with _Display(plans, before, len(wanted)) as display:
+            with _Display(plans, before, len(wanted), tensorboard=settings.compute.tensorboard) as display:
                 if pool is None:
                     work(
                         0,
@@ -283,13 +283,16 @@ def _open_stores(
 class _Display:
     """Progress of a run: one bar over all its stores with running totals, and a log in each store's folder."""
 
-    def __init__(self, plans: Sequence[StorePlan], before: Sequence[int], total: int) -> None:
+    def __init__(
+        self, plans: Sequence[StorePlan], before: Sequence[int], total: int, *, tensorboard: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
             plans: The stores.
             before: Questions that each holds already.
             total: Questions that each will hold.
+            tensorboard: Whether each store also gets TensorBoard scalars.
         """
         self.counts = [0] * len(plans)
         self._names = [plan.policy["name"] for plan in plans]
@@ -297,7 +300,8 @@ class _Display:
         names = ", ".join(name for name, count in zip(self._names, before, strict=True) if count < total)
         self._track = track(f"{plans[0].kind} ({names})", sum(total - count for count in before))
         self._open = [
-            partial(ProgressLog, plan.folder, count, total) for plan, count in zip(plans, before, strict=True)
+            partial(ProgressLog, plan.folder, count, total, tensorboard=tensorboard)
+            for plan, count in zip(plans, before, strict=True)
         ]
         self._logs: dict[int, ProgressLog] = {}
         self._stack = ExitStack()
