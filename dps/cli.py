@@ -5,6 +5,7 @@ Nothing heavy is imported before a command's settings have been parsed and check
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -146,7 +147,16 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        return _refuse(f"dps {command}", f"There is no room{where} ({error.strerror}): make some, then run it again.")
     return 0
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota and a limit of file sizes."""
 
 
 class _Terminated(KeyboardInterrupt):

@@ -23,6 +23,7 @@ from dps.ledger import Ledger, Take
 from dps.model import load_model
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, done, work
 from feature_store import Store
+from feature_store.errors import StoreError
 
 _STOP = "stop"
 
@@ -89,6 +90,7 @@ class Pool:
 
         Raises:
             InputError: If a worker refused its input.
+            StoreError: If a worker could not write to a store.
             RuntimeError: If a worker failed, all of them died, or one question killed three.
         """
         ledger = Ledger(missing, len(self._pipes))
@@ -114,7 +116,7 @@ class Pool:
                 report(message)
         elif isinstance(message, tuple):
             self._send(pipe, ledger.take(self._pipes[pipe], *message))
-        elif isinstance(message, InputError):
+        elif isinstance(message, (InputError, StoreError)):
             raise message
         else:
             raise RuntimeError(f"A worker failed:\n{message}")
@@ -231,7 +233,7 @@ def _worker_process(
                 stopping=line.stopping,
                 model=model,
             )
-    except InputError as error:
+    except (InputError, StoreError) as error:
         line.send(error)
     except Exception:
         line.send(traceback.format_exc())

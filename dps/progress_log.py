@@ -6,11 +6,16 @@ A line is written after the questions that it counts are on the disk, so a line 
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from feature_store.errors import StoreError
 
 PROGRESS = "progress.jsonl"
 """Name of the file beside the manifest; every run of the store appends to it."""
@@ -18,6 +23,7 @@ TENSORBOARD = "tensorboard"
 """Name of the folder of TensorBoard's events; every run of the store adds a file."""
 _EVERY_S = 1.0
 """Seconds between two lines, at least."""
+_NEVER_S = 1 << 30
 
 
 class ProgressLog:
@@ -31,9 +37,16 @@ class ProgressLog:
             before: Questions that it held when the run started.
             total: Questions that it will hold.
             tensorboard: Whether the numbers become TensorBoard scalars, too, which needs that package.
+
+        Raises:
+            StoreError: If the file cannot be written; so do the other methods.
         """
-        self._scalars = _Scalars(folder / TENSORBOARD) if tensorboard else None
-        self._file = open(folder / PROGRESS, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
+        self._folder = folder
+        with _writing(folder):
+            _drop_half_line(folder / PROGRESS)
+            # Unbuffered, so that what a full disk refuses is not tried again when the file is closed.
+            self._file = open(folder / PROGRESS, "ab", buffering=0)  # noqa: SIM115  (closed in __exit__)
+            self._scalars = _Scalars(folder / TENSORBOARD) if tensorboard else None
         self._before, self._total = before, total
         self._started = time.monotonic()
         self._last = float("-inf")
@@ -45,11 +58,12 @@ class ProgressLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pending is not None:
-            self._write(self._pending)
-        self._file.close()
-        if self._scalars is not None:
-            self._scalars.close()
+        with _writing(self._folder), ExitStack() as stack:
+            stack.callback(self._file.close)
+            if self._scalars is not None:
+                stack.callback(self._scalars.close)
+            if self._pending is not None:
+                self._write(self._pending)
 
     def note(self, done: int, values: dict[str, Any], age_s: float = 0.0) -> None:
         """Say how far the run is; a line is written if the last is a second old, or when the run ends.
@@ -80,11 +94,32 @@ class ProgressLog:
             self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._scalars is not None:
-            self._scalars.write(line)
+        with _writing(self._folder):
+            content = json.dumps(line).encode() + b"\n"
+            while content:  # a disk that is nearly full takes a part, and refuses the rest
+                content = content[self._file.write(content) :]
+            if self._scalars is not None:
+                self._scalars.write(line)
         self._pending = None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Let what goes wrong with a store's progress be a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the progress of the store {folder} ({error.strerror or error}): what it held is kept; make "
+            "room or access for it and run the command again."
+        ) from error
+
+
+def _drop_half_line(path: Path) -> None:
+    """Remove what a killed run, or a full disk, left of a line at the end."""
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 class _Scalars:
@@ -93,7 +128,8 @@ class _Scalars:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        # Every line is flushed here: a background thread could only print what a full disk makes it raise.
+        self._writer = SummaryWriter(str(folder), flush_secs=_NEVER_S)
 
     def write(self, line: dict[str, Any]) -> None:
         """Write the numbers of a line; what it has no number for is left out."""

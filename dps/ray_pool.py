@@ -17,6 +17,7 @@ from dps.errors import InputError
 from dps.ledger import Ledger, Take
 from dps.pool import reclaim
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
+from feature_store.errors import StoreError
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
@@ -72,7 +73,7 @@ class Worker:
         self._settings = replace(settings, memory_share=1.0)
         self._load_controller = load_controller
 
-    def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | None:
+    def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | StoreError | None:
         """Do the work; returns None, a refusal, or the text of an unexpected error."""
         import ray
 
@@ -96,7 +97,7 @@ class Worker:
                 report=lambda found: ray.get(desk.report.remote(found)),
                 stopping=stopping,
             )
-        except InputError as error:
+        except (InputError, StoreError) as error:
             return error
         except Exception:
             return traceback.format_exc()
@@ -177,7 +178,7 @@ class RayPool:
                 flush=True,
             )
             return
-        if isinstance(said, InputError):
+        if isinstance(said, (InputError, StoreError)):
             raise said
         if said is not None:
             raise RuntimeError(f"A worker failed:\n{said}")

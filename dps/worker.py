@@ -345,10 +345,10 @@ def _commit_all(
         nonlocal last
         if held:
             writer.commit([question for question, _ in held], writer=name)
-            now = time.monotonic()
-            for question, completed in held:
-                report(done(task, question, waited_s=now - completed, gpu_gib=peak_gib()))
+            committed, now = list(held), time.monotonic()
             held.clear()
+            for question, completed in committed:
+                report(done(task, question, waited_s=now - completed, gpu_gib=peak_gib()))
         last = time.monotonic()
 
     try:
