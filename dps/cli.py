@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -50,7 +50,8 @@ that decide how many trajectories a question needs.
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
-Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input or no room on the disk, 3 workers died,
+130 interrupted, 143 terminated."""
 
 _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
 
@@ -112,7 +113,8 @@ def run(arguments: list[str]) -> int:
         arguments: What stands after ``dps`` on the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 2 for bad input or a disk without room, 3 where workers died, 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE)
@@ -138,6 +140,8 @@ def run(arguments: list[str]) -> int:
             _COMMANDS[command](rest)
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
+    except WorkersDied as error:
+        return _refuse(f"dps {command}", str(error), code=3)
     except KeyboardInterrupt as stopped:
         print(
             f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
@@ -167,9 +171,9 @@ def _terminate(number: int, frame: object) -> None:
     raise _Terminated
 
 
-def _refuse(prefix: str, message: str) -> int:
+def _refuse(prefix: str, message: str, code: int = 2) -> int:
     print(f"{prefix}: error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 _Config = TypeVar("_Config")

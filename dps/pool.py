@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.model import load_model
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, done, work
@@ -91,14 +91,15 @@ class Pool:
         Raises:
             InputError: If a worker refused its input.
             StoreError: If a worker could not write to a store.
-            RuntimeError: If a worker failed, all of them died, or one question killed three.
+            WorkersDied: If all of them died, or three over one question.
+            RuntimeError: If a worker failed otherwise, which is a bug.
         """
         ledger = Ledger(missing, len(self._pipes))
         for pipe in list(self._pipes):
             self._send(pipe, tasks)
         while not ledger.finished:
             if not self._pipes:
-                raise RuntimeError(
+                raise WorkersDied(
                     "All workers died; what they had committed is kept, and the same command goes on from there."
                 )
             for pipe in wait(list(self._pipes)):
@@ -138,7 +139,7 @@ class Pool:
             flush=True,
         )
         if (question_id := ledger.deadly()) is not None:
-            raise RuntimeError(
+            raise WorkersDied(
                 f"Three workers died over the question {question_id}; what was committed is kept. If they ran out of "
                 "memory, set compute.rows lower."
             )

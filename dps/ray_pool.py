@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.pool import reclaim
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
@@ -154,11 +154,11 @@ class RayPool:
             for found in reports:
                 report(found)
             if deadly is not None:
-                raise RuntimeError(f"Three workers died over the question {deadly}; what was committed is kept.")
+                raise WorkersDied(f"Three workers died over the question {deadly}; what was committed is kept.")
             for future in [] if finished else ended:
                 self._ended(future, tasks)
             if not self._running and not finished:
-                raise RuntimeError(
+                raise WorkersDied(
                     "All workers died; what they had committed is kept, and the same command goes on from there."
                 )
 

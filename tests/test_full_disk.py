@@ -1,24 +1,32 @@
 """Harvests that cannot write: one sentence, exit code 2, nothing lost, and the same command goes on."""
 
+import errno
+import io
 import json
+import re
 import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import pytest
 
 from dps import ray_pool
 from dps.cli import run
 from dps.progress_log import PROGRESS, ProgressLog
 from dps.worker import StoreTask
-from feature_store import Store
+from feature_store import Store, StoreWriter
+from feature_store import lock as lock_module
+from feature_store import store as store_module
 from feature_store.errors import StoreError
 from feature_store.lock import held
 from feature_store.segment import read_question_ids
 from feature_store.tools import verify
 
+from .factories import make_manifest, make_question
 from .harvests import same
 
 SETTINGS = (
@@ -40,12 +48,11 @@ def command(folder, *options):
 
 
 def is_refused(done, *words):
-    """The last line is the sentence, and nothing looks like a bug."""
+    """There is one sentence, and nothing looks like a bug."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("dps harvest: error: ")
-    assert all(word in last for word in words), last
+    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("dps harvest: error: ")]
+    assert all(word in sentence for word in words), sentence
 
 
 def in_own_mounts(script, *arguments):
@@ -163,3 +170,56 @@ def test_a_lock_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "run.lock").symlink_to("/dev/full")
     with pytest.raises(StoreError, match=r"Cannot write to .*: make room or access for it"), held(tmp_path):
         pass
+
+
+def test_the_messages_are_those_that_the_document_shows(tmp_path, monkeypatch):
+    """docs/clusters.md, up to names and reasons."""
+
+    def plain(text):
+        text = re.sub(r"segment-w0-\d+", "segment", text.replace(str(tmp_path), "OUTPUT"))
+        return re.sub(r" \([^()]*\)", "", text)
+
+    def said(work):
+        with pytest.raises(StoreError) as error:
+            work()
+        return plain(str(error.value))
+
+    def hold():
+        with held(tmp_path):
+            pass
+
+    def log():
+        with ProgressLog(tmp_path, 0, 5) as progress:
+            progress.note(1, {})
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    table = plain((Path(__file__).parents[1] / "docs" / "clusters.md").read_text())
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    segment = writer.commit([make_question(0)])
+    good, manifest = segment.read_bytes(), tmp_path / "manifest.json"
+    messages = [said(lambda: StoreWriter.open(tmp_path, make_manifest(fingerprint="other", seed=1)))]
+    with held(tmp_path):
+        messages.append(said(hold))
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "write_once", no_room)
+        messages.append(said(lambda: writer.commit([make_question(1)])))
+        patched.setattr(lock_module, "make_folder", no_room)
+        messages.append(said(hold))
+    (tmp_path / PROGRESS).symlink_to("/dev/full")
+    messages.append(said(log))
+    segment.write_bytes(good[: len(good) // 2])
+    messages.append(said(lambda: list(Store.open(tmp_path))))
+    with h5py.File(tmp_path / "new.h5", "w") as new, h5py.File(io.BytesIO(good)) as old:
+        for name in old:
+            old.copy(name, new)
+        new.attrs.update(old.attrs)
+        new["trajectories/compute_s"][0] += 1
+    segment.write_bytes((tmp_path / "new.h5").read_bytes())
+    messages.append(said(lambda: list(Store.open(tmp_path))))
+    manifest.write_text(manifest.read_text().replace('"aggregator": "majority"', '"aggregator": "weighted"'))
+    messages.append(said(lambda: Store.open(tmp_path)))
+    assert len(set(messages)) == 8
+    for message in messages:
+        assert f"| {message} |" in table

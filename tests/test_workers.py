@@ -58,6 +58,24 @@ def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_pat
     assert same(Store.open(folder), alone)
 
 
+def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_committed(alone, tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
+        time.sleep(0.02)
+    for victim in [worker_of(process.pid, number) for number in (0, 1)]:
+        os.kill(victim, signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, error
+    assert "Traceback" not in error
+    assert "\ndps harvest: error: All workers died; what they had committed is kept" in error
+    assert verify(folder) == []
+    assert 0 < len(Store.open(folder)) < 36
+
+
 def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     folder = tmp_path / "store"
