@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -54,6 +55,30 @@ def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_pat
     assert process.returncode == 0, error
     assert victim is not None
     assert "died with exit code -9; its" in error
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone, tmp_path):
+    """Two kills of all its processes at once; scripts/kill_harvest.py does 50 (docs/results/crash)."""
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    rng = random.Random(0)
+    for _ in range(2):
+        before = len(list(folder.glob("segment-w*.h5")))
+        process = subprocess.Popen(
+            [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, start_new_session=True
+        )
+        while process.poll() is None and len(list(folder.glob("segment-w*.h5"))) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, process.stderr.read()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert verify(folder) == []
+        lines = (folder / PROGRESS).read_bytes().split(b"\n")[:-1]
+        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(folder)) < 36
+    assert run([*command[3:], "--compute.threads=1"]) == 0
     assert verify(folder) == []
     assert same(Store.open(folder), alone)
 
