@@ -2,9 +2,9 @@
 
     python scripts/check_plan.py --output docs/results/plan/plan.json
 
-Each case runs `dps harvest --plan json` and then `dps harvest` as a user would, in processes of their own. A plan holds for
-a machine that is as busy later as it was when it was made; so the load average (running processes, over a minute) at the
-start of either is recorded beside the times.
+Each case runs `dps harvest --plan json` and then `dps harvest` as a user would, in processes of their own. A plan holds
+for a machine that is as busy later as it was when it was made; so the load average (running processes, over a minute)
+at the start of either is recorded beside the times.
 """
 
 from __future__ import annotations
