@@ -5,6 +5,7 @@ Nothing heavy is imported before a command's settings have been parsed and check
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -49,7 +50,8 @@ that decide how many trajectories a question needs.
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
-Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input or no room on the disk, 3 workers died,
+130 interrupted, 143 terminated."""
 
 _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
 
@@ -111,7 +113,8 @@ def run(arguments: list[str]) -> int:
         arguments: What stands after ``dps`` on the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 2 for bad input or a disk without room, 3 where workers died, 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE)
@@ -137,6 +140,8 @@ def run(arguments: list[str]) -> int:
             _COMMANDS[command](rest)
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
+    except WorkersDied as error:
+        return _refuse(f"dps {command}", str(error), code=3)
     except KeyboardInterrupt as stopped:
         print(
             f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
@@ -146,7 +151,16 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        return _refuse(f"dps {command}", f"There is no room{where} ({error.strerror}): make some, then run it again.")
     return 0
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota and a limit of file sizes."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -157,9 +171,9 @@ def _terminate(number: int, frame: object) -> None:
     raise _Terminated
 
 
-def _refuse(prefix: str, message: str) -> int:
+def _refuse(prefix: str, message: str, code: int = 2) -> int:
     print(f"{prefix}: error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 _Config = TypeVar("_Config")

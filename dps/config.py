@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
 from dps.aggregate import Aggregator
@@ -61,6 +62,9 @@ class ComputeConfig:
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
+    tensorboard: bool = False
+    """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
+    `tensorboard` of each store. Needs the extra of that name."""
 
     @property
     def part(self) -> slice:
@@ -85,7 +89,28 @@ class ComputeConfig:
         self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise InputError(
+                "compute.tensorboard needs the package tensorboard: pip install "
+                "'dynamic-power-sampling[tensorboard]', or leave it out; progress.jsonl has the same numbers."
+            )
         return self
+
+
+def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
+    """Refuse forced lengths that there cannot be.
+
+    Raises:
+        InputError: With one sentence that names the setting.
+    """
+    if mean is not None and mean < 1:
+        raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
+    if spread < 0:
+        raise InputError(f"forced_spread must not be negative, got {spread:g}.")
+    if mean is not None and mean > sampler.max_new_tokens:
+        raise InputError(
+            f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({sampler.max_new_tokens}): lower it."
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,11 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    forced_mean_length: int | None = None
+    """Let responses end at random lengths of this mean instead of where the model says: to measure speed with
+    model.random_weights, which it needs."""
+    forced_spread: float = 0.5
+    """Standard deviation of the logarithm of forced lengths."""
     plan: Literal["off", "words", "json"] = "off"
     """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
@@ -119,6 +149,12 @@ class HarvestConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
+        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
+        if self.forced_mean_length is not None and not self.model.random_weights:
+            raise InputError(
+                "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "
+                "of forced length follow no law."
+            )
         return self
 
 

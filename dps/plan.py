@@ -24,7 +24,7 @@ import torch
 from dps.benchmarks import load_benchmark
 from dps.clock import calibrate
 from dps.config import HarvestConfig
-from dps.device import synchronize
+from dps.device import peak_gib, synchronize
 from dps.model import load_model
 from dps.policies import FixedK
 from dps.run import settings_of
@@ -184,7 +184,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
     watched = _Watched(engine)
     account = Account()
     before = time.perf_counter()
-    prepared = prepare(items, prompts, embedder)
+    prepared = prepare(items, prompts, embedder, settings.forced_lengths)
     embedding_s = time.perf_counter() - before
     # The scheduler only needs what the engine offers, so a watch can stand in for it.
     questions = list(
@@ -216,7 +216,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
         rows=engine.rows,
         question_bytes=(sizes[0] - segment_bytes) / len(questions),
         segment_bytes=segment_bytes,
-        memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        memory_gib=peak_gib(),
     )
 
 
