@@ -118,19 +118,31 @@ class Controller:
         scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
         if scalars.shape[1] != len(self.feature_names):
             raise self._refusal(f"{len(self.feature_names)} scalar features", f"these have {scalars.shape[1]}")
-        parts = {
-            "hidden states": (HIDDEN, self.hidden_size, len(features[0].hidden)),
-            "question embeddings": (EMBEDDING, self.embedding_size, len(features[0].embedding)),
-        }
-        for what, (part, expected, came) in parts.items():
-            if part in self.estimator.parts and expected != came:
-                raise self._refusal(f"{what} of size {expected}", f"these have {came}")
+        self.check_sizes(len(features[0].hidden), len(features[0].embedding))
         with torch.no_grad():
             return self.estimator.predict_enough(
                 torch.from_numpy(scalars),
                 torch.from_numpy(np.stack([f.hidden for f in features]).astype(np.float64)),
                 torch.from_numpy(np.stack([f.embedding for f in features]).astype(np.float64)),
             ).numpy()
+
+    def check_sizes(self, hidden_size: int, embedding_size: int) -> None:
+        """Refuse features of other sizes than those it was trained on, if it looks at them.
+
+        Args:
+            hidden_size: D.
+            embedding_size: E.
+
+        Raises:
+            InputError: If a size differs.
+        """
+        parts = {
+            "hidden states": (HIDDEN, self.hidden_size, hidden_size),
+            "question embeddings": (EMBEDDING, self.embedding_size, embedding_size),
+        }
+        for what, (part, expected, came) in parts.items():
+            if part in self.estimator.parts and expected != came:
+                raise self._refusal(f"{what} of size {expected}", f"these have {came}")
 
     def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
         """Refuse a language model or question embedder whose features it was not trained on.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -242,6 +243,7 @@ def make_table(
     seed: int = 0,
     parts: Collection[str] = PARTS,
     feature_set: str = "published",
+    orders: Iterable[np.ndarray] | None = None,
 ) -> Table:
     """Make the table of some questions.
 
@@ -259,6 +261,8 @@ def make_table(
         parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made, ``hidden`` in
             memory, so ``data`` takes those of large stores from ``vectors`` instead.
         feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
+        orders: Orders of each question's trajectories, shape (O, K) with K of at least ``ks[-1]``; those that
+            :func:`orders_of` draws if None.
 
     Returns:
         A table in the order of the questions. Questions without a grade are in it, marked by ``graded``.
@@ -266,6 +270,7 @@ def make_table(
     Raises:
         InputError: If a question has too few trajectories or no features.
     """
+    given = repeat(None) if orders is None else orders
     columns = [
         _columns(
             q,
@@ -273,16 +278,16 @@ def make_table(
             aggregator,
             calibration,
             pooling,
-            orders_of(q.question_id, ks[-1], num_orders, seed),
+            orders_of(q.question_id, ks[-1], num_orders, seed) if its is None else its,
             parts,
             feature_set,
         )
-        for q in questions
+        for q, its in zip(questions, given, strict=False)
     ]
     if not columns:
         raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
     graded, lengths = [c.correct is not None for c in columns], [c.length for c in columns]
-    absent = np.zeros((num_orders, len(ks)), dtype=bool)
+    absent = np.zeros(columns[0].tokens.shape, dtype=bool)
     return Table(
         question_ids=tuple(c.question_id for c in columns),
         lengths=np.array(lengths, dtype=np.int64),
@@ -323,10 +328,11 @@ def _columns(
     feature_set: str,
 ) -> _Columns:
     trajectories = question.trajectories
-    if len(trajectories) < ks[-1]:
+    count = orders.shape[1]
+    if len(trajectories) < count:
         raise InputError(
-            f"Expected {ks[-1]} trajectories of every question, but question {question.question_id} has "
-            f"{len(trajectories)}: harvest again with k.maximum {ks[-1]}."
+            f"Expected {count} trajectories of every question, but question {question.question_id} has "
+            f"{len(trajectories)}: harvest again with k.maximum {count}."
         )
     checkpoints = ks[:-1]
     sums = [sums_of(t) for t in trajectories]
@@ -343,9 +349,9 @@ def _columns(
             f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
             "on what dps harvest writes, evaluations store no features."
         )
-    vectors = np.zeros((ks[-1], 0), dtype=np.float32)
+    vectors = np.zeros((count, 0), dtype=np.float32)
     if HIDDEN in parts:
-        vectors = np.stack([pool_hidden(t, pooling) for t in trajectories[: ks[-1]]])
+        vectors = np.stack([pool_hidden(t, pooling) for t in trajectories[:count]])
     answers = [
         [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
     ]
