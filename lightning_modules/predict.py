@@ -65,6 +65,7 @@ def predict_orders(
             parts=parts,
             feature_set=controller.feature_set,
             orders=orders[rows],
+            spread=controller.spread,
         )
         controller.check_sizes(table.hidden_size, table.embedding.shape[1])
         found[rows] = predict_table(controller.estimator, table)
