@@ -330,7 +330,7 @@ def _ask(entries: list[_Live], policy: Policy, seed: int) -> list[float]:
 def features_for(
     controller: Controller, trajectories: Sequence[Trajectory], num_prompt_tokens: int, embedding: np.ndarray
 ) -> CheckpointFeatures:
-    """Return the features of a question as this controller wants them; a replay calls it too."""
+    """Return the features of a question as this controller wants them."""
     return checkpoint_features(
         trajectories,
         num_prompt_tokens=num_prompt_tokens,

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_modules.calibration import Calibrator
 from lightning_modules.table import EMBEDDING, HIDDEN, SCALARS
+from lightning_modules.vectors import Blocks
 
 _FAR = 10.0
 """Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
@@ -40,18 +42,19 @@ class Estimator(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
         self.calibrator = Calibrator()
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough before calibration, shape (N,).
 
         Args:
             scalars: Shape (N, F), as measured.
-            hidden: Shape (N, D); not looked at unless in ``parts``.
+            hidden: Shape (N, D), or (N, 2 D) with the spread, or for attention blocks; not looked at unless in
+                ``parts``.
             embedding: Shape (N, E); not looked at unless in ``parts``.
         """
         raise NotImplementedError
 
     @torch.no_grad()
-    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the calibrated probability that k is enough, shape (N,), float64 in [0, 1]; arguments as forward's."""
         training = self.training
         self.eval()
@@ -102,6 +105,50 @@ class Standardizer(nn.Module):
         return ((values - self.mean) / self.scale).clamp(-_FAR, _FAR).to(torch.get_default_dtype())
 
 
+class AttentionPooling(nn.Module):
+    """Pools the blocks of a trajectory by a learned query: ``softmax(log n_b + q . (x_b / scale) / sqrt(D))``.
+
+    The numbers of tokens n_b are the prior, so a query of zeros, with which it starts and to which weight decay pulls,
+    gives the mean over tokens. A shift of the states shifts all scores of a trajectory alike and changes nothing.
+    """
+
+    def __init__(self, size: int, spread: bool) -> None:
+        """Start as the mean over tokens.
+
+        Args:
+            size: D.
+            spread: Whether rows have the standard deviation over their trajectories, too.
+        """
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(size))
+        self.spread = spread
+
+    def forward(self, blocks: Blocks, scale: Tensor) -> Tensor:
+        """Return the mean over the trajectories of each row, then their standard deviation if asked for.
+
+        Args:
+            blocks: Of U trajectories, D + 1 columns, and which of them each of N rows has.
+            scale: Standard deviations of the components, shape (D,) or longer.
+
+        Returns:
+            Shape (N, D) or (N, 2 D).
+        """
+        size = len(self.query)
+        values = blocks.values.to(self.query.dtype)
+        query = self.query / (scale[:size].to(self.query.dtype) * math.sqrt(size))
+        scores = values @ functional.pad(query, (0, 1)) + values[..., -1].log()
+        pooled = (scores.softmax(dim=1).unsqueeze(1) @ values)[:, 0, :size]
+        present = (blocks.members >= 0).unsqueeze(2)
+        count = present.sum(dim=1)
+        each = pooled[blocks.members.clamp(min=0)]
+        mean = (each * present).sum(dim=1) / count
+        if not self.spread:
+            return mean
+        # The norm, unlike the root of a mean of squares, has a slope where it is 0.
+        gaps = (each - mean.unsqueeze(1)) * present
+        return torch.cat([mean, torch.linalg.vector_norm(gaps, dim=1) / count.sqrt()], dim=1)
+
+
 class MLPEstimator(Estimator):
     """A multilayer perceptron on the scalars, with narrow projections of the wide parts beside them.
 
@@ -119,6 +166,8 @@ class MLPEstimator(Estimator):
         layer_sizes: Sequence[int],
         dropout: float,
         input_dropout: float,
+        spread: bool = False,
+        attention: bool = False,
     ) -> None:
         """Build the network.
 
@@ -130,12 +179,15 @@ class MLPEstimator(Estimator):
             layer_sizes: Widths of the hidden layers.
             dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
             input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
+            spread: Whether the hidden state has the standard deviation over the trajectories, too.
+            attention: Whether it comes as blocks, which the network pools itself.
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))
         self.scalar_standardizer = Standardizer(num_scalars)
         width = num_scalars
-        wide = {HIDDEN: hidden_size, EMBEDDING: embedding_size}
+        wide = {HIDDEN: hidden_size * (1 + spread), EMBEDDING: embedding_size}
+        self.attention = AttentionPooling(hidden_size, spread) if attention else None
         self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items() if size})
         self.projections = nn.ModuleDict(
             {
@@ -168,8 +220,10 @@ class MLPEstimator(Estimator):
         """Let an untrained network say about this probability everywhere: nothing has to be learned to say it."""
         self.layers[-1].bias.fill_(math.log(max(share, 1e-3) / max(1 - share, 1e-3)))
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough, shape (N,); see :meth:`Estimator.forward`."""
+        if self.attention is not None:
+            hidden = self.attention(hidden, self.standardizers[HIDDEN].scale)
         dtype = self.layers[-1].weight.dtype
         pieces = [self.scalar_standardizer(scalars).to(dtype)]
         for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
@@ -208,7 +262,7 @@ class TreeEstimator(Estimator):
         """Boosting rounds so far."""
         return self._booster.current_iteration() if self._booster is not None else 0
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough, shape (N,), float64; see :meth:`Estimator.forward`."""
         if self._booster is None or len(scalars) == 0:
             return torch.zeros(len(scalars), dtype=torch.float64, device=scalars.device)

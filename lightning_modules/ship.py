@@ -131,7 +131,7 @@ def card(facts: Mapping[str, Any]) -> str:
         f"| model | {Path(str(model.get('name'))).name}, fingerprint `{model.get('fingerprint')}`; "
         "others are refused |",
         f"| hidden states | layer {model.get('feature_layer')}, size {facts['hidden_size']}, "
-        f"pooled by {data['pooling']} |",
+        f"pooled by {data['pooling']}, mean {'and spread ' if data.get('spread') else ''}over trajectories |",
         f"| question embedder | {model.get('embedder')} |",
         f"| scalars | {facts['feature_set']}: {', '.join(facts['feature_names'])} |",
         f"| label | `{data['label']}` |",

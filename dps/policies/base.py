@@ -65,7 +65,7 @@ class Controller(Protocol):
     ks: Sequence[int]
     """Checkpoints that it was trained on, then the largest k of its harvest."""
     pooling: str
-    """How it wants hidden states pooled, see :func:`dps.features.pool_hidden`."""
+    """How it wants hidden states pooled, one of :data:`dps.features.POOLINGS`."""
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""

@@ -28,6 +28,7 @@ from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.replay import choose_threshold, replay, stops
 from lightning_modules.results import TestResult, measure
 from lightning_modules.table import Table
+from lightning_modules.vectors import Blocks
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -109,14 +110,8 @@ class ControllerModule(L.LightningModule):
         """The data module of the run."""
         return self.trainer.datamodule
 
-    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough: shape (N,), float64.
-
-        Args:
-            scalars: Raw features, shape (N, F).
-            hidden: Pooled hidden states, shape (N, D).
-            embedding: Question embeddings, shape (N, E).
-        """
+    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the probability that k is enough: shape (N,), float64; arguments as the estimator's."""
         return self.estimator.predict_enough(scalars, hidden, embedding)
 
     # -- what the Trainer calls ------------------------------------------------------------------------------------

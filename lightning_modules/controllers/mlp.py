@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, FeatureSet
+from dps.features import FEATURE_SETS, FeatureSet, Pooling
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
@@ -31,6 +31,8 @@ class MLPH(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
+        pooling: Pooling,
+        spread: bool,
         optimizer: OptimizerCallable,
         projection_size: int,
         layer_sizes: list[int],
@@ -46,6 +48,8 @@ class MLPH(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
+            pooling: How blocks become one vector; set from the data module.
+            spread: Whether the hidden state has the spread over trajectories, too; set from the data module.
             optimizer: Makes the optimizer of the network's parameters.
             projection_size: Width to which hidden state and question embedding are each projected.
             layer_sizes: Widths of the hidden layers.
@@ -79,6 +83,8 @@ class MLPH(ControllerModule):
             "layer_sizes": list(layer_sizes),
             "dropout": dropout,
             "input_dropout": input_dropout,
+            "spread": spread,
+            "attention": pooling == "attention",
         }
         super().__init__(
             MLPEstimator(**settings),
