@@ -6,6 +6,7 @@ from io import BytesIO, StringIO
 from typing import TYPE_CHECKING
 
 import matplotlib
+from matplotlib import ft2font
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,3 +69,8 @@ def svg(figure: Figure, salt: str) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
     return out.getvalue()
+
+
+def drawn_with() -> dict[str, str]:
+    """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
+    return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
