@@ -32,6 +32,16 @@ SERIES = {
 """Colour, marker, line and name of a source's fixed k."""
 CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
 """Of the published controllers."""
+RULE_MARKERS = {
+    "adaptive-consistency": "P",
+    "esc": "X",
+    "sprt": "<",
+    "entropy": ">",
+    "self-confidence": "p",
+    "uab": "h",
+    "random": "d",
+}
+"""Of the rules that need no training."""
 
 STYLE = {
     "font.family": "sans-serif",

@@ -12,7 +12,7 @@ from dps.cli import run
 from dps.errors import InputError
 from dps.report import read_report, render_table, write_report
 from dps.report.statistics import outcomes_of
-from feature_store.records import no_steps
+from feature_store.records import Decision, no_steps
 from tests.factories import make_manifest, make_question
 from tests.report.evaluations import (
     dynamic_manifest,
@@ -99,6 +99,22 @@ def test_the_same_stores_give_the_same_bytes(written, evaluation, tmp_path):
     write_report([evaluation], tmp_path, "A <b>title</b> & more")
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_rules_are_not_called_controllers(tmp_path):
+    folder = write_evaluation(tmp_path / "evaluation")
+    shown = [question(n, [1, 1], decisions=[Decision(2, 0.9)]) for n in range(8)]
+    write_store(folder / "a", dynamic_manifest("esc"), shown)
+    report = write_report([folder], tmp_path / "report")
+    names = [row["policy"] for row in report["policies"]]
+    assert names.index("mlp-h") < names.index("esc") < names.index("plain-k1")
+    source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "A trained controller decides k" in source
+    assert source.index("A rule without training decides k") < source.index('<th scope="row">esc</th>')
+    assert "var(--rule)" in source
+    assert "<!-- ✖ esc -->" in (tmp_path / "report" / "report.svg").read_text(encoding="utf-8")
+    [said] = [finding for finding in report["findings"] if finding.startswith("esc ")]
+    assert "controller" not in said
 
 
 # -- report.json alone -------------------------------------------------------------------------------------------------
