@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -259,19 +259,32 @@ def _report(arguments: list[str]) -> None:
     parser = _parser(
         "report",
         "Read evaluation runs and write report.html, report.png, report.svg and report.json, and report_mixing.png and "
-        ".svg where power sampling recorded its steps. Of folders that dps replay wrote: make replay.html again from "
-        "replay.json, or replays.html with several side by side.",
+        ".svg where power sampling recorded its steps. Of a folder with a report.json and no stores: make page and "
+        "figures again from that alone. Of folders that dps replay wrote: make replay.html again from replay.json, or "
+        "replays.html with several side by side.",
     )
     parser.add_argument(
-        "folders", nargs="+", type=str, help="stores of policies, folders that hold such stores, or folders of replays"
+        "folders",
+        nargs="+",
+        type=str,
+        help="stores of policies, folders that hold such stores, the folder of a report.json, or folders of replays",
     )
     config, parsed = _parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"]]
+    from dps.report import is_report
     from dps.report.replays import is_replay
 
     replays = [folder for folder in folders if is_replay(folder)]
-    if not replays:
+    stored = [folder for folder in folders if is_report(folder)]
+    if not replays and not stored:
         _write_report(folders, config.output, config.title)
+    elif stored and len(folders) == 1:
+        _write_report_again(folders[0], config.output, config.title)
+    elif stored:
+        raise InputError(
+            f"Expected one folder where its report.json is all there is, but {stored[0]} is one of {len(folders)}: "
+            "make a report of each, or name the stores to compare."
+        )
     elif len(replays) == len(folders):
         _write_replays(folders, config.output, config.title)
     else:
@@ -288,21 +301,41 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     target = Path(output) if output is not None else folders[0].parent
     report = write_report(folders, target, title)
     print(render_table(report))
-    for finding in report["findings"]:
-        print(f"- {finding}")
+    _say_findings(report)
     print(f"\n{target / 'report.html'}")
 
 
+def _write_report_again(folder: Path, output: str | None, title: str | None) -> None:
+    from dps.report import pages_in, render_table, what_varies, write_pages_again
+
+    target = Path(output) if output is not None else folder
+    before = pages_in(target, "report")
+    report = write_pages_again(folder, target, title)
+    print(render_table(report))
+    _say_findings(report)
+    print(f"\n{what_varies(report, before, pages_in(target, 'report'))}\n{target / 'report.html'}")
+
+
+def _say_findings(report: Mapping[str, Any]) -> None:
+    for finding in report["findings"]:
+        print(f"- {finding}")
+
+
 def _write_replays(folders: list[Path], output: str | None, title: str | None) -> None:
+    from dps.report import pages_in, what_varies
     from dps.report.replays import write_replays
 
     one = len(folders) == 1
     target = Path(output) if output is not None else folders[0] if one else folders[0].parent
-    for folder, report in zip(folders, write_replays(folders, target, title), strict=True):
+    before = pages_in(target, "replay.")
+    reports = write_replays(folders, target, title)
+    for folder, report in zip(folders, reports, strict=True):
         print(f"{folder}: {report['title']}")
-        for finding in report["findings"]:
-            print(f"- {finding}")
-    print(f"\n{target / ('replay.html' if one else 'replays.html')}")
+        _say_findings(report)
+    print()
+    if one:
+        print(what_varies(reports[0], before, pages_in(target, "replay.")))
+    print(f"{target / ('replay.html' if one else 'replays.html')}")
 
 
 def _replay(arguments: list[str]) -> None:
@@ -325,8 +358,7 @@ def _replay(arguments: list[str]) -> None:
 
     report = run_replay(Path(parsed["harvest"]), config, predict_orders)
     write_replay(report, Path(config.output))
-    for finding in report["findings"]:
-        print(f"- {finding}")
+    _say_findings(report)
     print(f"\n{Path(config.output) / 'replay.html'}")
 
 

@@ -145,7 +145,9 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
         ran.append(dynamic(rule.name, "rule", source.series, every, p_inc, folds, config.margin))
     report = _report(store.manifest, samples, sources, ran, walked, notes, config, harvest)
     shown = number_shown(config.show_questions, store.manifest)
-    return {**report, "questions": questions_to_read(store, samples, ran, shown)}
+    from dps.report.look import drawn_with
+
+    return {**report, "questions": questions_to_read(store, samples, ran, shown), "figures": drawn_with()}
 
 
 def _rules(series: str, walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Ran], list[str]]:
