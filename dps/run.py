@@ -249,6 +249,8 @@ def _open_stores(
         sampler = plan.task.sampler
         prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
         decides = {**identity, "sampler": asdict(sampler), "policy": plan.policy, "kind": plan.kind}
+        if settings.forced_lengths is not None:
+            decides["forced_lengths"] = asdict(settings.forced_lengths)
         if (plan.folder / "manifest.json").exists():
             calibrations[sampler] = Store.open(plan.folder).manifest.calibration
         elif sampler not in calibrations:

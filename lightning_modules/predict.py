@@ -20,8 +20,8 @@ _TOGETHER = 32
 
 def predict_orders(
     path: str, store_folder: Path, question_ids: Sequence[str], orders: np.ndarray, ks: tuple[int, ...]
-) -> np.ndarray:
-    """Return p_enough of some questions of a store, in every order, at every checkpoint.
+) -> tuple[np.ndarray, float]:
+    """Return p_enough of some questions of a store in every order at every checkpoint, and the controller's threshold.
 
     Args:
         path: Checkpoint, run folder or controller folder.
@@ -31,7 +31,7 @@ def predict_orders(
         ks: C checkpoints, then the maximum.
 
     Returns:
-        Shape (Q, O, C), float64.
+        The probabilities, shape (Q, O, C), float64; the threshold that it came with.
 
     Raises:
         InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
@@ -69,4 +69,4 @@ def predict_orders(
         )
         controller.check_sizes(table.hidden_size, table.embedding.shape[1])
         found[rows] = predict_table(controller.estimator, table)
-    return found
+    return found, controller.threshold

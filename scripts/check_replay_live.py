@@ -29,7 +29,6 @@ from dps.policies import RULES
 from dps.replay.decide import stops
 from dps.replay.samples import read_samples, scores, walk
 from feature_store import Question, Store
-from lightning_modules.load import load_controller
 from lightning_modules.predict import predict_orders
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,8 +85,8 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         ks = tuple(range(policy["start"], policy["maximum"] + 1, policy["step"]))
         walked = walk(samples, natural, ks, live.manifest.seed)
         if name in controllers:
-            p_inc = 1.0 - predict_orders(str(controllers[name]), harvest, natural, ks)
-            threshold = load_controller(controllers[name]).threshold
+            p_enough, threshold = predict_orders(str(controllers[name]), harvest, samples.question_ids, natural, ks)
+            p_inc = 1.0 - p_enough
         else:
             rule = replace(RULES[name], **{k: v for k, v in policy["rule"].items() if k != "name"})
             p_inc, threshold = scores([rule.enough(seen) for seen in walked.seen], walked), rule.threshold

@@ -35,9 +35,9 @@ SCHEMA_VERSION = 2
 _ELSEWHERE = ("output", "rivals", "controllers", "show_questions")
 """Settings that change no number, or are told elsewhere in the provenance."""
 
-Predict = Callable[[str, Path, Sequence[str], np.ndarray, tuple[int, ...]], np.ndarray]
+Predict = Callable[[str, Path, Sequence[str], np.ndarray, tuple[int, ...]], tuple[np.ndarray, float]]
 """Asks a trained controller (its path) about questions of a store (the store, Q ids, orders (Q, O, K) and ks):
-p_enough, shape (Q, O, C). Handed in by the composition root."""
+p_enough, shape (Q, O, C), and the threshold that it came with. Handed in by the composition root."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +119,11 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     ran = [fixed("power", walked)]
     for name, path in config.controllers.items():
         one = found[name]
-        p_enough = _rows(one, common, ks) if one is not None else predict(path, harvest, common, orders, ks)
-        ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin))
+        if one is not None:
+            p_enough, own = _rows(one, common, ks), None
+        else:
+            p_enough, own = predict(path, harvest, common, orders, ks)
+        ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin, own))
     rules, blind = _rules("power", walked, folds, config.margin)
     ran += rules
     if blind:
@@ -323,6 +326,12 @@ def _policy(
             "share_at_k": {str(int(k)): int(n) / len(one.natural_k) for k, n in zip(ks, counts, strict=True)},
         }
         entry["operating_point"]["no_loss"] = entry["operating_point"]["accuracy_difference"]["low"] >= -config.margin
+    if one.own is not None:
+        entry["own_threshold"] = {
+            **_against(one.own, reference, weights, seconds, prefill),
+            "threshold": one.own_threshold,
+            "mean_k": float(one.own.k.mean()),
+        }
     return entry
 
 

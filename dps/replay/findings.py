@@ -16,7 +16,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
 
     If self-consistency over cheap samples is ahead at equal tokens, that is the first sentence.
     """
-    found = [*_rivals(report), *_headline(report), *_rules(report), *_fixed(report)]
+    found = [*_rivals(report), *_headline(report), *_own(report), *_rules(report), *_fixed(report)]
     return [sentence for sentence in found if sentence]
 
 
@@ -101,6 +101,22 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
             f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
             f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {loss}: "
             f"{points(difference['value'])} points {between(difference)}."
+        )
+    return found
+
+
+def _own(report: Mapping[str, Any]) -> list[str]:
+    """Say what trained controllers give at the thresholds that they came with."""
+    found = []
+    for policy in report["policies"]:
+        at = policy.get("own_threshold")
+        if at is None:
+            continue
+        ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
+        tokens = f"{ratio['value']:.2f} of the tokens of k = {report['ks'][-1]}"
+        found.append(
+            f"At the threshold that it came with ({at['threshold']:.3g}), {policy['policy']} needs {tokens} "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(difference['value'])} points {between(difference)}."
         )
     return found
 

@@ -57,6 +57,10 @@ class Ran:
     """Whether its answer is right there: shape (Q,), bool, or (0,)."""
     p_enough: np.ndarray | None = None
     """How sure it was at each checkpoint, shape (Q, O, C), float64; None where it is not asked."""
+    own: Point | None = None
+    """What a trained controller gives at the threshold that it came with; None for all others."""
+    own_threshold: float | None = None
+    """That threshold."""
 
     @property
     def label(self) -> str:
@@ -87,7 +91,14 @@ def fixed(series: str, walked: Walk) -> Ran:
 
 
 def dynamic(
-    name: str, kind: str, series: str, walked: Walk, p_inc: np.ndarray, folds: np.ndarray, margin: float
+    name: str,
+    kind: str,
+    series: str,
+    walked: Walk,
+    p_inc: np.ndarray,
+    folds: np.ndarray,
+    margin: float,
+    own_threshold: float | None = None,
 ) -> Ran:
     """Return a policy that goes on while ``p_inc`` is above a threshold.
 
@@ -99,6 +110,7 @@ def dynamic(
         p_inc: Shape (Q, O, C).
         folds: Fold of each question, shape (Q,), from 0.
         margin: See :func:`cross_fitted`.
+        own_threshold: The threshold that a trained controller came with.
     """
     thresholds = candidates(p_inc, walked)
     curve = tuple(point(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
@@ -116,6 +128,8 @@ def dynamic(
         np.asarray(walked.ks)[natural],
         np.take_along_axis(walked.correct[:, 0], natural[:, None], axis=-1)[:, 0],
         1.0 - p_inc,
+        point(walked, stops(p_inc, own_threshold)) if own_threshold is not None else None,
+        own_threshold,
     )
 
 

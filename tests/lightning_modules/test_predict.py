@@ -46,7 +46,8 @@ def test_probabilities_are_those_of_the_live_features(trained, other, ks, monkey
     questions = [q for q in Store.open(other) if q.gold is not None][::-3]
     ids = [q.question_id for q in questions]
     orders = np.stack([orders_of(name, 8, 5, 1) for name in ids])
-    found = predict_orders(str(trained), Path(other), ids, orders, ks)
+    found, threshold = predict_orders(str(trained), Path(other), ids, orders, ks)
+    assert threshold == controller.threshold
     assert found.shape == (13, 5, len(ks) - 1)
     for q, question in enumerate(questions):
         live = [
@@ -71,6 +72,14 @@ def test_a_replay_asks_at_the_k_that_the_controller_knows(trained, other, harves
     report = run_replay(Path(other), replace(config, k=KRange(2, 2, 8)), predict_orders)
     assert report["ks"] == [2, 4, 6, 8]
     assert report["num_questions"] == 39
+    (policy,) = (p for p in report["policies"] if p["policy"] == "it")
+    own, threshold = policy["own_threshold"], load_controller(trained).threshold
+    assert own["threshold"] == threshold
+    # Thresholds of the curve are in increasing order of tokens, so decreasing: the own point lies between two of them.
+    around = [p["mean_k"] for p in policy["curve"] if p["threshold"] >= threshold][-1:]
+    around += [p["mean_k"] for p in policy["curve"] if p["threshold"] <= threshold][:1]
+    assert min(around) <= own["mean_k"] <= max(around)
+    assert any("threshold that it came with" in finding for finding in report["findings"])
     with pytest.raises(InputError, match=r"was trained on .* itself"):
         run_replay(Path(harvest), config, predict_orders)
 
