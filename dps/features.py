@@ -1,4 +1,4 @@
-"""Features of a checkpoint (METHOD section 3): pure functions of finished trajectories.
+"""Features of a checkpoint (METHOD section 3): pure functions of trajectories, finished or as they were after a block.
 
 Training reads trajectories from a store, a live run has just finished them; both call :func:`checkpoint_features`, so a
 controller sees the same numbers in both.
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from feature_store.records import Trajectory
+from feature_store.records import Snapshot, Trajectory
 
 SCALAR_FEATURES: tuple[str, ...] = (
     "mcmc_perplexity",
@@ -116,8 +116,8 @@ class TrajectorySums:
     """Whether the response was cut at T_max."""
 
 
-def sums_of(trajectory: Trajectory) -> TrajectorySums:
-    """Return what the scalars need of a finished trajectory."""
+def sums_of(trajectory: Trajectory | Snapshot) -> TrajectorySums:
+    """Return what the scalars need of a trajectory; of one that goes on no answer is known."""
     return TrajectorySums(
         tokens=int(trajectory.block_num_tokens.sum()),
         logprob=float(trajectory.block_logprob.sum()),
@@ -143,11 +143,11 @@ def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Map
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]
 
 
-def pool_hidden(trajectory: Trajectory, pooling: str) -> np.ndarray:
+def pool_hidden(trajectory: Trajectory | Snapshot, pooling: str) -> np.ndarray:
     """Pool a trajectory's block averages to one vector.
 
     Args:
-        trajectory: A finished trajectory with hidden states of shape (b, D).
+        trajectory: A trajectory, or what it was after a block, with hidden states of shape (b, D).
         pooling: ``mean`` weights each block by its tokens (the mean over tokens); ``last`` takes the last block.
 
     Returns:
@@ -285,21 +285,22 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def checkpoint_features(
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory | Snapshot],
     *,
     num_prompt_tokens: int,
     embedding: np.ndarray,
     calibration: Mapping[str, float],
     pooling: str = "mean",
 ) -> CheckpointFeatures:
-    """Compute the features of one question from the k trajectories finished so far.
+    """Compute the features of one question from its k trajectories so far.
 
     The scalars are those of :func:`scalar_features` and :func:`extended_features`. The hidden state is pooled over
     blocks, then averaged over trajectories, and their standard deviation taken. With attention, which a controller
     learns, that is the mean over tokens, and the blocks are there, too.
 
     Args:
-        trajectories: The k finished trajectories, k >= 1, with the classes of their answers.
+        trajectories: The k trajectories, k >= 1, with the classes of their answers; at a checkpoint inside a run each
+            as it was at the end of the block, or as it ended.
         num_prompt_tokens: Length of the question's prompt.
         embedding: Question embedding, shape (E,).
         calibration: The calibrated clock of the run that trains the controller.

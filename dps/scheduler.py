@@ -2,7 +2,9 @@
 
 ``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows,
 asks the policy whenever all trajectories of a question have ended, adds trajectories ahead of new questions, and yields
-every question as soon as it is complete. Harvests, evaluations and :func:`dps.answer` all go through it.
+every question as soon as it is complete. Where controllers are asked inside a run (``policies.in_run``), it asks them
+as soon as all trajectories of a question have come to the end of a block. Harvests, evaluations and :func:`dps.answer`
+all go through it.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import numpy as np
 
 from dps.aggregate import answer_of
 from dps.benchmarks.benchmark import Item
-from dps.benchmarks.grading import Grader, read
+from dps.benchmarks.grading import Grader, read_trajectory
 from dps.features import CheckpointFeatures, checkpoint_features
 from dps.model import LanguageModel
-from dps.policies import Controller, Policy, Rule
+from dps.policies import Controller, InRun, Policy, Rule
 from dps.policies.seen import question_key, seen_of
-from dps.sampler.engine import Chain, ChainRequest, Engine
+from dps.sampler.engine import Cancelled, Chain, ChainRequest, Engine, Snapshot
+from dps.sampler.rows import Finished
 from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden, block_sizes
+from feature_store import records
 from feature_store.records import Decision, Question, Trajectory
 
 FEATURE_PATIENCE_S = 2.0
@@ -82,31 +86,83 @@ class Account:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A moment when all trajectories of a question that were asked for have ended."""
+    """A moment when all trajectories of a question that were asked for have ended, or come to the end of a block."""
 
     question_id: str
     """The question."""
-    trajectories: tuple[Trajectory, ...]
-    """Its trajectories so far, in order of index."""
+    trajectories: tuple[Trajectory | records.Snapshot, ...]
+    """Its trajectories so far, in order of index; as they were at the end of ``block``."""
     p_enough: float | None
-    """What the controller said; None where nobody was asked."""
+    """What the policy's controller or rule said; None where it was not asked."""
     more: int
-    """How many trajectories are added now; 0 ends the question."""
+    """How many trajectories are added now; where all have ended, 0 ends the question."""
+    block: int | None = None
+    """The block after which the question was looked at while trajectories ran; None where all have ended."""
+    gave_up: bool = False
+    """Whether the question was given up."""
+
+
+_END = 0
+"""Stands for a block where all trajectories have ended."""
 
 
 @dataclass(slots=True)
 class _Live:
-    """A question that is being worked on."""
+    """A question that is being worked on; dictionaries are by index of the trajectory (and block)."""
 
     source: PreparedQuestion
     requested: int
     admitted: float = float("inf")
     prefill_s: float = 0.0
     controller_s: float = 0.0
-    waiting: list[Chain] = field(default_factory=list)
-    trajectories: list[Trajectory] = field(default_factory=list)
-    num_read: int = 0
+    ended: dict[int, Chain] = field(default_factory=dict)
+    """Chains of which there is no trajectory yet."""
+    trajectories: dict[int, Trajectory] = field(default_factory=dict)
+    costs: dict[int, Chain | Cancelled] = field(default_factory=dict)
+    """What was spent on those that have ended or were given up."""
+    unread: set[int] = field(default_factory=set)
+    """Trajectories whose answers have not been read."""
+    passed: dict[tuple[int, int], Snapshot] = field(default_factory=dict)
+    """What chains were at the ends of blocks."""
+    kept: dict[tuple[int, int], records.Snapshot] = field(default_factory=dict)
+    """Those of them whose features were computed."""
+    feature_s: dict[int, float] = field(default_factory=dict)
+    """What that took."""
+    asked: int = 0
+    """The last block after which this many trajectories were looked at."""
+    at: int | None = None
+    """The checkpoint that is in work: a block, or :data:`_END`; None between checkpoints."""
     decisions: list[Decision] = field(default_factory=list)
+
+    def charge(self, index: int, cost: Chain | Cancelled) -> None:
+        """Note what was spent on a trajectory."""
+        self.costs[index] = cost
+        self.admitted = min(self.admitted, cost.admitted)
+        self.prefill_s += cost.prefill_s
+
+    def reached(self, blocks: Sequence[int]) -> int | None:
+        """Return the next checkpoint that all trajectories have come to: a block, :data:`_END`, or None for none yet.
+
+        A trajectory that has ended at or before a block has come to it. Where all have, they have come to the end.
+
+        Args:
+            blocks: After which of them somebody is asked, in order.
+        """
+        indices = range(self.requested)
+        there = [index in self.ended or index in self.trajectories for index in indices]
+        for block in blocks:
+            if block <= self.asked:
+                continue
+            on = [(index, block) in self.passed for index in indices]
+            if not all(ended or passed for ended, passed in zip(there, on, strict=True)):
+                return None
+            if any(on):
+                return block
+        return _END if all(there) else None
+
+    def seen(self) -> list[Trajectory | records.Snapshot]:
+        """Return the trajectories as they are to be seen at the checkpoint in work, in order of index."""
+        return [self.kept.get((i, self.at)) or self.trajectories[i] for i in range(self.requested)]
 
 
 def run_policy(
@@ -119,6 +175,7 @@ def run_policy(
     seed: int,
     aggregator: str = "majority",
     feature_layer: int | None = None,
+    in_run: InRun | None = None,
     account: Account | None = None,
     at_a_time: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -128,13 +185,15 @@ def run_policy(
 
     Args:
         model: The language model.
-        engine: An idle engine of that model.
+        engine: An idle engine of that model. Where it takes snapshots and nobody is asked inside the run, they are
+            stored.
         questions: What to sample; drawn from as rows come free.
         policy: How many trajectories each gets.
         grader: Reads the responses.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
         feature_layer: Layer of the hidden states. None reads none; a policy with a controller needs them.
+        in_run: Who is asked while trajectories run; the engine must take snapshots of its blocks.
         account: Filled with where the time went, if given.
         at_a_time: Questions that are worked on at a time; None takes as many as keep the rows busy.
         on_checkpoint: Called at every checkpoint, if given.
@@ -144,16 +203,18 @@ def run_policy(
         Complete questions in the order of completion.
 
     Source:
-        METHOD sections 2, 4 and 5.
+        METHOD sections 2 to 5.
     """
+    if in_run is not None and not set(in_run.blocks) <= set(engine.snapshot_blocks):
+        raise ValueError(f"expected snapshots of blocks {in_run.blocks}, the engine takes {engine.snapshot_blocks}")
     account = account if account is not None else Account()
     waiting = iter(questions)
     live: dict[str, _Live] = {}
     exhausted = False
     ahead = max(policy.start, engine.rows // 4)
-    patience = _patience(policy, model)
-    ended: list[_Live] = []
-    ended_since = 0.0
+    patience = 0.0 if in_run is not None else _patience(policy, model)
+    reached: list[_Live] = []
+    reached_since = 0.0
     mark = time.perf_counter()
 
     def charge() -> float:
@@ -170,6 +231,18 @@ def run_policy(
             key = (entry.source.question_id, index)
             engine.submit(ChainRequest(key, entry.source.tokens, stream, forced), first=first)
         entry.requested += count
+        entry.asked = 0
+
+    def look(entry: _Live) -> None:
+        """Put a question into work if it has come to its next checkpoint."""
+        nonlocal reached_since
+        if entry.at is not None:
+            return
+        asks = in_run is not None and in_run.asks(entry.requested)
+        entry.at = entry.reached(in_run.blocks if asks else ())
+        if entry.at is not None:
+            reached_since = reached_since if reached else time.perf_counter()
+            reached.append(entry)
 
     with _Readers(grader) as readers:
         while (live or not exhausted) and not stopping():
@@ -193,57 +266,80 @@ def run_policy(
             account.decode += decode
             account.prefill += prefill
             account.other += charge() - decode - prefill
+            came: dict[str, _Live] = {}
+            for snapshot in engine.take_snapshots():
+                name, index = snapshot.request.key
+                live[name].passed[index, snapshot.block] = snapshot
+                came[name] = live[name]
             for chain in chains:
-                entry = live[chain.request.key[0]]
-                entry.waiting.append(chain)
-                entry.admitted = min(entry.admitted, chain.admitted)
-                entry.prefill_s += chain.prefill_s
-                if len(entry.trajectories) + len(entry.waiting) == entry.requested:
-                    ended_since = ended_since if ended else time.perf_counter()
-                    ended.append(entry)
-            if ended and (engine.idle or time.perf_counter() - ended_since >= patience):
+                name, index = chain.request.key
+                live[name].ended[index] = chain
+                live[name].charge(index, chain)
+                came[name] = live[name]
+            for entry in came.values():
+                look(entry)
+            if reached and (engine.idle or time.perf_counter() - reached_since >= patience):
                 account.other += charge()
-                means: list[np.ndarray | None] = [None] * sum(len(entry.waiting) for entry in ended)
+                work = [(entry, found) for entry in reached for found in _unfinished(entry, in_run is None)]
+                means: list[np.ndarray | None] = [None] * len(work)
                 if feature_layer is not None:
-                    pairs = [(entry.source.tokens, chain.tokens.tolist()) for entry in ended for chain in entry.waiting]
+                    pairs = [(entry.source.tokens, found.tokens.tolist()) for entry, found in work]
                     means = list(block_hidden(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
                 feature_s = charge()
                 if feature_layer is None:
                     account.other += feature_s
                 else:
                     account.features += feature_s
-                found = iter(means)
-                for entry in ended:
-                    hidden = [next(found) for _ in entry.waiting]
-                    _absorb(entry, hidden, feature_s / len(means), model, engine)
+                for (entry, found), hidden in zip(work, means, strict=True):
+                    _absorb(entry, found, hidden, feature_s / len(work), model, engine)
+                for entry in reached:
                     readers.submit(entry)
-                ended = []
+                reached = []
             ready = readers.done(wait=engine.idle)
             account.other += charge()
             if not ready:
                 continue
 
-            asked = [entry for entry in ready if policy.asks(len(entry.trajectories))]
-            probabilities = _ask(asked, policy, seed)
+            inside = [entry for entry in ready if entry.at != _END]
+            at_end = [entry for entry in ready if entry.at == _END]
+            asked = [entry for entry in at_end if policy.asks(entry.requested)]
+            said, given_up = _ask(asked, policy, seed), set()
+            for entry in asked:
+                entry.decisions.append(Decision(entry.requested, said[entry.source.question_id]))
+            if in_run is not None:
+                given_up = _ask_give_up(inside, in_run)
+                going_on = [entry for entry in inside if entry.source.question_id not in given_up]
+                said |= _ask_escalation(going_on, in_run)
             controller_s = charge()
-            if asked:
+            if asked or inside:
                 account.controller += controller_s
             else:
                 account.other += controller_s
-            for entry, p_enough in zip(asked, probabilities, strict=True):
-                entry.controller_s += controller_s / len(asked)
-                entry.decisions.append(Decision(len(entry.trajectories), p_enough))
-            said = {entry.source.question_id: p for entry, p in zip(asked, probabilities, strict=True)}
+            for entry in asked + inside:
+                entry.controller_s += controller_s / (len(asked) + len(inside))
             for entry in ready:
-                name = entry.source.question_id
-                count = policy.more(len(entry.trajectories), said.get(name))
-                if on_checkpoint is not None:
-                    on_checkpoint(Checkpoint(name, tuple(entry.trajectories), said.get(name), count))
-                if count:
-                    request(entry, count, first=True)
+                name, block = entry.source.question_id, entry.at
+                p_enough = said.get(name)
+                if block == _END:
+                    count = policy.more(entry.requested, p_enough)
                 else:
+                    escalates = p_enough is not None and in_run.escalates(block, p_enough)
+                    count = in_run.range.step if escalates else 0
+                if on_checkpoint is not None:
+                    seen = tuple(entry.seen())
+                    on_checkpoint(Checkpoint(name, seen, p_enough, count, block or None, name in given_up))
+                if name in given_up:
+                    _give_up(entry, model, engine, grader)
+                elif count:
+                    request(entry, count, first=True)
+                elif block != _END:
+                    entry.asked = block
+                if name in given_up or (block == _END and not count):
                     del live[name]
                     yield _complete(entry, aggregator)
+                    continue
+                entry.at = None
+                look(entry)
             account.other += charge()
 
 
@@ -294,41 +390,73 @@ class _Readers:
 def _read(entry: _Live, grader: Grader) -> None:
     """Fill in the answers of the trajectories that have none yet, and the classes of them all."""
     item = entry.source.item
-    found = entry.trajectories[: entry.num_read]
-    for trajectory in entry.trajectories[entry.num_read :]:
-        reading = read(grader, trajectory.text, item)
-        found.append(
-            replace(
-                trajectory,
-                answer=reading.answer,
-                correct=reading.correct,
-                strict_answer=reading.strict_answer,
-                strict_correct=reading.strict_correct,
-            )
+    found = dict(sorted(entry.trajectories.items()))
+    for index in entry.unread:
+        reading = read_trajectory(grader, found[index], item)
+        found[index] = replace(
+            found[index],
+            answer=reading.answer,
+            correct=reading.correct,
+            strict_answer=reading.strict_answer,
+            strict_correct=reading.strict_correct,
         )
-    classes = grader.classes([t.answer for t in found], item)
-    entry.trajectories = [replace(t, answer_class=c) for t, c in zip(found, classes, strict=True)]
-    entry.num_read = len(entry.trajectories)
+    if entry.unread:
+        classes = grader.classes([t.answer for t in found.values()], item)
+        found = {i: replace(t, answer_class=c) for (i, t), c in zip(found.items(), classes, strict=True)}
+    entry.trajectories, entry.unread = found, set()
 
 
-def _ask(entries: list[_Live], policy: Policy, seed: int) -> list[float]:
-    """Ask the policy's controller or rule about these questions at once; p_enough of each."""
+def _ask(entries: list[_Live], policy: Policy, seed: int) -> dict[str, float]:
+    """Ask the policy's controller or rule about these questions at once; p_enough of each, by its id."""
     if not entries:
-        return []
+        return {}
     if policy.rule is not None:
         return _ask_rule(entries, policy.rule, seed)
     if policy.controller is None:
         raise ValueError("a policy that asks needs a controller or a rule")
-    controller = policy.controller
+    return _ask_controller(entries, policy.controller)
+
+
+def _ask_controller(entries: list[_Live], controller: Controller) -> dict[str, float]:
+    """Ask a controller about questions at the checkpoints that they are at; what it says of each, by its id."""
     features = [
-        features_for(controller, entry.trajectories, len(entry.source.tokens), entry.source.embedding)
-        for entry in entries
+        features_for(controller, entry.seen(), len(entry.source.tokens), entry.source.embedding) for entry in entries
     ]
-    return [float(p) for p in controller.predict_enough(features)]
+    names = [entry.source.question_id for entry in entries]
+    return dict(zip(names, map(float, controller.predict_enough(features)), strict=True))
+
+
+def _ask_give_up(entries: list[_Live], in_run: InRun) -> set[str]:
+    """Ask about questions at the ends of blocks whether they are solvable; return the ids of those to give up."""
+    given_up = set()
+    for block, controller in in_run.give_up.items():
+        there = [entry for entry in entries if entry.at == block]
+        said = _ask_controller(there, controller)
+        for entry in there:
+            p_solvable = said[entry.source.question_id]
+            entry.decisions.append(Decision(entry.requested, p_solvable, block, "solvable"))
+            if in_run.gives_up(p_solvable):
+                given_up.add(entry.source.question_id)
+    return given_up
+
+
+def _ask_escalation(entries: list[_Live], in_run: InRun) -> dict[str, float]:
+    """Ask about questions at the ends of blocks whether k is enough; p_enough by id, of those that are asked about."""
+    found: dict[str, float] = {}
+    for block, controller in in_run.escalation.items():
+        there = [entry for entry in entries if entry.at == block]
+        said = _ask_controller(there, controller)
+        for entry in there:
+            entry.decisions.append(Decision(entry.requested, said[entry.source.question_id], block))
+        found |= said
+    return found
 
 
 def features_for(
-    controller: Controller, trajectories: Sequence[Trajectory], num_prompt_tokens: int, embedding: np.ndarray
+    controller: Controller,
+    trajectories: Sequence[Trajectory | records.Snapshot],
+    num_prompt_tokens: int,
+    embedding: np.ndarray,
 ) -> CheckpointFeatures:
     """Return the features of a question as this controller wants them."""
     return checkpoint_features(
@@ -340,63 +468,152 @@ def features_for(
     )
 
 
-def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> list[float]:
+def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> dict[str, float]:
     """Ask a rule, about all questions with the same number of trajectories at once."""
     found: dict[str, float] = {}
-    for k in sorted({len(entry.trajectories) for entry in entries}):
-        group = [entry for entry in entries if len(entry.trajectories) == k]
+    for k in sorted({entry.requested for entry in entries}):
+        group = [entry for entry in entries if entry.requested == k]
         names = [entry.source.question_id for entry in group]
-        seen = seen_of([entry.trajectories for entry in group], [question_key(seed, name) for name in names])
+        seen = seen_of([entry.seen() for entry in group], [question_key(seed, name) for name in names])
         found |= dict(zip(names, rule.enough(seen).tolist(), strict=True))
-    return [found[entry.source.question_id] for entry in entries]
+    return found
+
+
+def _unfinished(entry: _Live, store_all: bool) -> list[Chain | Snapshot]:
+    """Return the chains and snapshots of a question at a checkpoint whose features have to be computed.
+
+    Args:
+        entry: The question.
+        store_all: Whether the store gets every snapshot; otherwise only what a controller is to see.
+    """
+    wanted = [
+        snapshot
+        for (index, block), snapshot in entry.passed.items()
+        if (block == entry.at or (store_all and entry.at == _END))
+        and index < entry.requested
+        and (index, block) not in entry.kept
+    ]
+    return [*entry.ended.values(), *wanted]
 
 
 def _absorb(
     entry: _Live,
-    hidden_of: list[np.ndarray | None],
+    found: Chain | Snapshot,
+    hidden: np.ndarray | None,
     feature_s: float,
     model: LanguageModel,
     engine: Engine,
 ) -> None:
-    """Turn a question's newly ended chains into trajectories, in order of index; their answers are read later."""
-    pairs = sorted(zip(entry.waiting, hidden_of, strict=True), key=lambda pair: pair[0].request.key[1])
-    entry.waiting = []
-    for chain, hidden in pairs:
-        sizes = block_sizes(len(chain.tokens), engine.config.block_size)
-        starts = np.cumsum(sizes) - sizes
-        entry.trajectories.append(
-            Trajectory(
-                index=chain.request.key[1],
-                tokens=chain.tokens,
-                text=before_stop(model.decode(chain.tokens.tolist()), engine.stop_strings),
-                answer=None,
-                answer_class=-1,
-                correct=None,
-                ending=chain.ending,
-                base_logprob=float(chain.base_logprobs.sum()),
-                proposal_logprob=float(chain.proposal_logprobs.sum()),
-                num_generated_tokens=chain.num_generated_tokens,
-                mh_proposed=chain.mh_proposed,
-                mh_accepted=chain.mh_accepted,
-                compute_s=chain.decode_s + (feature_s if hidden is not None else 0.0),
-                started_s=chain.admitted - entry.admitted,
-                finished_s=chain.finished - entry.admitted,
-                block_num_tokens=sizes,
-                block_logprob=np.add.reduceat(chain.base_logprobs, starts),
-                block_entropy=np.add.reduceat(chain.entropies, starts),
-                block_top1=np.add.reduceat(chain.top_probabilities, starts),
-                hidden=np.zeros((len(sizes), 0), np.float32) if hidden is None else hidden,
-                steps=chain.steps,
-                token_logprob=chain.base_logprobs.astype(np.float32),
-                token_entropy=chain.entropies.astype(np.float32),
-                token_top1=chain.top_probabilities.astype(np.float32),
-            )
+    """Turn an ended chain into a trajectory, whose answer is read later, or a snapshot into what is stored of it."""
+    index = found.request.key[1]
+    entry.feature_s[index] = entry.feature_s.get(index, 0.0) + (feature_s if hidden is not None else 0.0)
+    if isinstance(found, Snapshot):
+        entry.kept[index, found.block] = records.Snapshot(
+            block=found.block,
+            num_generated_tokens=found.num_generated_tokens,
+            mh_proposed=found.mh_proposed,
+            mh_accepted=found.mh_accepted,
+            **_blocks(found, hidden, engine),
         )
+        return
+    del entry.ended[index]
+    entry.unread.add(index)
+    entry.trajectories[index] = _trajectory(entry, found, found.ending, _blocks(found, hidden, engine), model, engine)
+
+
+_BLOCKS = ("block_num_tokens", "block_logprob", "block_entropy", "block_top1", "hidden")
+"""What is stored of each block of a response."""
+
+
+def _blocks(found: Finished, hidden: np.ndarray | None, engine: Engine) -> dict[str, np.ndarray]:
+    """Return :data:`_BLOCKS` of a response."""
+    sizes = block_sizes(len(found.tokens), engine.config.block_size)
+    starts = np.cumsum(sizes) - sizes
+    return {
+        "block_num_tokens": sizes,
+        "block_logprob": np.add.reduceat(found.base_logprobs, starts),
+        "block_entropy": np.add.reduceat(found.entropies, starts),
+        "block_top1": np.add.reduceat(found.top_probabilities, starts),
+        "hidden": np.zeros((len(sizes), 0), np.float32) if hidden is None else hidden,
+    }
+
+
+def _trajectory(
+    entry: _Live,
+    found: Chain | Snapshot,
+    ending: str,
+    blocks: dict[str, np.ndarray],
+    model: LanguageModel,
+    engine: Engine,
+) -> Trajectory:
+    """Return the record of a chain without its answer.
+
+    Args:
+        entry: Its question.
+        found: The response and the steps to it; what was spent on the chain is the entry's.
+        ending: How it ended.
+        blocks: See :func:`_blocks`.
+        model: The model.
+        engine: The engine.
+    """
+    index = found.request.key[1]
+    cost = entry.costs[index]
+    return Trajectory(
+        index=index,
+        tokens=found.tokens,
+        text=before_stop(model.decode(found.tokens.tolist()), engine.stop_strings),
+        answer=None,
+        answer_class=-1,
+        correct=None,
+        ending=ending,
+        base_logprob=float(found.base_logprobs.sum()),
+        proposal_logprob=float(found.proposal_logprobs.sum()),
+        num_generated_tokens=cost.num_generated_tokens,
+        mh_proposed=found.mh_proposed,
+        mh_accepted=found.mh_accepted,
+        compute_s=cost.decode_s,
+        started_s=cost.admitted - entry.admitted,
+        finished_s=cost.finished - entry.admitted,
+        **blocks,
+        steps=found.steps,
+        token_logprob=found.base_logprobs.astype(np.float32),
+        token_entropy=found.entropies.astype(np.float32),
+        token_top1=found.top_probabilities.astype(np.float32),
+    )
+
+
+def _give_up(entry: _Live, model: LanguageModel, engine: Engine, grader: Grader) -> None:
+    """Stop a question's chains; those that had not ended by the checkpoint's block are recorded as they were there.
+
+    Where one has ended since, it is recorded so, too: what a question becomes must not depend on who was faster.
+    """
+    block, name = entry.at, entry.source.question_id
+    for cancelled in engine.cancel({(name, index) for index in range(entry.requested)}):
+        entry.charge(cancelled.request.key[1], cancelled)
+    for (index, of), kept in entry.kept.items():
+        if of != block:
+            continue
+        found = entry.passed[index, block]
+        if index not in entry.costs:  # it waits to start again, after the device ran out of memory
+            now = time.perf_counter()
+            entry.charge(index, Cancelled(found.request, found.num_generated_tokens, 0.0, 0.0, now, now))
+        blocks = {name: getattr(kept, name) for name in _BLOCKS}
+        entry.trajectories[index] = _trajectory(entry, found, "gave_up", blocks, model, engine)
+        entry.unread.add(index)
+    _read(entry, grader)
 
 
 def _complete(entry: _Live, aggregator: str) -> Question:
     """Return the finished record of a question."""
-    answer, correct = answer_of(entry.trajectories, aggregator)
+    trajectories = [
+        replace(
+            entry.trajectories[index],
+            compute_s=entry.trajectories[index].compute_s + entry.feature_s.get(index, 0.0),
+            snapshots=tuple(kept for (of, _), kept in sorted(entry.kept.items()) if of == index),
+        )
+        for index in range(entry.requested)
+    ]
+    answer, correct = answer_of(trajectories, aggregator)
     source = entry.source
     return Question(
         question_id=source.item.question_id,
@@ -413,5 +630,5 @@ def _complete(entry: _Live, aggregator: str) -> Question:
         answer=answer,
         correct=correct,
         decisions=tuple(entry.decisions),
-        trajectories=tuple(entry.trajectories),
+        trajectories=tuple(trajectories),
     )

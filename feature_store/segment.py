@@ -21,15 +21,25 @@ import h5py
 import numpy as np
 
 from feature_store.errors import StoreError
-from feature_store.records import ENDINGS, Decision, Question, StepTrace, Trajectory, no_steps, not_recorded
+from feature_store.records import (
+    ENDINGS,
+    SUBJECTS,
+    Decision,
+    Question,
+    Snapshot,
+    StepTrace,
+    Trajectory,
+    no_steps,
+    not_recorded,
+)
 
 FORMAT = "dps-feature-store"
-VERSION = 3
+VERSION = 4
 """What is written. Version 1 had no table ``steps``; version 2 had no table ``series``, no strict answers, and only a
-column ``ended_with_eos`` for ``ending``."""
-VERSIONS = (1, 2, 3)
+column ``ended_with_eos`` for ``ending``; version 3 had no snapshots and no decisions while trajectories run."""
+VERSIONS = (1, 2, 3, 4)
 """What is read."""
-VERSIONS_IN_WORDS = "1, 2 and 3"
+VERSIONS_IN_WORDS = "1, 2, 3 and 4"
 """The same for messages."""
 
 
@@ -60,7 +70,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("answer", "text", optional=True),
         Column("correct", "int8"),
     ),
-    "decisions": (Column("k", "int32"), Column("p_enough", "float64")),
+    "decisions": (
+        Column("k", "int32"),
+        Column("p_enough", "float64"),
+        Column("block", "int32"),
+        Column("about", "int8"),
+    ),
     "trajectories": (
         Column("index", "int32"),
         Column("text", "text"),
@@ -99,14 +114,25 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("accepted", "int8"),
         Column("logprob", "float64", "nat"),
     ),
+    "snapshots": (
+        Column("block", "int32"),
+        Column("num_generated_tokens", "int64", "token"),
+        Column("mh_proposed", "int64"),
+        Column("mh_accepted", "int64"),
+    ),
 }
+COLUMNS["snapshot_blocks"] = COLUMNS["blocks"]
 """The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
-into ``tokens``, ``series``, ``blocks`` and ``steps``."""
+into ``tokens``, ``series``, ``blocks``, ``steps`` and ``snapshots``, these into ``snapshot_blocks``."""
 
 _IDS = ("questions/question_id", "questions/question_id_offset")
 """What opening a store reads of a segment."""
 
-_OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": ("tokens", "series", "blocks", "steps")}
+_OFFSETS = {
+    "questions": ("decisions", "trajectories"),
+    "trajectories": ("tokens", "series", "blocks", "steps", "snapshots"),
+    "snapshots": ("snapshot_blocks",),
+}
 
 _LONG = (
     "trajectories/text",
@@ -120,7 +146,8 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
 
     Raises:
         StoreError: If questions or trajectories of the segment have vectors of different sizes, a trajectory's
-            steps are not those that it counts, its per-token values not those of its tokens, or its ending unknown.
+            steps are not those that it counts, its per-token values not those of its tokens, its ending unknown, or its
+            snapshots not in order of block.
     """
     arrays = to_arrays(questions)
     # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
@@ -160,6 +187,11 @@ def read_segment(path: Path) -> list[Question]:
     return questions
 
 
+_PATHS = {
+    "blocks/hidden": ("trajectories/blocks_offset",),
+    "snapshot_blocks/hidden": ("trajectories/snapshots_offset", "snapshots/snapshot_blocks_offset"),
+}
+"""The offsets that lead from a row of ``trajectories`` to its vectors."""
 _PIECE = 32 * 2**20
 """Bytes of hidden states that a scan reads at a time."""
 
@@ -188,30 +220,39 @@ def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Ite
     if not protected:
         yield from (_shortened(question, hidden) for question in read_segment(path))
         return
-    arrays, _ = _load(path, [name for name in names if name != "blocks/hidden"])
-    count, num_blocks = len(arrays["trajectories/index"]), len(arrays["blocks/block_num_tokens"])
+    arrays, _ = _load(path, [name for name in names if not name.endswith("/hidden")])
+    count = len(arrays["trajectories/index"])
     arrays |= {f"trajectories/{name}_offset": np.zeros(count + 1, np.int64) for name in ("text", "tokens")}
     arrays |= {"trajectories/text": np.zeros(0, np.uint8), "tokens/tokens": np.zeros(0, np.int32)}
-    arrays["blocks/hidden"] = np.zeros((num_blocks, 0), np.float32)
+    paths = {name: columns for name, columns in _PATHS.items() if name in names}
+    for name in paths:
+        arrays[name] = np.zeros((len(arrays[name.replace("hidden", "block_num_tokens")]), 0), np.float32)
     questions = _decode(arrays, path)
     if not hidden:
         yield from questions
         return
-    ends = arrays["trajectories/blocks_offset"][arrays["questions/trajectories_offset"]].tolist()
+    ends = {}  # rows of each dataset of vectors that precede a question's
+    for name, columns in paths.items():
+        ends[name] = arrays["questions/trajectories_offset"]
+        for column in columns:
+            ends[name] = arrays[column][ends[name]]
     with _reading(path) as (file, layout):
-        dataset = _dataset(file, "blocks/hidden", layout, path)
-        if len(dataset) != num_blocks:
+        datasets = {name: _dataset(file, name, layout, path) for name in ends}
+        if any(len(dataset) != ends[name][-1] for name, dataset in datasets.items()):
             raise _damaged(path)
-        most = max(1, piece // max(1, 4 * dataset.shape[1]))
+        most = max(1, piece // max(1, 4 * max(dataset.shape[1] for dataset in datasets.values())))
+        total = sum(ends.values())
         first = 0
         while first < len(questions):
             last = first + 1
-            while last < len(questions) and ends[last + 1] - ends[first] <= most:
+            while last < len(questions) and total[last + 1] - total[first] <= most:
                 last += 1
-            vectors = dataset[ends[first] : ends[last]]
-            for question in questions[first:last]:
-                yield _with_hidden(question, vectors)
-                vectors = vectors[sum(len(t.hidden) for t in question.trajectories) :]
+            vectors = {name: dataset[ends[name][first] : ends[name][last]] for name, dataset in datasets.items()}
+            for row in range(first, last):
+                starts = {name: rows[row : row + 2] - rows[first] for name, rows in ends.items()}
+                own = {name: vectors[name][i:j] for name, (i, j) in starts.items()}
+                of_snapshots = own.get("snapshot_blocks/hidden", np.zeros((0, 0), np.float32))
+                yield _with_hidden(questions[row], own["blocks/hidden"], of_snapshots)
             first = last
 
 
@@ -225,19 +266,34 @@ def _shortened(question: Question, hidden: bool) -> Question:
     none, nothing = not_recorded(), np.zeros(0, np.int32)
     left_out = {"text": "", "tokens": nothing, "steps": no_steps()}
     left_out |= {column.name: none for column in COLUMNS["series"]}
+
+    def narrowed(of: Any, **changes: Any) -> Any:
+        return replace(of, **changes, hidden=of.hidden if hidden else of.hidden[:, :0])
+
     return replace(
         question,
         trajectories=tuple(
-            replace(t, **left_out, hidden=t.hidden if hidden else t.hidden[:, :0]) for t in question.trajectories
+            narrowed(t, **left_out, snapshots=tuple(map(narrowed, t.snapshots))) for t in question.trajectories
         ),
     )
 
 
-def _with_hidden(question: Question, vectors: np.ndarray) -> Question:
-    """Return the question with the first of these rows as the hidden states of its trajectories' blocks."""
-    ends = itertools.accumulate((len(t.hidden) for t in question.trajectories), initial=0)
-    pairs = zip(question.trajectories, itertools.pairwise(ends), strict=True)
-    return replace(question, trajectories=tuple(replace(t, hidden=vectors[i:j]) for t, (i, j) in pairs))
+def _with_hidden(question: Question, vectors: np.ndarray, of_snapshots: np.ndarray) -> Question:
+    """Return the question with these rows as the hidden states of its trajectories' blocks and of its snapshots'."""
+    blocks = _pieces(vectors, [len(t.hidden) for t in question.trajectories])
+    kept = _pieces(of_snapshots, [len(s.hidden) for t in question.trajectories for s in t.snapshots])
+    return replace(
+        question,
+        trajectories=tuple(
+            replace(t, hidden=next(blocks), snapshots=tuple(replace(s, hidden=next(kept)) for s in t.snapshots))
+            for t in question.trajectories
+        ),
+    )
+
+
+def _pieces(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield successive pieces of an array, as views."""
+    return (rows[i:j] for i, j in itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
 def read_checksum(path: Path) -> str:
@@ -297,15 +353,19 @@ def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
         _check_ending(trajectory)
         _check_series(trajectory)
         _check_steps(trajectory)
+        _check_snapshots(trajectory)
+    snapshots = [s for t in trajectories for s in t.snapshots]
     arrays: dict[str, np.ndarray] = {}
     _put(arrays, "questions", [_question_values(q) for q in questions])
-    _put(arrays, "decisions", [{"k": d.k, "p_enough": d.p_enough} for q in questions for d in q.decisions])
+    _put(arrays, "decisions", [_decision_values(d) for q in questions for d in q.decisions])
     _put(arrays, "trajectories", [_trajectory_values(t) for t in trajectories])
     arrays["tokens/tokens"] = _joined([t.tokens for t in trajectories], np.int32)
-    for column in COLUMNS["blocks"]:
-        values = [getattr(t, column.name) for t in trajectories]
-        dtype = np.float32 if column.dtype == "vectors" else np.dtype(column.dtype)
-        arrays[f"blocks/{column.name}"] = _joined(values, dtype, vectors=column.dtype == "vectors")
+    _put(arrays, "snapshots", [{c.name: getattr(s, c.name) for c in COLUMNS["snapshots"]} for s in snapshots])
+    for table, holders in (("blocks", trajectories), ("snapshot_blocks", snapshots)):
+        for column in COLUMNS[table]:
+            values = [getattr(holder, column.name) for holder in holders]
+            dtype = np.float32 if column.dtype == "vectors" else np.dtype(column.dtype)
+            arrays[f"{table}/{column.name}"] = _joined(values, dtype, vectors=column.dtype == "vectors")
     for column in COLUMNS["series"]:
         values = [getattr(t, column.name) for t in trajectories]
         arrays[f"series/{column.name}"] = _joined(values, np.dtype(column.dtype))
@@ -318,6 +378,8 @@ def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
     arrays["trajectories/series_offset"] = _offsets([len(t.token_logprob) for t in trajectories])
     arrays["trajectories/blocks_offset"] = _offsets([len(t.block_num_tokens) for t in trajectories])
     arrays["trajectories/steps_offset"] = _offsets([len(t.steps.logprob) for t in trajectories])
+    arrays["trajectories/snapshots_offset"] = _offsets([len(t.snapshots) for t in trajectories])
+    arrays["snapshots/snapshot_blocks_offset"] = _offsets([len(s.block_num_tokens) for s in snapshots])
     return arrays
 
 
@@ -349,6 +411,21 @@ def _check_steps(trajectory: Trajectory) -> None:
             f"{trajectory.mh_accepted} of them accepted, got columns of {', '.join(map(str, sorted(sizes)))} steps, "
             f"{accepted} accepted: record every step, or none."
         )
+
+
+def _check_snapshots(trajectory: Trajectory) -> None:
+    """Refuse snapshots that are not in order of block."""
+    blocks = [snapshot.block for snapshot in trajectory.snapshots]
+    if blocks != sorted({block for block in blocks if block >= 1}):
+        raise StoreError(
+            f"Expected the snapshots of trajectory {trajectory.index} in increasing order of block, from 1, got blocks "
+            f"{', '.join(map(str, blocks))}: put them in order."
+        )
+
+
+def _decision_values(decision: Decision) -> dict[str, Any]:
+    block = 0 if decision.block is None else decision.block
+    return {"k": decision.k, "p_enough": decision.p_enough, "block": block, "about": SUBJECTS.index(decision.about)}
 
 
 def _question_values(question: Question) -> dict[str, Any]:
@@ -431,6 +508,14 @@ def _upgraded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found["trajectories/strict_answer_offset"] = np.zeros(count + 1, np.int64)
         found["trajectories/strict_answer_present"] = np.zeros(count, np.int8)
         found["trajectories/strict_correct"] = np.full(count, -1, np.int8)
+    if "decisions/block" not in found:  # before version 4
+        found |= {f"decisions/{name}": np.zeros(len(found["decisions/k"]), of) for name, of in _IN_RUN.items()}
+        found["trajectories/snapshots_offset"] = np.zeros(count + 1, np.int64)
+        found["snapshots/snapshot_blocks_offset"] = np.zeros(1, np.int64)
+        for table in ("snapshots", "snapshot_blocks"):
+            for column in COLUMNS[table]:
+                vectors = column.dtype == "vectors"
+                found[f"{table}/{column.name}"] = np.zeros((0, 0) if vectors else 0, _dtype(column))
     return found
 
 
@@ -438,18 +523,24 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
     columns = {table: _columns(arrays, table) for table in COLUMNS}
     columns["steps"]["accepted"] = columns["steps"]["accepted"].astype(bool)
     tokens = arrays["tokens/tokens"]
+    snapshots = []
+    for row, (b0, b1) in enumerate(_ranges(arrays, "snapshots/snapshot_blocks")):
+        values = {name: values[row] for name, values in columns["snapshots"].items()}
+        snapshots.append(Snapshot(**values, **{n: of[b0:b1] for n, of in columns["snapshot_blocks"].items()}))
     trajectories = []
     inner = (_ranges(arrays, f"trajectories/{name}") for name in _OFFSETS["trajectories"])
-    for row, ((t0, t1), (v0, v1), (b0, b1), (s0, s1)) in enumerate(zip(*inner, strict=True)):
+    for row, ((t0, t1), (v0, v1), (b0, b1), (s0, s1), (k0, k1)) in enumerate(zip(*inner, strict=True)):
         values = {name: values[row] for name, values in columns["trajectories"].items()}
         blocks = {name: values[b0:b1] for name, values in columns["blocks"].items()}
         series = {name: values[v0:v1] for name, values in columns["series"].items()}
         values |= {name: _unflag(values[name]) for name in ("correct", "strict_correct")}
         values |= {"ending": ENDINGS[values["ending"]]}
         steps = StepTrace(**{name: values[s0:s1] for name, values in columns["steps"].items()})
-        trajectories.append(Trajectory(**values, tokens=tokens[t0:t1], **series, **blocks, steps=steps))
+        values |= {"tokens": tokens[t0:t1], "steps": steps, "snapshots": tuple(snapshots[k0:k1])}
+        trajectories.append(Trajectory(**values, **series, **blocks))
     decisions = [
-        Decision(k, p) for k, p in zip(columns["decisions"]["k"], columns["decisions"]["p_enough"], strict=True)
+        Decision(k, p, block or None, SUBJECTS[about])
+        for k, p, block, about in zip(*columns["decisions"].values(), strict=True)
     ]
     questions = []
     for row, ((d0, d1), (t0, t1)) in enumerate(
@@ -471,7 +562,7 @@ def _columns(arrays: dict[str, np.ndarray], table: str) -> dict[str, Any]:
             values = _texts(values, arrays[f"{name}_offset"])
             if column.optional:
                 values = [v if here else None for v, here in zip(values, arrays[f"{name}_present"], strict=True)]
-        elif table not in ("blocks", "tokens", "series", "steps") and column.dtype != "vectors":
+        elif table not in ("blocks", "tokens", "series", "steps", "snapshot_blocks") and column.dtype != "vectors":
             values = values.tolist()
         found[column.name] = values
     return found
@@ -496,9 +587,9 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
                 fits.append(len(arrays[name]) == rows[table])
         if not all(fits):
             raise _damaged(path)
-    endings = arrays["trajectories/ending"]
-    if not ((endings >= 0) & (endings < len(ENDINGS))).all():
-        raise _damaged(path)
+    for name, known in (("trajectories/ending", ENDINGS), ("decisions/about", SUBJECTS)):
+        if not ((arrays[name] >= 0) & (arrays[name] < len(known))).all():
+            raise _damaged(path)
     num_tokens, num_values = (np.diff(arrays[f"trajectories/{name}_offset"]) for name in ("tokens", "series"))
     if not ((num_values == num_tokens) | (num_values == 0)).all():
         raise _damaged(path)
@@ -518,6 +609,15 @@ def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
         and offsets[-1] == total
         and (offsets[1:] >= offsets[:-1]).all()
     )
+
+
+_IN_RUN = {"block": np.int32, "about": np.int8}
+"""Columns of ``decisions`` that are 0 where all trajectories had ended."""
+
+
+def _dtype(column: Column) -> np.dtype:
+    """Return the type of a column's values."""
+    return np.dtype({"text": "uint8", "vectors": "float32"}.get(column.dtype, column.dtype))
 
 
 def _datasets() -> dict[str, tuple[np.dtype, int]]:
@@ -547,12 +647,14 @@ def _layouts() -> dict[int, dict[str, tuple[np.dtype, int]]]:
     added = {  # what the names of each version's new datasets begin with
         2: ("steps/", "trajectories/steps_offset"),
         3: ("series/", "trajectories/series_offset", "trajectories/strict_", "trajectories/ending"),
+        4: ("snapshot", "trajectories/snapshots_offset", "decisions/block", "decisions/about"),
     }
     found = {VERSION: DATASETS}
-    for version in (2, 1):
+    for version in (3, 2, 1):
         newer = added[version + 1]
         found[version] = {name: kind for name, kind in found[version + 1].items() if not name.startswith(newer)}
-        found[version]["trajectories/ended_with_eos"] = (np.dtype(np.int8), 1)
+        if version == 2:
+            found[version]["trajectories/ended_with_eos"] = (np.dtype(np.int8), 1)
     return found
 
 

@@ -45,6 +45,7 @@ class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
     name, threshold, pooling, calibration, ks = "fake", 0.5, "mean", CALIBRATION, tuple(range(1, 9))
+    label, block, block_size = "no_gain", None, 4
 
     def __init__(self, rule):
         self.rule, self.seen = rule, []

@@ -16,6 +16,7 @@ from dps.benchmarks.answers import answer_key, before_next_question, boxed_conte
 
 if TYPE_CHECKING:
     from dps.benchmarks.benchmark import Item
+    from feature_store.records import Trajectory
 
 
 class Grader(Protocol):
@@ -60,6 +61,20 @@ def read(grader: Grader, text: str, item: Item) -> Reading:
     answer, strict = grader.extract(text, item), grader.extract_strict(text, item)
     correct = grader.grade(answer, item)
     return Reading(answer, correct, strict, correct if strict == answer else grader.grade(strict, item))
+
+
+def read_trajectory(grader: Grader, trajectory: Trajectory, item: Item) -> Reading:
+    """Read and grade a stored response; one that was given up has no answer, whatever it says.
+
+    Args:
+        grader: The benchmark's grader.
+        trajectory: What was sampled.
+        item: The question.
+    """
+    if trajectory.ending != "gave_up":
+        return read(grader, trajectory.text, item)
+    correct = grader.grade(None, item)
+    return Reading(None, correct, None, correct)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dps.policies.base import Controller, DynamicK, FixedK, KRange, Policy, Rule
 from dps.policies.chance import RandomEscalation
 from dps.policies.confidence import LowEntropy, SelfConfidence
 from dps.policies.esc import EarlyStoppingConsistency
+from dps.policies.in_run import InRun, in_run
 from dps.policies.sprt import MixtureSPRT
 from dps.policies.uab import BudgetAllocation
 
@@ -22,4 +23,4 @@ RULES: dict[str, Rule] = {
 }
 """The rules that need no training, with their published thresholds where there are any."""
 
-__all__ = ["RULES", "Controller", "DynamicK", "FixedK", "KRange", "Policy", "Rule", "RuleK"]
+__all__ = ["RULES", "Controller", "DynamicK", "FixedK", "InRun", "KRange", "Policy", "Rule", "RuleK", "in_run"]

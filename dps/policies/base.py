@@ -52,6 +52,20 @@ class KRange:
         """Every k of the range, in order."""
         return tuple(range(self.start, self.maximum + 1, self.step))
 
+    def check_known(self, controller: Controller) -> None:
+        """Refuse a controller that would be asked at a k that it has never seen.
+
+        Raises:
+            InputError: With the numbers of trajectories that it knows.
+        """
+        asked, known = set(self.values[:-1]), set(controller.ks[:-1])
+        if asked - known or self.maximum > controller.ks[-1]:
+            raise InputError(
+                f"The controller {controller.name} was trained to be asked at k = {sorted(known)} of at most "
+                f"{controller.ks[-1]}, but k.start {self.start}, k.step {self.step} and k.maximum "
+                f"{self.maximum} would ask it at k = {sorted(asked)}: change k, or train on such a harvest."
+            )
+
 
 class Controller(Protocol):
     """What a trained controller offers; ``lightning_modules.load_controller`` returns one."""
@@ -66,6 +80,12 @@ class Controller(Protocol):
     """Checkpoints that it was trained on, then the largest k of its harvest."""
     pooling: str
     """How it wants hidden states pooled, one of :data:`dps.features.POOLINGS`."""
+    label: str
+    """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
+    block: int | None
+    """The block after which it was trained to be asked while trajectories run; None where all have ended."""
+    block_size: int
+    """Tokens of a block of its harvest."""
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""
@@ -145,15 +165,19 @@ class DynamicK:
         """Refuse checkpoints that the controller has never seen.
 
         Raises:
-            InputError: With the numbers of trajectories that it knows.
+            InputError: With the numbers of trajectories that it knows, or what else it was trained for.
         """
-        asked, known = set(self.range.values[:-1]), set(self.controller.ks[:-1])
-        if asked - known or self.range.maximum > self.controller.ks[-1]:
-            raise InputError(
-                f"The controller {self.controller.name} was trained to be asked at k = {sorted(known)} of at most "
-                f"{self.controller.ks[-1]}, but k.start {self.range.start}, k.step {self.range.step} and k.maximum "
-                f"{self.range.maximum} would ask it at k = {sorted(asked)}: change k, or train on such a harvest."
+        if self.controller.block is not None or self.controller.label == "solvable":
+            trained = (
+                f"was trained to be asked after block {self.controller.block} while trajectories run"
+                if self.controller.block is not None
+                else "says whether a question is solvable"
             )
+            raise InputError(
+                f"The controller {self.controller.name} {trained}, so it cannot decide at the end of k trajectories: "
+                "name it under in_run, or train one with data.block null and data.label no_gain."
+            )
+        self.range.check_known(self.controller)
 
     @property
     def start(self) -> int:

@@ -16,9 +16,10 @@ import itertools
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,6 +90,34 @@ class Chain(Finished):
     """When it ended, on the same clock."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot(Finished):
+    """A trajectory as it was at the end of a stage, from which it went on."""
+
+    request: ChainRequest
+    """What was asked for."""
+    block: int
+    """Number of the stage, from 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cancelled:
+    """A trajectory that was given up while it had a row."""
+
+    request: ChainRequest
+    """What was asked for."""
+    num_generated_tokens: int
+    """Tokens sampled until then, rejected ones included."""
+    decode_s: float
+    """Its share of the measured decoding time, seconds."""
+    prefill_s: float
+    """As :attr:`Chain.prefill_s`."""
+    admitted: float
+    """As :attr:`Chain.admitted`."""
+    finished: float
+    """When it was given up, on the same clock."""
+
+
 @dataclass(slots=True)
 class _Seat:
     """What the host knows of a row that has a chain."""
@@ -111,7 +140,8 @@ class _Prompt:
 class Engine:
     """Samples chains on a fixed number of rows.
 
-    Usage: :meth:`submit` any number of requests at any time, :meth:`poll` until :attr:`idle`.
+    Usage: :meth:`submit` any number of requests at any time, :meth:`poll` until :attr:`idle`. What chains were at the
+    ends of given stages can be had meanwhile (:meth:`take_snapshots`), and chains be given up (:meth:`cancel`).
 
     Note:
         On a CPU in float32 a chain is the same, token for token, in whatever batch it runs. On a GPU it is the same up
@@ -129,6 +159,7 @@ class Engine:
         path: ForwardPath = "auto",
         graphs: bool = True,
         stop_strings: Sequence[str] = (),
+        snapshot_blocks: Sequence[int] = (),
     ) -> None:
         """Allocate the rows.
 
@@ -141,19 +172,25 @@ class Engine:
             path: How the model is run; the nearest slower way where the model does not allow that one.
             graphs: Whether a GPU may record its work.
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
+            snapshot_blocks: Stages, from 1 and in order, at whose end a chain that goes on is copied. Chains are the
+                same with and without.
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, or the
                 model's layers cannot be rewound to a cut.
         """
         config.check()
+        config.check_snapshot_blocks(snapshot_blocks)
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}.")
         check_room(prompt_room, config, model.max_positions)
         self.model, self.config = model, config
+        self.snapshot_blocks = tuple(snapshot_blocks)
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         if rows is None:
-            rows = rows_from_memory(model.model, config, self.positions, share=memory_share)
+            rows = rows_from_memory(
+                model.model, config, self.positions, share=memory_share, num_snapshots=len(snapshot_blocks)
+            )
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
         self._is_eos = torch.zeros(
@@ -173,6 +210,7 @@ class Engine:
             not_eos=int(self._is_eos.long().argmin()),
         )
         self._pending: deque[ChainRequest] = deque()
+        self._snapshots: list[Snapshot] = []
         self._prompts: OrderedDict[tuple[int, ...], _Prompt] = OrderedDict()
         self.decode_s = 0.0
         """Seconds spent decoding, all chains together."""
@@ -218,7 +256,15 @@ class Engine:
         self.cache = RowCache(model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
-        self._rows = Rows(rows, self.positions, config, model.device, numbers, stops=self._endings.stops)
+        self._rows = Rows(
+            rows,
+            self.positions,
+            config,
+            model.device,
+            numbers,
+            stops=self._endings.stops,
+            snapshot_blocks=self.snapshot_blocks,
+        )
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
         self._num_proposed = np.zeros(rows, np.int64)  # Metropolis-Hastings steps of each row's chain at the last look
@@ -236,6 +282,35 @@ class Engine:
         """
         check_room(len(request.prompt), self.config, self.positions)
         (self._pending.appendleft if first else self._pending.append)(request)
+
+    def cancel(self, keys: Collection[Hashable]) -> list[Cancelled]:
+        """Give chains up: those that wait never start, those that run leave their rows.
+
+        Args:
+            keys: Names of chains; those that have ended are passed over.
+
+        Returns:
+            The chains that ran, not those that waited for a row.
+        """
+        self._pending = deque(request for request in self._pending if request.key not in keys)
+        rows = [row for row, seat in enumerate(self._seats) if seat is not None and seat.request.key in keys]
+        now = time.perf_counter()
+        found = []
+        for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
+            seat = self._seats[row]
+            self._seats[row] = None
+            decode_s = float(self._decode_s[row])
+            found.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
+        return found
+
+    def take_snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that have come since the last call.
+
+        A chain's snapshots come in order of block and before the chain itself. A chain that starts again after the
+        device ran out of memory gives them again.
+        """
+        found, self._snapshots = self._snapshots, []
+        return found
 
     @property
     def kernels(self) -> str:
@@ -262,7 +337,8 @@ class Engine:
         """Decode for a while; rows that come free take the next chains.
 
         Args:
-            max_looks: Look at the rows this many times, then return; earlier if chains have ended and none waits.
+            max_looks: Look at the rows this many times, then return; earlier if chains have ended or snapshots have
+                come and none waits.
 
         Returns:
             The chains that ended, possibly none.
@@ -277,7 +353,7 @@ class Engine:
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             else:
-                if ended and not self._pending:
+                if (ended or self._snapshots) and not self._pending:
                     break
                 continue
             # Outside the handler: the error holds on to the frames, and they to the memory.
@@ -305,6 +381,11 @@ class Engine:
         now = time.perf_counter()
         self._account(look, pace.steps_per_look, count, now - started, busy)
         self._reach = look.position
+        if look.fresh.any():
+            self._snapshots += [
+                Snapshot(**_values(copy), request=self._seats[row].request, block=block)
+                for row, block, copy in self._rows.read_kept(look.fresh)
+            ]
         return self._release(np.flatnonzero(look.finished).tolist(), now)
 
     def _run(self, key: Hashable, work: partial) -> None:
@@ -352,7 +433,7 @@ class Engine:
             self._seats[row] = None
             chains.append(
                 Chain(
-                    **{field.name: getattr(found, field.name) for field in fields(found)},
+                    **_values(found),
                     request=seat.request,
                     ending=self._ending(found),
                     decode_s=float(self._decode_s[row]),
@@ -492,6 +573,11 @@ class Engine:
         self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _values(found: Finished) -> dict[str, Any]:
+    """Return the fields of what the device knows of a chain."""
+    return {field.name: getattr(found, field.name) for field in fields(found)}
 
 
 def _by_prompt(requests: list[ChainRequest], rows: list[int]) -> dict[tuple[int, ...], list[int]]:

@@ -18,22 +18,25 @@ MOST_ROWS = {"cuda": 1024, "cpu": 256}
 """More rows than these gain little, and leave more of them idle when the last chains end."""
 
 
-def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int) -> int:
+def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int, *, num_snapshots: int = 0) -> int:
     """Return the device memory of one row.
 
     Keys and values twice (what is generated, and the accepted response to which a rejected step returns; three times
     with multiple tries), tokens, what the model said of them and the state of stop strings likewise, and the logits.
+    Tokens and what the model said of them once more for each stage of which a snapshot is taken.
 
     Args:
         model: The model.
         config: The sampler's settings.
         positions: S, prompt and response together.
+        num_snapshots: Such stages.
     """
     text = model.config.get_text_config()
     copies = 3 if config.num_tries > 1 else 2
     states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
     recorded = (5 * 8 + 2) * positions
-    return copies * (states + recorded) + _LOGIT_BYTES * text.vocab_size
+    snapshots = num_snapshots * 5 * 8 * positions
+    return copies * (states + recorded) + snapshots + _LOGIT_BYTES * text.vocab_size
 
 
 def rows_from_memory(
@@ -43,6 +46,7 @@ def rows_from_memory(
     *,
     share: float = 1.0,
     free_bytes: int | None = None,
+    num_snapshots: int = 0,
 ) -> int:
     """Return the number of rows that fit: ``(0.9 share free - 8 GiB) / row_bytes`` on a GPU, at most 1,024.
 
@@ -54,6 +58,7 @@ def rows_from_memory(
         positions: S, prompt and response together.
         share: Share of the free memory that may be planned with, where several processes have rows.
         free_bytes: Free memory; what the device reports if not given.
+        num_snapshots: Stages of which a snapshot is taken.
 
     Returns:
         At least 1; a multiple of 64 from 64 up, of 8 from 8 up.
@@ -62,7 +67,8 @@ def rows_from_memory(
     if free_bytes is None:
         free_bytes = _free_bytes(device)
     kept = _READING_BYTES if device.type == "cuda" else 0
-    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, config, positions)
+    each = row_bytes(model, config, positions, num_snapshots=num_snapshots)
+    rows = int(_SHARE * share * free_bytes - kept) // each
     rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
     step = 64 if rows >= 64 else 8 if rows >= 8 else 1
     return rows // step * step

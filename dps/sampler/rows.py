@@ -6,7 +6,7 @@ decoding step and the settling of ended proposals (``step``, ``settle``) only wr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,10 +23,12 @@ _COUNTED = ("position", "draws", "generated", "useful_steps")
 """Fields that grow by one with every token; they lie together so that one addition moves them all."""
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length", "tries_left", "candidate_length",
+    "forced_length", "tries_left", "candidate_length", "fresh",
 )  # fmt: skip
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
 _NUMBERS = ("log_others", "log_candidate")
+_COUNTS = ("length", "generated", "proposed", "accepted")
+"""What is kept of a chain beside its response."""
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
 _TRACE_BITS = 20
@@ -74,6 +76,24 @@ class Responses:
             self.states[targets] = self.states[sources]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What the rows' chains were when they left a stage for a later one; see :meth:`Rows.keep`."""
+
+    block: int
+    """Number of the stage, from 1."""
+    horizon: int
+    """Its horizon, tokens."""
+    responses: Responses
+    """The accepted responses; without states of stop strings."""
+    counts: Tensor
+    """Length, generated tokens, steps taken and steps accepted: int64, shape (4, R)."""
+
+    def first(self, count: int) -> Kept:
+        """Return views of the first ``count`` rows."""
+        return Kept(self.block, self.horizon, self.responses.first(count), self.counts[:, :count])
+
+
 class Rows:
     """State of R rows; each integer field is an int64 tensor of shape (R,), each flag a bool tensor.
 
@@ -95,6 +115,7 @@ class Rows:
         forced_length: Every response ends at exactly this length; 0 leaves the end to the model.
         tries_left: Proposals left of the current step, the running one included.
         candidate_length: Length of the response that the candidate among the tries makes.
+        fresh: Which entries of ``kept`` have taken the row's chain since the host last looked, one bit each.
         occupied: A chain has this row.
         active: It is generating.
         extending: What it generates extends the response; otherwise it is a proposal.
@@ -111,6 +132,7 @@ class Rows:
         uniform: Callable[[Tensor, Tensor], Tensor] = uniform,
         *,
         stops: StopTable | None = None,
+        snapshot_blocks: Sequence[int] = (),
     ) -> None:
         """Allocate.
 
@@ -121,6 +143,7 @@ class Rows:
             device: Where.
             uniform: Makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
             stops: The stop strings, if any.
+            snapshot_blocks: Stages after which a chain that goes on is copied for the host.
         """
         self.positions = positions
         self.uniform = uniform
@@ -131,6 +154,15 @@ class Rows:
         empty = partial(Responses.empty, rows, positions, device, stops=stops is not None)
         self.live, self.saved = empty(), empty()
         self.candidate = empty() if config.num_tries > 1 else None
+        self.kept = tuple(
+            Kept(
+                block,
+                block * config.block_size,
+                Responses.empty(rows, positions, device, stops=False),
+                torch.zeros((len(_COUNTS), rows), dtype=torch.int64, device=device),
+            )
+            for block in snapshot_blocks
+        )
         steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
@@ -154,6 +186,7 @@ class Rows:
         part._trace_moves, part._trace_logprob = self._trace_moves[:count], self._trace_logprob[:count]
         part.live, part.saved = self.live.first(count), self.saved.first(count)
         part.candidate = self.candidate.first(count) if self.candidate is not None else None
+        part.kept = tuple(kept.first(count) for kept in self.kept)
         return part
 
     def count(self, taken: Tensor) -> None:
@@ -179,6 +212,23 @@ class Rows:
         move = torch.add(self.cut - self.start, lengths, alpha=1 << _TRACE_BITS)
         self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
         self._trace_logprob.scatter_(1, slot, logprob[:, None])
+
+    def keep(self, leaving: Tensor, horizon: Tensor) -> None:
+        """Copy the chains that leave a stage which the host asked about; nothing is done where it asked about none.
+
+        A chain leaves the stage with horizon H when its next stage lies beyond H. One that jumps to the last horizon
+        (the schedule ``final-horizon``) leaves all stages between, so each of them finds it as it was then.
+
+        Args:
+            leaving: Rows whose chain goes on to another stage, bool, shape (R,).
+            horizon: Horizon of that stage; ``self.horizon`` is still that of the stage that is over.
+        """
+        for number, kept in enumerate(self.kept):
+            taken = leaving & (self.horizon <= kept.horizon) & (horizon > kept.horizon)
+            kept.responses.take(self.saved, taken[:, None])
+            for name, column in zip(_COUNTS, kept.counts, strict=True):
+                torch.where(taken, getattr(self, name), column, out=column)
+            self.fresh.bitwise_or_(taken.long() << number)
 
     # -- what the host does --------------------------------------------------------------------------------------------
 
@@ -241,23 +291,55 @@ class Rows:
 
     def look(self) -> Look:
         """Copy to the host what it decides by, and restart the counts of the window."""
-        fields = (self.finished.long(), self.position, self.useful_steps, self.read_positions, self.proposed)
-        packed = torch.stack(fields).cpu().numpy()
+        counts = (self.position, self.useful_steps, self.read_positions, self.proposed, self.fresh)
+        packed = torch.stack((self.finished.long(), *counts)).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
+        self.fresh.zero_()
         return Look(packed[0].astype(bool), *packed[1:])
 
     def read(self, rows: list[int]) -> list[Finished]:
         """Copy the accepted responses of these rows to the host and free the rows."""
-        device = self.index.device
-        where = torch.tensor(rows, device=device)
-        names = ("start", "length", "generated", "proposed", "accepted", "early")
-        integers = torch.stack([getattr(self, name)[where].long() for name in names]).cpu().numpy()
-        tokens = self.saved.tokens[where].cpu().numpy()
-        values = self.saved.values[:, where].cpu().numpy()
-        states = self.saved.states[where].cpu().numpy() if self.stops is not None else None
-        moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
+        where = torch.tensor(rows, device=self.index.device)
+        found = self._copied(where, self.saved, torch.stack([getattr(self, name)[where] for name in _COUNTS]))
         self._free(where)
+        return found
+
+    def read_kept(self, fresh: np.ndarray) -> list[tuple[int, int, Finished]]:
+        """Copy what chains were at the ends of stages to the host: (row, block, what it was), by block.
+
+        Args:
+            fresh: As the last look has it.
+        """
+        found = []
+        for number, kept in enumerate(self.kept):
+            rows = np.flatnonzero(fresh >> number & 1).tolist()
+            if rows:
+                where = torch.tensor(rows, device=self.index.device)
+                copies = self._copied(where, kept.responses, kept.counts[:, where])
+                found += [(row, kept.block, copy) for row, copy in zip(rows, copies, strict=True)]
+        return found
+
+    def cancel(self, rows: list[int]) -> list[int]:
+        """Free these rows, whatever their chains were doing; returns how many tokens each had generated."""
+        where = torch.tensor(rows, device=self.index.device)
+        generated = self.generated[where].tolist()
+        self._free(where)
+        return generated
+
+    def _copied(self, where: Tensor, responses: Responses, counts: Tensor) -> list[Finished]:
+        """Copy the responses of some rows to the host.
+
+        Args:
+            where: Numbers of the N rows, on the device.
+            responses: Where the responses are.
+            counts: Length, generated tokens, steps taken and accepted of each: shape (4, N).
+        """
+        integers = torch.stack([self.start[where], *counts, self.early[where].long()]).cpu().numpy()
+        tokens = responses.tokens[where].cpu().numpy()
+        values = responses.values[:, where].cpu().numpy()
+        states = responses.states[where].cpu().numpy() if responses.states is not None else None
+        moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         found = []
         for line, (start, length, generated, proposed, accepted, early) in enumerate(integers.T.tolist()):
             span = slice(start, start + length)
@@ -293,11 +375,13 @@ class Look:
     """Key/value positions that attention had to read for them."""
     proposed: np.ndarray
     """Metropolis-Hastings steps that the row's chain has taken."""
+    fresh: np.ndarray
+    """Stages that its chain has left since the last look, see :meth:`Rows.read_kept`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """What the device knows of a chain that has ended."""
+    """What the device knows of a chain that has ended, or of one at the end of a stage."""
 
     tokens: np.ndarray
     """Accepted response, EOS included: shape (n,), int32."""

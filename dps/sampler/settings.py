@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,8 +78,29 @@ class SamplerConfig:
     @property
     def max_mh_steps(self) -> int:
         """The most Metropolis-Hastings steps that a chain can take."""
-        stages = math.ceil(self.max_new_tokens / self.block_size)
-        return stages * self.num_mh_steps + self.final_steps
+        return self.num_stages * self.num_mh_steps + self.final_steps
+
+    @property
+    def num_stages(self) -> int:
+        """The stages of a chain that is not ended earlier."""
+        return math.ceil(self.max_new_tokens / self.block_size)
+
+    def check_snapshot_blocks(self, blocks: Sequence[int]) -> None:
+        """Refuse blocks after which no chain goes on.
+
+        Args:
+            blocks: Numbers of the stages after which a chain that goes on is looked at, from 1.
+
+        Raises:
+            InputError: If one is no stage before the last, or they are not in increasing order.
+        """
+        last = self.num_stages - 1
+        if list(blocks) != sorted(set(blocks)) or not all(1 <= block <= last for block in blocks):
+            possible = f"1 to {last}" if last else "none (there is one block only)"
+            raise InputError(
+                f"Expected blocks after which a chain may go on, in increasing order, got {list(blocks)}: with "
+                f"block_size {self.block_size} and max_new_tokens {self.max_new_tokens} these are {possible}."
+            )
 
     def check(self) -> SamplerConfig:
         """Return self if the settings can be used.

@@ -208,6 +208,7 @@ def _start_next(
         early = decided & move.extend & stops_early(config, rows.length, _means(rows, stop))
         rows.early.logical_or_(early)
         over = over | early
+    rows.keep(decided & ~over & (move.horizon != rows.horizon), move.horizon)
     torch.where(decided, cut, rows.cut, out=rows.cut)
     torch.where(ended, rows.cut - 1, rows.position, out=rows.position)
     torch.where(decided, move.horizon, rows.horizon, out=rows.horizon)

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from feature_store import Store, StoreError, StoreWriter, Trajectory
+from feature_store import Snapshot, Store, StoreError, StoreWriter, Trajectory
 from feature_store.segment import COLUMNS, DATASETS, scan_segment
 from tests.factories import make_manifest, make_question
 from tests.feature_store.test_store import as_version
@@ -16,9 +16,14 @@ LEFT_OUT = {"text", "tokens", "steps", *(column.name for column in COLUMNS["seri
 
 def content(question):
     """Everything of a question that a scan keeps, comparable."""
-    kept = [field.name for field in fields(Trajectory) if field.name not in LEFT_OUT]
+    kept = [field.name for field in fields(Trajectory) if field.name not in {*LEFT_OUT, "snapshots"}]
+    of_snapshots = [field.name for field in fields(Snapshot)]
     plain = {f.name: getattr(question, f.name) for f in fields(question) if f.name not in ("trajectories", "embedding")}
-    rows = [[np.asarray(getattr(t, name)).tolist() for name in kept] for t in question.trajectories]
+
+    def values(of, names):
+        return [np.asarray(getattr(of, name)).tolist() for name in names]
+
+    rows = [values(t, kept) + [values(s, of_snapshots) for s in t.snapshots] for t in question.trajectories]
     return plain, question.embedding.tolist(), rows
 
 
@@ -44,7 +49,7 @@ def unprotect(segment):
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_scan_gives_every_question_once_with_what_features_need(tmp_path, protected):
-    store, questions = interleaved(tmp_path, steps=3)
+    store, questions = interleaved(tmp_path, steps=3, snapshot_blocks=(1, 2))
     if not protected:
         for segment in tmp_path.glob("*.h5"):
             unprotect(segment)
@@ -54,28 +59,32 @@ def test_a_scan_gives_every_question_once_with_what_features_need(tmp_path, prot
     for short, question in zip(sorted(store.scan(hidden=False), key=lambda q: q.question_id), questions, strict=True):
         for t, whole in zip(short.trajectories, question.trajectories, strict=True):
             assert t.hidden.shape == (len(whole.hidden), 0)
+            for snapshot, complete in zip(t.snapshots, whole.snapshots, strict=True):
+                assert snapshot.hidden.shape == (len(complete.hidden), 0)
+                assert snapshot.block_entropy.tolist() == complete.block_entropy.tolist()
             assert t.block_entropy.tolist() == whole.block_entropy.tolist()
 
 
-def test_hidden_states_are_read_in_pieces(tmp_path):
+@pytest.mark.parametrize("snapshot_blocks", [(), (1, 2)])
+def test_hidden_states_are_read_in_pieces(tmp_path, snapshot_blocks):
     StoreWriter.open(tmp_path, make_manifest()).commit(
-        questions := [make_question(i, hidden_size=64) for i in range(9)]
+        questions := [make_question(i, hidden_size=64, snapshot_blocks=snapshot_blocks) for i in range(9)]
     )
     (segment,) = tmp_path.glob("*.h5")
-    sizes = [sum(t.hidden.nbytes for t in q.trajectories) for q in questions]
+    sizes = [sum(h.hidden.nbytes for t in q.trajectories for h in (t, *t.snapshots)) for q in questions]
     for piece in (1, max(sizes), 2 * max(sizes), sum(sizes)):
         pieces = {}
         for question, whole in zip(scan_segment(segment, piece=piece), questions, strict=True):
             assert content(question) == content(whole)
-            for t in question.trajectories:
-                pieces[id(t.hidden.base)] = t.hidden.base
+            for holder in (h for t in question.trajectories for h in (t, *t.snapshots)):
+                pieces[id(holder.hidden.base)] = holder.hidden.base
         read = [array.nbytes for array in pieces.values()]
         assert sum(read) == sum(sizes)
         assert max(read) <= max(piece, max(sizes))
-    assert len(read) == 1
+    assert len(read) == 1 + bool(snapshot_blocks)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_segments_of_older_versions_are_scanned(tmp_path, version):
     segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(number) for number in range(3)])
     as_version(segment, version)
@@ -96,7 +105,9 @@ def test_of_two_copies_the_first_segments_counts(tmp_path):
 @pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path, protected, hidden):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(i, hidden_size=32) for i in range(4)])
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit(
+        [make_question(i, hidden_size=32, snapshot_blocks=(1,)) for i in range(4)]
+    )
     if not protected:
         unprotect(segment)
     whole, expected = segment.read_bytes(), [content(q) for q in scan_segment(segment, hidden=hidden)]
