@@ -35,7 +35,7 @@ from dps.report.words import group_of, nats, number, percent, seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SPARE_MARKERS = ("v", "H", "s", "o")
+_SPARE_MARKERS = ("H", "s", "o", "v")
 # Controllers often lie close together, so each label repeats its mark.
 _SIGNS = dict(zip("^D*PX<>phdvHso", "▲◆★✚✖◀▶⬟⬢♦▼⬣■●", strict=True))
 
