@@ -19,7 +19,7 @@ from dps.errors import InputError
 from dps.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
 from dps.policies.files import controller_file
 from lightning_modules.batches import to_tensor
-from lightning_modules.estimators import ESTIMATORS, Estimator
+from lightning_modules.estimators import ESTIMATORS, ESTIMATORS_BEFORE, Estimator
 from lightning_modules.table import EMBEDDING, HIDDEN
 from lightning_modules.vectors import Blocks
 
@@ -27,7 +27,7 @@ FORMAT = 3
 """Version of the description in a checkpoint; a change that old readers cannot follow raises it."""
 
 _READABLE = (2, FORMAT)
-"""Versions that this reader follows: before 3 there was neither attention nor spread."""
+"""Versions that this reader follows: in 2 an MLP was one network, without attention and spread."""
 
 DESCRIPTION = "controller"
 """Key of the description in a checkpoint."""
@@ -229,7 +229,8 @@ def load_controller(path: str | Path) -> Controller:
     found = checkpoint_path(path)
     checkpoint = read_checkpoint(found)
     description = checkpoint[DESCRIPTION]
-    estimator = ESTIMATORS[description["name"]](**description["settings"])
+    known = ESTIMATORS if description["format"] == FORMAT else ESTIMATORS_BEFORE
+    estimator = known[description["name"]](**description["settings"])
     prefix = "estimator."
     state = checkpoint["state_dict"]
     estimator.load_state_dict({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
