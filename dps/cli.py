@@ -217,10 +217,13 @@ def _harvest(arguments: list[str]) -> None:
     _check_questions(config.check().benchmark)
     if config.plan != "off":
         import json
+        import time
+
+        import psutil
 
         from dps.plan import plan_harvest
 
-        plan = plan_harvest(config)
+        plan = plan_harvest(config, loading_s=time.time() - psutil.Process().create_time())
         print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
         return
     from dps.run import harvest
