@@ -60,7 +60,8 @@ overridden on the command line.
 
   --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml or gbdt_extended.yaml
   --data.init_args.store FOLDER     the harvest to train on
-  --data.init_args.label NAME       no_gain or correct
+  --data.init_args.label NAME       no_gain or correct, or solvable to give up
+  --data.init_args.block NUMBER     asked after this block, while trajectories run
   --trainer.max_epochs N            and every other option of the Trainer
   --ckpt_path FILE                  resume (fit), or the checkpoint to measure (else the run's best)
   --print_config                    show the whole resolved configuration and stop
@@ -78,7 +79,8 @@ length alone, and the policy at the out-of-fold thresholds against the largest k
   --folds N                         number of folds, 5 if not given
   --output FOLDER                   where to write; crossval/ in the run folder if not given
   --data.init_args.store FOLDER     the harvest
-  --data.init_args.label NAME       no_gain or correct
+  --data.init_args.label NAME       no_gain or correct, or solvable to give up
+  --data.init_args.block NUMBER     asked after this block, while trajectories run
   --data.init_args.feature_set SET  published (six scalars) or extended"""
 
 _TUNE_USAGE = """usage: dps tune --config configs/mlp_hq.yaml [--trials 20] [--folds 3] [--output FOLDER] [--key value]
@@ -249,8 +251,12 @@ def _evaluate(arguments: list[str]) -> None:
     config, _ = _parse(parser, EvaluateConfig, arguments)
     _check_questions(config.check().benchmark)
     for name in config.policies:
-        if name in config.controllers:
-            _check_controller(config.controllers[name])
+        inside = config.in_run.get(name)
+        for path in inside.paths if inside is not None else ():
+            _check_controller(path)
+        at_end = name if inside is None else inside.policy
+        if at_end in config.controllers:
+            _check_controller(config.controllers[at_end])
     from dps.run import evaluate
 
     _say(evaluate(config, load_controller=_load_controller()))

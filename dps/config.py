@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
@@ -129,6 +130,9 @@ class HarvestConfig:
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Features."""
+    checkpoint_blocks: tuple[int, ...] = ()
+    """Also store what every trajectory was at the end of these blocks, for instance `[1, 2]`, to train controllers
+    that are asked while trajectories run. The trajectories are the same with and without."""
     aggregator: Aggregator = "majority"
     """How k answers become one."""
     seed: int = 0
@@ -147,6 +151,7 @@ class HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
         self.sampler.check()
+        self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
@@ -159,6 +164,59 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
+class AskConfig:
+    """Controllers that are asked while the trajectories of a question run."""
+
+    controllers: tuple[str, ...] = ()
+    """Checkpoints or run folders, each trained with another `data.block`: the block after which it is asked."""
+    threshold: float | None = None
+    """Each controller's own if not set."""
+
+
+@dataclass(frozen=True)
+class InRunConfig:
+    """A policy that is also asked while trajectories run, to escalate early, to give questions up, or both."""
+
+    policy: str = ""
+    """The policy that is asked where all k trajectories have ended: the name of a controller or of a rule."""
+    escalate_early: AskConfig | None = None
+    """k.step trajectories more start at once while 1 - p_enough is above the threshold: the answer comes earlier."""
+    give_up: AskConfig | None = None
+    """The question is given up where the probability that it is solvable is not above the threshold: `label: solvable`.
+    Trajectories that run are stopped and have no answer."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The controllers."""
+        return tuple(path for ask in (self.escalate_early, self.give_up) if ask is not None for path in ask.controllers)
+
+    def check(self, name: str, possible: Collection[str]) -> None:
+        """Refuse what means nothing.
+
+        Args:
+            name: Of the policy.
+            possible: Names of policies that can be asked at the end.
+
+        Raises:
+            InputError: With one sentence that names the setting.
+        """
+        if self.policy not in possible:
+            raise InputError(
+                f"in_run.{name}.policy must be a controller or a rule, one of {', '.join(possible)}, got "
+                f"{self.policy!r}."
+            )
+        if self.escalate_early is None and self.give_up is None:
+            raise InputError(
+                f"in_run.{name} asks nobody: set escalate_early or give_up, or evaluate {self.policy} as it is."
+            )
+        for use, ask in (("escalate_early", self.escalate_early), ("give_up", self.give_up)):
+            if ask is not None and not ask.controllers:
+                raise InputError(f"in_run.{name}.{use}.controllers is empty: name at least one.")
+            if ask is not None and ask.threshold is not None and not -1 <= ask.threshold <= 1:
+                raise InputError(f"in_run.{name}.{use}.threshold must be between -1 and 1, got {ask.threshold:g}.")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """`dps evaluate`: run policies live on the model and write one store for each."""
 
@@ -167,13 +225,16 @@ class EvaluateConfig:
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
     """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
     rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab` and `random`, which need no
-    training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample
-    another law."""
+    training, names of `in_run`, and the baselines `max-swap`, `early-entropy`, `early-perplexity`,
+    `early-self-confidence`, which sample another law."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder."""
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
     0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
+    in_run: dict[str, InRunConfig] = field(default_factory=dict)
+    """Policies that are also asked while trajectories run, for instance `{eager: {policy: mlp-h, escalate_early:
+    {controllers: [runs/block-1], threshold: 0.2}}}`; their names go among the policies."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
@@ -204,7 +265,7 @@ class EvaluateConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
-        known = (*FIXED_POLICIES, *RULES, *self.controllers)
+        known = (*FIXED_POLICIES, *RULES, *self.controllers, *self.in_run)
         for name in self.policies:
             if name not in known:
                 raise InputError(
@@ -232,9 +293,15 @@ class EvaluateConfig:
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
-        taken = [name for name in self.controllers if name in (*FIXED_POLICIES, *RULES)]
-        if taken:
-            raise InputError(f"controllers.{taken[0]} has the name of another policy: choose another name for it.")
+        for setting, names, others in (
+            ("controllers", self.controllers, (*FIXED_POLICIES, *RULES)),
+            ("in_run", self.in_run, (*FIXED_POLICIES, *RULES, *self.controllers)),
+        ):
+            taken = [name for name in names if name in others]
+            if taken:
+                raise InputError(f"{setting}.{taken[0]} has the name of another policy: choose another name for it.")
+        for name, inside in self.in_run.items():
+            inside.check(name, (*self.controllers, *RULES))
         for name, settings in self.rules.items():
             if name not in RULES:
                 raise InputError(f"rules has settings for {name}: expected one of {', '.join(RULES)}.")

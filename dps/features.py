@@ -161,7 +161,7 @@ def pool_hidden(trajectory: Trajectory | Snapshot, pooling: str) -> np.ndarray:
     return (weights[:, None] * trajectory.hidden).sum(axis=0).astype(np.float32)
 
 
-def blocks_of(trajectory: Trajectory) -> np.ndarray:
+def blocks_of(trajectory: Trajectory | Snapshot) -> np.ndarray:
     """Return a trajectory's block averages and their numbers of tokens, from which attention makes one vector.
 
     Args:

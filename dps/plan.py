@@ -179,6 +179,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
         memory_share=share,
         path=config.compute.forward,
         stop_strings=stops,
+        snapshot_blocks=config.checkpoint_blocks,
     )
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])

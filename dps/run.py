@@ -31,7 +31,17 @@ from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
-from dps.worker import Done, LoadController, StoreTask, WorkSettings, identity_of, prompts_of, take_all, work
+from dps.worker import (
+    Done,
+    LoadController,
+    StoreTask,
+    WorkSettings,
+    identity_of,
+    open_in_run,
+    prompts_of,
+    take_all,
+    work,
+)
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.lock import held
 
@@ -60,11 +70,15 @@ def harvest(config: HarvestConfig) -> Summary:
         InputError: If the settings, the questions, the model or the folder cannot be used.
     """
     config.check()
+    blocks = config.checkpoint_blocks
     plan = StorePlan(
         folder=Path(config.output),
         kind="harvest",
-        policy={"name": "power", "family": "fixed", **asdict(config.k)},
-        task=StoreTask(Path(config.output), config.sampler, config.k.maximum, None, features=True),
+        policy={"name": "power", "family": "fixed", **asdict(config.k)}
+        | ({"checkpoint_blocks": list(blocks)} if blocks else {}),
+        task=StoreTask(
+            Path(config.output), config.sampler, config.k.maximum, None, features=True, checkpoint_blocks=blocks
+        ),
     )
     return _fill([plan], settings_of(config), asdict(config), None)[0]
 
@@ -97,6 +111,8 @@ class StorePlan:
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
     folder = Path(config.output) / name
+    if name in config.in_run:
+        return _plan_in_run(config, name, load_controller)
     policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
     if name == "power":
         task = StoreTask(folder, config.sampler, config.k.maximum, None, features=False)
@@ -129,6 +145,18 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
         task = StoreTask(folder, config.sampler, config.k, path, features=False)
     return StorePlan(folder, "evaluation", policy, task)
+
+
+def _plan_in_run(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
+    """Return the store of a policy that is also asked while trajectories run."""
+    inside, folder = config.in_run[name], Path(config.output) / name
+    base = _plan(config, inside.policy, load_controller)
+    if load_controller is None:
+        raise InputError(f"The policy {name} needs controllers, and nothing was given to load them with.")
+    open_in_run(inside, config.k, config.sampler, load_controller)  # refuses controllers that do not fit
+    asks = {**asdict(inside), "digests": [_digest(path) for path in inside.paths]}
+    policy = {**base.policy, "name": name, "in_run": asks}
+    return StorePlan(folder, "evaluation", policy, replace(base.task, folder=folder, in_run=inside))
 
 
 def _digest(path: str) -> str:
@@ -178,7 +206,7 @@ def _fill_held(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Write the manifests, fill the stores, report progress."""
-    paths = [plan.task.controller for plan in plans if plan.task.controller is not None]
+    paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
     controllers = [load_controller(path) for path in paths] if load_controller is not None else []
     benchmark = load_benchmark(settings.benchmark)
     for plan in plans:  # what stands there already is checked before the model loads

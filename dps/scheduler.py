@@ -435,7 +435,7 @@ def _ask_give_up(entries: list[_Live], in_run: InRun) -> set[str]:
         for entry in there:
             p_solvable = said[entry.source.question_id]
             entry.decisions.append(Decision(entry.requested, p_solvable, block, "solvable"))
-            if in_run.gives_up(p_solvable):
+            if in_run.gives_up(block, p_solvable):
                 given_up.add(entry.source.question_id)
     return given_up
 

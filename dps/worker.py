@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
-from dps.config import ComputeConfig, FeaturesConfig
+from dps.config import AskConfig, ComputeConfig, FeaturesConfig, InRunConfig
 from dps.device import peak_gib
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
@@ -26,7 +26,7 @@ from dps.forced import ForcedLengths
 from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
-from dps.policies import Controller, DynamicK, FixedK, KRange, Policy, Rule, RuleK
+from dps.policies import Controller, DynamicK, FixedK, InRun, KRange, Policy, Rule, RuleK, in_run
 from dps.sampler.engine import Engine, check_room
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import PreparedQuestion, run_policy
@@ -55,6 +55,16 @@ class StoreTask:
     """Whether to store features and embeddings; a policy with a controller computes them anyway."""
     rule: Rule | None = None
     """The dynamic policy's rule, if it has no controller."""
+    checkpoint_blocks: tuple[int, ...] = ()
+    """Blocks of which a harvest stores snapshots."""
+    in_run: InRunConfig | None = None
+    """Who is asked while trajectories run."""
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Paths of all controllers that the policy asks."""
+        inside = self.in_run.paths if self.in_run is not None else ()
+        return ((self.controller,) if self.controller is not None else ()) + inside
 
 
 @dataclass(frozen=True)
@@ -274,14 +284,24 @@ class _Bench:
             return
         settings, model, benchmark = self._settings, self._model, self._benchmark
         self._policy, self._needs_features = _policy(task, self._load_controller)
+        self._in_run: InRun | None = None
+        if task.in_run is not None and isinstance(task.k, KRange) and self._load_controller is not None:
+            self._in_run = open_in_run(task.in_run, task.k, task.sampler, self._load_controller)
+            self._needs_features = True
         if self._needs_features and self._embedder is None:
             self._embedder = open_embedder(settings.features.embedder)
-        if self._policy.controller is not None and self._embedder is not None:
+        asked = [] if self._policy.controller is None else [self._policy.controller]
+        if self._in_run is not None:
+            asked += [*self._in_run.escalation.values(), *self._in_run.give_up.values()]
+        if asked and self._embedder is not None:
             identity = feature_identity(model, self._embedder, settings.features.layer)
-            self._policy.controller.check_model(identity, self._embedder.size)
+            for controller in asked:
+                controller.check_model(identity, self._embedder.size)
         # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
-        if self._engine is None or self._engine.config != task.sampler:
-            self._engine = None  # its rows' memory is free before the next engine asks for some
+        snapshot_blocks = task.checkpoint_blocks if self._in_run is None else self._in_run.blocks
+        engine = self._engine
+        if engine is None or (engine.config, engine.snapshot_blocks) != (task.sampler, tuple(snapshot_blocks)):
+            self._engine = engine = None  # its rows' memory is free before the next engine asks for some
             self._prompts = prompts_of(model, benchmark, task.sampler)
             self._engine = Engine(
                 model,
@@ -291,6 +311,7 @@ class _Bench:
                 memory_share=settings.memory_share,
                 path=settings.compute.forward,
                 stop_strings=benchmark.stop_strings(model.tokenizer),
+                snapshot_blocks=snapshot_blocks,
             )
         self._task = number
 
@@ -314,6 +335,7 @@ class _Bench:
             aggregator=self._settings.aggregator,
             feature_layer=self._settings.features.layer if self._needs_features else None,
             at_a_time=self._settings.compute.questions_at_a_time,
+            in_run=self._in_run,
             stopping=stopping,
         )
 
@@ -327,6 +349,26 @@ def _policy(task: StoreTask, load_controller: LoadController | None) -> tuple[Po
     if load_controller is None or task.controller is None:
         raise ValueError("a dynamic policy needs a controller and something to load it with")
     return DynamicK(task.k, load_controller(task.controller)), True
+
+
+def open_in_run(config: InRunConfig, k_range: KRange, sampler: SamplerConfig, load_controller: LoadController) -> InRun:
+    """Load the controllers that are asked while trajectories run.
+
+    Raises:
+        InputError: If one cannot be loaded, was trained for something else, or its block is no block of the sampler.
+    """
+    uses = [ask if ask is not None else AskConfig() for ask in (config.escalate_early, config.give_up)]
+    escalation, give_up = ([load_controller(path) for path in ask.controllers] for ask in uses)
+    found = in_run(
+        k_range,
+        escalation=escalation,
+        escalation_threshold=uses[0].threshold,
+        give_up=give_up,
+        give_up_threshold=uses[1].threshold,
+        block_size=sampler.block_size,
+    )
+    sampler.check_snapshot_blocks(found.blocks)
+    return found
 
 
 def _commit_all(

@@ -33,7 +33,7 @@ from lightning_modules.metrics import (
 )
 from lightning_modules.predictions import FILE, Predictions, write_predictions
 from lightning_modules.replay import stops
-from lightning_modules.table import Table, fold_of, orders_of
+from lightning_modules.table import Table, fold_of, going_on, orders_of, outcomes
 
 if TYPE_CHECKING:
     from lightning_modules.trainer_cli import ControllerCLI
@@ -202,11 +202,12 @@ def measure_crossval(predictions: Predictions, lengths: np.ndarray, seed: int = 
                 **{metric: _finite(value.value) for metric, value in found.items()},
             }
         )
-    stop = stops_at(1.0 - p, predictions.threshold[graded])
+    stop = stops_at(going_on(p, predictions.label_name), predictions.threshold[graded])
     return {
         "format_version": FORMAT_VERSION,
         "name": predictions.name,
         "label": predictions.label_name,
+        "block": predictions.block,
         "feature_set": predictions.feature_set,
         "aggregator": predictions.aggregator,
         "ks": list(predictions.ks),
@@ -217,7 +218,7 @@ def measure_crossval(predictions: Predictions, lengths: np.ndarray, seed: int = 
         "num_draws": _DRAWS,
         "rows": measured,
         "folds": by_fold,
-        "policy": _policy(stop, correct, tokens, predictions.ks, draws),
+        "policy": _policy(stop, outcomes(correct, predictions.label_name), correct, tokens, predictions.ks, draws),
     }
 
 
@@ -244,7 +245,8 @@ def describe(report: Mapping[str, Any]) -> str:
 
     every, policy = report["rows"]["all"], report["policy"]
     lines = [
-        f"{report['name']} ({report['feature_set']}), {report['label']}: {report['num_questions']} questions, "
+        f"{report['name']} ({report['feature_set']}), {report['label']}{_after(report)}: {report['num_questions']} "
+        "questions, "
         f"{len(report['folds'])} folds, out of fold; ± is clustered by question"
     ]
     titles = {"auroc": "AUROC", "average_precision": "average precision", "brier": "Brier score"}
@@ -266,6 +268,11 @@ def describe(report: Mapping[str, Any]) -> str:
         f"[{ratio['low']:.3f}, {ratio['high']:.3f}], mean k {policy['mean_k']['value']:.2f}"
     )
     return "\n".join(lines)
+
+
+def _after(report: Mapping[str, Any]) -> str:
+    """Return in words after which block a controller is asked; nothing at the end."""
+    return "" if report["block"] is None else f" after block {report['block']}"
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
@@ -302,6 +309,7 @@ def _predict(table: Table, controllers: Sequence[Controller], seed: int, label: 
         name=first.name,
         label_name=label,
         ks=table.ks,
+        block=first.block,
         feature_set=first.feature_set,
         aggregator=first.description["data"]["aggregator"],
         seed=seed,
@@ -330,11 +338,20 @@ def _length_out_of_fold(lengths: np.ndarray, labels: np.ndarray, fold: np.ndarra
 
 
 def _policy(
-    stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int], draws: np.ndarray
+    stop: np.ndarray, reached: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int], draws: np.ndarray
 ) -> dict[str, Any]:
-    """Return what stopping there gives, against k = maximum on the same questions in the same orders."""
+    """Return what stopping there gives, against k = maximum on the same questions in the same orders.
+
+    Args:
+        stop: See :func:`stops_at`.
+        reached: Whether the policy is right that stops at each k: shape (Q, O, C + 1).
+        correct: Whether the answer of the first k is right: shape (Q, O, C + 1).
+        tokens: Shape (Q, O, C + 1).
+        ks: The C + 1 values of k.
+        draws: Shape (D, Q).
+    """
     index = stop[..., None]
-    right = np.take_along_axis(correct, index, axis=-1)[..., 0].mean(axis=1)
+    right = np.take_along_axis(reached, index, axis=-1)[..., 0].mean(axis=1)
     spent = np.take_along_axis(tokens, index, axis=-1)[..., 0].mean(axis=1)
     all_right, all_spent = correct.mean(axis=1), tokens.mean(axis=1)
     found = {

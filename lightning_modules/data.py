@@ -16,7 +16,18 @@ from dps.errors import InputError
 from dps.features import MAX_BLOCKS, FeatureSet, Pooling
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, BatchLoader, EpochBatches
-from lightning_modules.table import HIDDEN, PARTS, SPLITS, Label, Table, fold_of, ks_of, make_table, split_of
+from lightning_modules.table import (
+    HIDDEN,
+    PARTS,
+    SPLITS,
+    Label,
+    Table,
+    check_block,
+    fold_of,
+    ks_of,
+    make_table,
+    split_of,
+)
 from lightning_modules.vectors import MEGABYTE, pooled_vectors
 
 __all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
@@ -53,13 +64,15 @@ class FeatureDataModule(L.LightningDataModule):
         memory_mb: int = 1024,
         cache_dir: str | None = None,
         spread: bool = False,
+        block: int | None = None,
     ) -> None:
         """Open the store.
 
         Args:
             store: Folder of a harvest.
-            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right) or `correct`
-                (the answer of this k is right).
+            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right), `correct`
+                (the answer of this k is right), or, to give questions up while they run, `solvable` (the answer of this
+                k or of a larger one is right).
             pooling: How the hidden states of a trajectory's blocks become one: `mean` over tokens, the `last` block, or
                 `attention`, whose weights an MLP learns, starting at the mean. Then their mean over trajectories is
                 taken.
@@ -85,11 +98,18 @@ class FeatureDataModule(L.LightningDataModule):
             cache_dir: Folder for that file. Null takes the folder `cache` in the store, or a temporary file where that
                 cannot be written.
             spread: Whether the hidden state has the standard deviation over the trajectories, too; of one it is 0.
+            block: The block after which the controller is asked while trajectories run, of those that the harvest has
+                snapshots of. Null: it is asked when all have ended.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
         """
         super().__init__()
+        if label == "solvable" and block is None:
+            raise InputError(
+                "A controller with data.label solvable gives questions up while they run: set data.block to the block "
+                "after which it is asked, or data.label to no_gain."
+            )
         if num_orders < 1 or (batch_size is not None and batch_size < 1):
             raise InputError(
                 f"Expected data.num_orders and data.batch_size of at least 1, got {num_orders} and {batch_size}."
@@ -123,10 +143,12 @@ class FeatureDataModule(L.LightningDataModule):
         self.memory_mb = memory_mb
         self.cache_dir = cache_dir
         self.spread = spread
+        self.block = block
 
         opened = Store.open(store)
         self.manifest = opened.manifest
         self.ks = ks_of(self.manifest.policy, store)
+        check_block(self.manifest.policy, block, store)
         self.calibration = dict(self.manifest.calibration)
         """The clock of ``question_time_sec``; the harvest's, unless a trained controller brings its own."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
@@ -239,6 +261,7 @@ class FeatureDataModule(L.LightningDataModule):
             "folds": self.folds,
             "fold": self.fold,
             "keep_test": self.keep_test,
+            "block": self.block,
         }
 
     def description(self) -> dict[str, Any]:
@@ -250,6 +273,7 @@ class FeatureDataModule(L.LightningDataModule):
             "num_orders": self.num_orders,
             "aggregator": self.manifest.aggregator,
             "ks": list(self.ks),
+            "block_size": self.manifest.sampler.get("block_size"),
             "calibration": dict(self.calibration),
             "model": _plain(self.manifest.model),
             "benchmark": _plain(self.manifest.benchmark),
@@ -307,6 +331,7 @@ class FeatureDataModule(L.LightningDataModule):
             parts=parts - {HIDDEN},
             feature_set=self.feature_set,
             spread=self.spread,
+            block=self.block,
         )
         table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
         if HIDDEN not in parts:
@@ -319,12 +344,14 @@ class FeatureDataModule(L.LightningDataModule):
             memory_mb=self.memory_mb,
             cache_dir=self.cache_dir,
             num_blocks=min(num_blocks, MAX_BLOCKS),
+            block=self.block,
         )
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
     def _check_test_store(self, folder: str) -> None:
         """Refuse a test store whose rows mean something else than the training store's."""
         store = Store.open(folder)
+        check_block(store.manifest.policy, self.block, folder)
         sizes = _sizes(store, folder)
         model, other = self.manifest.model, store.manifest.model
         compared = {

@@ -51,7 +51,7 @@ class Controller:
 
     @property
     def threshold(self) -> float:
-        """More trajectories are added while ``1 - p_enough`` is above this."""
+        """More trajectories are added while ``1 - p_enough`` is above this; ``solvable``: given up if not above it."""
         return float(self.estimator.threshold)
 
     @property
@@ -71,13 +71,23 @@ class Controller:
 
     @property
     def label(self) -> str:
-        """What ``p_enough`` is the probability of: ``no_gain`` or ``correct``."""
+        """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
         return self.description["data"]["label"]
 
     @property
     def ks(self) -> tuple[int, ...]:
         """Checkpoints that it was trained on, then the largest k of its harvest."""
         return tuple(self.description["data"]["ks"])
+
+    @property
+    def block(self) -> int | None:
+        """The block after which it is asked while trajectories run; None where all have ended."""
+        return self.description["data"].get("block")
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens of a block of its harvest; None where an older training did not note it."""
+        return self.description["data"].get("block_size")
 
     @property
     def feature_set(self) -> str:

@@ -39,6 +39,11 @@ def predict_orders(
     controller = load_controller(path)
     store = Store.open(store_folder)
     controller.check_model(store.manifest.model)
+    if controller.block is not None or controller.label == "solvable":
+        raise InputError(
+            f"The controller {path} was trained to be asked after block {controller.block} while trajectories run, a "
+            "replay asks where they have ended: leave it out."
+        )
     data = controller.description["data"]
     if data["store_fingerprint"] == store.manifest.fingerprint:
         raise InputError(

@@ -39,7 +39,7 @@ class Predictions:
     name: str
     """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
     label_name: str
-    """``no_gain`` or ``correct``: what ``p_enough`` is the probability of."""
+    """``no_gain``, ``correct`` or ``solvable``: what ``p_enough`` is the probability of."""
     ks: tuple[int, ...]
     """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
     feature_set: str
@@ -67,6 +67,8 @@ class Predictions:
     """1 where the answer of the first k is right, 0 where wrong, -1 without a grade: shape (Q, O, C + 1), int8."""
     tokens: np.ndarray
     """Tokens generated for the first k, rejected ones included: shape (Q, O, C + 1), int64."""
+    block: int | None = None
+    """The block after which they were asked while trajectories run; None where all have ended."""
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -81,6 +83,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         file.attrs["label"] = predictions.label_name
         file.attrs["ks"] = np.array(predictions.ks, dtype=np.int64)
         file.attrs["seed"] = predictions.seed
+        file.attrs["block"] = predictions.block or 0
         width = max(map(len, ids), default=1)
         file.create_dataset("question_id", data=np.array(ids, dtype=h5py.string_dtype("utf-8", width)))
         for name, dtype in _ARRAYS.items():
@@ -118,6 +121,7 @@ def read_predictions(path: str | Path) -> Predictions:
                 label_name=str(file.attrs["label"]),
                 ks=tuple(int(k) for k in file.attrs["ks"]),
                 seed=int(file.attrs["seed"]),
+                block=int(file.attrs.get("block", 0)) or None,
                 question_ids=tuple(name.decode() for name in file["question_id"][()]),
                 **{name: str(file.attrs[name]) for name in _TEXTS},
                 **{name: file[name][()] for name in _ARRAYS},

@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_modules.metrics import auroc, auroc_stderr, length_scores
 from lightning_modules.replay import Replay, replay, stops
-from lightning_modules.table import Table
+from lightning_modules.table import Table, going_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ def measure(
         f"fixed-k{k}": replay(np.full(labels.shape[:2], c), table.correct, table.tokens, table.ks)
         for c, k in enumerate(table.ks)
     }
-    chosen = replay(stops(1.0 - p_enough, threshold), table.correct, table.tokens, table.ks)
+    stop = stops(going_on(p_enough, label), threshold)
+    chosen = replay(stop, table.outcomes(label), table.tokens, table.ks)
     policies[name] = chosen
     longest = policies[f"fixed-k{table.ks[-1]}"]
     values |= {

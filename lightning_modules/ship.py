@@ -119,12 +119,10 @@ def card(facts: Mapping[str, Any]) -> str:
         facts: What ``controller.json`` holds.
     """
     data, model = facts["data"], facts["data"]["model"]
-    asked = ", ".join(map(str, data["ks"][:-1]))
     lines = [
         f"# {facts['name']} for {Path(str(model.get('name'))).name}",
         "",
-        f"Says after {asked} trajectories whether they are enough, up to {data['ks'][-1]}. "
-        f"More are added while 1 - p_enough > {facts['threshold']:.4g}.",
+        _task(facts),
         "",
         "| | |",
         "|---|---|",
@@ -138,8 +136,7 @@ def card(facts: Mapping[str, Any]) -> str:
         f"| trained on | {data['benchmark'].get('name')} {data['benchmark'].get('split')}, "
         f"{data['num_questions'].get('train')} questions x {data['num_orders']} orders |",
         "",
-        f"    dps evaluate --policies '[{facts['name']}]' --controllers.{facts['name']} FOLDER --model.name MODEL",
-        "    dps sample --controller FOLDER --model.name MODEL 'a question'",
+        *_uses(facts),
         "",
     ]
     if facts["crossval"] is not None:
@@ -147,6 +144,35 @@ def card(facts: Mapping[str, Any]) -> str:
     if facts["replay"] is not None:
         lines += _curve_lines(facts["replay"])
     return "\n".join(lines)
+
+
+def _uses(facts: Mapping[str, Any]) -> list[str]:
+    """Return commands that use a controller."""
+    name, data = facts["name"], facts["data"]
+    if data.get("block") is not None:
+        use = "give_up" if data["label"] == "solvable" else "escalate_early"
+        inside = f"{{inside: {{policy: POLICY, {use}: {{controllers: [FOLDER]}}}}}}"
+        return [f"    dps evaluate --policies '[POLICY, inside]' --in_run '{inside}' --model.name MODEL"]
+    return [
+        f"    dps evaluate --policies '[{name}]' --controllers.{name} FOLDER --model.name MODEL",
+        "    dps sample --controller FOLDER --model.name MODEL 'a question'",
+    ]
+
+
+def _task(facts: Mapping[str, Any]) -> str:
+    """Return what a controller says, when, and what follows."""
+    data, threshold = facts["data"], f"{facts['threshold']:.4g}"
+    asked, block = ", ".join(map(str, data["ks"][:-1])), data.get("block")
+    if data["label"] == "solvable":
+        return (
+            f"Says after block {block} of {asked} trajectories, while they run, whether these or more, up to "
+            f"{data['ks'][-1]}, give the right answer. The question is given up if p <= {threshold}."
+        )
+    when = "" if block is None else f" have come to block {block}, while they run,"
+    return (
+        f"Says after {asked} trajectories{when} whether they are enough, up to {data['ks'][-1]}. "
+        f"More are added while 1 - p_enough > {threshold}."
+    )
 
 
 def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
@@ -207,6 +233,7 @@ def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, A
     for what, mine, its in (
         ("controller", description["name"], found["name"]),
         ("label", data["label"], found["label"]),
+        ("block", data.get("block"), found.get("block")),
         ("feature set", description["feature_set"], found["feature_set"]),
         ("harvest", data["store_fingerprint"], found["store_fingerprint"]),
     ):

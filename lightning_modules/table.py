@@ -21,7 +21,7 @@ from dps.features import extended_features, scalar_features, sums_of
 from feature_store.records import Question
 from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
-Label = Literal["no_gain", "correct"]
+Label = Literal["no_gain", "correct", "solvable"]
 LABELS: tuple[str, ...] = get_args(Label)
 
 SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
@@ -144,7 +144,8 @@ class Table:
 
         Args:
             label: ``correct``: the answer of the first k is right. ``no_gain``: no larger k up to the maximum turns a
-                wrong answer right, so a hopeless question is also enough.
+                wrong answer right, so a hopeless question is also enough. ``solvable``: the answer of this k or of a
+                larger one is right.
 
         Source:
             METHOD section 4.
@@ -152,10 +153,14 @@ class Table:
         now = self.correct[..., :-1]
         if label == "correct":
             return now
-        if label != "no_gain":
+        if label not in LABELS:
             raise ValueError(f"expected a label among {', '.join(LABELS)}, got {label!r}")
         later = np.logical_or.accumulate(self.correct[..., :0:-1], axis=-1)[..., ::-1]
-        return now | ~later
+        return now | later if label == "solvable" else now | ~later
+
+    def outcomes(self, label: str) -> np.ndarray:
+        """Return what a policy has that stops at each k, see :func:`outcomes`: shape (Q, O, C + 1), bool."""
+        return outcomes(self.correct, label)
 
     def select(self, questions: np.ndarray) -> Table:
         """Return the table of these questions only.
@@ -188,6 +193,35 @@ class Table:
         return replace(self, **{name: getattr(self, name)[:, :1] for name in names})
 
 
+def going_on(p: np.ndarray, label: str) -> np.ndarray:
+    """Return the score that must be above the threshold for a question to go on.
+
+    Args:
+        p: The probability of the label, any shape.
+        label: ``no_gain`` and ``correct`` say that k is enough, so the score is ``1 - p``; ``solvable`` says that going
+            on may help, so it is p.
+    """
+    return p if label == "solvable" else 1.0 - p
+
+
+def outcomes(correct: np.ndarray, label: str) -> np.ndarray:
+    """Return whether a policy is right that stops at each k because of what the label's probability is.
+
+    Args:
+        correct: Whether the answer of the first k is right: shape (..., C + 1).
+        label: To stop because of ``solvable`` is to give the question up: its answer is counted as wrong. It is made
+            while the k trajectories run, so it costs less than the k's tokens.
+
+    Returns:
+        The same shape.
+    """
+    if label != "solvable":
+        return correct
+    found = np.zeros_like(correct)
+    found[..., -1] = correct[..., -1]
+    return found
+
+
 def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
     """Return the checkpoints of a harvest, then its maximum, from the ``policy`` of its manifest.
 
@@ -210,6 +244,26 @@ def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
             f"{maximum}: nothing could be decided there; harvest with a larger k.maximum."
         )
     return (*range(start, maximum, step), maximum)
+
+
+def check_block(policy: Mapping[str, Any], block: int | None, folder: str) -> None:
+    """Refuse a block of which a harvest has no snapshots.
+
+    Args:
+        policy: Of its manifest.
+        block: The block; None needs none.
+        folder: The store, for the message.
+
+    Raises:
+        InputError: With the blocks that it has.
+    """
+    stored = policy.get("checkpoint_blocks", [])
+    if block is not None and block not in stored:
+        raise InputError(
+            f"Expected snapshots of block {block}, but {folder} has "
+            + (f"those of {', '.join(map(str, stored))}" if stored else "none")
+            + ": set data.block to one that it has (null asks at the end), or harvest with checkpoint_blocks."
+        )
 
 
 def stable_number(*words: object) -> int:
@@ -275,11 +329,13 @@ def make_table(
     feature_set: str = "published",
     orders: Iterable[np.ndarray] | None = None,
     spread: bool = False,
+    block: int | None = None,
 ) -> Table:
     """Make the table of some questions.
 
     Every row equals :func:`dps.features.checkpoint_features` of the first k trajectories of its order, bit for bit;
-    here each trajectory is pooled once only, and averaged with others when a batch is made.
+    here each trajectory is pooled once only, and averaged with others when a batch is made. With a block they are what
+    the trajectories were at its end, while answers and tokens are those of the end.
 
     Args:
         questions: Complete questions of a harvest.
@@ -295,6 +351,7 @@ def make_table(
         orders: Orders of each question's trajectories, shape (O, K) with K of at least ``ks[-1]``; those that
             :func:`orders_of` draws if None.
         spread: Whether a row's hidden state has the standard deviation over its trajectories, too.
+        block: The block after which controllers are asked while trajectories run; None asks at their end.
 
     Returns:
         A table in the order of the questions. Questions without a grade are in it, marked by ``graded``.
@@ -313,6 +370,7 @@ def make_table(
             orders_of(q.question_id, ks[-1], num_orders, seed) if its is None else its,
             parts,
             feature_set,
+            block,
         )
         for q, its in zip(questions, given, strict=False)
     ]
@@ -367,6 +425,7 @@ def _columns(
     orders: np.ndarray,
     parts: Collection[str],
     feature_set: str,
+    block: int | None,
 ) -> _Columns:
     trajectories = question.trajectories
     count = orders.shape[1]
@@ -376,7 +435,7 @@ def _columns(
             f"{len(trajectories)}: harvest again with k.maximum {count}."
         )
     checkpoints = ks[:-1]
-    sums = [sums_of(t) for t in trajectories]
+    sums = [sums_of(t.at(block)) for t in trajectories]
     length = question.num_prompt_tokens
 
     def scalars_of(chosen: list[int]) -> list[float]:
@@ -392,7 +451,7 @@ def _columns(
         )
     vectors = np.zeros((count, 0), dtype=np.float32)
     if HIDDEN in parts:
-        vectors = vectors_of(trajectories[:count], pooling)
+        vectors = vectors_of([t.at(block) for t in trajectories[:count]], pooling)
     answers = [
         [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
     ]

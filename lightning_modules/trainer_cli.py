@@ -30,6 +30,7 @@ from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
 from lightning_modules.results import show
+from lightning_modules.table import going_on
 
 _FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "pooling", "spread")
 """Arguments of a controller that the data module decides, where it has them: two sizes from the store, its feature set,
@@ -117,9 +118,9 @@ class ControllerCLI(LightningCLI):
             return
         trained = {"spread": False, **self._trained.description["data"]}
         for name, value in self.datamodule.settings().items():
-            if trained[name] != value:  # another division into splits would test on training questions
+            if trained.get(name) != value:  # another division into splits would test on training questions
                 raise InputError(
-                    f"The controller {self._trained.path} was trained with data.{name} {trained[name]}, but this "
+                    f"The controller {self._trained.path} was trained with data.{name} {trained.get(name)}, but this "
                     f"configuration has {value}: give the configuration that it was trained with."
                 )
         self._trained.check_model(
@@ -210,7 +211,10 @@ class PredictionWriter(BasePredictionWriter):
         predictions: Sequence[Tensor],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added."""
+        """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added.
+
+        Of a controller that gives questions up: the number by which k may still grow, 0 where it gives up.
+        """
         data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
         table = data.table("predict")
         probabilities = [float(p) for batch in predictions for p in batch]
@@ -220,9 +224,8 @@ class PredictionWriter(BasePredictionWriter):
             writer = csv.writer(file)
             writer.writerow(["question_id", "split", "k", "p_enough", "add"])
             for (question_id, k, more), p in zip(rows, probabilities, strict=False):
-                writer.writerow(
-                    [question_id, data.split_of(question_id), k, f"{p:.6f}", more if 1 - p > threshold else 0]
-                )
+                more = more if going_on(p, data.label) > threshold else 0
+                writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
         print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")
 
 

@@ -24,7 +24,7 @@ from dps.errors import InputError
 from dps.features import blocks_of, pool_hidden, stack_blocks
 from feature_store import Store
 from feature_store.files import TEMPORARY, make_folder, remove_leftovers, sync_folder
-from feature_store.records import Trajectory
+from feature_store.records import Snapshot, Trajectory
 
 CACHE = "cache"
 """Folder in a store where the files lie unless another is chosen."""
@@ -204,6 +204,7 @@ def pooled_vectors(
     memory_mb: int,
     cache_dir: str | None,
     num_blocks: int = 1,
+    block: int | None = None,
 ) -> Vectors:
     """Pool the hidden states of the first trajectories of every question of a store, in order of id.
 
@@ -216,6 +217,7 @@ def pooled_vectors(
         cache_dir: Folder of the file where they take more; None for the folder ``cache`` in the store, or a temporary
             file where that cannot be written.
         num_blocks: B, the most blocks of a trajectory; for attention.
+        block: The block at whose end the trajectories are taken; None takes what they ended as.
 
     Raises:
         InputError: If the file cannot be written, or a question has fewer trajectories or another D.
@@ -224,10 +226,11 @@ def pooled_vectors(
     shape = (len(store), num_trajectories, *own)
     if 4 * int(np.prod(shape)) <= memory_mb * MEGABYTE:
         vectors = np.empty(shape, np.float32)
-        for row, pooled in _pooled(store, pooling, shape):
+        for row, pooled in _pooled(store, pooling, shape, block):
             vectors[row] = pooled
         return vectors
-    name = f"pooled-{pooling}-k{num_trajectories}-v{_FORMAT_VERSION}-{store.checksum()[:24]}.npy"
+    kind = pooling if block is None else f"{pooling}-b{block}"
+    name = f"pooled-{kind}-k{num_trajectories}-v{_FORMAT_VERSION}-{store.checksum()[:24]}.npy"
     folder = Path(cache_dir) if cache_dir is not None else store.folder / CACHE
     if (found := _opened(folder / name, shape)) is not None:
         return found
@@ -238,29 +241,31 @@ def pooled_vectors(
     except OSError as error:
         if cache_dir is not None:
             raise _cannot_write(folder, shape, error.strerror) from error
-        return _temporary(store, pooling, shape)
+        return _temporary(store, pooling, shape, block)
     with _one_at_a_time(folder):
         if (found := _opened(folder / name, shape)) is not None:  # another process was faster
             return found
         remove_leftovers(folder, "pooled-*.npy")
-        _write(folder / name, store, pooling, shape)
+        _write(folder / name, store, pooling, shape, block)
         if cache_dir is None:  # all that lies there is this store's, and it has changed
-            for stale in folder.glob(f"pooled-{pooling}-*.npy"):
+            for stale in folder.glob(f"pooled-{kind}-k*.npy"):
                 if stale.name != name:
                     stale.unlink(missing_ok=True)
     return VectorFile(folder / name)
 
 
-def _temporary(store: Store, pooling: str, shape: tuple[int, ...]) -> VectorFile:
+def _temporary(store: Store, pooling: str, shape: tuple[int, ...], block: int | None) -> VectorFile:
     """Return a file that has no name any more: its bytes go when nobody reads it, however the process ends."""
     with tempfile.TemporaryDirectory(prefix="dps-") as folder:
         print(f"{store.folder} cannot be written: set data.cache_dir to a folder that keeps what is made now.")
         path = Path(folder) / "pooled.npy"
-        _write(path, store, pooling, shape)
+        _write(path, store, pooling, shape, block)
         return VectorFile(path)
 
 
-def vectors_of(trajectories: Sequence[Trajectory], pooling: str, num_blocks: int | None = None) -> np.ndarray:
+def vectors_of(
+    trajectories: Sequence[Trajectory | Snapshot], pooling: str, num_blocks: int | None = None
+) -> np.ndarray:
     """Return the vectors of some trajectories: shape (K, D) or, for attention, (K, B, D + 1), float32.
 
     Args:
@@ -273,11 +278,11 @@ def vectors_of(trajectories: Sequence[Trajectory], pooling: str, num_blocks: int
     return np.stack([pool_hidden(t, pooling) for t in trajectories])
 
 
-def _pooled(store: Store, pooling: str, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+def _pooled(store: Store, pooling: str, shape: tuple[int, ...], block: int | None) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the place of each question among the ids, and its vectors; in the order of the segments."""
     place = {question_id: row for row, question_id in enumerate(store.question_ids)}
     for question in store.scan():
-        pooled = vectors_of(question.trajectories[: shape[1]], pooling, shape[2])
+        pooled = vectors_of([t.at(block) for t in question.trajectories[: shape[1]]], pooling, shape[2])
         if pooled.shape != shape[1:]:
             extra = pooling == "attention"  # the column with the numbers of tokens
             raise InputError(
@@ -288,7 +293,7 @@ def _pooled(store: Store, pooling: str, shape: tuple[int, ...]) -> Iterator[tupl
         yield place[question.question_id], pooled
 
 
-def _write(path: Path, store: Store, pooling: str, shape: tuple[int, ...]) -> None:
+def _write(path: Path, store: Store, pooling: str, shape: tuple[int, ...], block: int | None) -> None:
     """Write the vectors under a temporary name, bring them to the disk, then give them their own name."""
     record = np.empty(1, _record(shape[1:]))
     gigabytes = shape[0] * record.nbytes / 1e9
@@ -301,7 +306,7 @@ def _write(path: Path, store: Store, pooling: str, shape: tuple[int, ...]) -> No
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             start = file.tell()
-            for row, pooled in _pooled(store, pooling, shape):
+            for row, pooled in _pooled(store, pooling, shape, block):
                 record["vectors"] = pooled
                 record["crc32"] = zlib.crc32(record["vectors"])
                 _write_at(file.fileno(), record, start + row * record.nbytes)

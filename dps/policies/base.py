@@ -73,7 +73,8 @@ class Controller(Protocol):
     name: str
     """``gbdt``, ``mlp-h``, ``mlp-hq``, ..."""
     threshold: float
-    """More trajectories are added while ``1 - p_enough`` is above this."""
+    """More trajectories are added while ``1 - p_enough`` is above this; one that says whether a question is solvable
+    gives it up if that probability is not above it."""
     calibration: Mapping[str, float]
     """The calibrated clock of the run it was trained on."""
     ks: Sequence[int]
@@ -84,7 +85,7 @@ class Controller(Protocol):
     """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
     block: int | None
     """The block after which it was trained to be asked while trajectories run; None where all have ended."""
-    block_size: int
+    block_size: int | None
     """Tokens of a block of its harvest."""
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:

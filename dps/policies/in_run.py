@@ -28,8 +28,8 @@ class InRun:
     """``step`` trajectories more start at once if ``1 - p_enough`` is above this; each controller's own if None."""
     give_up: Mapping[int, Controller] = field(default_factory=dict)
     """Controllers by the block after which each is asked whether this or a larger k will give the right answer."""
-    give_up_threshold: float = 0.0
-    """The question is given up if that probability is below this."""
+    give_up_threshold: float | None = None
+    """The question is given up if that probability is not above this; each controller's own if None."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -45,9 +45,10 @@ class InRun:
         threshold = self.escalation_threshold
         return 1.0 - p_enough > (self.escalation[block].threshold if threshold is None else threshold)
 
-    def gives_up(self, p_solvable: float) -> bool:
+    def gives_up(self, block: int, p_solvable: float) -> bool:
         """Return whether the question is given up."""
-        return p_solvable < self.give_up_threshold
+        threshold = self.give_up_threshold
+        return p_solvable <= (self.give_up[block].threshold if threshold is None else threshold)
 
 
 def in_run(
@@ -56,7 +57,7 @@ def in_run(
     escalation: Sequence[Controller] = (),
     escalation_threshold: float | None = None,
     give_up: Sequence[Controller] = (),
-    give_up_threshold: float = 0.0,
+    give_up_threshold: float | None = None,
     block_size: int,
 ) -> InRun:
     """Return what is asked inside a run, each controller after the block that it was trained for.

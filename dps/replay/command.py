@@ -57,11 +57,20 @@ class OutOfFold:
 
 
 def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
-    """Read ``predictions.h5`` of a cross-validation; None if the folder holds none."""
+    """Read ``predictions.h5`` of a cross-validation; None if the folder holds none.
+
+    Raises:
+        InputError: If its controllers are asked inside a run.
+    """
     path = Path(folder) / "predictions.h5"
     if not path.is_file():
         return None
     with h5py.File(path, "r") as file:
+        if block := int(file.attrs.get("block", 0)):
+            raise InputError(
+                f"The cross-validation {folder} is of controllers that are asked after block {block} while "
+                "trajectories run, a replay asks where they have ended: leave it out."
+            )
         return OutOfFold(
             question_ids=tuple(name.decode("utf-8") for name in file["question_id"][()]),
             orders=file["orders"][()].astype(np.int64),

@@ -60,7 +60,7 @@ def replay_question(
         for block in in_run.blocks if in_run is not None and in_run.asks(k) else ():
             if all(t.at(block) is t for t in question.trajectories[:k]):
                 break  # all have ended
-            if block in in_run.give_up and in_run.gives_up(ask(in_run.give_up[block], k, block, "solvable")):
+            if block in in_run.give_up and in_run.gives_up(block, ask(in_run.give_up[block], k, block, "solvable")):
                 gave_up_at = block
                 break
             if block in in_run.escalation and in_run.escalates(block, ask(in_run.escalation[block], k, block)):

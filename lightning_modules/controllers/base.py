@@ -27,7 +27,7 @@ from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.replay import choose_threshold, replay, stops
 from lightning_modules.results import TestResult, measure
-from lightning_modules.table import Table
+from lightning_modules.table import Table, going_on
 from lightning_modules.vectors import Blocks
 
 PositiveWeight = float | Literal["balanced"]
@@ -162,13 +162,14 @@ class ControllerModule(L.LightningModule):
         values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
         values |= self._measure(logits, target, "validation")
         # The threshold is one number and the policy is the same whoever is asked: both splits decide it together.
-        together = [(self._p_inc(each, of), of) for each, of in kept.values() if of is not None]
-        p_inc = np.concatenate([p for p, _ in together])
-        correct, tokens = (np.concatenate([getattr(of, name) for _, of in together]) for name in ("correct", "tokens"))
+        together = [(self._p_label(each, of), of) for each, of in kept.values() if of is not None]
+        score = going_on(np.concatenate([p for p, _ in together]), self.data.label)
+        correct = np.concatenate([of.outcomes(self.data.label) for _, of in together])
+        tokens = np.concatenate([of.tokens for _, of in together])
         if training:
-            self.estimator.threshold.fill_(choose_threshold(p_inc, correct, tokens, self.tolerance))
+            self.estimator.threshold.fill_(choose_threshold(score, correct, tokens, self.tolerance))
         threshold = float(self.estimator.threshold)
-        chosen = replay(stops(p_inc, threshold), correct, tokens, table.ks)
+        chosen = replay(stops(score, threshold), correct, tokens, table.ks)
         values |= {
             "threshold": threshold,
             "accuracy": chosen.accuracy,
@@ -189,7 +190,7 @@ class ControllerModule(L.LightningModule):
         target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
         self.test_result = measure(
             self.name,
-            1.0 - self._p_inc(logits, table),
+            self._p_label(logits, table),
             float(self.estimator.threshold),
             table=table,
             train=self.data.table("train"),
@@ -222,9 +223,9 @@ class ControllerModule(L.LightningModule):
         labels = table.labels(self.data.label).reshape(-1)
         self.estimator.calibrator.fit(self._calibration, logits.numpy(), labels, table.num_questions)
 
-    def _p_inc(self, logits: Tensor, table: Table) -> np.ndarray:
-        """Return the calibrated probability that more trajectories help: shape (Q, O, C)."""
-        return 1.0 - self.estimator.calibrator(logits).numpy().reshape(table.scalars.shape[:3])
+    def _p_label(self, logits: Tensor, table: Table) -> np.ndarray:
+        """Return the calibrated probability of the label: shape (Q, O, C)."""
+        return self.estimator.calibrator(logits).numpy().reshape(table.scalars.shape[:3])
 
     def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():

@@ -10,14 +10,20 @@ from tests.factories import make_manifest, make_question
 HIDDEN_SIZE, EMBEDDING_SIZE = 12, 6
 
 
-def make_questions(count, *, seed=0, k=8, p_correct=None):
+def make_questions(count, *, seed=0, k=8, p_correct=None, snapshot_blocks=()):
     """Questions whose hidden states, entropies and embeddings tell how hard they are, while their length does not."""
     found = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         chance = float(rng.uniform(0.3, 1.0)) if p_correct is None else p_correct
         question = make_question(
-            number, k=k, hidden_size=HIDDEN_SIZE, embedding_size=EMBEDDING_SIZE, rng=rng, p_correct=chance
+            number,
+            k=k,
+            hidden_size=HIDDEN_SIZE,
+            embedding_size=EMBEDDING_SIZE,
+            rng=rng,
+            p_correct=chance,
+            snapshot_blocks=snapshot_blocks,
         )
         embedding = question.embedding.copy()
         embedding[0] += 4 * chance
