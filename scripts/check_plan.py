@@ -4,7 +4,7 @@
 
 Each case runs `dps harvest --plan json` and then `dps harvest` as a user would, in processes of their own. A plan holds
 for a machine that is as busy later as it was when it was made; so the load average (running processes, over a minute)
-at the start of either is recorded beside the times.
+at the start of either is recorded beside the times, and the processor time that the harvest had (all its processes).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,12 @@ def dps(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def processor_s() -> float:
+    """Return the processor seconds that the commands have had so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def trial(workers: int, questions: int, config: Path, folder: Path) -> dict[str, Any]:
     """Plan one harvest, run it, and return both beside each other."""
     from feature_store import Store
@@ -43,7 +50,7 @@ def trial(workers: int, questions: int, config: Path, folder: Path) -> dict[str,
     load_planned, started = os.getloadavg()[0], time.perf_counter()
     plan = json.loads(dps(*options, "--plan=json"))
     planned_in = time.perf_counter() - started
-    load_taken, started = os.getloadavg()[0], time.perf_counter()
+    load_taken, started, had = os.getloadavg()[0], time.perf_counter(), processor_s()
     dps(*options)
     took = time.perf_counter() - started
     tokens = sum(t.num_generated_tokens for question in Store.open(folder) for t in question.trajectories)
@@ -56,6 +63,7 @@ def trial(workers: int, questions: int, config: Path, folder: Path) -> dict[str,
         "planned_in_s": round(planned_in, 1),
         "load_planned": round(load_planned, 1),
         "load_taken": round(load_taken, 1),
+        "processor_s": round(processor_s() - had, 1),
         **{f"{name}_planned": round(plan[name], 6) for name in found},
         **{f"{name}_taken": round(value, 6) for name, value in found.items()},
         **{f"{name}_ratio": round(plan[name] / value, 3) for name, value in found.items()},
