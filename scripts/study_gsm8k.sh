@@ -13,6 +13,7 @@ EMBEDDER=${EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}
 STEPS=${STEPS:-5}
 CONTROLLERS=${CONTROLLERS:-gbdt mlp_h mlp_hq}
 LIVE=${LIVE-gbdt-published mlp-h-published mlp-hq-published gbdt-extended mlp-h-extended mlp-hq-extended}
+IN_RUN=${IN_RUN-gbdt,extended,no_gain,2 gbdt,extended,solvable,2 mlp_hq,extended,solvable,2}
 CONFIGS=$(cd "$(dirname "$0")/../configs" && pwd)
 SCRIPTS=$(cd "$(dirname "$0")" && pwd)
 
@@ -23,7 +24,8 @@ dps() {
 harvest() { # split, limit, file of the questions, output
     dps harvest --config "$CONFIGS/harvest/gsm8k_qwen_0.5b.yaml" --model.name "$MODEL" \
         --features.embedder "$EMBEDDER" --benchmark.split "$1" --benchmark.limit "$2" ${3:+--benchmark.path "$3"} \
-        --sampler.num_mh_steps "$STEPS" --compute.workers "${WORKERS:-1}" --output "$4" $MORE
+        --sampler.num_mh_steps "$STEPS" --compute.workers "${WORKERS:-1}" --checkpoint_blocks '[2, 4]' \
+        --output "$4" $MORE
 }
 
 evaluate() { # benchmark, file of the questions, output, further options
@@ -61,23 +63,33 @@ for stage in "$@"; do
         evaluate gsm8k "$TEST" "$OUTPUT/rivals-test" --benchmark.limit "${TEST_LIMIT:-700}" \
             --policies '[plain, lowtemp]' --plain_max_k "${PLAIN_MAX_K:-64}"
         ;;
-    controllers) # on the training questions, both feature sets; JOBS of them at a time
+    controllers) # on the training questions, both feature sets, and some for block 2; JOBS of them at a time
         mkdir -p "$OUTPUT/controllers"
-        for set in published extended; do
-            for config in $CONTROLLERS; do
-                echo "$config $set"
+        {
+            for set in published extended; do
+                for config in $CONTROLLERS; do
+                    echo "$config $set no_gain end"
+                done
             done
-        done | xargs -P "${JOBS:-2}" -L 1 sh "$0" controller
+            for line in $IN_RUN; do
+                echo "$line" | tr , ' '
+            done
+        } | xargs -P "${JOBS:-2}" -L 1 sh "$0" controller
         ;;
     controller) # one of them: out-of-fold predictions, a controller of all questions, its folder
         name=$(echo "$2" | tr _ -)-$3
         options="--config $CONFIGS/$2.yaml --data.init_args.feature_set $3 --data.init_args.store $OUTPUT/train"
+        chosen="--margin 0.01"
+        if [ "$5" != end ]; then
+            name=$name-$4-block-$5 chosen=
+            options="$options --data.init_args.label $4 --data.init_args.block $5"
+        fi
         {
             dps crossval $options --output "$OUTPUT/crossval/$name" $TRAINING &&
                 dps fit $options --trainer.default_root_dir "$OUTPUT/fit/$name" $TRAINING &&
                 rm -rf "$OUTPUT/controllers/$name" &&
-                dps ship "$OUTPUT/fit/$name" --output "$OUTPUT/controllers/$name" --crossval "$OUTPUT/crossval/$name" \
-                    --margin 0.01
+                dps ship "$OUTPUT/fit/$name" --output "$OUTPUT/controllers/$name" \
+                    --crossval "$OUTPUT/crossval/$name" $chosen
         } >"$OUTPUT/controllers/$name.log" 2>&1 || { tail -n 3 "$OUTPUT/controllers/$name.log" >&2; exit 255; }
         exit
         ;;
