@@ -5,16 +5,17 @@ Nothing heavy is imported before a command's settings have been parsed and check
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -49,7 +50,8 @@ that decide how many trajectories a question needs.
   metrics      published CSV tables, samples to success and their predictor, pass@k, from runs
   bench        measure the sampler's speed against the published loop and plain sampling
 
-Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated."""
+Configurations to start from are in configs/. Exit codes: 0 done, 2 bad input or no room on the disk, 3 workers died,
+130 interrupted, 143 terminated."""
 
 _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key value ...]
 
@@ -113,7 +115,8 @@ def run(arguments: list[str]) -> int:
         arguments: What stands after ``dps`` on the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 2 for bad input or a disk without room, 3 where workers died, 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE)
@@ -139,6 +142,8 @@ def run(arguments: list[str]) -> int:
             _COMMANDS[command](rest)
     except (InputError, StoreError) as error:
         return _refuse(f"dps {command}", str(error))
+    except WorkersDied as error:
+        return _refuse(f"dps {command}", str(error), code=3)
     except KeyboardInterrupt as stopped:
         print(
             f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
@@ -148,7 +153,16 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        return _refuse(f"dps {command}", f"There is no room{where} ({error.strerror}): make some, then run it again.")
     return 0
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota and a limit of file sizes."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -159,9 +173,9 @@ def _terminate(number: int, frame: object) -> None:
     raise _Terminated
 
 
-def _refuse(prefix: str, message: str) -> int:
+def _refuse(prefix: str, message: str, code: int = 2) -> int:
     print(f"{prefix}: error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 _Config = TypeVar("_Config")
@@ -205,10 +219,13 @@ def _harvest(arguments: list[str]) -> None:
     _check_questions(config.check().benchmark)
     if config.plan != "off":
         import json
+        import time
+
+        import psutil
 
         from dps.plan import plan_harvest
 
-        plan = plan_harvest(config)
+        plan = plan_harvest(config, loading_s=time.time() - psutil.Process().create_time())
         print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
         return
     from dps.run import harvest
@@ -251,19 +268,32 @@ def _report(arguments: list[str]) -> None:
     parser = _parser(
         "report",
         "Read evaluation runs and write report.html, report.png, report.svg and report.json, and report_mixing.png and "
-        ".svg where power sampling recorded its steps. Of folders that dps replay wrote: make replay.html again from "
-        "replay.json, or replays.html with several side by side.",
+        ".svg where power sampling recorded its steps. Of a folder with a report.json and no stores: make page and "
+        "figures again from that alone. Of folders that dps replay wrote: make replay.html again from replay.json, or "
+        "replays.html with several side by side.",
     )
     parser.add_argument(
-        "folders", nargs="+", type=str, help="stores of policies, folders that hold such stores, or folders of replays"
+        "folders",
+        nargs="+",
+        type=str,
+        help="stores of policies, folders that hold such stores, the folder of a report.json, or folders of replays",
     )
     config, parsed = _parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"]]
+    from dps.report import is_report
     from dps.report.replays import is_replay
 
     replays = [folder for folder in folders if is_replay(folder)]
-    if not replays:
+    stored = [folder for folder in folders if is_report(folder)]
+    if not replays and not stored:
         _write_report(folders, config.output, config.title)
+    elif stored and len(folders) == 1:
+        _write_report_again(folders[0], config.output, config.title)
+    elif stored:
+        raise InputError(
+            f"Expected one folder where its report.json is all there is, but {stored[0]} is one of {len(folders)}: "
+            "make a report of each, or name the stores to compare."
+        )
     elif len(replays) == len(folders):
         _write_replays(folders, config.output, config.title)
     else:
@@ -280,21 +310,41 @@ def _write_report(folders: list[Path], output: str | None, title: str | None) ->
     target = Path(output) if output is not None else folders[0].parent
     report = write_report(folders, target, title)
     print(render_table(report))
-    for finding in report["findings"]:
-        print(f"- {finding}")
+    _say_findings(report)
     print(f"\n{target / 'report.html'}")
 
 
+def _write_report_again(folder: Path, output: str | None, title: str | None) -> None:
+    from dps.report import pages_in, render_table, what_varies, write_pages_again
+
+    target = Path(output) if output is not None else folder
+    before = pages_in(target, "report")
+    report = write_pages_again(folder, target, title)
+    print(render_table(report))
+    _say_findings(report)
+    print(f"\n{what_varies(report, before, pages_in(target, 'report'))}\n{target / 'report.html'}")
+
+
+def _say_findings(report: Mapping[str, Any]) -> None:
+    for finding in report["findings"]:
+        print(f"- {finding}")
+
+
 def _write_replays(folders: list[Path], output: str | None, title: str | None) -> None:
+    from dps.report import pages_in, what_varies
     from dps.report.replays import write_replays
 
     one = len(folders) == 1
     target = Path(output) if output is not None else folders[0] if one else folders[0].parent
-    for folder, report in zip(folders, write_replays(folders, target, title), strict=True):
+    before = pages_in(target, "replay.")
+    reports = write_replays(folders, target, title)
+    for folder, report in zip(folders, reports, strict=True):
         print(f"{folder}: {report['title']}")
-        for finding in report["findings"]:
-            print(f"- {finding}")
-    print(f"\n{target / ('replay.html' if one else 'replays.html')}")
+        _say_findings(report)
+    print()
+    if one:
+        print(what_varies(reports[0], before, pages_in(target, "replay.")))
+    print(f"{target / ('replay.html' if one else 'replays.html')}")
 
 
 def _replay(arguments: list[str]) -> None:
@@ -317,8 +367,7 @@ def _replay(arguments: list[str]) -> None:
 
     report = run_replay(Path(parsed["harvest"]), config, predict_orders)
     write_replay(report, Path(config.output))
-    for finding in report["findings"]:
-        print(f"- {finding}")
+    _say_findings(report)
     print(f"\n{Path(config.output) / 'replay.html'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
 from dps.aggregate import Aggregator
@@ -41,6 +42,9 @@ class ComputeConfig:
     rows: int | None = None
     """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
     set."""
+    questions_at_a_time: int | None = None
+    """Questions that a worker works on at a time; as many as keep its rows busy if not set. 1 measures latency as one
+    user alone has it: all trajectories of the question that are wanted run side by side, and nothing else runs."""
     workers: int = 1
     """Worker processes on this machine, which pull questions from one queue; each loads the model. On a host with
     several GPUs worker i runs on GPU i (then from the first again), so set it to the number of GPUs."""
@@ -59,6 +63,9 @@ class ComputeConfig:
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0
     """Complete questions are written at least this often, seconds; a killed run loses at most this much."""
+    tensorboard: bool = False
+    """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
+    `tensorboard` of each store. Needs the extra of that name."""
 
     @property
     def part(self) -> slice:
@@ -76,15 +83,35 @@ class ComputeConfig:
 
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
-        if any(value is not None and value < 1 for value in (self.rows, self.workers, self.threads)):
-            raise InputError(
-                "compute.rows, workers and threads must be at least 1, "
-                f"got {self.rows}, {self.workers} and {self.threads}."
-            )
+        for name in ("rows", "questions_at_a_time", "workers", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"compute.{name} must be at least 1, got {value}.")
         self.part  # noqa: B018  (refuses what is no shard)
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise InputError(
+                "compute.tensorboard needs the package tensorboard: pip install "
+                "'dynamic-power-sampling[tensorboard]', or leave it out; progress.jsonl has the same numbers."
+            )
         return self
+
+
+def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
+    """Refuse forced lengths that there cannot be.
+
+    Raises:
+        InputError: With one sentence that names the setting.
+    """
+    if mean is not None and mean < 1:
+        raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
+    if spread < 0:
+        raise InputError(f"forced_spread must not be negative, got {spread:g}.")
+    if mean is not None and mean > sampler.max_new_tokens:
+        raise InputError(
+            f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({sampler.max_new_tokens}): lower it."
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,11 @@ class HarvestConfig:
     """Names all random streams."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
+    forced_mean_length: int | None = None
+    """Let responses end at random lengths of this mean instead of where the model says: to measure speed with
+    model.random_weights, which it needs."""
+    forced_spread: float = 0.5
+    """Standard deviation of the logarithm of forced lengths."""
     plan: Literal["off", "words", "json"] = "off"
     """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
@@ -122,6 +154,12 @@ class HarvestConfig:
         self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
         self.compute.check()
+        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
+        if self.forced_mean_length is not None and not self.model.random_weights:
+            raise InputError(
+                "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "
+                "of forced length follow no law."
+            )
         return self
 
 
@@ -374,6 +412,11 @@ class ShipConfig:
     """Name of the controller in that replay, where it is not its own."""
     threshold: float | None = None
     """More trajectories are added while 1 - p_enough is above this; the training's choice if not set."""
+    margin: float | None = None
+    """Choose the threshold on the out-of-fold predictions of `crossval` instead: the cheapest at which the lower end of
+    the paired 95 % interval against the largest k is above minus this accuracy, for instance 0.01."""
+    k: KRange | None = None
+    """Where the controller will be asked, for the choice by `margin`; at all its checkpoints if not set."""
 
     def check(self) -> ShipConfig:
         """Return self if usable, raise InputError otherwise."""
@@ -381,6 +424,19 @@ class ShipConfig:
             raise InputError("Expected --output, the folder of the controller to make.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
+        if self.margin is None:
+            if self.k is not None:
+                raise InputError("k says where a threshold is chosen for: give margin with it, or leave it out.")
+            return self
+        if self.threshold is not None or self.crossval is None:
+            raise InputError(
+                "margin chooses the threshold on the predictions of a cross-validation: give crossval with it, and no "
+                "threshold."
+            )
+        if not 0 <= self.margin < 1:
+            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.k is not None:
+            self.k.check()
         return self
 
 

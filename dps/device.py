@@ -14,6 +14,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def peak_gib() -> float | None:
+    """Return the most memory of its GPU that this process has had in use, GiB; None where there is no GPU."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Let PyTorch's global random numbers start from a seed for a while, and leave them as they were."""

@@ -54,8 +54,12 @@ FEATURE_SETS: dict[str, tuple[str, ...]] = {
 }
 """The scalars that a controller may be trained on: the published six alone, or the extended ones after them."""
 
-Pooling = Literal["mean", "last"]
+Pooling = Literal["mean", "last", "attention"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+MAX_BLOCKS = 16
+"""Most blocks of a trajectory that attention looks at: those of the published setting (T_max 3072, blocks of 192).
+Where a trajectory has more, neighbours are averaged, so that nothing is left out and memory is bounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,11 +69,17 @@ class CheckpointFeatures:
     scalars: np.ndarray
     """The features named by :data:`SCALAR_FEATURES`: shape (6,), float64."""
     hidden: np.ndarray
-    """Pooled hidden state: shape (D,), float32."""
+    """Pooled hidden state, the mean over the k trajectories: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
     extended: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """The features named by :data:`EXTENDED_FEATURES`: shape (17,), float64; empty where nobody asked for them."""
+    spread: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Standard deviation of the k trajectories' pooled hidden states: shape (D,), float32, 0 for k = 1; empty where
+    nobody asked for it."""
+    blocks: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """What attention pools: shape (k, B, D + 1), float32, see :func:`stack_blocks`; empty where nobody asked for
+    it."""
 
     def scalars_of(self, feature_set: str) -> np.ndarray:
         """Return the scalars of a feature set: shape (F,), float64.
@@ -143,12 +153,47 @@ def pool_hidden(trajectory: Trajectory | Snapshot, pooling: str) -> np.ndarray:
     Returns:
         Shape (D,), float32.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"expected a pooling among {', '.join(POOLINGS)}, got {pooling!r}")
+    if pooling not in ("mean", "last"):
+        raise ValueError(f"expected the pooling mean or last, got {pooling!r}")
     if pooling == "last" or len(trajectory.hidden) == 1:
         return trajectory.hidden[-1]
     weights = trajectory.block_num_tokens / trajectory.block_num_tokens.sum()
     return (weights[:, None] * trajectory.hidden).sum(axis=0).astype(np.float32)
+
+
+def blocks_of(trajectory: Trajectory | Snapshot) -> np.ndarray:
+    """Return a trajectory's block averages and their numbers of tokens, from which attention makes one vector.
+
+    Args:
+        trajectory: A finished trajectory with hidden states of shape (b, D).
+
+    Returns:
+        Shape (min(b, 16), D + 1), float32; the last column holds the tokens. Of more than :data:`MAX_BLOCKS` blocks,
+        successive ones are averaged over their tokens, as evenly as their number allows.
+    """
+    values, counts = trajectory.hidden, trajectory.block_num_tokens
+    if len(values) > MAX_BLOCKS:
+        starts = np.arange(MAX_BLOCKS) * len(values) // MAX_BLOCKS
+        merged = np.add.reduceat(counts, starts)
+        values = np.add.reduceat(counts[:, None] * values.astype(np.float64), starts) / merged[:, None]
+        counts = merged
+    return np.concatenate([values, counts[:, None]], axis=1, dtype=np.float32)
+
+
+def stack_blocks(blocks: Sequence[np.ndarray], num_blocks: int | None = None) -> np.ndarray:
+    """Stack what :func:`blocks_of` gives of several trajectories, filled up with blocks of no tokens.
+
+    Args:
+        blocks: One or more arrays of shape (b, D + 1).
+        num_blocks: B, at least every b; the largest b if None.
+
+    Returns:
+        Shape (len(blocks), B, D + 1), float32.
+    """
+    found = np.zeros((len(blocks), num_blocks or max(map(len, blocks)), blocks[0].shape[1]), np.float32)
+    for into, values in zip(found, blocks, strict=True):
+        into[: len(values)] = values
+    return found
 
 
 def scalar_features(
@@ -250,7 +295,8 @@ def checkpoint_features(
     """Compute the features of one question from its k trajectories so far.
 
     The scalars are those of :func:`scalar_features` and :func:`extended_features`. The hidden state is pooled over
-    blocks, then averaged over trajectories.
+    blocks, then averaged over trajectories, and their standard deviation taken. With attention, which a controller
+    learns, that is the mean over tokens, and the blocks are there, too.
 
     Args:
         trajectories: The k trajectories, k >= 1, with the classes of their answers; at a checkpoint inside a run each
@@ -258,16 +304,20 @@ def checkpoint_features(
         num_prompt_tokens: Length of the question's prompt.
         embedding: Question embedding, shape (E,).
         calibration: The calibrated clock of the run that trains the controller.
-        pooling: How blocks become one vector, see :func:`pool_hidden`.
+        pooling: How blocks become one vector, one of :data:`POOLINGS`.
 
     Source:
         METHOD section 3.
     """
     sums = [sums_of(t) for t in trajectories]
-    hidden = np.mean([pool_hidden(t, pooling) for t in trajectories], axis=0, dtype=np.float64).astype(np.float32)
+    attention = pooling == "attention"
+    vectors = np.stack([pool_hidden(t, "mean" if attention else pooling) for t in trajectories]).astype(np.float64)
+    more = {"blocks": stack_blocks([blocks_of(t) for t in trajectories])} if attention else {}
     return CheckpointFeatures(
         scalars=np.array(scalar_features(sums, num_prompt_tokens, calibration)),
-        hidden=hidden,
+        hidden=vectors.mean(axis=0).astype(np.float32),
         embedding=np.asarray(embedding, dtype=np.float32),
         extended=np.array(extended_features(sums, num_prompt_tokens)),
+        spread=vectors.std(axis=0).astype(np.float32),
+        **more,
     )

@@ -6,7 +6,7 @@ at a time, so that none is left with a pile; what a dead worker had goes back to
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ class Ledger:
         """
         self._waiting = [deque(task) for task in tasks]
         self._held: dict[tuple[int, str], int] = {}
+        self._complete: Counter[int] = Counter()
         self._deaths: dict[tuple[int, str], int] = {}
         self._num_workers = num_workers
 
@@ -43,33 +44,41 @@ class Ledger:
         """Whether every question was reported."""
         return not self._held and not any(self._waiting)
 
-    def take(self, worker: int, task: int | None, wanted: int) -> Take:
+    def take(self, worker: int, task: int | None, wanted: int, complete: int = 0) -> Take:
         """Hand out questions.
 
         Args:
             worker: Who asks.
             task: The task that it is at, which has its rows; None for whichever has questions.
             wanted: Questions that it could start now.
+            complete: Questions that it has sampled and not committed yet.
 
         Returns:
-            At most ``wanted`` questions, and no more than leaves the worker with its even share of what is unfinished:
-            on a CPU one worker's rows could hold all of a small run while the others are still starting.
+            At most ``wanted`` questions, and no more than leaves the worker with its even share of what is still to be
+            sampled: on a CPU one worker's rows could hold all of a small run while the others are still starting.
         """
+        self._complete[worker] = complete
         if task is None:
             task = next((number for number, waiting in enumerate(self._waiting) if waiting), None)
             if task is None:
                 return Take(0, (), finished=self.finished)
         waiting = self._waiting[task]
-        held = [holder for (of, _), holder in self._held.items() if of == task]
-        even = -(-(len(waiting) + len(held)) // max(1, self._num_workers))
-        ids = tuple(waiting.popleft() for _ in range(max(0, min(wanted, len(waiting), even - held.count(worker)))))
+        working = Counter(holder for (of, _), holder in self._held.items() if of == task)
+        for holder in working:
+            working[holder] = max(0, working[holder] - self._complete[holder])
+        even = -(-(len(waiting) + working.total()) // max(1, self._num_workers))
+        ids = tuple(waiting.popleft() for _ in range(max(0, min(wanted, len(waiting), even - working[worker]))))
         for question_id in ids:
             self._held[task, question_id] = worker
         return Take(task, ids)
 
     def done(self, task: int, question_id: str) -> bool:
         """Note that a question was committed; False if that was known."""
-        return self._held.pop((task, question_id), None) is not None
+        holder = self._held.pop((task, question_id), None)
+        if holder is None:
+            return False
+        self._complete[holder] = max(0, self._complete[holder] - 1)
+        return True
 
     def held_by(self, worker: int) -> list[tuple[int, str]]:
         """Return the tasks and questions that a worker has."""
@@ -82,6 +91,7 @@ class Ledger:
             Its questions with their tasks. :meth:`deadly` names one that was in the hands of several dead workers.
         """
         self._num_workers -= 1
+        self._complete[worker] = 0
         lost = self.held_by(worker)
         for task, question_id in reversed(lost):
             del self._held[task, question_id]

@@ -14,7 +14,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ import torch
 from dps.benchmarks import load_benchmark
 from dps.clock import calibrate
 from dps.config import HarvestConfig
-from dps.device import synchronize
+from dps.device import peak_gib, synchronize
 from dps.model import load_model
 from dps.policies import FixedK
 from dps.run import settings_of
-from dps.sampler.engine import Engine
+from dps.sampler.engine import Engine, batch_size
 from dps.scheduler import Account, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
 from feature_store import Store
@@ -51,7 +51,7 @@ class Pilot:
     row_s: float
     """Seconds of a step for each row that is computed."""
     useful: float
-    """Share of the computed row steps that gave a token."""
+    """Share of the steps of a row with a chain that gave a token."""
     question_s: float
     """Seconds of a question besides decoding: prompt, embedding, features, bookkeeping."""
     start_s: float
@@ -118,8 +118,12 @@ class Plan:
         return asdict(self)
 
 
-def plan_harvest(config: HarvestConfig) -> Plan:
+def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
     """Measure what a harvest will take, without writing anything.
+
+    Args:
+        config: The harvest.
+        loading_s: Seconds that the command needs before it comes to its work.
 
     Raises:
         InputError: If the settings, the questions or the model cannot be used.
@@ -143,6 +147,7 @@ def plan_harvest(config: HarvestConfig) -> Plan:
         context.set_forkserver_preload(["dps.plan", "sentence_transformers"])
         with ProcessPoolExecutor(len(shares), mp_context=context) as pool:
             pilots = list(pool.map(measure, [config] * len(shares), shares))
+    pilots = [replace(pilot, start_s=pilot.start_s + loading_s) for pilot in pilots]
     return extrapolate(pilots, len(missing), done, config)
 
 
@@ -185,7 +190,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
     watched = _Watched(engine)
     account = Account()
     before = time.perf_counter()
-    prepared = prepare(items, prompts, embedder)
+    prepared = prepare(items, prompts, embedder, settings.forced_lengths)
     embedding_s = time.perf_counter() - before
     # The scheduler only needs what the engine offers, so a watch can stand in for it.
     questions = list(
@@ -211,13 +216,13 @@ def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
         tokens=np.array([[t.num_generated_tokens for t in q.trajectories] for q in questions]),
         step_s=step_s,
         row_s=row_s,
-        useful=engine.num_generated_tokens / engine.num_row_steps,
+        useful=engine.num_generated_tokens / watched.num_chain_steps,
         question_s=besides / len(questions),
         start_s=start_s + startup_s,
         rows=engine.rows,
         question_bytes=(sizes[0] - segment_bytes) / len(questions),
         segment_bytes=segment_bytes,
-        memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        memory_gib=peak_gib(),
     )
 
 
@@ -227,6 +232,9 @@ class _Watched:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._looks: list[tuple[float, ...]] = []
+        self._settled: int | None = None
+        self.num_chain_steps = 0
+        """Steps of rows that had a chain."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -238,18 +246,25 @@ class _Watched:
         ended = engine.poll(max_looks=1)
         after = engine.decode_s, engine.num_steps, engine.num_row_steps
         self._looks.append(tuple(now - then for now, then in zip(after, before, strict=True)))
+        if ended and self._settled is None:
+            self._settled = len(self._looks)
+        self.num_chain_steps += (after[1] - before[1]) * (engine.num_running + len(ended))
         return ended
 
     def fit(self) -> tuple[float, float, float]:
         """Return seconds of a step, seconds of a step for each row, and seconds of start-up; see :func:`fit`."""
-        return fit(np.array([look for look in self._looks if look[0] > 0]))
+        decoding = [look[0] > 0 for look in self._looks]
+        settled = sum(decoding[: self._settled])
+        return fit(np.array(self._looks)[decoding], settled)
 
 
-def fit(looks: np.ndarray) -> tuple[float, float, float]:
+def fit(looks: np.ndarray, settled: int = 0) -> tuple[float, float, float]:
     """Fit the time of a step as a constant and a part for each row that is computed.
 
     Args:
         looks: Seconds, steps and row steps (the sum of rows over steps) of each look: shape (n, 3).
+        settled: Looks before the first chain ended. All responses are short then, which attention reads faster than the
+            mixture of lengths that a long run has; they count only where there are no others.
 
     Returns:
         Seconds of a step, seconds of a step for each row (neither negative), seconds of looks that were a start-up.
@@ -258,25 +273,33 @@ def fit(looks: np.ndarray) -> tuple[float, float, float]:
     each = seconds / steps
     slow = each > _SLOW * np.median(each)
     startup = float((seconds - steps * np.median(each))[slow].sum())
-    seconds, steps, row_steps = looks[~slow].T
+    later = np.arange(len(looks)) >= settled
+    seconds, steps, row_steps = looks[~slow & later if (~slow & later).sum() > 1 else ~slow].T
     (constant, slope), *_ = np.linalg.lstsq(np.stack([steps, row_steps], axis=1), seconds, rcond=None)
     if slope < 0 or constant < 0:  # one of the two cannot be told from 0
         constant, slope = (seconds.sum() / steps.sum(), 0.0) if slope < 0 else (0.0, seconds.sum() / row_steps.sum())
     return float(constant), float(slope), startup
 
 
-def makespan(lengths: np.ndarray, rows: int) -> int:
+def makespan(lengths: np.ndarray, rows: int) -> tuple[int, int]:
     """Return the steps until the last of these chains ends, each seated on the row that comes free first.
 
     Args:
         lengths: Steps of each chain, in the order in which they are seated: shape (n,).
         rows: Rows.
+
+    Returns:
+        The steps, and the sum over them of the rows that the engine runs: at the end, when rows come free for good, as
+        few as it has sizes for.
     """
-    ends = [int(n) for n in lengths[:rows]]
-    heapq.heapify(ends)
+    heap = [int(n) for n in lengths[:rows]]
+    heapq.heapify(heap)
     for length in lengths[rows:].tolist():
-        heapq.heapreplace(ends, ends[0] + int(length))
-    return max(ends, default=0)
+        heapq.heapreplace(heap, heap[0] + int(length))
+    ends = sorted(heap)
+    phases = np.diff([0, *ends]).tolist()
+    computed = sum(steps * batch_size(len(ends) - done, rows) for done, steps in enumerate(phases))
+    return max(ends, default=0), computed
 
 
 def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: HarvestConfig) -> Plan:
@@ -294,8 +317,8 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     share = math.ceil(missing / len(pilots))
     chains = tokens[rng.integers(0, len(tokens), share)].reshape(-1)
     pilot = max(pilots, key=lambda p: p.row_s * p.rows + p.step_s)  # the slowest worker is waited for
-    steps = makespan(chains, pilot.rows) / pilot.useful
-    decode_s = pilot.step_s * steps + pilot.row_s * share * float(by_question.mean()) / pilot.useful
+    steps, row_steps = makespan(chains, pilot.rows)
+    decode_s = (pilot.step_s * steps + pilot.row_s * row_steps) / pilot.useful
     start_s = max(p.start_s for p in pilots)
     seconds = start_s + decode_s + share * float(np.mean([p.question_s for p in pilots]))
     segments = len(pilots) * max(1.0, min(share, (seconds - start_s) / max(config.compute.commit_interval_s, 1e-3)))

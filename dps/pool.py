@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.model import load_model
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, done, work
 from feature_store import Store
+from feature_store.errors import StoreError
 
 _STOP = "stop"
 
@@ -89,14 +90,16 @@ class Pool:
 
         Raises:
             InputError: If a worker refused its input.
-            RuntimeError: If a worker failed, all of them died, or one question killed three.
+            StoreError: If a worker could not write to a store.
+            WorkersDied: If all of them died, or three over one question.
+            RuntimeError: If a worker failed otherwise, which is a bug.
         """
         ledger = Ledger(missing, len(self._pipes))
         for pipe in list(self._pipes):
             self._send(pipe, tasks)
         while not ledger.finished:
             if not self._pipes:
-                raise RuntimeError(
+                raise WorkersDied(
                     "All workers died; what they had committed is kept, and the same command goes on from there."
                 )
             for pipe in wait(list(self._pipes)):
@@ -114,7 +117,7 @@ class Pool:
                 report(message)
         elif isinstance(message, tuple):
             self._send(pipe, ledger.take(self._pipes[pipe], *message))
-        elif isinstance(message, InputError):
+        elif isinstance(message, (InputError, StoreError)):
             raise message
         else:
             raise RuntimeError(f"A worker failed:\n{message}")
@@ -136,7 +139,7 @@ class Pool:
             flush=True,
         )
         if (question_id := ledger.deadly()) is not None:
-            raise RuntimeError(
+            raise WorkersDied(
                 f"Three workers died over the question {question_id}; what was committed is kept. If they ran out of "
                 "memory, set compute.rows lower."
             )
@@ -203,9 +206,9 @@ class _Line:
             self.receive()
         return self._stopped
 
-    def take(self, task: int | None, wanted: int) -> Take | Stop:
+    def take(self, task: int | None, wanted: int, complete: int) -> Take | Stop:
         """Ask for questions."""
-        self.send((task, wanted))
+        self.send((task, wanted, complete))
         message = self.receive() if not self._stopped else _STOP
         return message if isinstance(message, Take) else Stop()
 
@@ -231,7 +234,7 @@ def _worker_process(
                 stopping=line.stopping,
                 model=model,
             )
-    except InputError as error:
+    except (InputError, StoreError) as error:
         line.send(error)
     except Exception:
         line.send(traceback.format_exc())

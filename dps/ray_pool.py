@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.pool import reclaim
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
+from feature_store.errors import StoreError
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
@@ -32,9 +33,9 @@ class Desk:
         self._reports: list[Done] = []
         self._stopped = False
 
-    def take(self, worker: int, task: int | None, wanted: int) -> Take | Stop:
+    def take(self, worker: int, task: int | None, wanted: int, complete: int) -> Take | Stop:
         """Hand out questions."""
-        return Stop() if self._stopped else self._ledger.take(worker, task, wanted)
+        return Stop() if self._stopped else self._ledger.take(worker, task, wanted, complete)
 
     def report(self, found: Done) -> None:
         """Note a committed question."""
@@ -72,7 +73,7 @@ class Worker:
         self._settings = replace(settings, memory_share=1.0)
         self._load_controller = load_controller
 
-    def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | None:
+    def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | StoreError | None:
         """Do the work; returns None, a refusal, or the text of an unexpected error."""
         import ray
 
@@ -92,11 +93,11 @@ class Worker:
                 tasks,
                 self._settings,
                 self._load_controller,
-                take=lambda task, wanted: ray.get(desk.take.remote(self._number, task, wanted)),
+                take=lambda *asked: ray.get(desk.take.remote(self._number, *asked)),
                 report=lambda found: ray.get(desk.report.remote(found)),
                 stopping=stopping,
             )
-        except InputError as error:
+        except (InputError, StoreError) as error:
             return error
         except Exception:
             return traceback.format_exc()
@@ -153,11 +154,11 @@ class RayPool:
             for found in reports:
                 report(found)
             if deadly is not None:
-                raise RuntimeError(f"Three workers died over the question {deadly}; what was committed is kept.")
+                raise WorkersDied(f"Three workers died over the question {deadly}; what was committed is kept.")
             for future in [] if finished else ended:
                 self._ended(future, tasks)
             if not self._running and not finished:
-                raise RuntimeError(
+                raise WorkersDied(
                     "All workers died; what they had committed is kept, and the same command goes on from there."
                 )
 
@@ -177,7 +178,7 @@ class RayPool:
                 flush=True,
             )
             return
-        if isinstance(said, InputError):
+        if isinstance(said, (InputError, StoreError)):
             raise said
         if said is not None:
             raise RuntimeError(f"A worker failed:\n{said}")

@@ -22,6 +22,7 @@ from dps.benchmarks import Benchmark, load_benchmark
 from dps.clock import calibrate
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
+from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.policies import RULES, DynamicK
 from dps.policies.files import controller_file
@@ -172,6 +173,16 @@ def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
         aggregator=config.aggregator,
         seed=config.seed,
         compute=config.compute,
+        forced_lengths=_forced_lengths(config) if isinstance(config, HarvestConfig) else None,
+    )
+
+
+def _forced_lengths(config: HarvestConfig) -> ForcedLengths | None:
+    """Return the lengths that a measurement of speed forces, if it is one."""
+    if config.forced_mean_length is None:
+        return None
+    return ForcedLengths(
+        config.forced_mean_length, config.forced_spread, config.sampler.max_new_tokens, config.k.maximum, config.seed
     )
 
 
@@ -215,7 +226,7 @@ def _fill_held(
         tasks = [plan.task for plan in plans]
         counts = [0] * len(plans)
         if any(missing):
-            with _Display(plans, before, len(wanted)) as display:
+            with _Display(plans, before, len(wanted), tensorboard=settings.compute.tensorboard) as display:
                 if pool is None:
                     work(
                         0,
@@ -266,6 +277,8 @@ def _open_stores(
         sampler = plan.task.sampler
         prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
         decides = {**identity, "sampler": asdict(sampler), "policy": plan.policy, "kind": plan.kind}
+        if settings.forced_lengths is not None:
+            decides["forced_lengths"] = asdict(settings.forced_lengths)
         if (plan.folder / "manifest.json").exists():
             calibrations[sampler] = Store.open(plan.folder).manifest.calibration
         elif sampler not in calibrations:
@@ -300,13 +313,16 @@ def _open_stores(
 class _Display:
     """Progress of a run: one bar over all its stores with running totals, and a log in each store's folder."""
 
-    def __init__(self, plans: Sequence[StorePlan], before: Sequence[int], total: int) -> None:
+    def __init__(
+        self, plans: Sequence[StorePlan], before: Sequence[int], total: int, *, tensorboard: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
             plans: The stores.
             before: Questions that each holds already.
             total: Questions that each will hold.
+            tensorboard: Whether each store also gets TensorBoard scalars.
         """
         self.counts = [0] * len(plans)
         self._names = [plan.policy["name"] for plan in plans]
@@ -314,7 +330,8 @@ class _Display:
         names = ", ".join(name for name, count in zip(self._names, before, strict=True) if count < total)
         self._track = track(f"{plans[0].kind} ({names})", sum(total - count for count in before))
         self._open = [
-            partial(ProgressLog, plan.folder, count, total) for plan, count in zip(plans, before, strict=True)
+            partial(ProgressLog, plan.folder, count, total, tensorboard=tensorboard)
+            for plan, count in zip(plans, before, strict=True)
         ]
         self._logs: dict[int, ProgressLog] = {}
         self._stack = ExitStack()
@@ -335,7 +352,7 @@ class _Display:
         self._bar.note(policy=self._names[done.task], **seen.note())
         if done.task not in self._logs:
             self._logs[done.task] = self._stack.enter_context(self._open[done.task]())
-        self._logs[done.task].note(self.counts[done.task], seen.values())
+        self._logs[done.task].note(self.counts[done.task], seen.values(), done.age_s)
 
 
 @dataclass(slots=True)
@@ -349,6 +366,8 @@ class _Totals:
     correct: int = 0
     proposed: int = 0
     accepted: int = 0
+    gpu_gib: float | None = None
+    """Of the worker that has had most in use."""
 
     def add(self, done: Done) -> None:
         self.questions += 1
@@ -358,6 +377,8 @@ class _Totals:
         self.correct += bool(done.correct)
         self.proposed += done.proposed
         self.accepted += done.accepted
+        if done.gpu_gib is not None:
+            self.gpu_gib = max(done.gpu_gib, self.gpu_gib or 0.0)
 
     def values(self) -> dict[str, Any]:
         """Return them as the log has them: of the questions of this run."""
@@ -366,7 +387,7 @@ class _Totals:
             "mean_k": round(self.trajectories / self.questions, 3),
             "accuracy": round(self.correct / self.graded, 4) if self.graded else None,
             "acceptance_ratio": round(self.accepted / self.proposed, 4) if self.proposed else None,
-            "gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
+            "gpu_gib": round(self.gpu_gib, 2) if self.gpu_gib is not None else None,
         }
 
     def note(self) -> dict[str, str]:
@@ -376,4 +397,6 @@ class _Totals:
             note["right"] = f"{self.correct / self.graded:.1%}"
         if self.proposed:
             note["accepted"] = f"{self.accepted / self.proposed:.0%}"
+        if self.gpu_gib is not None:
+            note["GPU GiB"] = f"{self.gpu_gib:.1f}"
         return note

@@ -177,6 +177,7 @@ def run_policy(
     feature_layer: int | None = None,
     in_run: InRun | None = None,
     account: Account | None = None,
+    at_a_time: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Iterator[Question]:
@@ -194,6 +195,7 @@ def run_policy(
         feature_layer: Layer of the hidden states. None reads none; a policy with a controller needs them.
         in_run: Who is asked while trajectories run; the engine must take snapshots of its blocks.
         account: Filled with where the time went, if given.
+        at_a_time: Questions that are worked on at a time; None takes as many as keep the rows busy.
         on_checkpoint: Called at every checkpoint, if given.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
 
@@ -245,7 +247,11 @@ def run_policy(
     with _Readers(grader) as readers:
         while (live or not exhausted) and not stopping():
             # More wait than rows can come free before the next look here, so that no row goes without a chain.
-            while not exhausted and engine.num_running + engine.num_pending < engine.rows + ahead:
+            while (
+                not exhausted
+                and engine.num_running + engine.num_pending < engine.rows + ahead
+                and (at_a_time is None or len(live) < at_a_time)
+            ):
                 source = next(waiting, None)
                 if source is None:
                     exhausted = True
@@ -452,7 +458,7 @@ def features_for(
     num_prompt_tokens: int,
     embedding: np.ndarray,
 ) -> CheckpointFeatures:
-    """Return the features of a question as this controller wants them; a replay calls it too."""
+    """Return the features of a question as this controller wants them."""
     return checkpoint_features(
         trajectories,
         num_prompt_tokens=num_prompt_tokens,

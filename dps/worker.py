@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 
 from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.config import AskConfig, ComputeConfig, FeaturesConfig, InRunConfig
+from dps.device import peak_gib
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
+from dps.forced import ForcedLengths
 from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
@@ -77,6 +79,8 @@ class WorkSettings:
     compute: ComputeConfig
     memory_share: float = 1.0
     """Share of its device's memory that a worker's rows may plan with."""
+    forced_lengths: ForcedLengths | None = None
+    """Lengths of the responses, where speed is measured."""
 
     @property
     def threads(self) -> int | None:
@@ -100,6 +104,10 @@ class Done:
     correct: bool | None
     accepted: int
     proposed: int
+    age_s: float
+    """Seconds from its admission to this report."""
+    gpu_gib: float | None
+    """Most GPU memory that the worker has had in use, GiB; None on a CPU."""
 
 
 def open_embedder(name: str) -> QuestionEmbedder:
@@ -131,9 +139,19 @@ def prompts_of(
 
 
 def prepare(
-    items: list[Item], prompts: dict[str, tuple[str, tuple[int, ...]]], embedder: QuestionEmbedder | None
+    items: list[Item],
+    prompts: dict[str, tuple[str, tuple[int, ...]]],
+    embedder: QuestionEmbedder | None,
+    forced: ForcedLengths | None = None,
 ) -> list[PreparedQuestion]:
-    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given."""
+    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given.
+
+    Args:
+        items: The questions.
+        prompts: Prompt and token ids of each, as :func:`prompts_of` gives them.
+        embedder: Embeds the questions.
+        forced: Lengths of the responses, where speed is measured.
+    """
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -148,6 +166,7 @@ def prepare(
             tokens=prompts[item.question_id][1],
             embedding=embedding,
             embedding_s=embedding_s,
+            forced_lengths=forced.of(item.question_id) if forced is not None else None,
         )
         for item, embedding in zip(items, embeddings, strict=True)
     ]
@@ -158,8 +177,9 @@ class Stop:
     """What a worker is told instead of questions when the run is to end."""
 
 
-TakeQuestions = Callable[[int | None, int], "Take | Stop"]
-"""Asks for questions: the task that the worker is at (None for any), and how many it could start."""
+TakeQuestions = Callable[[int | None, int, int], "Take | Stop"]
+"""Asks for questions: the task that the worker is at (None for any), how many it could start, and how many it has
+complete but not committed."""
 
 
 def work(
@@ -191,24 +211,25 @@ def work(
     benchmark = load_benchmark(settings.benchmark)
     bench = _Bench(model, benchmark, settings, load_controller)
     while not stopping():
-        given = take(None, bench.wanted)
+        given = take(None, bench.wanted, 0)
         if isinstance(given, Stop) or given.finished:
             return
         if not given.question_ids:
             time.sleep(_PAUSE_S)  # others have the last questions, which come back if one of them dies
             continue
         bench.turn_to(given.task, tasks[given.task])
-        complete = bench.sample(_batches(given, take, bench.wanted), stopping)
+        held: list[tuple[Question, float]] = []
+        complete = bench.sample(_batches(given, take, bench.wanted, held), stopping)
         writer = StoreWriter.attach(tasks[given.task].folder)
-        _commit_all(complete, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
+        _commit_all(complete, held, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
 
 
 def take_all(missing: list[list[str]]) -> TakeQuestions:
     """Return what hands one worker everything: the queue of a run without other processes."""
     ledger = Ledger(missing, 1)
 
-    def take(task: int | None, wanted: int) -> Take:
-        found = ledger.take(0, task, wanted)
+    def take(task: int | None, wanted: int, complete: int) -> Take:
+        found = ledger.take(0, task, wanted, complete)
         for question_id in found.question_ids:  # nobody else could take them
             ledger.done(found.task, question_id)
         return found
@@ -216,12 +237,19 @@ def take_all(missing: list[list[str]]) -> TakeQuestions:
     return take
 
 
-def _batches(first: Take, take: TakeQuestions, wanted: int) -> Iterator[tuple[str, ...]]:
-    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now."""
+def _batches(first: Take, take: TakeQuestions, wanted: int, held: Sized) -> Iterator[tuple[str, ...]]:
+    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now.
+
+    Args:
+        first: What was given already.
+        take: Asks for more.
+        wanted: How many to ask for.
+        held: The worker's questions that are complete but not committed.
+    """
     found: Take | Stop = first
     while not isinstance(found, Stop) and found.question_ids:
         yield found.question_ids
-        found = take(first.task, wanted)
+        found = take(first.task, wanted, len(held))
 
 
 class _Bench:
@@ -255,7 +283,6 @@ class _Bench:
         if self._task == number:
             return
         settings, model, benchmark = self._settings, self._model, self._benchmark
-        self._engine = None  # its rows' memory is free before the next engine asks for some
         self._policy, self._needs_features = _policy(task, self._load_controller)
         self._in_run: InRun | None = None
         if task.in_run is not None and isinstance(task.k, KRange) and self._load_controller is not None:
@@ -270,27 +297,33 @@ class _Bench:
             identity = feature_identity(model, self._embedder, settings.features.layer)
             for controller in asked:
                 controller.check_model(identity, self._embedder.size)
-        self._prompts = prompts_of(model, benchmark, task.sampler)
-        self._engine = Engine(
-            model,
-            task.sampler,
-            rows=settings.compute.rows,
-            prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
-            memory_share=settings.memory_share,
-            path=settings.compute.forward,
-            stop_strings=benchmark.stop_strings(model.tokenizer),
-            snapshot_blocks=task.checkpoint_blocks if self._in_run is None else self._in_run.blocks,
-        )
+        # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
+        snapshot_blocks = task.checkpoint_blocks if self._in_run is None else self._in_run.blocks
+        engine = self._engine
+        if engine is None or (engine.config, engine.snapshot_blocks) != (task.sampler, tuple(snapshot_blocks)):
+            self._engine = engine = None  # its rows' memory is free before the next engine asks for some
+            self._prompts = prompts_of(model, benchmark, task.sampler)
+            self._engine = Engine(
+                model,
+                task.sampler,
+                rows=settings.compute.rows,
+                prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
+                memory_share=settings.memory_share,
+                path=settings.compute.forward,
+                stop_strings=benchmark.stop_strings(model.tokenizer),
+                snapshot_blocks=snapshot_blocks,
+            )
         self._task = number
 
     def sample(self, batches: Iterator[tuple[str, ...]], stopping: Callable[[], bool]) -> Iterator[Question]:
         """Sample questions as they come; yields each when it is complete."""
         assert self._engine is not None
         embedder = self._embedder if self._needs_features else None
+        forced = self._settings.forced_lengths
         questions = (
             question
             for ids in batches
-            for question in prepare([self._items[name] for name in ids], self._prompts, embedder)
+            for question in prepare([self._items[name] for name in ids], self._prompts, embedder, forced)
         )
         return run_policy(
             self._model,
@@ -301,6 +334,7 @@ class _Bench:
             seed=self._settings.seed,
             aggregator=self._settings.aggregator,
             feature_layer=self._settings.features.layer if self._needs_features else None,
+            at_a_time=self._settings.compute.questions_at_a_time,
             in_run=self._in_run,
             stopping=stopping,
         )
@@ -339,36 +373,47 @@ def open_in_run(config: InRunConfig, k_range: KRange, sampler: SamplerConfig, lo
 
 def _commit_all(
     complete: Iterator[Question],
+    held: list[tuple[Question, float]],
     writer: StoreWriter,
     name: str,
     interval_s: float,
     task: int,
     report: Callable[[Done], None],
 ) -> None:
-    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete."""
-    held: list[Question] = []
+    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete.
+
+    Until then they are in ``held``, with the time of their completion.
+    """
     last = time.monotonic()
 
     def commit() -> None:
         nonlocal last
         if held:
-            writer.commit(held, writer=name)
-            for question in held:
-                report(done(task, question))
+            writer.commit([question for question, _ in held], writer=name)
+            committed, now = list(held), time.monotonic()
             held.clear()
+            for question, completed in committed:
+                report(done(task, question, waited_s=now - completed, gpu_gib=peak_gib()))
         last = time.monotonic()
 
     try:
         for question in complete:
-            held.append(question)
+            held.append((question, time.monotonic()))
             if time.monotonic() - last >= interval_s:
                 commit()
     finally:
         commit()
 
 
-def done(task: int, question: Question) -> Done:
-    """Return what a progress display shows of a question."""
+def done(task: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:
+    """Return what a progress display shows of a question.
+
+    Args:
+        task: Number of the store's task.
+        question: The committed question.
+        waited_s: Seconds from its completion to this report, as far as they are known.
+        gpu_gib: Most GPU memory that its worker has had in use, GiB.
+    """
     return Done(
         task=task,
         question_id=question.question_id,
@@ -377,6 +422,8 @@ def done(task: int, question: Question) -> Done:
         correct=question.correct,
         accepted=sum(t.mh_accepted for t in question.trajectories),
         proposed=sum(t.mh_proposed for t in question.trajectories),
+        age_s=question.latency_s + waited_s,
+        gpu_gib=gpu_gib,
     )
 
 
@@ -387,7 +434,8 @@ def feature_identity(model: LanguageModel, embedder: QuestionEmbedder, layer: in
 
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
-    return {
+    forced = settings.forced_lengths
+    return ({"forced_lengths": asdict(forced)} if forced is not None else {}) | {
         "model": feature_identity(model, open_embedder(settings.features.embedder), settings.features.layer),
         "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
         "seed": settings.seed,

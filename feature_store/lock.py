@@ -42,8 +42,13 @@ def held(folder: Path) -> Iterator[None]:
         except OSError:
             yield  # a file system without locks: nothing can be said
             return
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to {folder} ({error.strerror}): make room or access for it, or choose another output."
+            ) from error
         yield
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.table import Table
-from lightning_modules.vectors import VectorFile, mean_vectors
+from lightning_modules.vectors import Blocks, VectorFile, hidden_rows, join_rows
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ class Batch(NamedTuple):
 
     scalars: Tensor
     """Shape (N, F), float64, not standardized."""
-    hidden: Tensor
-    """Shape (N, D), float32."""
+    hidden: Tensor | Blocks
+    """Shape (N, D), or (N, 2 D) with the spread, float32; for attention the blocks that the rows need."""
     embedding: Tensor
     """Shape (N, E), float32."""
     label: Tensor
@@ -116,7 +116,7 @@ class _Window(NamedTuple):
     questions: np.ndarray
     """Questions of the table, ascending: shape (M,)."""
     vectors: np.ndarray
-    """Theirs: shape (M, K, D)."""
+    """Theirs: shape (M, K, ...)."""
 
 
 class BatchLoader:
@@ -130,7 +130,8 @@ class BatchLoader:
             label: Which label the batches have.
             batch_size: Rows of a batch; all in one if None.
             seed: Of the shuffling; None keeps the order.
-            memory_bytes: What vectors may take; two windows together take half of it.
+            memory_bytes: What vectors may take; two windows together take half of it, or for attention, whose batches
+                hold copies of blocks, an eighth.
         """
         self._table = table
         self._label = torch.from_numpy(table.labels(label).reshape(-1).astype(np.float32))
@@ -138,7 +139,7 @@ class BatchLoader:
         self._embedding = torch.from_numpy(table.embedding)
         self._streams = isinstance(table.vectors, VectorFile)
         size = 4 * int(np.prod(table.vectors.shape[1:]))
-        window = max(1, memory_bytes // 4 // size) if self._streams else None
+        window = max(1, memory_bytes // (16 if table.has_blocks else 4) // size) if self._streams else None
         self.sampler = EpochBatches(
             table.num_rows,
             batch_size,
@@ -176,7 +177,7 @@ class BatchLoader:
             index = torch.from_numpy(rows)
             yield Batch(
                 self._scalars[index],
-                torch.from_numpy(hidden[0] if len(hidden) == 1 else np.concatenate(hidden)),
+                to_tensor(join_rows(hidden)),
                 self._embedding[index // self._table.rows_per_question],
                 self._label[index],
             )
@@ -190,12 +191,20 @@ class BatchLoader:
             questions = np.unique(rows // table.rows_per_question)
             yield _Window(len(rows), questions, table.vectors[table.vector_rows[questions]])
 
-    def _hidden(self, window: _Window, rows: np.ndarray) -> np.ndarray:
-        """Return the hidden states of some rows of a window: shape (N, D), float32."""
+    def _hidden(self, window: _Window, rows: np.ndarray) -> np.ndarray | Blocks:
+        """Return what a network sees of the hidden states of some rows of a window."""
         table = self._table
         question, order, checkpoint = np.unravel_index(rows, table.scalars.shape[:3])
         at = np.searchsorted(window.questions, question) if self._streams else table.vector_rows[question]
-        return mean_vectors(window.vectors, at, table.orders[question, order], np.asarray(table.ks)[checkpoint])
+        ks = np.asarray(table.ks)[checkpoint]
+        return hidden_rows(window.vectors, at, table.orders[question, order], ks, table.spread)
+
+
+def to_tensor(hidden: np.ndarray | Blocks, dtype: torch.dtype | None = None) -> Tensor | Blocks:
+    """Return hidden states as a network takes them, of this type if one is given."""
+    if isinstance(hidden, Blocks):
+        return Blocks(torch.from_numpy(hidden.values).to(dtype), torch.from_numpy(hidden.members))
+    return torch.from_numpy(hidden).to(dtype)
 
 
 def prefetched(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:

@@ -22,6 +22,9 @@ _PRIOR_QUESTIONS = 10
 """A temperature is fitted as if so many questions more had been seen, for which the network is right: a few questions
 that all agree must not make it certain of everything."""
 
+_UNCORRECTED_QUESTIONS = 30
+"""A correction is weighed as if so many questions more had been seen, for which the network is right without it."""
+
 
 class Calibrator(nn.Module):
     """Turns logits into probabilities; the sigmoid until it is fitted."""
@@ -103,6 +106,34 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, num_questions: int) 
     if slope(_SHARPEST) <= 0:
         return _SHARPEST
     return float(brentq(slope, softest, _SHARPEST, xtol=1e-12))
+
+
+def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_questions: int) -> float:
+    """Return w in [0, 1] that minimizes the mean cross-entropy of ``sigmoid(own + w correction)`` and the labels.
+
+    As if thirty questions more had been seen for which ``own`` alone is right: a correction has to show on held-out
+    questions that it is one. The loss is convex in w.
+
+    Args:
+        own: Logits without the correction, shape (N,), float64.
+        correction: What may be added, shape (N,), float64.
+        labels: Shape (N,), bool.
+        num_questions: Questions that the rows are of.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    prior = _UNCORRECTED_QUESTIONS / (num_questions + _UNCORRECTED_QUESTIONS)
+    wanted = (1 - prior) * labels + prior * expit(own)
+
+    def slope(weight: float) -> float:
+        return float(np.mean((expit(own + weight * correction) - wanted) * correction))
+
+    if slope(0.0) >= 0:
+        return 0.0
+    if slope(1.0) <= 0:
+        return 1.0
+    return float(brentq(slope, 0.0, 1.0, xtol=1e-12))
 
 
 def fit_isotonic(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import torch
 
 from dps.errors import InputError
 from feature_store import Store
+from lightning_modules.batches import to_tensor
 from lightning_modules.cli import resolve, run
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import Controller, load_controller
@@ -146,20 +147,13 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
     shape = table.scalars.shape[:3]
     rows = shape[1] * shape[2]
     found = np.empty((shape[0], rows))
-    questions = max(1, min(_QUESTIONS, _BYTES // max(1, 4 * rows * table.hidden_size)))
+    questions = max(1, min(_QUESTIONS, _BYTES // max(1, table.question_bytes)))
     for start in range(0, shape[0], questions):
         part = slice(start, start + questions)
         scalars = table.scalars[part].reshape(-1, table.scalars.shape[-1])
-        arrays = (
-            scalars,
-            table.hidden_of(np.arange(start * rows, start * rows + len(scalars))) if table.hidden_size else None,
-            np.repeat(table.embedding[part], rows, axis=0),
-        )
-        count = len(arrays[0])
-        tensors = [
-            torch.zeros(count, 0, dtype=torch.float64) if a is None else torch.from_numpy(a.astype(np.float64))
-            for a in arrays
-        ]
+        hidden = table.inputs_of(np.arange(start * rows, start * rows + len(scalars)))
+        arrays = (scalars, hidden, np.repeat(table.embedding[part], rows, axis=0))
+        tensors = [to_tensor(each, torch.float64) for each in arrays]
         found[part] = estimator.predict_enough(*tensors).numpy().reshape(-1, rows)
     return found.reshape(shape)
 

@@ -5,6 +5,7 @@ Reads ``feature_store``, makes a ``table`` of each split, and hands batches to t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import lightning as L
 import numpy as np
 
 from dps.errors import InputError
-from dps.features import FeatureSet, Pooling
+from dps.features import MAX_BLOCKS, FeatureSet, Pooling
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, BatchLoader, EpochBatches
 from lightning_modules.table import (
@@ -62,6 +63,7 @@ class FeatureDataModule(L.LightningDataModule):
         keep_test: bool = False,
         memory_mb: int = 1024,
         cache_dir: str | None = None,
+        spread: bool = False,
         block: int | None = None,
     ) -> None:
         """Open the store.
@@ -71,7 +73,9 @@ class FeatureDataModule(L.LightningDataModule):
             label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right), `correct`
                 (the answer of this k is right), or, to give questions up while they run, `solvable` (the answer of this
                 k or of a larger one is right).
-            pooling: How the hidden states of a trajectory's blocks become one: `mean` over tokens, or the `last` block.
+            pooling: How the hidden states of a trajectory's blocks become one: `mean` over tokens, the `last` block, or
+                `attention`, whose weights an MLP learns, starting at the mean. Then their mean over trajectories is
+                taken.
             batch_size: Rows of a training batch; null takes the whole training split as one batch.
             num_orders: Orders of each question's trajectories that rows are made of; the first is the natural one.
             train_fraction: Expected share of the questions for training.
@@ -89,9 +93,11 @@ class FeatureDataModule(L.LightningDataModule):
                 over settings finds can be tested on them.
             memory_mb: Megabytes (10^6 bytes) up to which pooled hidden states (4 bytes x trajectories x hidden size
                 for each question) are held in memory. Where a store has more, they are pooled into a file once, and an
-                epoch shuffles rows within windows of a quarter of this.
+                epoch shuffles rows within windows of a quarter of this. With attention there are as many times more as
+                a trajectory has blocks, at most 16, and windows of a sixteenth.
             cache_dir: Folder for that file. Null takes the folder `cache` in the store, or a temporary file where that
                 cannot be written.
+            spread: Whether the hidden state has the standard deviation over the trajectories, too; of one it is 0.
             block: The block after which the controller is asked while trajectories run, of those that the harvest has
                 snapshots of. Null: it is asked when all have ended.
 
@@ -136,6 +142,7 @@ class FeatureDataModule(L.LightningDataModule):
         self.keep_test = keep_test
         self.memory_mb = memory_mb
         self.cache_dir = cache_dir
+        self.spread = spread
         self.block = block
 
         opened = Store.open(store)
@@ -245,6 +252,7 @@ class FeatureDataModule(L.LightningDataModule):
         return {
             "label": self.label,
             "pooling": self.pooling,
+            "spread": self.spread,
             "feature_set": self.feature_set,
             "train_fraction": self.train_fraction,
             "val_fraction": self.val_fraction,
@@ -291,8 +299,9 @@ class FeatureDataModule(L.LightningDataModule):
     def _loader(self, split: str, batch_size: int | None, seed: int | None) -> BatchLoader:
         table = self.table(split)
         if seed is None:
-            batch_size = min(_EVALUATION_ROWS, max(1, _EVALUATION_BYTES // max(1, 4 * table.hidden_size)))
-        elif batch_size is None and 4 * table.num_rows * table.hidden_size > self.memory_mb * MEGABYTE:
+            rows = _EVALUATION_BYTES * table.rows_per_question // max(1, table.question_bytes)
+            batch_size = min(_EVALUATION_ROWS, max(1, rows))
+        elif batch_size is None and table.num_questions * table.question_bytes > self.memory_mb * MEGABYTE:
             raise InputError(
                 f"The training split as one batch has {table.num_rows} rows with hidden states of size "
                 f"{table.hidden_size}, more than data.memory_mb {self.memory_mb} holds: set data.batch_size, for "
@@ -303,8 +312,16 @@ class FeatureDataModule(L.LightningDataModule):
     def _table(self, folder: str, parts: frozenset[str]) -> Table:
         """Make the table of a whole store, in order of id."""
         store = Store.open(folder)
+        num_blocks = 1
+
+        def questions() -> Iterator[Question]:
+            nonlocal num_blocks
+            for question in store.scan(hidden=False):
+                num_blocks = max(num_blocks, *(len(t.block_num_tokens) for t in question.trajectories))
+                yield question
+
         table = make_table(
-            store.scan(hidden=False),
+            questions(),
             ks=self.ks,
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
@@ -313,6 +330,7 @@ class FeatureDataModule(L.LightningDataModule):
             seed=self.seed,
             parts=parts - {HIDDEN},
             feature_set=self.feature_set,
+            spread=self.spread,
             block=self.block,
         )
         table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
@@ -325,6 +343,7 @@ class FeatureDataModule(L.LightningDataModule):
             hidden_size=self.hidden_size,
             memory_mb=self.memory_mb,
             cache_dir=self.cache_dir,
+            num_blocks=min(num_blocks, MAX_BLOCKS),
             block=self.block,
         )
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lightning_modules.calibration import Calibrator
+from lightning_modules.calibration import Calibrator, fit_weight
 from lightning_modules.table import EMBEDDING, HIDDEN, SCALARS
+from lightning_modules.vectors import Blocks
 
 _FAR = 10.0
 """Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
@@ -40,18 +42,36 @@ class Estimator(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
         self.calibrator = Calibrator()
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough before calibration, shape (N,).
 
         Args:
             scalars: Shape (N, F), as measured.
-            hidden: Shape (N, D); not looked at unless in ``parts``.
+            hidden: Shape (N, D), or (N, 2 D) with the spread, or for attention blocks; not looked at unless in
+                ``parts``.
             embedding: Shape (N, E); not looked at unless in ``parts``.
         """
+        return self.combine(self.terms(scalars, hidden, embedding))
+
+    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the terms of the logit, shape (N, J); arguments as forward's."""
         raise NotImplementedError
 
+    def combine(self, terms: Tensor) -> Tensor:
+        """Return the logit that terms add up to: shape (N,)."""
+        return terms.sum(dim=1)
+
+    def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
+        """Choose how much terms count, by rows that trained nothing, where the estimator has a choice.
+
+        Args:
+            terms: Shape (N, J), float64.
+            labels: Shape (N,), bool.
+            num_questions: Questions that the rows are of.
+        """
+
     @torch.no_grad()
-    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the calibrated probability that k is enough, shape (N,), float64 in [0, 1]; arguments as forward's."""
         training = self.training
         self.eval()
@@ -102,12 +122,63 @@ class Standardizer(nn.Module):
         return ((values - self.mean) / self.scale).clamp(-_FAR, _FAR).to(torch.get_default_dtype())
 
 
-class MLPEstimator(Estimator):
-    """A multilayer perceptron on the scalars, with narrow projections of the wide parts beside them.
+class AttentionPooling(nn.Module):
+    """Pools the blocks of a trajectory by a learned query: ``softmax(log n_b + q . (x_b / scale) / sqrt(D))``.
 
-    A harvest has hundreds of questions and a hidden state hundreds or thousands of components. So each wide part goes
-    through dropout, one linear map to ``projection_size`` and a LayerNorm before it meets the scalars.
+    The numbers of tokens n_b are the prior, so a query of zeros, with which it starts and to which weight decay pulls,
+    gives the mean over tokens. A shift of the states shifts all scores of a trajectory alike and changes nothing.
     """
+
+    def __init__(self, size: int, spread: bool) -> None:
+        """Start as the mean over tokens.
+
+        Args:
+            size: D.
+            spread: Whether rows have the standard deviation over their trajectories, too.
+        """
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(size))
+        self.spread = spread
+
+    def forward(self, blocks: Blocks, scale: Tensor) -> Tensor:
+        """Return the mean over the trajectories of each row, then their standard deviation if asked for.
+
+        Args:
+            blocks: Of U trajectories, D + 1 columns, and which of them each of N rows has.
+            scale: Standard deviations of the components, shape (D,) or longer.
+
+        Returns:
+            Shape (N, D) or (N, 2 D).
+        """
+        size = len(self.query)
+        values = blocks.values.to(self.query.dtype)
+        query = self.query / (scale[:size].to(self.query.dtype) * math.sqrt(size))
+        scores = values @ functional.pad(query, (0, 1)) + values[..., -1].log()
+        pooled = (scores.softmax(dim=1).unsqueeze(1) @ values)[:, 0, :size]
+        present = (blocks.members >= 0).unsqueeze(2)
+        count = present.sum(dim=1)
+        each = pooled[blocks.members.clamp(min=0)]
+        mean = (each * present).sum(dim=1) / count
+        if not self.spread:
+            return mean
+        # The norm, unlike the root of a mean of squares, has a slope where it is 0.
+        gaps = (each - mean.unsqueeze(1)) * present
+        return torch.cat([mean, torch.linalg.vector_norm(gaps, dim=1) / count.sqrt()], dim=1)
+
+
+class MLPEstimator(Estimator):
+    """Multilayer perceptrons: one on the scalars, and one that corrects its logit by what the wide parts tell.
+
+    A harvest has hundreds of questions, and a hidden state or an embedding hundreds or thousands of components: enough
+    to know every training question by heart. Trained as one network, that is what it does, and it ranks worse than the
+    scalars alone. So the logit is ``own(scalars) + w * correction(scalars, projections of the wide parts)``: the first
+    is trained as if there were nothing else, the second on what it leaves, and held-out questions choose w in [0, 1].
+    A projection is dropout, a linear map to ``projection_size`` and tanh; nothing normalizes it, so that weight decay
+    can make it small.
+    """
+
+    residual_weight: Tensor
+    """w: a scalar, float64."""
 
     def __init__(
         self,
@@ -119,45 +190,44 @@ class MLPEstimator(Estimator):
         layer_sizes: Sequence[int],
         dropout: float,
         input_dropout: float,
+        spread: bool = False,
+        attention: bool = False,
     ) -> None:
-        """Build the network.
+        """Build the networks.
 
         Args:
             num_scalars: F, the size of the feature set.
             hidden_size: D; 0 leaves the hidden state out.
             embedding_size: E; 0 leaves the question embedding out.
             projection_size: Width to which hidden state and embedding are each projected.
-            layer_sizes: Widths of the hidden layers.
+            layer_sizes: Widths of the hidden layers of either perceptron.
             dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
             input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
+            spread: Whether the hidden state has the standard deviation over the trajectories, too.
+            attention: Whether it comes as blocks, which the network pools itself.
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))
         self.scalar_standardizer = Standardizer(num_scalars)
-        width = num_scalars
-        wide = {HIDDEN: hidden_size, EMBEDDING: embedding_size}
-        self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items() if size})
+        wide = {HIDDEN: hidden_size * (1 + spread), EMBEDDING: embedding_size}
+        wide = {name: size for name, size in wide.items() if size}
+        self.attention = AttentionPooling(hidden_size, spread) if attention else None
+        self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items()})
         self.projections = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Dropout(input_dropout),
-                    nn.Linear(size, projection_size),
-                    nn.LayerNorm(projection_size),
-                    nn.GELU(),
-                )
-                for name, size in wide.items()
-                if size
-            }
+            {name: self._projection(size, projection_size, input_dropout) for name, size in wide.items()}
         )
-        width += projection_size * len(self.projections)
-        layers: list[nn.Module] = []
-        for size in layer_sizes:
-            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
-            width = size
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.layers = _perceptron(num_scalars, layer_sizes, dropout)
+        self.residual = _perceptron(num_scalars + projection_size * len(wide), layer_sizes, dropout)
+        nn.init.zeros_(self.residual[-1].weight)
+        nn.init.zeros_(self.residual[-1].bias)
+        self.register_buffer("residual_weight", torch.tensor(1.0, dtype=torch.float64))
+
+    @staticmethod
+    def _projection(size: int, projection_size: int, input_dropout: float) -> nn.Module:
+        return nn.Sequential(nn.Dropout(input_dropout), nn.Linear(size, projection_size), nn.Tanh())
 
     def fit_standardizers(self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray) -> None:
-        """Take the statistics of the training rows: shapes (N, F), (N, D) in chunks, (M, E)."""
+        """Take the statistics of the training rows: shapes (N, F), (N, D or 2 D) in chunks, (M, E)."""
         self.scalar_standardizer.fit([scalars])
         for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
@@ -168,14 +238,68 @@ class MLPEstimator(Estimator):
         """Let an untrained network say about this probability everywhere: nothing has to be learned to say it."""
         self.layers[-1].bias.fill_(math.log(max(share, 1e-3) / max(1 - share, 1e-3)))
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the logit of p_enough, shape (N,); see :meth:`Estimator.forward`."""
+    def residual_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the correction; all others are of the network on the scalars."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("layers.")]
+
+    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the scalars' own logit and the correction: shape (N, 2); see :meth:`Estimator.terms`."""
+        own, wide = self._inputs(scalars, hidden, embedding)
+        return torch.cat([self.layers(own), self.residual(torch.cat([own, *wide], dim=1))], dim=1)
+
+    def combine(self, terms: Tensor) -> Tensor:
+        """Return the logit, shape (N,)."""
+        return terms[:, 0] + self.residual_weight.to(terms.dtype) * terms[:, 1]
+
+    def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
+        """Choose the weight of the correction, see :func:`lightning_modules.calibration.fit_weight`."""
+        self.residual_weight.fill_(fit_weight(*terms.double().numpy().T, labels, num_questions))
+
+    def _inputs(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the standardized scalars and the projections of the wide parts."""
+        if self.attention is not None:
+            hidden = self.attention(hidden, self.standardizers[HIDDEN].scale)
         dtype = self.layers[-1].weight.dtype
-        pieces = [self.scalar_standardizer(scalars).to(dtype)]
-        for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding)):
-            if name in self.parts:
-                pieces.append(self.projections[name](self.standardizers[name](values).to(dtype)))
-        return self.layers(torch.cat(pieces, dim=1)).squeeze(1)
+        wide = [
+            self.projections[name](self.standardizers[name](values).to(dtype))
+            for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding))
+            if name in self.parts
+        ]
+        return self.scalar_standardizer(scalars).to(dtype), wide
+
+
+class JointMLPEstimator(MLPEstimator):
+    """The network of checkpoints of format 2, one perceptron on scalars and normalized projections: for loading."""
+
+    def __init__(self, *, projection_size: int, layer_sizes: Sequence[int], dropout: float, **settings: Any) -> None:
+        """Build the network; arguments as those of :class:`MLPEstimator`."""
+        super().__init__(projection_size=projection_size, layer_sizes=layer_sizes, dropout=dropout, **settings)
+        width = settings["num_scalars"] + projection_size * len(self.projections)
+        self.layers = _perceptron(width, layer_sizes, dropout)
+        del self.residual, self.residual_weight
+
+    @staticmethod
+    def _projection(size: int, projection_size: int, input_dropout: float) -> nn.Module:
+        linear = nn.Linear(size, projection_size)
+        return nn.Sequential(nn.Dropout(input_dropout), linear, nn.LayerNorm(projection_size), nn.GELU())
+
+    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the logit, shape (N, 1); see :meth:`Estimator.terms`."""
+        own, wide = self._inputs(scalars, hidden, embedding)
+        return self.layers(torch.cat([own, *wide], dim=1))
+
+    def combine(self, terms: Tensor) -> Tensor:
+        """Return the logit, shape (N,)."""
+        return terms[:, 0]
+
+
+def _perceptron(width: int, layer_sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    """Return a perceptron with one output and layers of these sizes."""
+    layers: list[nn.Module] = []
+    for size in layer_sizes:
+        layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
 class TreeEstimator(Estimator):
@@ -208,13 +332,13 @@ class TreeEstimator(Estimator):
         """Boosting rounds so far."""
         return self._booster.current_iteration() if self._booster is not None else 0
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the logit of p_enough, shape (N,), float64; see :meth:`Estimator.forward`."""
+    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the logit of p_enough, shape (N, 1), float64; see :meth:`Estimator.terms`."""
         if self._booster is None or len(scalars) == 0:
-            return torch.zeros(len(scalars), dtype=torch.float64, device=scalars.device)
+            return torch.zeros(len(scalars), 1, dtype=torch.float64, device=scalars.device)
         values = scalars.detach().cpu().numpy().astype(np.float64)
         logits = self._booster.predict(values, raw_score=True, num_threads=1)
-        return torch.from_numpy(np.asarray(logits, dtype=np.float64) - self.log_weight).to(scalars.device)
+        return torch.from_numpy(np.asarray(logits, dtype=np.float64) - self.log_weight).to(scalars.device)[:, None]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the state holds besides tensors: the trees and what their logits are too high by."""
@@ -232,3 +356,10 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "mlp-hq": MLPEstimator,
 }
 """What predicts for each kind of controller; a checkpoint holds the name and the arguments."""
+
+ESTIMATORS_BEFORE: dict[str, Callable[..., Estimator]] = {
+    **ESTIMATORS,
+    "mlp-h": JointMLPEstimator,
+    "mlp-hq": JointMLPEstimator,
+}
+"""The same for checkpoints of format 2."""

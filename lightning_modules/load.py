@@ -16,13 +16,18 @@ import numpy as np
 import torch
 
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, CheckpointFeatures
+from dps.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
 from dps.policies.files import controller_file
-from lightning_modules.estimators import ESTIMATORS, Estimator
+from lightning_modules.batches import to_tensor
+from lightning_modules.estimators import ESTIMATORS, ESTIMATORS_BEFORE, Estimator
 from lightning_modules.table import EMBEDDING, HIDDEN
+from lightning_modules.vectors import Blocks
 
-FORMAT = 2
+FORMAT = 3
 """Version of the description in a checkpoint; a change that old readers cannot follow raises it."""
+
+_READABLE = (2, FORMAT)
+"""Versions that this reader follows: in 2 an MLP was one network, without attention and spread."""
 
 DESCRIPTION = "controller"
 """Key of the description in a checkpoint."""
@@ -56,8 +61,13 @@ class Controller:
 
     @property
     def pooling(self) -> str:
-        """How hidden states are pooled, see :func:`dps.features.pool_hidden`."""
+        """How hidden states are pooled, one of :data:`dps.features.POOLINGS`."""
         return self.description["data"]["pooling"]
+
+    @property
+    def spread(self) -> bool:
+        """Whether it sees the standard deviation over trajectories, too."""
+        return self.description["data"].get("spread", False)
 
     @property
     def label(self) -> str:
@@ -128,19 +138,40 @@ class Controller:
         scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
         if scalars.shape[1] != len(self.feature_names):
             raise self._refusal(f"{len(self.feature_names)} scalar features", f"these have {scalars.shape[1]}")
+        self.check_sizes(len(features[0].hidden), len(features[0].embedding))
+        embedding = np.stack([f.embedding for f in features])
+        arrays = (scalars, self._hidden_of(features), embedding)
+        return self.estimator.predict_enough(*(to_tensor(each, torch.float64) for each in arrays)).numpy()
+
+    def _hidden_of(self, features: Sequence[CheckpointFeatures]) -> np.ndarray | Blocks:
+        """Return the hidden states of N questions in the form that it was trained on."""
+        if self.pooling == "attention" and HIDDEN in self.estimator.parts:
+            each = [trajectory for f in features for trajectory in f.blocks]
+            ks = np.array([len(f.blocks) for f in features])
+            places = np.arange(ks.max())
+            members = np.where(places < ks[:, None], (np.cumsum(ks) - ks)[:, None] + places, -1)
+            return Blocks(stack_blocks(each), members)
+        if self.spread:
+            return np.stack([np.concatenate([f.hidden, f.spread]) for f in features])
+        return np.stack([f.hidden for f in features])
+
+    def check_sizes(self, hidden_size: int, embedding_size: int) -> None:
+        """Refuse features of other sizes than those it was trained on, if it looks at them.
+
+        Args:
+            hidden_size: D.
+            embedding_size: E.
+
+        Raises:
+            InputError: If a size differs.
+        """
         parts = {
-            "hidden states": (HIDDEN, self.hidden_size, len(features[0].hidden)),
-            "question embeddings": (EMBEDDING, self.embedding_size, len(features[0].embedding)),
+            "hidden states": (HIDDEN, self.hidden_size, hidden_size),
+            "question embeddings": (EMBEDDING, self.embedding_size, embedding_size),
         }
         for what, (part, expected, came) in parts.items():
             if part in self.estimator.parts and expected != came:
                 raise self._refusal(f"{what} of size {expected}", f"these have {came}")
-        with torch.no_grad():
-            return self.estimator.predict_enough(
-                torch.from_numpy(scalars),
-                torch.from_numpy(np.stack([f.hidden for f in features]).astype(np.float64)),
-                torch.from_numpy(np.stack([f.embedding for f in features]).astype(np.float64)),
-            ).numpy()
 
     def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
         """Refuse a language model or question embedder whose features it was not trained on.
@@ -208,7 +239,8 @@ def load_controller(path: str | Path) -> Controller:
     found = checkpoint_path(path)
     checkpoint = read_checkpoint(found)
     description = checkpoint[DESCRIPTION]
-    estimator = ESTIMATORS[description["name"]](**description["settings"])
+    known = ESTIMATORS if description["format"] == FORMAT else ESTIMATORS_BEFORE
+    estimator = known[description["name"]](**description["settings"])
     prefix = "estimator."
     state = checkpoint["state_dict"]
     estimator.load_state_dict({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
@@ -235,7 +267,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     description = checkpoint.get(DESCRIPTION) if isinstance(checkpoint, dict) else None
     if not isinstance(description, dict) or description.get("name") not in ESTIMATORS:
         raise InputError(f"Expected a controller's checkpoint, but {path} is some other file of PyTorch's.")
-    if description["format"] != FORMAT:
+    if description["format"] not in _READABLE:
         raise InputError(
             f"Expected a controller's checkpoint of format {FORMAT}, but {path} has format {description['format']}: "
             "train it again with this version."

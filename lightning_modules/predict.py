@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from dps.errors import InputError
-from dps.scheduler import features_for
-from feature_store import Question, Store
+from feature_store import Store
+from lightning_modules.crossval import predict_table
 from lightning_modules.load import load_controller
+from lightning_modules.table import HIDDEN, make_table
+
+_TOGETHER = 32
+"""Questions that are read and predicted at a time: bounds the memory, changes no result."""
 
 
-def predict_orders(path: str, store_folder: Path, orders: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
-    """Return p_enough of every graded question of a store, in every order, at every checkpoint.
+def predict_orders(
+    path: str, store_folder: Path, question_ids: Sequence[str], orders: np.ndarray, ks: tuple[int, ...]
+) -> tuple[np.ndarray, float]:
+    """Return p_enough of some questions of a store in every order at every checkpoint, and the controller's threshold.
 
     Args:
         path: Checkpoint, run folder or controller folder.
         store_folder: A harvest with features.
-        orders: Orders of the trajectories of each graded question, in order of id: shape (Q, O, K).
+        question_ids: Q of its questions.
+        orders: Orders of the trajectories of each: shape (Q, O, K).
         ks: C checkpoints, then the maximum.
 
     Returns:
-        Shape (Q, O, C), float64.
+        The probabilities, shape (Q, O, C), float64; the threshold that it came with.
 
     Raises:
         InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
@@ -46,28 +55,23 @@ def predict_orders(path: str, store_folder: Path, orders: np.ndarray, ks: tuple[
             f"The controller {path} was trained to be asked at k = {', '.join(map(str, controller.ks[:-1]))}, the "
             f"replay asks at {', '.join(map(str, ks[:-1]))}: set k to its range."
         )
-    graded = sorted(q.question_id for q in store.scan(hidden=False) if _is_graded(q))
-    if len(graded) != len(orders):
-        raise ValueError(f"expected orders of {len(graded)} graded questions, got {len(orders)}")
-    place = {question_id: row for row, question_id in enumerate(graded)}
-    found = np.empty((len(graded), orders.shape[1], len(ks) - 1))
-    for question in store.scan():
-        row = place.get(question.question_id)
-        if row is None:
-            continue
-        features = [
-            features_for(
-                controller,
-                [question.trajectories[i] for i in order[:k]],
-                question.num_prompt_tokens,
-                question.embedding,
-            )
-            for order in orders[row].tolist()
-            for k in ks[:-1]
-        ]
-        found[row] = controller.predict_enough(features).reshape(found.shape[1:])
-    return found
-
-
-def _is_graded(question: Question) -> bool:
-    return question.gold is not None or any(t.correct is not None for t in question.trajectories)
+    parts = controller.estimator.parts
+    place = {question_id: row for row, question_id in enumerate(question_ids)}
+    found = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
+    wanted = (q for q in store.scan(hidden=HIDDEN in parts) if q.question_id in place)
+    while questions := list(islice(wanted, _TOGETHER)):
+        rows = [place[question.question_id] for question in questions]
+        table = make_table(
+            questions,
+            ks=ks,
+            aggregator=store.manifest.aggregator,
+            calibration=controller.calibration,
+            pooling=controller.pooling,
+            parts=parts,
+            feature_set=controller.feature_set,
+            orders=orders[rows],
+            spread=controller.spread,
+        )
+        controller.check_sizes(table.hidden_size, table.embedding.shape[1])
+        found[rows] = predict_table(controller.estimator, table)
+    return found, controller.threshold

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 
 from dps.errors import InputError
+from dps.policies.base import KRange
 from dps.policies.files import SHIPPED
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
+from lightning_modules.predictions import read_predictions
+from lightning_modules.replay import no_loss_threshold
 
 CARD, FACTS = "README.md", "controller.json"
 _METRICS = {
@@ -36,6 +39,8 @@ def ship(
     replay: str | Path | None = None,
     policy: str | None = None,
     threshold: float | None = None,
+    margin: float | None = None,
+    k: KRange | None = None,
 ) -> Path:
     """Write a controller's folder.
 
@@ -46,6 +51,9 @@ def ship(
         replay: Folder of ``dps replay``, for the card: the curve and the operating point.
         policy: Name of the controller in that replay; its own name if None.
         threshold: More trajectories are added while ``1 - p_enough`` is above this; the training's own if None.
+        margin: Choose the threshold on the cross-validation's out-of-fold predictions, see
+            :func:`out_of_fold_threshold`.
+        k: Where it will be asked, for that choice; at all its checkpoints if None.
 
     Returns:
         The folder.
@@ -61,9 +69,11 @@ def ship(
     description = _without_paths(checkpoint[DESCRIPTION])
     prefix = "estimator."
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    measured = _crossval(crossval, description) if crossval is not None else None
+    if margin is not None and crossval is not None:
+        threshold = out_of_fold_threshold(crossval, margin, k)
     if threshold is not None:
         state[f"{prefix}threshold"] = torch.full_like(state[f"{prefix}threshold"], threshold)
-    measured = _crossval(crossval, description) if crossval is not None else None
     curve = _curve(replay, policy or description["name"], description) if replay is not None else None
     used = float(state[f"{prefix}threshold"])
     facts = {**description, "threshold": used, "crossval": measured, "replay": curve}
@@ -76,6 +86,30 @@ def ship(
     load_controller(unfinished)  # what is handed on can be read
     os.rename(unfinished, output)
     return output
+
+
+def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None) -> float:
+    """Return the cheapest threshold that shows no loss on the out-of-fold predictions of every question.
+
+    Args:
+        crossval: Folder of ``dps crossval``.
+        margin: Accuracy that counts as no loss.
+        k: Where the controller will be asked; at all checkpoints of the predictions if None.
+
+    Raises:
+        InputError: If there are no such predictions, or none at these numbers of trajectories.
+    """
+    found = read_predictions(crossval)
+    ks = found.ks if k is None else k.values
+    if not set(ks) <= set(found.ks):
+        raise InputError(
+            f"The cross-validation asks at k = {', '.join(map(str, found.ks))}, the policy at "
+            f"{', '.join(map(str, ks))}: set k to a part of these."
+        )
+    graded = found.label[:, 0, 0] >= 0
+    columns = [found.ks.index(value) for value in ks]
+    p_inc, correct, tokens = 1.0 - found.p_enough[graded], found.correct[graded] > 0, found.tokens[graded]
+    return no_loss_threshold(p_inc[..., columns[:-1]], correct[..., columns], tokens[..., columns], margin)
 
 
 def card(facts: Mapping[str, Any]) -> str:
@@ -95,7 +129,7 @@ def card(facts: Mapping[str, Any]) -> str:
         f"| model | {Path(str(model.get('name'))).name}, fingerprint `{model.get('fingerprint')}`; "
         "others are refused |",
         f"| hidden states | layer {model.get('feature_layer')}, size {facts['hidden_size']}, "
-        f"pooled by {data['pooling']} |",
+        f"pooled by {data['pooling']}, mean {'and spread ' if data.get('spread') else ''}over trajectories |",
         f"| question embedder | {model.get('embedder')} |",
         f"| scalars | {facts['feature_set']}: {', '.join(facts['feature_names'])} |",
         f"| label | `{data['label']}` |",

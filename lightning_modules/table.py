@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from dps.aggregate import answer_of
 from dps.errors import InputError
-from dps.features import extended_features, pool_hidden, scalar_features, sums_of
+from dps.features import extended_features, scalar_features, sums_of
 from feature_store.records import Question
-from lightning_modules.vectors import Vectors, mean_vectors
+from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
 Label = Literal["no_gain", "correct", "solvable"]
 LABELS: tuple[str, ...] = get_args(Label)
@@ -57,7 +58,8 @@ class Table:
     """Trajectories in each order: shape (Q, O, K), int16; K is the maximum."""
     vectors: Vectors
     """Pooled hidden states of each trajectory of M questions, in memory or in a file: shape (M, K, D), float32; D is 0
-    where they were not asked for. A row's hidden state is the mean over the first k of its order."""
+    where they were not asked for. A row's hidden state is the mean over the first k of its order. For attention they
+    are not pooled yet: shape (M, K, B, D + 1)."""
     vector_rows: np.ndarray
     """Which of the M each question is: shape (Q,), int64. Tables of splits share the vectors."""
     embedding: np.ndarray
@@ -66,6 +68,8 @@ class Table:
     """Whether the answer of the first k trajectories is right: shape (Q, O, C + 1), bool; False if not graded."""
     tokens: np.ndarray
     """Tokens generated for the first k trajectories, rejected ones included: shape (Q, O, C + 1), int64."""
+    spread: bool = False
+    """Whether a row's hidden state has the standard deviation over its trajectories, too."""
 
     @property
     def num_questions(self) -> int:
@@ -85,26 +89,53 @@ class Table:
     @property
     def hidden_size(self) -> int:
         """D."""
-        return self.vectors.shape[2]
+        return self.vectors.shape[-1] - self.has_blocks
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether hidden states are blocks that attention pools."""
+        return len(self.vectors.shape) == 4
+
+    @property
+    def question_bytes(self) -> int:
+        """Bytes of hidden states that a network sees for all rows of a question."""
+        pooled = self.rows_per_question * self.hidden_size * (1 + self.spread)
+        return 4 * (int(np.prod(self.vectors.shape[1:])) if self.has_blocks else pooled)
 
     @property
     def hidden(self) -> np.ndarray:
-        """The hidden states of all rows: shape (Q, O, C, D), float32. For small tables: O x C times the vectors."""
+        """The hidden states of all rows of a small table, see :meth:`hidden_of`: shape (Q, O, C, D or 2 D), float32."""
         return self.hidden_of(np.arange(self.num_rows)).reshape(*self.scalars.shape[:3], -1)
 
     def hidden_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the hidden states of some rows: shape (N, D), float32.
+        """Return the pooled hidden states of some rows: shape (N, D), or (N, 2 D) with the spread, float32.
+
+        Of blocks, the means over tokens are taken, with which attention starts.
 
         Args:
             rows: Row numbers, shape (N,).
         """
+        vectors, *where = self._vectors_of(rows)
+        return mean_vectors(mean_blocks(vectors) if self.has_blocks else vectors, *where, self.spread)
+
+    def inputs_of(self, rows: np.ndarray) -> np.ndarray | Blocks:
+        """Return what a network sees of the hidden states of some rows, see :func:`vectors.hidden_rows`.
+
+        Args:
+            rows: Row numbers, shape (N,).
+        """
+        return hidden_rows(*self._vectors_of(rows), self.spread)
+
+    def _vectors_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the vectors that some rows need, which of them each row is of, its order and its k."""
         question, order, checkpoint = np.unravel_index(rows, self.scalars.shape[:3])
         needed, at = np.unique(self.vector_rows[question], return_inverse=True)
-        return mean_vectors(self.vectors[needed], at, self.orders[question, order], np.asarray(self.ks)[checkpoint])
+        return self.vectors[needed], at, self.orders[question, order], np.asarray(self.ks)[checkpoint]
 
     def hidden_chunks(self) -> Iterator[np.ndarray]:
-        """Yield the hidden states of all rows in order, some whole questions at a time: shape (N, D), float32."""
-        most = max(1, _CHUNK // max(1, 4 * self.hidden_size * self.rows_per_question)) * self.rows_per_question
+        """Yield the hidden states of all rows in order, some whole questions at a time, see :meth:`hidden_of`."""
+        rows = 4 * self.hidden_size * (1 + self.spread) * self.rows_per_question
+        most = max(1, _CHUNK // max(1, rows, self.question_bytes)) * self.rows_per_question
         for start in range(0, self.num_rows, most):
             yield self.hidden_of(np.arange(start, min(start + most, self.num_rows)))
 
@@ -296,6 +327,8 @@ def make_table(
     seed: int = 0,
     parts: Collection[str] = PARTS,
     feature_set: str = "published",
+    orders: Iterable[np.ndarray] | None = None,
+    spread: bool = False,
     block: int | None = None,
 ) -> Table:
     """Make the table of some questions.
@@ -315,6 +348,9 @@ def make_table(
         parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made, ``hidden`` in
             memory, so ``data`` takes those of large stores from ``vectors`` instead.
         feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
+        orders: Orders of each question's trajectories, shape (O, K) with K of at least ``ks[-1]``; those that
+            :func:`orders_of` draws if None.
+        spread: Whether a row's hidden state has the standard deviation over its trajectories, too.
         block: The block after which controllers are asked while trajectories run; None asks at their end.
 
     Returns:
@@ -323,6 +359,7 @@ def make_table(
     Raises:
         InputError: If a question has too few trajectories or no features.
     """
+    given = repeat(None) if orders is None else orders
     columns = [
         _columns(
             q,
@@ -330,17 +367,17 @@ def make_table(
             aggregator,
             calibration,
             pooling,
-            orders_of(q.question_id, ks[-1], num_orders, seed),
+            orders_of(q.question_id, ks[-1], num_orders, seed) if its is None else its,
             parts,
             feature_set,
             block,
         )
-        for q in questions
+        for q, its in zip(questions, given, strict=False)
     ]
     if not columns:
         raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
     graded, lengths = [c.correct is not None for c in columns], [c.length for c in columns]
-    absent = np.zeros((num_orders, len(ks)), dtype=bool)
+    absent = np.zeros(columns[0].tokens.shape, dtype=bool)
     return Table(
         question_ids=tuple(c.question_id for c in columns),
         lengths=np.array(lengths, dtype=np.int64),
@@ -348,12 +385,21 @@ def make_table(
         ks=tuple(ks),
         scalars=np.stack([c.scalars for c in columns]),
         orders=np.stack([c.orders for c in columns]),
-        vectors=np.stack([c.vectors for c in columns]),
+        vectors=_stacked([c.vectors for c in columns]),
         vector_rows=np.arange(len(columns)),
         embedding=np.stack([c.embedding for c in columns]),
         correct=np.stack([absent if c.correct is None else c.correct for c in columns]),
         tokens=np.stack([c.tokens for c in columns]),
+        spread=spread,
     )
+
+
+def _stacked(vectors: list[np.ndarray]) -> np.ndarray:
+    """Stack vectors of questions; where they are blocks, filled up to the most that a question has."""
+    if vectors[0].ndim == 2:
+        return np.stack(vectors)
+    most = max(v.shape[1] for v in vectors)
+    return np.stack([np.pad(v, ((0, 0), (0, most - v.shape[1]), (0, 0))) for v in vectors])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -382,10 +428,11 @@ def _columns(
     block: int | None,
 ) -> _Columns:
     trajectories = question.trajectories
-    if len(trajectories) < ks[-1]:
+    count = orders.shape[1]
+    if len(trajectories) < count:
         raise InputError(
-            f"Expected {ks[-1]} trajectories of every question, but question {question.question_id} has "
-            f"{len(trajectories)}: harvest again with k.maximum {ks[-1]}."
+            f"Expected {count} trajectories of every question, but question {question.question_id} has "
+            f"{len(trajectories)}: harvest again with k.maximum {count}."
         )
     checkpoints = ks[:-1]
     sums = [sums_of(t.at(block)) for t in trajectories]
@@ -402,9 +449,9 @@ def _columns(
             f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
             "on what dps harvest writes, evaluations store no features."
         )
-    vectors = np.zeros((ks[-1], 0), dtype=np.float32)
+    vectors = np.zeros((count, 0), dtype=np.float32)
     if HIDDEN in parts:
-        vectors = np.stack([pool_hidden(t.at(block), pooling) for t in trajectories[: ks[-1]]])
+        vectors = vectors_of([t.at(block) for t in trajectories[:count]], pooling)
     answers = [
         [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
     ]

@@ -32,8 +32,9 @@ from lightning_modules.load import Controller, checkpoint_path, load_controller
 from lightning_modules.results import show
 from lightning_modules.table import going_on
 
-_FROM_DATA = ("hidden_size", "embedding_size", "feature_set")
-"""Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
+_FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "pooling", "spread")
+"""Arguments of a controller that the data module decides, where it has them: two sizes from the store, its feature set,
+and the form of the hidden states."""
 
 
 class ControllerCLI(LightningCLI):
@@ -115,7 +116,7 @@ class ControllerCLI(LightningCLI):
         """Refuse to measure a trained controller on data that do not fit it; use its clock."""
         if self._trained is None:
             return
-        trained = self._trained.description["data"]
+        trained = {"spread": False, **self._trained.description["data"]}
         for name, value in self.datamodule.settings().items():
             if trained.get(name) != value:  # another division into splits would test on training questions
                 raise InputError(

@@ -35,7 +35,7 @@ class Setting:
     """One dimension of a search."""
 
     key: str
-    """Under ``model.init_args``."""
+    """Under ``init_args`` of :attr:`part`."""
     low: float = 0.0
     """Least value."""
     high: float = 0.0
@@ -46,6 +46,8 @@ class Setting:
     """Whether values are integers."""
     choices: tuple[str, ...] = ()
     """Values as YAML, instead of a range."""
+    part: str = "model"
+    """``model`` or ``data``."""
 
     def suggest(self, trial: Trial) -> Any:
         """Return the trial's value."""
@@ -73,6 +75,10 @@ _MLP = (
     Setting("layer_sizes", choices=("[]", "[16]", "[32]", "[64]", "[32, 32]")),
     Setting("dropout", 0.0, 0.6),
     Setting("input_dropout", 0.0, 0.9),
+    Setting("residual_lr_scale", 0.05, 1.0, log=True),
+    Setting("residual_weight_decay", 0.1, 50.0, log=True),
+    Setting("pooling", choices=("mean", "last", "attention"), part="data"),
+    Setting("spread", choices=("false", "true"), part="data"),
 )
 SPACES: dict[str, tuple[Setting, ...]] = {
     "mlp-h": _MLP,
@@ -129,7 +135,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         load_if_exists=True,
         direction="minimize",
     )
-    _tidy(study, space, resolved["model"]["init_args"])
+    _tidy(study, space, resolved)
     done = len(_complete(study))
     # A sampler's state is not stored: another seed for every continuation, so that it proposes something new.
     study.sampler = optuna.samplers.TPESampler(seed=int(resolved["seed_everything"]) + done)
@@ -137,9 +143,12 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         study.optimize(_objective(args, folder, space, folds, trials), n_trials=trials - done)
 
     best = study.best_trial
-    chosen = _nested(resolved["model"], {s.key: _value(s, best.params[s.key]) for s in space})
+    chosen = {
+        part: _nested(resolved[part], {s.key: _value(s, best.params[s.key]) for s in space if s.part == part})
+        for part in dict.fromkeys(s.part for s in space)
+    }
     head = "# A second --config for dps fit and dps crossval: the best settings that dps tune found.\n"
-    (folder / BEST).write_text(head + yaml.safe_dump({"model": chosen}, sort_keys=False))
+    (folder / BEST).write_text(head + yaml.safe_dump(chosen, sort_keys=False))
     rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in _complete(study)]
     write_json(folder / TRIALS, {"name": cli.model.name, "folds": folds, "best": best.number, "trials": rows})
     print(
@@ -155,8 +164,9 @@ def _objective(
     """Return the function that trains a trial on every fold: the mean out-of-fold log loss, nats."""
 
     def objective(trial: Trial) -> float:
-        values = {setting.key: setting.suggest(trial) for setting in space}
-        settings = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in values.items()]
+        values = {f"{s.part}.init_args.{s.key}": s.suggest(trial) for s in space}
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+        settings = [f"--{key}={text}" for key, text in texts.items()]
         losses = []
         for fold in range(folds):
             where = folder / f"fold-{fold}"  # each trial's checkpoints replace the last one's
@@ -187,7 +197,7 @@ def _tidy(study: Study, space: Sequence[Setting], configured: Mapping[str, Any])
     from optuna.trial import TrialState
 
     if not study.trials:
-        own = {s.key: _at(configured, s.key) for s in space}
+        own = {s.key: _at(configured[s.part]["init_args"], s.key) for s in space}
         study.enqueue_trial({s.key: s.stored(own[s.key]) for s in space if s.accepts(own[s.key])})
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lightning_modules.batches import to_tensor
 from lightning_modules.calibration import METHODS, Calibrator
 from lightning_modules.crossval import fold_questions
 from lightning_modules.data import FeatureDataModule
@@ -29,14 +30,14 @@ METRICS = ("auroc", "brier", "calibration_error", "log_loss")
 
 def logits_of(estimator: Estimator, table: Table) -> np.ndarray:
     """Return the logits of every row before calibration: shape (Q, O * C)."""
-    rows = table.num_rows // table.num_questions
+    rows = table.rows_per_question
     arrays = (
         table.scalars.reshape(table.num_rows, -1),
-        table.hidden.reshape(table.num_rows, -1),
+        table.inputs_of(np.arange(table.num_rows)),
         np.repeat(table.embedding, rows, axis=0),
     )
     with torch.no_grad():
-        return estimator(*[torch.from_numpy(a.astype(np.float64)) for a in arrays]).numpy().reshape(-1, rows)
+        return estimator(*(to_tensor(each, torch.float64) for each in arrays)).numpy().reshape(-1, rows)
 
 
 def compare(folder: Path, store: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -47,6 +48,7 @@ def compare(folder: Path, store: str) -> dict[str, dict[str, dict[str, float]]]:
         store,
         label=trained["label"],
         pooling=trained["pooling"],
+        spread=controllers[0].spread,
         feature_set=trained["feature_set"],
         num_orders=trained["num_orders"],
         seed=trained["seed"],

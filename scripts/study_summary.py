@@ -1,9 +1,9 @@
-"""What a study's stores say in numbers: accuracy of k = 1, 2, ... by source, speed, acceptance, GPU time.
+"""What a study's stores say in numbers: accuracy of k = 1, 2, ... by source, paired differences, speed, acceptance.
 
     python scripts/study_summary.py runs/gsm8k-qwen2.5-coder-0.5b --output docs/results/gsm8k-qwen2.5-coder-0.5b
 
-Reads the stores that `scripts/study_gsm8k.sh` made; writes ``summary.json``, ``summary.md`` and ``records/*.csv.gz``
-(every trajectory's counts, answer, grade and log p; no text).
+Reads those of the stores that `scripts/study_gsm8k.sh` made; writes ``summary.json``, ``summary.md`` and
+``records/*.csv.gz`` (every trajectory's counts, answer, grade and log p; no text).
 """
 
 from __future__ import annotations
@@ -15,20 +15,51 @@ from typing import Any
 
 import numpy as np
 
-from dps.replay.compare import mean, resamples
+from dps.replay.compare import mean, questions_needed, ratio, resamples
 from dps.replay.policies import fixed
-from dps.replay.samples import orders_of, read_samples, walk
+from dps.replay.samples import Samples, orders_of, read_samples, walk
 from feature_store import Store
 from feature_store.tools import export
 
-SPLITS = ("train", "test")
-SOURCES = {"power": "{split}", "lowtemp": "rivals-{split}/lowtemp", "plain": "rivals-{split}/plain"}
+STORES = {
+    "train": {"power": "train"},
+    "test": {"power": "test", "lowtemp": "rivals-test/lowtemp", "plain": "rivals-test/plain"},
+    "humaneval": {"power": "humaneval/power", "lowtemp": "humaneval/lowtemp", "plain": "humaneval/plain"},
+    "math500": {"power": "math500/power", "lowtemp": "math500/lowtemp", "plain": "math500/plain"},
+}
+"""Folders of each source of samples, by the questions that they are of; the first two are GSM8K's splits."""
 ORDERS, RESAMPLES = 32, 1000
+
+
+def read(store: Store, folder: Path) -> Samples:
+    """Return a store's samples."""
+    return read_samples(store.manifest, store.scan(hidden=False), folder.name)
+
+
+def one_trajectory(power: Samples, rival: Samples) -> dict[str, Any]:
+    """Compare one trajectory of power sampling with one sample of a rival, paired by question.
+
+    A question's accuracy is the mean over its trajectories, each of which is a draw of one.
+    """
+    common = sorted(set(power.question_ids) & set(rival.question_ids))
+    one, other = power.on(common), rival.on(common)
+    gaps = one.right.mean(axis=1) - other.right.mean(axis=1)
+    weights = resamples(len(common), RESAMPLES, 0)
+    difference = mean(gaps, weights)
+    return {
+        "rival": rival.series,
+        "questions": len(common),
+        "trajectories": [one.num_trajectories, other.num_trajectories],
+        "difference": difference.plain(),
+        "verdict": {1: "above", -1: "below", 0: "undecided"}[difference.sign],
+        "questions_needed": questions_needed(gaps),
+        "tokens_ratio": ratio(one.generated.mean(axis=1), other.generated.mean(axis=1), weights).plain(),
+    }
 
 
 def describe(store: Store, folder: Path) -> dict[str, Any]:
     """Return the numbers of one store; standard errors are over questions, k is averaged over orders."""
-    samples = read_samples(store.manifest, store, folder.name)
+    samples = read(store, folder)
     count = samples.num_trajectories
     orders = np.stack([orders_of(name, count, ORDERS, 0) for name in samples.question_ids])
     walked = walk(samples, orders, range(1, count + 1), 0)
@@ -70,36 +101,64 @@ def describe(store: Store, folder: Path) -> dict[str, Any]:
 
 def table(summary: dict[str, Any]) -> str:
     """Return the accuracies as Markdown."""
-    lines = ["| split | source | questions | one trajectory % | majority of k = 2 | 4 | 8 | 16 | any right % | tokens "
-             "each | log p | tokens/s |", "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for split, sources in summary.items():
-        for name, found in sources.items():
-            at = {entry["k"]: entry for entry in found["accuracy_by_k"]}
-            cells = [
-                f"{100 * at[k]['value']:.1f} ± {100 * at[k]['stderr']:.1f}" if k in at else "" for k in (2, 4, 8, 16)
-            ]
-            one, bound = found["accuracy_one"], found["any_right"]
+    lines = [
+        "| questions | source | | one trajectory % | vote of k = 2 | 4 | 8 | 16 | 64 | any right % | tokens each "
+        "| log p | tokens/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for questions, found in summary.items():
+        for name, source in found["sources"].items():
+            at = {entry["k"]: entry for entry in source["accuracy_by_k"]}
+            cells = [percent(at[k]) if k in at else "" for k in (2, 4, 8, 16, 64)]
             lines.append(
-                f"| {split} | {name} | {found['questions']:,} | {100 * one['value']:.1f} ± {100 * one['stderr']:.1f} | "
-                f"{' | '.join(cells)} | {100 * bound['value']:.1f} ± {100 * bound['stderr']:.1f} | "
-                f"{found['tokens_per_trajectory']:,.0f} | {found['logprob']:.1f} | {found['tokens_per_s']:,.0f} |"
+                f"| {questions} | {name} | {source['questions']:,} | {percent(source['accuracy_one'])} | "
+                f"{' | '.join(cells)} | {percent(source['any_right'])} | {source['tokens_per_trajectory']:,.0f} | "
+                f"{source['logprob']:.1f} | {source['tokens_per_s']:,.0f} |"
+            )
+    lines += [
+        "",
+        "| questions | one trajectory of power sampling minus one of | points | tokens |",
+        "|---|---|---:|---:|",
+    ]
+    for questions, found in summary.items():
+        for each in found["one_trajectory"]:
+            gap = {name: f"{100 * value:+.1f}" for name, value in each["difference"].items()}
+            lines.append(
+                f"| {questions} | {each['rival']} | {gap['value']} [{gap['low']}, {gap['high']}] {each['verdict']} | "
+                f"{each['tokens_ratio']['value']:.1f} x |"
             )
     return "\n".join(lines) + "\n"
 
 
+def percent(found: dict[str, float]) -> str:
+    """Return a share with its standard error, in percent."""
+    return f"{100 * found['value']:.1f} ± {100 * found['stderr']:.1f}"
+
+
 def main() -> None:
-    """Read the stores, write the numbers."""
+    """Read the stores that there are, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     summary: dict[str, Any] = {}
-    for split in SPLITS:
-        summary[split] = {}
-        for source, pattern in SOURCES.items():
-            folder = options.stores / pattern.format(split=split)
-            summary[split][source] = describe(Store.open(folder), folder)
-            export(folder, options.output / "records" / f"{split}-{source}.csv.gz")
+    for questions, folders in STORES.items():
+        there = {
+            name: options.stores / folder for name, folder in folders.items() if (options.stores / folder).exists()
+        }
+        if not there:
+            continue
+        samples = {name: read(Store.open(folder), folder) for name, folder in there.items()}
+        summary[questions] = {
+            "sources": {name: describe(Store.open(folder), folder) for name, folder in there.items()},
+            "one_trajectory": [
+                one_trajectory(samples["power"], rival)
+                for name, rival in samples.items()
+                if name != "power" and "power" in samples
+            ],
+        }
+        for name, folder in there.items():
+            export(folder, options.output / "records" / f"{questions}-{name}.csv.gz")
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (options.output / "summary.md").write_text(table(summary))
     print(table(summary))

@@ -14,6 +14,7 @@ import yaml
 from dps.cli import run
 from dps.model_config import embedded_path
 from feature_store import Store, StoreWriter
+from scripts.check_replay_live import AGREE, compare
 
 from .factories import make_manifest, make_question
 
@@ -272,6 +273,16 @@ def test_live_controllers_use_prefixes_of_the_fixed_run(pipeline):
             assert [decision.k for decision in question.decisions] == [k for k in (2, 4, 6) if k <= question.k]
             for mine, theirs in zip(question.trajectories, fixed[question.question_id].trajectories, strict=False):
                 assert mine.tokens.tolist() == theirs.tokens.tolist()
+
+
+def test_replay_decides_as_the_live_controllers_did(pipeline, tmp_path):
+    folder, _ = pipeline
+    harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", f"--output={tmp_path}", "--compute.rows=64"]
+    assert run([*harvest, "--benchmark.split=test", "--benchmark.limit=16", "--compute.workers=1"]) == 0
+    controllers = {name: folder / "controllers" / name for name in ("gbdt", "mlp-h", "mlp-hq")}
+    for name, found in compare(tmp_path, folder / "evaluation", controllers, ()).items():
+        assert found["differ"] == [], name
+        assert [found[what] for what in AGREE] == [16] * len(AGREE), name
 
 
 def test_no_harvested_question_is_evaluated(pipeline):

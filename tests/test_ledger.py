@@ -29,6 +29,19 @@ def test_the_first_worker_does_not_take_what_the_others_will_need():
     assert len(ledger.take(0, 0, 8).question_ids) == 5  # 30 are unfinished, it has 10
 
 
+def test_a_worker_whose_questions_wait_to_be_committed_is_not_taken_for_busy():
+    ledger = Ledger([[f"q{i}" for i in range(20)]], 2)
+    assert len(ledger.take(0, 0, 8, complete=0).question_ids) == 8
+    assert len(ledger.take(1, 0, 4, complete=0).question_ids) == 4
+    # 8 wait, 12 are held: without the 8 complete ones its even share is 6, with them it would have 2 more to start.
+    assert len(ledger.take(0, 0, 8, complete=8).question_ids) == 6
+    for name in [f"q{i}" for i in range(8)]:
+        ledger.done(0, name)
+    # Those are committed now: it works at 6, the other at 4, and 2 wait.
+    assert ledger.take(0, 0, 8).question_ids == ()
+    assert len(ledger.take(1, 0, 8).question_ids) == 2
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_every_question_is_done_once(seed):
     rng = random.Random(seed)
@@ -49,7 +62,8 @@ def test_whatever_happens_every_question_is_done_once(seed):
             assert not ledger.done(task, name)
             reported.append((task, name))
         else:
-            given = ledger.take(worker, rng.choice([None, 0, 1, 2]), rng.randrange(1, 6))
+            complete = rng.randrange(len(hands[worker]) + 1)
+            given = ledger.take(worker, rng.choice([None, 0, 1, 2]), rng.randrange(1, 6), complete)
             hands[worker] += [(given.task, name) for name in given.question_ids]
     assert ledger.finished
     assert sorted(reported) == sorted((t, name) for t, task in enumerate(tasks) for name in task)

@@ -22,10 +22,12 @@ CONFIG = HarvestConfig(
 
 
 def test_chains_are_seated_on_the_row_that_comes_free_first():
-    assert makespan(np.array([5, 3, 4, 2]), 2) == 7  # 5+2 on one row, 3+4 on the other
-    assert makespan(np.array([5, 3, 4, 2]), 8) == 5
-    assert makespan(np.array([], int), 4) == 0
-    assert makespan(np.full(100, 7), 10) == 70
+    assert makespan(np.array([5, 3, 4, 2]), 2) == (7, 14)  # 5+2 on one row, 3+4 on the other
+    assert makespan(np.array([5, 3, 4, 2]), 8) == (5, 40)
+    assert makespan(np.array([], int), 4) == (0, 0)
+    assert makespan(np.full(100, 7), 10) == (70, 700)
+    # All 32 rows run until 16 of them are free, then 16, and 8 are the fewest.
+    assert makespan(np.array([1] * 16 + [3] * 12 + [4] * 4), 32) == (4, 1 * 32 + 2 * 16 + 1 * 8)
 
 
 def test_the_time_of_a_step_is_found_again_and_start_up_told_apart():
@@ -39,6 +41,16 @@ def test_the_time_of_a_step_is_found_again_and_start_up_told_apart():
     constant, slope, startup = fit(recorded)
     assert (constant, slope) == pytest.approx((0.003, 0.0002))
     assert startup == pytest.approx(40.0, rel=0.01)
+
+
+def test_steps_of_short_responses_at_the_beginning_do_not_count():
+    rng = np.random.default_rng(0)
+    steps = np.ones(60)
+    row_steps = np.concatenate([np.full(20, 64.0), rng.integers(1, 65, 40)])
+    seconds = np.where(np.arange(60) < 20, 0.5, 1.0) * (0.003 + 0.0002 * row_steps)
+    looks = np.stack([seconds, steps, row_steps], axis=1)
+    assert fit(looks, 20) == pytest.approx((0.003, 0.0002, 0.0))
+    assert fit(looks[:20], 20)[0] + 64 * fit(looks[:20], 20)[1] == pytest.approx(0.5 * (0.003 + 0.0002 * 64))
 
 
 def test_a_cost_that_seems_negative_is_none():

@@ -8,9 +8,11 @@ import threading
 
 import pytest
 
-from dps import progress_log
+from dps import config, progress_log
+from dps.cli import run
 from dps.progress import Progress, format_rate, format_seconds, track
 from dps.progress_log import PROGRESS, ProgressLog
+from feature_store import Store
 
 SCRIPT = """
 import sys, time
@@ -143,3 +145,49 @@ def test_the_log_says_how_far_a_store_is(tmp_path, monkeypatch):
         now[0] += 1
         log.note(1, {})
     assert len((tmp_path / PROGRESS).read_text().splitlines()) == 5  # a resumed run appends
+
+
+def test_the_log_counts_its_time_from_the_first_admission(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_log.time, "monotonic", lambda: now[0])
+    with ProgressLog(tmp_path, before=0, total=4) as log:
+        log.note(1, {}, age_s=5.0)
+        now[0] += 5
+        log.note(2, {}, age_s=2.0)
+        now[0] += 2
+        log.note(3, {}, age_s=14.0)  # was admitted before all others, and took longer
+    lines = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
+    assert [line["elapsed_s"] for line in lines] == [5.0, 10.0, 14.0]
+    assert lines[0]["questions_per_min"] == 12.0
+    assert lines[0]["left_s"] == 15.0
+
+
+def test_the_log_becomes_tensorboard_scalars_whose_steps_go_on_in_a_resumed_run(tmp_path, capsys):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="the extra tensorboard is not installed"
+    )
+    command = [
+        "harvest", f"--output={tmp_path}", "--sampler.block_size=12", "--sampler.max_new_tokens=12",
+        "--sampler.num_mh_steps=1", "--compute.rows=8", "--compute.threads=1", "--compute.tensorboard=true",
+        "--compute.commit_interval_s=0", "--k.maximum=2", "--k.start=2",
+    ]  # fmt: skip
+    for limit in (2, 4):
+        assert run([*command, f"--benchmark.limit={limit}", "--benchmark.split=train"]) == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), {accumulator.SCALARS: 0}).Reload()
+    lines = [json.loads(line) for line in (tmp_path / PROGRESS).read_text().splitlines()]
+    expected = {name for line in lines for name, value in line.items() if value is not None}
+    assert set(events.Tags()["scalars"]) == expected - {"time", "questions", "total"}
+    for name in events.Tags()["scalars"]:
+        pairs = [(line["questions"], line[name]) for line in lines if line[name] is not None]
+        found = events.Scalars(name)
+        assert [event.step for event in found] == [step for step, _ in pairs]
+        assert [event.value for event in found] == pytest.approx([value for _, value in pairs], rel=1e-6)
+    assert [line["questions"] for line in lines][-1] == 4
+    assert len(Store.open(tmp_path)) == 4
+
+
+def test_tensorboard_that_is_not_there_is_refused_before_a_model_loads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.tensorboard=true"]) == 2
+    assert "pip install 'dynamic-power-sampling[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

@@ -143,6 +143,30 @@ def test_start_and_step_of_one(model):
     assert all([d.k for d in r.decisions] == [1, 2, 3, 4] for r in never.values())  # not asked where it cannot matter
 
 
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_questions_at_a_time(model, at_a_time):
+    controller = FakeController(lambda f: float(f.scalars[-1] >= 4))
+    policy = DynamicK(KRange(2, 2, 8), controller)
+    engine = Engine(model, CONFIG, rows=64, prompt_room=8)
+    drawn, most, found = 0, 0, {}
+
+    def source():
+        nonlocal drawn
+        for question in questions(7):
+            drawn += 1
+            yield question
+
+    records = run_policy(
+        model, engine, source(), policy, grader=Grading(), seed=1, feature_layer=2, at_a_time=at_a_time
+    )
+    for record in records:
+        most = max(most, drawn - len(found))
+        found[record.question_id] = record
+    assert most == at_a_time  # 64 rows would have taken all seven
+    for name, record in run(model, policy, count=7).items():
+        assert [t.tokens.tolist() for t in record.trajectories] == [t.tokens.tolist() for t in found[name].trajectories]
+
+
 def test_records_do_not_depend_on_rows_or_order(model):
     one, other = run(model, FixedK(4), rows=8), run(model, FixedK(4), rows=40)
     for name in one:

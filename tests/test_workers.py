@@ -1,14 +1,23 @@
 """Several workers make the store that one makes, also where one of them is killed."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
+from dps import worker
 from dps.cli import run
+from dps.progress_log import PROGRESS
+from dps.run import StorePlan, _Display
+from dps.sampler.settings import SamplerConfig
+from dps.worker import Done, StoreTask
 from feature_store import Store
 from feature_store.tools import verify
 
@@ -50,6 +59,48 @@ def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_pat
     assert same(Store.open(folder), alone)
 
 
+def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone, tmp_path):
+    """Two kills of all its processes at once; scripts/kill_harvest.py does 50 (docs/results/crash)."""
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    rng = random.Random(0)
+    for _ in range(2):
+        before = len(list(folder.glob("segment-w*.h5")))
+        process = subprocess.Popen(
+            [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, start_new_session=True
+        )
+        while process.poll() is None and len(list(folder.glob("segment-w*.h5"))) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, process.stderr.read()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert verify(folder) == []
+        lines = (folder / PROGRESS).read_bytes().split(b"\n")[:-1]
+        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(folder)) < 36
+    assert run([*command[3:], "--compute.threads=1"]) == 0
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_committed(alone, tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
+        time.sleep(0.02)
+    for victim in [worker_of(process.pid, number) for number in (0, 1)]:
+        os.kill(victim, signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, error
+    assert "Traceback" not in error
+    assert "\ndps harvest: error: All workers died; what they had committed is kept" in error
+    assert verify(folder) == []
+    assert 0 < len(Store.open(folder)) < 36
+
+
 def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     folder = tmp_path / "store"
@@ -76,6 +127,32 @@ def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monk
     assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.backend=ray", *SETTINGS]) == 2
     assert "pip install 'dynamic-power-sampling[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+def test_the_log_and_the_bar_say_what_the_fullest_gpu_of_any_worker_has(tmp_path, capsys):
+    done = Done(0, "q0", k=4, tokens=100, correct=True, accepted=1, proposed=2, age_s=1.0, gpu_gib=3.456)
+    plan = StorePlan(tmp_path, "harvest", {"name": "power"}, StoreTask(tmp_path, SamplerConfig(), 4, None, True))
+    with _Display([plan], [0], 3) as display:
+        for question, gpu_gib in (("q0", 3.456), ("q1", 7.891), ("q2", 3.5)):  # of two workers
+            display.show(replace(done, question_id=question, gpu_gib=gpu_gib))
+    assert progress(tmp_path)[-1]["gpu_gib"] == 7.89
+    assert "GPU GiB 7.9" in capsys.readouterr().err
+
+
+def test_a_worker_reports_the_memory_of_its_own_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "peak_gib", lambda: 1.5)
+    assert run(["harvest", f"--output={tmp_path}", "--benchmark.limit=2", "--compute.threads=1", *SETTINGS]) == 0
+    assert progress(tmp_path)[-1]["gpu_gib"] == 1.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_there_is_nothing_to_say_of_its_memory(alone):
+    assert progress(alone.folder)[-1]["gpu_gib"] is None
+
+
+def progress(folder):
+    """The lines of a store's progress log."""
+    return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
 
 
 def processes():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dps.benchmarks import BenchmarkConfig
-from dps.config import FeaturesConfig
+from dps.config import FeaturesConfig, check_forced_lengths
 from dps.errors import InputError
 from dps.model_config import ModelConfig, check_model_name
 from dps.sampler.settings import ForwardPath, SamplerConfig
@@ -79,15 +79,9 @@ class BenchConfig:
             raise InputError("rows, generate_batch_sizes and threads must be at least 1.")
         if not (self.reference_budget_s > 0 and self.steps_s > 0):
             raise InputError("reference_budget_s and steps_s must be above 0.")
-        for name in ("forced_mean_length", "random_prompt_length", "project_chains"):
+        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
+        for name in ("random_prompt_length", "project_chains"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
-        if self.forced_spread < 0:
-            raise InputError(f"forced_spread must not be negative, got {self.forced_spread:g}.")
-        if self.forced_mean_length is not None and self.forced_mean_length > self.sampler.max_new_tokens:
-            raise InputError(
-                f"forced_mean_length is {self.forced_mean_length}, more than sampler.max_new_tokens "
-                f"({self.sampler.max_new_tokens}): lower it."
-            )
         return self

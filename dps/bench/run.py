@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import resource
 import statistics
 import sys
@@ -25,6 +24,7 @@ from dps.bench.records import Records
 from dps.bench.reference import ReferenceChain, reference_chain
 from dps.benchmarks import load_benchmark
 from dps.benchmarks.grading import Grader
+from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.policies import FixedK
 from dps.progress import track
@@ -131,12 +131,11 @@ def _setting(config: BenchConfig, model: LanguageModel) -> _Setting:
 
 
 def forced_lengths(config: BenchConfig, question_id: str) -> tuple[int, ...]:
-    """Return a length for each trajectory of a question: log-normal about the mean, at least 8 and at most T_max."""
-    digest = hashlib.blake2b(f"{config.seed}/{question_id}".encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
-    spread = config.forced_spread
-    lengths = config.forced_mean_length * np.exp(rng.normal(-(spread**2) / 2, spread, config.k))
-    return tuple(np.clip(np.rint(lengths), 8, config.sampler.max_new_tokens).astype(int).tolist())
+    """Return the length of each trajectory of a question."""
+    assert config.forced_mean_length is not None
+    return ForcedLengths(
+        config.forced_mean_length, config.forced_spread, config.sampler.max_new_tokens, config.k, config.seed
+    ).of(question_id)
 
 
 # -- the cases ---------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Controller(Protocol):
     ks: Sequence[int]
     """Checkpoints that it was trained on, then the largest k of its harvest."""
     pooling: str
-    """How it wants hidden states pooled, see :func:`dps.features.pool_hidden`."""
+    """How it wants hidden states pooled, one of :data:`dps.features.POOLINGS`."""
     label: str
     """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
     block: int | None

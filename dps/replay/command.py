@@ -35,9 +35,9 @@ SCHEMA_VERSION = 2
 _ELSEWHERE = ("output", "rivals", "controllers", "show_questions")
 """Settings that change no number, or are told elsewhere in the provenance."""
 
-Predict = Callable[[str, Path, np.ndarray, tuple[int, ...]], np.ndarray]
-"""Asks a trained controller (its path) about a store's graded questions (the store, orders (Q, O, K) and ks): p_enough,
-shape (Q, O, C). Handed in by the composition root."""
+Predict = Callable[[str, Path, Sequence[str], np.ndarray, tuple[int, ...]], tuple[np.ndarray, float]]
+"""Asks a trained controller (its path) about questions of a store (the store, Q ids, orders (Q, O, K) and ks):
+p_enough, shape (Q, O, C), and the threshold that it came with. Handed in by the composition root."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,8 +127,12 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
 
     ran = [fixed("power", walked)]
     for name, path in config.controllers.items():
-        p_enough = _rows(found[name], common) if found[name] is not None else predict(path, harvest, orders, ks)
-        ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin))
+        one = found[name]
+        if one is not None:
+            p_enough, own = _rows(one, common, ks), None
+        else:
+            p_enough, own = predict(path, harvest, common, orders, ks)
+        ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin, own))
     rules, blind = _rules("power", walked, folds, config.margin)
     ran += rules
     if blind:
@@ -153,7 +157,9 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
         ran.append(dynamic(rule.name, "rule", source.series, every, p_inc, folds, config.margin))
     report = _report(store.manifest, samples, sources, ran, walked, notes, config, harvest)
     shown = number_shown(config.show_questions, store.manifest)
-    return {**report, "questions": questions_to_read(store, samples, ran, shown)}
+    from dps.report.look import drawn_with
+
+    return {**report, "questions": questions_to_read(store, samples, ran, shown), "figures": drawn_with()}
 
 
 def _rules(series: str, walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Ran], list[str]]:
@@ -201,10 +207,11 @@ def _orders(
                 f"The cross-validation of {name} ({config.controllers[name]}) is of another harvest: its store has the "
                 f"fingerprint {one.store_fingerprint}, this one {manifest.fingerprint}. Run dps crossval on this one."
             )
-        if one.ks != ks:
+        if set(ks[:-1]) - set(one.ks[:-1]) or ks[-1] > one.ks[-1]:
             raise InputError(
-                f"The cross-validation of {name} asks at k = {', '.join(map(str, one.ks))}, the replay at "
-                f"{', '.join(map(str, ks))}: leave k out, or cross-validate on a harvest with that range."
+                f"The cross-validation of {name} asks at k = {', '.join(map(str, one.ks[:-1]))} of at most "
+                f"{one.ks[-1]}, the replay at {', '.join(map(str, ks[:-1]))} of at most {ks[-1]}: set k to a part of "
+                "its range, or cross-validate on a harvest with that range."
             )
         place = {question: i for i, question in enumerate(one.question_ids)}
         mine = one.orders[[place[question] for question in question_ids]]
@@ -219,10 +226,11 @@ def _orders(
     return np.stack([orders_of(name, num_trajectories, config.orders, config.seed) for name in question_ids])
 
 
-def _rows(found: OutOfFold | None, question_ids: Sequence[str]) -> np.ndarray:
-    assert found is not None
+def _rows(found: OutOfFold, question_ids: Sequence[str], ks: tuple[int, ...]) -> np.ndarray:
+    """Return the probabilities of these questions at these checkpoints, among those that there are."""
     place = {question: i for i, question in enumerate(found.question_ids)}
-    return found.p_enough[[place[question] for question in question_ids]]
+    rows = found.p_enough[[place[question] for question in question_ids]]
+    return rows[..., [found.ks.index(k) for k in ks[:-1]]]
 
 
 # -- what is compared with what ----------------------------------------------------------------------------------------
@@ -327,6 +335,12 @@ def _policy(
             "share_at_k": {str(int(k)): int(n) / len(one.natural_k) for k, n in zip(ks, counts, strict=True)},
         }
         entry["operating_point"]["no_loss"] = entry["operating_point"]["accuracy_difference"]["low"] >= -config.margin
+    if one.own is not None:
+        entry["own_threshold"] = {
+            **_against(one.own, reference, weights, seconds, prefill),
+            "threshold": one.own_threshold,
+            "mean_k": float(one.own.k.mean()),
+        }
     return entry
 
 

@@ -19,7 +19,8 @@ class ReplayConfig:
     """Name of each controller and where its probabilities come from: the folder of `dps crossval` on this store (out of
     fold), or a checkpoint, run folder or controller folder that was trained on other questions."""
     k: KRange | None = None
-    """Where policies may stop; the harvest's own range if not set."""
+    """Where policies may stop; the harvest's own range if not set. Controllers must have been trained to be asked there
+    (and may know more)."""
     orders: int = 32
     """Orders of the exchangeable trajectories that everything is averaged over; the first is the natural one. Out-of-
     fold probabilities bring their own."""

@@ -110,3 +110,49 @@ def choose_threshold(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray,
     allowed = np.flatnonzero(accuracies >= correct[..., -1].mean() - tolerance - 1e-9)
     best = max(allowed, key=lambda i: (-costs[i], accuracies[i], thresholds[i]))
     return float(thresholds[best])
+
+
+def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
+    """Return which of M thresholds is the cheapest that shows no loss; None if none does.
+
+    No loss is shown where the lower end of the paired 95 % interval of the accuracy difference (1.96 standard errors,
+    clustered by question) is at least ``-margin``.
+
+    Args:
+        losses: Accuracy of each question minus that of k = maximum, averaged over orders: shape (M, Q).
+        tokens: Its tokens, likewise: shape (M, Q).
+        margin: Accuracy that counts as no loss, for instance 0.01.
+    """
+    lower = losses.mean(axis=1)
+    if losses.shape[1] > 1:
+        lower = lower - 1.96 * losses.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
+    allowed = np.flatnonzero(lower >= -margin - 1e-12)
+    return min(allowed.tolist(), key=lambda i: tokens[i].mean(), default=None)
+
+
+def no_loss_threshold(
+    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 256
+) -> float:
+    """Return the cheapest threshold that shows no loss against k = maximum, see :func:`cheapest_without_loss`.
+
+    Args:
+        p_inc: Shape (Q, O, C); out of fold, or the threshold flatters itself.
+        correct: Shape (Q, O, C + 1).
+        tokens: Shape (Q, O, C + 1).
+        margin: Accuracy that counts as no loss.
+        candidates: Thresholds that are tried, spread evenly over their tokens.
+
+    Returns:
+        A threshold; :data:`NEVER_STOP` if nothing cheaper than k = maximum shows no loss.
+    """
+    every, _, costs = sweep(p_inc, correct, tokens)
+    wanted = np.linspace(costs.min(), costs.max(), candidates)
+    thresholds = every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
+
+    def means(of: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(of, stop[..., None], axis=-1)[..., 0].mean(axis=1)
+
+    stop = [stops(p_inc, float(threshold)) for threshold in thresholds]
+    losses = np.stack([means(correct, at) for at in stop]) - correct[..., -1].mean(axis=1)
+    best = cheapest_without_loss(losses, np.stack([means(tokens, at) for at in stop]), margin)
+    return NEVER_STOP if best is None else float(thresholds[best])

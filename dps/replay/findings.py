@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dps.report import words
+
+CHEAPER = 0.9
+"""A rival that has no more samples and spends less than this share of a policy's tokens is told as the cheaper one."""
+
 
 def findings(report: Mapping[str, Any]) -> list[str]:
     """Return the findings, the one that could change a reader's mind first.
 
     If self-consistency over cheap samples is ahead at equal tokens, that is the first sentence.
     """
-    found = [*_rivals(report), *_headline(report), *_rules(report), *_fixed(report)]
+    found = [*_rivals(report), *_headline(report), *_own(report), *_rules(report), *_fixed(report)]
     return [sentence for sentence in found if sentence]
 
 
 def points(value: float) -> str:
-    """Return an accuracy difference in percentage points with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    """Return an accuracy difference in percentage points with its sign; 0.0 has none."""
+    return words.signed_points(value, None)
 
 
 def between(interval: Mapping[str, float]) -> str:
@@ -46,10 +51,10 @@ def _best(report: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
 
 
 def _rivals(report: Mapping[str, Any]) -> list[str]:
-    """Say how self-consistency over cheap samples does at the tokens of power sampling."""
+    """Say how self-consistency over cheap samples does at the tokens of power sampling: where it wins, first."""
     best = _best(report, "controller") or _best(report, "rule")
     names = [f"fixed-k{report['ks'][-1]}"] + ([best["policy"]] if best is not None else [])
-    found = []
+    wins, found = [], []
     for name in names:
         rows = [m for m in report["matched_tokens"] if m["policy"] == name and m["rival_series"] != "power"]
         if not rows:
@@ -57,10 +62,17 @@ def _rivals(report: Mapping[str, Any]) -> list[str]:
         row = min(rows, key=lambda m: m["difference"]["value"])
         tokens = f"{row['rival_tokens']:,.0f} tokens a question where {name} spends {row['tokens']:,.0f}"
         if row["verdict"] == "below":
-            found.append(
+            wins.append(
                 f"Self-consistency over cheap samples wins: {row['rival']} reaches {100 * row['rival_accuracy']:.1f} % "
                 f"with {tokens}, {name} {100 * row['accuracy']:.1f} % "
                 f"({points(row['difference']['value'])} points, {between(row['difference'])})."
+            )
+        elif row["verdict"] == "undecided" and row["rival_tokens"] < CHEAPER * row["tokens"]:
+            found.append(
+                f"Self-consistency over cheap samples is not told apart from {name} at "
+                f"{row['rival_tokens'] / row['tokens']:.2f} of its tokens: {row['rival']} reaches "
+                f"{100 * row['rival_accuracy']:.1f} % with {tokens}, {name} {100 * row['accuracy']:.1f} % "
+                f"({points(row['difference']['value'])} points, {between(row['difference'])}{decided(row)})."
             )
         else:
             word = "ahead of" if row["verdict"] == "above" else "not told apart from"
@@ -68,7 +80,7 @@ def _rivals(report: Mapping[str, Any]) -> list[str]:
                 f"{name} is {word} the best self-consistency over cheap samples ({row['rival']}, with {tokens}): "
                 f"{points(row['difference']['value'])} points, {between(row['difference'])}{decided(row)}."
             )
-    return found
+    return wins + found
 
 
 def _headline(report: Mapping[str, Any]) -> list[str]:
@@ -81,12 +93,30 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
             continue
         ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
         loss = (
-            "no accuracy loss" if at["no_loss"] else f"a loss that {100 * report['margin']:g} point does not rule out"
+            "no accuracy loss"
+            if at["no_loss"]
+            else f"a loss that may be above {100 * report['margin']:g} point{'' if report['margin'] == 0.01 else 's'}"
         )
         found.append(
             f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
             f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {loss}: "
             f"{points(difference['value'])} points {between(difference)}."
+        )
+    return found
+
+
+def _own(report: Mapping[str, Any]) -> list[str]:
+    """Say what trained controllers give at the thresholds that they came with."""
+    found = []
+    for policy in report["policies"]:
+        at = policy.get("own_threshold")
+        if at is None:
+            continue
+        ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
+        tokens = f"{ratio['value']:.2f} of the tokens of k = {report['ks'][-1]}"
+        found.append(
+            f"At the threshold that it came with ({at['threshold']:.3g}), {policy['policy']} needs {tokens} "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(difference['value'])} points {between(difference)}."
         )
     return found
 

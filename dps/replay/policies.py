@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.replay.decide import stops, sweep
+from dps.replay.decide import cheapest_without_loss, stops, sweep
 from dps.replay.samples import Walk
 
 CURVE_POINTS = 61
@@ -57,6 +57,10 @@ class Ran:
     """Whether its answer is right there: shape (Q,), bool, or (0,)."""
     p_enough: np.ndarray | None = None
     """How sure it was at each checkpoint, shape (Q, O, C), float64; None where it is not asked."""
+    own: Point | None = None
+    """What a trained controller gives at the threshold that it came with; None for all others."""
+    own_threshold: float | None = None
+    """That threshold."""
 
     @property
     def label(self) -> str:
@@ -87,7 +91,14 @@ def fixed(series: str, walked: Walk) -> Ran:
 
 
 def dynamic(
-    name: str, kind: str, series: str, walked: Walk, p_inc: np.ndarray, folds: np.ndarray, margin: float
+    name: str,
+    kind: str,
+    series: str,
+    walked: Walk,
+    p_inc: np.ndarray,
+    folds: np.ndarray,
+    margin: float,
+    own_threshold: float | None = None,
 ) -> Ran:
     """Return a policy that goes on while ``p_inc`` is above a threshold.
 
@@ -99,6 +110,7 @@ def dynamic(
         p_inc: Shape (Q, O, C).
         folds: Fold of each question, shape (Q,), from 0.
         margin: See :func:`cross_fitted`.
+        own_threshold: The threshold that a trained controller came with.
     """
     thresholds = candidates(p_inc, walked)
     curve = tuple(point(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
@@ -116,6 +128,8 @@ def dynamic(
         np.asarray(walked.ks)[natural],
         np.take_along_axis(walked.correct[:, 0], natural[:, None], axis=-1)[:, 0],
         1.0 - p_inc,
+        point(walked, stops(p_inc, own_threshold)) if own_threshold is not None else None,
+        own_threshold,
     )
 
 
@@ -132,8 +146,8 @@ def cross_fitted(
 ) -> np.ndarray:
     """Choose a threshold for each question on the questions of the other folds.
 
-    The choice is the cheapest threshold at which those questions show no loss against k = maximum: the lower end of the
-    paired 95 % interval of the accuracy difference (1.96 standard errors) is at least ``-margin``.
+    The choice is the cheapest threshold at which those questions show no loss against k = maximum, see
+    :func:`dps.replay.decide.cheapest_without_loss`.
 
     Args:
         thresholds: Of the curve, shape (M,), in increasing order of tokens.
@@ -153,13 +167,9 @@ def cross_fitted(
     names = np.unique(folds)
     for fold in names:
         others = folds != fold if len(names) > 1 else folds == fold
-        lower = losses[:, others].mean(axis=1)
-        if others.sum() > 1:
-            lower = lower - 1.96 * losses[:, others].std(axis=1, ddof=1) / np.sqrt(others.sum())
-        allowed = np.flatnonzero(lower >= -margin - 1e-12)
+        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], margin)
         # The last point is k = maximum for every question, which loses nothing.
-        cheapest = min(allowed, key=lambda i: tokens[i, others].mean(), default=len(thresholds) - 1)
-        chosen[folds == fold] = thresholds[cheapest]
+        chosen[folds == fold] = thresholds[-1 if cheapest is None else cheapest]
     return chosen
 
 

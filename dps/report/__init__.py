@@ -1,6 +1,15 @@
 """The report of an evaluation: tables, figures, a page and JSON, from stores alone; in ``replays`` of a replay."""
 
+from dps.report.files import pages_in, what_varies
 from dps.report.table import render_table
-from dps.report.write import read_report, write_report
+from dps.report.write import is_report, read_report, write_pages_again, write_report
 
-__all__ = ["read_report", "render_table", "write_report"]
+__all__ = [
+    "is_report",
+    "pages_in",
+    "read_report",
+    "render_table",
+    "what_varies",
+    "write_pages_again",
+    "write_report",
+]

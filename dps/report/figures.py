@@ -16,16 +16,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from dps.report.labels import Label, Panel, finish, plain_axes
-from dps.report.look import CONTROLLER, CONTROLLER_MARKERS, GRID, MUTED, OTHER, POWER, SERIES, STYLE, SURFACE
+from dps.report.look import (
+    CONTROLLER,
+    CONTROLLER_MARKERS,
+    GRID,
+    MUTED,
+    OTHER,
+    POWER,
+    RULE,
+    RULE_MARKERS,
+    SERIES,
+    STYLE,
+    SURFACE,
+)
 from dps.report.mixing import SMALL
-from dps.report.words import nats, number, percent, seconds
+from dps.report.words import group_of, nats, number, percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SPARE_MARKERS = ("P", "X", "<", ">", "s", "o")
+_SPARE_MARKERS = ("H", "s", "o", "v")
 # Controllers often lie close together, so each label repeats its mark.
-_SIGNS = {"^": "▲", "D": "◆", "*": "★", "P": "✚", "X": "✖", "<": "◀", ">": "▶", "s": "■", "o": "●"}
+_SIGNS = dict(zip("^D*PX<>phdvHso", "▲◆★✚✖◀▶⬟⬢♦▼⬣■●", strict=True))
 
 
 def draw_tokens(report: dict[str, Any]) -> Figure:
@@ -89,10 +101,11 @@ def _panel(axes: Axes, report: dict[str, Any], cost: str) -> Panel:
         _curve(panel, series, [r for r in rows if r["series"] == series], cost)
     spare = iter(_SPARE_MARKERS)
     for row in (r for r in rows if r["family"] == "dynamic"):
-        marker = CONTROLLER_MARKERS.get(row["policy"]) or next(spare, "o")
-        _mark(panel, row, cost, CONTROLLER, marker, 12 if marker == "*" else 7.5)
+        color = RULE if group_of(row) == "rule" else CONTROLLER
+        marker = (CONTROLLER_MARKERS | RULE_MARKERS).get(row["policy"]) or next(spare, "o")
+        _mark(panel, row, cost, color, marker, 12 if marker == "*" else 7.5)
         name = f"{_SIGNS[marker]} {row['policy']}"
-        panel.labels.append(Label(name, [(row[cost], row["accuracy"])], CONTROLLER, 9.5, "bold", pinned=True))
+        panel.labels.append(Label(name, [(row[cost], row["accuracy"])], color, 9.5, "bold", pinned=True))
     _scales(panel, rows, cost)
     return panel
 

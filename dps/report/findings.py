@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dps.policies import RULES
 from dps.report.mixing import FROZEN
 from dps.report.statistics import SURE, Estimate, Match, Outcomes, estimate, match_tokens, ratio, share_at_k
 from dps.report.words import listing, nats, number, percent, percent_with_error, points, share, signed_points
@@ -202,7 +203,7 @@ def more_trajectories_finding(outcomes: Sequence[Outcomes]) -> list[str]:
 
 
 def controller_finding(policy: Outcomes, outcomes: Sequence[Outcomes], reference: Outcomes) -> str:
-    """Say how a controller does against the largest fixed k, and against a fixed k that spends the same tokens."""
+    """Say how a controller or rule does against the largest fixed k, and against a fixed k of the same tokens."""
     difference, tokens = paired(policy, reference), ratio(policy.tokens, reference.tokens)
     cost = f"at {_share(tokens)} of its tokens (mean k {policy.num_trajectories.mean():.1f})"
     if not difference.num_questions:
@@ -225,7 +226,8 @@ def controller_finding(policy: Outcomes, outcomes: Sequence[Outcomes], reference
         return f"{text}."
     fixed = f"k = {match.k_below}" if match.weight_above == 0 else f"k = {match.k_below} and {match.k_above} mixed"
     compared = f"fixed {fixed}, the same tokens, gives {percent(match.rival_accuracy)}"
-    words = {1: "the controller beats it", -1: "the controller loses to it", 0: "the two cannot be told apart"}
+    who = "the rule" if policy.policy in RULES else "the controller"
+    words = {1: f"{who} beats it", -1: f"{who} loses to it", 0: "the two cannot be told apart"}
     return f"{text}; {compared}: {words[match.difference.sign]} ({_points(match.difference, signed=True)})."
 
 

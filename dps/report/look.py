@@ -6,6 +6,7 @@ from io import BytesIO, StringIO
 from typing import TYPE_CHECKING
 
 import matplotlib
+from matplotlib import ft2font
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,16 @@ SERIES = {
 """Colour, marker, line and name of a source's fixed k."""
 CONTROLLER_MARKERS = {"gbdt": "^", "mlp-h": "D", "mlp-hq": "*"}
 """Of the published controllers."""
+RULE_MARKERS = {
+    "adaptive-consistency": "P",
+    "esc": "X",
+    "sprt": "<",
+    "entropy": ">",
+    "self-confidence": "p",
+    "uab": "h",
+    "random": "d",
+}
+"""Of the rules that need no training."""
 
 STYLE = {
     "font.family": "sans-serif",
@@ -68,3 +79,8 @@ def svg(figure: Figure, salt: str) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
     return out.getvalue()
+
+
+def drawn_with() -> dict[str, str]:
+    """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
+    return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}

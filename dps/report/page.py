@@ -31,7 +31,8 @@ VARIABLES = {
 """Colours of the figures become variables of the page's style, which has a light and a dark value for each."""
 _GROUPS = {
     "power": "Power sampling, fixed k",
-    "": "Power sampling, a controller decides k",
+    "controller": "A trained controller decides k",
+    "rule": "A rule without training decides k",
     "plain": "Plain sampling (temperature 1)",
     "lowtemp": "Low-temperature sampling",
 }
@@ -83,7 +84,7 @@ def _grouped(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]
     """Return the table's rows under their headings, in order."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["series"] if row["family"] == "fixed" else "", []).append(row)
+        groups.setdefault(words.group_of(row), []).append(row)
     return [(_GROUPS.get(name, name), members) for name, members in groups.items()]
 
 
@@ -114,8 +115,9 @@ def inline_svg(document: str, name: str, description: str) -> Markup:
 
 
 def tie(text: str) -> str:
-    """Keep numbers together with their unit and error when lines break."""
-    return re.sub(r"(?<=\d) (?=%|points)| ± |(?<=k) = ", lambda m: m.group().replace(" ", "\u00a0"), text)
+    """Keep numbers together with their unit and error, and the ends of an interval, when lines break."""
+    tied = r"(?<=\d) (?=%|points)| ± |(?<=k) = |(?<=\d,) (?=[+−-]?[\d.]+\])"
+    return re.sub(tied, lambda m: m.group().replace(" ", "\u00a0"), text)
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:

@@ -13,12 +13,12 @@ from dps.report.findings import findings, matches, mixing_finding, paired, refer
 from dps.report.mixing import ChainTrace, chains_of, diagnose
 from dps.report.readings import ReadingOfQuestion, describe_readings
 from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
-from dps.report.words import json_number
+from dps.report.words import group_of, json_number
 from feature_store.records import Manifest
 
 SCHEMA_VERSION = 3
 """Version 2 added ``mixing``, version 3 ``readings`` and ``num_ungradable``."""
-_SERIES_ORDER = ("power", "", "plain", "lowtemp")  # "" stands for the controllers
+_GROUPS = ("power", "controller", "rule", "plain", "lowtemp")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,9 +92,10 @@ def summarize(
 
 
 def _rank(store: LoadedStore) -> int:
-    """Return the place of a store in the report: power sampling, controllers, plain, low temperature, others."""
-    series = store.outcomes[0].series if store.outcomes[0].family == "fixed" else ""
-    return _SERIES_ORDER.index(series) if series in _SERIES_ORDER else len(_SERIES_ORDER)
+    """Return the place of a store in the report: power sampling, controllers, rules, plain, low temperature, others."""
+    first = store.outcomes[0]
+    group = group_of({"policy": first.policy, "series": first.series, "family": first.family})
+    return _GROUPS.index(group) if group in _GROUPS else len(_GROUPS)
 
 
 def _row(outcomes: Outcomes, whole: Outcomes, reference: Outcomes | None) -> dict[str, Any]:
@@ -184,6 +185,7 @@ def _provenance(store: LoadedStore) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "software": manifest.software,
         "num_questions": len(store.question_ids),
+        "questions_at_a_time": manifest.config.get("compute", {}).get("questions_at_a_time"),
     }
 
 

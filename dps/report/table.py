@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 from typing import Any
 
-from dps.report.words import number, percent_with_error, seconds, share_ks, signed_points
+from dps.report.words import group_of, number, percent_with_error, seconds, share_ks, signed_points
 
 
 def render_table(report: dict[str, Any], width: int = 120) -> str:
@@ -34,8 +34,7 @@ def render_table(report: dict[str, Any], width: int = 120) -> str:
         table.add_column(f"% of questions\nat k = {shown}", justify="right", no_wrap=True)
     series = None
     for row in report["policies"]:
-        # A controller is a series of its own, but controllers belong together.
-        group = row["series"] if row["family"] == "fixed" else "controllers"
+        group = group_of(row)
         if series not in (None, group):
             table.add_section()
         series = group

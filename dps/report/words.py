@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dps.policies import RULES
+
 NONE = "–"
 
 
@@ -94,6 +96,11 @@ def seconds(value: float | None) -> str:
 def share_ks(rows: Iterable[Mapping[str, Any]]) -> list[int]:
     """Return the k's at which the questions of controllers ended, in order."""
     return sorted({int(k) for row in rows if row["family"] == "dynamic" for k in row["share_at_k"]})
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """Return what a policy of a report belongs to: a fixed k's series, ``controller``, or ``rule``."""
+    return row["series"] if row["family"] == "fixed" else "rule" if row["policy"] in RULES else "controller"
 
 
 def listing(names: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """``dps report``: evaluation stores in, ``report.json``, ``report.html`` and the figures out. No model is loaded.
 
-The stores are opened and checked against each other (:func:`load_stores`), reduced and compared (``summary``), then
-shown (``figures``, ``page``).
+The stores are opened and checked against each other (:func:`read_report`), reduced and compared (``summary``), then
+shown (``figures``, ``page``). What is shown comes from ``report.json`` alone, which is small enough to keep when the
+stores are not: :func:`write_pages_again`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dps.errors import InputError
+from dps.report.files import output_folder, read_result
+from dps.report.look import drawn_with
 from dps.report.mixing import ChainTrace, keeping
 from dps.report.readings import ReadingOfQuestion, reading
 from dps.report.statistics import outcomes_of
-from dps.report.summary import LoadedStore, summarize
+from dps.report.summary import SCHEMA_VERSION, LoadedStore, summarize
 from feature_store import Manifest, Store
 
 
@@ -37,15 +40,46 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         InputError: If there is no evaluation to read, or the stores cannot be compared.
         StoreError: If a store cannot be read.
     """
-    report = read_report(folders, title)
+    report = {**read_report(folders, title), "figures": drawn_with()}
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    output = output_folder(output)
+    _write_pages(json.loads(text), output)
+    (output / "report.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def is_report(folder: Path) -> bool:
+    """Return whether a folder holds a ``report.json`` and no store to make it from."""
+    folder = Path(folder)
+    stores = (folder / "manifest.json").exists() or any(folder.glob("*/manifest.json"))
+    return (folder / "report.json").is_file() and not stores
+
+
+def write_pages_again(folder: Path, output: Path, title: str | None = None) -> dict[str, Any]:
+    """Write page and figures again from ``report.json`` alone, and return what it holds.
+
+    Args:
+        folder: Folder of ``report.json``.
+        output: Folder of what :func:`write_report` writes besides it; made if missing.
+        title: Title of the page; the report's own if None.
+
+    Raises:
+        InputError: If it cannot be read, or another version wrote it.
+
+    Note:
+        The same bytes as at first where the same matplotlib and FreeType draw, which ``figures`` names.
+    """
+    report = read_result(Path(folder) / "report.json", "dps report", SCHEMA_VERSION)
+    _write_pages(report if title is None else {**report, "title": title}, output_folder(output))
+    return report
+
+
+def _write_pages(report: dict[str, Any], output: Path) -> None:
+    """Write everything that shows a report: the page and its figures."""
     from dps.report.figures import draw_mixing, draw_time, draw_tokens
     from dps.report.look import png, svg
     from dps.report.page import render_page
 
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
-    output.mkdir(parents=True, exist_ok=True)
     vectors = {}
     for name, draw in {"report": draw_tokens, "report_time": draw_time, "report_mixing": draw_mixing}.items():
         if name == "report_mixing" and not report["mixing"]:
@@ -57,9 +91,6 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         vectors[name] = svg(figure, salt=name)
         (output / f"{name}.svg").write_text(vectors[name], encoding="utf-8")
     (output / "report.html").write_text(render_page(report, vectors), encoding="utf-8")
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (output / "report.json").write_text(text + "\n", encoding="utf-8")
-    return report
 
 
 def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, Any]:

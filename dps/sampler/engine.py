@@ -522,7 +522,7 @@ class Engine:
     def _compact(self) -> int:
         """Return how many rows the next steps run, moving chains into lower rows where that makes them fewer."""
         used = [row for row, seat in enumerate(self._seats) if seat is not None]
-        wanted = self._batch_size(len(used))
+        wanted = batch_size(len(used), self.rows)
         sources = [row for row in used if row >= wanted]
         if not sources:
             return wanted
@@ -535,13 +535,6 @@ class Engine:
             self._num_proposed[target], self._num_proposed[source] = self._num_proposed[source], 0
             self._decode_s[target], self._decode_s[source] = self._decode_s[source], 0.0
         return wanted
-
-    def _batch_size(self, used: int) -> int:
-        """Return the number of rows to run for that many chains: few sizes, so that kernels see few shapes."""
-        size = SMALLEST_BATCH
-        while size < used:
-            size *= 2
-        return min(size, self.rows)
 
     def _halve(self, reason: str) -> None:
         """Go on with half the rows after running out of memory; the chains that were running start again.
@@ -586,6 +579,14 @@ def _by_prompt(requests: list[ChainRequest], rows: list[int]) -> dict[tuple[int,
     for request, row in zip(requests, rows, strict=True):
         found.setdefault(request.prompt, []).append(row)
     return found
+
+
+def batch_size(used: int, rows: int) -> int:
+    """Return how many of the rows are run for that many chains: few sizes, so that kernels see few shapes."""
+    size = SMALLEST_BATCH
+    while size < used:
+        size *= 2
+    return min(size, rows)
 
 
 def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:

@@ -28,6 +28,7 @@ from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.replay import choose_threshold, replay, stops
 from lightning_modules.results import TestResult, measure
 from lightning_modules.table import Table, going_on
+from lightning_modules.vectors import Blocks
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -92,7 +93,7 @@ class ControllerModule(L.LightningModule):
         }
         self._positive_weight = positive_weight
         self._calibration = calibration
-        self._logits: dict[str, list[Tensor]] = {}
+        self._terms: dict[str, list[Tensor]] = {}
         self._said: set[str] = set()
         self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
         self._probability = MetricCollection(
@@ -109,14 +110,8 @@ class ControllerModule(L.LightningModule):
         """The data module of the run."""
         return self.trainer.datamodule
 
-    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough: shape (N,), float64.
-
-        Args:
-            scalars: Raw features, shape (N, F).
-            hidden: Pooled hidden states, shape (N, D).
-            embedding: Question embeddings, shape (N, E).
-        """
+    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+        """Return the probability that k is enough: shape (N,), float64; arguments as the estimator's."""
         return self.estimator.predict_enough(scalars, hidden, embedding)
 
     # -- what the Trainer calls ------------------------------------------------------------------------------------
@@ -137,11 +132,11 @@ class ControllerModule(L.LightningModule):
         self._description["data"] = self.data.description()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep the logits of a batch until its split is complete."""
+        """Keep the terms of the logits of a batch until its split is complete."""
         self._keep(batch, self.data.held_out[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits of a batch until the split is complete."""
+        """Keep the terms of the logits of a batch until the split is complete."""
         self._keep(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -149,12 +144,17 @@ class ControllerModule(L.LightningModule):
         return self.predict_enough(batch.scalars, batch.hidden, batch.embedding)
 
     def on_validation_epoch_end(self) -> None:
-        """Measure the validation split; in training also calibrate and choose the threshold."""
-        kept = {split: self._kept(split) for split in self.data.held_out}
-        logits, table = kept["val"]
+        """Measure the validation split; in training also weigh the terms, calibrate and choose the threshold."""
+        terms = {split: self._kept(split) for split in self.data.held_out}
+        table = terms["val"][1]
         if table is None or self.trainer.sanity_checking:
             return
         training = self.trainer.state.fn == TrainerFn.FITTING
+        if training:
+            labels = table.labels(self.data.label).reshape(-1)
+            self.estimator.weigh(terms["val"][0], labels, table.num_questions)
+        kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
+        logits = kept["val"][0]
         if training and self._calibration != "none":
             self._calibrate(*kept["calibration"])
         target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
@@ -182,9 +182,10 @@ class ControllerModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Measure the test split beside question length alone, and replay the policies over it."""
-        logits, table = self._kept("test")
+        terms, table = self._kept("test")
         if table is None:
             return
+        logits = self._combined(terms)
         labels = table.labels(self.data.label)
         target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
         self.test_result = measure(
@@ -228,19 +229,24 @@ class ControllerModule(L.LightningModule):
 
     def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():
-            logits = self.estimator(batch.scalars, batch.hidden, batch.embedding).double().cpu()
-        self._logits.setdefault(split, []).append(logits)
+            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).double().cpu()
+        self._terms.setdefault(split, []).append(terms)
+
+    def _combined(self, terms: Tensor) -> Tensor:
+        """Return the logits, shape (N,), float64, of terms that were kept."""
+        return self.estimator.combine(terms.to(self.device)).cpu()
 
     def _kept(self, split: str) -> tuple[Tensor, Table | None]:
-        """Return the logits that were kept and the questions they are of, complete ones only; None if there is none."""
-        logits = torch.cat([torch.zeros(0, dtype=torch.float64), *self._logits.pop(split, [])])
+        """Return the terms that were kept and the questions they are of, complete ones only; None if there is none."""
+        kept = self._terms.pop(split, [])
+        terms = torch.cat(kept) if kept else torch.zeros(0, 1, dtype=torch.float64)
         table = self.data.table(split)
         # There are fewer rows than the table has where the Trainer limits the batches, as a trial run does.
         rows_per_question = table.num_rows // table.num_questions
-        complete = len(logits) // rows_per_question
+        complete = len(terms) // rows_per_question
         if complete == 0:
-            return logits, None
-        return logits[: complete * rows_per_question], table.select(np.arange(complete))
+            return terms, None
+        return terms[: complete * rows_per_question], table.select(np.arange(complete))
 
     def _measure(self, logits: Tensor, target: Tensor, split: str) -> dict[str, float]:
         """Return the metrics of a split; where it has one class, those that mean something there, and say so once."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, FeatureSet
+from dps.features import FEATURE_SETS, FeatureSet, Pooling
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
@@ -34,6 +34,8 @@ class GBDT(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
+        pooling: Pooling,
+        spread: bool,
         rounds_per_epoch: int,
         learning_rate: float,
         num_leaves: int,
@@ -53,6 +55,8 @@ class GBDT(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
+            pooling: Of hidden states, which trees do not look at; set from the data module.
+            spread: Of hidden states, which trees do not look at; set from the data module.
             rounds_per_epoch: Boosting rounds that an epoch adds.
             learning_rate: Shrinkage of each tree.
             num_leaves: Most leaves of a tree.
@@ -71,6 +75,11 @@ class GBDT(ControllerModule):
         Raises:
             InputError: If the settings cannot be used.
         """
+        if spread or pooling == "attention":
+            raise InputError(
+                f"Trees do not look at hidden states, so data.pooling {pooling} with data.spread {spread} would change "
+                "nothing: leave both out, or train an MLP."
+            )
         if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
             raise InputError(
                 "Expected rounds_per_epoch, min_rows_per_leaf and num_threads of at least 1 and num_leaves of at least "

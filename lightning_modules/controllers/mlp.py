@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, FeatureSet
+from dps.features import FEATURE_SETS, FeatureSet, Pooling
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
@@ -31,11 +31,15 @@ class MLPH(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
+        pooling: Pooling,
+        spread: bool,
         optimizer: OptimizerCallable,
         projection_size: int,
         layer_sizes: list[int],
         dropout: float,
         input_dropout: float,
+        residual_lr_scale: float,
+        residual_weight_decay: float,
         positive_weight: PositiveWeight,
         calibration: Method,
         tolerance: float,
@@ -46,11 +50,16 @@ class MLPH(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
-            optimizer: Makes the optimizer of the network's parameters.
+            pooling: How blocks become one vector; set from the data module.
+            spread: Whether the hidden state has the spread over trajectories, too; set from the data module.
+            optimizer: Makes the optimizer; its settings are those of the network on the scalars.
             projection_size: Width to which hidden state and question embedding are each projected.
-            layer_sizes: Widths of the hidden layers.
+            layer_sizes: Widths of the hidden layers, of the network on the scalars and of its correction.
             dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
             input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
+            residual_lr_scale: Learning rate of the correction by hidden state and question embedding, as a multiple of
+                the optimizer's.
+            residual_weight_decay: Weight decay of the correction, instead of the optimizer's.
             positive_weight: Weight in the loss of a row where k is enough, or `balanced` for the weight that makes both
                 classes count the same; probabilities are corrected for it.
             calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
@@ -67,6 +76,11 @@ class MLPH(ControllerModule):
                 )
         if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
             raise InputError(f"Expected dropout and input_dropout in [0, 1), got {dropout:g} and {input_dropout:g}.")
+        if not (residual_lr_scale > 0 and residual_weight_decay >= 0):
+            raise InputError(
+                "Expected residual_lr_scale above 0 and residual_weight_decay of at least 0, got "
+                f"{residual_lr_scale:g} and {residual_weight_decay:g}."
+            )
         if projection_size < 1 or min(layer_sizes, default=1) < 1:
             raise InputError(
                 f"Expected projection_size and layer_sizes of at least 1, got {projection_size} and {layer_sizes}."
@@ -79,6 +93,8 @@ class MLPH(ControllerModule):
             "layer_sizes": list(layer_sizes),
             "dropout": dropout,
             "input_dropout": input_dropout,
+            "spread": spread,
+            "attention": pooling == "attention",
         }
         super().__init__(
             MLPEstimator(**settings),
@@ -92,6 +108,8 @@ class MLPH(ControllerModule):
         )
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self._optimizer = optimizer
+        self._residual_lr_scale = residual_lr_scale
+        self._residual_weight_decay = residual_weight_decay
         self._weight = 1.0
 
     def setup(self, stage: str) -> None:
@@ -108,21 +126,40 @@ class MLPH(ControllerModule):
             estimator.start_at(float(labels.double().mean()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: weighted binary cross-entropy, nats.
+        """Return the loss of a batch: weighted binary cross-entropy, nats, of the scalars alone and of all together.
 
-        With weight w of the positive rows it is least where the logit is ``log(w p / (1 - p))``. So ``log w`` is added
-        here, and the network's own logit stays that of p.
+        The correction learns what the scalars' network leaves and changes nothing in it, so that stays as good as it is
+        alone. With weight w of the positive rows the loss is least where the logit is ``log(w p / (1 - p))``. So
+        ``log w`` is added here, and the network's own logit stays that of p.
         """
         with self._own_stream():
-            logits = self.estimator(batch.scalars, batch.hidden, batch.embedding)
-        weight = torch.tensor(self._weight, device=logits.device)
-        loss = functional.binary_cross_entropy_with_logits(logits + weight.log(), batch.label, pos_weight=weight)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
-        return loss
+            own, correction = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).unbind(dim=1)
+        weight = torch.tensor(self._weight, device=own.device)
+        scalars_loss, loss = (
+            functional.binary_cross_entropy_with_logits(logits + weight.log(), batch.label, pos_weight=weight)
+            for logits in (own, own.detach() + correction)
+        )
+        for name, value in (("scalars_loss", scalars_loss), ("loss", loss)):
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(own))
+        return scalars_loss + loss
 
     def configure_optimizers(self) -> Optimizer:
-        """Return the injected optimizer over the network's parameters."""
-        return self._optimizer(self.estimator.parameters())
+        """Return the injected optimizer over the parameters, with the correction's own rate and decay.
+
+        Raises:
+            InputError: If the optimizer has no weight decay.
+        """
+        estimator = self.estimator
+        assert isinstance(estimator, MLPEstimator)
+        optimizer = self._optimizer(
+            [{"params": [*estimator.layers.parameters()]}, {"params": estimator.residual_parameters()}]
+        )
+        group = optimizer.param_groups[1]
+        if "weight_decay" not in group:
+            raise InputError(f"Expected an optimizer with weight decay, such as AdamW, got {type(optimizer).__name__}.")
+        group["lr"] *= self._residual_lr_scale
+        group["weight_decay"] = self._residual_weight_decay
+        return optimizer
 
     @contextmanager
     def _own_stream(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from lightning_modules.calibration import METHODS, Calibrator, fit_isotonic, fit_temperature
+from lightning_modules.calibration import METHODS, Calibrator, fit_isotonic, fit_temperature, fit_weight
 from lightning_modules.estimators import TreeEstimator
 
 MANY = 10**12
@@ -115,3 +115,32 @@ def test_beyond_its_knots_isotonic_is_constant_and_between_them_linear():
     calibrator = Calibrator()
     calibrator.fit("isotonic", np.array([-1.0, 1.0]), np.array([False, True]), 4)
     np.testing.assert_allclose(calibrator(torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)), [0.1, 0.5, 0.9])
+
+
+def mixture_loss(weight, own, correction, labels):
+    p = expit(own + weight * correction)
+    return -np.log(np.where(labels, p, 1 - p)).mean()
+
+
+def test_the_weight_of_a_correction_minimizes_the_loss():
+    rng = np.random.default_rng(0)
+    own, correction = rng.normal(size=(2, 4000))
+    labels = rng.random(4000) < expit(own + 0.4 * correction)
+    found = fit_weight(own, correction, labels, MANY)
+    assert found == pytest.approx(0.4, abs=0.1)
+    best = mixture_loss(found, own, correction, labels)
+    assert all(best <= mixture_loss(found + step, own, correction, labels) for step in (-0.01, 0.01))
+
+
+def test_a_correction_that_held_out_questions_do_not_confirm_counts_for_nothing():
+    rng = np.random.default_rng(1)
+    own, correction = rng.normal(size=(2, 400))
+    labels = rng.random(400) < expit(own)
+    wrong = np.where(labels, -1.0, 1.0)
+    right = -3 * wrong
+    assert fit_weight(own, wrong, labels, 100) == 0.0
+    assert fit_weight(own, right, labels, MANY) == 1.0
+    assert fit_weight(own, np.zeros(400), labels, 100) == 0.0
+    weights = [fit_weight(own, 8 * right, labels, questions) for questions in (1, 10, 100)]
+    assert 0 < weights[0] < weights[1] < weights[2] < 1  # few questions confirm little
+    assert fit_weight(own, correction, labels, 100) < 0.5

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,14 @@ from dps.features import EXTENDED_FEATURES, FEATURE_SETS, SCALAR_FEATURES, Check
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
 from lightning_modules.load import FORMAT, load_controller
 
+SHIPPED = Path(__file__).parents[2] / "docs" / "results" / "gsm8k-qwen2.5-coder-0.5b" / "controllers"
+EXPECTED = {
+    "gbdt": [0.936921704471, 0.936921704471, 0.936921704471],
+    "gbdt-extended": [0.70941079038, 0.70941079038, 0.722835867439],
+    "mlp-h": [0.994537974774, 0.976762833704, 0.988878688786],
+    "mlp-hq": [0.968356435489, 0.945728508986, 0.966967418948],
+}
+"""What they said when they were shipped."""
 MODEL = {"name": "made-up", "fingerprint": "abc", "hidden_size": 8, "feature_layer": 11}
 
 
@@ -133,6 +142,25 @@ def test_features_far_from_training_stay_finite(tmp_path):
     far = replace(features(), scalars=np.full(6, 1e9), hidden=np.full(8, -1e9, np.float32))
     p = controller.predict_enough([far])
     assert np.isfinite(p).all()
+
+
+@pytest.mark.parametrize("name", ["gbdt", "gbdt-extended", "mlp-h", "mlp-hq"])
+def test_controllers_of_the_format_before_still_load_and_say_the_same(name):
+    controller = load_controller(SHIPPED / name)
+    assert controller.description["format"] == 2
+    assert not controller.spread
+    rng = np.random.default_rng(0)
+    asked = [
+        CheckpointFeatures(
+            np.array([1.2, 0.2, 0.9, 0.3, 20.0, 2.0]),
+            rng.normal(size=896).astype(np.float32),
+            rng.normal(size=384).astype(np.float32),
+            rng.random(17),
+        )
+        for _ in range(3)
+    ]
+    expected = EXPECTED[name]
+    np.testing.assert_allclose(controller.predict_enough(asked), expected, rtol=0, atol=1e-9)
 
 
 def test_loading_does_not_import_lightning(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from dps.cli import run
 from dps.errors import InputError
 from lightning_modules.load import load_controller
+from lightning_modules.predictions import Predictions, write_predictions
 from lightning_modules.ship import ship
 
 from .test_load import MODEL, features, save
@@ -65,6 +66,61 @@ def crossval(folder, **changes):
              "num_questions": 900, "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
     (folder / "crossval.json").write_text(json.dumps({**found, **changes}))
     return folder
+
+
+def predicted(folder, ks=(1, 2, 3, 4)):
+    """Say of 400 questions when they are right: a third at once, a third from k = 3 on, a third never.
+
+    The middle third gets p_enough 0.3 before it is right, the others 0.8, and every trajectory costs 10 tokens.
+    """
+    count, checkpoints = 399, len(ks) - 1
+    kind = np.arange(count) % 3
+    right = (kind[:, None] == 0) | ((kind[:, None] == 1) & (np.array(ks) >= 3))
+    waits = (kind[:, None] == 1) & (np.array(ks[:-1]) < 3)
+    shape = (count, 1, checkpoints)
+    write_predictions(
+        folder / "predictions.h5",
+        Predictions(
+            name="mlp-hq", label_name="no_gain", ks=ks, feature_set="published", aggregator="majority", seed=0,
+            store_fingerprint="f", question_ids=tuple(f"q{i}" for i in range(count)),
+            fold=np.zeros(count, np.int32), orders=np.tile(np.arange(ks[-1], dtype=np.int32), (count, 1, 1)),
+            p_enough=np.where(waits, 0.3, 0.8).reshape(shape), threshold=np.full(count, 0.5),
+            label=np.where(waits, 0, 1).reshape(shape).astype(np.int8), correct=right[:, None].astype(np.int8),
+            tokens=np.tile(10 * np.array(ks), (count, 1, 1)),
+        ),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("k", "margin", "expected"), [
+    (None, 0.0, (0.2, 0.7)),  # no question of the middle third may stop early, all others may
+    ("2,1,4", 0.0, (0.2, 0.7)),
+    (None, 0.99, (0.7, 1.0)),  # whatever is cheapest
+])  # fmt: skip
+def test_the_threshold_can_be_chosen_out_of_fold(tmp_path, k, margin, expected):
+    source, folder = trained(tmp_path / "run"), predicted(crossval(tmp_path / "crossval"))
+    options = (
+        [] if k is None else [f"--k.{n}={v}" for n, v in zip(("start", "step", "maximum"), k.split(","), strict=True)]
+    )
+    output = tmp_path / "shipped"
+    command = ["ship", str(source), f"--output={output}", f"--crossval={folder}", f"--margin={margin}"]
+    assert run([*command, *options]) == 0
+    assert expected[0] <= load_controller(output).threshold <= expected[1]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--margin=0.01"], "give crossval with it"),
+    (["--margin=0.01", "--crossval=CROSSVAL", "--threshold=0.1"], "no threshold"),
+    (["--margin=2", "--crossval=CROSSVAL"], "in [0, 1)"),
+    (["--k.start=2"], "give margin with it"),
+    (["--margin=0.01", "--crossval=CROSSVAL", "--k.start=2", "--k.step=2", "--k.maximum=8"], "asks at k = 1, 2, 3, 4"),
+])  # fmt: skip
+def test_a_choice_that_cannot_be_made_is_refused(tmp_path, capsys, options, message):
+    source, folder = trained(tmp_path / "run"), predicted(crossval(tmp_path / "crossval"))
+    given = [option.replace("CROSSVAL", str(folder)) for option in options]
+    assert run(["ship", str(source), f"--output={tmp_path / 'shipped'}", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "shipped").exists()
 
 
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])

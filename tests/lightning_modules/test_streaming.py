@@ -72,12 +72,12 @@ def files(folder):
 # -- the same rows -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_rows_from_a_file_equal_the_live_features_bit_for_bit(large, pooling):
-    data = ready(large, memory_mb=1, pooling=pooling)
+@pytest.mark.parametrize(("pooling", "spread"), [("mean", False), ("last", True), ("attention", True)])
+def test_rows_from_a_file_equal_the_live_features_bit_for_bit(large, pooling, spread):
+    data = ready(large, memory_mb=1, pooling=pooling, spread=spread)
     table = data.table("val")
     assert isinstance(table.vectors, VectorFile)
-    hidden = table.hidden
+    inputs = table.inputs_of(np.arange(table.num_rows))
     store = Store.open(large)
     for q, question in enumerate(store.read(table.question_ids)):
         for o, order in enumerate(orders_of(question.question_id, K, 3, 0)):
@@ -89,12 +89,26 @@ def test_rows_from_a_file_equal_the_live_features_bit_for_bit(large, pooling):
                     calibration=store.manifest.calibration,
                     pooling=pooling,
                 )
-                np.testing.assert_array_equal(hidden[q, o, c], live.hidden)
+                row = (q * 3 + o) * 3 + c
+                if pooling == "attention":
+                    blocks = inputs.values[inputs.members[row, :k]]
+                    np.testing.assert_array_equal(blocks[:, : live.blocks.shape[1]], live.blocks)
+                    assert blocks[:, live.blocks.shape[1] :].sum() == 0
+                else:
+                    expected = np.concatenate([live.hidden, live.spread]) if spread else live.hidden
+                    np.testing.assert_array_equal(inputs[row], expected)
 
 
+def blocks_by_row(hidden):
+    """The blocks of each row's trajectories in their order: shape (N, K, B, D + 1), zeros beyond k."""
+    values, members = (np.asarray(part) for part in hidden)
+    return np.where((members >= 0)[..., None, None], values[members], 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"spread": True}, {"pooling": "attention"}])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_batches_from_a_file_are_the_rows_of_the_table_in_memory(large, split):
-    streamed, held = ready(large, memory_mb=1), ready(large)
+def test_batches_from_a_file_are_the_rows_of_the_table_in_memory(large, split, settings):
+    streamed, held = ready(large, memory_mb=1, **settings), ready(large, **settings)
     assert isinstance(held.table(split).vectors, np.ndarray)
     table = held.table(split)
     [loader] = [streamed.train_dataloader()] if split == "train" else streamed.val_dataloader()
@@ -106,9 +120,16 @@ def test_batches_from_a_file_are_the_rows_of_the_table_in_memory(large, split):
         rows = np.concatenate(numbers)
         assert sorted(rows) == list(range(table.num_rows))
         q, o, c = np.unravel_index(rows, table.scalars.shape[:3])
+        if settings.get("pooling") == "attention":
+            for batch, chosen in zip(batches, numbers, strict=True):
+                expected = blocks_by_row(table.inputs_of(chosen))
+                np.testing.assert_array_equal(blocks_by_row(batch.hidden), expected)
+                assert len(batch.hidden.values) <= len(np.unique(chosen // 9)) * K  # each trajectory once
+            batches = [batch._replace(hidden=torch.zeros(len(batch.label), 0)) for batch in batches]
         got = [torch.cat(parts).numpy() for parts in zip(*batches, strict=True)]
         np.testing.assert_array_equal(got[0], table.scalars[q, o, c])
-        np.testing.assert_array_equal(got[1], table.hidden[q, o, c])
+        if settings.get("pooling") != "attention":
+            np.testing.assert_array_equal(got[1], table.hidden[q, o, c])
         np.testing.assert_array_equal(got[2], table.embedding[q])
         np.testing.assert_array_equal(got[3], table.labels("no_gain")[q, o, c])
 
@@ -119,8 +140,11 @@ def test_means_are_numpys_for_any_rows():
     questions, ks = rng.integers(0, 5, 300), rng.integers(1, 13, 300)
     orders = np.stack([rng.permutation(12) for _ in range(300)])
     found = mean_vectors(values, questions, orders, ks)
-    for row, q, order, k in zip(found, questions, orders, ks, strict=True):
-        np.testing.assert_array_equal(row, values[q, order[:k]].mean(axis=0, dtype=np.float64).astype(np.float32))
+    spread = mean_vectors(values, questions, orders, ks, spread=True)
+    for row, wide, q, order, k in zip(found, spread, questions, orders, ks, strict=True):
+        chosen = values[q, order[:k]].astype(np.float64)
+        np.testing.assert_array_equal(row, chosen.mean(axis=0).astype(np.float32))
+        np.testing.assert_array_equal(wide, np.concatenate([row, chosen.std(axis=0).astype(np.float32)]))
     assert mean_vectors(values, questions[:0], orders[:0], ks[:0]).shape == (0, 3000)
 
 
@@ -194,10 +218,12 @@ class Watched(VectorFile):
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.003])
 @pytest.mark.parametrize("seed", [0, None])
-def test_an_epoch_reads_each_question_once_and_holds_two_windows(large, pause_s, seed):
-    table = ready(large, memory_mb=1).table("train")
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_an_epoch_reads_each_question_once_and_holds_two_windows(large, pause_s, seed, pooling):
+    table = ready(large, memory_mb=1, pooling=pooling).table("train")
     watched = Watched(table.vectors.path)
-    memory = 600_000  # windows of 9 questions of 16 KB, of about a hundred in the split
+    # Windows of 9 questions of 16 KB, or 4 times as much with attention, of about a hundred in the split.
+    memory = 600_000 if pooling == "mean" else 9_600_000
     loader = BatchLoader(replace(table, vectors=watched), "no_gain", 50, seed, memory)
     for _ in loader:
         time.sleep(pause_s)
@@ -205,7 +231,7 @@ def test_an_epoch_reads_each_question_once_and_holds_two_windows(large, pause_s,
     assert sorted(read) == sorted(table.vector_rows)
     assert all((np.diff(window) > 0).all() for window in watched.read)  # in the order of the file
     assert len(watched.read) >= 10
-    assert 0 < watched.most <= memory // 2
+    assert 0 < watched.most <= memory // (2 if pooling == "mean" else 8)
     assert watched.alive == 0
 
 

@@ -19,11 +19,13 @@ def table_of(questions, **changes):
     return make_table(questions, **{"ks": KS, "aggregator": "majority", "calibration": CLOCK, **changes})
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "last", "attention"])
 @pytest.mark.parametrize(("hidden_size", "feature_set"), [(1, "published"), (12, "extended")])
-def test_every_row_equals_the_live_features_bit_for_bit(pooling, hidden_size, feature_set):
+def test_every_row_equals_the_live_features_bit_for_bit(pooling, spread, hidden_size, feature_set):
     questions = [make_question(i, hidden_size=hidden_size) for i in range(6)]
-    table = table_of(questions, num_orders=5, seed=3, pooling=pooling, feature_set=feature_set)
+    table = table_of(questions, num_orders=5, seed=3, pooling=pooling, feature_set=feature_set, spread=spread)
+    inputs = table.inputs_of(np.arange(table.num_rows))
     for q, question in enumerate(questions):
         for o, order in enumerate(orders_of(question.question_id, 8, 5, 3)):
             for c, k in enumerate(KS[:-1]):
@@ -35,7 +37,18 @@ def test_every_row_equals_the_live_features_bit_for_bit(pooling, hidden_size, fe
                     pooling=pooling,
                 )
                 np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars_of(feature_set))
-                np.testing.assert_array_equal(table.hidden[q, o, c], live.hidden)
+                hidden = np.concatenate([live.hidden, live.spread]) if spread else live.hidden
+                if pooling == "attention":
+                    members = inputs.members[(q * 5 + o) * 3 + c]
+                    assert (members[k:] == -1).all()
+                    blocks = inputs.values[members[:k]]
+                    np.testing.assert_array_equal(blocks[:, : live.blocks.shape[1]], live.blocks)
+                    assert (blocks[:, live.blocks.shape[1] :] == 0).all()
+                    np.testing.assert_allclose(table.hidden[q, o, c], hidden, rtol=0, atol=1e-6)
+                else:
+                    assert live.blocks.size == 0
+                    np.testing.assert_array_equal(table.hidden[q, o, c], hidden)
+                    np.testing.assert_array_equal(inputs[(q * 5 + o) * 3 + c], hidden)
                 np.testing.assert_array_equal(table.embedding[q], live.embedding)
                 assert table.hidden.dtype == live.hidden.dtype
 

@@ -1,10 +1,12 @@
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from dps.errors import InputError
@@ -14,6 +16,7 @@ from lightning_modules import fit_controller, load_controller
 from lightning_modules.calibration import fit_temperature
 from lightning_modules.cli import _run
 from lightning_modules.controllers.gbdt import GBDT
+from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import TreeEstimator
 from lightning_modules.replay import choose_threshold
@@ -204,7 +207,9 @@ def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path)
 def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
     """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
     data = FeatureDataModule(harvest)
-    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, "published", 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0)
+    model = GBDT(
+        HIDDEN_SIZE, EMBEDDING_SIZE, "published", "mean", False, 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0
+    )
     trainer = Trainer(
         max_epochs=3,
         default_root_dir=tmp_path,
@@ -325,3 +330,62 @@ def test_the_trees_sample_by_the_runs_seed(harvest, tmp_path):
         texts.append(load_controller(fit_controller(config[1], config[2:])).estimator.booster_text)
     assert texts[0] == texts[2]
     assert texts[0].split("parameters")[0] != texts[1].split("parameters")[0]
+
+
+@pytest.fixture(scope="module")
+def memorable(tmp_path_factory):
+    """A harvest whose hidden states and embeddings name each question and tell nothing of others."""
+    questions = []
+    for number, question in enumerate(make_questions(150, seed=3)):
+        rng = np.random.default_rng([4, number])
+        own = rng.normal(size=200).astype(np.float32)
+        trajectories = tuple(replace(t, hidden=np.tile(own, (len(t.hidden), 1))) for t in question.trajectories)
+        embedding = rng.normal(size=100).astype(np.float32)
+        questions.append(replace(question, trajectories=trajectories, embedding=embedding))
+    return write_harvest(tmp_path_factory.mktemp("stores") / "memorable", questions)
+
+
+def test_states_that_name_the_question_do_not_hurt(memorable, tmp_path):
+    more = ["--data.init_args.feature_set=extended", "--trainer.max_epochs=30"]
+    eager = {"optimizer.init_args.lr": 0.01, "residual_lr_scale": 2, "residual_weight_decay": 0, "input_dropout": 0}
+    more += [f"--model.init_args.{key}={value}" for key, value in eager.items()]
+    cli = _run(["fit", *options("mlp-hq", memorable, tmp_path, *more)])
+    estimator = load_controller(tmp_path / "checkpoints" / "last.ckpt").estimator
+    table = cli.datamodule.table("test")
+    labels = table.labels("no_gain")
+
+    def loss(weight):
+        estimator.residual_weight.fill_(weight)
+        p = predict_table(estimator, table)
+        return -np.log(np.where(labels, p, 1 - p)).mean()
+
+    chosen = float(estimator.residual_weight)
+    assert loss(chosen) < loss(0.0) + 0.01
+    assert loss(1.0) > loss(chosen) + 0.05  # by heart
+
+
+def test_the_scalars_network_learns_as_if_alone_and_the_rest_more_slowly(harvest, tmp_path):
+    found = {}
+    for decay in (0.0, 500.0):
+        more = ["--trainer.max_epochs=3", f"--model.init_args.residual_weight_decay={decay}"]
+        cli = _run(["fit", *options("mlp-hq", harvest, tmp_path / str(decay), *more)])
+        found[decay] = cli.model.estimator
+        groups = cli.trainer.optimizers[0].param_groups
+        assert [g["lr"] for g in groups] == pytest.approx([1e-3, 2e-4])
+        assert [g["weight_decay"] for g in groups] == [0.1, decay]
+        assert sum(len(g["params"]) for g in groups) == len(list(found[decay].parameters()))
+    for one, other in zip(found[0.0].layers.parameters(), found[500.0].layers.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    sizes = [found[decay].projections["hidden"][1].weight.norm() for decay in (0.0, 500.0)]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_an_optimizer_without_decay_is_refused(harvest, tmp_path):
+    config = yaml.safe_load((CONFIGS / "mlp_h.yaml").read_text())
+    config["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.Rprop", "init_args": {"lr": 0.01}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match="an optimizer with weight decay, such as AdamW, got Rprop"):
+        _run(["fit", "--config", str(path), *options("mlp-h", harvest, tmp_path / "run")[2:]])
+    with pytest.raises(InputError, match="residual_lr_scale above 0"):
+        _run(["fit", *options("mlp-h", harvest, tmp_path, "--model.init_args.residual_lr_scale=0")])

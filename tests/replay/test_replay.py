@@ -108,11 +108,30 @@ def test_predictions_of_another_harvest_or_range_are_refused(harvest, tmp_path):
     with pytest.raises(InputError, match="of another harvest"):
         run_replay(harvest, ReplayConfig(controllers={"mlp": str(other)}), no_controller)
     narrow = crossval(tmp_path / "narrow", ks=(2, 4, 6, 10))
-    with pytest.raises(InputError, match="asks at k = 2, 4, 6, 10"):
-        run_replay(harvest, ReplayConfig(controllers={"mlp": str(narrow)}), no_controller)
+    every = ReplayConfig(controllers={"mlp": str(narrow)}, k=KRange(1, 1, 8))
+    with pytest.raises(InputError, match="asks at k = 2, 4, 6 of at most 10, the replay at 1, 2, 3, 4, 5, 6, 7 of at"):
+        run_replay(harvest, every, no_controller)
+    short = crossval(tmp_path / "short", ks=(2, 4, 5, 6))
+    with pytest.raises(InputError, match="of at most 6, the replay at 4 of at most 8"):
+        run_replay(harvest, ReplayConfig(controllers={"mlp": str(short)}, k=KRange(4, 4, 8)), no_controller)
     mine, more = crossval(tmp_path / "mine"), crossval(tmp_path / "more", orders=6)
     with pytest.raises(InputError, match="other orders"):
         run_replay(harvest, ReplayConfig(controllers={"a": str(mine), "b": str(more)}), no_controller)
+
+
+@pytest.mark.parametrize(("krange", "columns"), [(KRange(4, 4, 8), [1]), (KRange(2, 2, 6), [0, 1])])
+def test_a_replay_may_ask_at_a_part_of_the_checkpoints(harvest, tmp_path, krange, columns):
+    whole, part = crossval(tmp_path / "whole", quality=0.5), tmp_path / "part"
+    report = run_replay(harvest, ReplayConfig(controllers={"it": str(whole)}, k=krange, resamples=100), no_controller)
+    part.mkdir()
+    with h5py.File(whole / "predictions.h5") as source, h5py.File(part / "predictions.h5", "w") as file:
+        for name in ("question_id", "orders"):
+            source.copy(name, file)
+        file["p_enough"] = source["p_enough"][..., columns]
+        file.attrs.update({**source.attrs, "ks": krange.values})
+    only = run_replay(harvest, ReplayConfig(controllers={"it": str(part)}, k=krange, resamples=100), no_controller)
+    assert report["ks"] == list(krange.values)
+    assert report["policies"] == only["policies"]
 
 
 def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on(harvest):

@@ -27,12 +27,13 @@ def write_stores(folder, **manifest):
     return folder
 
 
-def predict(path, store, orders, ks):
-    """p_enough that is higher where more of the first k trajectories are right: shape (Q, O, C)."""
-    questions = list(Store.open(store))
+def predict(path, store, question_ids, orders, ks):
+    """p_enough that is higher where more of the first k trajectories are right: shape (Q, O, C); and a threshold."""
+    there = {q.question_id: q for q in Store.open(store)}
+    questions = [there[name] for name in question_ids]
     right = np.array([[bool(t.correct) for t in q.trajectories] for q in questions])
     ordered = np.take_along_axis(right[:, None], orders, axis=2)
-    return np.stack([0.2 + 0.7 * ordered[..., :k].mean(axis=-1) for k in ks[:-1]], axis=-1)
+    return np.stack([0.2 + 0.7 * ordered[..., :k].mean(axis=-1) for k in ks[:-1]], axis=-1), 0.3
 
 
 def replay(stores, output, **settings):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dps.cli import run
 from dps.errors import InputError
+from dps.replay.findings import findings
 from dps.replay.reading import chosen
 from dps.replay.reliability import labels_of, reliability
 from dps.report.replays import views, write_replays
@@ -95,6 +96,60 @@ def test_equal_means_are_no_win(made):
     same = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] == "power"]
     assert len(same) > 5
     assert {m["verdict"] for m in same} == {"undecided"}
+
+
+def test_what_is_the_same_on_every_question_is_not_called_undecided(made):
+    output, report = made
+    same = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] == "power"]
+    others = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] != "power"]
+    undecided = sum(m["verdict"] == "undecided" for m in others)
+    _, text = parsed(output / "replay.html")
+    assert f"undecided {undecided}, the same {len(same)}" in text
+
+
+def test_every_name_of_a_policy_is_explained(made):
+    output, report = made
+    source = (output / "replay.html").read_text(encoding="utf-8")
+    names = source[source.index('id="names"') : source.index('id="provenance"')]
+    for policy in report["policies"]:
+        if policy["kind"] != "fixed":
+            assert f"<dt>{policy['name']}</dt>" in names
+        assert policy["series"] == "power" or f"<dt>{policy['series']}</dt>" in names
+    assert 'href="#names"' in source
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rival_tokens", "first"),
+    [
+        ("below", 100, "Self-consistency over cheap samples wins: fixed (plain) reaches 40.0 % with 100 tokens"),
+        ("undecided", 20, "Self-consistency over cheap samples is not told apart from fixed-k8 at 0.20 of its tokens:"),
+        ("undecided", 100, "fixed-k8 is not told apart from the best self-consistency over cheap samples"),
+        ("above", 20, "fixed-k8 is ahead of the best self-consistency over cheap samples"),
+    ],
+)
+def test_how_cheap_samples_do_is_said_first(made, verdict, rival_tokens, first):
+    _, report = made
+    row = next(m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival"] == "fixed (plain)")
+    row = {**row, "tokens": 100.0, "rival_tokens": rival_tokens, "rival_accuracy": 0.4, "verdict": verdict}
+    assert findings({**report, "matched_tokens": [row]})[0].startswith(first)
+
+
+def test_a_win_of_cheap_samples_over_any_policy_is_said_before_what_is_undecided(made):
+    _, report = made
+    rows = [m for m in report["matched_tokens"] if m["rival"] == "fixed (plain)"]
+    best = next(p for p in report["policies"] if p["kind"] == "controller")["policy"]
+    rows = [
+        {**m, "verdict": "below" if m["policy"] == best else "undecided"}
+        for m in rows
+        if m["policy"] in ("fixed-k8", best)
+    ]
+    policies = [
+        {**p, "operating_point": {**p["operating_point"], "no_loss": True}} if p["policy"] == best else p
+        for p in report["policies"]
+    ]
+    said = findings({**report, "policies": policies, "matched_tokens": rows})
+    assert said[0].startswith("Self-consistency over cheap samples wins")
+    assert "fixed-k8" in said[1]
 
 
 def test_shares_at_k_by_difficulty_are_those_of_all_questions(made):
@@ -278,9 +333,12 @@ def test_the_page_is_made_again_from_replay_json_alone(made, tmp_path, capsys):
     assert run(["report", str(tmp_path / "alone")]) == 0
     said = capsys.readouterr().out
     assert report["findings"][0] in said
+    assert "Made again from JSON alone." in said
     assert said.splitlines()[-1] == str(tmp_path / "alone" / "replay.html")
     for name in FILES - {"replay.csv"}:
         assert (tmp_path / "alone" / name).read_bytes() == (output / name).read_bytes(), name
+    assert run(["report", str(tmp_path / "alone")]) == 0
+    assert "byte for byte as before: replay.html, replay.png, replay.svg" in capsys.readouterr().out
 
 
 def test_the_same_stores_give_the_same_bytes(made, stores, tmp_path):

@@ -172,6 +172,23 @@ def test_all_curves_off_and_on_again(shown):
     assert shown.js("[...document.querySelectorAll('.curve')].every(c => c.style.display === '')")
 
 
+def test_power_sampling_alone_has_the_room_of_the_figure(shown):
+    visible = "[...document.querySelectorAll('.curve')].filter(c => c.style.display === '').map(c => c.ariaLabel)"
+    line = "document.querySelector('.curve[aria-label=gbdt] .line').getBoundingClientRect().width"
+    every, before = shown.js(visible), shown.js(line)
+    tab_to(shown, ".presets button:nth-of-type(2)")
+    shown.press("Enter")
+    cheap = [name for name in every if name.endswith(("(plain)", "(lowtemp)"))]
+    assert shown.js(visible) == [name for name in every if name not in cheap]
+    assert shown.js(line) > 1.2 * before
+    assert shown.js("document.querySelectorAll('.legend [aria-pressed=false]').length") == len(cheap)
+    shown.press("Tab")
+    shown.press(" ")
+    assert shown.js(visible) == cheap
+    shown.js("document.querySelector('.presets button').click()")
+    assert (shown.js(visible), shown.js(line)) == (every, before)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pointing_at_a_point_says_what_it_is(page, files, width):
     page.open(files["replay"], width=width, mobile=width < 500)

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from dps.cli import run
 from dps.errors import InputError
 from dps.report import read_report, render_table, write_report
 from dps.report.statistics import outcomes_of
-from feature_store.records import no_steps
+from feature_store.records import Decision, no_steps
 from tests.factories import make_manifest, make_question
 from tests.report.evaluations import (
     dynamic_manifest,
@@ -98,6 +99,82 @@ def test_the_same_stores_give_the_same_bytes(written, evaluation, tmp_path):
     write_report([evaluation], tmp_path, "A <b>title</b> & more")
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_rules_are_not_called_controllers(tmp_path):
+    folder = write_evaluation(tmp_path / "evaluation")
+    shown = [question(n, [1, 1], decisions=[Decision(2, 0.9)]) for n in range(8)]
+    write_store(folder / "a", dynamic_manifest("esc"), shown)
+    report = write_report([folder], tmp_path / "report")
+    names = [row["policy"] for row in report["policies"]]
+    assert names.index("mlp-h") < names.index("esc") < names.index("plain-k1")
+    source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "A trained controller decides k" in source
+    assert source.index("A rule without training decides k") < source.index('<th scope="row">esc</th>')
+    assert "var(--rule)" in source
+    assert "<!-- ✖ esc -->" in (tmp_path / "report" / "report.svg").read_text(encoding="utf-8")
+    [said] = [finding for finding in report["findings"] if finding.startswith("esc ")]
+    assert "controller" not in said
+
+
+# -- report.json alone -------------------------------------------------------------------------------------------------
+
+
+def alone(output, folder, **changes):
+    """A folder with a report.json and nothing else."""
+    folder.mkdir()
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    (folder / "report.json").write_text(json.dumps({**report, **changes}), encoding="utf-8")
+    return folder
+
+
+def test_page_and_figures_are_made_again_from_report_json_alone(written, tmp_path, capsys):
+    output, report = written
+    folder = alone(output, tmp_path / "alone")
+    for said in ("Made again from JSON alone.", "Made again, byte for byte as before: report.html, report.png,"):
+        assert run(["report", str(folder)]) == 0
+        out = capsys.readouterr().out
+        assert said in out
+        assert render_table(report) in out
+        assert report["findings"][0] in out
+        for name in FILES - {"report.json"}:
+            assert (folder / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_mixing_is_drawn_again_from_report_json_alone(mixed, tmp_path):
+    _, output, _ = mixed
+    folder = alone(output, tmp_path / "alone")
+    assert run(["report", str(folder), "--output", str(tmp_path / "pages")]) == 0
+    assert {path.name for path in folder.iterdir()} == {"report.json"}
+    for name in {path.name for path in output.iterdir()} - {"report.json"}:
+        assert (tmp_path / "pages" / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_what_may_vary_is_said(written, tmp_path, capsys):
+    output, report = written
+    assert set(report["figures"]) == {"matplotlib", "freetype"}
+    older = alone(output, tmp_path / "older", figures={"matplotlib": "1.0", "freetype": "2.1"})
+    (older / "report.png").write_bytes(b"drawn by another version")
+    assert run(["report", str(older)]) == 0
+    assert (
+        "report.png has other bytes than before: the figures were drawn by matplotlib 1.0 with FreeType 2.1 at first"
+    ) in capsys.readouterr().out
+    assert run(["report", str(older), "--title", "Another"]) == 0
+    assert "report.html has other bytes than before" in capsys.readouterr().out
+
+
+def test_a_report_of_another_version_or_beside_others_is_refused(written, evaluation, tmp_path, capsys):
+    output, _ = written
+    for name, folders, message in (
+        ("version", [alone(output, tmp_path / "version", schema_version=2)], "of schema_version 3, got 2: run dps rep"),
+        ("both", [alone(output, tmp_path / "both"), evaluation], "is one of 2: make a report of each"),
+    ):
+        before = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert run(["report", *map(str, folders)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == before
 
 
 class _Page(HTMLParser):

@@ -253,6 +253,25 @@
       });
     }
 
+    /* What cheap samples cost lies far from what power sampling costs, so that each alone shows more. */
+    const isCheap = ({ policy }) => policy.group === "cheap";
+    const choices = { all: () => true, "power sampling": (curve) => !isCheap(curve), "cheap samples": isCheap };
+    if (curves.some(isCheap)) {
+      const presets = html("div", { className: "presets" }, box);
+      html("span", { textContent: "Show" }, presets);
+      for (const [name, chosen] of Object.entries(choices)) {
+        const button = html("button", { type: "button", textContent: name }, presets);
+        button.addEventListener("click", () => {
+          for (const curve of curves) setVisible(curve, chosen(curve));
+          layout();
+        });
+      }
+    }
+    function setVisible(curve, visible) {
+      curve.visible = visible;
+      curve.button.setAttribute("aria-pressed", `${visible}`);
+    }
+
     const legend = html("div", { className: "legend" }, box);
     for (const [group, heading] of Object.entries(data.groups)) {
       const members = curves.filter(({ policy }) => policy.group === group);
@@ -262,10 +281,10 @@
       for (const curve of members) {
         const button = html("button", { type: "button" }, list);
         button.append(signOf(curve.policy), curve.policy.name);
-        button.setAttribute("aria-pressed", "true");
+        curve.button = button;
+        setVisible(curve, true);
         button.addEventListener("click", () => {
-          curve.visible = !curve.visible;
-          button.setAttribute("aria-pressed", `${curve.visible}`);
+          setVisible(curve, !curve.visible);
           layout();
         });
       }

@@ -12,18 +12,9 @@ from typing import Any
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
-from dps.report.look import CONTROLLER, CONTROLLER_MARKERS, LOWTEMP, OTHER, PLAIN, POWER, RULE
+from dps.report.look import CONTROLLER, CONTROLLER_MARKERS, LOWTEMP, OTHER, PLAIN, POWER, RULE, RULE_MARKERS
 
 _SOURCES = {"power": (POWER, "o"), "plain": (PLAIN, "s"), "lowtemp": (LOWTEMP, "v")}
-_RULE_MARKERS = {
-    "adaptive-consistency": "P",
-    "esc": "X",
-    "sprt": "<",
-    "entropy": ">",
-    "self-confidence": "p",
-    "uab": "h",
-    "random": "d",
-}
 _SPARE_MARKERS = ("8", "H", "s", "v", "o")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (5, 1.5, 1.5, 1.5), (8, 2), (3, 1.5))
 
@@ -69,14 +60,14 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
         if kind == "oracle":
             found[label] = Mark(OTHER, "o", (), hollow=True)
         elif kind == "chance":
-            found[label] = Mark(OTHER, _RULE_MARKERS.get(policy["name"], "d"), (1.5, 1.5))
+            found[label] = Mark(OTHER, RULE_MARKERS.get(policy["name"], "d"), (1.5, 1.5))
         elif kind == "fixed":
             dashes = {"power": (), "plain": (5, 2), "lowtemp": (1.5, 1.5)}.get(policy["series"], (5, 1.5, 1.5, 1.5))
             found[label] = Mark(color, marker, dashes)
         elif policy["series"] != "power":
             found[label] = Mark(color, marker, (5, 1.5, 1.5, 1.5), hollow=True)
         else:
-            known = CONTROLLER_MARKERS if kind == "controller" else _RULE_MARKERS
+            known = CONTROLLER_MARKERS if kind == "controller" else RULE_MARKERS
             found[label] = Mark(
                 CONTROLLER if kind == "controller" else RULE,
                 known.get(policy["name"]) or next(spare),

@@ -19,6 +19,7 @@ from dps.report import words
 from dps.report.page import VARIABLES, inline_svg, settings_words, tie
 from dps.report.replays import charts, views
 from dps.report.replays.figure import describe
+from dps.report.replays.glossary import explained
 from dps.report.replays.marks import Mark, marks_of
 
 _HERE = Path(__file__).parent
@@ -46,6 +47,7 @@ def render_replay(report: Mapping[str, Any], figure: str) -> str:
         spending=views.spending(report),
         calibration=[(entry, charts.reliability(entry)) for entry in report["calibration"]],
         labels=charts.LABELS,
+        glossary=explained(report),
     )
 
 
@@ -89,6 +91,7 @@ def _render(template: str, **values: Any) -> str:
         thresholds=views.thresholds,
         signed=lambda value: words.signed_points(value, None),
         nats=words.nats,
+        nothing=views.is_nothing,
     )
     scripts = [(_HERE / name).read_text(encoding="utf-8").strip() for name in _SCRIPTS]
     return environment.get_template(template).render(

@@ -175,7 +175,7 @@ def thresholds(values: Sequence[float]) -> str:
 
 
 def matched(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the comparisons at equal tokens by policy, with how many rivals it is ahead of, behind, and undecided."""
+    """Return the comparisons at equal tokens by policy, with how many rivals it beats, loses to, equals, or neither."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for entry in report["matched_tokens"]:
         found.setdefault(entry["policy"], []).append(entry)
@@ -183,10 +183,17 @@ def matched(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "policy": name,
             "rivals": entries,
-            **{verdict: sum(e["verdict"] == verdict for e in entries) for verdict in ("above", "below", "undecided")},
+            "same": (same := sum(is_nothing(e["difference"]) for e in entries)),
+            **{verdict: sum(e["verdict"] == verdict for e in entries) for verdict in ("above", "below")},
+            "undecided": sum(e["verdict"] == "undecided" for e in entries) - same,
         }
         for name, entries in found.items()
     ]
+
+
+def is_nothing(difference: Mapping[str, Any]) -> bool:
+    """Return whether a difference is 0, but for rounding, in every resample: both are the same on every question."""
+    return max(abs(difference["low"]), abs(difference["high"])) < 1e-9
 
 
 def mcnemar_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[Mapping[str, Any] | None]]]]:

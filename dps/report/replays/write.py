@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dps.errors import InputError
+from dps.report.files import output_folder, read_result
 
 SCHEMA_VERSION = 2
 """Of the ``replay.json`` that the page shows."""
@@ -24,18 +23,7 @@ def read_replay(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read, or another version wrote it.
     """
-    path = Path(folder) / "replay.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"Expected the result of dps replay in {path}, but it cannot be read: {error}.") from error
-    version = report.get("schema_version") if isinstance(report, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run dps replay again with this "
-            "version."
-        )
-    return report
+    return read_result(Path(folder) / "replay.json", "dps replay", SCHEMA_VERSION)
 
 
 def write_replay_page(report: Mapping[str, Any], output: Path) -> None:
@@ -49,7 +37,7 @@ def write_replay_page(report: Mapping[str, Any], output: Path) -> None:
     from dps.report.replays.figure import draw_replay
     from dps.report.replays.page import render_replay
 
-    output = _folder(output)
+    output = output_folder(output)
     figure = draw_replay(report)
     (output / "replay.png").write_bytes(png(figure))
     vector = svg(figure, salt="replay")
@@ -77,7 +65,7 @@ def write_replays(folders: Sequence[Path], output: Path, title: str | None = Non
     from dps.report.replays.figure import draw_replays
     from dps.report.replays.page import render_replays
 
-    output = _folder(output)
+    output = output_folder(output)
     named = dict(zip(_names(folders), reports, strict=True))
     figure = draw_replays(named)
     (output / "replays.png").write_bytes(png(figure))
@@ -92,11 +80,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """Return a name for each run: its folder's, with a number where two have the same."""
     names = [Path(folder).resolve().name for folder in folders]
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
-
-
-def _folder(output: Path) -> Path:
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output

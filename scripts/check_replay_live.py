@@ -1,0 +1,218 @@
+"""Check that a replay over a stored harvest says what the live runs of the same policies did, question by question.
+
+    python scripts/check_replay_live.py --output docs/results/replay-live
+
+Harvests 400 training questions of the embedded model and trains three controllers on them; then harvests 200 other
+questions (k = 8) and runs the controllers and three rules on these live, under the same seed. The replay decides over
+the stored trajectories in their natural order, through the functions of ``dps replay``, at the thresholds of the live
+runs. Every k, answer, grade and token count must be the same, and every ``p_enough`` within 1e-6; otherwise it says
+where not and ends with code 1. The live runs are repeated, because their measured times depend on what else the machine
+was doing. Writes ``replay_live.json``; what stands in ``--runs`` is not sampled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dps.aggregate import answer_of
+from dps.features import calibrated_seconds
+from dps.policies import RULES
+from dps.replay.decide import stops
+from dps.replay.samples import read_samples, scores, walk
+from feature_store import Question, Store
+from lightning_modules.predict import predict_orders
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTROLLERS = {"gbdt-extended": "gbdt_extended", "mlp-h": "mlp_h", "mlp-hq": "mlp_hq"}
+"""Name of each controller and its configuration."""
+RULE_NAMES = ("adaptive-consistency", "esc", "entropy")
+TOLERANCE = 1e-6
+"""Of ``p_enough``. Hidden states are float32 and of another batch live than in the harvest, so last bits differ."""
+AGREE = ("same_k", "same_answer", "same_grade", "same_tokens", "same_calibrated_time")
+"""What must be the same of every question."""
+
+
+def dps(*arguments: str) -> None:
+    """Run a command of the toolkit in the repository's root."""
+    subprocess.run([sys.executable, "-m", "dps", *arguments], cwd=ROOT, check=True)
+
+
+def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Sequence[str]) -> None:
+    """Harvest, train and evaluate; what is done already is not done again."""
+    harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", *compute]
+    dps(*harvest, f"--benchmark.limit={train}", f"--output={runs / 'train'}")
+    for name, config in CONTROLLERS.items():
+        if not (ROOT / runs / name / "checkpoints" / "best.ckpt").is_file():
+            options = [f"--data.init_args.store={runs / 'train'}", f"--trainer.default_root_dir={runs / name}"]
+            dps("fit", f"--config=configs/{config}.yaml", *options)
+    same = ["--benchmark.split=test", f"--benchmark.limit={questions}"]
+    dps(*harvest, *same, f"--output={runs / 'harvest'}")
+    policies = [*CONTROLLERS, *RULE_NAMES]
+    paths = [f"--controllers.{name}={runs / name}" for name in CONTROLLERS]
+    evaluate = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", *compute, *same, *paths]
+    for repeat in range(repeats):
+        dps(*evaluate, f"--policies=[{','.join(policies)}]", f"--output={runs / f'evaluation-{repeat}'}")
+
+
+def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], rules: Sequence[str]) -> dict[str, Any]:
+    """Replay policies over a harvest and compare every decision with the stores of their live runs.
+
+    Args:
+        harvest: Store with features of all graded questions of the evaluation.
+        evaluation: Folder with the store of each policy.
+        controllers: Name of each controller's store, and where it is.
+        rules: Names of rules that ran with a store of their own.
+
+    Returns:
+        Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
+    """
+    store = Store.open(harvest)
+    samples = read_samples(store.manifest, store.scan(hidden=False), str(harvest))
+    natural = np.arange(samples.num_trajectories)[None, None].repeat(len(samples.question_ids), axis=0)
+    found = {}
+    for name in (*controllers, *rules):
+        live = Store.open(evaluation / name)
+        policy = live.manifest.policy
+        ks = tuple(range(policy["start"], policy["maximum"] + 1, policy["step"]))
+        walked = walk(samples, natural, ks, live.manifest.seed)
+        if name in controllers:
+            p_enough, threshold = predict_orders(str(controllers[name]), harvest, samples.question_ids, natural, ks)
+            p_inc = 1.0 - p_enough
+        else:
+            rule = replace(RULES[name], **{k: v for k, v in policy["rule"].items() if k != "name"})
+            p_inc, threshold = scores([rule.enough(seen) for seen in walked.seen], walked), rule.threshold
+        stored = {q.question_id: q for q in store.scan(hidden=False)}
+        lived = {q.question_id: q for q in live.scan(hidden=False)}
+        stop = stops(p_inc, threshold)[:, 0]
+        rows = [
+            _row(
+                stored[question_id],
+                lived[question_id],
+                k=ks[at],
+                correct=bool(walked.correct[row, 0, at]),
+                tokens=int(walked.tokens[row, 0, at]),
+                p_enough=1.0 - p_inc[row, 0],
+                aggregator=samples.aggregator,
+                clock=store.manifest.calibration,
+                live_clock=live.manifest.calibration,
+            )
+            for row, (question_id, at) in enumerate(zip(samples.question_ids, stop, strict=True))
+        ]
+        found[name] = _summary(rows, threshold, p_inc[:, 0])
+    return found
+
+
+def _row(
+    stored: Question,
+    live: Question,
+    *,
+    k: int,
+    correct: bool,
+    tokens: int,
+    p_enough: np.ndarray,
+    aggregator: str,
+    clock: Mapping[str, float],
+    live_clock: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what the replay says of a question (k, correct, tokens, p_enough), beside what the live run did."""
+    asked = np.array([decision.p_enough for decision in live.decisions])
+    lived_tokens = sum(t.num_generated_tokens for t in live.trajectories)
+    prefix = stored.trajectories[:k]
+    return {
+        "question_id": live.question_id,
+        "same_k": k == live.k,
+        "same_answer": answer_of(prefix, aggregator)[0] == live.answer,
+        "same_grade": correct == bool(live.correct),
+        "same_tokens": tokens == lived_tokens,
+        "p_enough_difference": float(np.abs(p_enough[: len(asked)] - asked).max(initial=0.0)),
+        "k": live.k,
+        "tokens": lived_tokens,
+        "same_calibrated_time": calibrated_seconds(tokens, stored.num_prompt_tokens, clock)
+        == calibrated_seconds(lived_tokens, live.num_prompt_tokens, clock),
+        "calibrated_s": calibrated_seconds(tokens, stored.num_prompt_tokens, clock),
+        "calibrated_by_live_clock_s": calibrated_seconds(tokens, stored.num_prompt_tokens, live_clock),
+        "stored_compute_s": stored.prefill_s + stored.embedding_s + sum(t.compute_s for t in prefix),
+        "live_compute_s": live.prefill_s
+        + live.embedding_s
+        + live.controller_s
+        + sum(t.compute_s for t in live.trajectories),
+        "live_controller_s": live.controller_s,
+    }
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], threshold: float, p_inc: np.ndarray) -> dict[str, Any]:
+    """Return the counts of what agrees, and mean times a question."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([row[name] for row in rows]))
+
+    seconds = ("calibrated_s", "calibrated_by_live_clock_s", "stored_compute_s", "live_compute_s", "live_controller_s")
+    return {
+        "num_questions": len(rows),
+        **{name: sum(row[name] for row in rows) for name in AGREE},
+        "largest_p_enough_difference": max(row["p_enough_difference"] for row in rows),
+        "threshold": threshold,
+        "nearest_p_inc_to_threshold": float(np.abs(p_inc - threshold).min()),
+        "differ": [
+            row["question_id"]
+            for row in rows
+            if not all(row[name] for name in AGREE) or row["p_enough_difference"] > TOLERANCE
+        ],
+        **{name: mean(name) for name in ("k", "tokens", *seconds)},
+    }
+
+
+def main() -> int:
+    """Run everything, write the table, and return 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=400, help="questions to train controllers on")
+    parser.add_argument("--questions", type=int, default=200, help="other questions to compare on")
+    # Few enough to stay full until near the end: the calibrated clock is that of full rows.
+    parser.add_argument("--rows", type=int, default=32, help="chains that run at a time in a worker")
+    parser.add_argument("--repeats", type=int, default=3, help="live runs")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes for sampling")
+    parser.add_argument("--runs", type=Path, default=Path("runs/replay-live"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/replay-live"))
+    options = parser.parse_args()
+    compute = [f"--compute.rows={options.rows}", f"--compute.workers={options.workers}"]
+    sample_all(options.runs, options.train, options.questions, options.repeats, compute)
+    runs = ROOT / options.runs
+    controllers = {name: runs / name for name in CONTROLLERS}
+    repeats = [
+        compare(runs / "harvest", runs / f"evaluation-{repeat}", controllers, RULE_NAMES)
+        for repeat in range(options.repeats)
+    ]
+    report = {
+        "train_questions": options.train,
+        "rows": options.rows,
+        "tolerance": TOLERANCE,
+        "controllers": {name: f"configs/{config}.yaml" for name, config in CONTROLLERS.items()},
+        "repeats": repeats,
+    }
+    folder = ROOT / options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "replay_live.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name in repeats[0]:
+        found = [repeat[name] for repeat in repeats]
+        print(
+            f"{name}: the same k on {[one['same_k'] for one in found]} of {options.questions} questions, the same "
+            f"answer on {[one['same_answer'] for one in found]}, p_enough within "
+            f"{max(one['largest_p_enough_difference'] for one in found):.1e}"
+        )
+    different = sorted({question for repeat in repeats for found in repeat.values() for question in found["differ"]})
+    if different:
+        print(f"Replay and live differ on {', '.join(different[:10])}.", file=sys.stderr)
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
