@@ -114,6 +114,19 @@ def replayed(questions: Sequence[Question], orders: np.ndarray, policy: Policy, 
     return Outcome(*np.array(found, dtype=np.float64).T)
 
 
+def foresight(questions: Sequence[Question], orders: np.ndarray, policy: Policy, base: Outcome) -> Outcome:
+    """Return what a policy would give that knew at once which k it ends with: the least latency for its answers."""
+    steps = []
+    for question, of_question in zip(questions, orders, strict=True):
+        spent = [t.num_generated_tokens for t in question.trajectories]
+        rows = []
+        for order in of_question.tolist():
+            shuffled = replace(question, trajectories=tuple(question.trajectories[i] for i in order))
+            rows.append(max(spent[i] for i in order[: replay_question(shuffled, policy, None).k]))
+        steps.append(np.mean(rows))
+    return replace(base, steps=np.array(steps))
+
+
 def crowd(store: Store, block: int) -> Callable[[Policy, InRun | None], list[Question]]:
     """Return what runs a policy live on all questions of a harvest, 64 rows in one batch."""
     config = store.manifest.config
@@ -220,6 +233,7 @@ def main() -> None:
         settings[name] = policy, InRun(RANGE, {}, None, {options.block: hopeless}, threshold)
     settings |= {f"fixed k = {k}": (FixedK(k), None) for k in RANGE.values}
     outcomes = {name: replayed(questions, orders, *each) for name, each in settings.items()}
+    outcomes["end only, k known at once"] = foresight(questions, orders, policy, outcomes["end only"])
     rows = {name: outcome.row(outcomes["end only"], draws) for name, outcome in outcomes.items()}
     run, by_id = crowd(store, options.block), {q.question_id: q for q in questions}
     live = {}
