@@ -58,7 +58,7 @@ _LIGHTNING_USAGE = """usage: dps {command} --config configs/mlp_hq.yaml [--key v
 {what} Runs LightningCLI: every key of the file can be
 overridden on the command line.
 
-  --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml or gbdt_extended.yaml
+  --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml, or those named _extended
   --data.init_args.store FOLDER     the harvest to train on
   --data.init_args.label NAME       no_gain or correct, or solvable to give up
   --data.init_args.block NUMBER     asked after this block, while trajectories run

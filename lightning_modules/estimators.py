@@ -24,6 +24,11 @@ _FAR = 10.0
 """Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
 drive the network where it was never fitted."""
 
+_KNOTS = 33
+"""Quantiles of a scalar that ranks are taken between."""
+_ROUNDING = 1e-9
+"""Quantiles that differ by less than this share of the largest are the same value, summed in another order."""
+
 
 class Estimator(nn.Module):
     """Estimates the probability that k is enough from raw features."""
@@ -122,6 +127,43 @@ class Standardizer(nn.Module):
         return ((values - self.mean) / self.scale).clamp(-_FAR, _FAR).to(torch.get_default_dtype())
 
 
+class Ranks(nn.Module):
+    """Where a feature stands among the training rows: its rank from 0 to 1, as ``sqrt(12) (rank - 1/2)``.
+
+    Trees see no more of a feature than its order, and lose nothing; a network gets every feature with the same spread
+    and without outliers. Between 33 quantiles the rank is linear; values that share quantiles have the middle of them.
+    """
+
+    knots: Tensor
+    positions: Tensor
+
+    def __init__(self, size: int) -> None:
+        """Start as if all F = ``size`` features were spread evenly between 0 and 1."""
+        super().__init__()
+        grid = torch.linspace(0, 1, _KNOTS, dtype=torch.float64).repeat(size, 1)
+        self.register_buffer("knots", grid)
+        self.register_buffer("positions", grid.clone())
+
+    def fit(self, values: np.ndarray) -> None:
+        """Take the quantiles of rows, shape (N, F)."""
+        grid = np.linspace(0, 1, _KNOTS)
+        for feature, column in enumerate(np.quantile(values, grid, axis=0).T):
+            same = np.diff(column) <= _ROUNDING * np.abs(column).max()
+            where = np.cumsum([0, *~same])
+            self.knots[feature] = torch.from_numpy(column)
+            self.positions[feature] = torch.from_numpy((np.bincount(where, grid) / np.bincount(where))[where])
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the ranks, shape (N, F), in the default type."""
+        columns = values.double().T.contiguous()
+        after = torch.searchsorted(self.knots, columns, right=True).clamp(1, _KNOTS - 1)
+        low, high = (self.knots.gather(1, at) for at in (after - 1, after))
+        start, end = (self.positions.gather(1, at) for at in (after - 1, after))
+        gap = high - low
+        share = torch.where(gap > 0, (columns - low) / gap, 0.0).clamp(0, 1)
+        return (math.sqrt(12) * (start + share * (end - start) - 0.5)).T.to(torch.get_default_dtype())
+
+
 class AttentionPooling(nn.Module):
     """Pools the blocks of a trajectory by a learned query: ``softmax(log n_b + q . (x_b / scale) / sqrt(D))``.
 
@@ -208,7 +250,7 @@ class MLPEstimator(Estimator):
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))
-        self.scalar_standardizer = Standardizer(num_scalars)
+        self.ranks = Ranks(num_scalars)
         wide = {HIDDEN: hidden_size * (1 + spread), EMBEDDING: embedding_size}
         wide = {name: size for name, size in wide.items() if size}
         self.attention = AttentionPooling(hidden_size, spread) if attention else None
@@ -227,8 +269,8 @@ class MLPEstimator(Estimator):
         return nn.Sequential(nn.Dropout(input_dropout), nn.Linear(size, projection_size), nn.Tanh())
 
     def fit_standardizers(self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray) -> None:
-        """Take the statistics of the training rows: shapes (N, F), (N, D or 2 D) in chunks, (M, E)."""
-        self.scalar_standardizer.fit([scalars])
+        """Take the ranks and statistics of the training rows: shapes (N, F), (N, D or 2 D) in chunks, (M, E)."""
+        self.ranks.fit(scalars)
         for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
                 self.standardizers[name].fit(chunks)
@@ -244,7 +286,8 @@ class MLPEstimator(Estimator):
 
     def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the scalars' own logit and the correction: shape (N, 2); see :meth:`Estimator.terms`."""
-        own, wide = self._inputs(scalars, hidden, embedding)
+        wide = self._wide(hidden, embedding)
+        own = self.ranks(scalars).to(self.layers[-1].weight.dtype)
         return torch.cat([self.layers(own), self.residual(torch.cat([own, *wide], dim=1))], dim=1)
 
     def combine(self, terms: Tensor) -> Tensor:
@@ -255,27 +298,28 @@ class MLPEstimator(Estimator):
         """Choose the weight of the correction, see :func:`lightning_modules.calibration.fit_weight`."""
         self.residual_weight.fill_(fit_weight(*terms.double().numpy().T, labels, num_questions))
 
-    def _inputs(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the standardized scalars and the projections of the wide parts."""
+    def _wide(self, hidden: Tensor | Blocks, embedding: Tensor) -> list[Tensor]:
+        """Return the projections of the wide parts, each of shape (N, projection size)."""
         if self.attention is not None:
             hidden = self.attention(hidden, self.standardizers[HIDDEN].scale)
         dtype = self.layers[-1].weight.dtype
-        wide = [
+        return [
             self.projections[name](self.standardizers[name](values).to(dtype))
             for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding))
             if name in self.parts
         ]
-        return self.scalar_standardizer(scalars).to(dtype), wide
 
 
 class JointMLPEstimator(MLPEstimator):
-    """The network of checkpoints of format 2, one perceptron on scalars and normalized projections: for loading."""
+    """The network of checkpoints of format 2: one perceptron on standardized scalars and normalized projections."""
 
     def __init__(self, *, projection_size: int, layer_sizes: Sequence[int], dropout: float, **settings: Any) -> None:
         """Build the network; arguments as those of :class:`MLPEstimator`."""
         super().__init__(projection_size=projection_size, layer_sizes=layer_sizes, dropout=dropout, **settings)
         width = settings["num_scalars"] + projection_size * len(self.projections)
         self.layers = _perceptron(width, layer_sizes, dropout)
+        self.ranks = None
+        self.scalar_standardizer = Standardizer(settings["num_scalars"])
         del self.residual, self.residual_weight
 
     @staticmethod
@@ -285,7 +329,8 @@ class JointMLPEstimator(MLPEstimator):
 
     def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
         """Return the logit, shape (N, 1); see :meth:`Estimator.terms`."""
-        own, wide = self._inputs(scalars, hidden, embedding)
+        wide = self._wide(hidden, embedding)
+        own = self.scalar_standardizer(scalars).to(wide[0].dtype)
         return self.layers(torch.cat([own, *wide], dim=1))
 
     def combine(self, terms: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from feature_store import StoreError
 from lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("mlp_hq", "mlp_h", "gbdt", "gbdt_extended")
+NAMES = ("mlp_hq", "mlp_hq_extended", "mlp_h", "gbdt", "gbdt_extended")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from lightning_modules.cli import _run
 from lightning_modules.controllers.gbdt import GBDT
 from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.estimators import TreeEstimator
+from lightning_modules.estimators import Ranks, TreeEstimator
 from lightning_modules.replay import choose_threshold
 from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
 
@@ -261,8 +261,12 @@ def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
     best = fit_controller(CONFIGS / "mlp_hq.yaml", options("mlp-hq", harvest, tmp_path, "--trainer.max_epochs=1")[2:])
     data = data_of(load_controller(best), harvest)
     train, estimator = data.table("train"), load_controller(best).estimator
-    assert estimator.scalar_standardizer.scale[2] == 1.0  # top-1 probability does not vary in these records
-    np.testing.assert_allclose(estimator.scalar_standardizer.mean.numpy(), train.scalars.reshape(-1, 6).mean(axis=0))
+    scalars = train.scalars.reshape(-1, 6)
+    quantiles = np.quantile(scalars, np.linspace(0, 1, 33), axis=0)
+    np.testing.assert_array_equal(estimator.ranks.knots.numpy(), quantiles.T)
+    ranks = estimator.ranks(torch.from_numpy(scalars)).numpy()
+    assert (ranks[:, 2] == 0).all()  # top-1 probability does not vary in these records
+    np.testing.assert_allclose(ranks[:, [0, 1, 3, 4, 5]].std(axis=0), 1, atol=0.1)
     hidden = train.hidden.reshape(-1, HIDDEN_SIZE).astype(np.float64)
     np.testing.assert_allclose(estimator.standardizers["hidden"].scale.numpy(), hidden.std(axis=0), rtol=1e-9)
     np.testing.assert_allclose(
@@ -371,7 +375,7 @@ def test_the_scalars_network_learns_as_if_alone_and_the_rest_more_slowly(harvest
         cli = _run(["fit", *options("mlp-hq", harvest, tmp_path / str(decay), *more)])
         found[decay] = cli.model.estimator
         groups = cli.trainer.optimizers[0].param_groups
-        assert [g["lr"] for g in groups] == pytest.approx([1e-3, 2e-4])
+        assert [g["lr"] for g in groups] == pytest.approx([2e-3, 2e-4])
         assert [g["weight_decay"] for g in groups] == [0.1, decay]
         assert sum(len(g["params"]) for g in groups) == len(list(found[decay].parameters()))
     for one, other in zip(found[0.0].layers.parameters(), found[500.0].layers.parameters(), strict=True):
@@ -389,3 +393,23 @@ def test_an_optimizer_without_decay_is_refused(harvest, tmp_path):
         _run(["fit", "--config", str(path), *options("mlp-h", harvest, tmp_path / "run")[2:]])
     with pytest.raises(InputError, match="residual_lr_scale above 0"):
         _run(["fit", *options("mlp-h", harvest, tmp_path, "--model.init_args.residual_lr_scale=0")])
+
+
+def test_ranks_by_hand():
+    rng = np.random.default_rng(0)
+    values = np.stack(
+        [rng.exponential(size=4000) ** 3, np.repeat([2.0, 4.0, 6.0, 6.0], 1000), 0.8 + 1e-16 * np.arange(4000)], axis=1
+    )
+    ranks = Ranks(3)
+    asked = torch.from_numpy(np.concatenate([values, [[-1e9, 1.0, 0.5], [1e9, 7.0, 2.0], [0.5, 5.0, 1.0]]]))
+    ranks.fit(values)
+    found = (ranks(asked).numpy() / np.sqrt(12)) + 0.5
+    order = np.argsort(np.argsort(values[:, 0])) / 3999
+    np.testing.assert_allclose(found[:4000, 0], order, atol=0.02)
+    np.testing.assert_allclose(found[4000:4002, 0], [0, 1], atol=1e-6)  # far outside is no farther than the ends
+    for value, middle in ((2.0, 1 / 8), (4.0, 3 / 8), (6.0, 3 / 4)):
+        np.testing.assert_allclose(found[:4000][values[:, 1] == value, 1], middle, atol=0.03)
+    assert found[4000, 1] == pytest.approx(found[0, 1])
+    assert found[4001, 1] == pytest.approx(found[3999, 1])
+    assert found[3999, 1] > found[4002, 1] > found[1999, 1]  # between two values, between their ranks
+    np.testing.assert_allclose(found[:, 2], 0.5)
