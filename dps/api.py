@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dps.benchmarks.given import Style, given_questions
+from dps.features import EMBEDDING, HIDDEN
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
 from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import Checkpoint, run_policy
-from dps.worker import feature_identity, open_embedder, prepare, prompts_of
+from dps.worker import open_embedder, prepare, prompts_of
 from feature_store.records import Question
 
 EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
@@ -66,9 +67,11 @@ def answer(
     settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
-    encoder = open_embedder(embedder) if controller is not None else None
-    if controller is not None and encoder is not None:
-        controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size)
+    parts = controller.parts if controller is not None else frozenset()
+    encoder = open_embedder(embedder) if EMBEDDING in parts else None
+    if controller is not None:
+        identity = loaded.identity(feature_layer) | ({"embedder": encoder.identity} if encoder is not None else {})
+        controller.check_model(identity, encoder.size if encoder is not None else None)
     prompts = prompts_of(loaded, benchmark, settings)
     engine = Engine(
         loaded,
@@ -85,7 +88,7 @@ def answer(
         grader=benchmark.grader,
         seed=seed,
         aggregator=aggregator,
-        feature_layer=feature_layer if controller is not None else None,
+        feature_layer=feature_layer if HIDDEN in parts else None,
         on_checkpoint=on_checkpoint,
     )
     by_id = {record.question_id: record for record in records}

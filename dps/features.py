@@ -47,6 +47,10 @@ EXTENDED_FEATURES: tuple[str, ...] = (
 )
 """What the same trajectories tell besides the six, in the order of the arrays; see :func:`extended_features`."""
 
+SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
+PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING})
+"""The parts of :class:`CheckpointFeatures`; a controller says which of them it looks at."""
+
 FeatureSet = Literal["published", "extended"]
 FEATURE_SETS: dict[str, tuple[str, ...]] = {
     "published": SCALAR_FEATURES,

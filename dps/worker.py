@@ -22,6 +22,7 @@ from dps.config import AskConfig, ComputeConfig, FeaturesConfig, InRunConfig
 from dps.device import peak_gib
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
+from dps.features import EMBEDDING, HIDDEN, PARTS
 from dps.forced import ForcedLengths
 from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
@@ -283,20 +284,24 @@ class _Bench:
         if self._task == number:
             return
         settings, model, benchmark = self._settings, self._model, self._benchmark
-        self._policy, self._needs_features = _policy(task, self._load_controller)
+        self._policy = _policy(task, self._load_controller)
         self._in_run: InRun | None = None
         if task.in_run is not None and isinstance(task.k, KRange) and self._load_controller is not None:
             self._in_run = open_in_run(task.in_run, task.k, task.sampler, self._load_controller)
-            self._needs_features = True
-        if self._needs_features and self._embedder is None:
-            self._embedder = open_embedder(settings.features.embedder)
         asked = [] if self._policy.controller is None else [self._policy.controller]
         if self._in_run is not None:
             asked += [*self._in_run.escalation.values(), *self._in_run.give_up.values()]
-        if asked and self._embedder is not None:
-            identity = feature_identity(model, self._embedder, settings.features.layer)
-            for controller in asked:
-                controller.check_model(identity, self._embedder.size)
+        # A harvest stores everything; a live run computes what its controllers look at.
+        self._parts = frozenset(PARTS if task.features else ()).union(*(controller.parts for controller in asked))
+        if EMBEDDING in self._parts and self._embedder is None:
+            self._embedder = open_embedder(settings.features.embedder)
+        for controller in asked:
+            identity = model.identity(settings.features.layer)
+            size = None
+            if self._embedder is not None:
+                identity |= {"embedder": self._embedder.identity}
+                size = self._embedder.size
+            controller.check_model(identity, size)
         # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
         snapshot_blocks = task.checkpoint_blocks if self._in_run is None else self._in_run.blocks
         engine = self._engine
@@ -318,7 +323,7 @@ class _Bench:
     def sample(self, batches: Iterator[tuple[str, ...]], stopping: Callable[[], bool]) -> Iterator[Question]:
         """Sample questions as they come; yields each when it is complete."""
         assert self._engine is not None
-        embedder = self._embedder if self._needs_features else None
+        embedder = self._embedder if EMBEDDING in self._parts else None
         forced = self._settings.forced_lengths
         questions = (
             question
@@ -333,22 +338,22 @@ class _Bench:
             grader=self._benchmark.grader,
             seed=self._settings.seed,
             aggregator=self._settings.aggregator,
-            feature_layer=self._settings.features.layer if self._needs_features else None,
+            feature_layer=self._settings.features.layer if HIDDEN in self._parts else None,
             at_a_time=self._settings.compute.questions_at_a_time,
             in_run=self._in_run,
             stopping=stopping,
         )
 
 
-def _policy(task: StoreTask, load_controller: LoadController | None) -> tuple[Policy, bool]:
-    """Return the task's policy and whether it needs features."""
+def _policy(task: StoreTask, load_controller: LoadController | None) -> Policy:
+    """Return the task's policy."""
     if isinstance(task.k, int):
-        return FixedK(task.k), task.features
+        return FixedK(task.k)
     if task.rule is not None:
-        return RuleK(task.k, task.rule), task.features
+        return RuleK(task.k, task.rule)
     if load_controller is None or task.controller is None:
         raise ValueError("a dynamic policy needs a controller and something to load it with")
-    return DynamicK(task.k, load_controller(task.controller)), True
+    return DynamicK(task.k, load_controller(task.controller))
 
 
 def open_in_run(config: InRunConfig, k_range: KRange, sampler: SamplerConfig, load_controller: LoadController) -> InRun:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dps.features import EMBEDDING, HIDDEN, SCALARS
 from lightning_modules.calibration import Calibrator, fit_weight
-from lightning_modules.table import EMBEDDING, HIDDEN, SCALARS
 from lightning_modules.vectors import Blocks
 
 _FAR = 10.0

@@ -50,6 +50,11 @@ class Controller:
         return self.description["name"]
 
     @property
+    def parts(self) -> frozenset[str]:
+        """The parts of the features that it looks at, of :data:`dps.features.PARTS`."""
+        return self.estimator.parts
+
+    @property
     def threshold(self) -> float:
         """More trajectories are added while ``1 - p_enough`` is above this; ``solvable``: given up if not above it."""
         return float(self.estimator.threshold)

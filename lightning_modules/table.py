@@ -17,16 +17,12 @@ import numpy as np
 
 from dps.aggregate import answer_of
 from dps.errors import InputError
-from dps.features import extended_features, scalar_features, sums_of
+from dps.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
 from feature_store.records import Question
 from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
 Label = Literal["no_gain", "correct", "solvable"]
 LABELS: tuple[str, ...] = get_args(Label)
-
-SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
-PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING})
-"""The parts of :class:`dps.features.CheckpointFeatures`; a controller says which of them it uses."""
 
 SPLITS: tuple[str, ...] = ("train", "val", "calibration", "test")
 """Who learns, who chooses the epoch, who calibrates the probabilities, who is only asked. The threshold is chosen on

@@ -285,6 +285,14 @@ def test_replay_decides_as_the_live_controllers_did(pipeline, tmp_path):
         assert [found[what] for what in AGREE] == [16] * len(AGREE), name
 
 
+def test_a_live_run_computes_what_its_controller_looks_at(pipeline):
+    sizes = {}
+    for name in ("gbdt", "mlp-h", "mlp-hq", "power"):
+        question = next(iter(Store.open(pipeline[0] / "evaluation" / name)))
+        sizes[name] = (question.trajectories[0].hidden.shape[1] > 0, question.embedding.size > 0)
+    assert sizes == {"gbdt": (False, False), "mlp-h": (True, False), "mlp-hq": (True, True), "power": (False, False)}
+
+
 def test_no_harvested_question_is_evaluated(pipeline):
     harvested = {q.question for q in Store.open(pipeline[0] / "harvest")}
     evaluated = {q.question for q in Store.open(pipeline[0] / "evaluation" / "power")}

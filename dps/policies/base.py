@@ -79,6 +79,8 @@ class Controller(Protocol):
     """The calibrated clock of the run it was trained on."""
     ks: Sequence[int]
     """Checkpoints that it was trained on, then the largest k of its harvest."""
+    parts: frozenset[str]
+    """The parts of the features that it looks at, of :data:`dps.features.PARTS`; a live run computes no others."""
     pooling: str
     """How it wants hidden states pooled, one of :data:`dps.features.POOLINGS`."""
     label: str
