@@ -92,17 +92,21 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
         if policy["kind"] != "controller" or at is None:
             continue
         ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
-        loss = (
-            "no accuracy loss"
-            if at["no_loss"]
-            else f"a loss that may be above {100 * report['margin']:g} point{'' if report['margin'] == 0.01 else 's'}"
-        )
+        loss = _loss(at, report["margin"])
         found.append(
             f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
             f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {loss}: "
             f"{points(difference['value'])} points {between(difference)}."
         )
     return found
+
+
+def _loss(at: Mapping[str, Any], margin: float) -> str:
+    """Say in words what an operating point shows of the accuracy that it gives up."""
+    point = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    if not at["no_loss"]:
+        return f"a loss that may be above {point}"
+    return f"a loss of less than {point}" if at["accuracy_difference"]["high"] < 0 else "no accuracy loss"
 
 
 def _own(report: Mapping[str, Any]) -> list[str]:

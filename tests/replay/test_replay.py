@@ -12,6 +12,7 @@ from dps.errors import InputError
 from dps.policies import RULES, FixedK, KRange, RuleK
 from dps.replay.command import run_replay, write_replay
 from dps.replay.config import ReplayConfig
+from dps.replay.findings import findings
 from dps.replay.policies import cross_fitted, dynamic, fixed, folds_of, oracle
 from dps.replay.samples import orders_of, read_samples, scores, walk
 from feature_store import StoreWriter
@@ -212,3 +213,19 @@ def test_bad_settings_are_one_sentence_and_code_2(harvest, options, message, cap
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [
+    (-0.004, 0.003, "at no accuracy loss"),
+    (-0.008, -0.002, "at a loss of less than 1 point"),
+    (-0.014, -0.002, "at a loss that may be above 1 point"),
+    (-0.014, 0.002, "at a loss that may be above 1 point"),
+])  # fmt: skip
+def test_a_loss_is_called_one(harvest, tmp_path, low, high, words):
+    config = ReplayConfig(controllers={"mlp": str(crossval(tmp_path / "mlp"))}, resamples=200)
+    report = run_replay(harvest, config, no_controller)
+    (at,) = (p["operating_point"] for p in report["policies"] if p["policy"] == "mlp")
+    at["accuracy_difference"] |= {"low": low, "high": high}
+    at["no_loss"] = low >= -report["margin"]
+    (sentence,) = (finding for finding in findings(report) if finding.startswith("mlp needs"))
+    assert words in sentence
