@@ -20,6 +20,7 @@ import torch
 
 from dps.errors import InputError
 from feature_store import Store
+from feature_store.lock import held
 from lightning_modules.batches import to_tensor
 from lightning_modules.cli import resolve, run
 from lightning_modules.estimators import Estimator
@@ -62,6 +63,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
 
     Raises:
         InputError: If options, configuration, store or folder cannot be used.
+        StoreError: If another run writes to the folder just now.
     """
     if folds < 2:
         raise InputError(f"Expected at least 2 folds, got {folds}.")
@@ -71,21 +73,22 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
         raise InputError("dps crossval sets data.folds, data.fold and the test questions itself: leave them out.")
     folder = output if output is not None else cli.run_folder / "crossval"
     claim(folder, cli, folds)
-    controllers = [_fold(args, folder / f"fold-{fold}", fold, folds) for fold in range(folds)]
-    table = data.whole(cli.model.parts)
-    predictions = _predict(table, controllers, data.seed, data.label, data.manifest.fingerprint)
-    write_predictions(folder / FILE, predictions)
-    report = measure_crossval(predictions, table.lengths)
-    report |= {
-        "store": data.store,
-        "validation": [
-            {"fold": fold, "threshold": c.threshold, **c.description["validation"]}
-            for fold, c in enumerate(controllers)
-        ],
-    }
-    write_json(folder / REPORT, report)
-    print(describe(report))
-    print(folder / REPORT)
+    with held(folder):
+        controllers = [_fold(args, folder / f"fold-{fold}", fold, folds) for fold in range(folds)]
+        table = data.whole(cli.model.parts)
+        predictions = _predict(table, controllers, data.seed, data.label, data.manifest.fingerprint)
+        write_predictions(folder / FILE, predictions)
+        report = measure_crossval(predictions, table.lengths)
+        report |= {
+            "store": data.store,
+            "validation": [
+                {"fold": fold, "threshold": c.threshold, **c.description["validation"]}
+                for fold, c in enumerate(controllers)
+            ],
+        }
+        write_json(folder / REPORT, report)
+        print(describe(report))
+        print(folder / REPORT)
     return folder
 
 

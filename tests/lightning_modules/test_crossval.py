@@ -10,6 +10,8 @@ from dps.cli import run as dps
 from dps.errors import InputError
 from dps.features import checkpoint_features
 from feature_store import Store
+from feature_store.errors import StoreError
+from feature_store.lock import held
 from lightning_modules import load_controller
 from lightning_modules.cli import cross_validate
 from lightning_modules.crossval import fold_questions, measure_crossval, stops_at
@@ -157,6 +159,11 @@ def test_a_folder_of_other_settings_is_refused(folder, store, tmp_path):
     other = write_harvest(tmp_path / "other", make_questions(30), fingerprint="another")
     with pytest.raises(InputError, match="other store_fingerprint, questions"):
         cross_validate(options(other), folds=FOLDS, output=folder)
+
+
+def test_a_second_run_on_a_folder_is_refused_while_the_first_is_on(folder, store):
+    with held(folder), pytest.raises(StoreError, match="Another run writes to"):
+        cross_validate(options(store), folds=FOLDS, output=folder)
 
 
 def test_what_crossval_sets_itself_is_refused(store, tmp_path):
