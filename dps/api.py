@@ -12,7 +12,7 @@ from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import Checkpoint, run_policy
-from dps.worker import open_embedder, prepare, prompts_of
+from dps.worker import feature_identity, open_embedder, prepare, prompts_of
 from feature_store.records import Question
 
 EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
@@ -70,7 +70,7 @@ def answer(
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder) if EMBEDDING in parts else None
     if controller is not None:
-        identity = loaded.identity(feature_layer) | ({"embedder": encoder.identity} if encoder is not None else {})
+        identity = feature_identity(loaded, encoder, feature_layer)
         controller.check_model(identity, encoder.size if encoder is not None else None)
     prompts = prompts_of(loaded, benchmark, settings)
     engine = Engine(

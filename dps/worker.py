@@ -295,13 +295,9 @@ class _Bench:
         self._parts = frozenset(PARTS if task.features else ()).union(*(controller.parts for controller in asked))
         if EMBEDDING in self._parts and self._embedder is None:
             self._embedder = open_embedder(settings.features.embedder)
+        identity = feature_identity(model, self._embedder, settings.features.layer)
         for controller in asked:
-            identity = model.identity(settings.features.layer)
-            size = None
-            if self._embedder is not None:
-                identity |= {"embedder": self._embedder.identity}
-                size = self._embedder.size
-            controller.check_model(identity, size)
+            controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
         # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
         snapshot_blocks = task.checkpoint_blocks if self._in_run is None else self._in_run.blocks
         engine = self._engine
@@ -432,9 +428,9 @@ def done(task: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float
     )
 
 
-def feature_identity(model: LanguageModel, embedder: QuestionEmbedder, layer: int) -> dict[str, Any]:
-    """Return the identity of model, layer and embedder: what a controller's features come from."""
-    return {**model.identity(layer), "embedder": embedder.identity}
+def feature_identity(model: LanguageModel, embedder: QuestionEmbedder | None, layer: int) -> dict[str, Any]:
+    """Return the identity of model, layer and embedder, if there is one: what a controller's features come from."""
+    return model.identity(layer) | ({"embedder": embedder.identity} if embedder is not None else {})
 
 
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
