@@ -57,7 +57,7 @@ class ComputeConfig:
     """`2/8` takes the second of eight equal parts of the questions: every eighth, from the second on. Parts of one run
     are put together by `dps store merge`."""
     threads: int | None = None
-    """PyTorch threads of a worker; the machine's cores divided by the workers if not set."""
+    """PyTorch threads of a worker; the machine's cores divided by the workers if not set, beside a GPU at most 4."""
     forward: ForwardPath = "auto"
     """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""

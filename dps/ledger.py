@@ -7,7 +7,7 @@ at a time, so that none is left with a pile; what a dead worker had goes back to
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -18,7 +18,7 @@ class Take:
     task: int
     """Number of the store's task."""
     question_ids: tuple[str, ...]
-    """Questions to sample; none where this task has none left for now."""
+    """Questions to sample; none where there are none for this worker now."""
     finished: bool = False
     """Whether nothing is left anywhere, so that the worker may end."""
 
@@ -35,7 +35,7 @@ class Ledger:
         """
         self._waiting = [deque(task) for task in tasks]
         self._held: dict[tuple[int, str], int] = {}
-        self._complete: Counter[int] = Counter()
+        self._complete: Counter[tuple[int, int]] = Counter()
         self._deaths: dict[tuple[int, str], int] = {}
         self._num_workers = num_workers
 
@@ -44,40 +44,46 @@ class Ledger:
         """Whether every question was reported."""
         return not self._held and not any(self._waiting)
 
-    def take(self, worker: int, task: int | None, wanted: int, complete: int = 0) -> Take:
+    def take(self, worker: int, task: int | None, wanted: int, complete: Mapping[int, int] | None = None) -> Take:
         """Hand out questions.
 
         Args:
             worker: Who asks.
-            task: The task that it is at, which has its rows; None for whichever has questions.
+            task: The task whose rows it has, which comes first; None if it has none.
             wanted: Questions that it could start now.
-            complete: Questions that it has sampled and not committed yet.
+            complete: How many questions of each task it has sampled and not committed yet.
 
         Returns:
-            At most ``wanted`` questions, and no more than leaves the worker with its even share of what is still to be
-            sampled: on a CPU one worker's rows could hold all of a small run while the others are still starting.
+            At most ``wanted`` questions of one task, and no more than leaves the worker with its even share of what is
+            still to be sampled of it: on a CPU one worker's rows could hold all of a small run while the others are
+            still starting.
         """
-        self._complete[worker] = complete
-        if task is None:
-            task = next((number for number, waiting in enumerate(self._waiting) if waiting), None)
-            if task is None:
-                return Take(0, (), finished=self.finished)
-        waiting = self._waiting[task]
+        for of in range(len(self._waiting)):
+            self._complete[worker, of] = (complete or {}).get(of, 0)
+        for found in ([] if task is None else [task]) + [of for of in range(len(self._waiting)) if of != task]:
+            waiting = self._waiting[found]
+            ids = tuple(waiting.popleft() for _ in range(min(wanted, self._share(worker, found))))
+            for question_id in ids:
+                self._held[found, question_id] = worker
+            if ids:
+                return Take(found, ids)
+        return Take(task or 0, (), finished=self.finished)
+
+    def _share(self, worker: int, task: int) -> int:
+        """Return how many of a task's waiting questions are for this worker."""
+        waiting = len(self._waiting[task])
         working = Counter(holder for (of, _), holder in self._held.items() if of == task)
         for holder in working:
-            working[holder] = max(0, working[holder] - self._complete[holder])
-        even = -(-(len(waiting) + working.total()) // max(1, self._num_workers))
-        ids = tuple(waiting.popleft() for _ in range(max(0, min(wanted, len(waiting), even - working[worker]))))
-        for question_id in ids:
-            self._held[task, question_id] = worker
-        return Take(task, ids)
+            working[holder] = max(0, working[holder] - self._complete[holder, task])
+        even = -(-(waiting + working.total()) // max(1, self._num_workers))
+        return max(0, min(waiting, even - working[worker]))
 
     def done(self, task: int, question_id: str) -> bool:
         """Note that a question was committed; False if that was known."""
         holder = self._held.pop((task, question_id), None)
         if holder is None:
             return False
-        self._complete[holder] = max(0, self._complete[holder] - 1)
+        self._complete[holder, task] = max(0, self._complete[holder, task] - 1)
         return True
 
     def held_by(self, worker: int) -> list[tuple[int, str]]:
@@ -91,7 +97,8 @@ class Ledger:
             Its questions with their tasks. :meth:`deadly` names one that was in the hands of several dead workers.
         """
         self._num_workers -= 1
-        self._complete[worker] = 0
+        for task in range(len(self._waiting)):
+            self._complete[worker, task] = 0
         lost = self.held_by(worker)
         for task, question_id in reversed(lost):
             del self._held[task, question_id]

@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -206,9 +206,9 @@ class _Line:
             self.receive()
         return self._stopped
 
-    def take(self, task: int | None, wanted: int, complete: int) -> Take | Stop:
+    def take(self, task: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
         """Ask for questions."""
-        self.send((task, wanted, complete))
+        self.send((task, wanted, dict(complete)))
         message = self.receive() if not self._stopped else _STOP
         return message if isinstance(message, Take) else Stop()
 

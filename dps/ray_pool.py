@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Desk:
         self._reports: list[Done] = []
         self._stopped = False
 
-    def take(self, worker: int, task: int | None, wanted: int, complete: int) -> Take | Stop:
+    def take(self, worker: int, task: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
         """Hand out questions."""
         return Stop() if self._stopped else self._ledger.take(worker, task, wanted, complete)
 

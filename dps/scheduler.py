@@ -1,7 +1,7 @@
-"""Runs a policy live on a model, many questions at once.
+"""Runs policies live on a model, many questions at once.
 
-``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows,
-asks the policy whenever all trajectories of a question have ended, adds trajectories ahead of new questions, and yields
+``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows, asks
+a question's policy whenever all of its trajectories have ended, adds trajectories ahead of new questions, and yields
 every question as soon as it is complete. Where controllers are asked inside a run (``policies.in_run``), it asks them
 as soon as all trajectories of a question have come to the end of a block. Harvests, evaluations and :func:`dps.answer`
 all go through it.
@@ -9,11 +9,13 @@ all go through it.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +65,18 @@ class PreparedQuestion:
         return self.item.question_id
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Treatment:
+    """What becomes of a question: who decides how many trajectories it gets, and what is read of them."""
+
+    policy: Policy
+    """How many trajectories there are."""
+    in_run: InRun | None = None
+    """Who is asked while trajectories run; the engine must take snapshots of its blocks."""
+    feature_layer: int | None = None
+    """Layer of the hidden states. None reads none; a policy with a controller needs them."""
+
+
 @dataclass(slots=True)
 class Account:
     """Where a run's wall-clock time went, seconds. Every moment is charged once."""
@@ -110,8 +124,11 @@ _END = 0
 class _Live:
     """A question that is being worked on; dictionaries are by index of the trajectory (and block)."""
 
+    number: int
+    """Tells it from others of the run: the same question may be under way for two policies."""
     source: PreparedQuestion
-    requested: int
+    treatment: Treatment
+    requested: int = 0
     admitted: float = float("inf")
     prefill_s: float = 0.0
     controller_s: float = 0.0
@@ -171,48 +188,72 @@ def run_policy(
     questions: Iterable[PreparedQuestion],
     policy: Policy,
     *,
+    in_run: InRun | None = None,
+    feature_layer: int | None = None,
+    **options: Any,
+) -> Iterator[Question]:
+    """Sample questions under one policy and yield each one when it is complete.
+
+    Args:
+        model: The language model.
+        engine: An idle engine of that model.
+        questions: What to sample; drawn from as rows come free.
+        policy: How many trajectories each gets.
+        in_run: See :class:`Treatment`.
+        feature_layer: See :class:`Treatment`.
+        options: As for :func:`run_policies`.
+
+    Yields:
+        Complete questions in the order of completion.
+    """
+    treatment = Treatment(policy, in_run, feature_layer)
+    for _, question in run_policies(model, engine, ((treatment, source) for source in questions), **options):
+        yield question
+
+
+def run_policies(
+    model: LanguageModel,
+    engine: Engine,
+    questions: Iterable[tuple[Treatment, PreparedQuestion]],
+    *,
     grader: Grader,
     seed: int,
     aggregator: str = "majority",
-    feature_layer: int | None = None,
-    in_run: InRun | None = None,
     account: Account | None = None,
     at_a_time: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
-) -> Iterator[Question]:
-    """Sample questions under a policy and yield each one when it is complete.
+) -> Iterator[tuple[Treatment, Question]]:
+    """Sample questions, each under the policy that comes with it, and yield each one when it is complete.
+
+    Policies share the rows: where the questions of one come after those of another, its first chains take the rows that
+    the last chains of the other leave free.
 
     Args:
         model: The language model.
         engine: An idle engine of that model. Where it takes snapshots and nobody is asked inside the run, they are
             stored.
-        questions: What to sample; drawn from as rows come free.
-        policy: How many trajectories each gets.
+        questions: What to sample and how; drawn from as rows come free. A question may come once for each treatment.
         grader: Reads the responses.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
-        feature_layer: Layer of the hidden states. None reads none; a policy with a controller needs them.
-        in_run: Who is asked while trajectories run; the engine must take snapshots of its blocks.
         account: Filled with where the time went, if given.
         at_a_time: Questions that are worked on at a time; None takes as many as keep the rows busy.
-        on_checkpoint: Called at every checkpoint, if given.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
+        on_checkpoint: Called at every checkpoint, if given.
 
     Yields:
-        Complete questions in the order of completion.
+        Complete questions in the order of completion, each with the treatment that it came with.
 
     Source:
         METHOD sections 2 to 5.
     """
-    if in_run is not None and not set(in_run.blocks) <= set(engine.snapshot_blocks):
-        raise ValueError(f"expected snapshots of blocks {in_run.blocks}, the engine takes {engine.snapshot_blocks}")
     account = account if account is not None else Account()
     waiting = iter(questions)
-    live: dict[str, _Live] = {}
+    live: dict[int, _Live] = {}
+    numbers = itertools.count()
     exhausted = False
-    ahead = max(policy.start, engine.rows // 4)
-    patience = 0.0 if in_run is not None else _patience(policy, model)
+    ahead = engine.rows // 4
     reached: list[_Live] = []
     reached_since = 0.0
     mark = time.perf_counter()
@@ -228,8 +269,7 @@ def run_policy(
         for index in reversed(indices) if first else indices:
             stream = stream_key(seed, entry.source.question_id, index)
             forced = entry.source.forced_lengths[index] if entry.source.forced_lengths is not None else None
-            key = (entry.source.question_id, index)
-            engine.submit(ChainRequest(key, entry.source.tokens, stream, forced), first=first)
+            engine.submit(ChainRequest((entry.number, index), entry.source.tokens, stream, forced), first=first)
         entry.requested += count
         entry.asked = 0
 
@@ -238,6 +278,7 @@ def run_policy(
         nonlocal reached_since
         if entry.at is not None:
             return
+        in_run = entry.treatment.in_run
         asks = in_run is not None and in_run.asks(entry.requested)
         entry.at = entry.reached(in_run.blocks if asks else ())
         if entry.at is not None:
@@ -252,12 +293,20 @@ def run_policy(
                 and engine.num_running + engine.num_pending < engine.rows + ahead
                 and (at_a_time is None or len(live) < at_a_time)
             ):
-                source = next(waiting, None)
-                if source is None:
+                found = next(waiting, None)
+                if found is None:
                     exhausted = True
                     break
-                live[source.question_id] = _Live(source, 0)
-                request(live[source.question_id], policy.start, first=False)
+                treatment, source = found
+                if treatment.in_run is not None and not set(treatment.in_run.blocks) <= set(engine.snapshot_blocks):
+                    raise ValueError(
+                        f"expected snapshots of blocks {treatment.in_run.blocks}, the engine takes "
+                        f"{engine.snapshot_blocks}"
+                    )
+                entry = _Live(next(numbers), source, treatment)
+                live[entry.number] = entry
+                request(entry, treatment.policy.start, first=False)
+                ahead = max(treatment.policy.start, engine.rows // 4)
             account.other += charge()
 
             before = engine.decode_s, engine.prefill_s
@@ -266,32 +315,32 @@ def run_policy(
             account.decode += decode
             account.prefill += prefill
             account.other += charge() - decode - prefill
-            came: dict[str, _Live] = {}
+            came: dict[int, _Live] = {}
             for snapshot in engine.take_snapshots():
-                name, index = snapshot.request.key
-                live[name].passed[index, snapshot.block] = snapshot
-                came[name] = live[name]
+                number, index = snapshot.request.key
+                live[number].passed[index, snapshot.block] = snapshot
+                came[number] = live[number]
             for chain in chains:
-                name, index = chain.request.key
-                live[name].ended[index] = chain
-                live[name].charge(index, chain)
-                came[name] = live[name]
+                number, index = chain.request.key
+                live[number].ended[index] = chain
+                live[number].charge(index, chain)
+                came[number] = live[number]
             for entry in came.values():
                 look(entry)
+            patience = min((_patience(entry.treatment, model) for entry in reached), default=0.0)
             if reached and (engine.idle or time.perf_counter() - reached_since >= patience):
                 account.other += charge()
-                work = [(entry, found) for entry in reached for found in _unfinished(entry, in_run is None)]
-                means: list[np.ndarray | None] = [None] * len(work)
-                if feature_layer is not None:
-                    pairs = [(entry.source.tokens, found.tokens.tolist()) for entry, found in work]
-                    means = list(block_hidden(model, pairs, layer=feature_layer, block_size=engine.config.block_size))
-                feature_s = charge()
-                if feature_layer is None:
-                    account.other += feature_s
-                else:
+                work = [(entry, found) for entry in reached for found in _unfinished(entry)]
+                _absorb_all([w for w in work if w[0].treatment.feature_layer is None], None, 0.0, model, engine)
+                account.other += charge()
+                layers = {w[0].treatment.feature_layer for w in work} - {None}
+                for layer in sorted(layers):
+                    there = [w for w in work if w[0].treatment.feature_layer == layer]
+                    pairs = [(entry.source.tokens, found.tokens.tolist()) for entry, found in there]
+                    means = block_hidden(model, pairs, layer=layer, block_size=engine.config.block_size)
+                    feature_s = charge()
                     account.features += feature_s
-                for (entry, found), hidden in zip(work, means, strict=True):
-                    _absorb(entry, found, hidden, feature_s / len(work), model, engine)
+                    _absorb_all(there, means, feature_s / len(there), model, engine)
                 for entry in reached:
                     readers.submit(entry)
                 reached = []
@@ -300,55 +349,50 @@ def run_policy(
             if not ready:
                 continue
 
-            inside = [entry for entry in ready if entry.at != _END]
-            at_end = [entry for entry in ready if entry.at == _END]
-            asked = [entry for entry in at_end if policy.asks(entry.requested)]
-            said, given_up = _ask(asked, policy, seed), set()
-            for entry in asked:
-                entry.decisions.append(Decision(entry.requested, said[entry.source.question_id]))
-            if in_run is not None:
-                given_up = _ask_give_up(inside, in_run)
-                going_on = [entry for entry in inside if entry.source.question_id not in given_up]
-                said |= _ask_escalation(going_on, in_run)
+            said, given_up = _ask_all(ready, seed)
+            asked = [entry for entry in ready if entry.at != _END or entry.treatment.policy.asks(entry.requested)]
             controller_s = charge()
-            if asked or inside:
+            if asked:
                 account.controller += controller_s
             else:
                 account.other += controller_s
-            for entry in asked + inside:
-                entry.controller_s += controller_s / (len(asked) + len(inside))
+            for entry in asked:
+                entry.controller_s += controller_s / len(asked)
             for entry in ready:
-                name, block = entry.source.question_id, entry.at
-                p_enough = said.get(name)
+                block, in_run = entry.at, entry.treatment.in_run
+                p_enough = said.get(entry.number)
                 if block == _END:
-                    count = policy.more(entry.requested, p_enough)
+                    count = entry.treatment.policy.more(entry.requested, p_enough)
                 else:
                     escalates = p_enough is not None and in_run.escalates(block, p_enough)
                     count = in_run.range.step if escalates else 0
+                gives_up = entry.number in given_up
                 if on_checkpoint is not None:
                     seen = tuple(entry.seen())
-                    on_checkpoint(Checkpoint(name, seen, p_enough, count, block or None, name in given_up))
-                if name in given_up:
+                    name = entry.source.question_id
+                    on_checkpoint(Checkpoint(name, seen, p_enough, count, block or None, gives_up))
+                if gives_up:
                     _give_up(entry, model, engine, grader)
                 elif count:
                     request(entry, count, first=True)
                 elif block != _END:
                     entry.asked = block
-                if name in given_up or (block == _END and not count):
-                    del live[name]
-                    yield _complete(entry, aggregator)
+                if gives_up or (block == _END and not count):
+                    del live[entry.number]
+                    yield entry.treatment, _complete(entry, aggregator)
                     continue
                 entry.at = None
                 look(entry)
             account.other += charge()
 
 
-def _patience(policy: Policy, model: LanguageModel) -> float:
+def _patience(treatment: Treatment, model: LanguageModel) -> float:
     """Return how many seconds ended chains may wait for others to share a feature pass with.
 
     A pass of a few chains costs a GPU as much as one of many, and nobody waits for it but a controller.
     """
-    return 0.0 if policy.controller is not None or model.device.type != "cuda" else FEATURE_PATIENCE_S
+    waits = treatment.in_run is not None or treatment.policy.controller is not None
+    return 0.0 if waits or model.device.type != "cuda" else FEATURE_PATIENCE_S
 
 
 class _Readers:
@@ -406,8 +450,33 @@ def _read(entry: _Live, grader: Grader) -> None:
     entry.trajectories, entry.unread = found, set()
 
 
-def _ask(entries: list[_Live], policy: Policy, seed: int) -> dict[str, float]:
-    """Ask the policy's controller or rule about these questions at once; p_enough of each, by its id."""
+def _ask_all(entries: list[_Live], seed: int) -> tuple[dict[int, float], set[int]]:
+    """Ask who decides about these questions at the checkpoints that they are at, each policy about all of its own.
+
+    Returns:
+        What was said of how many trajectories are enough, and which questions are to be given up; by number.
+    """
+    said: dict[int, float] = {}
+    given_up: set[int] = set()
+    groups: dict[int, list[_Live]] = {}
+    for entry in entries:
+        groups.setdefault(id(entry.treatment), []).append(entry)
+    for group in groups.values():
+        policy, in_run = group[0].treatment.policy, group[0].treatment.in_run
+        at_end = [entry for entry in group if entry.at == _END and policy.asks(entry.requested)]
+        found = _ask(at_end, policy, seed)
+        for entry in at_end:
+            entry.decisions.append(Decision(entry.requested, found[entry.number]))
+        said |= found
+        inside = [entry for entry in group if entry.at != _END]
+        if in_run is not None and inside:
+            given_up |= _ask_give_up(inside, in_run)
+            said |= _ask_escalation([entry for entry in inside if entry.number not in given_up], in_run)
+    return said, given_up
+
+
+def _ask(entries: list[_Live], policy: Policy, seed: int) -> dict[int, float]:
+    """Ask the policy's controller or rule about these questions at once; p_enough of each, by its number."""
     if not entries:
         return {}
     if policy.rule is not None:
@@ -417,37 +486,37 @@ def _ask(entries: list[_Live], policy: Policy, seed: int) -> dict[str, float]:
     return _ask_controller(entries, policy.controller)
 
 
-def _ask_controller(entries: list[_Live], controller: Controller) -> dict[str, float]:
-    """Ask a controller about questions at the checkpoints that they are at; what it says of each, by its id."""
+def _ask_controller(entries: list[_Live], controller: Controller) -> dict[int, float]:
+    """Ask a controller about questions at the checkpoints that they are at; what it says of each, by its number."""
     features = [
         features_for(controller, entry.seen(), len(entry.source.tokens), entry.source.embedding) for entry in entries
     ]
-    names = [entry.source.question_id for entry in entries]
-    return dict(zip(names, map(float, controller.predict_enough(features)), strict=True))
+    numbers = [entry.number for entry in entries]
+    return dict(zip(numbers, map(float, controller.predict_enough(features)), strict=True))
 
 
-def _ask_give_up(entries: list[_Live], in_run: InRun) -> set[str]:
-    """Ask about questions at the ends of blocks whether they are solvable; return the ids of those to give up."""
+def _ask_give_up(entries: list[_Live], in_run: InRun) -> set[int]:
+    """Ask about questions at the ends of blocks whether they are solvable; return the numbers of those to give up."""
     given_up = set()
     for block, controller in in_run.give_up.items():
         there = [entry for entry in entries if entry.at == block]
         said = _ask_controller(there, controller)
         for entry in there:
-            p_solvable = said[entry.source.question_id]
+            p_solvable = said[entry.number]
             entry.decisions.append(Decision(entry.requested, p_solvable, block, "solvable"))
             if in_run.gives_up(block, p_solvable):
-                given_up.add(entry.source.question_id)
+                given_up.add(entry.number)
     return given_up
 
 
-def _ask_escalation(entries: list[_Live], in_run: InRun) -> dict[str, float]:
-    """Ask about questions at the ends of blocks whether k is enough; p_enough by id, of those that are asked about."""
-    found: dict[str, float] = {}
+def _ask_escalation(entries: list[_Live], in_run: InRun) -> dict[int, float]:
+    """Ask about questions at the ends of blocks whether k is enough; p_enough by number, of those asked about."""
+    found: dict[int, float] = {}
     for block, controller in in_run.escalation.items():
         there = [entry for entry in entries if entry.at == block]
         said = _ask_controller(there, controller)
         for entry in there:
-            entry.decisions.append(Decision(entry.requested, said[entry.source.question_id], block))
+            entry.decisions.append(Decision(entry.requested, said[entry.number], block))
         found |= said
     return found
 
@@ -468,24 +537,23 @@ def features_for(
     )
 
 
-def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> dict[str, float]:
+def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> dict[int, float]:
     """Ask a rule, about all questions with the same number of trajectories at once."""
-    found: dict[str, float] = {}
+    found: dict[int, float] = {}
     for k in sorted({entry.requested for entry in entries}):
         group = [entry for entry in entries if entry.requested == k]
-        names = [entry.source.question_id for entry in group]
-        seen = seen_of([entry.seen() for entry in group], [question_key(seed, name) for name in names])
-        found |= dict(zip(names, rule.enough(seen).tolist(), strict=True))
+        keys = [question_key(seed, entry.source.question_id) for entry in group]
+        seen = seen_of([entry.seen() for entry in group], keys)
+        found |= dict(zip([entry.number for entry in group], rule.enough(seen).tolist(), strict=True))
     return found
 
 
-def _unfinished(entry: _Live, store_all: bool) -> list[Chain | Snapshot]:
+def _unfinished(entry: _Live) -> list[Chain | Snapshot]:
     """Return the chains and snapshots of a question at a checkpoint whose features have to be computed.
 
-    Args:
-        entry: The question.
-        store_all: Whether the store gets every snapshot; otherwise only what a controller is to see.
+    The store gets every snapshot where nobody is asked inside the run; otherwise only what a controller is to see.
     """
+    store_all = entry.treatment.in_run is None
     wanted = [
         snapshot
         for (index, block), snapshot in entry.passed.items()
@@ -494,6 +562,18 @@ def _unfinished(entry: _Live, store_all: bool) -> list[Chain | Snapshot]:
         and (index, block) not in entry.kept
     ]
     return [*entry.ended.values(), *wanted]
+
+
+def _absorb_all(
+    work: list[tuple[_Live, Chain | Snapshot]],
+    means: Iterable[np.ndarray] | None,
+    feature_s: float,
+    model: LanguageModel,
+    engine: Engine,
+) -> None:
+    """Absorb chains and snapshots, see :func:`_absorb`; ``means`` are their blocks' hidden states, if they have any."""
+    for (entry, found), hidden in zip(work, [None] * len(work) if means is None else means, strict=True):
+        _absorb(entry, found, hidden, feature_s, model, engine)
 
 
 def _absorb(
@@ -587,8 +667,8 @@ def _give_up(entry: _Live, model: LanguageModel, engine: Engine, grader: Grader)
 
     Where one has ended since, it is recorded so, too: what a question becomes must not depend on who was faster.
     """
-    block, name = entry.at, entry.source.question_id
-    for cancelled in engine.cancel({(name, index) for index in range(entry.requested)}):
+    block = entry.at
+    for cancelled in engine.cancel({(entry.number, index) for index in range(entry.requested)}):
         entry.charge(cancelled.request.key[1], cancelled)
     for (index, of), kept in entry.kept.items():
         if of != block:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,15 @@ from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.policies import Controller, DynamicK, FixedK, InRun, KRange, Policy, Rule, RuleK, in_run
 from dps.sampler.engine import Engine, check_room
 from dps.sampler.settings import SamplerConfig
-from dps.scheduler import PreparedQuestion, run_policy
+from dps.scheduler import PreparedQuestion, Treatment, run_policies
 from feature_store import Question, StoreWriter
+from feature_store.errors import StoreError
 
 _PAUSE_S = 0.2
 """Pause of a worker that has nothing to do while others still have questions."""
+
+_THREADS_BESIDE_A_GPU = 4
+"""Most PyTorch threads of a worker whose model is on a GPU."""
 
 LoadController = Callable[[str], Controller]
 """Loads a controller from a path; handed in by the composition root."""
@@ -88,9 +94,12 @@ class WorkSettings:
         """PyTorch threads of a worker; None leaves PyTorch's own choice."""
         if self.compute.threads is not None:
             return self.compute.threads
+        # A GPU's worker has little to compute on the CPU, and threads that wait for more cost the other workers theirs.
+        most = _THREADS_BESIDE_A_GPU if self.model.device != "cpu" and torch.cuda.is_available() else None
         if self.compute.workers == 1:
-            return None
-        return max(1, len(os.sched_getaffinity(0)) // self.compute.workers)
+            return most
+        share = max(1, len(os.sched_getaffinity(0)) // self.compute.workers)
+        return share if most is None else min(share, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +120,15 @@ class Done:
     """Most GPU memory that the worker has had in use, GiB; None on a CPU."""
 
 
-def open_embedder(name: str) -> QuestionEmbedder:
-    """Open the question embedder of that name."""
-    return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name)
+def open_embedder(name: str, device: torch.device | None = None) -> QuestionEmbedder:
+    """Open the question embedder of that name.
+
+    Args:
+        name: ``features.embedder``.
+        device: Of the model; the embedder goes to the same GPU, so that no row waits for it. None keeps it on the CPU.
+    """
+    place = str(device) if device is not None and device.type == "cuda" else "cpu"
+    return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name, place)
 
 
 def prompts_of(
@@ -178,9 +193,9 @@ class Stop:
     """What a worker is told instead of questions when the run is to end."""
 
 
-TakeQuestions = Callable[[int | None, int, int], "Take | Stop"]
-"""Asks for questions: the task that the worker is at (None for any), how many it could start, and how many it has
-complete but not committed."""
+TakeQuestions = Callable[[int | None, int, Mapping[int, int]], "Take | Stop"]
+"""Asks for questions: the task whose rows the worker has (None for none), how many it could start, and how many of each
+task it has complete but not committed."""
 
 
 def work(
@@ -210,26 +225,35 @@ def work(
         torch.set_num_threads(settings.threads)
     model = model or load_model(settings.model)
     benchmark = load_benchmark(settings.benchmark)
-    bench = _Bench(model, benchmark, settings, load_controller)
-    while not stopping():
-        given = take(None, bench.wanted, 0)
-        if isinstance(given, Stop) or given.finished:
-            return
-        if not given.question_ids:
-            time.sleep(_PAUSE_S)  # others have the last questions, which come back if one of them dies
-            continue
-        bench.turn_to(given.task, tasks[given.task])
-        held: list[tuple[Question, float]] = []
-        complete = bench.sample(_batches(given, take, bench.wanted, held), stopping)
-        writer = StoreWriter.attach(tasks[given.task].folder)
-        _commit_all(complete, held, writer, f"w{number}", settings.compute.commit_interval_s, given.task, report)
+    bench = _Bench(model, benchmark, tasks, settings, load_controller)
+    with _Committer(tasks, f"w{number}", settings.compute.commit_interval_s, report) as committer:
+
+        def ended() -> bool:
+            committer.look()
+            return stopping()
+
+        given: Take | Stop | None = None
+        while not stopping():
+            given = given or take(None, bench.wanted, committer.complete)
+            if isinstance(given, Stop) or given.finished:
+                return
+            if not given.question_ids:  # others have the last questions, which come back if one of them dies
+                committer.commit()
+                time.sleep(_PAUSE_S)
+                given = None
+                continue
+            bench.turn_to(given.task)
+            queue = _Queue(given, bench, take, committer)
+            for task, question in bench.sample(queue, ended):
+                committer.add(task, question)
+            given = queue.left
 
 
 def take_all(missing: list[list[str]]) -> TakeQuestions:
     """Return what hands one worker everything: the queue of a run without other processes."""
     ledger = Ledger(missing, 1)
 
-    def take(task: int | None, wanted: int, complete: int) -> Take:
+    def take(task: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
         found = ledger.take(0, task, wanted, complete)
         for question_id in found.question_ids:  # nobody else could take them
             ledger.done(found.task, question_id)
@@ -238,72 +262,86 @@ def take_all(missing: list[list[str]]) -> TakeQuestions:
     return take
 
 
-def _batches(first: Take, take: TakeQuestions, wanted: int, held: Sized) -> Iterator[tuple[str, ...]]:
-    """Yield the ids of a task's questions as they are given, a few at a time, until there are none for now.
+class _Queue:
+    """The questions that one engine samples in a row, as they are given: those of a task, then of the next like it."""
 
-    Args:
-        first: What was given already.
-        take: Asks for more.
-        wanted: How many to ask for.
-        held: The worker's questions that are complete but not committed.
-    """
-    found: Take | Stop = first
-    while not isinstance(found, Stop) and found.question_ids:
-        yield found.question_ids
-        found = take(first.task, wanted, len(held))
+    def __init__(self, first: Take, bench: _Bench, take: TakeQuestions, committer: _Committer) -> None:
+        """Begin.
+
+        Args:
+            first: What was given already.
+            bench: Has the engine.
+            take: Asks for more.
+            committer: Knows what is complete.
+        """
+        self._next: Take | Stop = first
+        self._bench = bench
+        self._take = take
+        self._committer = committer
+
+    def __iter__(self) -> Iterator[Take]:
+        """Yield what is given, until there is nothing for now or it is for another engine: see :attr:`left`."""
+        while isinstance(self._next, Take) and self._next.question_ids and self._bench.has_rows_for(self._next.task):
+            found = self._next
+            self._bench.turn_to(found.task)
+            yield found
+            self._next = self._take(found.task, self._bench.wanted, self._committer.complete)
+
+    @property
+    def left(self) -> Take | Stop | None:
+        """What was given last and not sampled, if it was anything."""
+        return self._next if isinstance(self._next, Stop) or self._next.question_ids else None
 
 
 class _Bench:
-    """What a worker keeps between batches: the engine, policy and prompts of the task that it is at."""
+    """What a worker keeps between batches: the engine, and what becomes of each task's questions."""
 
     def __init__(
         self,
         model: LanguageModel,
         benchmark: Benchmark,
+        tasks: list[StoreTask],
         settings: WorkSettings,
         load_controller: LoadController | None,
     ) -> None:
         self._model = model
         self._benchmark = benchmark
+        self._tasks = tasks
         self._settings = settings
         self._load_controller = load_controller
         self._items = {item.question_id: item for item in benchmark.items}
         self._embedder: QuestionEmbedder | None = None
+        self._treatments: dict[int, Treatment] = {}
+        self._embeds: set[int] = set()
+        """Tasks whose questions are embedded."""
         self._task: int | None = None
         self._engine: Engine | None = None
 
     @property
     def wanted(self) -> int:
         """How many questions fill a quarter of the rows, which is what the scheduler keeps ready ahead."""
-        if self._engine is None:
+        if self._engine is None or self._task is None:
             return 1
-        return max(1, self._engine.rows // (4 * self._policy.start))
+        return max(1, self._engine.rows // (4 * self._treatments[self._task].policy.start))
 
-    def turn_to(self, number: int, task: StoreTask) -> None:
-        """Make ready for a task, unless it is the one at hand."""
+    def has_rows_for(self, number: int) -> bool:
+        """Whether a task's chains can take the rows of the engine at hand: policies over one sampler share them."""
+        engine, wanted = self._engine, (self._tasks[number].sampler, self._snapshot_blocks(number))
+        return engine is not None and (engine.config, engine.snapshot_blocks) == wanted
+
+    def _snapshot_blocks(self, number: int) -> tuple[int, ...]:
+        """Return the blocks of which a task's engine takes snapshots."""
+        inside = self._treatment(number).in_run
+        return tuple(self._tasks[number].checkpoint_blocks) if inside is None else inside.blocks
+
+    def turn_to(self, number: int) -> None:
+        """Make ready for a task, unless it is the one at hand. A new engine is made only for other rows."""
         if self._task == number:
             return
-        settings, model, benchmark = self._settings, self._model, self._benchmark
-        self._policy = _policy(task, self._load_controller)
-        self._in_run: InRun | None = None
-        if task.in_run is not None and isinstance(task.k, KRange) and self._load_controller is not None:
-            self._in_run = open_in_run(task.in_run, task.k, task.sampler, self._load_controller)
-        asked = [] if self._policy.controller is None else [self._policy.controller]
-        if self._in_run is not None:
-            asked += [*self._in_run.escalation.values(), *self._in_run.give_up.values()]
-        # A harvest stores everything; a live run computes what its controllers look at.
-        self._parts = frozenset(PARTS if task.features else ()).union(*(controller.parts for controller in asked))
-        if EMBEDDING in self._parts and self._embedder is None:
-            self._embedder = open_embedder(settings.features.embedder)
-        identity = feature_identity(model, self._embedder, settings.features.layer)
-        for controller in asked:
-            controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
-        # Policies over the same sampler take turns on one engine, whose rows and recordings are made once.
-        snapshot_blocks = task.checkpoint_blocks if self._in_run is None else self._in_run.blocks
-        engine = self._engine
-        if engine is None or (engine.config, engine.snapshot_blocks) != (task.sampler, tuple(snapshot_blocks)):
-            self._engine = engine = None  # its rows' memory is free before the next engine asks for some
-            self._prompts = prompts_of(model, benchmark, task.sampler)
+        settings, model, task = self._settings, self._model, self._tasks[number]
+        if not self.has_rows_for(number):
+            self._engine = None  # its rows' memory is free before the next engine asks for some
+            self._prompts = prompts_of(model, self._benchmark, task.sampler)
             self._engine = Engine(
                 model,
                 task.sampler,
@@ -311,34 +349,58 @@ class _Bench:
                 prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
                 memory_share=settings.memory_share,
                 path=settings.compute.forward,
-                stop_strings=benchmark.stop_strings(model.tokenizer),
-                snapshot_blocks=snapshot_blocks,
+                stop_strings=self._benchmark.stop_strings(model.tokenizer),
+                snapshot_blocks=self._snapshot_blocks(number),
             )
         self._task = number
 
-    def sample(self, batches: Iterator[tuple[str, ...]], stopping: Callable[[], bool]) -> Iterator[Question]:
-        """Sample questions as they come; yields each when it is complete."""
+    def _treatment(self, number: int) -> Treatment:
+        """Return what becomes of a task's questions; its controllers are loaded once."""
+        if number in self._treatments:
+            return self._treatments[number]
+        settings, task = self._settings, self._tasks[number]
+        policy = _policy(task, self._load_controller)
+        inside: InRun | None = None
+        if task.in_run is not None and isinstance(task.k, KRange) and self._load_controller is not None:
+            inside = open_in_run(task.in_run, task.k, task.sampler, self._load_controller)
+        asked = [] if policy.controller is None else [policy.controller]
+        if inside is not None:
+            asked += [*inside.escalation.values(), *inside.give_up.values()]
+        # A harvest stores everything; a live run computes what its controllers look at.
+        parts = frozenset(PARTS if task.features else ()).union(*(controller.parts for controller in asked))
+        if EMBEDDING in parts:
+            self._embeds.add(number)
+            if self._embedder is None:
+                self._embedder = open_embedder(settings.features.embedder, self._model.device)
+        identity = feature_identity(self._model, self._embedder, settings.features.layer)
+        for controller in asked:
+            controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
+        layer = settings.features.layer if HIDDEN in parts else None
+        return self._treatments.setdefault(number, Treatment(policy, inside, layer))
+
+    def sample(self, given: Iterable[Take], stopping: Callable[[], bool]) -> Iterator[tuple[int, Question]]:
+        """Sample questions as they are given; yields each with the number of its task when it is complete."""
         assert self._engine is not None
-        embedder = self._embedder if EMBEDDING in self._parts else None
-        forced = self._settings.forced_lengths
-        questions = (
-            question
-            for ids in batches
-            for question in prepare([self._items[name] for name in ids], self._prompts, embedder, forced)
-        )
-        return run_policy(
+
+        def questions() -> Iterator[tuple[Treatment, PreparedQuestion]]:
+            for found in given:
+                treatment = self._treatments[found.task]
+                embedder = self._embedder if found.task in self._embeds else None
+                items = [self._items[name] for name in found.question_ids]
+                for question in prepare(items, self._prompts, embedder, self._settings.forced_lengths):
+                    yield treatment, question
+
+        for treatment, question in run_policies(
             self._model,
             self._engine,
-            questions,
-            self._policy,
+            questions(),
             grader=self._benchmark.grader,
             seed=self._settings.seed,
             aggregator=self._settings.aggregator,
-            feature_layer=self._settings.features.layer if HIDDEN in self._parts else None,
             at_a_time=self._settings.compute.questions_at_a_time,
-            in_run=self._in_run,
             stopping=stopping,
-        )
+        ):
+            yield next(number for number, its in self._treatments.items() if its is treatment), question
 
 
 def _policy(task: StoreTask, load_controller: LoadController | None) -> Policy:
@@ -372,38 +434,107 @@ def open_in_run(config: InRunConfig, k_range: KRange, sampler: SamplerConfig, lo
     return found
 
 
-def _commit_all(
-    complete: Iterator[Question],
-    held: list[tuple[Question, float]],
-    writer: StoreWriter,
-    name: str,
-    interval_s: float,
-    task: int,
-    report: Callable[[Done], None],
-) -> None:
-    """Commit questions as they complete, several at a time; a run that is stopped commits what is complete.
+class _Committer:
+    """Commits questions as they complete, several at a time, while the worker goes on sampling.
 
-    Until then they are in ``held``, with the time of their completion.
+    A thread compresses and writes, which holds up nobody; the questions of a commit are reported when it is on the
+    disk, by the thread that samples. A run that is stopped commits what is complete.
     """
-    last = time.monotonic()
 
-    def commit() -> None:
-        nonlocal last
-        if held:
-            writer.commit([question for question, _ in held], writer=name)
-            committed, now = list(held), time.monotonic()
-            held.clear()
-            for question, completed in committed:
-                report(done(task, question, waited_s=now - completed, gpu_gib=peak_gib()))
-        last = time.monotonic()
+    def __init__(
+        self, tasks: Sequence[StoreTask], name: str, interval_s: float, report: Callable[[Done], None]
+    ) -> None:
+        """Prepare.
 
-    try:
-        for question in complete:
-            held.append((question, time.monotonic()))
-            if time.monotonic() - last >= interval_s:
-                commit()
-    finally:
-        commit()
+        Args:
+            tasks: The stores.
+            name: Of this worker among the writers of a store.
+            interval_s: Seconds between two commits.
+            report: Called for every committed question.
+        """
+        self._tasks = tasks
+        self._name = name
+        self._interval_s = interval_s
+        self._report = report
+        self._writers: dict[int, StoreWriter] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._held: list[_Complete] = []
+        self._under_way: tuple[list[_Complete], Future[None]] | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Committer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._thread:
+            if not isinstance(error, StoreError):  # a store that could not be written is not tried again
+                self.commit()
+
+    @property
+    def complete(self) -> Counter[int]:
+        """How many questions of each task are complete and not committed."""
+        waiting = self._held + (self._under_way[0] if self._under_way is not None else [])
+        return Counter(found.task for found in waiting)
+
+    def add(self, task: int, question: Question) -> None:
+        """Take in a complete question."""
+        self._held.append(_Complete(task, question, time.monotonic()))
+        self.look()
+
+    def look(self) -> None:
+        """Report what has been committed, and begin the next commit if it is time.
+
+        Raises:
+            StoreError: If a store could not be written.
+        """
+        if self._under_way is not None and self._under_way[1].done():
+            self._settle()
+        if self._held and self._under_way is None and time.monotonic() - self._last >= self._interval_s:
+            self._begin()
+
+    def commit(self) -> None:
+        """Commit and report everything that is complete; waits for it.
+
+        Raises:
+            StoreError: If a store could not be written.
+        """
+        self._settle()
+        if self._held:
+            self._begin()
+            self._settle()
+
+    def _begin(self) -> None:
+        """Hand what is complete to the thread."""
+        held, self._held = self._held, []
+        self._under_way = held, self._thread.submit(self._write, held)
+        self._last = time.monotonic()
+
+    def _write(self, held: Sequence[_Complete]) -> None:
+        """Commit to each task's store; runs in the thread."""
+        for task in dict.fromkeys(found.task for found in held):
+            if task not in self._writers:
+                self._writers[task] = StoreWriter.attach(self._tasks[task].folder)
+            self._writers[task].commit([found.question for found in held if found.task == task], writer=self._name)
+
+    def _settle(self) -> None:
+        """Wait for the commit under way, if there is one, and report its questions."""
+        if self._under_way is None:
+            return
+        (held, future), self._under_way = self._under_way, None
+        future.result()
+        now = time.monotonic()
+        for found in held:
+            self._report(done(found.task, found.question, waited_s=now - found.completed, gpu_gib=peak_gib()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Complete:
+    """A question that is complete and not committed."""
+
+    task: int
+    question: Question
+    completed: float
+    """When, on the clock of ``time.monotonic``."""
 
 
 def done(task: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:

@@ -1,18 +1,19 @@
 """The queue that workers pull from: every question is handed out once, and again only if its worker died."""
 
 import random
+from collections import Counter
 
 import pytest
 
-from dps.ledger import Ledger
+from dps.ledger import Ledger, Take
 from dps.pool import device_of, sharers
 
 
 def test_one_worker_takes_everything_in_order():
     ledger = Ledger([["a", "b"], ["a"]], 1)
     assert ledger.take(0, None, 5).question_ids == ("a", "b")
-    assert ledger.take(0, 0, 5).question_ids == ()
-    assert (ledger.take(0, None, 5).task, ledger.finished) == (1, False)
+    assert (ledger.take(0, 0, 5), ledger.finished) == (Take(1, ("a",)), False)
+    assert (ledger.take(0, 1, 5), ledger.finished) == (Take(1, ()), False)
     for task, name in ((0, "a"), (0, "b"), (1, "a")):
         assert ledger.done(task, name)
     assert ledger.take(0, None, 5).finished
@@ -31,15 +32,24 @@ def test_the_first_worker_does_not_take_what_the_others_will_need():
 
 def test_a_worker_whose_questions_wait_to_be_committed_is_not_taken_for_busy():
     ledger = Ledger([[f"q{i}" for i in range(20)]], 2)
-    assert len(ledger.take(0, 0, 8, complete=0).question_ids) == 8
-    assert len(ledger.take(1, 0, 4, complete=0).question_ids) == 4
+    assert len(ledger.take(0, 0, 8).question_ids) == 8
+    assert len(ledger.take(1, 0, 4).question_ids) == 4
     # 8 wait, 12 are held: without the 8 complete ones its even share is 6, with them it would have 2 more to start.
-    assert len(ledger.take(0, 0, 8, complete=8).question_ids) == 6
+    assert len(ledger.take(0, 0, 8, complete={0: 8}).question_ids) == 6
     for name in [f"q{i}" for i in range(8)]:
         ledger.done(0, name)
     # Those are committed now: it works at 6, the other at 4, and 2 wait.
     assert ledger.take(0, 0, 8).question_ids == ()
     assert len(ledger.take(1, 0, 8).question_ids) == 2
+
+
+def test_a_worker_that_has_its_share_of_a_task_goes_on_with_the_next():
+    ledger = Ledger([["a", "b"], ["a", "b"]], 2)
+    assert ledger.take(0, None, 5) == Take(0, ("a",))
+    assert ledger.take(0, 0, 5) == Take(1, ("a",))
+    assert ledger.take(1, None, 5, {0: 0}) == Take(0, ("b",))
+    assert ledger.take(0, 0, 5) == Take(0, ())  # all that is left is the other's share
+    assert ledger.take(1, 0, 5) == Take(1, ("b",))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -62,7 +72,7 @@ def test_whatever_happens_every_question_is_done_once(seed):
             assert not ledger.done(task, name)
             reported.append((task, name))
         else:
-            complete = rng.randrange(len(hands[worker]) + 1)
+            complete = Counter(task for task, _ in hands[worker] if rng.random() < 0.5)
             given = ledger.take(worker, rng.choice([None, 0, 1, 2]), rng.randrange(1, 6), complete)
             hands[worker] += [(given.task, name) for name in given.question_ids]
     assert ledger.finished
