@@ -169,7 +169,7 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
             ("benchmark", first.benchmark, manifest.benchmark),
             ("model", _model_identity(first), _model_identity(manifest)),
         ):
-            if one == two:
+            if one == two or (what == "benchmark" and _prompts_agree(one, two, first_folder, folder)):
                 continue
             key = next(key for key in sorted({*one, *two}) if one.get(key) != two.get(key))
             raise InputError(
@@ -184,6 +184,19 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
                 f"Expected each policy once, but {seen[name]} and {folder} both hold {name}: make a report of each."
             )
         seen[name] = folder
+
+
+def _prompts_agree(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -> bool:
+    """Whether two benchmarks differ only in who chose the form of the prompts, ``auto`` or the user, not in the prompts.
+
+    What ``auto`` chose depends on the model's tokenizer; the prompt of a question that both stores hold says it.
+    """
+    if {**one, "prompt": None} != {**two, "prompt": None} or "auto" not in (one.get("prompt"), two.get("prompt")):
+        return False
+    stores = Store.open(first), Store.open(second)
+    shared = sorted(set(stores[0].question_ids) & set(stores[1].question_ids))[:1]
+    prompts = [question.prompt for store in stores for question in store.read(shared)]
+    return len(prompts) == 2 and prompts[0] == prompts[1]
 
 
 def _model_identity(manifest: Manifest) -> dict[str, Any]:
