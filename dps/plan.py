@@ -145,20 +145,23 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
     else:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["dps.plan", "sentence_transformers"])
+        began = time.perf_counter()
         with ProcessPoolExecutor(len(shares), mp_context=context) as pool:
-            pilots = list(pool.map(measure, [config] * len(shares), shares))
+            pilots = list(pool.map(measure, [config] * len(shares), shares, [began] * len(shares)))
     pilots = [replace(pilot, start_s=pilot.start_s + loading_s) for pilot in pilots]
     return extrapolate(pilots, len(missing), done, config)
 
 
-def measure(config: HarvestConfig, question_ids: Sequence[str]) -> Pilot:
+def measure(config: HarvestConfig, question_ids: Sequence[str], began: float | None = None) -> Pilot:
     """Sample some of these questions to the end, in this process, as a worker of the run would.
 
     Args:
         config: The harvest.
         question_ids: The questions that this worker may take, in random order; it takes as many as fill its rows once.
+        began: When the worker was asked for, on the clock of ``time.perf_counter``, which all processes share: a run's
+            workers have to start, too. Now, if not given.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if began is None else began
     settings = settings_of(config)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -187,7 +187,7 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
 
 
 def _prompts_agree(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -> bool:
-    """Whether two benchmarks differ only in who chose the form of the prompts, ``auto`` or the user, not in the prompts.
+    """Whether two benchmarks have the same prompts and differ only in who chose their form, ``auto`` or the user.
 
     What ``auto`` chose depends on the model's tokenizer; the prompt of a question that both stores hold says it.
     """
