@@ -1,5 +1,6 @@
 """Live scheduling: prefixes, decisions, accounts, records."""
 
+import itertools
 import time
 
 import numpy as np
@@ -10,10 +11,10 @@ from dps.aggregate import answer_of, representative
 from dps.benchmarks import Item
 from dps.errors import InputError
 from dps.features import SCALAR_FEATURES, checkpoint_features
-from dps.policies import DynamicK, FixedK, KRange
+from dps.policies import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
-from dps.scheduler import Account, PreparedQuestion, run_policy
+from dps.scheduler import Account, PreparedQuestion, Treatment, run_policies, run_policy
 
 from .factories import make_question, make_trajectory
 from .sampler.models import tiny_model
@@ -165,6 +166,43 @@ def test_questions_at_a_time(model, at_a_time):
     assert most == at_a_time  # 64 rows would have taken all seven
     for name, record in run(model, policy, count=7).items():
         assert [t.tokens.tolist() for t in record.trajectories] == [t.tokens.tolist() for t in found[name].trajectories]
+
+
+def test_policies_that_share_the_rows_get_what_each_gets_alone(model):
+    asked = DynamicK(KRange(2, 2, 8), FakeController(lambda f: float(f.scalars[-1] >= 4)))
+    treatments = {
+        "asked": Treatment(asked, feature_layer=2),
+        "rule": Treatment(RuleK(KRange(2, 2, 8), RULES["adaptive-consistency"])),
+        "fixed": Treatment(FixedK(4), feature_layer=2),
+        "bare": Treatment(FixedK(2)),
+    }
+    name_of = {id(treatment): name for name, treatment in treatments.items()}
+    engine = Engine(model, CONFIG, rows=16, prompt_room=8)
+    events = []
+
+    def source():
+        for name, treatment in treatments.items():
+            for question in questions(7):
+                events.append(("drawn", name))
+                yield treatment, question
+
+    found = {}
+    for treatment, record in run_policies(model, engine, source(), grader=Grading(), seed=1):
+        events.append(("complete", name_of[id(treatment)]))
+        found[name_of[id(treatment)], record.question_id] = record
+    assert len(found) == 4 * 7
+    for name, treatment in treatments.items():
+        alone = run(model, treatment.policy, count=7, layer=treatment.feature_layer)
+        for question_id, record in alone.items():
+            mine = found[name, question_id]
+            assert mine.decisions == record.decisions
+            assert [t.tokens.tolist() for t in mine.trajectories] == [t.tokens.tolist() for t in record.trajectories]
+            for a, b in zip(mine.trajectories, record.trajectories, strict=True):
+                assert a.hidden.shape == b.hidden.shape
+                np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
+    for earlier, later in itertools.pairwise(treatments):  # nobody waits for the last chain of the policy before
+        last = max(i for i, event in enumerate(events) if event == ("complete", earlier))
+        assert events.index(("drawn", later)) < last
 
 
 def test_records_do_not_depend_on_rows_or_order(model):

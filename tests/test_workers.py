@@ -1,11 +1,13 @@
 """Several workers make the store that one makes, also where one of them is killed."""
 
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ from dps.run import StorePlan, _Display
 from dps.sampler.settings import SamplerConfig
 from dps.worker import Done, StoreTask
 from feature_store import Store
+from feature_store.errors import StoreError
 from feature_store.tools import verify
 
 from .harvests import same
@@ -174,3 +177,61 @@ def worker_of(parent, number):
     found = processes()
     server = next(pid for pid, of, command in found if of == parent and "forkserver" in command)
     return sorted(pid for pid, of, _ in found if of == server)[number]
+
+
+class _Slow:
+    """A store that is written when the test says so."""
+
+    def __init__(self, error=None):
+        self.go, self.written, self.error = threading.Event(), [], error
+
+    def commit(self, questions, writer):
+        assert self.go.wait(10)
+        self.written.append([q.question_id for q in questions])
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def commits(alone, monkeypatch):
+    """A committer to a slow store, that store, and the questions that were reported."""
+    store, reported = _Slow(), []
+    monkeypatch.setattr(worker.StoreWriter, "attach", lambda folder: store)
+    task = StoreTask(alone.folder, SamplerConfig(), 4, None, features=True)
+    return worker._Committer([task], "w0", 0.0, lambda found: reported.append(found.question_id)), store, reported
+
+
+def test_sampling_goes_on_while_a_commit_is_written(alone, commits):
+    committer, store, reported = commits
+    first, second, third = itertools.islice(alone, 3)
+    with committer:
+        committer.add(0, first)
+        committer.add(0, second)
+        committer.look()
+        assert (committer.complete, reported, store.written) == ({0: 2}, [], [])
+        store.go.set()
+        while not reported:
+            committer.look()
+        assert reported == [first.question_id]
+        committer.add(0, third)
+    assert store.written[0] == reported[:1]
+    assert reported == list(itertools.chain(*store.written)) == [q.question_id for q in (first, second, third)]
+
+
+def test_a_store_that_cannot_be_written_stops_the_worker_once(alone, commits):
+    committer, store, reported = commits
+    store.error = StoreError("no room")
+    store.go.set()
+    first, second = itertools.islice(alone, 2)
+
+    def sample():
+        with committer:
+            committer.add(0, first)
+            while True:
+                committer.look()
+
+    with pytest.raises(StoreError, match="no room"):
+        sample()
+    with pytest.raises(RuntimeError):
+        committer.add(0, second)  # it takes nothing more
+    assert (store.written, reported) == ([[first.question_id]], [])

@@ -457,6 +457,21 @@ def test_stores_that_say_nothing_together_are_refused(evaluation, tmp_path, chan
         read_report([evaluation / "power", tmp_path])
 
 
+@pytest.mark.parametrize(("prompt", "agree"), [("p", True), ("another prompt", False)])
+def test_who_chose_the_form_of_the_prompts_does_not_matter_but_the_prompts_do(tmp_path, prompt, agree):
+    manifest = make_manifest(kind="evaluation")
+    chosen = {**manifest.benchmark, "prompt": "chat"}
+    by_itself = {**manifest.benchmark, "prompt": "auto"}
+    write_store(tmp_path / "power", replace(manifest, benchmark=by_itself), [replace(question(0, [1] * 8), prompt="p")])
+    rival = replace(question(0, [1] * 4), prompt=prompt)
+    write_store(tmp_path / "plain", plain_manifest(benchmark=chosen), [rival])
+    if agree:
+        assert read_report([tmp_path])["num_questions"] == 1
+    else:
+        with pytest.raises(InputError, match=r"one benchmark, but prompt is 'chat' in .* and 'auto' in"):
+            read_report([tmp_path])
+
+
 def test_a_policy_twice_is_refused(evaluation, tmp_path):
     write_store(tmp_path / "gbdt", dynamic_manifest(), [question(0, [1, 1])])
     with pytest.raises(InputError, match="both hold gbdt"):
