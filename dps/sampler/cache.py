@@ -7,7 +7,9 @@ its proposal overwrote, from a second allocation that always holds the accepted 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cache as once
 from typing import Any
 
 import torch
@@ -225,6 +227,16 @@ def _rope_parameters(config: Any) -> list[dict]:
     return [v for v in found.values() if isinstance(v, dict)] or [found]
 
 
+def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """Return a cache as an argument of the model's forward pass, by the name that this release of transformers has."""
+    return {_cache_keyword(type(model)): cache}
+
+
+@once
+def _cache_keyword(kind: type[PreTrainedModel]) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def prefill(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[Tensor]:
     """Return the keys and values of prompts, read in one padded pass.
@@ -242,6 +254,6 @@ def prefill(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[Tens
     ids = torch.zeros((len(prompts), max(map(len, prompts))), dtype=torch.int64)
     for line, tokens in zip(ids, prompts, strict=True):
         line[: len(tokens)] = torch.tensor(tokens)
-    model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=ids.to(model.device), **cache_argument(model, cache), use_cache=True, logits_to_keep=1)
     states = torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
     return [states[:, :, line, :, : len(tokens)].clone() for line, tokens in enumerate(prompts)]

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from dps.sampler.attention import attention_function, attention_implementation
-from dps.sampler.cache import RowCache
+from dps.sampler.cache import RowCache, cache_argument
 
 _ATTENTION = "dps_rows_compiled"
 
@@ -120,7 +120,7 @@ class CompiledForward:
         """
         _register()
         self._cache, self._kernels, self._config = cache, kernels, model.config.get_text_config()
-        self._through = _Through()
+        self._argument = cache_argument(model, _Through())
         self._run = torch.compile(model.forward, backend=backend)
 
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
@@ -132,7 +132,7 @@ class CompiledForward:
                     input_ids=fed[:, None],
                     position_ids=position[:, None],
                     attention_mask=position[:, None, None, None],  # handed through, so that no mask is made
-                    past_key_values=self._through,
+                    **self._argument,
                     use_cache=True,
                 ).logits[:, -1]
         finally:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from dps.sampler.attention import attention_function, attention_implementation
-from dps.sampler.cache import RowCache
+from dps.sampler.cache import RowCache, cache_argument
 from dps.sampler.compiled import CompiledForward
 from dps.sampler.fused import FusedDecoder, can_fuse
 from dps.sampler.settings import ForwardPath
@@ -119,7 +119,7 @@ class EagerForward:
             input_ids=fed[:, None],
             position_ids=position[:, None],
             attention_mask=torch.where(later, self._hidden, self._seen)[:, None, None],
-            past_key_values=self._cache,
+            **cache_argument(self._model, self._cache),
             use_cache=True,
         ).logits[:, -1]
 
@@ -142,7 +142,7 @@ class UnchangedForward:
                 position_ids=position[:, None],
                 # transformers hands a mask of four dimensions through to attention as it is: here, where each row ends.
                 attention_mask=position[:, None, None, None],
-                past_key_values=self._cache,
+                **cache_argument(self._model, self._cache),
                 use_cache=True,
             ).logits[:, -1]
 
