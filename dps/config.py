@@ -62,7 +62,7 @@ class ComputeConfig:
     """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
     commit_interval_s: float = 5.0
-    """Complete questions are written this often, seconds; a killed run loses at most this much and the write under way."""
+    """Complete questions are written this often, seconds; a killed run loses at most that and a write under way."""
     tensorboard: bool = False
     """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
     `tensorboard` of each store. Needs the extra of that name."""
