@@ -68,7 +68,7 @@ def answer(
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
     parts = controller.parts if controller is not None else frozenset()
-    encoder = open_embedder(embedder) if EMBEDDING in parts else None
+    encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
     if controller is not None:
         identity = feature_identity(loaded, encoder, feature_layer)
         controller.check_model(identity, encoder.size if encoder is not None else None)

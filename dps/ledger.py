@@ -6,7 +6,7 @@ at a time, so that none is left with a pile; what a dead worker had goes back to
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +35,8 @@ class Ledger:
         """
         self._waiting = [deque(task) for task in tasks]
         self._held: dict[tuple[int, str], int] = {}
-        self._complete: Counter[tuple[int, int]] = Counter()
+        self._complete: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        """Of each worker, by task."""
         self._deaths: dict[tuple[int, str], int] = {}
         self._num_workers = num_workers
 
@@ -58,8 +59,7 @@ class Ledger:
             still to be sampled of it: on a CPU one worker's rows could hold all of a small run while the others are
             still starting.
         """
-        for of in range(len(self._waiting)):
-            self._complete[worker, of] = (complete or {}).get(of, 0)
+        self._complete[worker] = Counter(complete)
         for found in ([] if task is None else [task]) + [of for of in range(len(self._waiting)) if of != task]:
             waiting = self._waiting[found]
             ids = tuple(waiting.popleft() for _ in range(min(wanted, self._share(worker, found))))
@@ -74,7 +74,7 @@ class Ledger:
         waiting = len(self._waiting[task])
         working = Counter(holder for (of, _), holder in self._held.items() if of == task)
         for holder in working:
-            working[holder] = max(0, working[holder] - self._complete[holder, task])
+            working[holder] = max(0, working[holder] - self._complete[holder][task])
         even = -(-(waiting + working.total()) // max(1, self._num_workers))
         return max(0, min(waiting, even - working[worker]))
 
@@ -83,7 +83,7 @@ class Ledger:
         holder = self._held.pop((task, question_id), None)
         if holder is None:
             return False
-        self._complete[holder, task] = max(0, self._complete[holder, task] - 1)
+        self._complete[holder][task] = max(0, self._complete[holder][task] - 1)
         return True
 
     def held_by(self, worker: int) -> list[tuple[int, str]]:
@@ -97,8 +97,7 @@ class Ledger:
             Its questions with their tasks. :meth:`deadly` names one that was in the hands of several dead workers.
         """
         self._num_workers -= 1
-        for task in range(len(self._waiting)):
-            self._complete[worker, task] = 0
+        self._complete[worker].clear()
         lost = self.held_by(worker)
         for task, question_id in reversed(lost):
             del self._held[task, question_id]

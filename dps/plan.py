@@ -187,7 +187,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], began: float | N
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])
     items = [item for item in benchmark.items if item.question_id in chosen]
-    embedder = open_embedder(config.features.embedder)
+    embedder = open_embedder(config.features.embedder, model.device)
     embedder.embed(["a first question loads the model"])
     start_s = time.perf_counter() - started
     watched = _Watched(engine)

@@ -210,7 +210,7 @@ def _steps(setting: _Setting, records: Records, *, rows: int | None, forward: Fo
 def _engine(setting: _Setting, records: Records, *, rows: int | None, repeat: int) -> dict[str, Any]:
     """All questions to the end with features and embeddings, as a harvest runs them, without the store."""
     config = setting.config
-    embedder = open_embedder(config.features.embedder)
+    embedder = open_embedder(config.features.embedder, setting.model.device)
     embedder.embed(["warm-up"])
     engine = _open(setting, rows, config.forward[0])
     _warm_up(setting, engine)
