@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -65,6 +67,8 @@ class Pool:
         # What every worker imports is imported once, by the fork server they start from.
         preload = ["dps.pool", "sentence_transformers"]
         context.set_forkserver_preload(preload + ([load_controller.__module__] if load_controller is not None else []))
+        with _deaf_to_interrupts():
+            forkserver.ensure_running()
         self._pipes: dict[Connection, int] = {}
         self._processes = []
         for number in range(settings.compute.workers):
@@ -211,6 +215,19 @@ class _Line:
         self.send((task, wanted, dict(complete)))
         message = self.receive() if not self._stopped else _STOP
         return message if isinstance(message, Take) else Stop()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes start that pass over Ctrl-C; it reaches this one too and would end their imports in a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _worker_process(
