@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import dps.sampler.settle as settle_module
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
@@ -114,6 +115,27 @@ def test_recorded_snapshots_are_those_of_the_cpu_up_to_rounding_and_change_no_ch
             cpu[key].mh_accepted,
         )
         np.testing.assert_allclose(gpu[key].base_logprobs, cpu[key].base_logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("decide", ["coin", "law"])
+def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkeypatch, decide):
+    """A few rows at a time, whose rejected proposals are often shorter than the response to which the rows return."""
+    if decide == "coin":
+        monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.3)
+    config = SamplerConfig(alpha=1.5, block_size=256, max_new_tokens=1536, num_mh_steps=3)
+    model = on_cuda(tiny_model(vocabulary=600, sharpness=2.0, positions=2048, seed=4))
+    chains = [ChainRequest(i, PROMPTS[i % 4], stream_key(5, f"q{i % 4}", i)) for i in range(50)]
+    recorded, unrecorded = (Engine(model, config, rows=8, prompt_room=8, graphs=graphs) for graphs in (True, False))
+    assert (recorded.kernels, unrecorded.kernels) == ("fused+graphs", "fused")
+    lengths = set()
+    for first in range(0, len(chains), 5):
+        found, expected = (finished(engine, chains[first : first + 5]) for engine in (recorded, unrecorded))
+        for key, chain in found.items():
+            assert chain.tokens.tolist() == expected[key].tokens.tolist()
+            np.testing.assert_allclose(chain.base_logprobs, expected[key].base_logprobs, atol=1e-3)
+            assert chain.num_generated_tokens == expected[key].num_generated_tokens
+            lengths.add(len(chain.tokens) // 256)
+    assert lengths >= ({0, 1, 2, 3, 6} if decide == "coin" else {0, 1, 2})
 
 
 def test_too_many_rows_are_halved_until_they_fit():
