@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dps.benchmarks.given import Style, given_questions
+from dps.config import ComputeConfig
 from dps.features import EMBEDDING, HIDDEN
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
 from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
-from dps.sampler.engine import Engine
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.open import open_engine
+from dps.sampler.settings import SamplerConfig, check_rows
 from dps.scheduler import Checkpoint, run_policy
 from dps.worker import feature_identity, open_embedder, prepare, prompts_of
 from feature_store.records import Question
@@ -47,7 +48,7 @@ def answer(
         embedder: sentence-transformers id or folder that the controller was trained with.
         feature_layer: Hidden layer that the controller was trained with.
         seed: Names the random streams.
-        rows: Chains that run at a time; None as many as memory allows.
+        rows: Chains that run at a time, at least 8; None as many as memory allows.
         on_checkpoint: Called whenever all trajectories of a question that were asked for have ended.
 
     Returns:
@@ -62,6 +63,7 @@ def answer(
         >>> answer(["From left to right: 14+23*3"], controller=controller)[0].answer
         '111'
     """
+    check_rows(rows, "rows")
     embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
     benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
     settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
@@ -73,12 +75,14 @@ def answer(
         identity = feature_identity(loaded, encoder, feature_layer)
         controller.check_model(identity, encoder.size if encoder is not None else None)
     prompts = prompts_of(loaded, benchmark, settings)
-    engine = Engine(
+    engine = open_engine(
         loaded,
         settings,
-        rows=rows,
-        prompt_room=max(len(tokens) for _, tokens in prompts.values()),
-        stop_strings=benchmark.stop_strings(loaded.tokenizer),
+        ComputeConfig(rows=rows),
+        benchmark=benchmark,
+        prompts=[tokens for _, tokens in prompts.values()],
+        memory_share=1.0,
+        snapshot_blocks=(),
     )
     records = run_policy(
         loaded,

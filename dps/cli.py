@@ -576,6 +576,7 @@ def _sample(arguments: list[str]) -> None:
     if not any(argument.startswith("--model") for argument in arguments):
         parser.set_defaults({f"sampler.{key}": value for key, value in short.items()})
     config, parsed = _parse(parser, SampleConfig, arguments)
+    config.check()
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
     check_model_name(model_config)

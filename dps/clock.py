@@ -9,43 +9,66 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
+
+from dps.benchmarks import Benchmark
 from dps.device import synchronize
 from dps.model import LanguageModel
 from dps.sampler.cache import prefill
 from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
+from dps.worker import WorkSettings, prompts_of
 
 
-def calibrate(
+def measure_clock(
     model: LanguageModel,
-    config: SamplerConfig,
-    prompts: Sequence[tuple[int, ...]],
-    *,
-    rows: int | None,
-    memory_share: float = 1.0,
-    stop_strings: Sequence[str] = (),
-    seconds: float = 1.0,
+    benchmark: Benchmark,
+    settings: WorkSettings,
+    sampler: SamplerConfig,
+    snapshot_blocks: tuple[int, ...],
 ) -> dict[str, float]:
+    """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
+
+    Args:
+        model: The worker's model.
+        benchmark: The questions.
+        settings: The worker's settings.
+        sampler: How chains are sampled.
+        snapshot_blocks: Blocks of whose ends snapshots are taken.
+    """
+    prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        engine = open_engine(
+            model,
+            sampler,
+            settings.compute,
+            benchmark=benchmark,
+            prompts=prompts,
+            memory_share=settings.memory_share,
+            snapshot_blocks=snapshot_blocks,
+        )
+        return calibrate(engine, prompts)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: float = 1.0) -> dict[str, float]:
     """Measure the clock on full rows of real prompts.
 
     Args:
-        model: The language model.
-        config: The sampler's settings.
+        engine: An idle engine like the run's (``dps.sampler.open``); it is of no other use afterwards.
         prompts: Prompts to sample from, at least one.
-        rows: Rows of the run; None as many as memory allows.
-        memory_share: Share of the memory that the run's rows may plan with, where ``rows`` is None.
-        stop_strings: Texts that end a response.
         seconds: How long to measure, after a warm-up: until chains have ended, so that a GPU's recordings are made and
             the rows stand at all lengths, but at least a quarter and at most ten times that.
 
     Returns:
         ``seconds_per_token``, ``prefill_seconds_per_token`` and ``rows``.
     """
-    longest = max(prompts, key=len)
-    engine = Engine(
-        model, config, rows=rows, prompt_room=len(longest), memory_share=memory_share, stop_strings=stop_strings
-    )
+    model, longest = engine.model, max(prompts, key=len)
     number = ended = 0
 
     def run(duration: float) -> tuple[float, int]:
@@ -57,6 +80,7 @@ def calibrate(
                 engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
                 number += 1
             ended += len(engine.poll())
+            engine.take_snapshots()
         return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
 
     until = time.perf_counter() + 10 * seconds

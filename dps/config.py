@@ -12,7 +12,7 @@ from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import RULES, KRange
-from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig
+from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig, check_rows
 
 EARLY_STOPS: dict[str, EarlyStop] = {
     "early-entropy": "entropy",
@@ -40,8 +40,8 @@ class ComputeConfig:
     """How the work is spread."""
 
     rows: int | None = None
-    """Chains that run at a time in one worker; as many as memory allows (up to 1,024 on a GPU, 256 on a CPU) if not
-    set."""
+    """Chains that run at a time in one worker, at least 8; as many as memory allows (up to 1,024 on a GPU, 256 on a
+    CPU) if not set."""
     questions_at_a_time: int | None = None
     """Questions that a worker works on at a time; as many as keep its rows busy if not set. 1 measures latency as one
     user alone has it: all trajectories of the question that are wanted run side by side, and nothing else runs."""
@@ -83,7 +83,8 @@ class ComputeConfig:
 
     def check(self) -> ComputeConfig:
         """Return self if usable, raise InputError otherwise."""
-        for name in ("rows", "questions_at_a_time", "workers", "threads"):
+        check_rows(self.rows, "compute.rows")
+        for name in ("questions_at_a_time", "workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"compute.{name} must be at least 1, got {value}.")
@@ -451,8 +452,13 @@ class SampleConfig:
     seed: int = 0
     """Names the random streams."""
     rows: int = 8
-    """Chains that run at a time."""
+    """Chains that run at a time, at least 8."""
     embedder: str = "embedded"
     """The question embedder that the controller was trained with."""
     feature_layer: int = 11
     """The hidden layer that the controller was trained with."""
+
+    def check(self) -> SampleConfig:
+        """Return self if usable, raise InputError otherwise."""
+        check_rows(self.rows, "rows")
+        return self

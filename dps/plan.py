@@ -22,13 +22,15 @@ import numpy as np
 import torch
 
 from dps.benchmarks import load_benchmark
-from dps.clock import calibrate
+from dps.clock import measure_clock
 from dps.config import HarvestConfig
 from dps.device import peak_gib, synchronize
 from dps.model import load_model
 from dps.policies import FixedK
+from dps.pool import for_worker, num_devices
 from dps.run import settings_of
 from dps.sampler.engine import Engine, batch_size
+from dps.sampler.open import open_engine
 from dps.scheduler import Account, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
 from feature_store import Store
@@ -139,50 +141,60 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
     if not missing:
         return Plan(0, done, 0, workers, config.compute.rows or 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None)
     drawn = np.random.default_rng(config.seed).permutation(missing).tolist()
-    shares = [drawn[shard::workers] for shard in range(workers) if drawn[shard::workers]]
+    shares = [drawn[shard::workers] for shard in range(_num_pilots(config, len(missing)))]
     if len(shares) == 1:
         pilots = [measure(config, shares[0])]
     else:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["dps.plan", "sentence_transformers"])
         began = time.perf_counter()
-        with ProcessPoolExecutor(len(shares), mp_context=context) as pool:
-            pilots = list(pool.map(measure, [config] * len(shares), shares, [began] * len(shares)))
+        count = len(shares)
+        with ProcessPoolExecutor(count, mp_context=context) as pool:
+            pilots = list(pool.map(measure, [config] * count, shares, range(count), [began] * count))
     pilots = [replace(pilot, start_s=pilot.start_s + loading_s) for pilot in pilots]
     return extrapolate(pilots, len(missing), done, config)
 
 
-def measure(config: HarvestConfig, question_ids: Sequence[str], began: float | None = None) -> Pilot:
+def _num_pilots(config: HarvestConfig, missing: int) -> int:
+    """Return how many workers are measured: all that have work, but on Ray no more than this machine has GPUs for.
+
+    A worker on a Ray cluster has a GPU to itself, perhaps on another machine; those that have none here are taken to
+    be like those that have.
+    """
+    busy = min(config.compute.workers, missing)
+    devices = num_devices(config.model.device)
+    return min(busy, devices) if config.compute.backend == "ray" and devices else busy
+
+
+def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0, began: float | None = None) -> Pilot:
     """Sample some of these questions to the end, in this process, as a worker of the run would.
 
     Args:
         config: The harvest.
         question_ids: The questions that this worker may take, in random order; it takes as many as fill its rows once.
+        worker: Number of the worker that this one stands for: it gets that one's device and share of the memory.
         began: When the worker was asked for, on the clock of ``time.perf_counter``, which all processes share: a run's
             workers have to start, too. Now, if not given.
     """
     started = time.perf_counter() if began is None else began
-    settings = settings_of(config)
+    settings = for_worker(settings_of(config), worker)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_model(config.model)
+    model = load_model(settings.model)
     benchmark = load_benchmark(config.benchmark)
     prompts = prompts_of(model, benchmark, config.sampler)
-    stops = benchmark.stop_strings(model.tokenizer)
-    share = 1 / config.compute.workers
+    blocks = tuple(config.checkpoint_blocks)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:
         # The run measures its clock too; here that also warms up.
-        tokens = [prompt for _, prompt in prompts.values()]
-        calibrate(model, config.sampler, tokens, rows=config.compute.rows, memory_share=share, stop_strings=stops)
-    engine = Engine(
+        measure_clock(model, benchmark, settings, config.sampler, blocks)
+    engine = open_engine(
         model,
         config.sampler,
-        rows=config.compute.rows,
-        prompt_room=max(len(tokens) for _, tokens in prompts.values()),
-        memory_share=share,
-        path=config.compute.forward,
-        stop_strings=stops,
-        snapshot_blocks=config.checkpoint_blocks,
+        settings.compute,
+        benchmark=benchmark,
+        prompts=[tokens for _, tokens in prompts.values()],
+        memory_share=settings.memory_share,
+        snapshot_blocks=blocks,
     )
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])
@@ -309,7 +321,7 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     """Return what the whole harvest takes, from what its workers measured on a sample.
 
     Args:
-        pilots: One for each worker that has work.
+        pilots: One for each worker that has work, or for some of them.
         missing: Questions to sample.
         stored: Questions that are there already.
         config: The harvest.
@@ -317,14 +329,15 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     tokens = np.concatenate([pilot.tokens for pilot in pilots])
     by_question = tokens.sum(axis=1)
     rng = np.random.default_rng(config.seed)
-    share = math.ceil(missing / len(pilots))
+    busy = min(config.compute.workers, missing)
+    share = math.ceil(missing / busy)
     chains = tokens[rng.integers(0, len(tokens), share)].reshape(-1)
     pilot = max(pilots, key=lambda p: p.row_s * p.rows + p.step_s)  # the slowest worker is waited for
     steps, row_steps = makespan(chains, pilot.rows)
     decode_s = (pilot.step_s * steps + pilot.row_s * row_steps) / pilot.useful
     start_s = max(p.start_s for p in pilots)
     seconds = start_s + decode_s + share * float(np.mean([p.question_s for p in pilots]))
-    segments = len(pilots) * max(1.0, min(share, (seconds - start_s) / max(config.compute.commit_interval_s, 1e-3)))
+    segments = busy * max(1.0, min(share, (seconds - start_s) / max(config.compute.commit_interval_s, 1e-3)))
     each = float(np.mean([p.question_bytes for p in pilots]))
     header = float(np.mean([p.segment_bytes for p in pilots]))
     stderr = by_question.std(ddof=1) / math.sqrt(len(by_question)) if len(by_question) > 1 else 0.0
@@ -340,7 +353,7 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
         tokens_stderr=float(missing * stderr),
         seconds=seconds,
         start_seconds=start_s,
-        device_hours=len(pilots) * seconds / 3600,
+        device_hours=busy * seconds / 3600,
         gigabytes=(missing * each + segments * header) / 1e9,
         gpu_gib=max((p.memory_gib for p in pilots if p.memory_gib is not None), default=None),
     )

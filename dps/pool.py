@@ -13,21 +13,32 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from dps.benchmarks import load_benchmark
+from dps.clock import measure_clock
 from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.model import load_model
+from dps.sampler.settings import SamplerConfig
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, done, work
 from feature_store import Store
 from feature_store.errors import StoreError
 
 _STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class _ClockWanted:
+    """Asks a worker to measure the calibrated clock before its work."""
+
+    sampler: SamplerConfig
+    snapshot_blocks: tuple[int, ...]
 
 
 def device_of(worker: int, num_devices: int, configured: str) -> str:
@@ -50,12 +61,35 @@ def sharers(worker: int, num_workers: int, num_devices: int) -> int:
     return len(range(worker % num_devices, num_workers, num_devices))
 
 
+def num_devices(configured: str) -> int:
+    """Return how many GPUs of this machine workers are placed on in turn; 0 where the settings name a device.
+
+    Args:
+        configured: ``model.device``.
+    """
+    return torch.cuda.device_count() if configured in ("auto", "cuda") else 0
+
+
 def for_worker(settings: WorkSettings, worker: int) -> WorkSettings:
-    """Return the settings of one worker: its device, and its share of that device's memory."""
-    count = torch.cuda.device_count() if settings.model.device in ("auto", "cuda") else 0
-    device = device_of(worker, count, settings.model.device)
-    share = 1 / sharers(worker, settings.compute.workers, count)
-    return replace(settings, model=replace(settings.model, device=device), memory_share=share)
+    """Return the settings of one worker on this machine: its device, and its share of that device's memory."""
+    count = num_devices(settings.model.device)
+    settings = replace(settings, model=replace(settings.model, device=device_of(worker, count, settings.model.device)))
+    if settings.compute.backend == "ray":
+        return on_ray(settings, gpus=count > 0)
+    return replace(settings, memory_share=1 / sharers(worker, settings.compute.workers, count))
+
+
+def on_ray(settings: WorkSettings, *, gpus: bool) -> WorkSettings:
+    """Return the settings of every worker on a Ray cluster.
+
+    Args:
+        settings: Those of the run.
+        gpus: Whether the workers have GPUs: Ray shows each its own only, so that all of its memory is its own. Workers
+            without may all share the memory of one node.
+    """
+    threads = settings.compute.threads or 1
+    share = 1.0 if gpus else 1 / settings.compute.workers
+    return replace(settings, compute=replace(settings.compute, threads=threads), memory_share=share)
 
 
 class Pool:
@@ -83,6 +117,21 @@ class Pool:
             theirs.close()  # the worker's own end is the only one, so that its death closes the pipe
             self._pipes[mine] = number
             self._processes.append(process)
+
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float]:
+        """Let the first worker measure the calibrated clock; see :func:`dps.worker.measure_clock`.
+
+        Raises:
+            InputError: If it refused its input.
+            WorkersDied: If it died over it.
+            RuntimeError: If it failed otherwise, which is a bug.
+        """
+        pipe = next(pipe for pipe, number in self._pipes.items() if number == 0)
+        self._send(pipe, _ClockWanted(sampler, snapshot_blocks))
+        try:
+            return clock_answer(pipe.recv())
+        except (EOFError, OSError):
+            return clock_answer(None)
 
     def run(self, tasks: list[StoreTask], missing: list[list[str]], report: Callable[[Done], None]) -> None:
         """Let the workers fill the stores; calls ``report`` for every committed question, once.
@@ -164,6 +213,29 @@ class Pool:
             pipe.close()
 
 
+def clock_answer(answer: Any) -> dict[str, float]:
+    """Return the clock that a worker measured.
+
+    Args:
+        answer: What it answered: the clock, a refusal, or the text of an unexpected error; None if it died.
+
+    Raises:
+        InputError: If it refused its input.
+        WorkersDied: If it died.
+        RuntimeError: If it failed otherwise, which is a bug.
+    """
+    if isinstance(answer, InputError):
+        raise answer
+    if answer is None:
+        raise WorkersDied(
+            "The worker that measured the clock died; nothing was sampled. If it ran out of memory, set compute.rows "
+            "lower."
+        )
+    if not isinstance(answer, dict):
+        raise RuntimeError(f"A worker failed:\n{answer}")
+    return answer
+
+
 def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
     """Return reports of those of a dead worker's questions that it had committed, but not reported any more.
 
@@ -239,7 +311,9 @@ def _worker_process(
     try:
         torch.set_num_threads(settings.threads or 1)
         model = load_model(settings.model)
-        tasks = line.receive()
+        while isinstance(tasks := line.receive(), _ClockWanted):
+            benchmark = load_benchmark(settings.benchmark)
+            line.send(measure_clock(model, benchmark, settings, tasks.sampler, tasks.snapshot_blocks))
         if tasks != _STOP:
             work(
                 number,

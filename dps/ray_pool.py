@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from dps.benchmarks import load_benchmark
+from dps.clock import measure_clock
 from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
-from dps.pool import reclaim
+from dps.model import LanguageModel, load_model
+from dps.pool import clock_answer, on_ray, reclaim
+from dps.sampler.settings import SamplerConfig
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
 from feature_store.errors import StoreError
 
@@ -68,10 +72,22 @@ class Worker:
     """A worker on some node."""
 
     def __init__(self, number: int, settings: WorkSettings, load_controller: LoadController | None) -> None:
-        """Keep what it needs; Ray shows it its own GPU only, so that all of its memory is its own."""
+        """Keep what it needs."""
         self._number = number
-        self._settings = replace(settings, memory_share=1.0)
+        self._settings = settings
         self._load_controller = load_controller
+        self._model: LanguageModel | None = None
+
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float] | InputError | str:
+        """Measure the calibrated clock; returns it, a refusal, or the text of an unexpected error."""
+        try:
+            self._model = self._model or load_model(self._settings.model)
+            benchmark = load_benchmark(self._settings.benchmark)
+            return measure_clock(self._model, benchmark, self._settings, sampler, snapshot_blocks)
+        except InputError as error:
+            return error
+        except Exception:
+            return traceback.format_exc()
 
     def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | StoreError | None:
         """Do the work; returns None, a refusal, or the text of an unexpected error."""
@@ -96,6 +112,7 @@ class Worker:
                 take=lambda *asked: ray.get(desk.take.remote(self._number, *asked)),
                 report=lambda found: ray.get(desk.report.remote(found)),
                 stopping=stopping,
+                model=self._model,
             )
         except (InputError, StoreError) as error:
             return error
@@ -135,11 +152,19 @@ class RayPool:
                 ) from error
         gpus = ray.cluster_resources().get("GPU", 0) if settings.model.device in ("auto", "cuda") else 0
         options = {"num_gpus": 1} if gpus else {"num_cpus": settings.compute.threads or _CPUS_PER_WORKER}
-        settings = replace(settings, compute=replace(settings.compute, threads=settings.compute.threads or 1))
+        settings = on_ray(settings, gpus=gpus > 0)
         actor = ray.remote(**options)(Worker)
         self._workers = [actor.remote(n, settings, load_controller) for n in range(workers)]
         self._desk: Any = None
         self._running: dict[Any, int] = {}
+
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float]:
+        """Let the first actor measure the calibrated clock; see :meth:`dps.pool.Pool.clock`."""
+        ray = self._ray
+        try:
+            return clock_answer(ray.get(self._workers[0].clock.remote(sampler, snapshot_blocks)))
+        except ray.exceptions.RayActorError:
+            return clock_answer(None)
 
     def run(self, tasks: list[StoreTask], missing: list[list[str]], report: Callable[[Done], None]) -> None:
         """Let the actors fill the stores; see :meth:`dps.pool.Pool.run`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dps.benchmarks import Benchmark, load_benchmark
-from dps.clock import calibrate
+from dps.benchmarks import load_benchmark
+from dps.clock import measure_clock
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.forced import ForcedLengths
-from dps.model import LanguageModel, load_model
+from dps.model import load_model
 from dps.policies import RULES, DynamicK
 from dps.policies.files import controller_file
-from dps.pool import Pool
+from dps.pool import Pool, for_worker
 from dps.progress import track
 from dps.progress_log import ProgressLog
 from dps.sampler.settings import SamplerConfig
@@ -47,6 +47,9 @@ from feature_store.lock import held
 
 if TYPE_CHECKING:
     from dps.ray_pool import RayPool
+
+Clock = Callable[[SamplerConfig, tuple[int, ...]], dict[str, float]]
+"""Measures the calibrated clock of a sampler and the blocks of its snapshots."""
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
 
@@ -70,7 +73,7 @@ def harvest(config: HarvestConfig) -> Summary:
         InputError: If the settings, the questions, the model or the folder cannot be used.
     """
     config.check()
-    blocks = config.checkpoint_blocks
+    blocks = tuple(config.checkpoint_blocks)
     plan = StorePlan(
         folder=Path(config.output),
         kind="harvest",
@@ -153,10 +156,11 @@ def _plan_in_run(config: EvaluateConfig, name: str, load_controller: LoadControl
     base = _plan(config, inside.policy, load_controller)
     if load_controller is None:
         raise InputError(f"The policy {name} needs controllers, and nothing was given to load them with.")
-    open_in_run(inside, config.k, config.sampler, load_controller)  # refuses controllers that do not fit
+    opened = open_in_run(inside, config.k, config.sampler, load_controller)  # refuses controllers that do not fit
     asks = {**asdict(inside), "digests": [_digest(path) for path in inside.paths]}
     policy = {**base.policy, "name": name, "in_run": asks}
-    return StorePlan(folder, "evaluation", policy, replace(base.task, folder=folder, in_run=inside))
+    task = replace(base.task, folder=folder, in_run=inside, checkpoint_blocks=opened.blocks)
+    return StorePlan(folder, "evaluation", policy, task)
 
 
 def _digest(path: str) -> str:
@@ -214,12 +218,21 @@ def _fill_held(
             Store.open(plan.folder)
     # Worker processes start first, so that they import while this one loads the model.
     pool = _pool(settings, load_controller)
+    settings = for_worker(settings, 0) if pool is None else settings
     try:
         model = load_model(settings.model)
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])
-        writers = _open_stores(plans, settings, resolved, model, benchmark, identity)
+        check_layer(settings.features.layer, model.num_layers)
+        for sampler in {plan.task.sampler: None for plan in plans}:
+            prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room
+        clock: Clock = pool.clock if pool is not None else partial(measure_clock, model, benchmark, settings)
+        if pool is not None:
+            del model
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # a worker plans with the memory that is free
+        writers = _open_stores(plans, settings, resolved, identity, clock)
         wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
         missing = [[name for name in wanted if name not in writer.committed] for writer in writers]
         before = [len(wanted) - len(names) for names in missing]
@@ -239,9 +252,6 @@ def _fill_held(
                         model=model,
                     )
                 else:
-                    del model
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()  # a worker plans with the memory that is free
                     pool.run(tasks, missing, display.show)
                 counts = display.counts
             if counts != [len(names) for names in missing]:
@@ -265,34 +275,24 @@ def _open_stores(
     plans: Sequence[StorePlan],
     settings: WorkSettings,
     resolved: dict[str, Any],
-    model: LanguageModel,
-    benchmark: Benchmark,
     identity: dict[str, Any],
+    clock: Clock,
 ) -> list[StoreWriter]:
-    """Write every store's manifest, or check that the one that stands is of the same run."""
-    check_layer(settings.features.layer, model.num_layers)
-    calibrations: dict[SamplerConfig, dict[str, float]] = {}
+    """Write every store's manifest, or check that the one that stands is of the same run.
+
+    The clock is measured once for every engine that the run opens.
+    """
+    calibrations: dict[tuple[SamplerConfig, tuple[int, ...]], dict[str, float]] = {}
     writers = []
     for plan in plans:
-        sampler = plan.task.sampler
-        prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
+        engine = sampler, _ = plan.task.sampler, plan.task.checkpoint_blocks
         decides = {**identity, "sampler": asdict(sampler), "policy": plan.policy, "kind": plan.kind}
         if settings.forced_lengths is not None:
             decides["forced_lengths"] = asdict(settings.forced_lengths)
         if (plan.folder / "manifest.json").exists():
-            calibrations[sampler] = Store.open(plan.folder).manifest.calibration
-        elif sampler not in calibrations:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(settings.threads or threads)
-            calibrations[sampler] = calibrate(
-                model,
-                sampler,
-                prompts,
-                rows=settings.compute.rows,
-                memory_share=1 / settings.compute.workers,
-                stop_strings=benchmark.stop_strings(model.tokenizer),
-            )
-            torch.set_num_threads(threads)
+            calibrations[engine] = Store.open(plan.folder).manifest.calibration
+        elif engine not in calibrations:
+            calibrations[engine] = clock(*engine)
         manifest = Manifest(
             kind=plan.kind,
             policy=plan.policy,
@@ -301,7 +301,7 @@ def _open_stores(
             model=identity["model"],
             benchmark=identity["benchmark"],
             sampler=asdict(sampler),
-            calibration=calibrations[sampler],
+            calibration=calibrations[engine],
             config=resolved,
             fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
             software={name: metadata.version(name) for name in _PACKAGES},

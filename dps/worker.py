@@ -31,6 +31,7 @@ from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.policies import Controller, DynamicK, FixedK, InRun, KRange, Policy, Rule, RuleK, in_run
 from dps.sampler.engine import Engine, check_room
+from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from dps.scheduler import PreparedQuestion, Treatment, run_policies
 from feature_store import Question, StoreWriter
@@ -63,7 +64,7 @@ class StoreTask:
     rule: Rule | None = None
     """The dynamic policy's rule, if it has no controller."""
     checkpoint_blocks: tuple[int, ...] = ()
-    """Blocks of which a harvest stores snapshots."""
+    """Blocks of whose ends snapshots are taken: a harvest stores them, a policy is asked there."""
     in_run: InRunConfig | None = None
     """Who is asked while trajectories run."""
 
@@ -326,31 +327,26 @@ class _Bench:
 
     def has_rows_for(self, number: int) -> bool:
         """Whether a task's chains can take the rows of the engine at hand: policies over one sampler share them."""
-        engine, wanted = self._engine, (self._tasks[number].sampler, self._snapshot_blocks(number))
+        engine, wanted = self._engine, (self._tasks[number].sampler, self._tasks[number].checkpoint_blocks)
         return engine is not None and (engine.config, engine.snapshot_blocks) == wanted
-
-    def _snapshot_blocks(self, number: int) -> tuple[int, ...]:
-        """Return the blocks of which a task's engine takes snapshots."""
-        inside = self._treatment(number).in_run
-        return tuple(self._tasks[number].checkpoint_blocks) if inside is None else inside.blocks
 
     def turn_to(self, number: int) -> None:
         """Make ready for a task, unless it is the one at hand. A new engine is made only for other rows."""
         if self._task == number:
             return
         settings, model, task = self._settings, self._model, self._tasks[number]
+        self._treatment(number)  # loads what it needs before the rows take the memory
         if not self.has_rows_for(number):
             self._engine = None  # its rows' memory is free before the next engine asks for some
             self._prompts = prompts_of(model, self._benchmark, task.sampler)
-            self._engine = Engine(
+            self._engine = open_engine(
                 model,
                 task.sampler,
-                rows=settings.compute.rows,
-                prompt_room=max(len(tokens) for _, tokens in self._prompts.values()),
+                settings.compute,
+                benchmark=self._benchmark,
+                prompts=[tokens for _, tokens in self._prompts.values()],
                 memory_share=settings.memory_share,
-                path=settings.compute.forward,
-                stop_strings=self._benchmark.stop_strings(model.tokenizer),
-                snapshot_blocks=self._snapshot_blocks(number),
+                snapshot_blocks=task.checkpoint_blocks,
             )
         self._task = number
 

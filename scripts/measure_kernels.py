@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +20,17 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the enumeration lies beside the tests that use it
+from dps.testing import (
+    ToyModel,
+    random_model,
+    reference_matrix,
+    responses,
+    sequence_logprob,
+    step_tokens,
+    target,
+)
 
-from tests.sampler.enumeration import Toy, kernel, random_toy, responses, sequence_logprob, step_tokens, target  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = ("toys", "curves", "long")
 ALPHA = 4.0
@@ -49,9 +55,9 @@ BUDGETS = (10, 30, 100)
 # -- exact numbers of toys ---------------------------------------------------------------------------------------------
 
 
-def forked_toy(rng: np.random.Generator) -> Toy:
+def forked_toy(rng: np.random.Generator) -> ToyModel:
     """Return a toy whose contexts are nearly certain, but for one in four, where the choice is open."""
-    toy = random_toy(rng, horizon=5)
+    toy = random_model(rng, horizon=5)
     for context, logits in toy.logits.items():
         toy.logits[context] = logits / logits.std() * (0.3 if rng.random() < 0.25 else 2.0)
     return toy
@@ -88,14 +94,14 @@ def distance_after(budget: float, start: np.ndarray, matrix: np.ndarray, law: np
         current, spent = following, spent + cost
 
 
-def measure_toy(toy: Toy, option: dict[str, Any]) -> dict[str, float]:
+def measure_toy(toy: ToyModel, option: dict[str, Any]) -> dict[str, float]:
     """Return the exact numbers of one option on one toy."""
     step = dict(cuts=option.get("cut_law", "uniform"), num_tries=option.get("num_tries", 1))
     law = target(toy, toy.horizon, ALPHA)
     states = responses(toy, toy.horizon)
     logprob = np.array([sequence_logprob(toy, r) for r in states])
     start = np.exp([sequence_logprob(toy, r, 1 / ALPHA) for r in states])
-    matrix = kernel(toy, toy.horizon, ALPHA, 1 / ALPHA, **step)
+    matrix = reference_matrix(toy, toy.horizon, ALPHA, 1 / ALPHA, **step)
     tokens = step_tokens(toy, toy.horizon, 1 / ALPHA, **step)
     per_step = law @ tokens
     return {
@@ -110,7 +116,7 @@ def measure_toy(toy: Toy, option: dict[str, Any]) -> dict[str, float]:
 def measure_toys(count: int) -> list[dict[str, Any]]:
     """Return one line per family of toys and option; differences from the default are paired by toy."""
     lines = []
-    for family, make in {"random": random_toy, "forked": forked_toy}.items():
+    for family, make in {"random": random_model, "forked": forked_toy}.items():
         toys = [make(np.random.default_rng(seed)) for seed in range(count)]
         found = {name: [measure_toy(toy, OPTIONS[name]) for toy in toys] for name in EXACT}
         for name in EXACT:

@@ -9,7 +9,7 @@ from dps.benchmarks import BenchmarkConfig
 from dps.config import FeaturesConfig, check_forced_lengths
 from dps.errors import InputError
 from dps.model_config import ModelConfig, check_model_name
-from dps.sampler.settings import ForwardPath, SamplerConfig
+from dps.sampler.settings import ForwardPath, SamplerConfig, check_rows
 
 Case = Literal["reference", "generate", "steps", "engine", "latency"]
 
@@ -36,7 +36,7 @@ class BenchConfig:
     """What to measure, in this order: the one-chain loop, plain batched sampling, decoding steps with all rows busy,
     whole runs with features, and one question at a time."""
     rows: tuple[int | None, ...] = (None,)
-    """Rows of the engine, one measurement each; null takes as many as memory allows."""
+    """Rows of the engine, at least 8, one measurement each; null takes as many as memory allows."""
     forward: tuple[ForwardPath, ...] = ("auto",)
     """How the model is run, one measurement of the case `steps` each; whole runs take the first."""
     generate_batch_sizes: tuple[int, ...] = (64,)
@@ -75,8 +75,10 @@ class BenchConfig:
         for name in ("cases", "rows", "forward", "generate_batch_sizes"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: name at least one.")
-        if any(value is not None and value < 1 for value in (*self.rows, *self.generate_batch_sizes, self.threads)):
-            raise InputError("rows, generate_batch_sizes and threads must be at least 1.")
+        for rows in self.rows:
+            check_rows(rows, "rows")
+        if any(value is not None and value < 1 for value in (*self.generate_batch_sizes, self.threads)):
+            raise InputError("generate_batch_sizes and threads must be at least 1.")
         if not (self.reference_budget_s > 0 and self.steps_s > 0):
             raise InputError("reference_budget_s and steps_s must be above 0.")
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)

@@ -22,14 +22,15 @@ from dps.bench.floor import floor_s, measure_bandwidth
 from dps.bench.generate import batched_generate
 from dps.bench.records import Records
 from dps.bench.reference import ReferenceChain, reference_chain
-from dps.benchmarks import load_benchmark
-from dps.benchmarks.grading import Grader
+from dps.benchmarks import Benchmark, load_benchmark
+from dps.config import ComputeConfig
 from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.policies import FixedK
 from dps.progress import track
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.settings import ForwardPath
+from dps.sampler.open import open_engine
+from dps.sampler.settings import SMALLEST_BATCH, ForwardPath
 from dps.sampler.streams import stream_key
 from dps.scheduler import Account, PreparedQuestion, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
@@ -42,13 +43,9 @@ class _Setting:
 
     config: BenchConfig
     model: LanguageModel
+    benchmark: Benchmark
     questions: list[PreparedQuestion]
-    grader: Grader
     bandwidth: float
-
-    @property
-    def prompt_room(self) -> int:
-        return max(len(question.tokens) for question in self.questions)
 
 
 def bench(config: BenchConfig) -> Records:
@@ -127,7 +124,7 @@ def _setting(config: BenchConfig, model: LanguageModel) -> _Setting:
         questions = [
             replace(question, forced_lengths=forced_lengths(config, question.question_id)) for question in questions
         ]
-    return _Setting(config, model, questions, benchmark.grader, measure_bandwidth(model.device))
+    return _Setting(config, model, benchmark, questions, measure_bandwidth(model.device))
 
 
 def forced_lengths(config: BenchConfig, question_id: str) -> tuple[int, ...]:
@@ -257,7 +254,7 @@ def _engine(setting: _Setting, records: Records, *, rows: int | None, repeat: in
 def _latency(setting: _Setting, records: Records) -> dict[str, Any]:
     """One question at a time with nothing else running, against k chains of the published loop after each other."""
     config = setting.config
-    engine = _open(setting, config.k, config.forward[0])
+    engine = _open(setting, max(config.k, SMALLEST_BATCH), config.forward[0])
     _warm_up(setting, engine)
     list(_sample(setting, engine, setting.questions[-1:], Account(), config.seed + 1))
     seconds, tokens = [], []
@@ -289,7 +286,16 @@ def _latency(setting: _Setting, records: Records) -> dict[str, Any]:
 
 
 def _open(setting: _Setting, rows: int | None, forward: ForwardPath) -> Engine:
-    return Engine(setting.model, setting.config.sampler, rows=rows, prompt_room=setting.prompt_room, path=forward)
+    """Open the engine that a worker alone on the device would have with these rows and this forward pass."""
+    return open_engine(
+        setting.model,
+        setting.config.sampler,
+        ComputeConfig(rows=rows, forward=forward),
+        benchmark=setting.benchmark,
+        prompts=[question.tokens for question in setting.questions],
+        memory_share=1.0,
+        snapshot_blocks=(),
+    )
 
 
 def _warm_up(setting: _Setting, engine: Engine) -> None:
@@ -325,7 +331,7 @@ def _sample(
         engine,
         questions,
         FixedK(config.k),
-        grader=setting.grader,
+        grader=setting.benchmark.grader,
         seed=seed,
         feature_layer=config.features.layer,
         account=account,

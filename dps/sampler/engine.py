@@ -34,14 +34,12 @@ from dps.sampler.graphs import Recorder
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.rows import Finished, Look, Rows
-from dps.sampler.settings import ForwardPath, SamplerConfig
+from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
 from dps.sampler.stop import Endings, StopTable, token_bytes
 from dps.sampler.streams import uniform
 
-SMALLEST_BATCH = 8
-"""Fewest rows of a step: a CPU's logits of one row are the same in every batch from here up, not below."""
 _LENGTH_STEP = 32
 """Attention reads a multiple of this many positions."""
 _KEPT_PROMPT_BYTES = 1 << 30

@@ -18,8 +18,28 @@ EARLY_STOP_THRESHOLDS = {"entropy": 1.0, "perplexity": 3.0, "self_confidence": 0
 ForwardPath = Literal["auto", "eager", "unchanged", "compiled", "fused"]
 """How the model is run, see ``forward``; ``auto`` takes the fastest way that model and machine allow."""
 
+SMALLEST_BATCH = 8
+"""Fewest rows of a step: a CPU's logits of one row are the same in every batch from here up, not below."""
+
 ENTROPY_FLOOR = 0.05
 """Nats added to every entropy by the cut law ``entropy``, so that no position is out of reach."""
+
+
+def check_rows(rows: int | None, name: str) -> None:
+    """Refuse fewer rows than an engine can have.
+
+    Args:
+        rows: Chains that run at a time; None leaves the number to the free memory.
+        name: Of the setting, for the sentence.
+
+    Raises:
+        InputError: If there are fewer than :data:`SMALLEST_BATCH`.
+    """
+    if rows is not None and rows < SMALLEST_BATCH:
+        raise InputError(
+            f"{name} must be at least {SMALLEST_BATCH}, the fewest rows that the sampler runs, got {rows}: "
+            f"set {SMALLEST_BATCH}; rows without a chain cost little."
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def test_one_plain_sample_at_a_time_live_and_in_replay(tmp_path):
     assert run([*fit, *small, f"--trainer.default_root_dir={tmp_path / 'gbdt'}"]) == 0
     evaluate = ["evaluate", f"--output={tmp_path / 'evaluation'}", *common, *others]
     policies = ["--policies=[gbdt,adaptive-consistency,esc]", f"--controllers.gbdt={tmp_path / 'gbdt'}"]
-    assert run([*evaluate, *policies, "--rules.esc.window=3", "--compute.rows=7"]) == 0
+    assert run([*evaluate, *policies, "--rules.esc.window=3", "--compute.rows=8"]) == 0
 
     rules = ("adaptive-consistency", "esc")
     found = compare(tmp_path / "harvest", tmp_path / "evaluation", {"gbdt": tmp_path / "gbdt"}, rules)

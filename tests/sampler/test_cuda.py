@@ -11,11 +11,11 @@ import dps.sampler.settle as settle_module
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
+from dps.testing import assert_follows, reference_law, responses, toy_of
 
-from .enumeration import responses
 from .models import tiny_model
 from .test_engine import PROMPTS
-from .test_exactness import FINAL, PAPER, enumerated_chain_law, transformer_toy
+from .test_exactness import FINAL, PAPER
 from .test_stop import with_tokenizer
 
 pytestmark = [
@@ -47,19 +47,14 @@ def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path)
     config = SamplerConfig(**settings)
     language_model = tiny_model(vocabulary=3, eos=0, seed=23, sharpness=2.5)
     prompt, count = (1, 2, 1), 20_000
-    toy = transformer_toy(language_model, prompt, config.max_new_tokens)
-    expected = enumerated_chain_law(toy, config)
+    toy = toy_of(language_model, prompt, config.max_new_tokens)
+    expected = reference_law(toy, config)
     engine = Engine(on_cuda(language_model), config, rows=2048, prompt_room=3, path=path)
     assert engine.kernels == f"{path}+graphs"
     chains = finished(engine, [ChainRequest(i, prompt, stream_key(0, "q", i)) for i in range(count)])
-    states = responses(toy, config.max_new_tokens)
-    counts = {}
-    for chain in chains.values():
-        counts[tuple(chain.tokens.tolist())] = counts.get(tuple(chain.tokens.tolist()), 0) + 1
-    assert set(counts) <= set(states)
-    observed = np.array([counts.get(s, 0) for s in states]) / count
-    error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
-    assert (np.abs(observed - expected) / error).max() < 7
+    assert len(chains) == count
+    drawn = [tuple(chain.tokens.tolist()) for chain in chains.values()]
+    assert_follows(drawn, expected, responses(toy, config.max_new_tokens))
 
 
 @pytest.mark.parametrize(

@@ -1,160 +1,75 @@
 """The sampler is exact: its kernel leaves p^alpha invariant, and its chains follow the enumerated finite-step law."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from dps.sampler.accept import log_accept_ratio, more_likely
 from dps.sampler.cut import cut_logprob, cut_position, weighted_cut_logprob, weighted_cut_position
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.proposal import entropies, proposal_logprobs, sample_token
-from dps.sampler.schedule import next_move, stage_alpha
+from dps.sampler.proposal import sample_token
+from dps.sampler.schedule import stage_alpha
 from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 from dps.sampler.streams import stream_key, uniform
-from dps.sampler.target import base_logprobs, power_logprob
-from dps.sampler.tries import consider_try, replace_logprob, tries_log_accept_ratio
-
-from .enumeration import (
-    Toy,
-    branches,
-    chain_law,
-    extend,
-    extend_unfinished,
-    kernel,
+from dps.sampler.target import base_logprobs
+from dps.sampler.tries import consider_try, tries_log_accept_ratio
+from dps.testing import (
+    SamplerKernel,
+    assert_follows,
+    assert_invariant,
+    finite_step_law,
     log_softmax,
-    random_toy,
+    random_model,
+    reference_law,
+    reference_matrix,
     responses,
     sequence_logprob,
+    standard_errors,
     target,
+    total_variation,
+    toy_of,
 )
+
 from .models import tiny_model
 
 
-def product_kernel(
-    toy,
-    horizon,
-    alpha,
-    temperature,
-    *,
-    cuts="uniform",
-    num_tries=1,
-    accept_rule="metropolis",
-    cut_term=True,
-    proposal_sign=1.0,
-    overlap_only=False,
-    denominator="right",
-):
-    """The transition matrix of the product's own target, proposal, cut law, choice of a try and acceptance ratio.
-
-    The last four arguments break it on purpose, in the ways that implementations are broken.
-    """
-    states = responses(toy, horizon)
-    logits = {c: torch.tensor(v, dtype=torch.float64) for c, v in toy.logits.items()}
-    base = {c: base_logprobs(v) for c, v in logits.items()}
-    proposal = {c: proposal_logprobs(v, temperature) for c, v in logits.items()}
-    matrix = torch.zeros((len(states), len(states)), dtype=torch.float64)
-    for m, members in branches(states, horizon):
-        found = [states[i] for i in members]
-        lengths = torch.tensor([len(r) for r in found])
-        if cuts == "entropy":
-            weights = entropy_weights(base, found, before=3, after=2)
-            cut = weighted_cut_logprob(weights)
-            cut_probability = weights[:, 3 + m] * cut.exp()
-        else:
-            cut = cut_logprob(lengths)
-            cut_probability = cut.exp()
-        if cut_term == "length":
-            cut = cut_logprob(lengths)
-        elif not cut_term:
-            cut = torch.zeros_like(cut)
-        sizes = lengths - m
-        until = torch.minimum(sizes[:, None], sizes[None, :]) if overlap_only else sizes[None, :].expand(len(sizes), -1)
-        # Entry (x, y): of y's suffix; transposed until, of x's.
-        new_base, new_g = (partial_sums(t, found, m).gather(1, until.T).T for t in (base, proposal))
-        old_base, old_g = (
-            partial_sums(t, found, m).gather(1, until if overlap_only else until.T) for t in (base, proposal)
-        )
-        flow = partial_sums(proposal, found, m)[:, -1].exp()
-        if num_tries > 1:
-            omega = power_logprob(new_base[0], alpha) - new_g[0] + cut
-            move = move_by_tries(omega, flow, num_tries, denominator)
-        elif accept_rule == "max_swap":
-            move = flow * more_likely(new_base, old_base)
-        else:
-            log_ratio = log_accept_ratio(
-                new_target=power_logprob(new_base, alpha),
-                old_target=power_logprob(old_base, alpha),
-                new_proposal=proposal_sign * new_g,
-                old_proposal=proposal_sign * old_g,
-                new_cut=cut[None, :],
-                old_cut=cut[:, None],
-            )
-            move = flow * log_ratio.exp().clamp(max=1)
-        move = move * cut_probability[:, None]
-        members = torch.from_numpy(members)
-        matrix[members[:, None], members] += move
-        matrix[members, members] += cut_probability - move.sum(1)
-    return matrix.numpy()
+class WithoutCutTerm(SamplerKernel):
+    def cut(self, base, found, m):
+        log_cut, probability = super().cut(base, found, m)
+        return torch.zeros_like(log_cut), probability
 
 
-def entropy_weights(base, found, before, after):
-    """The weights of the cut law `entropy`, as the rows hold them: zeros before the response and after it."""
-    weights = torch.zeros((len(found), before + max(map(len, found)) + after), dtype=torch.float64)
-    for line, response in enumerate(found):
-        for j in range(len(response)):
-            weights[line, before + j] = entropies(base[response[:j]]) + ENTROPY_FLOOR
-    return weights
+class LengthAsCutTerm(SamplerKernel):
+    def cut(self, base, found, m):
+        return cut_logprob(torch.tensor([len(r) for r in found])), super().cut(base, found, m)[1]
 
 
-def partial_sums(table, found, m):
-    """Entry (i, n): log-probability of the first n tokens of response i's suffix from m, or of all if it has fewer."""
-    sums = torch.zeros((len(found), 1 + max(map(len, found)) - m), dtype=torch.float64)
-    for line, response in enumerate(found):
-        for j in range(m, len(response)):
-            sums[line, j - m + 1 :] += table[response[:j]][response[j]]
-    return sums
+class WrongSign(SamplerKernel):
+    def log_ratio(self, *, new_proposal, old_proposal, **terms):
+        return super().log_ratio(new_proposal=-new_proposal, old_proposal=-old_proposal, **terms)
 
 
-def move_by_tries(omega, flow, num_tries, denominator):
-    """Probability of moving from x to y given the cut, over all tuples of tries and all choices among them."""
-    tuples = torch.cartesian_prod(*[torch.arange(len(omega))] * num_tries)
-    probability = flow[tuples].prod(1)
-    chosen = torch.full((len(tuples),), -1)
-    others = torch.full((len(tuples),), -torch.inf, dtype=torch.float64)
-    candidate = others.clone()
-    for t in range(num_tries):
-        tried = omega[tuples[:, t]]
-        share = replace_logprob(tried, others, candidate).exp()
-        ends = []
-        for number, weight in ((1e-300, share), (1 - 2.0**-53, 1 - share)):
-            replace, *sums = consider_try(torch.full_like(share, number), tried, others, candidate)
-            ends.append((probability * weight, torch.where(replace, tuples[:, t], chosen), *sums))
-        tuples = torch.cat((tuples, tuples))
-        probability, chosen, others, candidate = (torch.cat(pair) for pair in zip(*ends, strict=True))
-        kept = probability > 0
-        tuples, probability, chosen = tuples[kept], probability[kept], chosen[kept]
-        others, candidate = others[kept], candidate[kept]
-    old = omega[:, None]
-    if denominator == "right":
-        log_ratio = tries_log_accept_ratio(others, candidate, old)
-    else:
-        assert denominator in ("without x", "the candidate alone")
-        log_ratio = torch.logaddexp(others, candidate) - others if denominator == "without x" else candidate - old
-    accepted = probability * log_ratio.expand(len(omega), -1).exp().clamp(max=1)
-    return torch.zeros((len(omega), len(omega)), dtype=torch.float64).index_add(1, chosen, accepted)
+class OverlapOnly(SamplerKernel):
+    def spans(self, sizes):
+        both = torch.minimum(sizes[:, None], sizes[None, :])
+        return both, both
+
+
+class TriesWithoutX(SamplerKernel):
+    def log_ratio_of_tries(self, others, candidate, old):
+        return torch.logaddexp(others, candidate) - others
+
+
+class CandidateAlone(SamplerKernel):
+    def log_ratio_of_tries(self, others, candidate, old):
+        return candidate - old
 
 
 def long_run_law(matrix):
     values, vectors = np.linalg.eig(matrix.T)
     law = np.real(vectors[:, np.argmin(np.abs(values - 1))])
     return law / law.sum()
-
-
-def total_variation(a, b):
-    return 0.5 * np.abs(a - b).sum()
 
 
 SETTINGS = ((4.0, 0.25), (4.0, 1.0), (1.5, 0.5))
@@ -172,42 +87,45 @@ STEPS = [
 @pytest.mark.parametrize(("alpha", "temperature"), SETTINGS)
 def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature, step):
     horizon = 3 if step.get("num_tries") == 3 else 4
-    toy = random_toy(np.random.default_rng(seed), horizon=horizon)
-    matrix = product_kernel(toy, horizon, alpha, temperature, **step)
-    pi = target(toy, horizon, alpha)
-    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
-    assert total_variation(long_run_law(matrix), pi) < 1e-10
-    flow = pi[:, None] * matrix
-    assert np.abs(flow - flow.T).max() < 1e-12  # detailed balance
-    np.testing.assert_allclose(matrix, kernel(toy, horizon, alpha, temperature, **step), atol=1e-12)
+    toy = random_model(seed, horizon=horizon)
+    kernel = SamplerKernel(temperature, **step)
+    assert_invariant(kernel, toy, alpha)
+    matrix = kernel.matrix(toy, horizon, alpha)
+    assert total_variation(long_run_law(matrix), target(toy, horizon, alpha)) < 1e-10
+    np.testing.assert_allclose(matrix, reference_matrix(toy, horizon, alpha, temperature, **step), atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(cut_term=False),
-        dict(proposal_sign=-1.0),
-        dict(overlap_only=True),
-        dict(cuts="entropy", cut_term=False),
-        dict(cuts="entropy", cut_term="length"),
-        dict(num_tries=2, cut_term=False),
-        dict(num_tries=2, denominator="without x"),
-        dict(num_tries=2, denominator="the candidate alone"),
-        dict(num_tries=2, cuts="entropy", cut_term="length"),
+        WithoutCutTerm(0.5),
+        WrongSign(0.5),
+        OverlapOnly(0.5),
+        WithoutCutTerm(0.5, cuts="entropy"),
+        LengthAsCutTerm(0.5, cuts="entropy"),
+        WithoutCutTerm(0.5, num_tries=2),
+        TriesWithoutX(0.5, num_tries=2),
+        CandidateAlone(0.5, num_tries=2),
+        LengthAsCutTerm(0.5, num_tries=2, cuts="entropy"),
     ],
     ids=str,
 )
 def test_wrong_kernels_fail_the_same_test(wrong):
-    toy = random_toy(np.random.default_rng(0))
-    matrix = product_kernel(toy, toy.horizon, 4.0, 0.5, **wrong)
+    toy = random_model(0)
+    matrix = wrong.matrix(toy, toy.horizon, 4.0)
     assert total_variation(long_run_law(matrix), target(toy, toy.horizon, 4.0)) > 1e-3
+    with pytest.raises(AssertionError, match=r"no detailed balance between \(.*\) and \(.*\): the flow"):
+        assert_invariant(wrong, toy, 4.0)
+    with pytest.raises(AssertionError, match=r"does not leave p\^4 as it is: the total variation distance"):
+        assert_invariant(wrong, toy, 4.0, reversible=False)
 
 
 @pytest.mark.parametrize("cuts", ["uniform", "entropy"])
 def test_max_swap_takes_what_is_more_likely_and_never_goes_back(cuts):
-    toy = random_toy(np.random.default_rng(0))
-    matrix = product_kernel(toy, 4, 4.0, 0.5, cuts=cuts, accept_rule="max_swap")
-    np.testing.assert_allclose(matrix, kernel(toy, 4, 4.0, 0.5, cuts=cuts, accept_rule="max_swap"), atol=1e-12)
+    toy = random_model(0)
+    matrix = SamplerKernel(0.5, cuts=cuts, accept_rule="max_swap").matrix(toy, 4, 4.0)
+    reference = reference_matrix(toy, 4, 4.0, 0.5, cuts=cuts, accept_rule="max_swap")
+    np.testing.assert_allclose(matrix, reference, atol=1e-12)
     law = np.array([sequence_logprob(toy, r) for r in responses(toy, 4)])
     assert (matrix[law[None, :] < law[:, None]] == 0).all()
     # Every start ends in the most likely response: alpha without limit.
@@ -285,67 +203,6 @@ def test_exponent_grows_to_alpha_and_stays():
     assert stage_alpha(SamplerConfig(), torch.tensor([192, 3072])).tolist() == [4.0, 4.0]
 
 
-def product_chain_law(toy, config):
-    """The law of a finished chain by the product's schedule, exponents and kernel: every row's moves, all at once."""
-    final = {r: i for i, r in enumerate(responses(toy, config.max_new_tokens))}
-    result = np.zeros(len(final))
-    kernels = {}
-    horizon = min(config.block_size, config.max_new_tokens)
-    waiting = {(horizon, 0, True): extend_unfinished(toy, np.ones(1), 0, horizon, config.temperature)}
-    while waiting:
-        (horizon, left, extended), law = waiting.popitem()
-        states = responses(toy, horizon)
-        count = len(states)
-        move = next_move(
-            config,
-            length=torch.tensor([len(r) for r in states]),
-            has_ended=torch.tensor([toy.ends(r) for r in states]),
-            horizon=torch.full((count,), horizon),
-            steps_left=torch.full((count,), left),
-            extended=torch.full((count,), extended),
-        )
-        assert torch.equal(move.propose.long() + move.extend.long() + move.finished.long(), torch.ones(count).long())
-        for i, response in enumerate(states):
-            after = (int(move.horizon[i]), int(move.steps_left[i]), bool(move.extend[i]))
-            if move.finished[i]:
-                result[final[response]] += law[i]
-                continue
-            found = responses(toy, after[0])
-            if move.extend[i]:
-                alone = extend(toy, np.eye(count)[i] * law[i], horizon, after[0], config.temperature)
-            else:
-                if after[0] not in kernels:
-                    kernels[after[0]] = product_kernel(
-                        toy,
-                        after[0],
-                        stage_alpha(config, torch.tensor([after[0]])).item(),
-                        config.temperature,
-                        cuts=config.cut_law,
-                        num_tries=config.num_tries,
-                        accept_rule=config.accept_rule,
-                    )
-                alone = law[i] * kernels[after[0]][found.index(response)]
-            waiting[after] = waiting.get(after, np.zeros(len(found))) + alone
-    return result
-
-
-def enumerated_chain_law(toy, config, **wrong):
-    return chain_law(
-        toy,
-        alpha=config.alpha,
-        temperature=config.temperature,
-        block_size=config.block_size,
-        limit=config.max_new_tokens,
-        num_mh_steps=config.num_mh_steps,
-        final_steps=config.final_steps,
-        anneal_blocks=config.anneal_blocks,
-        cuts=config.cut_law,
-        num_tries=config.num_tries,
-        accept_rule=config.accept_rule,
-        **wrong,
-    )
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -363,13 +220,13 @@ def enumerated_chain_law(toy, config, **wrong):
 )
 def test_schedule_makes_the_enumerated_finite_step_law(settings):
     config = SamplerConfig(alpha=3.0, proposal_temperature=0.8, max_new_tokens=4, **settings).check()
-    toy = random_toy(np.random.default_rng(0), scale=1.0)
-    law = product_chain_law(toy, config)
+    toy = random_model(0, scale=1.0)
+    law = finite_step_law(SamplerKernel.of(config), toy, config)
     assert abs(law.sum() - 1) < 1e-12
-    np.testing.assert_allclose(law, enumerated_chain_law(toy, config), atol=1e-12)
+    np.testing.assert_allclose(law, reference_law(toy, config), atol=1e-12)
     if config.anneal_blocks > 1 and config.num_mh_steps and not config.final_steps:
         # Stopping at the first EOS while the exponent grows is another law.
-        assert total_variation(law, enumerated_chain_law(toy, config, stop_early=True)) > 1e-2
+        assert total_variation(law, reference_law(toy, config, stop_early=True)) > 1e-2
 
 
 def test_sample_token_inverts_the_distribution():
@@ -389,18 +246,6 @@ def test_streams_are_uniform_distinct_and_never_0_or_1():
     lagged = torch.corrcoef(torch.stack((numbers[:, :-1].flatten(), numbers[:, 1:].flatten())))[0, 1]
     assert lagged.abs() < 7 / 100_000**0.5
     assert stream_key(0, "q", 1) != stream_key(1, "q", 0)
-
-
-def transformer_toy(language_model, prompt, limit):
-    """The toy whose logits are the transformer's, by uncached forward passes over every context."""
-    vocabulary = language_model.model.config.vocab_size
-    eos = language_model.eos_ids[0]
-    toy = random_toy(np.random.default_rng(0), vocabulary, limit, eos)
-    table = {}
-    for context in toy.logits:
-        ids = torch.tensor([[*prompt, *context]])
-        table[context] = language_model.model(input_ids=ids, use_cache=False).logits[0, -1].double().numpy()
-    return Toy(table, vocabulary, eos, limit)
 
 
 def sampled_chains(language_model, config, prompt, numbers, rows, stop_strings=()):
@@ -453,27 +298,23 @@ def test_sampler_follows_the_enumerated_finite_step_law(settings):
     config = SamplerConfig(**settings)
     language_model = tiny_model(vocabulary=3, eos=0, seed=23, sharpness=2.5)
     prompt, count = (1, 2, 1), 12_000
-    toy = transformer_toy(language_model, prompt, config.max_new_tokens)
-    expected = enumerated_chain_law(toy, config)
+    toy = toy_of(language_model, prompt, config.max_new_tokens)
+    expected = reference_law(toy, config)
     chains = sampled_chains(language_model, config, prompt, range(count), rows=2048)
-    counts = Counter(tuple(chain.tokens.tolist()) for chain in chains.values())
+    drawn = [tuple(chain.tokens.tolist()) for chain in chains.values()]
+    assert len(drawn) == count
     states = responses(toy, config.max_new_tokens)
-    assert set(counts) <= set(states)  # no illegal response
-    observed = np.array([counts[s] for s in states]) / count
-    error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
-    assert np.abs(observed - expected).max() > 0
-    assert (np.abs(observed - expected) / error).max() < 7
+    assert_follows(drawn, expected, states)
+    error = standard_errors(expected, count)
     # The test has power: the law of the proposal alone is far outside, and so is what leaves an option out.
     others = []
     if config.num_mh_steps:
-        others.append(
-            enumerated_chain_law(toy, replace(config, num_mh_steps=0, schedule="paper", num_final_steps=None))
-        )
+        others.append(reference_law(toy, replace(config, num_mh_steps=0, schedule="paper", num_final_steps=None)))
     for option, default in DEFAULTS.items():
         if getattr(config, option) != default:
-            others.append(enumerated_chain_law(toy, replace(config, **{option: default})))
+            others.append(reference_law(toy, replace(config, **{option: default})))
     if config.anneal_blocks > 1 and config.schedule == "paper":
-        others.append(enumerated_chain_law(toy, config, stop_early=True))
+        others.append(reference_law(toy, config, stop_early=True))
     for other in others:
         assert (np.abs(other - expected) / error).max() > 14
 

@@ -13,16 +13,9 @@ from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.stop import StopTable, before_stop, token_bytes
-from tests.sampler.enumeration import Toy, responses
+from dps.testing import ToyModel, assert_follows, reference_law, responses, total_variation, toy_of
 from tests.sampler.models import tiny_model
-from tests.sampler.test_exactness import (
-    FINAL,
-    PAPER,
-    enumerated_chain_law,
-    sampled_chains,
-    total_variation,
-    transformer_toy,
-)
+from tests.sampler.test_exactness import FINAL, PAPER, sampled_chains
 
 LETTERS = ["[E]", "a", "b"]
 
@@ -66,25 +59,20 @@ def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
     config = SamplerConfig(**changes)
     language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=23, sharpness=1.0))
     prompt, count = (1, 2, 1), 8_000
-    without = transformer_toy(language_model, prompt, config.max_new_tokens)
+    without = toy_of(language_model, prompt, config.max_new_tokens)
     toy = replace(without, stops=((1, 2), (2, 2, 1)))
-    expected = enumerated_chain_law(toy, config)
+    expected = reference_law(toy, config)
     chains = sample(language_model, config, prompt, range(count), ["ab", "bba"], rows=1024)
-    counts = Counter(tuple(chain.tokens.tolist()) for chain in chains.values())
     states = responses(toy, config.max_new_tokens)
-    assert set(counts) <= set(states)
-    observed = np.array([counts[s] for s in states]) / count
-    error = np.sqrt(np.maximum(expected * (1 - expected), 1 / count) / count)
-    assert (np.abs(observed - expected) / error).max() < 7
+    assert len(chains) == count
+    assert_follows([tuple(chain.tokens.tolist()) for chain in chains.values()], expected, states)
     for chain in chains.values():
         stopped = toy.ends(tuple(chain.tokens.tolist())) and chain.tokens[-1] != 0
         assert chain.ending == ("eos" if chain.tokens[-1] == 0 else "stop" if stopped else "length")
     assert {chain.ending for chain in chains.values()} == {"eos", "stop", "length"}
     # The test has power: cutting the strings off afterwards is another law.
     cut = Counter()
-    for response, mass in zip(
-        responses(without, config.max_new_tokens), enumerated_chain_law(without, config), strict=True
-    ):
+    for response, mass in zip(responses(without, config.max_new_tokens), reference_law(without, config), strict=True):
         cut[
             next(response[:n] for n in range(1, len(response) + 1) if toy.ends(response[:n]) or n == len(response))
         ] += mass
@@ -225,7 +213,7 @@ def test_text_before_the_first_stop_string():
 
 
 def test_the_enumeration_knows_stop_strings():
-    toy = Toy({}, 3, 0, 3, stops=((1, 2),))
+    toy = ToyModel({}, 3, 0, 3, stops=((1, 2),))
     found = responses(toy, 3)
     assert len(set(found)) == len(found)
     assert (1, 2) in found

@@ -1,0 +1,283 @@
+"""Every place that samples opens its engine in one function, with the run's own rows, path, stop strings and memory."""
+
+import multiprocessing
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dps.api
+import dps.bench.run
+import dps.clock
+import dps.plan
+import dps.run
+import dps.worker
+from dps.bench.config import BenchConfig
+from dps.benchmarks import BenchmarkConfig, load_benchmark
+from dps.cli import run
+from dps.config import ComputeConfig, HarvestConfig
+from dps.errors import InputError, WorkersDied
+from dps.model import load_model
+from dps.model_config import ModelConfig
+from dps.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
+from dps.run import harvest, settings_of
+from dps.sampler import open as opening
+from dps.sampler.engine import Engine
+from dps.sampler.open import open_engine
+from dps.sampler.settings import SamplerConfig
+from feature_store import Store
+
+SAMPLER = SamplerConfig(alpha=4.0, block_size=8, max_new_tokens=24, num_mh_steps=1)
+QUESTIONS = BenchmarkConfig(name="arithmetic", limit=3, seed=0, stop=("\n\n", "0="))
+CONFIG = HarvestConfig(
+    benchmark=QUESTIONS, sampler=SAMPLER, compute=ComputeConfig(rows=16, threads=1, forward="unchanged")
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model()
+
+
+@pytest.fixture
+def devices(monkeypatch, model):
+    """Devices that models are asked for; the embedded model on the CPU comes, whatever they are."""
+    found = []
+
+    def load(config):
+        found.append(config.device if isinstance(config, ModelConfig) else "auto")
+        return model
+
+    for module in (dps.run, dps.plan, dps.api, dps.bench.run, dps.worker):
+        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr("dps.pool.load_model", load)
+    return found
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What engines are opened with."""
+    found = []
+
+    class Noted(Engine):
+        def __init__(self, model, config, **settings):
+            super().__init__(model, config, **settings)
+            found.append({"sampler": config, **settings, "rows in all": self.rows})
+
+    monkeypatch.setattr(opening, "Engine", Noted)
+    return found
+
+
+EXPECTED = {
+    "sampler": SAMPLER,
+    "rows": 16,
+    "path": "unchanged",
+    "stop_strings": ("\n\n", "0="),
+    "memory_share": 1.0,
+    "snapshot_blocks": (),
+    "rows in all": 16,
+}
+
+
+def but_room(settings):
+    return {name: value for name, value in settings.items() if name != "prompt_room"}
+
+
+def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path, monkeypatch, model, devices, opened):
+    harvest(replace(CONFIG, output=str(tmp_path / "store")))
+    clock, worker = opened
+    assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 16
+    opened.clear()
+
+    dps.plan.plan_harvest(replace(CONFIG, output=str(tmp_path / "planned")))
+    plan_clock, pilot = opened
+    opened.clear()
+
+    settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",), k=2)
+    short = dict(steps_s=0.05, latency_questions=1, threads=1)
+    cases = ("steps", "engine", "latency")
+    dps.bench.run.bench(BenchConfig(output=str(tmp_path / "bench"), cases=cases, **settings, **short))
+    steps, whole, latency = opened
+    opened.clear()
+
+    assert clock["prompt_room"] == worker["prompt_room"] > 0
+    for settings in (clock, worker, plan_clock, pilot, steps, whole):
+        assert but_room(settings) == EXPECTED
+        assert settings["prompt_room"] == clock["prompt_room"]
+    assert but_room(latency) == {**EXPECTED, "rows": 8, "rows in all": 8}  # k = 2 chains, and no fewer rows than 8
+
+    asked = dps.api.given_questions(["1+2?", "From left to right: 3+4"], "number")
+    monkeypatch.setattr(dps.api, "given_questions", lambda *_: replace(asked, config=QUESTIONS))
+    dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
+    (interface,) = opened
+    assert but_room(interface) == {**EXPECTED, "path": "auto"}
+
+
+def test_snapshots_and_their_memory_are_the_clocks_too(tmp_path, devices, opened):
+    harvest(replace(CONFIG, output=str(tmp_path / "store"), checkpoint_blocks=(1, 2)))
+    assert [settings["snapshot_blocks"] for settings in opened] == [(1, 2), (1, 2)]
+
+
+def settings_for(workers, device="auto", backend="local", rows=None, threads=1):
+    compute = ComputeConfig(rows=rows, workers=workers, backend=backend, forward="unchanged", threads=threads)
+    return replace(CONFIG, compute=compute, model=ModelConfig(device=device))
+
+
+PLACES = [  # workers, GPUs, model.device, backend; device and share of each worker
+    (1, 0, "auto", "local", [("auto", 1)]),
+    (1, 8, "auto", "local", [("cuda:0", 1)]),
+    (8, 8, "auto", "local", [(f"cuda:{n}", 1) for n in range(8)]),
+    (8, 8, "cuda", "local", [(f"cuda:{n}", 1) for n in range(8)]),
+    (8, 2, "auto", "local", [(f"cuda:{n % 2}", 1 / 4) for n in range(8)]),
+    (3, 2, "auto", "local", [("cuda:0", 1 / 2), ("cuda:1", 1), ("cuda:0", 1 / 2)]),
+    (4, 8, "cuda:3", "local", [("cuda:3", 1 / 4)] * 4),
+    (4, 8, "cpu", "local", [("cpu", 1 / 4)] * 4),
+    (4, 0, "auto", "local", [("auto", 1 / 4)] * 4),
+    (4, 4, "auto", "ray", [(f"cuda:{n}", 1) for n in range(4)]),
+    (16, 4, "auto", "ray", [(f"cuda:{n}", 1) for n in range(4)]),  # the others have GPUs elsewhere
+    (4, 0, "auto", "ray", [("auto", 1 / 4)] * 4),
+]
+
+
+@pytest.mark.parametrize(("workers", "gpus", "device", "backend", "expected"), PLACES)
+def test_a_worker_and_the_pilot_that_stands_for_it_have_the_same_device_and_memory(
+    monkeypatch, devices, opened, workers, gpus, device, backend, expected
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = settings_for(workers, device, backend, rows=8)
+    given = [for_worker(settings_of(config), n) for n in range(len(expected))]
+    assert [(s.model.device, s.memory_share) for s in given] == expected
+    assert dps.plan._num_pilots(config, missing=100) == len(expected)
+    assert dps.plan._num_pilots(config, missing=1) == 1
+
+    class Seen(BaseException):
+        pass
+
+    def stop(*_, **__):
+        raise Seen
+
+    monkeypatch.setattr(dps.plan, "prepare", stop)  # the engine stands by then
+    for number in sorted({0, 1, len(expected) - 1} & set(range(len(expected)))):
+        where, share = expected[number]
+        with pytest.raises(Seen):
+            dps.plan.measure(config, ["none"], number)
+        assert devices[-1] == where
+        assert opened[-1]["memory_share"] == share
+        assert opened[-1]["path"] == "unchanged"
+
+
+def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
+    """Eight GPUs and eight workers: each GPU's memory is one worker's, for the clock as well."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    benchmark = load_benchmark(QUESTIONS)
+    prompts = [tokens for _, tokens in dps.worker.prompts_of(model, benchmark, SAMPLER).values()]
+    room = -(-(max(map(len, prompts)) + SAMPLER.max_new_tokens) // 32) * 32
+    each = dps.sampler.memory.row_bytes(model.model, SAMPLER, room)
+    monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
+    settings = for_worker(settings_of(settings_for(8)), 0)
+    clock = dps.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
+    assert clock["rows"] == opened[0]["rows in all"] == 64
+    on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
+    assert dps.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ())["rows"] == 8
+
+
+def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    handler = signal.getsignal(signal.SIGINT)
+    mine, theirs = multiprocessing.Pipe()
+    for message in (_ClockWanted(SAMPLER, (1,)), _ClockWanted(replace(SAMPLER, num_mh_steps=2), ()), _STOP):
+        mine.send(message)
+    try:
+        _worker_process(5, theirs, for_worker(settings_of(settings_for(8, rows=8)), 5), None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert devices == ["cuda:5"]
+    assert [mine.recv()["rows"] for _ in range(2)] == [8.0, 8.0]
+    assert [(s["sampler"].num_mh_steps, s["snapshot_blocks"], s["memory_share"]) for s in opened] == [
+        (1, (1,), 1.0),
+        (2, (), 1.0),
+    ]
+
+
+def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monkeypatch):
+    asked = []
+
+    class Workers:
+        def __init__(self, settings, load_controller):
+            pass
+
+        def clock(self, sampler, snapshot_blocks):
+            asked.append((sampler, snapshot_blocks))
+            return {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
+
+        def run(self, tasks, missing, report):
+            raise InputError("as far as this test goes")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(dps.run, "Pool", Workers)
+    config = replace(settings_for(2), output=str(tmp_path / "store"), checkpoint_blocks=(1,))
+    for _ in range(2):  # a run that goes on keeps the clock
+        with pytest.raises(InputError, match="as far as"):
+            harvest(config)
+    assert asked == [(SAMPLER, (1,))]
+    assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 64.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (InputError("too long"), InputError, "too long"),
+        ("Traceback: it broke", RuntimeError, "it broke"),
+        (None, WorkersDied, "The worker that measured the clock died; nothing was sampled."),
+    ],
+)
+def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words):
+    pool = Pool.__new__(Pool)
+    mine, theirs = multiprocessing.Pipe()
+    pool._pipes = {mine: 0}
+    if answer is not None:
+        theirs.send(answer)
+    else:
+        theirs.close()
+    with pytest.raises(error, match=words):
+        pool.clock(SAMPLER, ())
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["harvest", "--compute.rows={}"], "compute.rows"),
+        (["harvest", "--plan", "--compute.rows={}"], "compute.rows"),
+        (["evaluate", "--compute.rows={}"], "compute.rows"),
+        (["sample", "1+1?", "--rows={}"], "rows"),
+        (["bench", "--rows=[16,{}]"], "rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
+)
+def test_fewer_rows_than_the_smallest_batch_are_refused_before_a_model_loads(command, name, rows, tmp_path, capsys):
+    output = [] if command[0] == "sample" else [f"--output={tmp_path / 'out'}"]
+    assert run([word.format(rows) for word in command] + output) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"{name} must be at least 8, the fewest rows that the sampler runs, got {rows}: set 8" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_rows_are_refused_by_the_interface_and_the_function_too(model):
+    with pytest.raises(InputError, match="rows must be at least 8"):
+        dps.api.answer(["1+1?"], rows=7)
+    benchmark = load_benchmark(QUESTIONS)
+    with pytest.raises(InputError, match="rows must be at least 8"):
+        open_engine(
+            model,
+            SAMPLER,
+            ComputeConfig(rows=3),
+            benchmark=benchmark,
+            prompts=[(1,)],
+            memory_share=1.0,
+            snapshot_blocks=(),
+        )
