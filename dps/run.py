@@ -40,6 +40,7 @@ from dps.worker import (
     open_in_run,
     prompts_of,
     take_all,
+    warn_of_endless_turns,
     work,
 )
 from feature_store import Manifest, Store, StoreWriter
@@ -216,6 +217,7 @@ def _fill_held(
     pool = _pool(settings, load_controller)
     try:
         model = load_model(settings.model)
+        warn_of_endless_turns(model, benchmark)
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])
