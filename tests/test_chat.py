@@ -60,7 +60,10 @@ def test_a_chat_prompt_is_a_text_that_stays_one_on_its_way_to_a_worker():
     [
         ({"rag": CHATML, "tool_use": CHATML}, "to be named default, but it has only rag, tool_use: name one"),
         ({"chat": CHATML}, "to be named default, but it has only chat"),
-        ("{{ raise_exception('Only system\n messages!') }}", r"cannot render a user's message \(Only system messages!\)"),
+        (
+            "{{ raise_exception('Only system\n messages!') }}",
+            r"cannot render a user's message \(Only system messages!\)",
+        ),
         ("{% for m in messages %}{{ m.content }}", r"cannot render a user's message \(Unexpected end of template"),
         ("{{ messages | nothing }}", "No filter named 'nothing'"),
         ("{{ messages[1].content }}", "cannot render a user's message"),

@@ -84,9 +84,11 @@ def test_an_eos_token_that_the_model_does_not_have_is_left_out_and_said(value):
 
 
 @pytest.mark.parametrize("where", ["generation_config", "tokenizer"])
-@pytest.mark.parametrize("value", ["2", "</s>", ["</s>"], [2, "3"], [[2]], [2, [3]], True, [True], 2.0, [2.0], {"a": 1}])
+@pytest.mark.parametrize(
+    "value", ["2", "</s>", ["</s>"], [2, "3"], [[2]], [2, [3]], True, [True], 2.0, [2.0], {"a": 1}]
+)
 def test_an_eos_set_of_what_is_no_token_is_refused(value, where):
-    with pytest.raises(InputError, match="Expected eos_token_id in .* to be token ids, got ") as caught:
+    with pytest.raises(InputError, match=r"Expected eos_token_id in .* to be token ids, got ") as caught:
         with_eos(value, where).check()
     assert "\n" not in str(caught.value)
 
@@ -95,7 +97,7 @@ def test_an_eos_set_with_nothing_left_is_refused():
     for value in (-1, [-1, -2], None):
         model = with_eos(value, "config")
         model.model.generation_config.eos_token_id = None
-        with pytest.raises(InputError, match="names no EOS token, .*: set model.eos"):
+        with pytest.raises(InputError, match=r"names no EOS token, .*: set model.eos"):
             model.check()
 
 
@@ -133,7 +135,7 @@ def test_more_eos_tokens_can_be_named_by_text_and_id(embedded):
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "++", "", 98, -1, 10**9, "€"])
 def test_an_eos_setting_that_is_no_token_is_refused(token):
-    with pytest.raises(InputError, match="in model.eos, as texts or ids from 0 to 97, but .* is none"):
+    with pytest.raises(InputError, match=r"in model.eos, as texts or ids from 0 to 97, but .* is none"):
         load_model(ModelConfig(eos=(token,)))
 
 

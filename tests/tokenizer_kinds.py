@@ -42,9 +42,7 @@ def _sentencepiece_model(byte_fallback=True):
     names = list(dict.fromkeys(names))
     vocabulary = {name: i for i, name in enumerate(names)}
     merges = [("▁", "▁"), ("▁▁", "▁▁"), ("r", "e"), ("▁", "x"), ("▁", "re")]
-    return models.BPE(
-        vocab=vocabulary, merges=merges, byte_fallback=byte_fallback, unk_token="<unk>", fuse_unk=True
-    )
+    return models.BPE(vocab=vocabulary, merges=merges, byte_fallback=byte_fallback, unk_token="<unk>", fuse_unk=True)
 
 
 def llama2(**options):
