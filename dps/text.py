@@ -27,23 +27,15 @@ class AddedText:
             tokenizer: The model's tokenizer.
         """
         self._tokenizer = tokenizer
-        self._before = self._ordinary_token()
-        self._known = self._decode(self._before)
-
-    @property
-    def before(self) -> list[int]:
-        """The token that goes before the others; no token where the tokenizer has no letter or digit."""
-        return list(self._before)
-
-    @property
-    def known(self) -> str:
-        """The text of :attr:`before`."""
-        return self._known
+        self.before = self._ordinary_token()
+        """The token that goes before the others; none where no token is of letters and digits."""
+        self.known = self._decode(self.before)
+        """Its text."""
 
     def __call__(self, tokens: Sequence[int]) -> str:
         """Return the text that tokens add, special tokens left out; bytes that are no UTF-8 show as U+FFFD."""
-        text = self._decode([*self._before, *tokens])
-        return text.removeprefix(self._known) if text.startswith(self._known) else self._decode(tokens)
+        text = self._decode([*self.before, *tokens])
+        return text.removeprefix(self.known) if text.startswith(self.known) else self._decode(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
