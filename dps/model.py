@@ -143,7 +143,21 @@ class LanguageModel:
         A chat template writes its special tokens itself, so to a :class:`ChatPrompt` none are added. A plain prompt
         gets those that the tokenizer puts before a text (a BOS, most often), unless it begins with them already, and
         none of those that it puts behind one: an EOS there would say that the text has ended.
+
+        Raises:
+            InputError: If the tokenizer writes a token that the model does not have.
         """
+        tokens = self._tokens_of(prompt)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if tokens and max(tokens) >= size:
+            raise InputError(
+                f"The tokenizer of the model {self.name} writes {self.tokenizer.convert_ids_to_tokens(max(tokens))!r} "
+                f"as token {max(tokens)}, but the model has only {size} tokens: give it the tokenizer that it was "
+                "trained with."
+            )
+        return tokens
+
+    def _tokens_of(self, prompt: str) -> list[int]:
         tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if isinstance(prompt, ChatPrompt):
             return tokens

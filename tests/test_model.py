@@ -170,6 +170,16 @@ def test_settings_that_add_tokens_to_a_text(option):
     assert with_tokenizer(tokenizer).encode("x") == expected
 
 
+def test_a_tokenizer_that_writes_what_the_model_does_not_have_is_refused():
+    model = with_tokenizer(byte_level())
+    size = len(model.tokenizer)
+    model.tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    assert model.encode("x")
+    for prompt in (ChatPrompt("<|im_start|>user"), "x<|im_start|>"):
+        with pytest.raises(InputError, match=rf"writes '<\|im_start\|>' as token {size}, but the model has"):
+            model.encode(prompt)
+
+
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize(
     ("prompt", "expected"),
