@@ -13,7 +13,7 @@ from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
 from dps.scheduler import Checkpoint, run_policy
-from dps.worker import feature_identity, open_embedder, prepare, prompts_of
+from dps.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from feature_store.records import Question
 
 EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
@@ -69,6 +69,7 @@ def answer(
     settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
+    warn_of_endless_turns(loaded, benchmark)
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
     if controller is not None:

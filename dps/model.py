@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dps.chat import ChatPrompt
 from dps.errors import InputError
 from dps.hub import quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
+from dps.text import AddedText
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +38,8 @@ class LanguageModel:
     """What it was loaded as."""
     source: Path | None
     """Local folder or file of the weights; None for a hub model."""
+    more_eos: tuple[str | int, ...] = ()
+    """Tokens that end a response besides those that the model's files name, by text or id."""
 
     @property
     def device(self) -> torch.device:
@@ -42,12 +48,74 @@ class LanguageModel:
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token that ends a response: the union of what model, generation settings and tokenizer name."""
-        found: set[int] = set()
-        for holder in (self.model.config, self.model.generation_config, self.tokenizer):
-            value = getattr(holder, "eos_token_id", None)
-            found.update([value] if isinstance(value, int) else value or ())
+        """Every token that ends a response: what model, generation settings, tokenizer and ``more_eos`` name.
+
+        Raises:
+            InputError: If one of them names what is no token, or all together none.
+        """
+        size = self.model.get_output_embeddings().weight.shape[0]
+        found = set(self._named_eos(size))
+        for token in self.more_eos:
+            found.add(self._token_of(token, size))
+        if not found:
+            raise InputError(
+                f"The model {self.name} names no EOS token, so its responses have no end: "
+                "set model.eos, or eos_token_id in its config.json."
+            )
         return tuple(sorted(found))
+
+    def check(self) -> LanguageModel:
+        """Return self if its responses have an end, raise InputError otherwise."""
+        self.eos_ids  # noqa: B018  (refuses what is no token)
+        return self
+
+    def _named_eos(self, size: int) -> Iterable[int]:
+        """Yield the EOS tokens of the model's files; None and negative numbers there mean that there is none.
+
+        Args:
+            size: V, the number of tokens that the model can write; it can write no token from there on.
+        """
+        holders = {
+            "config.json": self.model.config,
+            "generation_config.json": self.model.generation_config,
+            "the tokenizer": self.tokenizer,
+        }
+        for where, holder in holders.items():
+            value = getattr(holder, "eos_token_id", None)
+            for token in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+                if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
+                    raise InputError(
+                        f"Expected eos_token_id in {where} of the model {self.name} to be token ids, got {value!r}: "
+                        "mend it there."
+                    )
+                if token is not None and token >= size:
+                    warnings.warn(
+                        f"{where} of the model {self.name} names the EOS token {token}, but the model has only {size} "
+                        "tokens: it is left out.",
+                        stacklevel=2,
+                    )
+                elif token is not None and token >= 0:
+                    yield token
+
+    def _token_of(self, token: str | int, size: int) -> int:
+        """Return the id of a token of ``more_eos``.
+
+        Raises:
+            InputError: If there is no such token.
+        """
+        if isinstance(token, int):
+            ids = [token]
+        elif token in (vocabulary := self.tokenizer.get_vocab()):
+            ids = [vocabulary[token]]
+        else:  # some tokens are named otherwise than they are written, a line end for instance
+            ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+            ids = [i for i in ids if i != self.tokenizer.unk_token_id]
+        if len(ids) != 1 or not 0 <= ids[0] < size:
+            raise InputError(
+                f"Expected tokens of the model {self.name} in model.eos, as texts or ids from 0 to {size - 1}, but "
+                f"{token!r} is none: a text of several tokens can be given as benchmark.stop."
+            )
+        return ids[0]
 
     @property
     def text_config(self) -> Any:
@@ -70,16 +138,42 @@ class LanguageModel:
         return getattr(self.text_config, "max_position_embeddings", None) or 1 << 30
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the prompt's token ids; special tokens that the text itself carries (a chat template's) stay single.
+        """Return the prompt's token ids, with the special tokens that a text to be continued has.
 
-        A prompt that a chat template made begins with the template's own special tokens, so none are added to it.
+        A chat template writes its special tokens itself, so to a :class:`ChatPrompt` none are added. A plain prompt
+        gets those that the tokenizer puts before a text (a BOS, most often), unless it begins with them already, and
+        none of those that it puts behind one: an EOS there would say that the text has ended.
+
+        Raises:
+            InputError: If the tokenizer writes a token that the model does not have.
         """
-        already_special = any(token and prompt.startswith(token) for token in self.tokenizer.all_special_tokens)
-        return self.tokenizer(prompt, add_special_tokens=not already_special)["input_ids"]
+        tokens = self._tokens_of(prompt)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if tokens and max(tokens) >= size:
+            raise InputError(
+                f"The tokenizer of the model {self.name} writes {self.tokenizer.convert_ids_to_tokens(max(tokens))!r} "
+                f"as token {max(tokens)}, but the model has only {size} tokens: give it the tokenizer that it was "
+                "trained with."
+            )
+        return tokens
 
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of response tokens, special tokens left out."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _tokens_of(self, prompt: str) -> list[int]:
+        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if isinstance(prompt, ChatPrompt):
+            return tokens
+        framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
+        starts = range(len(framed) - len(tokens) + 1)
+        start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
+        before = framed[:start]
+        return tokens if tokens[: len(before)] == before else before + tokens
+
+    @cached_property
+    def _added_text(self) -> AddedText:
+        return AddedText(self.tokenizer)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text that a response adds to its prompt, leading spaces included, special tokens left out."""
+        return self._added_text(tokens)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,7 +224,7 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
 _NOT_IDENTITY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache"}
 
 
-def _random_model(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def _random_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     """Make a model of the shape that a folder's config.json tells; its tokenizer is the embedded model's.
 
     The weights are made where they will be used: normal with standard deviation 0.02, from a generator of their own.
@@ -152,7 +246,7 @@ def _random_model(name: str, folder: Path, dtype: torch.dtype, device: torch.dev
     model.tie_weights()
     _fill_rotary_buffers(model, device)
     tokenizer = _load_tokenizer(str(embedded_path("model")), {"revision": None})
-    return LanguageModel(model=model.eval(), tokenizer=tokenizer, name=name, source=folder)
+    return LanguageModel(model.eval(), tokenizer, config.name, folder, config.eos)
 
 
 def _fill_rotary_buffers(model: PreTrainedModel, device: torch.device) -> None:
@@ -192,7 +286,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if config.random_weights:
-        return _random_model(config.name, source, getattr(torch, dtype), device)
+        return _random_model(config, source, getattr(torch, dtype), device).check()
     if source is not None and source.suffix == ".gguf":
         try:
             import gguf  # noqa: F401
@@ -210,16 +304,10 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
         with quiet_hub():
             tokenizer = _load_tokenizer(location, options)
             model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the files may be of any kind, and the libraries that read them raise anything
+        reason = " ".join(str(error).partition("Errors:")[0].split()) or type(error).__name__
         raise InputError(f"Could not load the model {config.name}: {reason}") from error
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # transformers' other ways leave the soft-cap out
     model = model.to(device).eval().requires_grad_(False)
-    loaded = LanguageModel(model=model, tokenizer=tokenizer, name=config.name, source=source)
-    if not loaded.eos_ids:
-        raise InputError(
-            f"The model {config.name} names no EOS token, so its responses have no end: "
-            "set eos_token_id in its config.json."
-        )
-    return loaded
+    return LanguageModel(model, tokenizer, config.name, source, config.eos).check()

@@ -28,6 +28,8 @@ class ModelConfig:
     """Revision of a hub model; its main branch if not set."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    eos: tuple[str | int, ...] = ()
+    """Tokens that end a response besides those that the model's files name, by text or id: `["<|im_end|>"]`."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
     random_weights: bool = False

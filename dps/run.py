@@ -40,6 +40,7 @@ from dps.worker import (
     open_in_run,
     prompts_of,
     take_all,
+    warn_of_endless_turns,
     work,
 )
 from feature_store import Manifest, Store, StoreWriter
@@ -221,6 +222,7 @@ def _fill_held(
     settings = for_worker(settings, 0) if pool is None else settings
     try:
         model = load_model(settings.model)
+        warn_of_endless_turns(model, benchmark)
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])

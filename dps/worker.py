@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
+from dps.chat import end_of_turn
 from dps.config import AskConfig, ComputeConfig, FeaturesConfig, InRunConfig
 from dps.device import peak_gib
 from dps.embedding import QuestionEmbedder
@@ -153,6 +155,21 @@ def prompts_of(
             raise InputError(f"Question {item.question_id}: {error}") from None
         found[item.question_id] = (prompt, tokens)
     return found
+
+
+def warn_of_endless_turns(model: LanguageModel, benchmark: Benchmark) -> None:
+    """Warn where the chat template ends an answer by a token that would not end a response."""
+    token = end_of_turn(model.tokenizer) if benchmark.chats(model.tokenizer) else None
+    if token is None or token in model.eos_ids:
+        return
+    text = str(model.tokenizer.added_tokens_decoder[token])
+    if text not in benchmark.stop_strings(model.tokenizer):
+        warnings.warn(
+            f"The chat template ends an answer by {text} (token {token}), which is none of the tokens that end a "
+            f"response ({', '.join(map(str, model.eos_ids))}), so responses may go on behind their answers: add it by "
+            f"--model.eos='[\"{text}\"]'.",
+            stacklevel=2,
+        )
 
 
 def prepare(

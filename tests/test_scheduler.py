@@ -2,9 +2,13 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from dps import scheduler
 from dps.aggregate import answer_of, representative
@@ -62,15 +66,13 @@ class FakeController:
 @pytest.fixture(scope="module")
 def model():
     found = tiny_model(layers=3, sharpness=2.0)
-    object.__setattr__(found, "tokenizer", Words())
-    return found
+    return replace(found, tokenizer=numbers(12))
 
 
-class Words:
-    eos_token_id = 0
-
-    def decode(self, tokens, skip_special_tokens):
-        return " ".join(str(t) for t in tokens if t != 0)
+def numbers(size):
+    """A tokenizer whose tokens are their own numbers, with spaces between them."""
+    backend = Tokenizer(WordLevel({str(number): number for number in range(size)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
 
 
 def questions(count):

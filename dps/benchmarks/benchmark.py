@@ -14,6 +14,7 @@ import numpy as np
 
 from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
 from dps.benchmarks.grading import Grader
+from dps.chat import render_chat
 from dps.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,26 +75,19 @@ class Benchmark:
         }
 
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the text that the model is given for a question.
+        """Return the text that the model is given for a question; a :class:`ChatPrompt` if a chat template made it.
 
         Args:
             item: The question.
             tokenizer: The model's tokenizer; only its chat template is used.
 
         Raises:
-            InputError: If a chat prompt was asked for and the tokenizer has no chat template.
+            InputError: If a chat prompt was asked for and the tokenizer has no chat template, or one that fails or
+                leaves the question out.
         """
         if not self.chats(tokenizer):
             return self.plain_template.replace(QUESTION_FIELD, item.question)
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "Expected a model with a chat template for benchmark.prompt: chat, but this model's tokenizer has "
-                "none: set benchmark.prompt to plain, or choose an instruct model."
-            )
-        message = self.chat_template.replace(QUESTION_FIELD, item.question)
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
+        return render_chat(tokenizer, self.chat_template.replace(QUESTION_FIELD, item.question))
 
     def chats(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Return whether prompts go through the tokenizer's chat template."""

@@ -37,7 +37,7 @@ from dps.sampler.rows import Finished, Look, Rows
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
-from dps.sampler.stop import Endings, StopTable, token_bytes
+from dps.sampler.stop import Endings, open_stops
 from dps.sampler.streams import uniform
 
 _LENGTH_STEP = 32
@@ -197,7 +197,7 @@ class Engine:
         self._is_eos[list(model.eos_ids)] = True
         stops = None
         if stop_strings:
-            stops = StopTable.of(stop_strings, token_bytes(model.tokenizer, len(self._is_eos)), model.device)
+            stops = open_stops(stop_strings, model.tokenizer, len(self._is_eos), model.device)
         self._endings = Endings(self._is_eos, stops)
         self.stop_strings = tuple(stop_strings)
         self._advance = partial(

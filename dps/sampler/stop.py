@@ -5,6 +5,9 @@ that is the answer. The response space is then: what ends in an EOS, what ends w
 a stop string, and what has T_max tokens. It is prefix-free as before, so every formula of METHOD section 1 stands; the
 probability of a stopped response is that of its tokens up to the last, and no EOS factor enters.
 
+A stop string that is the text of a token of its own (`<|im_end|>`) is matched by that token's id, since a special token
+leaves no text in a decoded response.
+
 Whether a response has ended must be known on the device, token by token, and again after a rejected step. So the
 strings become an automaton over bytes (Aho and Corasick 1975), the automaton a table over tokens, and a row keeps the
 state after each of its positions beside its tokens.
@@ -13,7 +16,6 @@ state after each of its positions beside its tokens.
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dps.errors import InputError
+from dps.text import BYTE_TOKEN, AddedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,13 +65,16 @@ class StopTable:
         return len(self.following) - 1
 
     @classmethod
-    def of(cls, strings: Sequence[str], pieces: Sequence[bytes], device: torch.device) -> StopTable:
+    def of(
+        cls, strings: Sequence[str], pieces: Sequence[bytes], device: torch.device, ending: Sequence[int] = ()
+    ) -> StopTable:
         """Make the table.
 
         Args:
             strings: Stop strings, at least one, none empty.
             pieces: The bytes of each token's text, see :func:`token_bytes`.
             device: Where.
+            ending: Ids of tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
         """
         delta = _automaton([string.encode() for string in strings])
         lengths = np.array([len(piece) for piece in pieces])
@@ -78,6 +84,7 @@ class StopTable:
             longer = order[: int((lengths > j).sum())]
             byte = np.array([pieces[token][j] for token in longer])
             states[:, longer] = delta[states[:, longer], byte]
+        states[:, list(ending)] = len(delta) - 1
         return cls(torch.from_numpy(states).to(device))
 
     def advance(self, rows: Rows, taken: Tensor) -> None:
@@ -136,18 +143,67 @@ def _automaton(strings: list[bytes]) -> np.ndarray:
     return table.astype(np.int16)
 
 
+def open_stops(
+    strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
+) -> StopTable:
+    """Return when a tokenizer's tokens complete one of these stop strings.
+
+    Args:
+        strings: Stop strings, at least one, none empty.
+        tokenizer: A fast tokenizer.
+        size: V, the number of tokens that the model can write.
+        device: Where.
+
+    Raises:
+        InputError: If the tokenizer does not say which text its tokens add, or a stop string holds a special token
+            and other text.
+    """
+    ending = [number for number in stop_tokens(strings, tokenizer) if number < size]
+    return StopTable.of(strings, token_bytes(tokenizer, size), device, ending)
+
+
+def stop_tokens(strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the added tokens, special or not, whose text is a stop string.
+
+    Raises:
+        InputError: If a stop string holds the text of a special token and more: a decoded response has no special
+            tokens, so it could never match.
+    """
+    special = _special_ids(tokenizer)
+    texts = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    for string in strings:
+        if string in texts.values():
+            continue
+        # The longest one is what was meant; one sign alone, or only spaces, is more likely written by other tokens.
+        inside = max((texts[i] for i in special & set(texts) if texts[i] in string), key=len, default="")
+        if len(inside.strip()) > 1:
+            raise InputError(
+                f"Expected stop strings in benchmark.stop to be text or one special token, but {string!r} is the "
+                f"special token {inside!r} with other text: give {inside!r} alone."
+            )
+    return [number for number, text in texts.items() if text in strings]
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens that a decoded response does not show."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
-    """Return the bytes that each token adds to a text.
+    """Return the bytes that each token adds to a text, whatever stands before it.
 
     Args:
         tokenizer: A fast tokenizer.
         size: V; the model may have more tokens than the tokenizer, which add nothing.
 
     Returns:
-        V byte strings; special tokens, which a decoded response does not show, are empty.
+        V byte strings; special tokens, which a decoded response does not show, are empty. Joined they are what
+        :class:`dps.text.AddedText` decodes.
 
     Raises:
-        InputError: If the tokenizer does not say how its tokens become text.
+        InputError: If the tokenizer does not say how its tokens become text, or what a token adds depends on its
+            neighbours.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -156,27 +212,50 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
         )
     decoder = json.loads(backend.to_str())["decoder"] or {}
     kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
-    special = set(tokenizer.all_special_ids)
-    special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    names = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    special = _special_ids(tokenizer)
+    names = {number: backend.id_to_token(number) for number in range(size) if number not in special}
+    numbers = [number for number, name in names.items() if name is not None]
+    text = AddedText(tokenizer)
+    decoded = backend.decode_batch([[*text.before, number] for number in numbers], skip_special_tokens=True)
     pieces = [b""] * size
-    for number, name in enumerate(names):
-        if name is not None and number not in special:
-            pieces[number] = _piece(name, kinds)
+    for number, shown in zip(numbers, decoded, strict=True):
+        own = _bytes_of(names[number], kinds)
+        pieces[number] = shown.removeprefix(text.known).encode() if own is None else own
+    _check_pieces(pieces, text)
     return pieces
 
 
-def _piece(name: str, kinds: set[str]) -> bytes:
-    """Return the bytes of a token of that name under these decoders."""
+def _bytes_of(name: str, kinds: set[str]) -> bytes | None:
+    """Return the bytes that a token's name spells under these decoders; None if its name is not in bytes."""
     if "ByteLevel" in kinds:
         found = [_BYTE_OF.get(letter) for letter in name]
-        return name.encode() if None in found else bytes(found)
-    if "ByteFallback" in kinds and (byte := _BYTE_TOKEN.fullmatch(name)):
-        return bytes([int(byte[1], 16)])
-    return name.replace("▁", " ").encode()
+        return None if None in found else bytes(found)
+    byte = BYTE_TOKEN.fullmatch(name) if "ByteFallback" in kinds else None
+    return bytes([int(byte[1], 16)]) if byte else None
 
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+def _check_pieces(pieces: Sequence[bytes], text: AddedText) -> None:
+    """Compare the pieces of some random responses with what the tokenizer decodes.
+
+    Raises:
+        InputError: If they differ.
+    """
+    whole = [number for number, piece in enumerate(pieces) if piece and _is_text(piece)]
+    rng = np.random.default_rng(0)
+    for response in rng.choice(whole, (64, 12)).tolist() if whole else []:
+        if b"".join(pieces[number] for number in response).decode() != text(response):
+            raise InputError(
+                "Stop strings need a tokenizer whose tokens add the same text wherever they stand, but this one joins "
+                "neighbours in a way of its own: set benchmark.stop to []."
+            )
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _byte_letters() -> dict[str, int]:

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -12,22 +13,23 @@ from transformers import PreTrainedTokenizerFast
 from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
-from dps.sampler.stop import StopTable, before_stop, token_bytes
+from dps.sampler.stop import StopTable, before_stop, open_stops, stop_tokens, token_bytes
 from dps.testing import ToyModel, assert_follows, reference_law, responses, total_variation, toy_of
+from dps.text import AddedText
 from tests.sampler.models import tiny_model
 from tests.sampler.test_exactness import FINAL, PAPER, sampled_chains
+from tests.tokenizer_kinds import ALL, EXACT, TEXTS
+from tests.tokenizer_kinds import byte_level as byte_level_kind
 
 LETTERS = ["[E]", "a", "b"]
 
 
 def with_tokenizer(language_model, names=LETTERS):
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(
-            tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
-        ),
-        eos_token=names[0],
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
     )
-    return replace(language_model, tokenizer=tokenizer)
+    backend.decoder = tokenizers.decoders.Fuse()  # without a decoder the text would have spaces between the tokens
+    return replace(language_model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=names[0]))
 
 
 def sample(language_model, config, prompt, numbers, stop_strings=(), rows=64):
@@ -204,6 +206,96 @@ def test_token_bytes_join_to_what_the_tokenizer_decodes(make):
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(InputError, match=r"Stop strings need a fast tokenizer, but object is none: set benchmark.stop"):
         token_bytes(object(), 5)
+
+
+def matches(tokenizer, stops, tokens):
+    """Return after how many of these tokens the table says that a response ends; None if it does not."""
+    table = open_stops(stops, tokenizer, len(tokenizer) + 2, torch.device("cpu"))
+    state = 0
+    for count, token in enumerate(tokens, start=1):
+        state = int(table.following[state, token])
+        if state == table.matched:
+            return count
+    return None
+
+
+def with_added(tokenizer):
+    tokenizer.add_tokens(["<|im_end|>", "<|eot_id|>"], special_tokens=True)
+    tokenizer.add_tokens(["END", "naïve", " stop here"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("stop", ["<|im_end|>", "<|eot_id|>", "</s>", "END", " stop here", "naïve"])
+def test_a_stop_string_that_is_a_token_of_its_own_ends_a_response(kind, stop):
+    tokenizer = with_added(EXACT[kind]())
+    token = tokenizer.convert_tokens_to_ids(stop)
+    response = [*tokenizer("Problem: x", add_special_tokens=False)["input_ids"], token, 5, token]
+    assert matches(tokenizer, [stop], response) == len(response) - 2
+    assert matches(tokenizer, ["zzz", stop], [token, token]) == 1
+    assert matches(tokenizer, ["zzz"], response) is None
+
+
+@pytest.mark.parametrize(
+    ("stop", "inside"),
+    [
+        ("<|im_end|>\n", "<|im_end|>"),
+        ("\n<|im_end|>", "<|im_end|>"),
+        (" </s>", "</s>"),
+        ("<|im_end|><|eot_id|>", "<|eot_id|>"),
+        ("Problem:</s>", "</s>"),
+    ],
+)
+def test_a_stop_string_of_a_special_token_and_other_text_is_refused(stop, inside):
+    with pytest.raises(InputError, match=re.escape(f"{stop!r} is the special token ")) as caught:
+        matches(with_added(byte_level_kind()), ["\n\n", stop], [])
+    assert "give '<|" in str(caught.value) or inside in str(caught.value)
+
+
+def test_special_tokens_of_one_sign_do_not_refuse_texts():
+    tokenizer = byte_level_kind()
+    tokenizer.add_tokens(["\n", "?", "  "], special_tokens=True)
+    assert stop_tokens(["\n\nProblem:", "what?", "  x"], tokenizer) == []
+    assert stop_tokens(["?"], tokenizer) == [tokenizer.convert_tokens_to_ids("?")]
+
+
+def test_a_part_of_a_special_token_and_text_like_one_are_ordinary_text():
+    tokenizer = with_added(byte_level_kind())
+    response = tokenizer("x <|im_ends", add_special_tokens=False)["input_ids"]
+    assert matches(tokenizer, ["<|im_ends"], response) == len(response)
+    assert matches(tokenizer, ["im_e"], [*response, tokenizer.convert_tokens_to_ids("<|im_end|>")]) is not None
+    assert matches(tokenizer, ["im_e"], [tokenizer.convert_tokens_to_ids("<|im_end|>")]) is None
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("stop", ["\n    return", " return", "\n\nProblem:", "3", " x", "?", "groß", "🙂", "END x"])
+def test_stop_strings_see_the_text_that_is_decoded(kind, stop):
+    """The response ends with the first token after which its decoded text contains the stop string."""
+    tokenizer = with_added(ALL[kind]())
+    text = AddedText(tokenizer)
+    for prompt in ["f(x):", "a"]:
+        for response in [*TEXTS, " return x", "return x", "xEND x  x", "\n\nProblem:"]:
+            before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            tokens = tokenizer(prompt + response, add_special_tokens=False)["input_ids"][len(before) :]
+            expected = next((n for n in range(1, len(tokens) + 1) if stop in text(tokens[:n])), None)
+            assert matches(tokenizer, [stop], tokens) == expected
+            if expected is not None:
+                assert before_stop(text(tokens[:expected]), [stop]) == text(tokens).partition(stop)[0]
+
+
+def test_a_sampled_response_ends_at_a_special_stop_token_by_the_law_of_an_eos():
+    """The stop token in the place of an EOS gives the same chains."""
+    config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=3)
+    plain = with_tokenizer(tiny_model(vocabulary=4, eos=0, seed=6, sharpness=0.5), ["[E]", "a", "b", "<|im_end|>"])
+    plain.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    more = replace(plain, more_eos=("<|im_end|>",))
+    stopped, ended = sample(plain, config, (1, 2), range(80), ["<|im_end|>"]), sample(more, config, (1, 2), range(80))
+    assert {c.tokens[-1] for c in stopped.values() if c.ending == "stop"} == {3}
+    assert sum(c.ending == "stop" for c in stopped.values()) > 5
+    for i in range(80):
+        assert stopped[i].tokens.tolist() == ended[i].tokens.tolist()
+        assert stopped[i].ending.replace("stop", "eos") == ended[i].ending
+        assert 3 not in stopped[i].tokens[:-1]
 
 
 def test_text_before_the_first_stop_string():

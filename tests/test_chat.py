@@ -1,0 +1,148 @@
+"""Chat templates: what they make of a question, and the token that ends a turn."""
+
+import pickle
+
+import pytest
+
+from dps.benchmarks.given import given_questions
+from dps.chat import ChatPrompt, end_of_turn, render_chat
+from dps.errors import InputError
+from dps.worker import warn_of_endless_turns
+
+from .test_model import with_tokenizer
+from .tokenizer_kinds import byte_level, framed, llama2, metaspace
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
+    "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
+TEMPLATES = {
+    "none": CHATML,
+    "bos": "<s>" + CHATML,
+    "bos variable": LLAMA2,
+    "line end, bos": "\n<s>" + CHATML,
+    "spaces, bos": "{{ '  ' + bos_token }}" + CHATML,
+    "eos": CHATML + "</s>",
+}
+
+
+def chat_tokenizer(template, make=byte_level, single="<s> $A </s>"):
+    tokenizer = framed(make(), single)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("make", [byte_level, llama2, lambda: metaspace("first")])
+@pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>", "$A"])
+def test_a_chat_prompt_has_the_tokens_that_transformers_gives_it(name, make, single):
+    tokenizer = chat_tokenizer(TEMPLATES[name], make, single)
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Problem: x"}], tokenize=True, add_generation_prompt=True
+    )["input_ids"]
+    assert with_tokenizer(tokenizer).encode(render_chat(tokenizer, "Problem: x")) == expected
+    assert expected.count(tokenizer.bos_token_id) == ("bos" in name)
+
+
+def test_a_chat_prompt_is_a_text_that_stays_one_on_its_way_to_a_worker():
+    prompt = render_chat(chat_tokenizer(CHATML), "x")
+    assert prompt == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert type(pickle.loads(pickle.dumps(prompt))) is ChatPrompt
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"rag": CHATML, "tool_use": CHATML}, "to be named default, but it has only rag, tool_use: name one"),
+        ({"chat": CHATML}, "to be named default, but it has only chat"),
+        (
+            "{{ raise_exception('Only system\n messages!') }}",
+            r"cannot render a user's message \(Only system messages!\)",
+        ),
+        ("{% for m in messages %}{{ m.content }}", r"cannot render a user's message \(Unexpected end of template"),
+        ("{{ messages | nothing }}", "No filter named 'nothing'"),
+        ("{{ messages[1].content }}", "cannot render a user's message"),
+        ("{{ 1 // 0 }}", "cannot render a user's message"),
+        ("{{ messages[0].content + 1 }}", "cannot render a user's message"),
+        (
+            "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+            "{% endfor %}{% endfor %}",
+            "the prompt does not contain it",
+        ),
+        ("{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}", "contain it"),
+        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}Go on:", "contain it"),
+        ("{{ messages[0].content[:6] }}", "contain it"),
+        ("{{ bos_token }}", "contain it"),
+    ],
+)
+def test_templates_that_make_no_prompt_of_a_question_are_one_sentence(template, message):
+    with pytest.raises(InputError, match=message) as caught:
+        render_chat(chat_tokenizer(template), "Problem: how many are left?\nOf two.")
+    assert "\n" not in str(caught.value)
+    assert "set benchmark.prompt to plain" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"default": CHATML, "tool_use": "{{ 1 // 0 }}"},
+        "{{ messages[0].content | trim }}",
+        "{{ messages[0].content | trim | replace('\n', ' ') }}:",
+        "{{ messages[0].content | indent(4) }}",
+        "{{ messages[0]['content'].split() | join('  ') }}",
+    ],
+)
+def test_templates_may_choose_spaces_and_names(template):
+    assert "Two lines" in " ".join(render_chat(chat_tokenizer(template), " Two lines \n and spaces. ").split())
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, "<|im_end|>"),
+        (CHATML + "</s>", "<|im_end|>"),
+        (LLAMA2, "</s>"),
+        (CHATML.replace("'<|im_end|>\n'", "'\n<|im_end|>'"), "<|im_end|>"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
+        ("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", None),
+        ("{{ raise_exception('no') }}", None),
+        ("{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages }}", None),
+        ("{{ messages[0].content }}<|im_end|>", None),
+    ],
+)
+def test_the_token_that_ends_a_turn(template, expected):
+    tokenizer = chat_tokenizer(template)
+    found = end_of_turn(tokenizer)
+    assert (found if found is None else tokenizer.convert_ids_to_tokens(found)) == expected
+
+
+def test_a_turn_whose_end_would_not_end_a_response_is_said(recwarn):
+    model = with_tokenizer(chat_tokenizer(CHATML))
+    chat, plain = (given_questions(["x?"], prompt=prompt) for prompt in ("auto", "plain"))
+    number = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for quiet, benchmark in [
+        (model, plain),
+        (with_tokenizer(model.tokenizer, more_eos=("<|im_end|>",)), chat),
+        (with_tokenizer(model.tokenizer, more_eos=(number,)), chat),
+        (with_tokenizer(chat_tokenizer(LLAMA2)), chat),
+    ]:
+        warn_of_endless_turns(quiet, benchmark)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=rf"ends an answer by <\|im_end\|> \(token {number}\).*--model.eos="):
+        warn_of_endless_turns(model, chat)
+
+
+def test_prompts_are_encoded_by_what_made_them():
+    model = with_tokenizer(chat_tokenizer("\n<s>" + CHATML))
+    for prompt in ("chat", "plain"):
+        benchmark = given_questions(["x?"], prompt=prompt)
+        text = benchmark.render(benchmark.items[0], model.tokenizer)
+        tokens = model.encode(text)
+        assert isinstance(text, ChatPrompt) == (prompt == "chat")
+        assert tokens.count(model.tokenizer.bos_token_id) == 1
+        assert model.tokenizer.eos_token_id not in tokens
