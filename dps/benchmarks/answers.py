@@ -39,6 +39,8 @@ _MOST_LINES = 1_000
 _TAIL = 20_000
 """Characters at the end of a response in which a sentence with an answer is looked for."""
 
+_LONGEST_NORMALIZED = 20_000
+"""Characters; what is longer is no answer that anyone compares, and keeps its Unicode spelling."""
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _MARKUP = str.maketrans({"−": "-", "\u00a0": " ", "\u202f": " ", "*": None, "`": None})
 _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
@@ -58,7 +60,8 @@ def canonical_answer(text: str) -> str | None:
     number = canonical_number(text)
     if number is not None:
         return number
-    plain = unicodedata.normalize("NFKC", one_line(text))
+    # A single character may become 18 of them.
+    plain = unicodedata.normalize("NFKC", one_line(text)) if len(text) <= _LONGEST_NORMALIZED else text
     plain = _TEXT_COMMAND.sub(r"\1", plain).translate(_MARKUP)
     plain = " ".join(plain.casefold().split()).strip(" .,;:!?\"'_$“”‘’")
     # Some texts become numbers only by being normalized: one in quotation marks.

@@ -1,9 +1,9 @@
 r"""One reader for everything that is mathematics, numbers included: found in a response, spelt, taken apart, compared.
 
-``reading`` finds the answer in a response, ``spelling`` brings it into one normal form, ``values`` reads what is rational
-exactly, ``forms`` takes apart what an answer consists of, ``library`` asks a worker process with the parser of
-math-verify for the rest, ``comparing`` decides whether an answer is the gold one, ``convention`` and ``voting`` which
-answers are the same, and ``grader`` has the two graders made of it all.
+``reading`` finds the answer in a response, ``spelling`` brings it into one normal form, ``values`` reads exactly what
+is rational, ``forms`` takes apart what an answer consists of, ``library`` asks a worker process with the parser of
+math-verify for the rest, ``comparing`` decides whether an answer is the gold one, ``convention`` and ``voting`` say
+which answers are the same, and ``grader`` has the two graders made of it all.
 """
 
 from dps.benchmarks.mathematics.comparing import equal

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from dps.benchmarks.mathematics.forms import Form, as_list, name_of, read_form, stated_value
+from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_form, stated_value
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
 
 _HARDEST = 4
@@ -113,6 +113,8 @@ def _same_equations(gold: Form, answer: Form, asked: frozenset[str], budget: Bud
     if gold.text == answer.text:
         return True
     if gold.kind != "equation":
+        if answer.mark == APPROXIMATELY and _same(gold, answer.parts[-1], asked, budget):
+            return True
         stated = stated_value(answer, asked)
         return False if stated is None else _same(gold, stated, asked, budget)
     stated = stated_value(gold, asked)

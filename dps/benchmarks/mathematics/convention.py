@@ -17,7 +17,9 @@ from dps.benchmarks.mathematics.units import is_measure, unit_of
 _LONGEST_QUESTION = 20_000
 _MOST_FORMULAS = 200
 
-_ASKS = r"(?:find|compute|determine|calculate|evaluate|what is|what's|what are|solve for|value of|values of|in terms of)"
+_ASKS = (
+    r"(?:find|compute|determine|calculate|evaluate|what is|what's|what are|solve for|value of|values of|in terms of)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,10 @@ class Convention:
         It is if the question asks for it, has no other letter, or does not know the name, which is the answer's own.
         """
         if name in self.letters and len(self.letters) > 1:
-            return re.search(rf"{_ASKS}\s+(?:the\s+\w+\s+)?(?:of\s+)?\$\s*{re.escape(name.casefold())}\s*[\$=]", self.text) is not None
+            return (
+                re.search(rf"{_ASKS}\s+(?:the\s+\w+\s+)?(?:of\s+)?\$\s*{re.escape(name.casefold())}\s*[\$=]", self.text)
+                is not None
+            )
         return True
 
     def asks_for_unit(self, unit: str) -> bool:
@@ -53,7 +58,13 @@ class Convention:
         base, _, power = unit.partition("^")
         if self.measures != {base}:
             return self._says_in(unit)
-        wanted = "2" if re.search(r"\barea\b|\bsquare\b", self.text) else "3" if re.search(r"\bvolume\b|\bcubic\b", self.text) else ""
+        wanted = (
+            "2"
+            if re.search(r"\barea\b|\bsquare\b", self.text)
+            else "3"
+            if re.search(r"\bvolume\b|\bcubic\b", self.text)
+            else ""
+        )
         return power == wanted
 
     def _says_in(self, unit: str) -> bool:

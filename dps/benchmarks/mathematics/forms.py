@@ -17,6 +17,8 @@ from dps.benchmarks.mathematics.spelling import normalize
 from dps.benchmarks.mathematics.units import unit_of
 from dps.benchmarks.mathematics.values import value_of
 
+APPROXIMATELY = "~"
+"""Mark of an equation whose last side is a decimal near the one before."""
 MOST_PARTS = 100
 """Longest list, tuple or matrix that is taken apart."""
 _MOST_LEVELS = 4
@@ -44,7 +46,7 @@ class Form:
     parts: tuple[Form, ...] = ()
     """Of lists, tuples, matrices (row by row) and unions; the sides of an equation or relation."""
     mark: str = ""
-    """Brackets of a tuple, shape of a matrix, sign of a relation."""
+    """Brackets of a tuple, shape of a matrix, sign of an equation or relation."""
 
 
 @lru_cache(maxsize=20_000)
@@ -79,10 +81,12 @@ def stated_value(form: Form, asked: frozenset[str] = frozenset()) -> Form | None
     if form.kind != "equation":
         return form
     *left, right = form.parts
+    if len(left) == 1 and _is_name(right.text) and not _is_name(left[0].text):
+        return left[0]  # 5 = x
+    if form.mark == APPROXIMATELY and not _is_name(left[0].text):
+        return left[-1]  # the exact value, not its decimal
     if all(_is_name(side.text) or _is_computed(side) or side.text in asked for side in left):
         return right if right.kind != "equation" else None
-    if len(left) == 1 and _is_name(right.text) and not _is_name(left[0].text):
-        return left[0]
     return None
 
 
@@ -129,9 +133,10 @@ def _without_repeated_names(forms: tuple[Form, ...]) -> tuple[Form, ...]:
 def _signed_twice(text: str, level: int) -> Form | None:
     if r"\pm" not in text and r"\mp" not in text:
         return None
-    signs = [re.sub(r"\\(pm|mp)(?![a-zA-Z])", lambda m: "+-"[(m[1] == "mp") ^ low], text) for low in (False, True)]
+    plus = _DOUBLE_SIGN.sub(lambda sign: "+" if sign[1] == "pm" else "-", text)
+    minus = _DOUBLE_SIGN.sub(lambda sign: "-" if sign[1] == "pm" else "+", text)
     # The plus of +3 stands where nothing is added.
-    forms = tuple(_form(_LEADING_PLUS.sub("", sign), level) for sign in signs)
+    forms = tuple(_form(_LEADING_PLUS.sub("", sign), level) for sign in (plus, minus))
     return Form("list", text, parts=_without_repeated_names(forms))
 
 
@@ -179,7 +184,9 @@ def _related(text: str, level: int) -> Form | None:
     if signs == ["!="]:
         name, value = (sides[0], sides[1]) if _is_name(sides[0]) else (sides[1], sides[0])
         if _is_name(name) and not _is_name(value):
-            return _union(text, (_interval(text, "(", r"-\infty", value, ")"), _interval(text, "(", value, r"\infty", ")")))
+            return _union(
+                text, (_interval(text, "(", r"-\infty", value, ")"), _interval(text, "(", value, r"\infty", ")"))
+            )
     elif len(sides) == 2 and set(signs) <= {"<", "<="}:
         if _is_name(sides[0]) and not _is_name(sides[1]):
             return _interval(text, "(", r"-\infty", sides[1], ")]"[signs[0] == "<="])
@@ -205,12 +212,14 @@ def _union(text: str, parts: tuple[Form, ...]) -> Form:
 
 
 def _equated(text: str, level: int) -> Form | None:
-    sides = [side.strip() for side in _split(text, "=")]
+    approximate = _APPROXIMATE.search(text) is not None
+    sides = [side.strip() for side in _split(_APPROXIMATE.sub("=", text), "=")]
     if len(sides) == 1:
         return None
     if len(sides) > 6 or not all(sides):
         return Form("opaque", text)
-    return Form("equation", text, parts=tuple(_form(side, level) for side in sides))
+    parts = tuple(_form(side, level) for side in sides)
+    return Form("equation", text, parts=parts, mark=APPROXIMATELY if approximate else "=")
 
 
 def _united(text: str, level: int) -> Form | None:
@@ -296,6 +305,8 @@ _NAME = re.compile(
     r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*|\\text\{[^{}]*\}(?:_\w|_\{[^{}]*\})?"
 )
 _FUNCTION = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|pi|cdot|times|div|binom)(?![a-zA-Z])")
+_APPROXIMATE = re.compile(r"\\(?:approx|simeq|doteq)(?![a-zA-Z])|≈")
+_DOUBLE_SIGN = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _LEADING_PLUS = re.compile(r"(?:(?<==)|(?<=^))\+")
 _MATRIX = re.compile(r"[(\[]?\\begin\{pmatrix\}((?:(?!\\begin).)*)\\end\{pmatrix\}[)\]]?")
 _RELATION = re.compile(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z]))")

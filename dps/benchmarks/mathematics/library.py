@@ -6,6 +6,7 @@ equivalence relation, whatever the order of the answers.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -88,12 +89,18 @@ def budget_of(item: Item) -> Budget:
     return budget
 
 
+_IMPOSSIBLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}|[\"?@#&;]|__|\\(?:text|begin)(?![a-zA-Z])")
+"""No expression has a word, or one of these signs, in it; the worker need not be asked."""
+
+
 def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
     """Return what an expression is worth, None if it cannot be read.
 
     Raises:
         Undecided: If it takes too much, now or when it was asked before, or the budget is spent.
     """
+    if _IMPOSSIBLE.search(latex):
+        return None
     key = (latex, scale)
     with _lock:
         known = _known.get(key)
@@ -113,8 +120,8 @@ def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
 def same_worth(gold: Worth, answer: Worth) -> bool:
     """Return whether two expressions are equal.
 
-    Rational numbers are compared exactly, other values to 30 digits. Expressions with variables must agree wherever both
-    are real: where a root or logarithm of a negative number is taken, only the signs' conventions would be compared.
+    Rational numbers are compared exactly, other values to 30 digits. Expressions with variables must agree wherever
+    both are real: of roots and logarithms of negative numbers, only the conventions would be compared.
     """
     if gold == answer:
         return True

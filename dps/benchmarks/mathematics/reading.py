@@ -17,13 +17,14 @@ from dps.benchmarks.mathematics.values import format_number, parse_number
 TAIL = 20_000
 """Characters at the end of a response, in which sentences, formulas and numbers are looked for."""
 _MOST_BOXES = 32
-_MOST_HASHES = 1_000
+_MOST_PLACES = 200
+"""So many lines with ``####``, sentences and numbers are tried."""
 
 
 def extract_math(text: str) -> str | None:
-    """Return a response's answer in normal form; None if it has none, or a far too long one.
+    r"""Return a response's answer in normal form; None if it has none, or a far too long one.
 
-    Boxes come first; several that one sentence lists (``\\boxed{3} and \\boxed{5}``) are one list. Then what follows
+    Boxes come first; several that one sentence lists (``\boxed{3} and \boxed{5}``) are one list. Then what follows
     ``####`` or "answer is", a response that is nothing but an answer, the last formula, the last number.
     """
     response = before_next_question(text)
@@ -39,9 +40,9 @@ def strict_math(text: str) -> str | None:
 def extract_number(text: str, *, flexible: bool = True) -> str | None:
     r"""Return a response's numeric answer in canonical form.
 
-    Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with words
-    after a ``####`` that ends the response, the last "answer is", and then any ``####`` that begins with a number, since
-    ``#### 2 boxes of pencils`` may be a heading.
+    Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with
+    words after a ``####`` that ends the response, the last "answer is", and then any ``####`` that begins with a
+    number, since ``#### 2 boxes of pencils`` may be a heading.
 
     Args:
         text: The decoded response.
@@ -127,14 +128,17 @@ def _contents(response: str) -> Iterator[str]:
     yield from reversed(boxed_lists(response)[-3:])
     tail = response[-TAIL:]
     yield from (found[1] for found in deque(_BARE_BOX.finditer(tail), maxlen=1))
-    yield from (found[1] for found in deque(_HASHES.finditer(response), maxlen=1))
+    hashes = [(found[1], found.end()) for found in deque(_HASHES.finditer(response), maxlen=1)]
+    # What goes on after it may have been a heading.
+    yield from (line for line, end in hashes if not response[end : end + TAIL].strip())
     yield from (
         _SENTENCE_END.split(_after(tail, found.end()))[0] for found in deque(_ANSWER_IS.finditer(tail), maxlen=1)
     )
+    yield from (line for line, _ in hashes)
     if len(response) <= 200:
         yield from _alone(response)
     yield from (next(filter(None, found.groups())) for found in deque(_FORMULA.finditer(tail), maxlen=1))
-    yield from (found[0] for found in deque(_LAST_NUMBER.finditer(tail), maxlen=1))
+    yield from (found[0] for found in deque(_NUMBER.finditer(_readable(tail)), maxlen=1))
 
 
 def _alone(response: str) -> list[str]:
@@ -150,15 +154,15 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
     for content in reversed(boxed_contents(response)[-3:]):
         if (number := _final_number(content) or _clause_number(content)) is not None:
             yield number
-    lines = deque(maxlen=_MOST_HASHES)
-    for found in _HASHES.finditer(response):
-        if (number := _bare_number(found[1])) is not None:
+    lines: deque[tuple[str, int]] = deque(maxlen=_MOST_PLACES)
+    for place, found in enumerate(_HASHES.finditer(response)):
+        if place < _MOST_PLACES and (number := _bare_number(found[1])) is not None:
             yield number
         lines.append((found[1], found.end()))
     if lines and not response[lines[-1][1] : lines[-1][1] + TAIL].strip() and not _HEADING.match(lines[-1][0]):
         yield from _leading_number(lines[-1][0])
     tail = response[-TAIL:]
-    for found in reversed(list(_ANSWER_IS.finditer(tail))):
+    for found in reversed(deque(_ANSWER_IS.finditer(tail), maxlen=_MOST_PLACES)):
         clause = _after(tail, found.end())
         # "Answer: 48 clips in April and ..." may begin a solution; there the number must come first.
         if found["link"].lower().startswith("is"):
@@ -172,8 +176,8 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
         if not _HEADING.match(line):
             yield from _leading_number(line)
     if flexible:
-        numbers = deque(_numbers_in(tail), maxlen=1)
-        yield from numbers
+        phrases = deque(_NUMBER.finditer(_readable(tail)), maxlen=_MOST_PLACES)
+        yield from (number for found in reversed(phrases) if (number := _phrase(found)) is not None)
 
 
 def _after(tail: str, place: int) -> str:
@@ -242,9 +246,8 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s${}]+)")
 _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")
 _FORMULA = re.compile(r"\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
-_LAST_NUMBER = re.compile(r"(?<![\w.])-?\$?\d[\d,]{0,500}(?![\d,])(?:\.\d{1,500})?(?:/\d{1,500})?")
 _MARKUP = re.compile(r"\*\*|`|\\[$!,]|(?<=[\d])\*(?!\S)|\\[()\[\]]|\\(?:text|textbf|mathrm|mathbf)\b")
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,400})(?![0-9])(?:\.[0-9]{1,400}(?![0-9]))?|\.[0-9]{1,400}(?![0-9])"

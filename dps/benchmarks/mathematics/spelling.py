@@ -205,7 +205,7 @@ _SPELLINGS = [
         (r"\\begin\{(?:small)?[bBvp]?matrix\*?\}", r"\\begin{pmatrix}"),
         (r"\\end\{(?:small)?[bBvp]?matrix\*?\}", r"\\end{pmatrix}"),
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![a-zA-Z\\])(pi|theta|sqrt|sin|cos|tan|ln|log)(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<![a-zA-Z\\])(pi|theta|sqrt|arcsin|arccos|arctan|sin|cos|tan|ln|log)(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![a-zA-Z\\])(?:infinity|oo)(?![a-zA-Z])", r"\\infty "),
         (r"^\s*(?:negative|minus)\s+(?=[\d\\.])", "-"),
         (r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])", r"\\frac"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 _SPELLINGS = {
-    "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre", "mm": "mm millimeter millimetre",
-    "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "s": "s sec second", "min": "min minute",
-    "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year", "g": "g gram gramme",
-    "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce", "l": "l liter litre", "ml": "ml milliliter millilitre",
-    "mph": "mph", "cent": "cent ¢", "unit": "unit", "": "dollar usd degree deg",
+    "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
+    "mm": "mm millimeter millimetre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
+    "year": "yr year", "g": "g gram gramme", "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce",
+    "l": "l liter litre", "ml": "ml milliliter millilitre", "mph": "mph", "cent": "cent ¢", "unit": "unit",
+    "": "dollar usd degree deg",
 }  # fmt: skip
 _UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 """Units by their spellings in the singular. A dollar or degree sign is left out of answers, and so are the words."""

@@ -122,7 +122,7 @@ class _Reader:
             explicit = operator in (r"\cdot", r"\times", "/", r"\div")
             if explicit:
                 self._take()
-            elif _is_numeral(operator) or divided or _is_numeral(self.tokens[self.place - 1]) and operator == "{":
+            elif _is_numeral(operator) or divided or (operator == "{" and _is_numeral(self.tokens[self.place - 1])):
                 raise _NoValue  # two numerals side by side, or 1/2(3): it may be meant either way
             factor = self._signed_power() if explicit else self._power()
             if operator in ("/", r"\div"):

@@ -44,9 +44,9 @@ def _key(form: Form, convention: Convention, budget: Budget) -> Hashable:
 
 
 def _value_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
-    if form.base or (convention.base and form.text.isalnum() and form.value is not None):
-        base = form.base or convention.base
-        return ("numeral", form.text, base)
+    digits = form.text.replace(",", "").lstrip("0") or "0"
+    if form.base or (convention.base and digits.isdigit() and not form.unit and not form.percent):
+        return ("numeral", digits, form.base or convention.base)
     value = worth_of(form, budget)
     if value is None:
         return ("text", form.text, form.unit, form.percent)

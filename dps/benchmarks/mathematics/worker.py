@@ -69,8 +69,8 @@ def evaluate(payload: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``status``: ``read``, ``unreadable`` or ``too large``; of a constant ``exact`` (numerator/denominator) if it is
-        rational or infinite; ``points``: real and imaginary part at each point to 30 digits, or None where there is no value;
-        ``cpu_s``: processor seconds taken.
+        rational or infinite; ``points``: real and imaginary part at each point to 30 digits, or None where there
+        is no value; ``cpu_s``: processor seconds taken.
     """
     started = time.process_time()
     try:
@@ -201,7 +201,8 @@ def _power(values: list[Number]) -> Number:
     size = abs(mpmath.log(left.value) * right.value)
     if size > _LARGEST * 3:
         raise _TooLarge
-    return _checked(mpmath.power(left.value, right.value), left.growth * (1 + abs(right.value)) + right.growth * (1 + size))
+    growth = left.growth * (1 + abs(right.value)) + right.growth * (1 + size)
+    return _checked(mpmath.power(left.value, right.value), growth)
 
 
 def _is_negative(number: Number) -> bool:
@@ -292,7 +293,8 @@ def _scaled(values: list[Number | None], *, positive: bool) -> list[Number | Non
 
 def _written(value: Number) -> list[str]:
     number = _inexact(value).value
-    return [mpmath.nstr(part, _DIGITS, strip_zeros=True, min_fixed=0, max_fixed=0) for part in (mpmath.re(number), mpmath.im(number))]
+    parts = mpmath.re(number), mpmath.im(number)
+    return [mpmath.nstr(part, _DIGITS, strip_zeros=True, min_fixed=0, max_fixed=0) for part in parts]
 
 
 def _digest(value: Fraction) -> str:
@@ -320,8 +322,9 @@ _CONSTANTS = {sympy.pi: mpmath.pi, sympy.E: mpmath.e, sympy.EulerGamma: mpmath.e
 _OPERATIONS = {sympy.Add: _sum, sympy.Mul: _product, sympy.Pow: _power}
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     sympy.exp: mpmath.exp, sympy.log: _logarithm, sympy.sin: mpmath.sin, sympy.cos: mpmath.cos, sympy.tan: mpmath.tan,
-    sympy.cot: mpmath.cot, sympy.sec: mpmath.sec, sympy.csc: mpmath.csc, sympy.asin: mpmath.asin, sympy.acos: mpmath.acos,
-    sympy.atan: mpmath.atan, sympy.acot: mpmath.acot, sympy.sinh: mpmath.sinh, sympy.cosh: mpmath.cosh,
+    sympy.cot: mpmath.cot, sympy.sec: mpmath.sec, sympy.csc: mpmath.csc, sympy.asin: mpmath.asin,
+    sympy.acos: mpmath.acos, sympy.atan: mpmath.atan, sympy.acot: mpmath.acot, sympy.sinh: mpmath.sinh,
+    sympy.cosh: mpmath.cosh,
     sympy.tanh: mpmath.tanh, sympy.Abs: abs, sympy.factorial: mpmath.factorial, sympy.gamma: mpmath.gamma,
     sympy.binomial: mpmath.binomial, sympy.floor: _whole(mpmath.floor), sympy.ceiling: _whole(mpmath.ceil),
     sympy.conjugate: mpmath.conj, sympy.re: mpmath.re, sympy.im: mpmath.im, sympy.Max: max, sympy.Min: min,
