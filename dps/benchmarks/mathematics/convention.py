@@ -51,6 +51,13 @@ class Convention:
             )
         return True
 
+    def asks_for_function(self, name: str) -> bool:
+        """Whether an expression in variables is the same with this name before it: the question has the name alone.
+
+        Otherwise ``y = 2x + 1`` is a line, which has other equations.
+        """
+        return "(" in name or (name in self.formulas and "equation" not in self.text)
+
     def asks_for_unit(self, unit: str) -> bool:
         """Whether a value without a unit has this one: the question names it, and no other measure."""
         if not is_measure(unit):

@@ -6,6 +6,7 @@ whatever the order of the answers, and those of a few answers are the same when 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 
 from dps.benchmarks.mathematics.comparing import difference, word_of, worth_of
@@ -61,9 +62,11 @@ def _value_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
 
 def _equation_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
     stated, name = stated_value(form, convention.formulas), name_of(form)
-    if stated is not None and (not name or convention.asks_for_name(name)):
+    is_line = stated is not None and stated.kind == "value" and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", stated.text)
+    asked = convention.asks_for_function(name) if is_line else convention.asks_for_name(name)
+    if stated is not None and (not name or asked):
         return _key(stated, convention, budget)
-    if stated is not None and stated.value is not None:
+    if stated is not None and not is_line:
         return ("named", name, _key(stated, convention, budget))
     found = worth(difference(form), budget, "any") if len(form.parts) == 2 else None
     return ("equation", form.text if found is None else found)
