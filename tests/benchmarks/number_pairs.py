@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 r"""Gold answers and answers with verdicts written by hand: numbers, lists, small numbers, equations, spellings."""
 
 R, W = True, False

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Numbers and mathematics by one reader: values, lists, small numbers, equations, spellings, votes."""
 
 import itertools

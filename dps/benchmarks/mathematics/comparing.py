@@ -13,9 +13,7 @@ from fractions import Fraction
 
 from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_form, stated_value
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
-
-_HARDEST = 4
-"""Longest list whose parts are matched in every way; longer ones are matched from left to right."""
+from dps.benchmarks.mathematics.spelling import normalize
 
 
 def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
@@ -31,6 +29,8 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
         budget: Time that is left for the question; without one, that of a question is allowed.
     """
     budget = Budget() if budget is None else budget
+    if not normalize(gold) or not normalize(answer):  # too long, too deep, or nothing
+        return gold.strip() == answer.strip() != ""
     return _same(read_form(gold), read_form(answer), asked, budget)
 
 

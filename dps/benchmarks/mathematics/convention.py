@@ -80,7 +80,7 @@ class Convention:
         return [unit_of(words) for words in found if is_measure(unit_of(words)) and unit_of(words)][-1:] == [unit]
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def convention_of(question: str) -> Convention:
     """Return what a question says of its answer; only its first 20,000 characters are read."""
     text = plain_characters(question[:_LONGEST_QUESTION])

@@ -49,7 +49,7 @@ class Form:
     """Brackets of a tuple, shape of a matrix, sign of an equation or relation."""
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2_000)
 def form_of(normal: str) -> Form:
     """Return what a text in normal form consists of."""
     return _form(normal, 0)
@@ -317,6 +317,6 @@ _UNIT = re.compile(
     r"([-+\d.,/]+|[^a-zA-Z]*\\[a-zA-Z].*?|.*[\d})])"
     r"\s*(\\text\{[^{}]*\}(?:\^\{?\d\}?)?|(?<=[\d})])\s*[a-zA-Z]{2,}(?:[ /-][a-zA-Z]+)*(?:\^\{?\d\}?)?)"
 )
-_BASED = re.compile(r"(?:\\text\{)?([0-9A-F]+)\}?_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")
+_BASED = re.compile(r"(?:\\text\{)?(-?[0-9A-F]+)\}?_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
           "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip

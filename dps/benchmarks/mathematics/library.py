@@ -27,7 +27,7 @@ QUESTION_LIMIT_S = 10.0
 TOLERANCE = Fraction(1, 10**6)
 """Relative tolerance between an irrational number and a decimal."""
 
-_REMEMBERED = 50_000
+_REMEMBERED = 10_000
 _QUESTIONS = 4_096
 
 Scale = Literal["none", "any", "positive"]

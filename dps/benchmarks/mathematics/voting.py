@@ -21,10 +21,12 @@ def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
     An answer that cannot be decided within the limits has its text as key: it is a class of its own.
     """
     form = read_form(answer)
+    if not form.text:  # too long, too deep, or nothing
+        return ("text", answer.strip())
     try:
         return _key(form, convention, budget)
     except Undecided:
-        return ("undecided", form.text or answer)
+        return ("undecided", form.text)
 
 
 def _key(form: Form, convention: Convention, budget: Budget) -> Hashable:
