@@ -166,4 +166,4 @@ def _all(verdicts: Sequence[bool | None]) -> bool | None:
 def word_of(form: Form) -> str:
     r"""Return words without case, brackets and ``\text``."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", form.text)
-    return " ".join(plain.casefold().strip("() .").split())
+    return " ".join(plain.casefold().strip("() .").split()).replace(", ", ",")

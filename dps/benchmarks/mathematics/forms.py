@@ -300,7 +300,8 @@ _WORDS = re.compile(
 )
 _NAME = re.compile(
     r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|pi\b|infty|sin|cos|tan|log|ln|cdot|times|in\b)[a-zA-Z]+)"
-    r"(?:'|_\w|_\{\w+\})*(?:\([-a-z0-9,]{1,9}\))?"
+    r"(?:'|_\w|_\{\w+\})*(?:\([-a-z0-9,]{1,9}\))?|[fghpqFGHPQ]'*(?:\^\{-1\})?\((?:[^()=]|\([^()=]*\))*\)"
+    r"|m?\\(?:angle|measuredangle|triangle|det|dim|deg|operatorname)\s*[a-zA-Z]{1,4}|\[[A-Z]{3,5}\]"
     r"|[A-Z]{2,4}|\|?\\?(?:overline|angle|triangle|mathbb)?\{?[A-Z]{1,4}\}?(?:\([A-Z]\))?\|?"
     r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*|\\text\{[^{}]*\}(?:_\w|_\{[^{}]*\})?"
 )

@@ -129,7 +129,7 @@ def same_worth(gold: Worth, answer: Worth) -> bool:
         return False
     both = [(a, b) for a, b in zip(gold.points, answer.points, strict=True) if a is not None and b is not None]
     real = [(a, b) for a, b in both if _is_real(a) and _is_real(b)]
-    return len(gold.points) > 1 and len(real) > 1 and all(a == b for a, b in real)
+    return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
 
 
 def is_close(irrational: Worth, decimal: Fraction) -> bool:

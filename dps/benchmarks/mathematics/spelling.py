@@ -28,7 +28,7 @@ _CHARACTERS = str.maketrans(
     | {"λ": r"\lambda ", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ",
        "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": "*", "÷": r"\div ", "⁄": "/", "∕": "/",
        "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ",
-       "′": "'", "％": "%", "，": ","}
+       "′": "'", "％": "%", "，": ",", "ℝ": r"\mathbb{R}"}
 )  # fmt: skip
 
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
@@ -125,7 +125,7 @@ def normalize(text: str) -> str:
     plain = _commas(plain)
     for pattern, replacement in _SPACING:
         plain = pattern.sub(replacement, plain)
-    plain = plain.strip().rstrip(".,;:").strip()
+    plain = plain.strip().rstrip(".,;: \\").strip()
     while (found := _BRACED.fullmatch(plain)) is not None:
         plain = found[1].strip()
     return _numeral(plain) if _NUMERAL.fullmatch(plain) else plain
@@ -209,6 +209,9 @@ _SPELLINGS = [
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![a-zA-Z\\])(pi|theta|sqrt|arcsin|arccos|arctan|sin|cos|tan|ln|log)(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![a-zA-Z\\])(?:infinity|oo)(?![a-zA-Z])", r"\\infty "),
+        (r"^\s*(?:USD|US|EUR|GBP|Rs\.?)\s*(?=[\d.])", ""),
+        (r"(?<![a-zA-Z])([apAP])\.\s?[mM]\b\.?", r"\1m"),
+        (r"\\mathbb\s*(?:\{R\}|R)|^\s*(?:\\text\{)?\s*all real(?:s| numbers)\s*\}?\s*$", r"(-\\infty,\\infty)"),
         (r"^\s*(?:negative|minus)\s+(?=[\d\\.])", "-"),
         (r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),

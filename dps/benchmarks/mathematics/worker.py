@@ -58,6 +58,8 @@ class _Inexact:
 
 
 Number = Fraction | _Inexact
+_not_real: list[bool] = []
+"""Filled where a number of the evaluation under way is not real."""
 
 
 def evaluate(payload: dict[str, Any]) -> dict[str, Any]:
@@ -87,12 +89,20 @@ def _evaluate(latex: str, scale: str) -> dict[str, Any]:
     if tree in (sympy.oo, -sympy.oo):
         return {"status": "read", "exact": str(tree), "points": []}
     names = sorted({symbol.name for symbol in tree.free_symbols} - {"i"})
-    values = [_value_at(tree, point) for point in range(4 if names else 1)]
+    values, real = [], []
+    for point in range(4 if names else 1):
+        _not_real.clear()
+        values.append(_value_at(tree, point))
+        # The square root of a negative number has no value among the real ones, even if it is squared later on.
+        real.append(None if _not_real else values[-1])
+    if "i" not in (symbol.name for symbol in tree.free_symbols) and any(value is not None for value in real):
+        values = real
     if scale != "none":
         values = _scaled(values, positive=scale == "positive")
     if all(value is None for value in values):
         raise _Unreadable
-    exact = values[0] if not names and isinstance(values[0], Fraction) else None
+    is_constant = isinstance(values[0], Fraction) and all(value == values[0] for value in values)
+    exact = values[0] if is_constant and scale == "none" else None
     if exact is not None:
         return {"status": "read", "exact": _digest(exact), "points": []}
     return {"status": "read", "exact": None, "points": [None if v is None else _written(v) for v in values]}
@@ -249,6 +259,8 @@ def _checked(value: Any, growth: Any) -> _Inexact:
         raise _TooLarge
     if isinstance(value, mpmath.mpc) and value.imag == 0:
         value = value.real
+    elif isinstance(value, mpmath.mpc):
+        _not_real.append(True)
     return _Inexact(value, growth + 1)
 
 
