@@ -131,14 +131,18 @@ def _contents(response: str) -> Iterator[str]:
     hashes = [(found[1], found.end()) for found in deque(_HASHES.finditer(response), maxlen=1)]
     # What goes on after it may have been a heading.
     yield from (line for line, end in hashes if not response[end : end + TAIL].strip())
-    yield from (
-        _SENTENCE_END.split(_after(tail, found.end()))[0] for found in deque(_ANSWER_IS.finditer(tail), maxlen=1)
-    )
+    yield from (_stated(_after(tail, found.end())) for found in deque(_ANSWER_IS.finditer(tail), maxlen=1))
     yield from (line for line, _ in hashes)
     if len(response) <= 200:
         yield from _alone(response)
     yield from (next(filter(None, found.groups())) for found in deque(_FORMULA.finditer(tail), maxlen=1))
     yield from (found[0] for found in deque(_NUMBER.finditer(_readable(tail)), maxlen=1))
+
+
+def _stated(clause: str) -> str:
+    """Return what a clause states: the formula that it begins with, or all of its sentence."""
+    formula = _FIRST_FORMULA.match(clause)
+    return formula[1] if formula else _SENTENCE_END.split(clause)[0]
 
 
 def _alone(response: str) -> list[str]:
@@ -160,7 +164,7 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
             yield number
         lines.append((found[1], found.end()))
     if lines and not response[lines[-1][1] : lines[-1][1] + TAIL].strip() and not _HEADING.match(lines[-1][0]):
-        yield from _leading_number(lines[-1][0])
+        yield from _line_number(lines[-1][0])
     tail = response[-TAIL:]
     for found in reversed(deque(_ANSWER_IS.finditer(tail), maxlen=_MOST_PLACES)):
         clause = _after(tail, found.end())
@@ -174,7 +178,7 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
             yield from _leading_number(clause)
     for line, _ in lines:
         if not _HEADING.match(line):
-            yield from _leading_number(line)
+            yield from _line_number(line)
     if flexible:
         phrases = deque(_NUMBER.finditer(_readable(tail)), maxlen=_MOST_PLACES)
         yield from (number for found in reversed(phrases) if (number := _phrase(found)) is not None)
@@ -206,6 +210,12 @@ def _clause_number(text: str) -> str | None:
     """
     clause = _SENTENCE_END.split(text[:LONGEST_ANSWER])[0]
     return next(_numbers_in(clause.rpartition("=")[2]), None)
+
+
+def _line_number(line: str) -> Iterator[str]:
+    """Yield the number that a line with words is about: what it computes, or begins with."""
+    number = _final_number(line)
+    yield from _leading_number(line) if number is None else [number]
 
 
 def _leading_number(text: str) -> Iterator[str]:
@@ -247,6 +257,7 @@ _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")
+_FIRST_FORMULA = re.compile(r"\s*\$([^$]{1,200})\$(?!\w|\s*(?:,|;|and\b|or\b|%))")
 _FORMULA = re.compile(r"\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
 _MARKUP = re.compile(r"\*\*|`|\\[$!,]|(?<=[\d])\*(?!\S)|\\[()\[\]]|\\(?:text|textbf|mathrm|mathbf)\b")
 

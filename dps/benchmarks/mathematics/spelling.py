@@ -14,6 +14,9 @@ LONGEST_ANSWER = 1000
 DEEPEST = 40
 """Brackets within brackets; what is nested deeper is no answer."""
 
+_MOST_PASSES = 3
+"""Nonsense may need more than one pass until nothing changes."""
+
 _SPACES = dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\x00\t\n\r", " ")
 _DASHES = dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-")
 _GONE = dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u2061\u2062\u2063", None)
@@ -116,8 +119,17 @@ def normalize(text: str) -> str:
     """
     if len(text) > LONGEST_ANSWER:
         return ""
+    plain = unboxed(plain_characters(text))
+    for _ in range(_MOST_PASSES):
+        before, plain = plain, _respelt(plain)
+        if plain == before:
+            break
+    return plain
+
+
+def _respelt(text: str) -> str:
     # Single spaces from here on, so that no pattern below has a run of them to try in every way.
-    plain = " ".join(unboxed(plain_characters(text)).split())
+    plain = " ".join(text.split())
     if len(plain) > 2 * LONGEST_ANSWER or depth_of(plain) > DEEPEST:
         return ""
     for pattern, replacement in _SPELLINGS:
@@ -194,7 +206,11 @@ _SPELLINGS = [
         (r"\\(?:textnormal|textbf|textit|textrm|textsf|textup|mathrm|mathbf|mathit|mathsf|bf|rm|operatorname\*?|mbox)\s*\{",
          r"\\text{"),
         (r"\\text\{\s*([-\d.,/ ]+?)\s*\}", r"\1"),
-        (r"^\s*(?:\\approx|≈)\s*", ""),
+        (r"\\text\{\s*(-?[\d.,/]*\d)\s+([a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
+        (r"^\s*\\text\{\s*(?:negative|minus)\s*\}\s*(?=[\d\\.])", "-"),
+        (r"^\s*\\text\{[^{}]*(?::|\bis|=)\s*\}\s*", ""),
+        (r"^\s*(?:\\approx|≈|\\sim(?![a-z])|(?:approximately|about|roughly|around)(?=\s*[-\d\\.]))\s*", ""),
+        (r"(?<=[\d}])\s*\((?:since|because|i\.e\.|rounded|approximately)\b[^()]*\)\s*$", ""),
         (r"\\l(?:brace|Brace)(?![a-zA-Z])", r"\\{"),
         (r"\\r(?:brace|Brace)(?![a-zA-Z])", r"\\}"),
         (r"\\l(?:brack|paren)(?![a-zA-Z])", "["),
