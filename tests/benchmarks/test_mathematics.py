@@ -12,6 +12,7 @@ import pytest
 from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
 from dps.benchmarks.grading import read
 from dps.benchmarks.mathematics import MathGrader, equal, extract_math, library, normalize
+from dps.benchmarks.mathematics.forms import read_form
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER
 from dps.benchmarks.workers import WorkerFailed, WorkerPool
 from tests.benchmarks.data import slice_path
@@ -94,6 +95,14 @@ def test_real_gold_answers_are_right_against_themselves(form):
     wrong = [gold for gold in golds if equal(gold, extract_math(form % gold) or "") is not True]
     assert len(golds) == 1000
     assert wrong == []
+
+
+def test_real_gold_answers_of_the_training_questions_are_readable():
+    golds = sorted({json.loads(line)["answer"] for line in slice_path("math_train.jsonl").read_text().splitlines()})
+    assert len(golds) == 2904
+    wrong = [gold for gold in golds if equal(gold, extract_math(rf"Thus $\boxed{{{gold}}}$.") or "") is not True]
+    assert wrong == []
+    assert [gold for gold in golds if read_form(gold).kind == "opaque"] == []
 
 
 def test_real_math500_questions():

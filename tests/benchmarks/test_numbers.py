@@ -49,6 +49,17 @@ RESPONSES = [
     (r"The answer is \(5\).", "5"),
     ("#### x = 5", "5"),
     ("#### 33 1/3", "100/3"),
+    ("#### 3*4=12 apples", "12"),
+    ("#### 10 - 3 = 7 apples", "7"),
+    ("#### 15 dollars and 0 cents", "15"),
+    (r"\boxed{\text{Total: } 5}", "5"),
+    (r"\boxed{\text{5 apples}}", "5"),
+    (r"\boxed{\text{negative } 5}", "-5"),
+    ("#### approximately 4", "4"),
+    ("answer is $5$ because 2 + 3 = 6 - 1.", "5"),
+    ("#### 5\nI hope that this helps 100%!", "5"),
+    ("**Answer:** 5", "5"),
+    ("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18", "18"),
     ("The total is 3 + 4 = 7 apples.", "7"),
 ]
 

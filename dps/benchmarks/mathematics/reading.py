@@ -170,8 +170,8 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
         clause = _after(tail, found.end())
         # "Answer: 48 clips in April and ..." may begin a solution; there the number must come first.
         if found["link"].lower().startswith("is"):
-            sentence = _SENTENCE_END.split(clause)[0]
-            number = _final_number(sentence) or _clause_number(clause)
+            sentence = _stated(clause)
+            number = _final_number(sentence) or _clause_number(sentence)
             if number is not None:
                 yield number
         else:
