@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dps.benchmarks.answers import canonical_number, extract_number, strict_number
 from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
-from dps.benchmarks.grading import TextGrader
+from dps.benchmarks.mathematics import NumberGrader, canonical_number
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP
 from dps.benchmarks.records import RecordFile
 from dps.benchmarks.sources import read_source
@@ -33,9 +32,9 @@ def load_gsm8k(config: BenchmarkConfig) -> Benchmark:
     return benchmark_of(file, items, config, chat=NUMBER_CHAT, plain=NUMBER_PLAIN, stop=NUMBER_STOP, grader=grader())
 
 
-def grader(golds: Sequence[str | None] = ()) -> TextGrader:
+def grader(golds: Sequence[str | None] = ()) -> NumberGrader:
     """Return what reads the responses; the gold answers do not matter."""
-    return TextGrader(extract_number, strict_number)
+    return NumberGrader()
 
 
 def _item(file: RecordFile, place: str, record: dict[str, object], question_id: str) -> Item:

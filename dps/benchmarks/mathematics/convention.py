@@ -1,0 +1,113 @@
+r"""What a question says of the form of its answer, so that votes need no gold answer.
+
+An answer without a unit, percent sign, base or variable's name is the same as one with it only if the question says
+which is meant; otherwise each is a class of its own. This depends on the question alone, never on the other answers,
+so that classes do not depend on the order of the answers or on how many there are yet.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from dps.benchmarks.mathematics.spelling import normalize, plain_characters
+from dps.benchmarks.mathematics.units import is_measure, unit_of
+
+_LONGEST_QUESTION = 20_000
+_MOST_FORMULAS = 200
+
+_ASKS = (
+    r"(?:find|compute|determine|calculate|evaluate|what is|what's|what are|solve for|value of|values of|in terms of)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """What the question says of its answer."""
+
+    text: str
+    """The question in plain characters and lower case."""
+    formulas: frozenset[str]
+    """Its formulas in normal form."""
+    letters: frozenset[str]
+    """Letters of its formulas."""
+    percent: bool | None
+    """Whether a percentage is asked for; None where percent are mentioned but not asked for."""
+    base: str
+    """The base that the answer is to have, empty where none is named."""
+    measures: frozenset[str] = field(default=frozenset())
+    """Units of measure that it names, without their powers."""
+
+    def asks_for_name(self, name: str) -> bool:
+        """Whether a value with this name is the value that is asked for.
+
+        It is if the question asks for it, has no other letter, or does not know the name, which is the answer's own.
+        """
+        if name in self.letters and len(self.letters) > 1:
+            return (
+                re.search(rf"{_ASKS}\s+(?:the\s+\w+\s+)?(?:of\s+)?\$\s*{re.escape(name.casefold())}\s*[\$=]", self.text)
+                is not None
+            )
+        return True
+
+    def asks_for_function(self, name: str) -> bool:
+        """Whether an expression in variables is the same with this name before it: the question has the name alone.
+
+        Otherwise ``y = 2x + 1`` is a line, which has other equations.
+        """
+        return "(" in name or (name in self.formulas and "equation" not in self.text)
+
+    def asks_for_unit(self, unit: str) -> bool:
+        """Whether a value without a unit has this one: the question names it, and no other measure."""
+        if not is_measure(unit):
+            return all(re.search(rf"\b{re.escape(word)}", self.text) for word in unit.split())
+        base, _, power = unit.partition("^")
+        if self.measures != {base}:
+            return self._says_in(unit)
+        wanted = (
+            "2"
+            if re.search(r"\barea\b|\bsquare\b", self.text)
+            else "3"
+            if re.search(r"\bvolume\b|\bcubic\b", self.text)
+            else ""
+        )
+        return power == wanted
+
+    def _says_in(self, unit: str) -> bool:
+        """Whether the question says "in centimeters", "how many square feet"."""
+        found = re.findall(r"\b(?:in|how many|number of)\s+((?:(?:square|cubic)\s+)?[a-z]+)", self.text)
+        return [unit_of(words) for words in found if is_measure(unit_of(words)) and unit_of(words)][-1:] == [unit]
+
+
+@lru_cache(maxsize=200)
+def convention_of(question: str) -> Convention:
+    """Return what a question says of its answer; only its first 20,000 characters are read."""
+    text = plain_characters(question[:_LONGEST_QUESTION])
+    contents = re.findall(r"(?<!\\)\$([^$]{1,200})\$", text)[:_MOST_FORMULAS]
+    formulas = frozenset(filter(None, map(normalize, contents)))
+    bare = [re.sub(r"\\[a-zA-Z]+|\\text\{[^{}]*\}", " ", formula) for formula in formulas]
+    lower = text.casefold()
+    bases = re.findall(r"\bbase[ -]\$?(\d+|[a-z]+)", lower)
+    return Convention(
+        text=lower,
+        formulas=formulas,
+        letters=frozenset(letter for formula in bare for letter in re.findall(r"[a-zA-Z]", formula)),
+        percent=_percent(lower),
+        base=_BASES.get(bases[-1], bases[-1] if bases[-1].isdigit() else "") if bases else "",
+        measures=frozenset(
+            unit.partition("^")[0]
+            for word in re.findall(r"[a-z]+", lower)
+            if len(word) > 1 and is_measure(unit := unit_of(word)) and unit and word != "in"
+        ),
+    )
+
+
+def _percent(text: str) -> bool | None:
+    if re.search(r"\b(?:what|which|how many|as a|in|the)\s+(?:\w+\s+)?percent|\bpercentage\b", text):
+        return True
+    return None if re.search(r"%|\bpercent", text) else False
+
+
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+          "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip

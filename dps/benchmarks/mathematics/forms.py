@@ -1,0 +1,324 @@
+r"""An answer taken apart: a value with its unit, words, a list, a point or interval, a matrix, an equation, a relation.
+
+The library gives one verdict on a pair of texts and knows no conventions: it takes ``2x=7`` for 7, a list for a number
+with thousands, and parts of units for variables. What an answer consists of is therefore read here, from its normal
+form; the library reads the expressions that are left (``library``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+from dps.benchmarks.mathematics.spelling import normalize
+from dps.benchmarks.mathematics.units import unit_of
+from dps.benchmarks.mathematics.values import value_of
+
+APPROXIMATELY = "~"
+"""Mark of an equation whose last side is a decimal near the one before."""
+MOST_PARTS = 100
+"""Longest list, tuple or matrix that is taken apart."""
+_MOST_LEVELS = 4
+"""Lists of points of ... nested deeper than this are compared as texts."""
+
+Kind = Literal["value", "words", "list", "tuple", "matrix", "union", "equation", "relation", "opaque"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An answer taken apart."""
+
+    kind: Kind
+    """What it is; ``opaque`` is compared as text alone."""
+    text: str
+    """Normal form, of a value without what follows."""
+    value: Fraction | None = None
+    """Exact value of a value, None where it is not rational by inspection."""
+    unit: str = ""
+    """Unit or words behind a value, empty for none."""
+    percent: bool = False
+    """Whether a percent sign stands behind a value."""
+    base: str = ""
+    """Base of a numeral, empty for none."""
+    parts: tuple[Form, ...] = ()
+    """Of lists, tuples, matrices (row by row) and unions; the sides of an equation or relation."""
+    mark: str = ""
+    """Brackets of a tuple, shape of a matrix, sign of an equation or relation."""
+
+
+@lru_cache(maxsize=2_000)
+def form_of(normal: str) -> Form:
+    """Return what a text in normal form consists of."""
+    return _form(normal, 0)
+
+
+def read_form(text: str) -> Form:
+    """Return what any text consists of: an answer, a gold answer."""
+    return form_of(normalize(text))
+
+
+def as_list(form: Form) -> Form | None:
+    """Return the list that a number with thousands may be as well (``100,200``), None for any other form."""
+    if form.kind != "value" or "," not in form.text:
+        return None
+    listed = _form(form.text.replace(",", ", "), 0)
+    return listed if listed.kind == "list" else None
+
+
+def stated_value(form: Form, asked: frozenset[str] = frozenset()) -> Form | None:
+    """Return what an equation states: the other side of a name or of a computation; None if it states nothing.
+
+    ``x = 5``, ``5 = x``, ``f(2) = 5`` and ``2 + 3 = 5`` state 5, and so does what the question asks for (``m+n = 5``);
+    ``2x = 5`` and ``x^2 = 5`` do not. What is no equation states itself.
+
+    Args:
+        form: The answer.
+        asked: Formulas of the question in normal form.
+    """
+    if form.kind != "equation":
+        return form
+    *left, right = form.parts
+    if len(left) == 1 and _is_name(right.text) and not _is_name(left[0].text):
+        return left[0]  # 5 = x
+    if form.mark == APPROXIMATELY and not _is_name(left[0].text):
+        return left[-1]  # the exact value, not its decimal
+    if all(_is_name(side.text) or _is_computed(side) or side.text in asked for side in left):
+        return right if right.kind != "equation" else None
+    return None
+
+
+def name_of(form: Form) -> str:
+    """Return the name whose value an equation states, empty where there is none."""
+    if form.kind == "equation":
+        first, last = form.parts[0].text, form.parts[-1].text
+        return first if _is_name(first) else last if _is_name(last) else ""
+    return ""
+
+
+def _form(text: str, level: int) -> Form:
+    if not text or level > _MOST_LEVELS:
+        return Form("opaque", text)
+    if _WORDS.fullmatch(text):
+        return Form("words", text)
+    for read in (_listed, _signed_twice, _set, _contained, _matrix, _related, _equated, _united, _tupled):
+        form = read(text, level + 1)
+        if form is not None:
+            return form
+    return _valued(text)
+
+
+def _listed(text: str, level: int) -> Form | None:
+    parts = _split(text, ", ")
+    if len(parts) == 1:
+        return None
+    forms = _forms(parts, level)
+    if forms is None:
+        return Form("opaque", text)
+    if all(form.kind in ("tuple", "union") and _RELATION.search(part) for form, part in zip(forms, parts, strict=True)):
+        return _union(text, forms)  # x < 1 or x > 2
+    return Form("list", text, parts=_without_repeated_names(forms))
+
+
+def _without_repeated_names(forms: tuple[Form, ...]) -> tuple[Form, ...]:
+    """Leave out the name of a list's values where it is one: ``x = 1, x = 2`` and ``x = 1, 2``."""
+    names = {name_of(form) for form in forms} - {""}
+    if len(names) != 1 or any(form.kind == "equation" and not name_of(form) for form in forms):
+        return forms
+    return tuple(stated_value(form) or form for form in forms)
+
+
+def _signed_twice(text: str, level: int) -> Form | None:
+    if r"\pm" not in text and r"\mp" not in text:
+        return None
+    plus = _DOUBLE_SIGN.sub(lambda sign: "+" if sign[1] == "pm" else "-", text)
+    minus = _DOUBLE_SIGN.sub(lambda sign: "-" if sign[1] == "pm" else "+", text)
+    # The plus of +3 stands where nothing is added.
+    forms = tuple(_form(_LEADING_PLUS.sub("", sign), level) for sign in (plus, minus))
+    return Form("list", text, parts=_without_repeated_names(forms))
+
+
+def _set(text: str, level: int) -> Form | None:
+    if not (text.startswith(r"\{") and text.endswith(r"\}")) or _closes(text[1:]) != len(text) - 2:
+        return None
+    if re.search(r"[|:]|\\mid", text):
+        return None
+    forms = _forms(_split(text[2:-2], ","), level)
+    if forms is None:
+        return None
+    return forms[0] if len(forms) == 1 else Form("list", text, parts=forms)
+
+
+def _contained(text: str, level: int) -> Form | None:
+    name, sign, rest = text.partition(r"\in")
+    if not sign or not _is_name(name) or not rest or rest[0] not in r"([\ ":
+        return None
+    return replace(_form(rest.strip(), level), text=text) if rest[:2] != r"\t" else None
+
+
+def _matrix(text: str, level: int) -> Form | None:
+    found = _MATRIX.fullmatch(text)
+    if found is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", found[1].strip().removesuffix("\\\\")) if row.strip()]
+    parts = [entry.strip() for row in rows for entry in row]
+    forms = _forms(parts, level)
+    if forms is None or len({len(row) for row in rows}) != 1:
+        return Form("opaque", text)
+    return Form("matrix", text, parts=forms, mark=f"{len(rows)}x{len(rows[0])}")
+
+
+def _related(text: str, level: int) -> Form | None:
+    pieces = _RELATION.split(text)
+    if len(pieces) < 3:
+        return None
+    if len(pieces) > 5 or "=" in text:
+        return Form("opaque", text)
+    sides, signs = [piece.strip() for piece in pieces[::2]], [_SIGNS[sign] for sign in pieces[1::2]]
+    if not all(sides):
+        return Form("opaque", text)
+    if signs[0] in (">", ">="):  # one direction
+        sides, signs = sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
+    if signs == ["!="]:
+        name, value = (sides[0], sides[1]) if _is_name(sides[0]) else (sides[1], sides[0])
+        if _is_name(name) and not _is_name(value):
+            return _union(
+                text, (_interval(text, "(", r"-\infty", value, ")"), _interval(text, "(", value, r"\infty", ")"))
+            )
+    elif len(sides) == 2 and set(signs) <= {"<", "<="}:
+        if _is_name(sides[0]) and not _is_name(sides[1]):
+            return _interval(text, "(", r"-\infty", sides[1], ")]"[signs[0] == "<="])
+        if _is_name(sides[1]) and not _is_name(sides[0]):
+            return _interval(text, "(["[signs[0] == "<="], sides[0], r"\infty", ")")
+    elif len(sides) == 3 and set(signs) <= {"<", "<="} and _is_name(sides[1]):
+        low, high = ("(["[signs[0] == "<="], ")]"[signs[1] == "<="])
+        if sides[0] == r"-\infty":
+            low = "("
+        return _interval(text, low, sides[0], sides[2], ")" if sides[2] == r"\infty" else high)
+    if len(sides) == 2:
+        return Form("relation", text, parts=tuple(_form(side, level) for side in sides), mark=signs[0])
+    return Form("opaque", text)
+
+
+def _interval(text: str, opening: str, low: str, high: str, closing: str) -> Form:
+    return Form("tuple", text, parts=(_valued(low), _valued(high)), mark=opening + closing)
+
+
+def _union(text: str, parts: tuple[Form, ...]) -> Form:
+    flat = tuple(inner for part in parts for inner in (part.parts if part.kind == "union" else (part,)))
+    return Form("union", text, parts=flat)
+
+
+def _equated(text: str, level: int) -> Form | None:
+    approximate = _APPROXIMATE.search(text) is not None
+    sides = [side.strip() for side in _split(_APPROXIMATE.sub("=", text), "=")]
+    if len(sides) == 1:
+        return None
+    if len(sides) > 6 or not all(sides):
+        return Form("opaque", text)
+    parts = tuple(_form(side, level) for side in sides)
+    return Form("equation", text, parts=parts, mark=APPROXIMATELY if approximate else "=")
+
+
+def _united(text: str, level: int) -> Form | None:
+    parts = text.split(r"\cup")
+    if len(parts) == 1:
+        return None
+    forms = _forms([part.strip() for part in parts], level)
+    return Form("opaque", text) if forms is None else _union(text, forms)
+
+
+def _tupled(text: str, level: int) -> Form | None:
+    if text[0] not in "([" or text[-1] not in ")]" or _closes(text) != len(text) - 1:
+        return None
+    parts = _split(text[1:-1], ",")
+    if len(parts) == 1:
+        return None
+    forms = _forms(parts, level)
+    if forms is None:
+        return Form("opaque", text)
+    return Form("tuple", text, parts=forms, mark=text[0] + text[-1])
+
+
+def _valued(text: str) -> Form:
+    """Read a single value: its percent sign, its unit, its base."""
+    plain, percent, unit, base = text, False, "", ""
+    if (found := _PERCENT.search(plain)) is not None:
+        plain, percent = plain[: found.start()], True
+    elif (found := _UNIT.fullmatch(plain)) is not None:
+        plain, unit = found[1].strip(), unit_of(found[2])
+    if (found := _BASED.fullmatch(plain)) is not None:
+        plain, base = found[1], found[2] or found[3]
+        base = _BASES.get(base, base)
+    return Form("value", plain, None if base else value_of(plain), unit, percent, base)
+
+
+def _forms(parts: list[str], level: int) -> tuple[Form, ...] | None:
+    if len(parts) > MOST_PARTS or level > _MOST_LEVELS or not all(part.strip() for part in parts):
+        return None
+    return tuple(_form(normalize(part), level) for part in parts)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Return the parts between separators that are in no bracket."""
+    if separator not in text:
+        return [text]
+    parts, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 and place >= start and text.startswith(separator, place):
+            parts.append(text[start:place])
+            start = place + len(separator)
+    return [*parts, text[start:]]
+
+
+def _closes(text: str) -> int:
+    """Return where the first bracket of a text is closed, -1 if nowhere."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0:
+            return place
+    return -1
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text names something: a variable, a function's value, a segment, a word."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _is_computed(form: Form) -> bool:
+    """Whether a side of an equation is a computation without variables."""
+    plain = _FUNCTION.sub("", form.text)
+    return form.kind == "value" and (form.value is not None or not re.search(r"[a-zA-Z]", plain))
+
+
+_WORDS = re.compile(
+    r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\(?\\text\{[A-Z]\}\)?|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*"
+)
+_NAME = re.compile(
+    r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|pi\b|infty|sin|cos|tan|log|ln|cdot|times|in\b)[a-zA-Z]+)"
+    r"(?:'|_\w|_\{\w+\})*(?:\([-a-z0-9,]{1,9}\))?|[fghpqFGHPQ]'*(?:\^\{-1\})?\((?:[^()=]|\([^()=]*\))*\)"
+    r"|m?\\(?:angle|measuredangle|triangle|det|dim|deg|operatorname)\s*[a-zA-Z]{1,4}|\[[A-Z]{3,5}\]"
+    r"|[A-Z]{2,4}|\|?\\?(?:overline|angle|triangle|mathbb)?\{?[A-Z]{1,4}\}?(?:\([A-Z]\))?\|?"
+    r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*|\\text\{[^{}]*\}(?:_\w|_\{[^{}]*\})?"
+)
+_FUNCTION = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|pi|cdot|times|div|binom)(?![a-zA-Z])")
+_APPROXIMATE = re.compile(r"\\(?:approx|simeq|doteq)(?![a-zA-Z])|≈")
+_DOUBLE_SIGN = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
+_LEADING_PLUS = re.compile(r"(?:(?<==)|(?<=^))\+")
+_MATRIX = re.compile(r"[(\[]?\\begin\{pmatrix\}((?:(?!\\begin).)*)\\end\{pmatrix\}[)\]]?")
+_RELATION = re.compile(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z]))")
+_SIGNS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
+_FLIPPED = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "!=": "!="}
+_PERCENT = re.compile(r"\s*\\?%\s*$|\s*(?:\\text\{\s*)?(?:percent|per cent)\}?\s*$")
+_UNIT = re.compile(
+    r"([-+\d.,/]+|[^a-zA-Z]*\\[a-zA-Z].*?|.*[\d})])"
+    r"\s*(\\text\{[^{}]*\}(?:\^\{?\d\}?)?|(?<=[\d})])\s*"
+    r"(?:(?:[kc]?m|ft|mi)/(?:s|h|hr|min)|[a-zA-Z]{2,}(?:[ /-][a-zA-Z]+)*(?:\^\{?\d\}?)?))"
+)
+_BASED = re.compile(r"(?:\\text\{)?(-?[0-9A-F]+)\}?_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+          "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip

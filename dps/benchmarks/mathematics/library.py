@@ -1,0 +1,162 @@
+r"""What expressions are worth, asked of the worker process once for every text and remembered.
+
+The worker reads one expression at a time, not pairs: n answers take n calls, and equality of what it returns is an
+equivalence relation, whatever the order of the answers.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dps.benchmarks.workers import WorkerFailed, WorkerPool
+
+if TYPE_CHECKING:
+    from dps.benchmarks.benchmark import Item
+
+LIMIT_S = 5.0
+"""Seconds for one expression."""
+QUESTION_LIMIT_S = 10.0
+"""Processor seconds for all expressions of a question; those that are left then have no verdict."""
+TOLERANCE = Fraction(1, 10**6)
+"""Relative tolerance between an irrational number and a decimal."""
+
+_REMEMBERED = 10_000
+_QUESTIONS = 4_096
+
+Scale = Literal["none", "any", "positive"]
+
+_POOL = WorkerPool(Path(__file__).with_name("worker.py"), limit_s=LIMIT_S)
+
+
+class Undecided(Exception):
+    """An expression has no value within the limits of time, memory and size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What an expression is worth: the same for equal expressions, and hashable."""
+
+    exact: str | None
+    """Numerator/denominator of a rational constant."""
+    points: tuple[tuple[str, str] | None, ...] = ()
+    """Real and imaginary part to 30 digits at the points, None where there is no value; one point of a constant."""
+
+    @classmethod
+    def of(cls, value: Fraction) -> Worth:
+        """Return the worth of a rational number."""
+        return cls(f"{value.numerator}/{value.denominator}")
+
+    @property
+    def decimal(self) -> Decimal | None:
+        """An irrational real constant to 30 digits, None for anything else."""
+        if self.exact is None and len(self.points) == 1 and self.points[0] is not None and _is_real(self.points[0]):
+            return Decimal(self.points[0][0])
+        return None
+
+
+class Budget:
+    """The time that the expressions of a question may still take."""
+
+    def __init__(self, limit_s: float = QUESTION_LIMIT_S) -> None:
+        """Start with nothing spent."""
+        self._left = limit_s
+
+    def spend(self, seconds: float) -> None:
+        """Take seconds off."""
+        self._left -= seconds
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left."""
+        return self._left <= 0
+
+
+def budget_of(item: Item) -> Budget:
+    """Return the budget of a question, the same for every call that concerns it."""
+    key = (item.question_id, item.question, item.gold)
+    with _lock:
+        budget = _budgets.setdefault(key, Budget())
+        _budgets.move_to_end(key)
+        while len(_budgets) > _QUESTIONS:
+            _budgets.popitem(last=False)
+    return budget
+
+
+_IMPOSSIBLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}|[\"?@#&;]|__|\\(?:text|begin)(?![a-zA-Z])")
+"""No expression has a word, or one of these signs, in it; the worker need not be asked."""
+
+
+def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
+    """Return what an expression is worth, None if it cannot be read.
+
+    Raises:
+        Undecided: If it takes too much, now or when it was asked before, or the budget is spent.
+    """
+    if _IMPOSSIBLE.search(latex):
+        return None
+    key = (latex, scale)
+    with _lock:
+        known = _known.get(key)
+    if known is None:
+        if budget.is_spent:
+            raise Undecided
+        known = _ask(latex, scale, budget)
+        with _lock:
+            _known[key] = known
+            while len(_known) > _REMEMBERED:
+                _known.popitem(last=False)
+    if known == "undecided":
+        raise Undecided
+    return None if known == "unreadable" else known
+
+
+def same_worth(gold: Worth, answer: Worth) -> bool:
+    """Return whether two expressions are equal.
+
+    Rational numbers are compared exactly, other values to 30 digits. Expressions with variables must agree wherever
+    both are real: of roots and logarithms of negative numbers, only the conventions would be compared.
+    """
+    if gold == answer:
+        return True
+    if gold.exact is not None or answer.exact is not None or len(gold.points) != len(answer.points):
+        return False
+    both = [(a, b) for a, b in zip(gold.points, answer.points, strict=True) if a is not None and b is not None]
+    real = [(a, b) for a, b in both if _is_real(a) and _is_real(b)]
+    return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
+
+
+def is_close(irrational: Worth, decimal: Fraction) -> bool:
+    """Return whether a decimal is an irrational number to a relative tolerance of 1e-6."""
+    value = irrational.decimal
+    if value is None:
+        return False
+    exact = Fraction(value)
+    return abs(exact - decimal) <= abs(exact) * TOLERANCE
+
+
+def _ask(latex: str, scale: Scale, budget: Budget) -> Worth | str:
+    try:
+        reply = _POOL.call({"latex": latex, "scale": scale})
+    except WorkerFailed:
+        budget.spend(LIMIT_S)
+        return "undecided"
+    budget.spend(reply["cpu_s"])
+    if reply["status"] != "read":
+        return "unreadable" if reply["status"] == "unreadable" else "undecided"
+    return Worth(reply["exact"], tuple(None if point is None else tuple(point) for point in reply["points"]))
+
+
+def _is_real(point: tuple[str, str]) -> bool:
+    return Decimal(point[1]) == 0
+
+
+_known: OrderedDict[tuple[str, Scale], Worth | str] = OrderedDict()
+_budgets: OrderedDict[tuple[str, str, str | None], Budget] = OrderedDict()
+_lock = threading.Lock()
