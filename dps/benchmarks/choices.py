@@ -39,7 +39,8 @@ _LONE_BRACES = re.compile(r"(?<![\\\w}])\{\s*(\w?)\s*\}")
 _SHORT_QUOTIENT = re.compile(r"(\\[dtc]?frac\s*(?:\{[^{}]*\})?)\s*(\w)")
 _QUOTIENT = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _SPACING = re.compile(
-    r"\\[,;:!> ()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|bf|rm|it|quad|qquad|limits)(?![A-Za-z])|\$|(?<=\w)~(?=\w)"
+    r"\\[,;:!> ()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|bf|rm|it|quad|qquad|limits)(?![A-Za-z])"
+    r"|\$|(?<=\w)~(?=\w)"
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+|[%&#_{}$])")
 _SYMBOLS = {
