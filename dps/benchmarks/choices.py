@@ -30,18 +30,21 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[A-Za-z0-9])(?![A-Za-z0-9]
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_TWO = re.compile(r"[\s$.)*]*(?:,|;|/|&|\band\b|\bor\b)[\s$(*]*", re.IGNORECASE)
 
-_WRAPPED = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|mathcal|boldsymbol"
-    r"|bm|operatorname|ce|boxed|fbox)\*?\s*\{([^{}]*)\}"
+_FONT_OR_BRACE = re.compile(
+    r"(?P<font>\\(?:text|textbf|textit|textrm|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|mathcal"
+    r"|boldsymbol|bm|operatorname|ce|boxed|fbox)\*?\s*\{)|\\.|[{}]",
+    re.DOTALL,
 )
 _RAISED = re.compile(r"([\^_])\s*\{([^{}]*)\}")
 _LONE_BRACES = re.compile(r"(?<![\\\w}])\{\s*(\w?)\s*\}")
 _SHORT_QUOTIENT = re.compile(r"(\\[dtc]?frac\s*(?:\{[^{}]*\})?)\s*(\w)")
 _QUOTIENT = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_FACE = re.compile(r"\\(?:displaystyle|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z])")
 _SPACING = re.compile(
-    r"\\[,;:!> ()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|bf|rm|it|quad|qquad|limits)(?![A-Za-z])"
-    r"|\$|(?<=\w)~(?=\w)"
+    r"\\[,;:!> ()\[\]]|\\(?:left|right|[bB]igg?[lr]?|quad|qquad|limits)(?![A-Za-z])|\$|(?<=\w)~(?=\w)"
 )
+_TAG = re.compile(r"</?(?:answer|b|strong|i|em|u|code)>", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<!\w)'([^']{1,300})'(?!\w)")
 _COMMAND = re.compile(r"\\([A-Za-z]+|[%&#_{}$])")
 _SYMBOLS = {
     "times": "*", "cdot": "*", "ast": "*", "pm": "±", "mp": "∓", "to": "→", "rightarrow": "→", "longrightarrow": "→",
@@ -63,7 +66,7 @@ _LEAD = rf"(?:{_LEAD_WORD}\b[\s,:#-]*){{0,6}}"
 _ALONE = re.compile(rf"{_LEAD}[(\[{{]*\s*([A-Za-z])\s*[)\]}}]*\s*[.:,;!]*", re.IGNORECASE)
 """A letter and nothing else, but for words such as "option"."""
 _BEFORE_TEXT = re.compile(
-    rf"{_LEAD}(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:-]?|([A-Za-z])\s*(?:[)\]]\s*[.:-]?|[.:](?=\s)|:|\s-\s))\s*(?=\S)",
+    rf"{_LEAD}(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:-]?|([A-Za-z])\s*(?:[)\]]\s*[.:-]?|[.:](?=\s)|:|\s-\s|\s(?=\()))\s*(?=\S)",
     re.IGNORECASE,
 )
 """A letter that stands before its choice's text, as "B)" or "(B)"."""
@@ -74,7 +77,7 @@ _REASON = (
 )
 _LEADING = re.compile(
     rf"{_LEAD}(?:[(\[]\s*([A-Za-z])\s*[)\]]"
-    rf"|([A-Za-z])(?=$|[.,;:!?)\]\"'](?![A-Za-z0-9])|\s*\(|\s+-\s|\s+(?:{_REASON})\b))",
+    rf"|([A-Za-z])(?=$|[.,;:!?)\]\"](?![A-Za-z0-9])|\s*\(|\s+-\s|\s+(?:{_REASON})\b))",
     re.IGNORECASE,
 )
 """A letter with which a statement begins and that the statement goes on from, as in "B because"."""
@@ -86,19 +89,24 @@ _ANOTHER = re.compile(
 """A second letter after a first one: who names two choices has chosen none."""
 
 _SUBJECT = re.compile(
-    r"\b(?:answer|(?:correct|right|best|final|my)\s{1,3}(?:answer\s{1,3})?(?:choice|option|alternative|one|selection)"
+    r"\b(?:answer|(?:correct|right|best|final|my|selected|chosen)\s{1,3}(?:answer\s{1,3})?(?:choice|option|alternative|one|selection)"
     r"|(?:choice|option)(?=\s{1,3}is\b)|(?:choose|chose|pick|select|go with|going with)(?=\s))",
     re.IGNORECASE,
 )
 _LINK = re.compile(r"\b(?:is|be|are|was|choose|chose|pick|select|with)\b[\s*]*:?|[:=→]|->", re.IGNORECASE)
 _REFUSED = re.compile(r"(?:\bnot|n't|\bcannot|\bnever)[\s*]*$|\b(?:choice|option)s?\s+\(?[A-Z]\b", re.IGNORECASE)
 _IS_RIGHT = re.compile(
-    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?\*{0,3}[(\[]?([A-Z])[)\]]?\*{0,3}\s{1,3}"
+    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?[*$]{0,3}[(\[]?([A-Z])[)\]]?[*$]{0,3}\s{1,3}"
     r"(?:is|must be|would be|seems)\s{1,3}(?:(?:the|most|only|likely|therefore|thus|clearly|indeed)\s{1,3}){0,3}"
     r"(?:correct|right|best|answer)\b"
 )
-_DOUBTED = re.compile(r"\b(?:if|whether|neither|nor|not|suppose|assume)\s*$|(?:\band|\bor|,)\s*$", re.IGNORECASE)
-_MENTIONED = re.compile(r"(?:\b[Oo]ption\s{1,3}|\b[Cc]hoice\s{1,3}|(?<![\w\\])(?=\())\*{0,3}\(?([A-Z])\b\)?")
+_DOUBTED = re.compile(
+    r"\b(?:if|whether|neither|nor|not|suppose|assume)\s*$|(?:\band|\bor|\b[A-Z]\)?,)\s*$", re.IGNORECASE
+)
+_MENTIONED = re.compile(
+    r"(?:\b[Oo]ption\s{1,3}|\b[Cc]hoice\s{1,3}|(?<![\w\\])(?=\()|\b(?:corresponds to|matches|leaves|leaving)\s{1,3}"
+    r"(?:only\s)?(?=\*{0,3}\(?[A-Z]\)?\*{0,3}[.,;\n]))\*{0,3}\(?([A-Z])\b\)?"
+)
 _DENIED = re.compile(
     r"[\s*)]*(?:(?:is|are|was|would be|can be)\s+(?:also\s+)?(?:not|wrong|incorrect|false|ruled|excluded|out\b)"
     r"|(?:does|do|can|is)(?:\s+not|n't)|cannot|fails)",
@@ -165,7 +173,9 @@ def read_choice(text: str, choices: Sequence[str]) -> str | None:
         letter, rest = (before[1] or before[2]).upper(), plain[before.end() :]
         other = _ALONE.fullmatch(rest)
         several = _ANOTHER.match(plain[before.end(1) if before[1] else before.end(2) :])
-        contradicts = several or (other is not None and other[1].upper() != letter)
+        entry = _BEFORE_TEXT.match(rest)  # of a list of the choices
+        listed = entry is not None and (entry[1] or entry[2]).upper() in {*letters} - {letter}
+        contradicts = several or listed or (other is not None and other[1].upper() != letter)
         if letter in letters and (not contradicts or _by_text(rest, choices) == letter):
             return letter
     if (spaced := _SPACED.match(plain)) is not None and _by_text(plain[spaced.end() :], choices) == spaced[1]:
@@ -196,15 +206,24 @@ def normal_text(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Return a text without markup, LaTeX's fonts and mathematics signs; spaces single, dashes as hyphens."""
-    text = _SPACING.sub(" ", _unwrapped(text.translate(_TYPED).replace("**", "").replace("__", "")))
-    return " ".join(text.split()).strip(" *_\"'#>")
+    text = _SPACING.sub(" ", _unwrapped(_TAG.sub(" ", text.translate(_TYPED)).replace("**", "").replace("__", "")))
+    return " ".join(_QUOTED.sub(r"\1", text).split()).strip(' *_"#>')
 
 
 def _unwrapped(text: str) -> str:
     """Return a text without the commands and braces of fonts, superscripts and single characters."""
-    for _ in range(8):
-        shorter = _RAISED.sub(r"\1\2", _WRAPPED.sub(r"\1", text))
-        shorter = _LONE_BRACES.sub(r"\1", shorter)
+    kept, opened, last = [], [], 0
+    for found in _FONT_OR_BRACE.finditer(text := _FACE.sub(" ", text)):
+        drops = found["font"] is not None
+        if found[0][-1] == "{" and (drops or found[0] == "{"):
+            opened.append(drops)
+        elif found[0] == "}" and opened:
+            drops = opened.pop()
+        kept += [text[last : found.start()], "" if drops else found[0]]
+        last = found.end()
+    text = "".join(kept) + text[last:]
+    for _ in range(5):
+        shorter = _LONE_BRACES.sub(r"\1", _RAISED.sub(r"\1\2", text))
         if shorter == text:
             break
         text = shorter
@@ -299,7 +318,7 @@ def _statements(text: str, most: int) -> Iterator[str]:
 
 def _stated(tail: str, choices: Sequence[str]) -> str | None:
     """Return the choice with which a statement goes on."""
-    plain = _plain(tail)
+    plain = re.sub(r"^not\s+(?:option\s+)?\(?[A-Z]\)?,?\s+but\s+", "", _plain(tail))
     ends = [found.start() for found in re.finditer(r"[.,;!?](?=\s)|\s-\s", plain)][:8]
     if (same := _by_text(plain, choices)) is not None:
         return same

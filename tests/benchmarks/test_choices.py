@@ -6,9 +6,10 @@ import tracemalloc
 
 import pytest
 
-from dps.benchmarks import Item
+from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
 from dps.benchmarks.choices import find_boxed_letter, find_choice, normal_text, read_choice
 from dps.benchmarks.grading import ChoiceGrader, read
+from tests.benchmarks.data import slice_path
 
 PHYSICS = [r"B = \mu_0 I / 2", "A single electron", "$I = V/R$", "5 m/s"]
 LETTERED = ["c", "a", "d", "b"]
@@ -117,6 +118,50 @@ def test_letters_and_texts_are_told_apart(text, letter):
     assert find_choice(text, PHYSICS) == letter
 
 
+GIVES_C = [
+    "The answer is **C**", "The answer is C)", "the correct answer is (c) 5", r"Answer is: $\boxed{\text{(C)}}$",
+    "ANSWER: C", "Answer = C", "Answer: Option C", "Final Answer: The final answer is C. I hope it is correct.",
+    "Therefore, the answer is C: 5", "C is correct because", "Choice C is the right answer", "correct answer: C. 5",
+    r"\boxed{C.}", r"\boxed{\text{C}.}", r"\boxed{(\text{C})}", r"\boxed{\textbf{C) }5}", r"\boxed{\mathbf{(C)}\ 5}",
+    r"\boxed{\text{The answer is C}}", r"\boxed{\text{choice } C}", r"\boxed{$C}", r"\boxed{$C$}", r"\boxed {C}",
+    r"\\boxed{C}", "**C**", "c", "`C`", "[C]", "{C}", "(C", "C - 5", "Answer C", "answer - C", "I'd go with C.",
+    "I would select (C)", "My answer: C", "Selected option: C", "So, C is the answer.", "It's C.", "It is (C).",
+    "Hence C.", "Thus the answer should be C", "that leaves option C", "leaving only (C)", "**C.**", "C.", "C:",
+    "Option C.", "Option (C)", "option c", "choice c", "The answer is $C$.", r"The answer is \(C\)",
+    r"The answer is \textbf{C}", r"\textbf{C}", r"$\text{C}$", "The answer is C, not D.",
+    "The answer is either A or B, but since x, it is C.", "The answer is not A but C.", "Only C is correct.",
+    "A is incorrect, B is incorrect, C is correct, D is incorrect.", "### Answer\nC", "### Final Answer:\n**C) 5**",
+    "The correct answer is:\n\n**C) $I = V/R$**\n\nThis is since it is.",
+    "Answer: C\n\nExplanation: A single electron is not.", "Answer: C) 5\nOption A is wrong.", "<answer>C</answer>",
+    "The answer is option C: I = V/R.", "The answer is I = V/R.", "The correct answer is $I=V/R$, Ohm's law.",
+    "so the current is I = V/R, which is option C.", "Which corresponds to C.", "This matches choice (C).",
+    "Answer choice C", "So the answer is\n$$\n\\boxed{\\text{C}}\n$$", "So the answer is\n\nC\n\nas said.",
+    "The letter is C", "The answer is C\\", r"$\boxed{C}$ $\boxed{C}$", r"\boxed{\text{I=V/R}}",
+    "\\boxed{C}\n\nQuestion: next one\n\\boxed{A}", r"Final answer: \boxed{\mathrm{(C)\;I=V/R}}",
+    r"\boxed{C \text{ (Ohm)}}", r"\boxed{\text{C (Ohm's law)}}", r"\boxed{C\text{ }}", r"\boxed{\large C}",
+    r"\boxed{\Large\textbf{C}}", r"\boxed{C\!}", r"\boxed{\;C\;}", "$C$ is the correct option.",
+    "The correct answer is therefore **option (C)**.", "**Correct answer: (C) I = V/R**", "The answer is C!",
+    "The answer is “C”.", "The answer is 'C'.", "the answer is c",
+]  # fmt: skip
+GIVES_NONE = [
+    "The answer is 42.", "Neither A nor C is correct.", "Both B and C are correct.", "B or C",
+    "The answer is B or C.", r"\boxed{B, C}", r"\boxed{B,C}", r"\boxed{\text{B and C}}", r"\boxed{\text{A, B, C}}",
+    r"\boxed{B\text{ and }C}", "The answer is A, B and C.", "Answer: B/C", "Answer: (B), (C)", "answer: B & C",
+    "A single one.", r"\boxed{A single}", r"\boxed{A \cdot B}", r"\boxed{A+B}", r"\boxed{C_2}", r"\boxed{B^2}",
+    r"\boxed{A(x)}", r"\boxed{D = 5}", r"\boxed{C-D}", r"\boxed{C'}", "The answer is A x B", "The answer is D/2.",
+    "The answer is D_2.", "I think so", r"\boxed{\text{none}}", "None of A, B, C or D.",
+    "The answer is a mixture of B and C.", "A. B. C. D.", "A B C D", "The answer is A+", "The answer is a good one.",
+    "Is the answer A?", "Answer: A or not A", "f(A)", "P(B)=1", "the answer is A-type", "The answer is A′",
+    r"\boxed{A \text{ or } B}", r"\boxed{\text{(A) or (B)}}", r"\boxed{\text{Options A and B}}",
+    "Options B and C are right.", "The answer is C = I",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("texts", "letter"), [(GIVES_C, "C"), (GIVES_NONE, None)])
+def test_many_ways_to_give_a_letter_and_to_give_none(texts, letter):
+    assert {text: find_choice(text, PHYSICS) for text in texts} == dict.fromkeys(texts, letter)
+
+
 @pytest.mark.parametrize(
     ("choices", "text", "letter"),
     [
@@ -191,6 +236,22 @@ def test_every_choice_is_its_own_text():
                 assert find_choice(rf"\boxed{{{choice}}}", choices) == letter
                 assert find_choice(f"{letter}) {choice}", choices) == letter
     assert normal_text(r"\left( 1 \right)") == normal_text("(1)")
+
+
+def test_every_choice_of_the_real_questions_is_found_by_letter_and_by_text():
+    path = str(slice_path("gpqa_diamond_first120.jsonl"))
+    for item in load_benchmark(BenchmarkConfig(name="gpqa", path=path)).items:
+        choices = item.metadata["choices"]
+        assert ChoiceGrader().grade(item.gold, item) is True
+        for letter, choice in zip("ABCD", choices, strict=True):
+            texts = [rf"\boxed{{{letter}}}", f"The answer is ({letter}).", f"**Answer: {letter}) {choice}**"]
+            texts += [f"The correct answer is {letter}, because.", rf"\boxed{{\text{{{letter}. {choice}}}}}"]
+            by_text = [rf"\boxed{{{choice}}}", f"Some thoughts.\n\nThe answer is: {choice}"]
+            # A text that is or ends in what no box can hold, or that another choice has, is asked for by letter alone.
+            unique = [normal_text(c).casefold() for c in choices].count(normal_text(choice).casefold()) == 1
+            if unique and "\n" not in choice and choice.count("{") == choice.count("}"):
+                texts += by_text
+            assert {text: find_choice(text, choices) for text in texts} == dict.fromkeys(texts, letter), choices
 
 
 PIECES = [
