@@ -48,8 +48,10 @@ def find_strict_program(text: str, prompt: str, entry_point: str) -> str | None:
     text, prompt = _clean(text), _clean(prompt)
     before, blocks = _fenced(text)
     program = _from_blocks(blocks, prompt, entry_point)
-    if program is None and before.strip():
-        program = _continued(before, prompt, entry_point)
+    # What looks like a fence may stand in a string of the continuation.
+    texts = dict.fromkeys([before, text]) if program is None and before.strip() else ()
+    for continuation in texts:
+        program = program or _continued(continuation, prompt, entry_point)
     return program
 
 
@@ -193,7 +195,7 @@ def _from_blocks(blocks: list[str], prompt: str, entry_point: str) -> str | None
         own = known | _bound(tree)
         if number != defining[-1]:
             stub = number > defining[-1] and entry_point in _bound(tree)
-            if stub or tree is None or _leaves_a_function(tree) or not loaded_names(tree.body, at_once=True) <= own:
+            if stub or tree is None or _leaves_a_function(tree) or not _runs(tree.body, own):
                 continue
         known = own
         parts.append(code)
@@ -202,6 +204,11 @@ def _from_blocks(blocks: list[str], prompt: str, entry_point: str) -> str | None
 
 def _bound(tree: ast.Module | None) -> set[str]:
     return set() if tree is None else {name for node in tree.body for name, _ in bound_names(node)}
+
+
+def _runs(nodes: list[ast.stmt], known: set[str]) -> bool:
+    """Whether statements need no other names than these when they run; ``import *`` may bring any."""
+    return "*" in known or loaded_names(nodes, at_once=True) <= known
 
 
 def _leaves_a_function(tree: ast.Module) -> bool:
@@ -257,7 +264,7 @@ def _code_with(code: str, entry_point: str, preamble: str = "") -> str | None:
             clear = not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)
             empty = isinstance(node, ast.AnnAssign) and node.value is None
             again = definition_of([node], entry_point) is not None
-            if again or not clear or empty or not loaded_names([node], at_once=True) <= own:
+            if again or not clear or empty or not _runs([node], own):
                 break
         known, last = own, node.end_lineno or last
         defined = defined or definition_of([node], entry_point) is not None
@@ -274,7 +281,7 @@ def _within(text: str, entry_point: str, preamble: str) -> str | None:
             break
         width = len(found[1])
         after = _whole_lines(text[found.start() : found.start() + LONGEST_PROGRAM], len(text) - found.start())
-        earlier = text[max(0, found.start() - LONGEST_PROGRAM) : found.start()].split("\n")[1 if width else 0 :]
+        earlier = text[max(0, found.start() - LONGEST_PROGRAM) : found.start()].split("\n")
         for lines in (_end_of_code(_moved(earlier, width)), _decorators(_moved(earlier, width))):
             source = "\n".join([*lines, *_moved(after.split("\n"), width)])
             code = _code_with(leading_code(source), entry_point, preamble)

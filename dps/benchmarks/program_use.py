@@ -10,7 +10,7 @@ _DEFINITIONS = (*_FUNCTIONS, ast.ClassDef)
 _CALLABLES = (ast.Lambda, ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.IfExp)
 """What a name may be set to and be a function then."""
 _CONSOLE = frozenset({"print", "pprint", "input", "exit", "quit", "help", "breakpoint", "display"})
-_CONSOLE_MODULES = frozenset({"doctest", "unittest", "pytest", "timeit", "pdb", "pprint"})
+_CONSOLE_MODULES = frozenset({"doctest", "unittest", "pytest", "timeit", "pdb", "pprint", "stdin"})
 _CONSOLE_METHODS = frozenset({("sys", "exit"), ("sys", "stdin"), ("sys", "stdout"), ("os", "_exit"), ("os", "abort")})
 _APPLYING = frozenset({"map", "filter"})
 
@@ -20,7 +20,7 @@ def without_use(source: str, tree: ast.Module, entry_point: str) -> str:
 
     Those may wait for input, print, end the process, or assert what is wrong. A statement shows use if it is
 
-    - an ``assert``, or an expression that calls nothing;
+    - an ``assert`` or holds one, or is an expression that calls nothing;
     - any other than a definition or an import in which the function is called (by name, by ``map`` or ``filter``, by a
       function of the program that calls it, by one that asserts and is given it), or the console is used: ``print``,
       ``input``, ``exit``, ``sys.exit``, ``sys.stdin``, ``doctest``, ``unittest``, ``timeit`` and the like.
@@ -153,21 +153,23 @@ def _shows_use(node: ast.stmt, testers: set[str], asserting: set[str], entry_poi
     calls = [part for part in parts if isinstance(part, ast.Call)]
     if isinstance(node, ast.Expr) and not calls:
         return True
+    if any(isinstance(part, ast.Assert) or (_path(part)[:2] in _CONSOLE_METHODS) for part in parts):
+        return True
     for call in calls:
         path = _path(call.func)
         arguments = (part for argument in (*call.args, *call.keywords) for part in ast.walk(argument))
         given = {part.id for part in arguments if isinstance(part, ast.Name)}
         if path[:1] and (path[0] in testers or (len(path) == 1 and path[0] in _CONSOLE)):
             return True
-        if (path[:1] and path[0] in _CONSOLE_MODULES) or path[:2] in _CONSOLE_METHODS:
+        if path[:1] and path[0] in _CONSOLE_MODULES:
             return True
         if path[:1] and (path[0] in asserting or path[0] in _APPLYING) and given & testers:
             return True
     return False
 
 
-def _path(function: ast.expr) -> tuple[str, ...]:
-    """Return the names of which a called expression consists, ``("sys", "stdin", "read")``; empty if it has others."""
+def _path(function: ast.AST) -> tuple[str, ...]:
+    """Return the names of which an expression consists, ``("sys", "stdin", "read")``; empty if it has others."""
     names: list[str] = []
     while isinstance(function, ast.Attribute | ast.Call):
         if isinstance(function, ast.Attribute):

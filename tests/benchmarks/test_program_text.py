@@ -68,6 +68,11 @@ STRICT = {
     "continuation after an empty line": "\n" + BODY,
     "continuation with the head again": CODE,
     "continuation with a decorated head": "import functools\n@functools.lru_cache(None)\n" + CODE,
+    "continuation with a fence in a string": '    s = """\n    ```\n    code\n    ```\n    """\n    return math.pi * r * r\n',
+    "continuation with the whole prompt again": PROMPT + BODY,
+    "continuation of an open fence": CODE + "```\n\nThat is the function.\n```python\nprint(area(3))\n```",
+    "continuation with a constant from everything": "    return math.pi * r ** TWO\nfrom math import *\nTWO = int(e)\n",
+    "continuation between tags": f"[PYTHON]\n{CODE}[/PYTHON]\n",
     "main block": BODY + "\n\nif __name__ == '__main__':\n    import doctest\n    doctest.testmod()\n",
     "fence": f"Here:\n```python\n{CODE}```\nIt works.",
     "fence at once": f"```python\n{CODE}```",
@@ -130,10 +135,12 @@ STRICT = {
         "test()\ncheck(area)\nmain()\nunittest.main()\nT().test()\narea(1) == 2\narea\nresult = area('a')\n"
         "for r in (1, 'b'):\n    print(area(r))\nassert area(1) == 3\nassert False, 'no'\n"
         "try:\n    area('a')\nexcept ValueError as e:\n    print(e)\nlist(map(area, 'ab'))\n"
-        "while True:\n    r = input()\nwith open('x') as f:\n    print(f)\nif True:\n    print(area('c'))\nexit()\nsys.exit(1)\n```"
+        "while True:\n    r = input()\nfor line in sys.stdin:\n    print(line)\nfor a, b in [(1, 2)]:\n    assert a == b\nx = int(sys.stdin.readline())\nwith open('x') as f:\n    print(f)\nif True:\n    print(area('c'))\nexit()\nsys.exit(1)\n```"
     ),
     "main block in a fence": f"```python\n{CODE}\nif __name__ == \"__main__\":\n    r = float(input())\n    print(area(r))\n```",
     "semicolons": "```python\nx = 1; K = math.pi\ndef area(r): return K * r * r; pass\n```",
+    "indented in the fence": "```python\n    from math import pi\n    def area(r):\n        return pi * r * r\n```",
+    "a last block that was cut off": f"```python\n{CODE}```\nFaster:\n```python\ndef area(r):\n    return math.pow(",
     "form feed and a byte order mark": f"\ufeff```python\n{CODE}\x0c\n```",
 }  # fmt: skip
 
