@@ -248,6 +248,7 @@ def _symbol(command: str) -> str:
 
 @lru_cache(maxsize=64)
 def _forms(choices: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    choices = choices[: len(LETTERS)]
     normal = tuple(map(normal_text, choices))
     return tuple(" ".join(choice.split()) for choice in choices), normal, tuple(form.casefold() for form in normal)
 

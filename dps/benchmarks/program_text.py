@@ -27,6 +27,7 @@ _MOST_TRIES = 5
 _FENCE = re.compile(
     r"^(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE
 )
+_QUOTED_FENCE = re.compile(r"^> ?(?:```|~~~)", re.MULTILINE)
 _CODE_LINE = re.compile(r"\s|from |import |def |async |class |@|#|[)\]}]|[A-Za-z_]\w*(?::[^=]*)? = ")
 """How a line of a program may begin."""
 _CONTINUES = frozenset({"else", "elif", "except", "finally"})
@@ -129,8 +130,10 @@ def _statement_rows(lines: list[str]) -> list[int]:
 
 
 def _clean(text: str) -> str:
-    """Return a text with line ends of one kind."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    """Return a text with line ends of one kind, lines that begin with usual spaces, and quoted code as it is."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    text = re.sub(r"^[ \t]*\u00a0[ \t\u00a0]*", lambda found: found[0].replace("\u00a0", " "), text, flags=re.MULTILINE)
+    return re.sub(r"^> ?", "", text, flags=re.MULTILINE) if _QUOTED_FENCE.search(text) else text
 
 
 def _fenced(text: str) -> tuple[str, list[str]]:
