@@ -37,7 +37,7 @@ _HASHES = re.compile(r"#{4,}\s*([^\n]*)")
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
-_NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Problem|Question|Q)\s*(?:[0-9]+\s*)?:")
+_NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Problem|Question|Q)\s*[0-9]*\s*:")
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from dps.benchmarks.answers import before_next_question
-
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
 _MOST_PLACES = 100
@@ -26,6 +24,10 @@ _MOST_PLACES = 100
 _MARGIN = 300
 """Characters by which LaTeX may be longer than twice the longest choice."""
 
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]*(?:(?:Problem|Question|Q)\s*(?:[0-9]+\s*)?:|Answer the following multiple choice question\b)"
+)
+"""What a model begins a question of its own with, after its answer; the last is our own prompt's beginning."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[A-Za-z0-9])(?![A-Za-z0-9]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_TWO = re.compile(r"[\s$.)*]*(?:,|;|/|&|\band\b|\bor\b)[\s$(*]*", re.IGNORECASE)
@@ -125,7 +127,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
         text: The decoded response; from a next question of its own on it is left out.
         choices: The choices' texts in the order of their letters.
     """
-    response = before_next_question(text)
+    response = _before_next_question(text)
     most = _most_characters(choices)
     for start, end, content in reversed(list(_boxes(response, most))):
         if (letter := read_choice(content, choices)) is not None:
@@ -143,7 +145,7 @@ def find_boxed_letter(text: str, choices: Sequence[str]) -> str | None:
         text: The decoded response; from a next question of its own on it is left out.
         choices: The choices' texts in the order of their letters.
     """
-    response = before_next_question(text)
+    response = _before_next_question(text)
     boxes = [box for box in _boxes(response, _MARGIN) if response.startswith(r"\boxed", box[0])][-1:]
     if not boxes or _joined(response, *boxes[0][:2]):
         return None
@@ -202,6 +204,11 @@ def normal_text(text: str) -> str:
     text = _COMMAND.sub(lambda found: _symbol(found[1]), text).translate(_TYPED)
     text = re.sub(r"\{(\w*)\}|(?<=\^)\(([+-]?\w+)\)", r"\1\2", re.sub(r"\s+", "", text))
     return text.replace("{", "(").replace("}", ")").strip(".,;:!\"'")
+
+
+def _before_next_question(text: str) -> str:
+    found = _NEXT_QUESTION.search(text)
+    return text[: found.start()] if found and text[: found.start()].strip() else text
 
 
 def _plain(text: str) -> str:

@@ -85,6 +85,7 @@ CLAIMS = ["A and B", "B and C", "A, B and C", "C"]
         ("B) A single electron\n\nBecause it is.", "B"),
         ("A. First we look at the field.\nThen at the rest.", None),
         ("The answer is (B).\nProblem: another\nThe answer is (C).", "B"),
+        ("B\n\nAnswer the following multiple choice question. Which?\n\n\\boxed{C}", "B"),
         (r"the answer is \boxed{C", "C"),
         ("A and B", None),
         (r"\boxed{A and B}", None),
