@@ -7,12 +7,12 @@ thread. The graders for mathematics and for code are in ``math`` and ``code``; t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from dps.benchmarks.answers import answer_key, before_next_question, boxed_contents
+from dps.benchmarks.answers import answer_key
+from dps.benchmarks.choices import find_boxed_letter, find_choice, read_choice
 
 if TYPE_CHECKING:
     from dps.benchmarks.benchmark import Item
@@ -108,39 +108,25 @@ class TextGrader:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceGrader:
-    """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order."""
+    """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
+
+    The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.
+    """
 
     in_background: bool = False
 
     def extract(self, text: str, item: Item) -> str | None:
-        r"""Return the letter: in the last box, after the last "answer", in the last brackets, or alone on a last line.
-
-        A box may hold the choice's text instead of its letter.
-        """
-        response = before_next_question(text)
-        strict = self.extract_strict(text, item)
-        if strict is not None:
-            return strict
-        letters = _letters(item)
-        for content in reversed(boxed_contents(response)):
-            if (letter := _choice_of(content, item)) is not None:
-                return letter
-        stated = _STATED_CHOICE.findall(response)
-        bracketed = _BRACKETED_CHOICE.findall(response)
-        last = response.strip().splitlines()[-1:] or [""]
-        alone = [last[0].strip(" .*:")] if len(last[0].strip(" .*:")) == 1 else []
-        found = [letter for group in (stated, bracketed, alone) for letter in group[-1:]]
-        return next((letter for letter in found if letter in tuple(letters)), None)
+        """Return the letter of the choice that the response gives, see :func:`~dps.benchmarks.choices.find_choice`."""
+        return find_choice(text, item.metadata["choices"])
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return the letter in the last ``\boxed{}``."""
-        contents = boxed_contents(before_next_question(text))
-        letter = _TEXT_COMMAND.sub(r"\1", contents[-1]).strip(" .()$") if contents else None
-        return letter if letter in tuple(_letters(item)) else None
+        return find_boxed_letter(text, item.metadata["choices"])
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
-        """See :class:`Grader`."""
-        return None if item.gold is None else answer == item.gold
+        """See :class:`Grader`: no answer is wrong."""
+        gold = None if item.gold is None else read_choice(item.gold, item.metadata["choices"])
+        return None if gold is None else answer == gold
 
     def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
         """See :class:`Grader`."""
@@ -177,24 +163,3 @@ def number_classes(keys: Sequence[Hashable | None]) -> list[int]:
     """
     numbers: dict[Hashable, int] = {}
     return [-1 if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
-
-
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_STATED_CHOICE = re.compile(r"\banswer\b[^\n.:]{0,30}?(?:\bis\b:?|:)\s*[*\s($]*([A-J])\b", re.IGNORECASE)
-_BRACKETED_CHOICE = re.compile(r"\(([A-J])\)")
-
-
-def _letters(item: Item) -> str:
-    """Return the letters of a question's choices."""
-    return "ABCDEFGHIJ"[: len(item.metadata["choices"])]
-
-
-def _choice_of(content: str, item: Item) -> str | None:
-    """Return the letter of the choice that a text is: its letter with or without the text, or the text alone."""
-    plain = _TEXT_COMMAND.sub(r"\1", content).strip(" .$")
-    letters = _letters(item)
-    if (found := re.match(r"\(?([A-J])\)?(?:[.):]|\s|$)", plain)) and found[1] in letters:
-        return found[1]
-    choices = [" ".join(choice.split()).casefold() for choice in item.metadata["choices"]]
-    same = [letters[i] for i, choice in enumerate(choices) if choice == " ".join(plain.split()).casefold()]
-    return same[0] if len(same) == 1 else None

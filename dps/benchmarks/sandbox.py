@@ -23,7 +23,8 @@ from typing import Any
 from dps.errors import InputError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
-_LONGEST_VERDICT = 8 << 20
+_LONGEST_VERDICT = 1 << 20
+"""Bytes that a checker may say: as Python's objects they are some fifteen times as many."""
 _START_S = 60.0
 """Longest wait for the two processes to start; on a busy machine that takes seconds."""
 

@@ -10,6 +10,7 @@ parent through a pipe that the candidate does not have.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -20,7 +21,9 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections import Counter, OrderedDict, UserList, UserString, deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 MOST_BYTES = 4 << 20
@@ -31,7 +34,8 @@ MOST_BITS = 1 << 20
 """Of one integer."""
 MOST_PARTS = 100_000
 """Of an iterator."""
-_BASES = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
+_BASES = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, Counter, OrderedDict, dict, deque)
+_DICTIONARIES = {"dict": dict, "Counter": Counter, "OrderedDict": OrderedDict}
 
 
 class NotPlain(Exception):
@@ -48,8 +52,9 @@ class ProgramFailed(BaseException):
 def encode(value: Any, depth: int = 0) -> Any:
     """Return a plain value as JSON with its type beside it.
 
-    An object of a class derived from a plain type (a ``Counter``, a named tuple) travels as the plain value in it; what
-    its class says of itself, such as a lying ``__eq__``, stays behind. An iterator travels as what is left in it.
+    An object of a class derived from a plain type (a named tuple) travels as the plain value in it; what its class says
+    of itself, such as a lying ``__eq__``, stays behind. So do mappings, which travel as dictionaries. A view of a
+    dictionary travels as one, an iterator as what is left in it.
 
     Raises:
         NotPlain: For anything else, and what is nested too deeply or too long.
@@ -73,17 +78,46 @@ def encode(value: Any, depth: int = 0) -> Any:
         return ["b" if kind is bytes else "y", value.hex()]
     if kind in (list, tuple, set, frozenset):
         return [kind.__name__, [encode(part, depth + 1) for part in value]]
-    if kind is dict:
-        return ["dict", [[encode(key, depth + 1), encode(part, depth + 1)] for key, part in value.items()]]
+    if kind in (dict, Counter, OrderedDict):
+        return [kind.__name__, _pairs(value.items(), depth)]
     if kind is range:
         return ["range", [encode(part, depth + 1) for part in (value.start, value.stop, value.step)]]
+    if kind is deque:
+        return ["deque", [encode(part, depth + 1) for part in value], encode(value.maxlen)]
+    if (number := _number(value)) is not None:
+        return number
     if (base := next((base for base in _BASES if isinstance(value, base)), None)) is not None:
         return encode(str.__str__(value) if base is str else base(value), depth + 1)
+    if isinstance(value, UserList | UserString):
+        return encode(value.data, depth + 1)
+    if isinstance(value, KeysView | ValuesView):
+        return ["keys" if isinstance(value, KeysView) else "values", [encode(part, depth + 1) for part in value]]
+    if isinstance(value, ItemsView):
+        return ["items", _pairs(value, depth)]
+    if isinstance(value, Mapping):
+        return ["dict", _pairs(value.items(), depth)]
+    if kind is memoryview:
+        return ["b", value.tobytes().hex()]
     if isinstance(value, Iterator):
         parts = [encode(part, depth + 1) for part in itertools.islice(value, MOST_PARTS + 1)]
         if len(parts) <= MOST_PARTS:
             return ["iterator", parts]
     raise NotPlain(f"a value of type {kind.__name__}")
+
+
+def _pairs(items: Any, depth: int) -> list[list[Any]]:
+    return [[encode(key, depth + 1), encode(part, depth + 1)] for key, part in items]
+
+
+def _number(value: Any) -> Any:
+    """Return a ``Decimal`` or ``Fraction`` as it travels, None for anything else; their modules are not loaded here."""
+    for module, name in (("decimal", "Decimal"), ("fractions", "Fraction")):
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and isinstance(value, kind):
+            if name == "Decimal":
+                return ["decimal", kind.__str__(value)]
+            return ["fraction", *(encode(part)[1] for part in (int(value.numerator), int(value.denominator)))]
+    return None
 
 
 def decode(value: Any, depth: int = 0) -> Any:
@@ -112,13 +146,28 @@ def decode(value: Any, depth: int = 0) -> Any:
             return (bytes if kind == "b" else bytearray).fromhex(parts[0])
         if kind in ("list", "tuple", "set", "frozenset"):
             return getattr(builtins, kind)([decode(part, depth + 1) for part in parts[0]])
-        if kind == "dict":
-            return {decode(key, depth + 1): decode(part, depth + 1) for key, part in parts[0]}
+        if kind in ("dict", "Counter", "OrderedDict", "items"):
+            pairs = ((decode(key, depth + 1), decode(part, depth + 1)) for key, part in parts[0])
+            return _DICTIONARIES[kind](dict(pairs)) if kind != "items" else dict(pairs).items()
+        if kind == "keys":
+            return dict.fromkeys([decode(part, depth + 1) for part in parts[0]]).keys()
+        if kind == "values":
+            return dict(enumerate([decode(part, depth + 1) for part in parts[0]])).values()
+        if kind == "deque":
+            return deque([decode(part, depth + 1) for part in parts[0]], decode(parts[1]))
+        if kind == "decimal" and type(parts[0]) is str:
+            from decimal import Decimal
+
+            return Decimal(parts[0])
+        if kind == "fraction":
+            from fractions import Fraction
+
+            return Fraction(int(parts[0], 16), int(parts[1], 16))
         if kind == "range":
             return range(*(decode(part, depth + 1) for part in parts[0]))
         if kind == "iterator":
             return iter([decode(part, depth + 1) for part in parts[0]])
-    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError) as error:
         raise NotPlain("a message that is no value") from error
     raise NotPlain("a message that is no value")
 
@@ -160,9 +209,9 @@ def candidate(job: dict[str, Any], channel: Channel) -> None:
     """Run the program, then call its function as often as the checker asks."""
     sys.setrecursionlimit(3000)
     try:
-        names: dict[str, Any] = {"__name__": "candidate"}
-        exec(compile(job["program"], "program.py", "exec"), names)
-        function = names[job["entry_point"]]
+        module = sys.modules["candidate"] = types.ModuleType("candidate")  # where a dataclass looks for its names
+        exec(compile(job["program"], "program.py", "exec"), module.__dict__)
+        function = module.__dict__[job["entry_point"]]
     except BaseException as error:  # whatever it raises, the program did not define the function
         channel.send({"error": type(error).__name__})
         return
@@ -257,15 +306,18 @@ def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -
 
 
 def _exception(names: Any) -> Exception | None:
-    """Return the exception that a candidate raised, or the nearest builtin one; None for what ends a program."""
+    """Return the exception that a candidate raised, or the nearest builtin one; None for what ends a program.
+
+    None also for what ends an iteration: ``all(map(candidate, inputs))`` would take it for the end of the inputs.
+    """
     kinds = (getattr(builtins, str(name), None) for name in (names if isinstance(names, list) else ()))
     kind = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseException)), BaseException)
-    if not issubclass(kind, Exception):
+    if not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
         return None
-    try:
-        return kind("raised by the program")
-    except TypeError:  # its constructor needs more, as that of UnicodeDecodeError
-        return kind.__new__(kind)
+    for make in (lambda: kind("raised by the program"), lambda: kind.__new__(kind)):
+        with contextlib.suppress(TypeError):  # its constructor needs more, as that of UnicodeDecodeError
+            return make()
+    return Exception("raised by the program")
 
 
 def _example(source: str, names: dict[str, Any]) -> Any:

@@ -82,6 +82,20 @@ HOSTILE = {
     ),
     "forged exception": "class AssertionError(Exception): pass\ndef f(x): raise AssertionError\n",
     "stop iteration": "def f(x): raise StopIteration\n",
+    "stop iteration of its own": "class E(StopIteration): pass\ndef f(x): raise E\n",
+    "stop asynchronous iteration": "def f(x): raise StopAsyncIteration\n",
+    "generator exit": "def f(x): raise GeneratorExit\n",
+    "forged decimal": "class Decimal:\n    def __str__(self): return '6'\nimport sys, types\nm = sys.modules['decimal'] = types.ModuleType('decimal')\nm.Decimal = Decimal\ndef f(x): return Decimal()\n",
+    "huge decimal": "from decimal import Decimal\ndef f(x): return Decimal('1E+999999999999999')\n",
+    "signalling decimal": "from decimal import Decimal\ndef f(x): return Decimal('sNaN')\n",
+    "mapping that is never empty": (
+        "from collections.abc import Mapping\nclass M(Mapping):\n    def __getitem__(self, k): return k\n"
+        "    def __len__(self): return 1\n    def __iter__(self):\n        while True: yield 0\ndef f(x): return M()\n"
+    ),
+    "view that is never empty": (
+        "from collections.abc import KeysView\nclass K(KeysView):\n    def __init__(self): pass\n"
+        "    def __iter__(self):\n        while True: yield 0\ndef f(x): return K()\n"
+    ),
     "keyboard interrupt": "def f(x): raise KeyboardInterrupt\n",
     "searches for the checker": (
         "import gc\ndef f(x):\n    return [o for o in gc.get_objects() if getattr(o, '__name__', '') == 'check'][0]\n"

@@ -1,8 +1,11 @@
+# ruff: noqa: E501
 import time
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
-from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
+from dps.benchmarks import BenchmarkConfig, Item, load_benchmark, programs
 from dps.benchmarks.grading import read
 from dps.benchmarks.programs import CodeGrader, examples_of
 from tests.benchmarks.data import slice_path
@@ -23,7 +26,7 @@ def area(r):
     0.0
     """
 '''
-TEST = "def check(candidate):\n    assert abs(candidate(2) - 12.566370614359172) < 1e-9\n    assert candidate(half(0)) == 0\n"  # noqa: E501
+TEST = "def check(candidate):\n    assert abs(candidate(2) - 12.566370614359172) < 1e-9\n    assert candidate(half(0)) == 0\n"
 RIGHT = "    return math.pi * r ** 2\n"
 ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry_point": "area"})
 
@@ -37,7 +40,7 @@ ITEM = Item("q", PROMPT, PROMPT + RIGHT, {"prompt": PROMPT, "test": TEST, "entry
         ("    # comment\n" + RIGHT + "    # end\n\nif __name__ == '__main__':\n    area(1)\n", True),
         ("Here:\n```python\ndef area(r):\n    return math.pi * r * r\n```\nIt works.", True),
         (
-            "```python\ndef area(r):\n    return 0\n```\nNo:\n```py\nfrom math import pi\ndef area(r):\n    return pi * r * r\n```",  # noqa: E501
+            "```python\ndef area(r):\n    return 0\n```\nNo:\n```py\nfrom math import pi\ndef area(r):\n    return pi * r * r\n```",
             True,
         ),
         ("```\ndef helper(x):\n    return x * x\n\ndef area(r):\n    return math.pi * helper(r)\n```", True),
@@ -157,3 +160,59 @@ def test_long_responses_are_read_in_time(text):
     started = time.monotonic()
     assert CodeGrader().extract(text, ITEM) is None
     assert time.monotonic() - started < 2
+
+
+def test_what_is_remembered_of_a_program_is_small(monkeypatch):
+    """Outputs of megabytes leave a digest; the oldest verdicts go when there are too many."""
+    monkeypatch.setattr(programs, "_verdicts", {})
+    monkeypatch.setattr(programs, "_KEPT", 5)
+    prompt = 'def f(x):\n    """\n    >>> f(1)\n    >>> f(2)\n    """\n'
+    item = Item("q", prompt, None, {"prompt": prompt, "test": "def check(c):\n    assert c(1)\n", "entry_point": "f"})
+    big = [f"{prompt}    return [[x] * {n}] * 100\n" for n in (200, 201, 200)]
+    assert CodeGrader().classes(big, item) == [0, 1, 0]
+    for n in range(8):
+        CodeGrader().grade(f"{prompt}    return 'a' * {n} * {'1' * n or '0'}\n", replace(item, gold=""))
+    kept = programs._verdicts
+    assert len(kept) == 5
+    assert all(isinstance(key, bytes) and len(key) == 32 and len(value) <= 64 for key, value in kept.items())
+
+
+def test_the_prompt_and_the_test_decide_a_verdict_too():
+    item = Item("q", "", "", {"prompt": "K = 1\n", "test": "def check(c):\n    assert c(K) == 1\n", "entry_point": "f"})
+    program = "def f(x): return x\n"
+    assert CodeGrader().grade(program, item) is True
+    assert CodeGrader().grade(program, replace(item, metadata=item.metadata | {"prompt": "K = 2\n"})) is False
+
+
+def test_outputs_beyond_all_bounds_are_no_outputs():
+    """The encoded outputs of all examples together are bounded, so that the main process never holds more."""
+    prompt = 'def f(x):\n    """\n    >>> f(1)\n    """\n'
+    item = Item("q", prompt, None, {"prompt": prompt, "test": "", "entry_point": "f"})
+    answers = [f"{prompt}    return list(range({n}))\n" for n in (200_000, 200_000, 200_001)]
+    tracemalloc.start()
+    assert CodeGrader().classes(answers, item) == [0, 0, 1]
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_equal_numbers_of_all_kinds_are_one_class():
+    prompt = 'from decimal import Decimal\nfrom fractions import Fraction\nimport collections\ndef f(x):\n    """\n    >>> f(1)\n    """\n'
+    item = Item("q", prompt, None, {"prompt": prompt, "test": "", "entry_point": "f"})
+    values = ["0.5", "Decimal('0.50')", "Fraction(1, 2)", "2", "Decimal('2E0')", "Fraction(4, 2)", "Decimal('NaN12')",
+              "Decimal('sNaN')", "float('nan')", "Decimal('1E+400')", "Decimal('1E+401')", "Fraction(10**400, 3)",
+              "float('inf')", "Decimal('Infinity')", "{1: 2}.keys()", "{1}", "{1: 2}.items()", "{(1, 2)}",
+              "collections.Counter([1])", "{1: 1}", "collections.OrderedDict({1: 1})"]  # fmt: skip
+    answers = [f"{prompt}    return {value}\n" for value in values]
+    assert CodeGrader().classes(answers, item) == [
+        0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6, 6, 7, 7, 8, 8, 9, 9, 9,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "piece", ["f(", "f(1) == 2 ", ">>> f(1)\n1\n", ">>> f(\n", ">>> ", "(", "f(1) => 2\n", "[", "\n", "'"]
+)
+def test_examples_of_long_prompts_are_found_in_time(piece):
+    prompt = 'def f(x):\n    """' + piece * (1_000_000 // len(piece))
+    started = time.process_time()
+    assert len(examples_of(prompt, "f")) <= 20
+    assert time.process_time() - started < 4

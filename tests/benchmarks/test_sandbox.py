@@ -1,11 +1,15 @@
+# ruff: noqa: E501
 import os
 import resource
 import socket
 import subprocess
 import tempfile
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -138,7 +142,9 @@ def test_examples_give_values_and_exceptions():
 @pytest.mark.parametrize(
     "value",
     [None, True, 0, -(10**500), 1.5, float("inf"), -0.0, 1j, "", "é\n\0\ud800", b"\0\xff", bytearray(b"a"),
-     [1, [2, ()]], (1,), {1, (2, 3)}, frozenset({1}), {(1, 2): [{}]}, {"a": None}],
+     [1, [2, ()]], (1,), {1, (2, 3)}, frozenset({1}), {(1, 2): [{}]}, {"a": None}, Decimal("1.50"), Decimal("-Infinity"),
+     Decimal("1E+999999"), Fraction(-1, 3), Counter("aab"), Counter(a=0), OrderedDict(b=1, a=2), deque([1, 2], 3),
+     {1: 2}.keys(), {1: [2]}.items()],
     ids=repr,
 )  # fmt: skip
 def test_plain_values_travel_unchanged(value):
@@ -161,20 +167,50 @@ def test_of_a_class_of_its_own_only_the_plain_value_travels():
         a: int
         b: list
 
-    back = decode(encode([Lying(3), Text("a"), Counter("aab"), OrderedDict(a=1), Pair(1, [2]), range(3)]))
-    assert repr(back) == "[3, 'a', {'a': 2, 'b': 1}, {'a': 1}, (1, [2]), range(0, 3)]"
+    class Count(Counter):
+        def __eq__(self, other):
+            return True
+
+    back = decode(encode([Lying(3), Text("a"), Count("aab"), defaultdict(int, a=1), Pair(1, [2]), range(3)]))
+    assert repr(back) == "[3, 'a', Counter({'a': 2, 'b': 1}), {'a': 1}, (1, [2]), range(0, 3)]"
     assert list(decode(encode(x * x for x in range(3)))) == [0, 1, 4]
     assert list(decode(encode(zip("ab", (1, 2), strict=True)))) == [("a", 1), ("b", 2)]
+
+
+class Color(Enum):
+    RED = 1
 
 
 def test_other_values_do_not_travel():
     nested = []
     for _ in range(100):
         nested = [nested]
-    for value in (object(), len, Ellipsis, count(), 1 << (1 << 21), nested, [object()]):
+    for value in (
+        object(),
+        len,
+        Ellipsis,
+        int,
+        Exception("x"),
+        Color.RED,
+        bytearray,
+        Fraction(1, 1 << (1 << 21)),
+        count(),
+        1 << (1 << 21),
+        nested,
+        [object()],
+    ):
         with pytest.raises(NotPlain):
             encode(value)
     messages = ("x", ["q", 1], ["i", "zz"], ["list", 3], {"a": 1}, 7, ["i"], ["set", [["list", []]]], ["range", []])
+    messages += (
+        ["decimal", "one"],
+        ["decimal", 1],
+        ["decimal", ["x"]],
+        ["fraction", "0x1", "0x0"],
+        ["fraction", "0x1"],
+    )
+    messages += (["fraction", 1, 2], ["Counter", 1], ["OrderedDict", [1]], ["deque", [], ["t", "a"]], ["deque", []])
+    messages += (["keys", [["list", []]]], ["items", [[1]]], ["values", 1], ["Counter", [[["list", []], None]]])
     for message in messages:
         with pytest.raises(NotPlain):
             decode(message)
@@ -182,15 +218,34 @@ def test_other_values_do_not_travel():
 
 @pytest.mark.parametrize(
     "body",
-    ["return object()", "return lambda: 0", "import os; os._exit(0)", "raise SystemExit", "raise KeyboardInterrupt"],
+    [
+        "return object()",
+        "return lambda: 0",
+        "import os; os._exit(0)",
+        "raise SystemExit",
+        "raise KeyboardInterrupt",
+        "raise StopIteration",
+        "raise StopAsyncIteration",
+        "raise GeneratorExit",
+        "raise BaseException",
+        "raise type('Own', (StopIteration,), {})",
+        "raise type('Own', (BaseException,), {})",
+        "return next(iter(()))",
+        "return Odd()",
+        "raise BaseExceptionGroup('x', [KeyboardInterrupt()])",
+    ],
 )
 @pytest.mark.parametrize(
     "check",
     ["assert candidate(1)", "assert candidate(1) != 5", "assert candidate(1) is not None",
-     "try: candidate(1)\n    except Exception: pass", "try: candidate(1)\n    except: pass"],
+     "try: candidate(1)\n    except Exception: pass", "try: candidate(1)\n    except: pass",
+     "assert all(map(candidate, [1, 2, 3]))", "assert list(map(candidate, [1])) in ([], [1])",
+     "assert sum(iter(lambda: candidate(1), 0)) == 0", "assert next(filter(candidate, [1]), 1)"],
 )  # fmt: skip
 def test_what_fails_has_failed_whatever_the_test_makes_of_it(body, check):
-    assert verdict(f"def f(x):\n    {body}\n", f"def check(candidate):\n    {check}\n").kind == "failed"
+    odd = "class Odd:\n    def __eq__(self, other): return True\n    __lt__ = __ge__ = __ne__ = __eq__\n"
+    odd += "    def __hash__(self): return 1\n    def __bool__(self): return True\n    def __getattr__(self, n): return self\n"
+    assert verdict(f"{odd}def f(x):\n    {body}\n", f"def check(candidate):\n    {check}\n").kind == "failed"
 
 
 def test_an_exception_of_its_own_arrives_as_the_nearest_builtin_one():
@@ -198,6 +253,45 @@ def test_an_exception_of_its_own_arrives_as_the_nearest_builtin_one():
     assert verdict("class E(ValueError): pass\ndef f(x): raise E\n", test).kind == "passed"
     assert verdict("def f(x): return b'\\xff'.decode()\n", test).kind == "passed"
     assert verdict("class ValueError(Exception): pass\ndef f(x): raise KeyError\n", test).kind == "failed"
+
+
+@pytest.mark.parametrize(
+    ("program", "checks"),
+    [
+        ("from decimal import Decimal\ndef f(x): return Decimal('0.5')\n", "candidate(1) == 0.5; candidate(1) + 1 > 1.4"),
+        ("from fractions import Fraction as F\ndef f(x): return F(1, 2)\n", "candidate(1) == 0.5; abs(candidate(1) - 0.5) < 1e-6"),
+        ("from fractions import Fraction as F\ndef f(x): return F(4, 2)\n", "candidate(1) == 2; candidate(1).denominator == 1"),
+        ("def f(x): return {1: 2, 3: 4}.keys()\n", "candidate(1) == {3, 1}; list(candidate(1)) == [1, 3]; candidate(1) != [1, 3]"),
+        ("def f(x): return {1: 2, 3: 4}.values()\n", "list(candidate(1)) == [2, 4]; candidate(1) != [2, 4]; len(candidate(1)) == 2"),
+        ("def f(x): return {1: [2]}.items()\n", "list(candidate(1)) == [(1, [2])]; (1, [2]) in candidate(1)"),
+        ("from collections import Counter\ndef f(x): return Counter('aab')\n", "candidate(1) == {'a': 2, 'b': 1}; candidate(1)['z'] == 0"),
+        ("from collections import Counter\ndef f(x): return Counter(a=1, b=0)\n", "candidate(1) == type(candidate(1))(a=1); candidate(1) != {'a': 1}"),
+        ("from collections import OrderedDict as O\ndef f(x): return O(a=1, b=2)\n", "candidate(1) == {'b': 2, 'a': 1}; candidate(1) != type(candidate(1))(b=2, a=1)"),
+        ("from collections import defaultdict\ndef f(x):\n    d = defaultdict(list)\n    d[1].append(2)\n    return d\n", "candidate(1) == {1: [2]}"),
+        ("from collections import deque\ndef f(x): return deque([1, 2])\n", "candidate(1) == type(candidate(1))([1, 2]); list(candidate(1)) == [1, 2]; candidate(1) != [1, 2]"),
+        ("from collections import namedtuple\nP = namedtuple('P', 'a b')\ndef f(x): return P(1, 2)\n", "candidate(1) == (1, 2); candidate(1)[0] == 1"),
+        ("from collections import UserList, UserDict\ndef f(x): return [UserList([1]), UserDict(a=1)]\n", "candidate(1) == [[1], {'a': 1}]"),
+        ("from collections import ChainMap\ndef f(x): return ChainMap({1: 2}, {3: 4})\n", "candidate(1) == {1: 2, 3: 4}"),
+        ("from types import MappingProxyType as M\ndef f(x): return M({1: 2})\n", "candidate(1) == {1: 2}"),
+        ("from enum import IntEnum\nE = IntEnum('E', 'A B')\ndef f(x): return E.B\n", "candidate(1) == 2"),
+        ("def f(x): return memoryview(b'ab')\n", "candidate(1) == b'ab'"),
+        ("def f(x): return x\n", "candidate(Decimal('1.5')) == 1.5; candidate({1: 2}.keys()) == {1}; candidate(Counter('a')) == Counter('a')"),
+        ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    a: int\ndef f(x): return P(x).a\n", "candidate(1) == 1"),
+    ],
+)  # fmt: skip
+def test_what_compares_equal_in_python_is_graded_as_there(program, checks):
+    """Each line holds when the function is called in one process; the sandbox says the same."""
+    lines = "".join(f"    assert {check.strip()}\n" for check in checks.split(";"))
+    test = f"from collections import Counter\nfrom decimal import Decimal\ndef check(candidate):\n{lines}"
+    names = {"__name__": "builtins"}
+    exec(compile(program + ("\n" if "__future__" in program else "") + test, "plain", "exec"), names)
+    names["check"](names["f"])
+    assert verdict(program, test).kind == "passed"
+
+
+def test_an_exception_that_cannot_be_made_is_one_all_the_same():
+    test = "def check(candidate):\n    try: candidate(1)\n    except Exception: return\n    assert False\n"
+    assert verdict("def f(x): raise ExceptionGroup('no', [ValueError()])\n", test).kind == "passed"
 
 
 def test_sets_have_the_same_order_every_time():

@@ -1,0 +1,391 @@
+"""From a response's text to the Python program that it gives: pure functions of strings, nothing is run here.
+
+Where a program ends is decided by Python's own tokens and grammar, one top-level statement after the other, and not by
+the columns in which lines begin. What belongs to it is said at :func:`without_use`. Of a response that is longer than
+any program only bounded parts are parsed, so that reading takes time in proportion to the response's length.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import tokenize
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from dps.benchmarks.program_use import bound_names, definition_of, loaded_names, without_use
+
+LONGEST_PROGRAM = 20_000
+"""Characters; what is longer is no answer."""
+_MOST_BLOCKS = 100
+"""Code blocks of a response that are looked at, from the end."""
+_MOST_TRIES = 5
+"""Places at which a program is looked for in running text."""
+
+_FENCE = re.compile(
+    r"^(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE
+)
+_QUOTED_FENCE = re.compile(r"^> ?(?:```|~~~)", re.MULTILINE)
+_CODE_LINE = re.compile(r"\s|from |import |def |async |class |@|#|[)\]}]|[A-Za-z_]\w*(?::[^=]*)? = ")
+"""How a line of a program may begin."""
+_CONTINUES = frozenset({"else", "elif", "except", "finally"})
+_BUILTINS = frozenset(dir(builtins)) | {"__name__"}
+
+
+def find_strict_program(text: str, prompt: str, entry_point: str) -> str | None:
+    """Return the program of the code blocks that define the function, or of a text that continues the prompt.
+
+    The last block that defines the function is the program, with the other blocks that can run beside it: imports and
+    helpers may stand in blocks of their own, and what a later block defines again holds. What the prompt has before
+    the function is put before them. A text that continues the prompt may have lost the space that it begins with.
+
+    Args:
+        text: The decoded response.
+        prompt: Source up to and with the function's head and docstring.
+        entry_point: The function's name.
+    """
+    text, prompt = _clean(text), _clean(prompt)
+    before, blocks = _fenced(text)
+    program = _from_blocks(blocks, prompt, entry_point)
+    # What looks like a fence may stand in a string of the continuation.
+    texts = dict.fromkeys([before, text]) if program is None and before.strip() else ()
+    for continuation in texts:
+        program = program or _continued(continuation, prompt, entry_point)
+    return program
+
+
+def find_program(text: str, prompt: str, entry_point: str) -> str | None:
+    """Return the program of a response in any form.
+
+    After the strict forms: a definition within running text; a code block, or a text, with the function's body alone,
+    indented or not.
+
+    Args:
+        text: The decoded response.
+        prompt: Source up to and with the function's head and docstring.
+        entry_point: The function's name.
+    """
+    program = find_strict_program(text, prompt, entry_point)
+    if program is not None:
+        return program
+    text, prompt = _clean(text), _clean(prompt)
+    before, blocks = _fenced(text)
+    preamble = _before_function(prompt, entry_point)
+    code = _within(text, entry_point, preamble)
+    if code is not None:
+        return _finished(preamble + code, entry_point)
+    bodies = (_as_body(block, prompt, entry_point) for block in (*reversed(blocks), before))
+    return next((program for program in bodies if program is not None), None)
+
+
+def parsed(source: str) -> ast.Module | None:
+    """Return a source's syntax tree; None if it is no Python, or too deep for the parser."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def leading_code(source: str) -> str:
+    """Return the whole top-level statements with which a text begins, up to the first that is no Python."""
+    if parsed(source) is not None:
+        return source
+    lines = source.split("\n")
+    good = 0
+    for start, end in pairwise(_statement_rows(lines)):
+        if parsed("\n".join(lines[start:end])) is None:
+            break
+        good = end
+    return "\n".join(lines[:good])
+
+
+def _statement_rows(lines: list[str]) -> list[int]:
+    """Return the rows at which top-level statements begin, and at last the row at which no more tokens are found."""
+    rows: list[int] = []
+    depth, begins, decorated = 0, True, False
+    reader = iter([line + "\n" for line in lines])
+    try:
+        for token in tokenize.generate_tokens(lambda: next(reader, "")):
+            if token.type == tokenize.INDENT:
+                depth += 1
+            elif token.type == tokenize.DEDENT:
+                depth -= 1
+            elif token.type == tokenize.NEWLINE:
+                begins = True
+            elif begins and token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.ENDMARKER):
+                if depth == 0:
+                    if not decorated and token.string not in _CONTINUES:
+                        rows.append(token.start[0] - 1)
+                    decorated = token.string == "@"
+                begins = False
+    except tokenize.TokenError as error:  # a string or a bracket that is not closed
+        return [*rows, max(error.args[1][0] - 1, rows[-1] if rows else 0)]
+    except IndentationError as error:
+        return [*rows, (error.lineno or 1) - 1]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return rows
+    return [*rows, len(lines)]
+
+
+def _clean(text: str) -> str:
+    """Return a text with line ends of one kind, lines that begin with usual spaces, and quoted code as it is."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    text = re.sub(r"^[ \t]*\u00a0[ \t\u00a0]*", lambda found: found[0].replace("\u00a0", " "), text, flags=re.MULTILINE)
+    return re.sub(r"^> ?", "", text, flags=re.MULTILINE) if _QUOTED_FENCE.search(text) else text
+
+
+def _fenced(text: str) -> tuple[str, list[str]]:
+    """Return what stands before the first fence, and the contents of the last code blocks, in order.
+
+    A block ends at a fence of the same kind, at one that opens another block, or at the response's end. A block in a
+    list is moved to the left by the column of its fence.
+    """
+    before, opened = None, None
+    blocks: deque[str] = deque(maxlen=_MOST_BLOCKS)
+    for fence in _FENCE.finditer(text):
+        if before is None:
+            before = text[: fence.start()]
+        column = len(fence["indent"].expandtabs())
+        if opened is not None:
+            same = fence["mark"][0] == opened["mark"][0] and len(fence["mark"]) >= len(opened["mark"])
+            if not same or column > len(opened["indent"].expandtabs()) + 3:
+                continue
+            blocks.append(_content(text, opened, fence.start()))
+        opened = None if opened is not None and not fence["info"].strip() else fence
+    if opened is not None:
+        blocks.append(_content(text, opened, len(text)))
+    kept, total = [], 0
+    for block in reversed(blocks):
+        total += len(block)
+        if total > 5 * LONGEST_PROGRAM:
+            break
+        kept.append(block)
+    return text if before is None else before, kept[::-1]
+
+
+def _content(text: str, fence: re.Match[str], end: int) -> str:
+    """Return the code of a block from its fence to an end: bounded, moved to the left, without ``>>>``."""
+    lines = _whole_lines(text[fence.end() + 1 : min(end, fence.end() + 1 + LONGEST_PROGRAM)], end).split("\n")
+    column = len(fence["indent"].expandtabs())
+    lines = [line[min(column, len(line) - len(line.lstrip(" "))) :] if column else line for line in lines]
+    first = next((line for line in lines if line.strip()), "")
+    if first.startswith(">>>"):
+        lines = [line[4:] for line in lines if line.startswith((">>>", "..."))]
+    return "\n".join(lines) + "\n"
+
+
+def _whole_lines(part: str, length: int) -> str:
+    """Return a text, or if it is the first part of a longer one, its whole lines."""
+    return part.rpartition("\n")[0] if len(part) == LONGEST_PROGRAM < length else part
+
+
+def _from_blocks(blocks: list[str], prompt: str, entry_point: str) -> str | None:
+    """Return the program of code blocks, None if none of them defines the function."""
+    preamble, codes = _before_function(prompt, entry_point), []
+    for block in blocks:
+        code = leading_code(block)
+        if _defined(code, entry_point) is None and parsed(block) is None:
+            code = _within(block, entry_point, preamble) or code
+        codes.append(code)
+    defining = [number for number, code in enumerate(codes) if _defined(code, entry_point) is not None]
+    if not defining:
+        return None
+    known, parts = _BUILTINS | _bound(parsed(preamble)), [preamble]
+    for number, code in enumerate(codes):
+        tree = parsed(code)
+        own = known | _bound(tree)
+        if number != defining[-1]:
+            stub = number > defining[-1] and entry_point in _bound(tree)
+            if stub or tree is None or _leaves_a_function(tree) or not _runs(tree.body, own):
+                continue
+        known = own
+        parts.append(code)
+    return _finished("\n".join(part.rstrip("\n") for part in parts if part.strip()), entry_point)
+
+
+def _bound(tree: ast.Module | None) -> set[str]:
+    return set() if tree is None else {name for node in tree.body for name, _ in bound_names(node)}
+
+
+def _runs(nodes: list[ast.stmt], known: set[str]) -> bool:
+    """Whether statements need no other names than these when they run; ``import *`` may bring any."""
+    return "*" in known or loaded_names(nodes, at_once=True) <= known
+
+
+def _leaves_a_function(tree: ast.Module) -> bool:
+    """Whether there is a ``return`` or ``yield`` at top level: the source is a part of a function."""
+    inner = [part for node in tree.body if isinstance(node, _DEFINITIONS) for part in ast.walk(node)]
+    leaving = sum(isinstance(node, _LEAVING) for node in ast.walk(tree))
+    return leaving > sum(isinstance(node, _LEAVING) for node in inner)
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_LEAVING = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
+
+
+def _continued(text: str, prompt: str, entry_point: str) -> str | None:
+    """Return the program of a prompt and the text that continues it, up to what is no longer code."""
+    part = _whole_lines(text[:LONGEST_PROGRAM], len(text))
+    indent = _body_indent(prompt, entry_point)
+    stripped = part.lstrip("\n")
+    start = prompt if prompt.endswith("\n") or not prompt else prompt + "\n"
+    for source in (prompt + part, start + part, start + indent + stripped.lstrip(" \t")):
+        code = _code_with(leading_code(source), entry_point)
+        # With a space put before it, a word of English is a function's body.
+        if code is not None and (source in (prompt + part, start + part) or _returns(code, entry_point)):
+            return _finished(code, entry_point)
+    return None
+
+
+def _returns(code: str, entry_point: str) -> bool:
+    """Whether the function gives something back, or raises; those within it do not count."""
+    function = _defined(code, entry_point)
+    waiting: list[ast.AST] = list(function.body) if isinstance(function, _DEFINITIONS) else []
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, (*_LEAVING, ast.Raise)):
+            return True
+        if not isinstance(part, (*_DEFINITIONS, ast.Lambda)):
+            waiting += ast.iter_child_nodes(part)
+    return False
+
+
+def _code_with(code: str, entry_point: str, preamble: str = "") -> str | None:
+    """Return a source up to the function, and on while it is clearly code; None if it does not define the function.
+
+    A word of English may be an expression. A second definition of the function begins something else.
+    """
+    tree = parsed(code)
+    if tree is None:
+        return None
+    known, last, defined = _BUILTINS | _bound(parsed(preamble)), 0, False
+    for node in tree.body:
+        own = known | {name for name, _ in bound_names(node)}
+        if defined:
+            clear = not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)
+            empty = isinstance(node, ast.AnnAssign) and node.value is None
+            again = definition_of([node], entry_point) is not None
+            if again or not clear or empty or not _runs([node], own):
+                break
+        known, last = own, node.end_lineno or last
+        defined = defined or definition_of([node], entry_point) is not None
+    return "\n".join(code.split("\n")[:last]) + "\n" if defined else None
+
+
+def _within(text: str, entry_point: str, preamble: str) -> str | None:
+    """Return the program around the first definition of the function within running text; None if there is none."""
+    head = re.compile(
+        rf"^([ \t]*)(?:(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b|{re.escape(entry_point)} *=)", re.M
+    )
+    for tried, found in enumerate(head.finditer(text)):
+        if tried == _MOST_TRIES:
+            break
+        width = len(found[1])
+        after = _whole_lines(text[found.start() : found.start() + LONGEST_PROGRAM], len(text) - found.start())
+        earlier = text[max(0, found.start() - LONGEST_PROGRAM) : found.start()].split("\n")
+        for lines in (_end_of_code(_moved(earlier, width)), _decorators(_moved(earlier, width))):
+            source = "\n".join([*lines, *_moved(after.split("\n"), width)])
+            code = _code_with(leading_code(source), entry_point, preamble)
+            if code is not None:
+                return code
+    return None
+
+
+def _moved(lines: Iterable[str], width: int) -> list[str]:
+    """Return lines moved to the left by up to so many characters of space."""
+    return [line[min(width, len(line) - len(line.lstrip())) :] for line in lines]
+
+
+def _end_of_code(lines: list[str]) -> list[str]:
+    """Return the lines at the end that belong to a program: imports, helpers, constants; the last is empty."""
+    start = len(lines) - 1
+    while start > 0 and (not lines[start - 1] or _CODE_LINE.match(lines[start - 1])):
+        start -= 1
+    return lines[max(start, 0) : -1]
+
+
+def _decorators(lines: list[str]) -> list[str]:
+    """Return the lines at the end that are decorators."""
+    start = len(lines) - 1
+    while start > 0 and lines[start - 1].startswith("@"):
+        start -= 1
+    return lines[max(start, 0) : -1]
+
+
+def _as_body(text: str, prompt: str, entry_point: str) -> str | None:
+    """Return the program whose function has a text as its body, whatever that is indented by; it must return."""
+    part = re.sub(r"\A(?:[ \t]*\n)+", "", _whole_lines(text[:LONGEST_PROGRAM], len(text))).rstrip("\n")
+    lines = part.split("\n")
+    width = len(lines[0]) - len(lines[0].lstrip())
+    lines = leading_code("\n".join(_shifted(lines, width, ""))).split("\n")
+    start = prompt if prompt.endswith("\n") or not prompt else prompt + "\n"
+    source = start + "\n".join(_shifted(lines, 0, _body_indent(prompt, entry_point))) + "\n"
+    return _finished(source, entry_point) if _returns(source, entry_point) else None
+
+
+def _shifted(lines: list[str], width: int, indent: str) -> list[str]:
+    """Return lines with other spaces before them; what stands within a string of several lines stays."""
+    inside = set(_rows_in_strings(lines, width))
+    moved = []
+    for row, line in enumerate(lines):
+        stays = row in inside or not line.strip()
+        moved.append(line if stays else indent + line[min(width, len(line) - len(line.lstrip())) :])
+    return moved
+
+
+def _rows_in_strings(lines: list[str], width: int) -> Iterator[int]:
+    """Yield the rows that begin within a string."""
+    reader = iter([line + "\n" for line in (["if 1:"] if width else []) + lines])
+    start = None
+    try:
+        for token in tokenize.generate_tokens(lambda: next(reader, "")):
+            name = tokenize.tok_name[token.type]
+            if name == "FSTRING_START":
+                start = token.start[0]
+            first = start if name == "FSTRING_END" and start else token.start[0]
+            if name in ("STRING", "FSTRING_END"):
+                yield from (row - (2 if width else 1) for row in range(first + 1, token.end[0] + 1))
+    except (tokenize.TokenError, SyntaxError):
+        return
+
+
+def _head(prompt: str, entry_point: str) -> re.Match[str] | None:
+    return re.search(rf"^([ \t]*)(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", prompt, re.MULTILINE)
+
+
+def _before_function(prompt: str, entry_point: str) -> str:
+    """Return what a prompt has before the function: imports and helpers."""
+    found = _head(prompt, entry_point)
+    return prompt[: found.start()] if found else ""
+
+
+def _body_indent(prompt: str, entry_point: str) -> str:
+    """Return the space before the function's body, as its docstring in the prompt has it."""
+    tree, found = parsed(prompt), _head(prompt, entry_point)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, _DEFINITIONS) and node.name == entry_point:
+            line = prompt.split("\n")[node.body[0].lineno - 1]
+            indent = line[: len(line) - len(line.lstrip())]
+            if indent:
+                return indent
+    return (found[1] if found else "") + "    "
+
+
+def _defined(code: str, entry_point: str) -> ast.AST | None:
+    tree = parsed(code)
+    return None if tree is None else definition_of(tree.body, entry_point)
+
+
+def _finished(source: str, entry_point: str) -> str | None:
+    """Return a program without what only shows its use, imports from the future first; None if it is too long."""
+    tree = parsed(source)
+    if tree is None or definition_of(tree.body, entry_point) is None:
+        return None
+    source = without_use(source, tree, entry_point).strip("\n") + "\n"
+    future = re.findall(r"^from __future__ import [^\n(#;]*", source, re.MULTILINE)
+    if future and not source.startswith("from __future__"):
+        rest = re.sub(r"^from __future__ import [^\n(#;]*\n", "", source, flags=re.MULTILINE)
+        source = "\n".join([*future, rest])
+    return source if len(source) <= LONGEST_PROGRAM else None
