@@ -77,7 +77,7 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
 def graded(question: Question, grader: Grader, aggregator: str) -> Question:
     """Return a question with its responses read and graded by this grader."""
     item = Item(question.question_id, question.question, question.gold, question.metadata)
-    readings = [read_trajectory(grader, t, item) for t in question.trajectories]
+    readings = [read_trajectory(grader, t, item, question.prompt) for t in question.trajectories]
     classes = grader.classes([reading.answer for reading in readings], item)
     trajectories = tuple(
         replace(
