@@ -17,7 +17,7 @@ _MARKS = (
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A Reasoning
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
-    (r"<\|channel\|>\s*(?:analysis|commentary)[^<]*<\|message\|>", r"<\|channel\|>\s*final[^<]*<\|message\|>"),  # gpt-oss
+    (r"<\|channel\|>(?:analysis|commentary)[^<]*<\|message\|>", r"<\|channel\|>final[^<]*<\|message\|>"),  # gpt-oss
     (r"<\|channel>\s*thought\b", r"<channel\|>"),  # Gemma 4
 )
 """What opens and what closes thinking, by model family."""
@@ -34,8 +34,8 @@ _OPEN_AT_END = _compiled("(?:" + "|".join(re.sub(r"\?P<tag>", "?:", opening) for
 def answer_part(response: str, prompt: str = "") -> str | None:
     r"""Return what a response says after its thinking; None if its thinking never ended, or nothing follows it.
 
-    Everything up to the last closing mark is thinking, whether the response opened it, the prompt did, or nobody is seen
-    to have. A response whose thinking is still open at its end was cut short.
+    Everything up to the last closing mark is thinking, whether the response opened it, the prompt did, or nobody is
+    seen to have. A response whose thinking is still open at its end was cut short.
 
     Args:
         response: The decoded response.

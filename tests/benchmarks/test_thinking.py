@@ -99,7 +99,7 @@ def test_only_what_follows_the_thinking_is_read(name, opened, closed):
         ("x < think > y and 2 <3", "", "x < think > y and 2 <3"),
         ("if a < thinker and b > c", "", "if a < thinker and b > c"),
         ("rethink[THINKER]<thinks>", "", "rethink[THINKER]<thinks>"),
-        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>3<|return|>", "", "3<|return|>"),
+        ("<|channel|>analysis<|message|>a<|end|><|channel|>final<|message|>3<|return|>", "", "3<|return|>"),
         ("<|channel>thought\na<channel|>3", "", "3"),
         ("3", "<|channel>thought\n", None),
     ],
