@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dps.benchmarks.given import Style, given_questions
+from dps.defaults import EMBEDDED_SAMPLER
 from dps.features import EMBEDDING, HIDDEN
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
@@ -14,9 +15,6 @@ from dps.sampler.settings import SamplerConfig
 from dps.scheduler import Checkpoint, run_policy
 from dps.worker import feature_identity, open_embedder, prepare, prompts_of
 from feature_store.records import Question
-
-EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
-"""Settings that suit the embedded model's short responses."""
 
 
 def answer(
@@ -64,7 +62,7 @@ def answer(
     """
     embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
     benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
-    settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
+    settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
     parts = controller.parts if controller is not None else frozenset()

@@ -129,7 +129,7 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
         InputError: If the settings, the questions or the model cannot be used.
     """
     config.check()
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.benchmark, config.model.name)
     folder = Path(config.output)
     stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()
     wanted = [item.question_id for item in benchmark.items[config.compute.part]]
@@ -166,7 +166,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], began: float | N
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(config.model)
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
     stops = benchmark.stop_strings(model.tokenizer)
     share = 1 / config.compute.workers

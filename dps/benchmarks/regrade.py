@@ -54,8 +54,9 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     store = Store.open(folder)
     if (output / "manifest.json").exists() and len(Store.open(output)):
         raise InputError(f"Expected an empty folder for the graded copy, but {output} holds a store: choose another.")
-    golds = [question.gold for question in store]
-    grader = grader_of(str(store.manifest.benchmark["name"]), golds)
+    golds = [question.gold for question in store.scan(hidden=False)]
+    identity = store.manifest.benchmark
+    grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
     counts = [0] * 5
     writer = StoreWriter.open(output, store.manifest)
