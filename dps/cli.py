@@ -43,7 +43,7 @@ that decide how many trajectories a question needs.
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
   report       tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON
-  grade        read and grade stored responses again, without a model
+  grade        grade responses without a model: a store's again, or those of a file from anywhere
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
   data         list the benchmarks and their licences, or download them
   store        info, verify, merge, export: what one does with a finished store
@@ -426,15 +426,25 @@ def _data(arguments: list[str]) -> None:
 def _grade(arguments: list[str]) -> None:
     from dps.config import GradeConfig
 
-    parser = _parser("grade", "Read and grade the responses of a store again, into a copy; no model is needed.")
-    parser.add_argument("store", type=str, help="folder of the store")
+    parser = _parser(
+        "grade",
+        "Read and grade responses without a model: those of a store again, into a copy, or those of a file with one "
+        'JSON object a line: {"id", "kind": number, math, choice, text or code, "response", "gold"}.',
+    )
+    parser.add_argument("responses", type=str, help="folder of a store, or a file of responses")
     config, parsed = _parse(parser, GradeConfig, arguments)
+    path = Path(parsed["responses"])
+    if path.is_file():
+        _grade_file(path, Path(config.output) if config.output else path.with_name(f"{path.stem}-graded.jsonl"))
+    else:
+        _grade_store(path, Path(config.output) if config.output else path.with_name(f"{path.name}-graded"))
+
+
+def _grade_store(folder: Path, output: Path) -> None:
     from dps.benchmarks.regrade import regrade
     from dps.progress import track
     from feature_store import Store
 
-    folder = Path(parsed["store"])
-    output = Path(config.output) if config.output is not None else folder.with_name(f"{folder.name}-graded")
     with track("grade", len(Store.open(folder))) as bar:
         found = regrade(folder, output, bar.advance)
     print(
@@ -442,6 +452,17 @@ def _grade(arguments: list[str]) -> None:
         f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
         f"questions have another grade.\n{output}"
     )
+
+
+def _grade_file(path: Path, output: Path) -> None:
+    from dps.benchmarks.grade_file import grade_file
+    from dps.benchmarks.responses import check_responses
+    from dps.progress import track
+
+    checked = check_responses(path)
+    with track("grade", checked.num_responses) as bar:
+        graded = grade_file(path, output, checked, bar.advance)
+    print(f"{graded.words()}\n{output}")
 
 
 def _store(arguments: list[str]) -> None:

@@ -350,10 +350,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GradeConfig:
-    """`dps grade`: read and grade stored responses again, without a model."""
+    """`dps grade`: read and grade responses, those of a store or of a file, without a model."""
 
     output: str | None = None
-    """Folder of the graded copy; `<store>-graded` if not set."""
+    """Folder of the graded copy, `<store>-graded` if not set; of a file the file of verdicts, `<file>-graded.jsonl`."""
 
 
 @dataclass(frozen=True)
