@@ -648,7 +648,7 @@ def _trajectory(
         ending=ending,
         base_logprob=float(found.base_logprobs.sum()),
         proposal_logprob=float(found.proposal_logprobs.sum()),
-        num_generated_tokens=cost.num_generated_tokens,
+        num_generated_tokens=found.num_generated_tokens,
         mh_proposed=found.mh_proposed,
         mh_accepted=found.mh_accepted,
         compute_s=cost.decode_s,
@@ -665,7 +665,9 @@ def _trajectory(
 def _give_up(entry: _Live, model: LanguageModel, engine: Engine, grader: Grader) -> None:
     """Stop a question's chains; those that had not ended by the checkpoint's block are recorded as they were there.
 
-    Where one has ended since, it is recorded so, too: what a question becomes must not depend on who was faster.
+    Where one has ended since, it is recorded so, too, and its tokens are those until the block: what becomes of a
+    question, and what it is said to cost, must not depend on when the host looked. What a chain ran beyond the block
+    before it was stopped is in its seconds and in the engine's counts.
     """
     block = entry.at
     for cancelled in engine.cancel({(entry.number, index) for index in range(entry.requested)}):

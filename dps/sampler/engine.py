@@ -269,7 +269,7 @@ class Engine:
         self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
         self._num_proposed = np.zeros(rows, np.int64)  # Metropolis-Hastings steps of each row's chain at the last look
         self._seats: list[_Seat | None] = [None] * rows
-        self._reach = np.zeros(rows, np.int64)  # position that each row will feed next
+        self._reach = np.zeros(rows, np.int64)  # no row can stand beyond this before it generates more
         self._decode_s = np.zeros(rows)  # of the row's chain
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
@@ -380,7 +380,8 @@ class Engine:
         look = self._rows.look()
         now = time.perf_counter()
         self._account(look, pace.steps_per_look, count, now - started, busy)
-        self._reach = look.position
+        # An eager window is one step, so where a row stands is enough; a recorded one settles on its way.
+        self._reach = look.position if self._recorder is None else look.reach
         if look.fresh.any():
             self._snapshots += [
                 Snapshot(**_values(copy), request=self._seats[row].request, block=block)

@@ -289,9 +289,27 @@ class Rows:
         self._flags.fill_(False)
         return lambda: self._flags.copy_(before)
 
+    def reach(self) -> Tensor:
+        """Return the furthest position at which each row can stand before it generates more: int64, shape (R,).
+
+        That is where it stands, or the last token of what it may return to, whichever is further: a rejected proposal
+        sends its row to a cut anywhere in the accepted response (or in the candidate among several tries), which may be
+        longer than the proposal was. A step moves this bound by at most one position, settling never moves it up, so
+        ``reach() + n`` bounds every position of the next n steps, however often they are settled.
+        """
+        longest = self.length if self.candidate is None else torch.maximum(self.length, self.candidate_length)
+        return torch.where(self.occupied, torch.maximum(self.position, self.start + longest - 1), 0)
+
     def look(self) -> Look:
         """Copy to the host what it decides by, and restart the counts of the window."""
-        counts = (self.position, self.useful_steps, self.read_positions, self.proposed, self.fresh)
+        counts = (
+            self.position,
+            self.reach(),
+            self.useful_steps,
+            self.read_positions,
+            self.proposed,
+            self.fresh,
+        )
         packed = torch.stack((self.finished.long(), *counts)).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
@@ -369,6 +387,8 @@ class Look:
     """Chains that have ended, bool."""
     position: np.ndarray
     """Position that the next step feeds."""
+    reach: np.ndarray
+    """Furthest position at which the row can stand before it generates more, see :meth:`Rows.reach`."""
     useful_steps: np.ndarray
     """Steps since the last look in which the row generated a token."""
     read_positions: np.ndarray

@@ -20,7 +20,7 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
 
     Args:
         rows: The rows, B of them; those that are not active compute along and change nothing that counts.
-        length: No row stands at or beyond this position.
+        length: No row stands at or beyond this position; attention reads no further.
         forward: The model.
         advance: :func:`advance_rows` or its equal in ``kernels``, its settings bound.
     """

@@ -1,0 +1,128 @@
+"""Recorded windows sample the chains that unrecorded ones sample, over every bucket of attended lengths.
+
+A recording attends to a fixed number of positions, settles several times, and is looked at only now and then. In the
+meantime a rejected proposal sends its row back into a response that may be longer than the proposal was.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import dps.sampler.engine as engine_module
+import dps.sampler.settle as settle_module
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.rows import Rows
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+
+from .models import tiny_model
+from .recordings import RecordedEngine
+
+CONFIG = SamplerConfig(alpha=1.5, block_size=20, max_new_tokens=120, num_mh_steps=3)
+PROMPTS = [(1, 2, 3), (4, 5), (6,), (7, 8, 9, 10, 11)]
+SINGLE_CHAINS = 24  # 200 were tried, too
+LENGTHS = {16, 32, 64, 126}
+"""The attended lengths of recordings, by ``small_buckets``."""
+
+
+@pytest.fixture(autouse=True)
+def small_buckets(monkeypatch):
+    """Make recordings attend to fewer positions than a GPU's do, so that short responses pass every length."""
+    monkeypatch.setattr(engine_module, "_LENGTH_STEP", 2)
+
+
+@pytest.fixture(autouse=True)
+def many_rejections(monkeypatch):
+    """Decide by a coin: a model of noise rejects few proposals that are shorter than the response."""
+    monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model whose responses have 1 to 120 tokens."""
+    return tiny_model(vocabulary=60, layers=1, sharpness=2.0, positions=128, seed=4)
+
+
+def requests(count):
+    return [ChainRequest(i, PROMPTS[i % 4], stream_key(5, f"q{i % 4}", i)) for i in range(count)]
+
+
+def sampled(engine, chains, at_a_time):
+    found = {}
+    for first in range(0, len(chains), at_a_time):
+        for request in chains[first : first + at_a_time]:
+            engine.submit(request)
+        while not engine.idle:
+            found.update({chain.request.key: chain for chain in engine.poll()})
+    return [found[request.key] for request in chains]
+
+
+def differing(found, expected):
+    """Return how many chains are not the expected ones; of the others everything is compared."""
+    count = 0
+    for chain, other in zip(found, expected, strict=True):
+        if chain.tokens.tolist() != other.tokens.tolist() or not np.allclose(
+            chain.base_logprobs, other.base_logprobs, atol=1e-4
+        ):
+            count += 1
+            continue
+        for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "ending"):
+            assert getattr(chain, name) == getattr(other, name)
+        np.testing.assert_array_equal(chain.steps.cut_position, other.steps.cut_position)
+        np.testing.assert_array_equal(chain.steps.accepted, other.steps.accepted)
+    return count
+
+
+def compared(model, config, count, at_a_time):
+    """Return how many of that many recorded chains differ from unrecorded ones, and the recorded engine."""
+    chains = requests(count)
+    room = max(map(len, PROMPTS))
+    recorded = RecordedEngine(model, config, rows=8, prompt_room=room)
+    expected = sampled(Engine(model, config, rows=32, prompt_room=room), chains, count)
+    return differing(sampled(recorded, chains, at_a_time), expected), recorded
+
+
+def test_single_chains_are_those_of_an_unrecorded_run_over_every_length(model):
+    different, engine = compared(model, CONFIG, SINGLE_CHAINS, 1)
+    assert different == 0
+    assert engine.recorded_lengths == LENGTHS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "final-horizon", "block_size": 120, "num_final_steps": 4},
+        {"num_tries": 2},
+        {"cut_law": "entropy"},
+        {"block_size": 120, "num_mh_steps": 8},
+    ],
+    ids=["final-horizon", "tries", "entropy", "one-stage"],
+)
+@pytest.mark.parametrize("at_a_time", [3, 20])
+def test_a_few_chains_are_those_of_an_unrecorded_run(model, changes, at_a_time):
+    different, engine = compared(model, dataclasses.replace(CONFIG, **changes), 20, at_a_time)
+    assert different == 0
+    assert len(engine.recorded_lengths) > 2
+
+
+def test_a_bound_that_forgets_the_accepted_response_is_noticed(model, monkeypatch):
+    monkeypatch.setattr(Rows, "reach", lambda rows: torch.where(rows.occupied, rows.position, 0))
+    different, _ = compared(model, CONFIG, SINGLE_CHAINS, 1)
+    assert different > 0
+
+
+def test_no_row_stands_beyond_what_its_step_attends_to(model, monkeypatch):
+    """The bound itself, at every step; a token left out need not change a chain."""
+    step, count = engine_module.decode_step, 0
+
+    def checked(rows, length, **others):
+        nonlocal count
+        assert (rows.position < length)[rows.active].all()
+        count += 1
+        step(rows, length, **others)
+
+    monkeypatch.setattr(engine_module, "decode_step", checked)
+    compared(model, dataclasses.replace(CONFIG, num_tries=2), 12, 2)
+    assert count > 1000
