@@ -83,7 +83,7 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
     return replace(benchmark, remarks=_remarks(file, golds, config))
 
 
-def grader(golds: Sequence[str | None], template: str) -> Grader:
+def grader(golds: Sequence[str | None], template: str = "") -> Grader:
     """Return what reads the responses.
 
     Args:
