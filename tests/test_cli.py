@@ -262,20 +262,21 @@ def test_an_evaluation_without_options_runs_what_was_trained(capsys, tmp_path, m
 
 
 def test_the_whole_pipeline_runs_without_options(tmp_path):
-    """Fewer questions, by the one option that each has; everything else is what the commands take by themselves."""
+    """Fewer questions, steps and rows, to be done sooner; everything else is what the commands take by themselves."""
 
     def dps_here(*arguments):
         command = [sys.executable, "-m", "dps", *arguments]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return done
 
-    dps_here("harvest", "--benchmark.limit=32", "--sampler.num_mh_steps=1")
+    small = ("--sampler.num_mh_steps=1", "--compute.rows=32")
+    dps_here("harvest", "--benchmark.limit=24", *small)
     dps_here("fit", "--config", str(ROOT / "configs/mlp_hq.yaml"), "--trainer.max_epochs=2")
-    dps_here("evaluate", "--benchmark.limit=6", "--sampler.num_mh_steps=1")
+    dps_here("evaluate", "--benchmark.limit=4", *small)
     done = dps_here("report")
     for policy in ("fixed-k8", "plain-k8", "lowtemp-k8", "mlp-hq"):
         assert policy in done.stdout
@@ -297,7 +298,7 @@ def test_a_run_that_is_right_on_all_questions_or_none_says_what_to_check(tmp_pat
         lines = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
         path.write_text("\n".join(json.dumps(line) for line in lines))
 
-    options = ["--benchmark.name=jsonl", f"--benchmark.path={path}", "--sampler.num_mh_steps=1", "--k.maximum=4"]
+    options = ["--benchmark.name=jsonl", f"--benchmark.path={path}", *SMALL[1:], "--k.maximum=4"]
     write(["wrong on purpose", "wrong, too", 1.5, None])
     done = dps("harvest", f"--output={store}", *options)
     assert done.returncode == 0, done.stderr
