@@ -43,6 +43,7 @@ from dps.worker import (
     work,
 )
 from feature_store import Manifest, Store, StoreWriter
+from feature_store.errors import StoreError
 from feature_store.lock import held
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class Summary:
     @classmethod
     def of(cls, folder: Path, complete: int, sampled: int) -> Summary:
         """Return the summary of a store; its grades are read from it."""
-        grades = [question.correct for question in Store.open(folder).scan(hidden=False)]
+        try:
+            grades = [question.correct for question in Store.open(folder).scan(hidden=False)]
+        except StoreError:  # what was damaged before is said where it is read for its content: the run itself is done
+            grades = []
         return cls(folder, complete, sampled, sum(grade is not None for grade in grades), sum(map(bool, grades)))
 
 
