@@ -302,7 +302,7 @@ def test_a_run_that_is_right_on_all_questions_or_none_says_what_to_check(tmp_pat
     write(["wrong on purpose", "wrong, too", 1.5, None])
     done = dps("harvest", f"--output={store}", *options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("note: 1 of 3 answers of own.jsonl are numbers; line 3 is.") == 1
+    assert done.stderr.count("note: own.jsonl: 1 of 3 answers are numbers; line 3 is.") == 1
     assert done.stderr.count(f"warning: None of the 3 graded questions of {store} is right: compare") == 1
     stored = list(Store.open(store))
     assert stored[0].prompt == f"Q: {questions[0]}\nA: "

@@ -121,7 +121,7 @@ def _remarks(file: RecordFile, golds: Sequence[str | None], config: BenchmarkCon
     which = f"{_named(others)} {'is' if len(others) == 1 else 'are'}{' not' if asked == 'number' else ''}"
     form = "" if config.template else f" All are asked for a {asked} (benchmark.template asks for something else)."
     return (
-        f"{numbers:,} of {numbers + texts:,} answers of {file.name} are numbers; {which}. Each question is graded by "
+        f"{file.name}: {numbers:,} of {numbers + texts:,} answers are numbers; {which}. Each question is graded by "
         f"what its own answer is.{form}",
     )
 

@@ -92,7 +92,7 @@ def test_one_answer_that_is_no_number_changes_its_own_question_only(tmp_path):
     assert read(benchmark.grader, r"\boxed{Paris}", benchmark.items[7]).strict_correct is True
     assert read(benchmark.grader, "#### 8", benchmark.items[7]).correct is False
     assert benchmark.remarks == (
-        "29 of 30 answers of own.jsonl are numbers; line 8 is not. Each question is graded by what its own answer is. "
+        "own.jsonl: 29 of 30 answers are numbers; line 8 is not. Each question is graded by what its own answer is. "
         "All are asked for a number (benchmark.template asks for something else).",
     )
 
@@ -101,11 +101,15 @@ def test_one_answer_that_is_no_number_changes_its_own_question_only(tmp_path):
     ("others", "remark", "template"),
     [
         ({}, None, NUMBER_PLAIN),
-        ({"line3": "x", "line30": "twelve"}, "28 of 30 answers .* are numbers; lines 3 and 30 are not", NUMBER_PLAIN),
-        ({"line2": None, "line8": "3 cm"}, "28 of 29 answers .* are numbers; line 8 is not", NUMBER_PLAIN),
+        ({"line3": "x", "line30": "twelve"}, "28 of 30 answers are numbers; lines 3 and 30 are not", NUMBER_PLAIN),
+        ({"line2": None, "line8": "3 cm"}, "28 of 29 answers are numbers; line 8 is not", NUMBER_PLAIN),
         ({f"line{n}": "x" for n in range(1, 8)}, "lines 1, 2, 3 and 4 others are not", NUMBER_PLAIN),
-        ({f"line{n}": "x" for n in range(1, 16)}, "15 of 30 answers .* lines 16, 17, 18 and 12 others are", TEXT_PLAIN),
-        ({f"line{n}": "x" for n in range(2, 31)}, "1 of 30 answers .* are numbers; line 1 is. ", TEXT_PLAIN),
+        (
+            {f"line{n}": "x" for n in range(1, 16)},
+            "15 of 30 answers are numbers; lines 16, 17, 18 and 12 others are",
+            TEXT_PLAIN,
+        ),
+        ({f"line{n}": "x" for n in range(2, 31)}, "1 of 30 answers are numbers; line 1 is. ", TEXT_PLAIN),
         ({f"line{n}": "x" for n in range(1, 31)}, None, TEXT_PLAIN),
         ({f"line{n}": None for n in range(1, 31)}, None, TEXT_PLAIN),
     ],
