@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
+from dps.defaults import EMBEDDED_SAMPLER
 from dps.features import EMBEDDING, HIDDEN
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
@@ -15,9 +16,6 @@ from dps.sampler.settings import SamplerConfig, check_rows
 from dps.scheduler import Checkpoint, run_policy
 from dps.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from feature_store.records import Question
-
-EMBEDDED_SAMPLER = SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=72, num_mh_steps=5)
-"""Settings that suit the embedded model's short responses."""
 
 
 def answer(
@@ -66,7 +64,7 @@ def answer(
     check_rows(rows, "rows")
     embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
     benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
-    settings = (sampler or (EMBEDDED_SAMPLER if embedded else SamplerConfig())).check()
+    settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
     warn_of_endless_turns(loaded, benchmark)

@@ -43,7 +43,7 @@ that decide how many trajectories a question needs.
   evaluate     run fixed, plain and controlled policies live on the model
   replay       every policy over a harvest's stored trajectories, at all thresholds, in seconds
   report       tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON
-  grade        read and grade stored responses again, without a model
+  grade        grade responses without a model: a store's again, or those of a file from anywhere
   outputs      write responses for alpaca_eval, and let an annotator of yours judge them
   data         list the benchmarks and their licences, or download them
   store        info, verify, merge, export: what one does with a finished store
@@ -190,17 +190,39 @@ def _parser(command: str, description: str) -> ArgumentParser:
     return parser
 
 
-def _parse(parser: ArgumentParser, config_class: type[_Config], arguments: list[str]) -> tuple[_Config, Any]:
-    """Parse options into a dataclass; returns it with the namespace of everything else."""
+def _parse(
+    parser: ArgumentParser, config_class: type[_Config], arguments: list[str], fits: str | None = None
+) -> tuple[_Config, Any]:
+    """Parse options into a dataclass; returns it with the namespace of everything else.
+
+    With ``fits``, the name of the command, the defaults fit the model and the questions, see ``dps.defaults``.
+    """
     from argparse import ArgumentError
 
     parser.add_class_arguments(config_class)
+    if fits is not None:
+        _fit_defaults(parser, fits, arguments)
     try:
         parsed = parser.parse_args(arguments)
     except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(_one_line(str(error))) from error
     built = parser.instantiate_classes(parsed)
     return config_class(**{f.name: built[f.name] for f in fields(config_class)}), parsed  # type: ignore[arg-type]
+
+
+def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) -> None:
+    """Give a parser the defaults that fit the model and the questions that the arguments ask for."""
+    from argparse import ArgumentError
+
+    from dps.defaults import defaults_for
+
+    asked = [word for word in arguments if word not in ("-h", "--help") and not word.startswith("--print_config")]
+    try:
+        found = parser.parse_args(asked)
+    except (ArgumentError, TypeError, ValueError):
+        return  # what is wrong is said when they are parsed in earnest
+    bare = not any(word.split("=")[0].startswith(("--config", "--policies", "--controllers")) for word in arguments)
+    parser.set_defaults(defaults_for(command, found["model.name"], found.get("benchmark.name"), bare=bare))
 
 
 def _one_line(message: str) -> str:
@@ -215,8 +237,8 @@ def _harvest(arguments: list[str]) -> None:
     from dps.config import HarvestConfig
 
     parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
-    config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments))
-    _check_questions(config.check().benchmark)
+    config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments), fits="harvest")
+    _check_questions(config.check())
     if config.plan != "off":
         import json
         import time
@@ -235,7 +257,7 @@ def _harvest(arguments: list[str]) -> None:
 
 def _plan_flag(arguments: list[str]) -> list[str]:
     """Return the arguments with a bare ``--plan`` spelt out."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
         for word, after in zip(arguments, following, strict=True)
@@ -248,8 +270,8 @@ def _evaluate(arguments: list[str]) -> None:
     parser = _parser(
         "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
     )
-    config, _ = _parse(parser, EvaluateConfig, arguments)
-    _check_questions(config.check().benchmark)
+    config, _ = _parse(parser, EvaluateConfig, arguments, fits="evaluate")
+    _check_questions(config.check())
     for name in config.policies:
         inside = config.in_run.get(name)
         for path in inside.paths if inside is not None else ():
@@ -263,7 +285,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    from dps.config import ReportConfig
+    from dps.config import EvaluateConfig, ReportConfig
 
     parser = _parser(
         "report",
@@ -274,12 +296,13 @@ def _report(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "folders",
-        nargs="+",
+        nargs="*",
         type=str,
-        help="stores of policies, folders that hold such stores, the folder of a report.json, or folders of replays",
+        help="stores of policies, folders that hold such stores, the folder of a report.json, or folders of replays; "
+        f"{EvaluateConfig.output}, where dps evaluate writes, if none is given",
     )
     config, parsed = _parse(parser, ReportConfig, arguments)
-    folders = [Path(folder) for folder in parsed["folders"]]
+    folders = [Path(folder) for folder in parsed["folders"] or [EvaluateConfig.output]]
     from dps.report import is_report
     from dps.report.replays import is_replay
 
@@ -403,15 +426,25 @@ def _data(arguments: list[str]) -> None:
 def _grade(arguments: list[str]) -> None:
     from dps.config import GradeConfig
 
-    parser = _parser("grade", "Read and grade the responses of a store again, into a copy; no model is needed.")
-    parser.add_argument("store", type=str, help="folder of the store")
+    parser = _parser(
+        "grade",
+        "Read and grade responses without a model: those of a store again, into a copy, or those of a file with one "
+        'JSON object a line: {"id", "kind": number, math, choice, text or code, "response", "gold"}.',
+    )
+    parser.add_argument("responses", type=str, help="folder of a store, or a file of responses")
     config, parsed = _parse(parser, GradeConfig, arguments)
+    path = Path(parsed["responses"])
+    if path.is_file():
+        _grade_file(path, Path(config.output) if config.output else path.with_name(f"{path.stem}-graded.jsonl"))
+    else:
+        _grade_store(path, Path(config.output) if config.output else path.with_name(f"{path.name}-graded"))
+
+
+def _grade_store(folder: Path, output: Path) -> None:
     from dps.benchmarks.regrade import regrade
     from dps.progress import track
     from feature_store import Store
 
-    folder = Path(parsed["store"])
-    output = Path(config.output) if config.output is not None else folder.with_name(f"{folder.name}-graded")
     with track("grade", len(Store.open(folder))) as bar:
         found = regrade(folder, output, bar.advance)
     print(
@@ -419,6 +452,17 @@ def _grade(arguments: list[str]) -> None:
         f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
         f"questions have another grade.\n{output}"
     )
+
+
+def _grade_file(path: Path, output: Path) -> None:
+    from dps.benchmarks.grade_file import grade_file
+    from dps.benchmarks.responses import check_responses
+    from dps.progress import track
+
+    checked = check_responses(path)
+    with track("grade", checked.num_responses) as bar:
+        graded = grade_file(path, output, checked, bar.advance)
+    print(f"{graded.words()}\n{output}")
 
 
 def _store(arguments: list[str]) -> None:
@@ -496,8 +540,8 @@ def _bench(arguments: list[str]) -> None:
     from dps.bench.config import BenchConfig
 
     parser = _parser("bench", "Measure the engine against the published one-chain loop and plain batched sampling.")
-    config, _ = _parse(parser, BenchConfig, arguments)
-    _check_questions(config.check().benchmark)
+    config, _ = _parse(parser, BenchConfig, arguments, fits="bench")
+    _check_questions(config.check())
     from dps.bench.records import print_table
     from dps.bench.run import bench
 
@@ -572,10 +616,7 @@ def _sample(arguments: list[str]) -> None:
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(SamplerConfig, "sampler")
     parser.add_class_arguments(KRange, "k")
-    short = {"block_size": 24, "max_new_tokens": 72, "num_mh_steps": 5}
-    if not any(argument.startswith("--model") for argument in arguments):
-        parser.set_defaults({f"sampler.{key}": value for key, value in short.items()})
-    config, parsed = _parse(parser, SampleConfig, arguments)
+    config, parsed = _parse(parser, SampleConfig, arguments, fits="sample")
     config.check()
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
@@ -722,10 +763,11 @@ def _check_controller(path: str) -> None:
 
 
 def _check_questions(config: Any) -> None:
-    """Read the questions once, so that a bad file is refused before a model loads."""
+    """Read the questions once, so that a bad file is refused before a model loads; says what there is to know."""
     from dps.benchmarks import load_benchmark
 
-    load_benchmark(config)
+    for remark in load_benchmark(config.benchmark, config.model.name).remarks:
+        print(f"note: {remark}", file=sys.stderr)
 
 
 def _head(text: str) -> None:
@@ -733,5 +775,13 @@ def _head(text: str) -> None:
 
 
 def _say(summaries: list[Summary]) -> None:
+    from dps.doubt import doubt
+
     for summary in summaries:
         print(f"{summary.folder}: {summary.complete} questions, {summary.sampled} of them sampled now", flush=True)
+    alike: dict[tuple[int, int], list[str]] = {}
+    for summary in summaries:
+        alike.setdefault((summary.graded, summary.right), []).append(str(summary.folder))
+    for (graded, right), folders in alike.items():
+        if (sentence := doubt(", ".join(folders), graded, right)) is not None:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)

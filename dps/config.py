@@ -124,9 +124,9 @@ class HarvestConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
-    """The questions."""
+    """The questions. Of `arithmetic`, where not set, the split `train`, for the embedded model 320 of it."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """Power sampling."""
+    """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
@@ -229,7 +229,8 @@ class EvaluateConfig:
     training, names of `in_run`, and the baselines `max-swap`, `early-entropy`, `early-perplexity`,
     `early-self-confidence`, which sample another law."""
     controllers: dict[str, str] = field(default_factory=dict)
-    """Name of each controller and its checkpoint or run folder."""
+    """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
+    policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
     0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
@@ -239,9 +240,9 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
-    """The questions."""
+    """The questions. Of `arithmetic`, for the embedded model, 240 where not set."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """Power sampling."""
+    """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
     """Where fixed and dynamic policies may stop."""
     plain_max_k: int = 8
@@ -350,10 +351,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GradeConfig:
-    """`dps grade`: read and grade stored responses again, without a model."""
+    """`dps grade`: read and grade responses, those of a store or of a file, without a model."""
 
     output: str | None = None
-    """Folder of the graded copy; `<store>-graded` if not set."""
+    """Folder of the graded copy, `<store>-graded` if not set; of a file the file of verdicts, `<file>-graded.jsonl`."""
 
 
 @dataclass(frozen=True)

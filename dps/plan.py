@@ -131,7 +131,7 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
         InputError: If the settings, the questions or the model cannot be used.
     """
     config.check()
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.benchmark, config.model.name)
     folder = Path(config.output)
     stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()
     wanted = [item.question_id for item in benchmark.items[config.compute.part]]
@@ -181,7 +181,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model)
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
     blocks = tuple(config.checkpoint_blocks)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:

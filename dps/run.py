@@ -44,6 +44,7 @@ from dps.worker import (
     work,
 )
 from feature_store import Manifest, Store, StoreWriter
+from feature_store.errors import StoreError
 from feature_store.lock import held
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ class Summary:
     """Questions in it now."""
     sampled: int
     """Questions that this command added."""
+    graded: int
+    """Questions in it that have a grade."""
+    right: int
+    """How many of them are right."""
+
+    @classmethod
+    def of(cls, folder: Path, complete: int, sampled: int) -> Summary:
+        """Return the summary of a store; its grades are read from it."""
+        try:
+            grades = [question.correct for question in Store.open(folder).scan(hidden=False)]
+        except StoreError:  # what was damaged before is said where it is read for its content: the run itself is done
+            grades = []
+        return cls(folder, complete, sampled, sum(grade is not None for grade in grades), sum(map(bool, grades)))
 
 
 def harvest(config: HarvestConfig) -> Summary:
@@ -213,7 +227,7 @@ def _fill_held(
     """Write the manifests, fill the stores, report progress."""
     paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
     controllers = [load_controller(path) for path in paths] if load_controller is not None else []
-    benchmark = load_benchmark(settings.benchmark)
+    benchmark = load_benchmark(settings.benchmark, settings.model.name)
     for plan in plans:  # what stands there already is checked before the model loads
         if (plan.folder / "manifest.json").exists():
             Store.open(plan.folder)
@@ -261,7 +275,7 @@ def _fill_held(
     finally:
         if pool is not None:
             pool.close()
-    return [Summary(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
+    return [Summary.of(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
 
 
 def _pool(settings: WorkSettings, load_controller: LoadController | None) -> Pool | RayPool | None:

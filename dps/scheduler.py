@@ -436,7 +436,7 @@ def _read(entry: _Live, grader: Grader) -> None:
     item = entry.source.item
     found = dict(sorted(entry.trajectories.items()))
     for index in entry.unread:
-        reading = read_trajectory(grader, found[index], item)
+        reading = read_trajectory(grader, found[index], item, entry.source.prompt)
         found[index] = replace(
             found[index],
             answer=reading.answer,

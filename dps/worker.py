@@ -242,7 +242,7 @@ def work(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = model or load_model(settings.model)
-    benchmark = load_benchmark(settings.benchmark)
+    benchmark = load_benchmark(settings.benchmark, settings.model.name)
     bench = _Bench(model, benchmark, tasks, settings, load_controller)
     with _Committer(tasks, f"w{number}", settings.compute.commit_interval_s, report) as committer:
 

@@ -5,6 +5,7 @@ Reads ``feature_store``, makes a ``table`` of each split, and hands batches to t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from dps.doubt import doubt
 from dps.errors import InputError
 from dps.features import MAX_BLOCKS, FeatureSet, Pooling
 from feature_store import Question, Store
@@ -173,6 +175,8 @@ class FeatureDataModule(L.LightningDataModule):
             return
         whole = self.whole(parts)
         graded = _graded(whole, self.store)
+        if not self.fold:  # once for all folds
+            _say_doubt(graded, self.store)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
         predicted = whole
@@ -388,6 +392,13 @@ def _graded(table: Table, folder: str) -> Table:
     if missing:
         print(f"{folder}: {missing} of {table.num_questions} questions have no grade and are left out.")
     return table.select(table.graded)
+
+
+def _say_doubt(graded: Table, folder: str) -> None:
+    """Say what to check where all questions are right with the largest k, or none is."""
+    right = graded.natural_order().correct[:, 0, -1]
+    if (sentence := doubt(folder, len(right), int(right.sum()))) is not None:
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _bind(measure: Callable[..., dict[str, Any]], **settings: Any) -> Callable[[
 
 def _setting(config: BenchConfig, model: LanguageModel) -> _Setting:
     """Load and prepare the questions."""
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
     if config.random_prompt_length is not None:
         rng = np.random.default_rng(config.seed)

@@ -57,6 +57,8 @@ class Benchmark:
     """Reads the responses."""
     plain_stop: tuple[str, ...] = ()
     """Stop strings of the prompt for a base model, where ``config.stop`` names none."""
+    remarks: tuple[str, ...] = ()
+    """What a user should know of the questions before a run: sentences."""
 
     def identity(self) -> dict[str, Any]:
         """Return what a store's manifest says of the questions.

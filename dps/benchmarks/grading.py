@@ -1,8 +1,8 @@
 """Reading responses: which answer one gives, whether that is right, and which answers are the same.
 
-Every kind of benchmark has its grader; a run calls :func:`read_all` once for the responses that a checkpoint has. What
-takes long or could be hostile (mathematics, programs) runs in processes of its own, so graders may be called from any
-thread. The graders for mathematics and for code are in ``math`` and ``code``; the light ones are here.
+Every kind of benchmark has its grader; a run calls :func:`read_trajectory` for each response. What takes long or could
+be hostile (mathematics, programs) runs in processes of its own, so graders may be called from any thread. The graders
+for mathematics and for code are in ``mathematics`` and ``programs``; the light ones are here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dps.benchmarks.answers import answer_key
 from dps.benchmarks.choices import find_boxed_letter, find_choice, read_choice
+from dps.benchmarks.thinking import answer_part
 
 if TYPE_CHECKING:
     from dps.benchmarks.benchmark import Item
@@ -56,23 +57,32 @@ class Reading:
     """Whether that is right."""
 
 
-def read(grader: Grader, text: str, item: Item) -> Reading:
-    """Read one response."""
-    answer, strict = grader.extract(text, item), grader.extract_strict(text, item)
+def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
+    """Read one response; what a reasoning model thinks before it answers is no answer, see ``thinking``.
+
+    Args:
+        grader: The benchmark's grader.
+        text: The response.
+        item: The question.
+        prompt: What the model was given; some prompts end in an open ``<think>``.
+    """
+    said = answer_part(text, prompt)
+    answer, strict = (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
     correct = grader.grade(answer, item)
     return Reading(answer, correct, strict, correct if strict == answer else grader.grade(strict, item))
 
 
-def read_trajectory(grader: Grader, trajectory: Trajectory, item: Item) -> Reading:
+def read_trajectory(grader: Grader, trajectory: Trajectory, item: Item, prompt: str) -> Reading:
     """Read and grade a stored response; one that was given up has no answer, whatever it says.
 
     Args:
         grader: The benchmark's grader.
         trajectory: What was sampled.
         item: The question.
+        prompt: What the model was given.
     """
     if trajectory.ending != "gave_up":
-        return read(grader, trajectory.text, item)
+        return read(grader, trajectory.text, item, prompt)
     correct = grader.grade(None, item)
     return Reading(None, correct, None, correct)
 

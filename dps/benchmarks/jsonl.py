@@ -1,30 +1,63 @@
 """One's own questions, from a file with one JSON object a line (or one JSON list).
 
 ``question`` is needed; ``answer`` (text or number) makes a question gradable, ``id`` names it, every other field goes
-to its metadata. Where all answers are numbers, a response is searched for a number; otherwise for a text.
+to its metadata. Each answer decides what its own question's responses are searched for: a number, or a text. What
+the prompts ask for is the same for all, since a run has one template and one set of stop strings: a number where most
+answers are numbers, else a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from dps.benchmarks.answers import (
-    canonical_answer,
-    extract_number,
-    extract_text,
-    parse_number,
-    strict_number,
-    strict_text,
-)
+from dps.benchmarks.answers import canonical_answer, parse_number
+from dps.benchmarks.arithmetic import prompt_for
 from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
-from dps.benchmarks.config import BenchmarkConfig, check_config
-from dps.benchmarks.grading import TextGrader
+from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig, check_config
+from dps.benchmarks.generated import grader as arithmetic_grader
+from dps.benchmarks.grading import Grader
+from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP, TEXT_CHAT, TEXT_PLAIN, TEXT_STOP
 from dps.benchmarks.records import RecordFile, read_records
 from dps.errors import InputError
 
+EMBEDDED_TEMPLATE = prompt_for(QUESTION_FIELD)
+"""The form in which the embedded model is asked, and which it answers in its own form, too."""
+
 _FIELDS = ("question", "answer", "id")
+_Asked = Literal["number", "text"]
+_MOST_NAMED = 3
+"""Lines that a sentence names."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGrader:
+    """Reads each response for what its question's gold answer is: a number, or a text."""
+
+    asked: _Asked
+    """What a question without a gold answer is read for: what its prompt asks for."""
+    in_background: bool = False
+
+    def extract(self, text: str, item: Item) -> str | None:
+        """See :class:`Grader`."""
+        return self._of(item).extract(text, item)
+
+    def extract_strict(self, text: str, item: Item) -> str | None:
+        """See :class:`Grader`."""
+        return self._of(item).extract_strict(text, item)
+
+    def grade(self, answer: str | None, item: Item) -> bool | None:
+        """See :class:`Grader`."""
+        return self._of(item).grade(answer, item)
+
+    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
+        """See :class:`Grader`."""
+        return self._of(item).classes(answers, item)
+
+    def _of(self, item: Item) -> Grader:
+        return grader_of_kind(self.asked if item.gold is None else _kind(item.gold))
 
 
 def load_jsonl(config: BenchmarkConfig) -> Benchmark:
@@ -42,21 +75,71 @@ def load_jsonl(config: BenchmarkConfig) -> Benchmark:
     items = _items(file, config)
     # Decided by the whole file, so that it does not change with limit and offset.
     golds = [item.gold for item in items]
-    numeric = _numeric(golds)
+    numeric = _most_asked(golds) == "number"
     chat, plain, stop = (NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP) if numeric else (TEXT_CHAT, TEXT_PLAIN, TEXT_STOP)
-    return benchmark_of(file, items, config, chat=chat, plain=plain, stop=stop, grader=grader(golds))
+    benchmark = benchmark_of(
+        file, items, config, chat=chat, plain=plain, stop=stop, grader=grader(golds, config.template or plain)
+    )
+    return replace(benchmark, remarks=_remarks(file, golds, config))
 
 
-def grader(golds: Sequence[str | None]) -> TextGrader:
-    """Return what reads the responses: for numbers where all gold answers are numbers, else for texts."""
-    if _numeric(golds):
-        return TextGrader(extract_number, strict_number)
-    return TextGrader(extract_text, strict_text)
+def grader(golds: Sequence[str | None], template: str = "") -> Grader:
+    """Return what reads the responses.
+
+    Args:
+        golds: The gold answers.
+        template: The plain prompt's, or what stands for it: of a store its manifest's ``plain_template``, so that its
+            responses are read in the same way again.
+    """
+    if template == EMBEDDED_TEMPLATE:
+        return arithmetic_grader()
+    asked: dict[str, _Asked] = {NUMBER_PLAIN: "number", TEXT_PLAIN: "text"}
+    return OwnGrader(asked.get(template) or _most_asked(golds))
 
 
-def _numeric(golds: Sequence[str | None]) -> bool:
-    known = [gold for gold in golds if gold is not None]
-    return bool(known) and all(parse_number(gold) is not None for gold in known)
+def _kind(gold: str) -> _Asked:
+    return "number" if parse_number(gold) is not None else "text"
+
+
+def _most_asked(golds: Sequence[str | None]) -> _Asked:
+    """Return what questions are asked for: a number where more than half of the answers are numbers."""
+    kinds = [_kind(gold) for gold in golds if gold is not None]
+    return "number" if 2 * kinds.count("number") > len(kinds) else "text"
+
+
+def _remarks(file: RecordFile, golds: Sequence[str | None], config: BenchmarkConfig) -> tuple[str, ...]:
+    """Return what a user should know of a file whose answers are of both kinds."""
+    places: dict[str, list[str]] = {"number": [], "text": []}
+    for (place, _), gold in zip(file.records, golds, strict=True):
+        if gold is not None:
+            places[_kind(gold)].append(place)
+    numbers, texts = len(places["number"]), len(places["text"])
+    if not (numbers and texts):
+        return ()
+    asked = _most_asked(golds)
+    others = places["text"] if asked == "number" else places["number"]
+    which = f"{_named(others)} {'is' if len(others) == 1 else 'are'}{' not' if asked == 'number' else ''}"
+    form = "" if config.template else f" All are asked for a {asked} (benchmark.template asks for something else)."
+    return (
+        f"{file.name}: {numbers:,} of {numbers + texts:,} answers are numbers; {which}. Each question is graded by "
+        f"what its own answer is.{form}",
+    )
+
+
+def _named(places: Sequence[str]) -> str:
+    """Return places in words.
+
+    >>> _named(["line 8"]), _named(["line 1", "line 2"]), _named([f"line {n}" for n in range(1, 7)])
+    ('line 8', 'lines 1 and 2', 'lines 1, 2, 3 and 3 others')
+    """
+    what = places[0].split()[0]
+    numbers = [place.split()[1] for place in places]
+    if len(numbers) == 1:
+        return f"{what} {numbers[0]}"
+    plural = "entries" if what == "entry" else f"{what}s"
+    if len(numbers) <= _MOST_NAMED:
+        return f"{plural} {', '.join(numbers[:-1])} and {numbers[-1]}"
+    return f"{plural} {', '.join(numbers[:_MOST_NAMED])} and {len(numbers) - _MOST_NAMED:,} others"
 
 
 def _items(file: RecordFile, config: BenchmarkConfig) -> list[Item]:

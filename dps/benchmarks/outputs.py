@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dps.aggregate import representative
+from dps.benchmarks.thinking import answer_part
 from dps.errors import InputError
 from feature_store import Store
 
@@ -31,7 +32,7 @@ class WinRate:
 
 
 def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
-    """Return the store's answers in the form of ``model_outputs``.
+    """Return the store's answers in the form of ``model_outputs``, without what a reasoning model thought before them.
 
     Args:
         store: A store of open responses.
@@ -50,13 +51,15 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
         used = question.trajectories if k is None else question.trajectories[:k]
         if k is not None and len(used) < k:
             raise InputError(f"Expected k = {k} trajectories of {question.question_id}, but the store has {len(used)}.")
-        best = representative([0] * len(used), [t.base_logprob for t in used], "best_logprob")
+        said = [answer_part(t.text, question.prompt) for t in used]
+        classes = [-1 if text is None else 0 for text in said]  # nobody is to judge a thought that was cut short
+        best = representative(classes, [t.base_logprob for t in used], "best_logprob")
         count = f"-k{k or len(used)}" if store.manifest.policy.get("family") == "fixed" else ""
         found.append(
             {
                 "dataset": question.metadata.get("dataset", ""),
                 "instruction": question.question,
-                "output": used[best].text.strip() if best is not None else "",
+                "output": (said[best] or "").strip() if best is not None else "",
                 "generator": f"{model}-{policy}{count}",
             }
         )

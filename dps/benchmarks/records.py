@@ -77,12 +77,12 @@ def read_records(path: str | Path) -> RecordFile:
             f"Expected UTF-8 text in {path.name}, but line {line} is not: save the file as UTF-8."
         ) from error
     if text.lstrip().startswith("["):
-        values = _parse(text, path.name, 1)
+        values = parse_json(text, path.name, 1)
         placed = [(f"entry {number}", value) for number, value in enumerate(values, 1)]
     else:
         # Not splitlines: a JSON text may contain other line separators (U+2028) as they are.
         lines = enumerate(text.split("\n"), 1)
-        placed = [(f"line {number}", _parse(line, path.name, number)) for number, line in lines if line.strip()]
+        placed = [(f"line {number}", parse_json(line, path.name, number)) for number, line in lines if line.strip()]
     if not placed:
         raise InputError(f"Expected questions, one JSON object a line, found none in {path}.")
     file = RecordFile(path.name, hashlib.sha256(content).hexdigest(), placed)
@@ -92,14 +92,27 @@ def read_records(path: str | Path) -> RecordFile:
     return file
 
 
-def _parse(text: str, name: str, first_line: int) -> Any:
-    """Return the JSON value of a text; floats that JSON does not have are refused."""
+def parse_json(text: str, name: str, first_line: int) -> Any:
+    """Return the JSON value of a text; floats that JSON does not have are refused.
+
+    Args:
+        text: One line, or a whole file.
+        name: Of the file.
+        first_line: Number of the text's first line in it.
+
+    Raises:
+        InputError: If it is not JSON.
+    """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
             f"Line {line} of {name} is not JSON ({error.msg}, column {error.colno}): expected one JSON object a line."
+        ) from error
+    except RecursionError as error:
+        raise InputError(
+            f"Line {first_line} of {name} is nested too deeply: expected one JSON object a line."
         ) from error
     except ValueError as error:
         raise InputError(

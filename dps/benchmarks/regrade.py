@@ -45,17 +45,21 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
 
     Args:
         folder: The store.
-        output: Folder of the copy; it must not hold questions yet.
+        output: Folder of the copy; of one that an interrupted run has left, what is missing is added.
         progress: Called with the number of questions that were graded since the last call.
 
     Raises:
-        InputError: If there are questions at the output already, or the store's benchmark is not known.
+        InputError: If the copy is complete already, or the store's benchmark is not known.
+        StoreError: If the output is the copy of another store.
     """
     store = Store.open(folder)
-    if (output / "manifest.json").exists() and len(Store.open(output)):
+    copy = Store.open(output) if (output / "manifest.json").exists() else None
+    if copy is not None and set(store.question_ids) <= set(copy.question_ids):
         raise InputError(f"Expected an empty folder for the graded copy, but {output} holds a store: choose another.")
-    golds = [question.gold for question in store]
-    grader = grader_of(str(store.manifest.benchmark["name"]), golds)
+    there = set(copy.question_ids) if copy is not None else set()
+    golds = [question.gold for question in store.scan(hidden=False)]
+    identity = store.manifest.benchmark
+    grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
     counts = [0] * 5
     writer = StoreWriter.open(output, store.manifest)
@@ -65,8 +69,14 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
             old.append(question)
             if len(old) < _BATCH and number < len(store):
                 continue
-            new = list(threads.map(lambda q: graded(q, grader, aggregator), old))
-            writer.commit(new)
+            missing = [q for q in old if q.question_id not in there]
+            fresh = list(threads.map(lambda q: graded(q, grader, aggregator), missing))
+            if fresh:
+                writer.commit(fresh)
+            known = {q.question_id: q for q in fresh}
+            if copy is not None:
+                known |= {q.question_id: q for q in copy.read(i.question_id for i in old if i.question_id in there)}
+            new = [known[q.question_id] for q in old]
             for before, after in zip(old, new, strict=True):
                 counts = [a + b for a, b in zip(counts, _differences(before, after), strict=True)]
             progress(len(old))
@@ -77,7 +87,7 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
 def graded(question: Question, grader: Grader, aggregator: str) -> Question:
     """Return a question with its responses read and graded by this grader."""
     item = Item(question.question_id, question.question, question.gold, question.metadata)
-    readings = [read_trajectory(grader, t, item) for t in question.trajectories]
+    readings = [read_trajectory(grader, t, item, question.prompt) for t in question.trajectories]
     classes = grader.classes([reading.answer for reading in readings], item)
     trajectories = tuple(
         replace(

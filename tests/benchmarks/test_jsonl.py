@@ -1,11 +1,20 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
-from dps.benchmarks import BenchmarkConfig, load_benchmark
-from dps.benchmarks.answers import extract_text, strict_text
-from dps.benchmarks.grading import TextGrader, read
+from dps.benchmarks import BenchmarkConfig, grader_of, load_benchmark
+from dps.benchmarks.arithmetic import prompt_for
+from dps.benchmarks.config import QUESTION_FIELD
+from dps.benchmarks.grading import read
+from dps.benchmarks.jsonl import OwnGrader
+from dps.benchmarks.prompts import NUMBER_PLAIN, NUMBER_STOP, TEXT_PLAIN, TEXT_STOP
+from dps.benchmarks.regrade import regrade
 from dps.errors import InputError
+from feature_store import Store
+from tests.factories import make_manifest, make_question
+from tests.report.evaluations import write_store
 
 
 class NoChat:
@@ -60,7 +69,124 @@ def test_texts_are_asked_for_and_found_elsewhere(tmp_path):
 
 def test_what_a_file_is_does_not_change_with_the_limit(tmp_path):
     path = write(tmp_path, {"question": "2 * 3?", "answer": 6}, {"question": "Capital?", "answer": "Paris"})
-    assert load(path, limit=1).grader == load(path).grader == TextGrader(extract_text, strict_text)
+    assert load(path, limit=1).grader == load(path).grader == OwnGrader("text")
+    assert load(path, limit=1).plain_template == TEXT_PLAIN
+    assert load(path, limit=1).remarks == load(path).remarks
+
+
+def thirty(tmp_path, **others):
+    """Thirty questions whose answers are numbers, but for those of the lines that are named: line8="Paris"."""
+    lines = [{"question": f"{i} + {i}?", "answer": 2 * i, "id": f"q{i}"} for i in range(1, 31)]
+    for name, answer in others.items():
+        lines[int(name.removeprefix("line")) - 1]["answer"] = answer
+    return write(tmp_path, *lines)
+
+
+def test_one_answer_that_is_no_number_changes_its_own_question_only(tmp_path):
+    benchmark = load(thirty(tmp_path, line8="Paris"))
+    assert (benchmark.plain_template, benchmark.plain_stop) == (NUMBER_PLAIN, NUMBER_STOP)
+    said = "So there are {} apples left, as it should be."
+    readings = [read(benchmark.grader, said.format(item.gold), item) for item in benchmark.items]
+    assert [reading.correct for reading in readings] == [number != 8 for number in range(1, 31)]
+    assert read(benchmark.grader, "Two rivers meet. The answer is Paris.", benchmark.items[7]).correct is True
+    assert read(benchmark.grader, r"\boxed{Paris}", benchmark.items[7]).strict_correct is True
+    assert read(benchmark.grader, "#### 8", benchmark.items[7]).correct is False
+    assert benchmark.remarks == (
+        "own.jsonl: 29 of 30 answers are numbers; line 8 is not. Each question is graded by what its own answer is. "
+        "All are asked for a number (benchmark.template asks for something else).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "remark", "template"),
+    [
+        ({}, None, NUMBER_PLAIN),
+        ({"line3": "x", "line30": "twelve"}, "28 of 30 answers are numbers; lines 3 and 30 are not", NUMBER_PLAIN),
+        ({"line2": None, "line8": "3 cm"}, "28 of 29 answers are numbers; line 8 is not", NUMBER_PLAIN),
+        ({f"line{n}": "x" for n in range(1, 8)}, "lines 1, 2, 3 and 4 others are not", NUMBER_PLAIN),
+        (
+            {f"line{n}": "x" for n in range(1, 16)},
+            "15 of 30 answers are numbers; lines 16, 17, 18 and 12 others are",
+            TEXT_PLAIN,
+        ),
+        ({f"line{n}": "x" for n in range(2, 31)}, "1 of 30 answers are numbers; line 1 is. ", TEXT_PLAIN),
+        ({f"line{n}": "x" for n in range(1, 31)}, None, TEXT_PLAIN),
+        ({f"line{n}": None for n in range(1, 31)}, None, TEXT_PLAIN),
+    ],
+)
+def test_what_most_answers_are_decides_what_is_asked_for(tmp_path, others, remark, template):
+    benchmark = load(thirty(tmp_path, **others))
+    assert benchmark.plain_template == template
+    assert benchmark.plain_stop == (NUMBER_STOP if template == NUMBER_PLAIN else TEXT_STOP)
+    if remark is None:
+        assert benchmark.remarks == ()
+    else:
+        assert len(benchmark.remarks) == 1
+        assert re.search(remark, benchmark.remarks[0])
+    graded = [item for item in benchmark.items if item.gold is not None]
+    assert all(read(benchmark.grader, f"#### {item.gold}", item).correct for item in graded)
+
+
+def test_entries_of_a_list_are_named_as_such(tmp_path):
+    records = [{"question": "a?", "answer": answer} for answer in ("x", "y", "1", "2", "3")]
+    assert "entries 1 and 2 are not" in load(write(tmp_path, json.dumps(records))).remarks[0]
+
+
+def test_a_template_of_ones_own_is_not_said_to_ask_for_a_number(tmp_path):
+    benchmark = load(thirty(tmp_path, line8="Paris"), template="{question} Answer with ####.")
+    assert "asked for" not in benchmark.remarks[0]
+    assert benchmark.grader == OwnGrader("number")
+
+
+def test_stored_responses_are_graded_again_as_they_were(tmp_path):
+    benchmark = load(thirty(tmp_path, line8="Paris", line9=None))
+    said = ("It is {} in all", "#### {}", "no idea")
+    questions = []
+    for item in benchmark.items[6:9]:  # a part of the run: the file's majority must not be guessed from it
+        made = make_question(0, hidden_size=0)
+        texts = [text.format(item.gold or 18) for text in said]
+        readings = [read(benchmark.grader, text, item) for text in texts]
+        trajectories = tuple(
+            replace(t, text=text, answer=r.answer, correct=r.correct, answer_class=c)
+            for t, text, r, c in zip(
+                made.trajectories,
+                texts,
+                readings,
+                benchmark.grader.classes([r.answer for r in readings], item),
+                strict=False,
+            )
+        )
+        questions.append(
+            replace(
+                made, question_id=item.question_id, question=item.question, gold=item.gold, trajectories=trajectories
+            )
+        )
+    manifest = make_manifest(kind="evaluation", benchmark=benchmark.identity())
+    regrade(write_store(tmp_path / "store", manifest, questions), tmp_path / "graded")
+    for old, new in zip(questions, Store.open(tmp_path / "graded"), strict=True):
+        kept = [(t.answer, t.correct, t.answer_class) for t in old.trajectories]
+        assert [(t.answer, t.correct, t.answer_class) for t in new.trajectories] == kept
+    assert [t.answer for t in questions[1].trajectories] == ["it is paris in all", "paris", "no idea"]
+    assert [t.answer for t in questions[2].trajectories] == ["18", "18", None]
+
+
+def test_the_embedded_model_is_asked_in_its_own_form(tmp_path):
+    path = write(tmp_path, {"question": "From left to right: 2+3*4", "answer": 20}, {"question": "Who?", "answer": "I"})
+    config = BenchmarkConfig(name="jsonl", path=str(path))
+    benchmark = load_benchmark(config, "embedded")
+    item = benchmark.items[0]
+    assert benchmark.render(item, NoChat()) == "Q: From left to right: 2+3*4\nA: "
+    assert benchmark.stop_strings(NoChat()) == ()
+    response = "2+3=5;5*4=20;#20"
+    assert read(benchmark.grader, response, item).correct is True
+    assert read(benchmark.grader, response, item).strict_answer == "20"
+    assert read(benchmark.grader, response, benchmark.items[1]).correct is False
+    identity = benchmark.identity()
+    assert identity["plain_template"] == prompt_for(QUESTION_FIELD)
+    assert grader_of("jsonl", ["20"], identity["plain_template"]) == benchmark.grader
+    own = load_benchmark(replace(config, template="{question}\n#"), "embedded")
+    assert own.render(item, NoChat()) == "From left to right: 2+3*4\n#"
+    assert load_benchmark(config, "another/model").plain_template == TEXT_PLAIN
 
 
 def test_questions_without_answers_are_not_graded(tmp_path):

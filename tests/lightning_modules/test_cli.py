@@ -18,7 +18,7 @@ def test_every_configuration_parses_and_says_how_to_run_it(name, capsys):
         main(["fit", "--config", str(path), "--print_config"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert "store: runs/quickstart/harvest" in shown
+    assert "store: runs/harvest" in shown
     assert f"default_root_dir: runs/controllers/{name.replace('_', '-')}" in shown
     assert "hidden_size" not in shown  # linked from the store, not configurable
     assert shown.count("feature_set") == 1  # the data module's; the controller's is linked

@@ -1,0 +1,26 @@
+"""The kinds of answers that a response can be read for, and the grader of each: for questions from anywhere."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from dps.benchmarks.answers import extract_number, extract_text, strict_number, strict_text
+from dps.benchmarks.grading import ChoiceGrader, Grader, TextGrader
+from dps.benchmarks.mathematics import MathGrader
+from dps.benchmarks.programs import CodeGrader
+
+Kind = Literal["number", "math", "choice", "text", "code"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+_GRADERS: dict[str, Grader] = {
+    "number": TextGrader(extract_number, strict_number),
+    "math": MathGrader(),
+    "choice": ChoiceGrader(),
+    "text": TextGrader(extract_text, strict_text),
+    "code": CodeGrader(),
+}
+
+
+def grader_of_kind(kind: Kind) -> Grader:
+    """Return the grader that reads responses for answers of a kind."""
+    return _GRADERS[kind]

@@ -1,0 +1,66 @@
+"""What a reasoning model thinks before it answers, told from its answer by the marks around it.
+
+Called where a response is read (``grading.read``), so that no reader of answers knows of it. The stored response keeps
+its thinking: only what is read for an answer loses it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TAGS = "think|thinking|thought|reasoning|seed:think"
+"""Names of tags ``<think>`` ... ``</think>``, as DeepSeek-R1, QwQ, Qwen3, EXAONE Deep, Seed-OSS and others write."""
+_MARKS = (
+    (rf"<(?P<tag>{_TAGS})>", rf"</(?P<tag>{_TAGS})>"),
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A Reasoning
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"<\|channel\|>(?:analysis|commentary)[^<]*<\|message\|>", r"<\|channel\|>final[^<]*<\|message\|>"),  # gpt-oss
+    (r"<\|channel>\s*thought\b", r"<channel\|>"),  # Gemma 4
+)
+"""What opens and what closes thinking, by model family."""
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_KINDS = [(_compiled(opening), _compiled(closing)) for opening, closing in _MARKS]
+_OPEN_AT_END = _compiled("(?:" + "|".join(re.sub(r"\?P<tag>", "?:", opening) for opening, _ in _MARKS) + r")\s*\Z")
+
+
+def answer_part(response: str, prompt: str = "") -> str | None:
+    r"""Return what a response says after its thinking; None if its thinking never ended, or nothing follows it.
+
+    Everything up to the last closing mark is thinking, whether the response opened it, the prompt did, or nobody is
+    seen to have. A response whose thinking is still open at its end was cut short.
+
+    Args:
+        response: The decoded response.
+        prompt: What the model was given; some chat templates end in an open ``<think>``.
+
+    >>> answer_part("<think>2 or 3?</think>It is 3."), answer_part("Is it 2?</think>\n3"), answer_part("<think>2 or")
+    ('It is 3.', '\n3', None)
+    """
+    found = _OPEN_AT_END.search(prompt[-200:])
+    inside = _names(found.group())[0][2] if found else None
+    start = 0
+    for place, closes, name in _names(response):
+        if not closes:
+            inside = inside or name
+        elif inside in (None, name):
+            inside, start = None, place
+    return None if inside or (start and not response[start:].strip()) else response[start:]
+
+
+def _names(text: str) -> list[tuple[int, bool, str]]:
+    """Return the marks in a text in order: where each ends, whether it closes, and which pair it is of."""
+    found = []
+    for number, patterns in enumerate(_KINDS):
+        for closes, pattern in enumerate(patterns):
+            for mark in pattern.finditer(text):
+                tag = mark.groupdict().get("tag") or str(number)
+                found.append((mark.end(), bool(closes), tag.lower()))
+    return sorted(found)
