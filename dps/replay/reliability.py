@@ -119,7 +119,7 @@ def brier_skill(probability: np.ndarray, truth: np.ndarray, baseline: np.ndarray
     ours, theirs = (((p - truth) ** 2).mean(axis=1) for p in (probability, baseline))
     if len(ours) < 2 or theirs.mean() <= 1e-12:
         return None
+    if np.allclose(ours, theirs, rtol=1e-12, atol=1e-12):  # the baseline itself
+        return dict.fromkeys(("value", "stderr", "low", "high"), 0.0)
     found = ratio(theirs - ours, theirs)
-    if np.isnan(found.low):
-        return None
     return {"value": found.value, "stderr": found.stderr, "low": found.low, "high": found.high}

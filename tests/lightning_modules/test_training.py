@@ -155,7 +155,7 @@ def test_the_threshold_is_chosen_after_calibration_on_both_held_out_splits(train
     tables = [data.table("val"), data.table("calibration")]
     p = [controller.estimator.predict_enough(*arrays_of(t)).numpy().reshape(t.scalars.shape[:3]) for t in tables]
     correct, tokens = (np.concatenate([getattr(t, name) for t in tables]) for name in ("correct", "tokens"))
-    chosen = choose_threshold(1 - np.concatenate(p), correct, tokens, 0.002)
+    chosen = choose_threshold(1 - np.concatenate(p), correct, tokens, 0.01)
     assert chosen == pytest.approx(controller.threshold, abs=1e-6)
 
 

@@ -88,7 +88,9 @@ def test_numbers_of_a_known_evaluation(written):
 def test_the_rival_leads_the_report_exactly_when_it_wins(tmp_path, written):
     assert not written[1]["findings"][0].startswith("Plain sampling")
     report = read_report([write_evaluation(tmp_path / "strong", num_questions=200, plain_right=1.0)])
-    assert report["findings"][0].startswith("Plain sampling with a majority vote wins at matched or fewer tokens over fixed-k2,")
+    assert report["findings"][0].startswith(
+        "Plain sampling with a majority vote wins at matched or fewer tokens over fixed-k2,"
+    )
     verdicts = {(m["policy"], m["rival"]): m["verdict"] for m in report["matched_tokens"]}
     assert verdicts["fixed-k2", "plain"] == "below"
     assert verdicts["fixed-k8", "lowtemp"] == "above"
