@@ -96,7 +96,7 @@ def points(found: Estimate, *, digits: int = 1) -> str:
 
 
 def line(what: str, values: np.ndarray, more: str = "") -> str:
-    """Return a row: what, the difference with its exact interval, whether it shows no loss, questions for 80 % power."""
+    """Return a row: what, the difference with its interval, whether it shows no loss, questions for 80 % power."""
     needed = questions_needed(values)
     shown = "yes" if loss_is_below(values, MARGIN) else "no"
     return f"| {what} | {points(bounded(values))}{more} | {shown} | {'' if needed is None else f'{needed:,}'} |"
