@@ -427,3 +427,22 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against tokens" in text
     assert "and time" not in text
+
+
+def test_a_replay_of_before_skill_and_choices_among_rivals_is_still_shown(made, tmp_path):
+    """A kept result of this schema version may lack what was added to it."""
+    _, report = made
+    older = json.loads(json.dumps(report))
+    for entry in older["calibration"]:
+        for label in ("no_gain", "correct"):
+            del entry[label]["skill"]
+    for entry in older["matched_tokens"]:
+        entry.pop("together", None)
+    for policy in older["policies"]:
+        for point in policy["curve"]:
+            point.pop("no_loss", None)
+        policy.get("own_threshold", {}).pop("no_loss", None)
+    assert findings(older)
+    (tmp_path / "replay.json").write_text(json.dumps(older))
+    assert run(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "replay.html").is_file()
