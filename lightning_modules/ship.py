@@ -257,6 +257,14 @@ def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
             + ("point" if margin == 1 else "points")
             + (" is excluded." if choice["no_loss"] else " is not excluded.")
         )
+    shipped = (facts["crossval"] or {}).get("shipped")
+    if choice["how"] == "out of fold" and shipped is not None:
+        loss, ratio = (shipped["policy"][name] for name in ("accuracy_difference", "tokens_ratio"))
+        text += (
+            " With thresholds that the questions of the other folds choose in the same way, which is what to expect of "
+            f"others: {100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}] with "
+            f"{ratio['value']:.2f} of the tokens."
+        )
     return [text, ""]
 
 
@@ -330,6 +338,7 @@ def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, A
         "num_questions": found["num_questions"],
         "num_folds": len(found["folds"]),
         "skill": found.get("skill"),
+        "shipped": found.get("shipped"),
         "rows": {who: found["rows"]["all"][who] for who in ("controller", "length")},
         "auroc_at_k": {
             name[1:]: rows["controller"].get("auroc") for name, rows in found["rows"].items() if name != "all"

@@ -237,7 +237,9 @@ def test_giving_up_what_could_be_solved_is_a_loss(tmp_path):
 
 
 def test_by_default_the_threshold_is_chosen_out_of_fold_and_the_card_says_what_it_loses(tmp_path):
-    source, folder = trained(tmp_path / "run"), predicted(crossval(tmp_path / "cv"))
+    numbers = {"accuracy_difference": {"value": -0.001, "low": -0.008, "high": 0.002}, "tokens_ratio": {"value": 0.41}}
+    found = crossval(tmp_path / "cv", shipped={"threshold": 0.3, "margin": 0.01, "policy": numbers})
+    source, folder = trained(tmp_path / "run"), predicted(found)
     before = load_controller(source).threshold
     card = (ship(source, tmp_path / "c", crossval=folder) / "README.md").read_text()
     shipped = load_controller(tmp_path / "c").threshold
@@ -245,6 +247,7 @@ def test_by_default_the_threshold_is_chosen_out_of_fold_and_the_card_says_what_i
     assert "chosen on out-of-fold predictions" in card
     assert "On the 399 questions of the cross-validation it gives +0.0 points [-0.9, +0.9]" in card
     assert "a loss of 1 point is excluded" in card
+    assert "what to expect of others: -0.1 points [-0.8, +0.2] with 0.41 of the tokens." in card
     facts = json.loads((tmp_path / "c" / "controller.json").read_text())
     assert facts["threshold_choice"]["how"] == "out of fold"
     assert run(["ship", str(source), f"--output={tmp_path / 'k'}", f"--crossval={folder}", "--k.start=2", "--k.step=1",
