@@ -24,15 +24,14 @@ from dps.estimates import (
     fewest_questions,
     loss_is_below,
     mcnemar,
-    needed,
     questions_needed,
-    simultaneous,
 )
 from dps.policies import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
 from dps.replay import compare
-from dps.replay.compare import Curve, Interval
+from dps.replay.compare import Curve
 from dps.replay.config import ReplayConfig
 from dps.replay.decide import effective_margin
+from dps.replay.matched import matched_tokens, verdict_of
 from dps.replay.policies import Point, Ran, dynamic, fixed, folds_of, oracle
 from dps.replay.reading import GROUPS, difficulty_of, number_shown, questions_to_read
 from dps.replay.reliability import reliability
@@ -259,7 +258,7 @@ def _report(
     prefill = samples.prompt_tokens * float(manifest.calibration.get("prefill_seconds_per_token", np.nan))
     curves = {one.label: compare.curve_of(one.curve, weights) for one in ran}
     policies = [_policy(one, reference, weights, seconds, prefill, config) for one in ran]
-    matched = _matched(ran, curves, weights)
+    matched = matched_tokens(ran, curves, weights)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": config.title
@@ -407,75 +406,6 @@ def _plain(found: Estimate) -> dict[str, float]:
     return found.plain()
 
 
-def _matched(ran: Sequence[Ran], curves: Mapping[str, Curve], weights: np.ndarray) -> list[dict[str, Any]]:
-    """Compare every operating point, and k = maximum, with every other policy's curve at the same tokens."""
-    found = []
-    for one in ran:
-        if one.kind in ("oracle", "chance") or one.series != "power":
-            continue
-        at = one.chosen or one.curve[-1]
-        compared = [
-            entry
-            for other in ran
-            if other is not one and other.kind != "oracle"
-            if (entry := _beside(one, at, other, curves[other.label], weights)) is not None
-        ]
-        _together([pair for pair in compared if pair[0]["rival_series"] != "power"])
-        _together([pair for pair in compared if pair[0]["rival_series"] == "power" and pair[0]["rival_kind"] in _RULES])
-        found += [entry for entry, _ in compared]
-    return found
-
-
-_RULES = ("rule", "chance")
-
-
-def _beside(
-    one: Ran, at: Point, other: Ran, curve: Curve, weights: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray] | None:
-    """Compare a policy's point with a rival's curve at its tokens; also return the difference on every resample."""
-    tokens, accuracy = float(at.tokens.mean()), float(at.correct.mean())
-    rival = compare.accuracy_at(curve, tokens, weights @ at.tokens)
-    if rival is None:
-        return None
-    value, replicates = accuracy - rival[0], weights @ at.correct - rival[1]
-    if other.series == one.series and tokens >= curve.tokens[-1] * (1 - 1e-9):  # both are k = maximum
-        difference, questions = Interval(0.0, 0.0, 0.0), None
-    else:
-        difference = compare.widened(value, replicates, len(at.correct))
-        questions = needed(value, float(replicates.std(ddof=1)), len(at.correct))
-    entry = {
-        "policy": one.label if one.chosen is not None else f"fixed-k{int(one.thresholds[-1])}",
-        "kind": one.kind,
-        "rival": other.label,
-        "rival_kind": other.kind,
-        "rival_series": other.series,
-        "tokens": tokens,
-        "rival_tokens": min(tokens, float(curve.tokens[-1])),
-        "accuracy": accuracy,
-        "rival_accuracy": rival[0],
-        "difference": difference.plain(),
-        "verdict": _verdict(difference),
-        "questions_needed": questions,
-    }
-    return entry, replicates
-
-
-def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]]) -> None:
-    """Give every comparison the interval that holds for all of these together, so that the worst may be picked out."""
-    if not compared:
-        return
-    values = [entry["difference"]["value"] for entry, _ in compared]
-    ends = simultaneous(values, np.stack([replicates for _, replicates in compared], axis=1))
-    for (entry, _), (low, high) in zip(compared, ends, strict=True):
-        alone = entry["difference"]
-        together = Interval(alone["value"], min(low, alone["low"]), max(high, alone["high"]))
-        entry["together"] = {**together.plain(), "rivals": len(compared), "verdict": _verdict(together)}
-
-
-def _verdict(difference: Interval) -> str:
-    return {1: "above", -1: "below", 0: "undecided"}[difference.sign]
-
-
 def _areas(ran: Sequence[Ran], curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     """Return the mean difference between every dynamic policy's curve and fixed k, over the tokens both span."""
     found = []
@@ -485,7 +415,7 @@ def _areas(ran: Sequence[Ran], curves: Mapping[str, Curve]) -> list[dict[str, An
             continue
         area = compare.area_between(curves[one.label], curves[base.label])
         if area is not None:
-            found.append({"policy": one.label, "rival": base.label, **area.plain(), "verdict": _verdict(area)})
+            found.append({"policy": one.label, "rival": base.label, **area.plain(), "verdict": verdict_of(area)})
     return found
 
 
