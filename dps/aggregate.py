@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from feature_store.records import Trajectory
+from feature_store.records import Question, Trajectory
 
 Aggregator = Literal["majority", "best_logprob", "weighted"]
 AGGREGATORS: tuple[str, ...] = get_args(Aggregator)
@@ -77,3 +77,16 @@ def answer_of(trajectories: Sequence[Trajectory], method: str = "majority") -> t
         graded = any(t.correct is not None for t in trajectories)
         return None, False if graded else None
     return trajectories[index].answer, trajectories[index].correct
+
+
+def has_grade(question: Question) -> bool:
+    """Return whether a question counts where answers are right or wrong: in labels, replays, reports and pass@k alike.
+
+    It does where it has a gold answer, or a grade of some trajectory (tasks that are graded by tests have no gold
+    answer). It then counts whatever its answers are: one that the grader could not decide on is not right. Leaving such
+    questions out would choose questions by their answers, and policies would be compared on different ones.
+
+    Source:
+        METHOD section 4: tasks without a grade have no labels.
+    """
+    return question.gold is not None or any(t.correct is not None for t in question.trajectories)

@@ -413,12 +413,13 @@ class ShipConfig:
     policy: str | None = None
     """Name of the controller in that replay, where it is not its own."""
     threshold: float | None = None
-    """More trajectories are added while 1 - p_enough is above this; the training's choice if not set."""
+    """More trajectories are added while 1 - p_enough is above this. If not set, it is chosen on the out-of-fold
+    predictions of `crossval`; without that, it is the training's choice."""
     margin: float | None = None
-    """Choose the threshold on the out-of-fold predictions of `crossval` instead: the cheapest at which the lower end of
-    the paired 95 % interval against the largest k is above minus this accuracy, for instance 0.01."""
+    """Accuracy that counts as no loss in that choice, 0.01 if not set: the threshold is the cheapest that shows that
+    less is lost against the largest k."""
     k: KRange | None = None
-    """Where the controller will be asked, for the choice by `margin`; at all its checkpoints if not set."""
+    """Where the controller will be asked, for that choice; at all its checkpoints if not set."""
 
     def check(self) -> ShipConfig:
         """Return self if usable, raise InputError otherwise."""
@@ -426,16 +427,18 @@ class ShipConfig:
             raise InputError("Expected --output, the folder of the controller to make.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
+        chooses = self.threshold is None and self.crossval is not None
         if self.margin is None:
-            if self.k is not None:
-                raise InputError("k says where a threshold is chosen for: give margin with it, or leave it out.")
-            return self
-        if self.threshold is not None or self.crossval is None:
+            if self.k is not None and not chooses:
+                raise InputError(
+                    "k says where a threshold is chosen for: give margin with it, and crossval, or leave it out."
+                )
+        elif not chooses:
             raise InputError(
                 "margin chooses the threshold on the predictions of a cross-validation: give crossval with it, and no "
                 "threshold."
             )
-        if not 0 <= self.margin < 1:
+        if self.margin is not None and not 0 <= self.margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
         if self.k is not None:
             self.k.check()

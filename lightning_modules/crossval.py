@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dps.errors import InputError
+from dps.estimates import MARGIN, bounded
 from feature_store import Store
 from feature_store.lock import held
 from lightning_modules.batches import to_tensor
@@ -33,7 +34,8 @@ from lightning_modules.metrics import (
     question_draws,
 )
 from lightning_modules.predictions import FILE, Predictions, write_predictions
-from lightning_modules.replay import stops
+from lightning_modules.replay import choose_threshold, effective_margin, stops
+from lightning_modules.results import baselines, nothing_learnt, skills_against
 from lightning_modules.table import Table, fold_of, going_on, orders_of, outcomes
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
         table = data.whole(cli.model.parts)
         predictions = _predict(table, controllers, data.seed, data.label, data.manifest.fingerprint)
         write_predictions(folder / FILE, predictions)
-        report = measure_crossval(predictions, table.lengths)
+        report = measure_crossval(predictions, table.lengths, margin=cli.model.margin)
         report |= {
             "store": data.store,
             "validation": [
@@ -161,13 +163,16 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
     return found.reshape(shape)
 
 
-def measure_crossval(predictions: Predictions, lengths: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def measure_crossval(
+    predictions: Predictions, lengths: np.ndarray, seed: int = 0, margin: float = MARGIN
+) -> dict[str, Any]:
     """Measure out-of-fold predictions beside question length alone, and the policy that they make.
 
     Args:
         predictions: Of every question; those without a grade are left out.
         lengths: Prompt tokens of each question, shape (Q,).
         seed: Of the bootstrap over questions, one for all numbers, so that differences are paired.
+        margin: Accuracy that counts as no loss where the threshold is chosen that ``dps ship`` takes.
 
     Returns:
         What ``crossval.json`` holds; every ``stderr`` is clustered by question.
@@ -205,7 +210,9 @@ def measure_crossval(predictions: Predictions, lengths: np.ndarray, seed: int = 
                 **{metric: _finite(value.value) for metric, value in found.items()},
             }
         )
-    stop = stops_at(going_on(p, predictions.label_name), predictions.threshold[graded])
+    score, reached = going_on(p, predictions.label_name), outcomes(correct, predictions.label_name)
+    stop = stops_at(score, predictions.threshold[graded])
+    fitted = stops_at(score, cross_fitted(score, reached, tokens, fold, margin))
     return {
         "format_version": FORMAT_VERSION,
         "name": predictions.name,
@@ -221,8 +228,33 @@ def measure_crossval(predictions: Predictions, lengths: np.ndarray, seed: int = 
         "num_draws": _DRAWS,
         "rows": measured,
         "folds": by_fold,
-        "policy": _policy(stop, outcomes(correct, predictions.label_name), correct, tokens, predictions.ks, draws),
+        "skill": _skill_out_of_fold(p, labels, lengths, fold),
+        "policy": _policy(stop, reached, correct, tokens, predictions.ks, draws),
+        "shipped": {
+            "margin": effective_margin(len(p), margin),
+            "threshold": choose_threshold(score, reached, tokens, margin),
+            "policy": _policy(fitted, reached, correct, tokens, predictions.ks, draws),
+        },
     }
+
+
+def cross_fitted(
+    score: np.ndarray, reached: np.ndarray, tokens: np.ndarray, fold: np.ndarray, margin: float
+) -> np.ndarray:
+    """Return for each question the threshold that the questions of the other folds choose: shape (Q,).
+
+    Args:
+        score: What must be above the threshold to go on, out of fold: shape (Q, O, C).
+        reached: Whether the policy is right that stops at each k: shape (Q, O, C + 1).
+        tokens: Shape (Q, O, C + 1).
+        fold: Shape (Q,).
+        margin: Accuracy that counts as no loss.
+    """
+    found = np.empty(len(fold))
+    for number in np.unique(fold):
+        others = fold != number if len(np.unique(fold)) > 1 else fold == number
+        found[fold == number] = choose_threshold(score[others], reached[others], tokens[others], margin)
+    return found
 
 
 def stops_at(p_inc: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -253,7 +285,7 @@ def describe(report: Mapping[str, Any]) -> str:
         f"{len(report['folds'])} folds, out of fold; ± is clustered by question"
     ]
     titles = {"auroc": "AUROC", "average_precision": "average precision", "brier": "Brier score"}
-    titles |= {"calibration_error": "calibration error", "log_loss": "log loss"}
+    titles |= {"brier_skill": "Brier skill", "calibration_error": "calibration error", "log_loss": "log loss"}
     for metric, title in titles.items():
         lines.append(f"{title:<20}{text(every['controller'][metric])}   length alone {text(every['length'][metric])}")
         if metric == "auroc":
@@ -263,13 +295,29 @@ def describe(report: Mapping[str, Any]) -> str:
                 if name != "all"
             ]
             lines.append(f"{'  at one k':<20}{', '.join(by_k)}")
-    difference, ratio = policy["accuracy_difference"], policy["tokens_ratio"]
+    last, shipped = report["ks"][-1], report["shipped"]
+
+    def row(title: str, policy: Mapping[str, Any], threshold: str) -> str:
+        difference, ratio = policy["accuracy_difference"], policy["tokens_ratio"]
+        return (
+            f"{title:<20}accuracy {text(policy['accuracy'], True)}, k = {last}: "
+            f"{text(policy['accuracy_maximum'], True)}, difference {100 * difference['value']:+.2f} points "
+            f"[{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}], tokens {ratio['value']:.3f} of it "
+            f"[{ratio['low']:.3f}, {ratio['high']:.3f}], mean k {policy['mean_k']['value']:.2f}; {threshold}"
+        )
+
+    lines.append(row("policy", policy, "thresholds of the folds' own trainings"))
     lines.append(
-        f"{'policy':<20}accuracy {text(policy['accuracy'], True)}, k = {report['ks'][-1]}: "
-        f"{text(policy['accuracy_maximum'], True)}, difference {100 * difference['value']:+.2f} points "
-        f"[{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}], tokens {ratio['value']:.3f} of it "
-        f"[{ratio['low']:.3f}, {ratio['high']:.3f}], mean k {policy['mean_k']['value']:.2f}"
+        row(
+            "as shipped",
+            shipped["policy"],
+            f"thresholds of the other folds' questions (of all: {shipped['threshold']:.3f}, to lose less than "
+            f"{100 * shipped['margin']:.1f} points)",
+        )
     )
+    warning = nothing_learnt(report["skill"], report["num_questions"])
+    if warning is not None:
+        lines.append(f"Warning: {warning}")
     return "\n".join(lines)
 
 
@@ -340,6 +388,21 @@ def _length_out_of_fold(lengths: np.ndarray, labels: np.ndarray, fold: np.ndarra
     return found
 
 
+def _skill_out_of_fold(
+    p: np.ndarray, labels: np.ndarray, lengths: np.ndarray, fold: np.ndarray
+) -> dict[str, dict[str, float] | None]:
+    """Return the Brier skill against k alone and k with question length, both fitted on the other folds."""
+    shape = (len(p), p.shape[2])
+    others = {"k": np.zeros(shape), "length": np.zeros(shape)}
+    for number in np.unique(fold):
+        mine = fold == number
+        if mine.all():  # nothing else to fit on
+            return {name: None for name in others}
+        for name, found in baselines(labels[~mine], lengths[~mine], lengths[mine]).items():
+            others[name][mine] = found
+    return skills_against(p, labels, others)
+
+
 def _policy(
     stop: np.ndarray, reached: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int], draws: np.ndarray
 ) -> dict[str, Any]:
@@ -375,7 +438,10 @@ def _policy(
         }
         for c, k in enumerate(ks)
     }
-    return {name: _numbers(value) for name, value in found.items()} | {"fixed": fixed}
+    exact = bounded(right - all_right[:, -1])
+    numbers = {name: _numbers(value) for name, value in found.items()}
+    numbers["accuracy_difference"] |= {"low": _finite(exact.low), "high": _finite(exact.high)}
+    return numbers | {"fixed": fixed}
 
 
 def _mean(values: np.ndarray, draws: np.ndarray) -> Measured:

@@ -67,6 +67,7 @@ class FeatureDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
         spread: bool = False,
         block: int | None = None,
+        clock_store: str | None = None,
     ) -> None:
         """Open the store.
 
@@ -102,6 +103,9 @@ class FeatureDataModule(L.LightningDataModule):
             spread: Whether the hidden state has the standard deviation over the trajectories, too; of one it is 0.
             block: The block after which the controller is asked while trajectories run, of those that the harvest has
                 snapshots of. Null: it is asked when all have ended.
+            clock_store: Folder of an earlier store of the same model on the same device, whose calibrated clock
+                `question_time_sec` is counted with, so that it means the same in both: two measurements of one GPU have
+                differed two-fold. Null takes the clock of `store`. The controller keeps it for live runs.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -151,8 +155,9 @@ class FeatureDataModule(L.LightningDataModule):
         self.manifest = opened.manifest
         self.ks = ks_of(self.manifest.policy, store)
         check_block(self.manifest.policy, block, store)
-        self.calibration = dict(self.manifest.calibration)
-        """The clock of ``question_time_sec``; the harvest's, unless a trained controller brings its own."""
+        self.clock_store = clock_store
+        self.calibration = self._clock(clock_store)
+        """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
         self._tables: dict[str, Table] = {}
         self._built: tuple[Any, ...] | None = None
@@ -351,6 +356,19 @@ class FeatureDataModule(L.LightningDataModule):
             block=self.block,
         )
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
+
+    def _clock(self, folder: str | None) -> dict[str, float]:
+        """Return the clock of a store of the same model; the harvest's own without one."""
+        if folder is None:
+            return dict(self.manifest.calibration)
+        other = Store.open(folder).manifest
+        came, expected = (m.model.get("fingerprint") for m in (other, self.manifest))
+        if came != expected:
+            raise InputError(
+                f"Expected data.clock_store of the model of {self.store} ({expected}), but {folder} is of {came}: "
+                "name an earlier store of the same model on the same device."
+            )
+        return dict(other.calibration)
 
     def _check_test_store(self, folder: str) -> None:
         """Refuse a test store whose rows mean something else than the training store's."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.replay.reliability import quantile_bins
+
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the area under the ROC curve, ties counted half: the chance that a positive row outranks a negative one.
@@ -116,8 +118,9 @@ def measure_probabilities(p: np.ndarray, labels: np.ndarray, draws: np.ndarray) 
 
     Returns:
         ``auroc``; ``average_precision``, the step-wise area under precision over recall; ``brier``, the mean of
-        ``(p - label)^2``; ``calibration_error``, over ten bins of equal width the mean of ``|mean p - share|``
-        weighted by rows; ``log_loss`` in nats, with p kept 1e-6 away from 0 and 1.
+        ``(p - label)^2``; ``brier_skill``, the share of the Brier score of always saying the label's share that is
+        taken away, NaN where the label does not vary; ``calibration_error``, over ten bins of equally many rows the
+        mean of ``|mean p - share|`` weighted by rows; ``log_loss`` in nats, with p kept 1e-6 away from 0 and 1.
     """
     num_rows = p.shape[1]
     flat, truth = p.reshape(-1), labels.reshape(-1)
@@ -145,11 +148,30 @@ def measure_probabilities(p: np.ndarray, labels: np.ndarray, draws: np.ndarray) 
     for name, each in sums.items():
         found[name] = Measured(float(each.sum() / p.size), draws @ each / total)
 
-    bins = np.minimum((flat * 10).astype(np.int64), 9) + 10 * np.repeat(np.arange(len(p)), num_rows)
-    gaps = np.bincount(bins, flat - truth, 10 * len(p)).reshape(-1, 10)
+    positive = labels.sum(axis=1)
+    share, drawn = positive.sum() / p.size, draws @ positive / total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found["brier_skill"] = Measured(
+            float(1 - found["brier"].value / (share * (1 - share))) if 0 < share < 1 else float("nan"),
+            np.where((drawn > 0) & (drawn < 1), 1 - found["brier"].draws / (drawn * (1 - drawn)), np.nan),
+        )
+
+    which = quantile_bins(flat)
+    num_bins = int(which.max()) + 1
+    cell = which + num_bins * np.repeat(np.arange(len(p)), num_rows)
+    gaps = np.bincount(cell, flat - truth, num_bins * len(p)).reshape(-1, num_bins)
     error = np.abs(draws @ gaps).sum(axis=1) / total
     found["calibration_error"] = Measured(float(np.abs(gaps.sum(axis=0)).sum() / p.size), error)
     return found
+
+
+def calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of ``|mean p - share|`` over ten bins of equally many rows: both arguments of shape (N,).
+
+    Values crowd together where thresholds lie, so bins of equal width would have all of them in one.
+    """
+    which = quantile_bins(p)
+    return float(np.abs(np.bincount(which, p - labels)).sum() / len(p))
 
 
 def fit_length(lengths: np.ndarray, shares: np.ndarray) -> tuple[float, float, float, float]:

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightning_modules.metrics import auroc, auroc_stderr, length_scores
+from dps.estimates import bounded
+from dps.replay.reliability import brier_skill
+from lightning_modules.metrics import auroc, auroc_stderr, fit_length, length_probabilities, length_scores
 from lightning_modules.replay import Replay, replay, stops
 from lightning_modules.table import Table, going_on
+
+_AGAINST = {"k": "k alone", "length": "k and the length of the question"}
+"""What a controller has to be better than, in words; see :func:`skills`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,11 @@ def measure(
     }
     stop = stops(going_on(p_enough, label), threshold)
     chosen = replay(stop, table.outcomes(label), table.tokens, table.ks)
+    right = np.take_along_axis(table.outcomes(label), stop[..., None], axis=-1)[..., 0].mean(axis=1)
+    loss = bounded(right - table.correct[..., -1].mean(axis=1))
+    for against, found in skills(p_enough, table, train, label).items():
+        for part in ("value", "low", "high") if found is not None else ():
+            values[f"skill_{against}" + ("" if part == "value" else f"_{part}")] = found[part]
     policies[name] = chosen
     longest = policies[f"fixed-k{table.ks[-1]}"]
     values |= {
@@ -91,8 +101,82 @@ def measure(
         "tokens": chosen.tokens,
         "tokens_share": chosen.tokens / longest.tokens,
         "mean_k": chosen.mean_k,
+        "accuracy_difference": loss.value,
+        "accuracy_difference_low": loss.low,
+        "accuracy_difference_high": loss.high,
     }
     return TestResult(name, label, threshold, values, policies)
+
+
+def skills(p: np.ndarray, table: Table, train: Table, label: str) -> dict[str, dict[str, float] | None]:
+    """Return how much better probabilities are than two that look at no feature of a trajectory.
+
+    Args:
+        p: The probability of the label on a table's rows, shape (Q, O, C).
+        table: Questions that trained nothing.
+        train: The training split, on which the two are fitted.
+        label: Which label.
+
+    Returns:
+        Brier skill with its interval against the label's share at each k (``k``) and against a logistic regression on
+        the question's length at each k (``length``), see :func:`dps.replay.reliability.brier_skill`.
+    """
+    return skills_against(p, table.labels(label), baselines(train.labels(label), train.lengths, table.lengths))
+
+
+def baselines(labels: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the probability of the label by k alone, and by k and question length, fitted on some questions.
+
+    Args:
+        labels: Of the questions to fit on, shape (M, O, C), bool.
+        lengths: Their lengths, shape (M,).
+        others: Lengths of the questions to predict, shape (Q,).
+
+    Returns:
+        ``k`` and ``length``, shape (Q, C) each.
+    """
+    shares = labels.mean(axis=1)
+    fits = [fit_length(lengths.astype(np.float64), column) for column in shares.T]
+    return {
+        "k": np.repeat(shares.mean(axis=0)[None], len(others), axis=0),
+        "length": np.stack([length_probabilities(fit, others.astype(np.float64)) for fit in fits], axis=1),
+    }
+
+
+def skills_against(
+    p: np.ndarray, labels: np.ndarray, others: dict[str, np.ndarray]
+) -> dict[str, dict[str, float] | None]:
+    """Return the skill of probabilities (Q, O, C) against baselines (Q, C) each."""
+    flat = [values.reshape(len(p), -1) for values in (p, labels)]
+    return {
+        name: brier_skill(*flat, np.broadcast_to(baseline[:, None], p.shape).reshape(len(p), -1))
+        for name, baseline in others.items()
+    }
+
+
+def nothing_learnt(skill: dict[str, dict[str, float] | None] | None, num_questions: int) -> str | None:
+    """Return a sentence where held-out questions do not show that a controller has learnt anything, else None.
+
+    It has to be better than what k says by itself, and than k and the question's length together: each Brier skill with
+    its 95 % interval above 0.
+
+    Args:
+        skill: See :func:`skills`; None where it was not measured.
+        num_questions: Questions that it was measured on.
+    """
+    for name, found in (skill or {}).items():
+        if found is None:
+            return (
+                f"Whether it has learnt anything cannot be said: the label does not vary on {num_questions:,} held-out "
+                "questions."
+            )
+        if not found["low"] > 0:
+            return (
+                f"It may have learnt nothing: {num_questions:,} held-out questions do not show that its probabilities "
+                f"are better than those by {_AGAINST[name]} (Brier skill {found['value']:.3f} [{found['low']:.3f}, "
+                f"{found['high']:.3f}]). A rule that needs no training may do as well."
+            )
+    return None
 
 
 def show(result: TestResult, source: str) -> None:
@@ -129,6 +213,10 @@ def show(result: TestResult, source: str) -> None:
     else:
         ranking.add_row("AUROC", "–", f"one class only: {result.label} holds in {share}")
     ranking.add_row("Brier score", f"{values['brier']:.3f}", "")
+    for against, words in _AGAINST.items():
+        if f"skill_{against}" in values:
+            low, high = values[f"skill_{against}_low"], values[f"skill_{against}_high"]
+            ranking.add_row(f"  skill against {words}", f"{values[f'skill_{against}']:.3f}", f"[{low:.3f}, {high:.3f}]")
     ranking.add_row("calibration error", f"{values['calibration_error']:.3f}", "")
     console.print(ranking)
 
@@ -145,3 +233,10 @@ def show(result: TestResult, source: str) -> None:
         )
         policies.add_row(label, *numbers)
     console.print(policies)
+    console.print(
+        f"{result.name} minus k = {max(int(name[7:]) for name in result.policies if name.startswith('fixed-k'))}: "
+        f"{100 * values['accuracy_difference']:+.1f} points [{100 * values['accuracy_difference_low']:+.1f}, "
+        f"{100 * values['accuracy_difference_high']:+.1f}], paired by question",
+        markup=False,
+        soft_wrap=True,
+    )

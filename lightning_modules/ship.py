@@ -9,24 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dps.errors import InputError
+from dps.estimates import MARGIN, bounded, loss_is_below
 from dps.policies.base import KRange
 from dps.policies.files import SHIPPED
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
-from lightning_modules.predictions import read_predictions
-from lightning_modules.replay import no_loss_threshold
+from lightning_modules.predictions import FILE, read_predictions
+from lightning_modules.replay import choose_threshold, stops
+from lightning_modules.results import nothing_learnt
+from lightning_modules.table import going_on, outcomes
 
 CARD, FACTS = "README.md", "controller.json"
 _METRICS = {
     "auroc": "AUROC",
     "average_precision": "average precision",
     "brier": "Brier score",
+    "brier_skill": "Brier skill",
     "calibration_error": "calibration error",
 }
 
@@ -50,9 +56,10 @@ def ship(
         crossval: Folder of ``dps crossval`` with the same settings, for the card.
         replay: Folder of ``dps replay``, for the card: the curve and the operating point.
         policy: Name of the controller in that replay; its own name if None.
-        threshold: More trajectories are added while ``1 - p_enough`` is above this; the training's own if None.
-        margin: Choose the threshold on the cross-validation's out-of-fold predictions, see
-            :func:`out_of_fold_threshold`.
+        threshold: More trajectories are added while ``1 - p_enough`` is above this. If None, the one that is chosen on
+            the cross-validation's out-of-fold predictions, see :func:`out_of_fold_threshold`; without a
+            cross-validation, the training's own.
+        margin: Accuracy that counts as no loss in that choice; one point if None.
         k: Where it will be asked, for that choice; at all its checkpoints if None.
 
     Returns:
@@ -70,13 +77,22 @@ def ship(
     prefix = "estimator."
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
     measured = _crossval(crossval, description) if crossval is not None else None
-    if margin is not None and crossval is not None:
-        threshold = out_of_fold_threshold(crossval, margin, k)
+    how = "given"
+    if threshold is None:
+        how = "training"
+        if crossval is not None and (margin is not None or (Path(crossval) / FILE).is_file()):
+            threshold, how = out_of_fold_threshold(crossval, MARGIN if margin is None else margin, k), "out of fold"
     if threshold is not None:
         state[f"{prefix}threshold"] = torch.full_like(state[f"{prefix}threshold"], threshold)
     curve = _curve(replay, policy or description["name"], description) if replay is not None else None
     used = float(state[f"{prefix}threshold"])
-    facts = {**description, "threshold": used, "crossval": measured, "replay": curve}
+    choice: dict[str, Any] = {"how": how}
+    if crossval is not None and (Path(crossval) / FILE).is_file():
+        choice |= loss_out_of_fold(crossval, used, MARGIN if margin is None else margin, k)
+    facts = {**description, "threshold": used, "threshold_choice": choice, "crossval": measured, "replay": curve}
+    warning = _warning(facts)
+    if warning is not None:
+        print(f"Warning: {warning}", file=sys.stderr)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -91,6 +107,9 @@ def ship(
 def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None) -> float:
     """Return the cheapest threshold that shows no loss on the out-of-fold predictions of every question.
 
+    The same choice as that of ``dps fit`` on its held-out questions, :func:`dps.replay.decide.choose_threshold`, on
+    several times as many.
+
     Args:
         crossval: Folder of ``dps crossval``.
         margin: Accuracy that counts as no loss.
@@ -98,6 +117,38 @@ def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None)
 
     Raises:
         InputError: If there are no such predictions, or none at these numbers of trajectories.
+    """
+    score, reached, tokens, _ = _out_of_fold(crossval, k)
+    return choose_threshold(score, reached, tokens, margin)
+
+
+def loss_out_of_fold(crossval: str | Path, threshold: float, margin: float, k: KRange | None) -> dict[str, Any]:
+    """Return what a threshold gives on the out-of-fold predictions: the loss, its interval, and the tokens.
+
+    Args:
+        crossval: Folder of ``dps crossval``.
+        threshold: The threshold.
+        margin: Accuracy that counts as no loss.
+        k: Where the controller will be asked; at all checkpoints of the predictions if None.
+    """
+    score, reached, tokens, _ = _out_of_fold(crossval, k)
+    stop = stops(score, threshold)[..., None]
+    right = np.take_along_axis(reached, stop, axis=-1)[..., 0].mean(axis=1)
+    spent = np.take_along_axis(tokens, stop, axis=-1)[..., 0].mean(axis=1)
+    loss = right - reached[..., -1].mean(axis=1)
+    return {
+        "num_questions": len(loss),
+        "margin": margin,
+        "no_loss": loss_is_below(loss, margin),
+        "accuracy_difference": bounded(loss).plain(),
+        "tokens_ratio": float(spent.mean() / tokens[..., -1].mean()),
+    }
+
+
+def _out_of_fold(crossval: str | Path, k: KRange | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Return score, what stopping gives, tokens and k's of the graded questions of a cross-validation.
+
+    The score is what must be above the threshold to go on, on the scale of the label (see ``table.going_on``).
     """
     found = read_predictions(crossval)
     ks = found.ks if k is None else k.values
@@ -108,8 +159,19 @@ def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None)
         )
     graded = found.label[:, 0, 0] >= 0
     columns = [found.ks.index(value) for value in ks]
-    p_inc, correct, tokens = 1.0 - found.p_enough[graded], found.correct[graded] > 0, found.tokens[graded]
-    return no_loss_threshold(p_inc[..., columns[:-1]], correct[..., columns], tokens[..., columns], margin)
+    score = going_on(found.p_enough[graded], found.label_name)[..., columns[:-1]]
+    reached = outcomes(found.correct[graded][..., columns] > 0, found.label_name)
+    return score, reached, found.tokens[graded][..., columns], ks
+
+
+def _warning(facts: Mapping[str, Any]) -> str | None:
+    """Return a sentence where held-out questions do not show that the controller has learnt anything, else None.
+
+    Those of the cross-validation count, which are all; without one, those of the training's validation.
+    """
+    measured = facts["crossval"] or {}
+    found = measured if measured.get("skill") is not None else facts.get("validation") or {}
+    return nothing_learnt(found.get("skill"), int(found.get("num_questions", 0)))
 
 
 def card(facts: Mapping[str, Any]) -> str:
@@ -122,8 +184,10 @@ def card(facts: Mapping[str, Any]) -> str:
     lines = [
         f"# {facts['name']} for {Path(str(model.get('name'))).name}",
         "",
+        *([f"**Warning.** {warning}", ""] if (warning := _warning(facts)) else []),
         _task(facts),
         "",
+        *_choice_lines(facts),
         "| | |",
         "|---|---|",
         f"| model | {Path(str(model.get('name'))).name}, fingerprint `{model.get('fingerprint')}`; "
@@ -175,6 +239,35 @@ def _task(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return where the threshold is from and what it loses on the out-of-fold predictions."""
+    choice = facts["threshold_choice"]
+    words = {
+        "given": "The threshold was given.",
+        "training": "The threshold is the training's own, chosen on its held-out questions.",
+        "out of fold": "The threshold was chosen on out-of-fold predictions, the cheapest that shows no loss there.",
+    }
+    text = words[choice["how"]]
+    if "accuracy_difference" in choice:
+        loss, margin = choice["accuracy_difference"], 100 * choice["margin"]
+        text += (
+            f" On the {choice['num_questions']:,} questions of the cross-validation it gives "
+            f"{100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}] against k = "
+            f"{facts['data']['ks'][-1]} with {choice['tokens_ratio']:.2f} of its tokens; a loss of {margin:g} "
+            + ("point" if margin == 1 else "points")
+            + (" is excluded." if choice["no_loss"] else " is not excluded.")
+        )
+    shipped = (facts["crossval"] or {}).get("shipped")
+    if choice["how"] == "out of fold" and shipped is not None:
+        loss, ratio = (shipped["policy"][name] for name in ("accuracy_difference", "tokens_ratio"))
+        text += (
+            " With thresholds that the questions of the other folds choose in the same way, which is what to expect of "
+            f"others: {100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}] with "
+            f"{ratio['value']:.2f} of the tokens."
+        )
+    return [text, ""]
+
+
 def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
     lines = [
         "## How well it ranks",
@@ -186,6 +279,8 @@ def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
         "|---|---:|---:|",
     ]
     for name, title in _METRICS.items():
+        if name not in measured["rows"]["controller"]:  # of an earlier version
+            continue
         cells = [_with_error(measured["rows"][who].get(name)) for who in ("controller", "length")]
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
     for k, value in measured["auroc_at_k"].items():
@@ -242,6 +337,8 @@ def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, A
     return {
         "num_questions": found["num_questions"],
         "num_folds": len(found["folds"]),
+        "skill": found.get("skill"),
+        "shipped": found.get("shipped"),
         "rows": {who: found["rows"]["all"][who] for who in ("controller", "length")},
         "auroc_at_k": {
             name[1:]: rows["controller"].get("auroc") for name, rows in found["rows"].items() if name != "all"

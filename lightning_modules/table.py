@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from dps.aggregate import answer_of
+from dps.aggregate import answer_of, has_grade
 from dps.errors import InputError
 from dps.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
 from feature_store.records import Question
@@ -448,10 +448,10 @@ def _columns(
     vectors = np.zeros((count, 0), dtype=np.float32)
     if HIDDEN in parts:
         vectors = vectors_of([t.at(block) for t in trajectories[:count]], pooling)
+    # An answer that could not be graded is not right, here as in reports and replays.
     answers = [
-        [answer_of([trajectories[i] for i in order[:k]], aggregator)[1] for k in ks] for order in orders.tolist()
+        [bool(answer_of([trajectories[i] for i in order[:k]], aggregator)[1]) for k in ks] for order in orders.tolist()
     ]
-    graded = all(correct is not None for row in answers for correct in row)
     generated = np.array([t.num_generated_tokens for t in trajectories], dtype=np.int64)
     return _Columns(
         question_id=question.question_id,
@@ -460,6 +460,6 @@ def _columns(
         orders=orders.astype(np.int16),
         vectors=vectors,
         embedding=np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32),
-        correct=np.array(answers, dtype=bool) if graded else None,
+        correct=np.array(answers, dtype=bool) if has_grade(question) else None,
         tokens=np.cumsum(generated[orders], axis=1)[:, np.array(ks) - 1],
     )

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +26,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from dps.errors import InputError
+from dps.estimates import fewest_questions
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
-from lightning_modules.results import show
+from lightning_modules.replay import NEVER_STOP
+from lightning_modules.results import nothing_learnt, show
 from lightning_modules.table import going_on
 
 _FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "pooling", "spread")
@@ -160,12 +162,22 @@ class ControllerCLI(LightningCLI):
         best = load_controller(self.best_checkpoint)
         found = best.description["validation"]
         ranking = f"AUROC {found['auroc']:.3f}, " if "auroc" in found else ""
+        last = self.datamodule.ks[-1]
         print(
             f"{best.name}: epoch {found['epoch'] + 1} of {self.trainer.current_epoch}; on validation {ranking}loss "
             f"{found['loss']:.3f}; threshold {best.threshold:.3f} gives accuracy {found['accuracy']:.1%} (k = "
-            f"{self.datamodule.ks[-1]}: {found['accuracy_maximum']:.1%}) at {found['tokens_share']:.2f} of its tokens\n"
-            f"{best.path}"
+            f"{last}: {found['accuracy_maximum']:.1%}) at {found['tokens_share']:.2f} of its tokens\n"
+            f"{_excluded(found, best.threshold, self.model.margin, last)}"
         )
+        warning = nothing_learnt(found["skill"], found["num_questions"])
+        if warning is not None:
+            print(f"Warning: {warning}", file=sys.stderr)
+        if found["epoch"] == 0 and self.trainer.current_epoch > 1:
+            print(
+                "Warning: its first epoch is the best: what it learnt later did not hold on validation questions.",
+                file=sys.stderr,
+            )
+        print(best.path)
 
     def after_validate(self) -> None:
         """Print the validation metrics."""
@@ -253,6 +265,21 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _excluded(found: Mapping[str, Any], threshold: float, margin: float, maximum: int) -> str:
+    """Say what the questions that chose a threshold show of the accuracy that it gives up."""
+    count, least = found["num_threshold_questions"], fewest_questions(margin)
+    points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    shown = f"{100 * found['margin']:.1f} points"
+    if threshold == NEVER_STOP:
+        text = f"no threshold shows on these {count:,} questions that it loses less than {shown}: all get k = {maximum}"
+    else:
+        text = f"chosen on {count:,} questions to lose less than {shown} (97.5 % sure)"
+    if found["margin"] > margin:
+        text += f"; n is too small for {points}" + (f", which takes {least:,} questions" if least else "")
+        text += ": dps crossval and dps ship choose on all questions"
+    return text
 
 
 def _checkpoints(run_folder: Any) -> str:

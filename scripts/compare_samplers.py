@@ -126,7 +126,7 @@ def vote(classes: np.ndarray, correct: np.ndarray, logprob: np.ndarray) -> np.nd
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """Return the mean over questions and its standard error."""
-    from dps.report.statistics import estimate
+    from dps.estimates import estimate
 
     found = estimate(values)
     return found.value, found.stderr

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dps.replay.compare import mean, questions_needed, ratio, resamples
+from dps.estimates import bounded, questions_needed
+from dps.replay.compare import ratio, resamples
 from dps.replay.policies import fixed
 from dps.replay.samples import Samples, orders_of, read_samples, walk
 from feature_store import Store
@@ -45,7 +46,7 @@ def one_trajectory(power: Samples, rival: Samples) -> dict[str, Any]:
     one, other = power.on(common), rival.on(common)
     gaps = one.right.mean(axis=1) - other.right.mean(axis=1)
     weights = resamples(len(common), RESAMPLES, 0)
-    difference = mean(gaps, weights)
+    difference = bounded(gaps)
     return {
         "rival": rival.series,
         "questions": len(common),
@@ -63,12 +64,10 @@ def describe(store: Store, folder: Path) -> dict[str, Any]:
     count = samples.num_trajectories
     orders = np.stack([orders_of(name, count, ORDERS, 0) for name in samples.question_ids])
     walked = walk(samples, orders, range(1, count + 1), 0)
-    weights = resamples(len(samples.question_ids), RESAMPLES, 0)
     by_k = []
     for k, point in zip(walked.ks, fixed(samples.series, walked).curve, strict=True):
-        accuracy = mean(point.correct, weights)
-        stderr = float(point.correct.std(ddof=1) / np.sqrt(len(point.correct)))
-        by_k.append({"k": k, **accuracy.plain(), "stderr": stderr, "tokens": float(point.tokens.mean())})
+        accuracy = bounded(point.correct, 0.0, 1.0)
+        by_k.append({"k": k, **accuracy.plain(), "stderr": accuracy.stderr, "tokens": float(point.tokens.mean())})
     any_right = samples.right.any(axis=1)
     log = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines() if line.strip()]
     last = log[-1]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dps.estimates import estimate
 from dps.metrics.samples import Pooled
-from dps.report.statistics import estimate
 from dps.report.words import json_number
 
 COLUMNS = ("policy", "k", "pass_at_k", "stderr", "num_questions", "num_trajectories", "num_ungradable")

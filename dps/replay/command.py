@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,21 @@ import h5py
 import numpy as np
 
 from dps.errors import InputError
+from dps.estimates import (
+    Estimate,
+    bounded,
+    estimate,
+    fewest_questions,
+    loss_is_below,
+    mcnemar,
+    questions_needed,
+)
 from dps.policies import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
 from dps.replay import compare
-from dps.replay.compare import Curve, Interval
+from dps.replay.compare import Curve
 from dps.replay.config import ReplayConfig
+from dps.replay.decide import effective_margin
+from dps.replay.matched import matched_tokens, verdict_of
 from dps.replay.policies import Point, Ran, dynamic, fixed, folds_of, oracle
 from dps.replay.reading import GROUPS, difficulty_of, number_shown, questions_to_read
 from dps.replay.reliability import reliability
@@ -50,6 +61,8 @@ class OutOfFold:
     """Shape (Q, O, K), int64."""
     p_enough: np.ndarray
     """Shape (Q, O, C), float64; each by a controller that had not seen the question."""
+    thresholds: np.ndarray | None
+    """The threshold of each question's controller, shape (Q,); None where the file has none."""
     ks: tuple[int, ...]
     """C checkpoints, then the maximum."""
     store_fingerprint: str
@@ -75,6 +88,7 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
             question_ids=tuple(name.decode("utf-8") for name in file["question_id"][()]),
             orders=file["orders"][()].astype(np.int64),
             p_enough=file["p_enough"][()],
+            thresholds=file["threshold"][()] if "threshold" in file else None,
             ks=tuple(int(k) for k in np.atleast_1d(file.attrs["ks"])),
             store_fingerprint=_text(file.attrs["store_fingerprint"]),
         )
@@ -129,7 +143,7 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     for name, path in config.controllers.items():
         one = found[name]
         if one is not None:
-            p_enough, own = _rows(one, common, ks), None
+            p_enough, own = _rows(one, common, ks)
         else:
             p_enough, own = predict(path, harvest, common, orders, ks)
         ran.append(dynamic(name, "controller", "power", walked, 1.0 - p_enough, folds, config.margin, own))
@@ -144,14 +158,7 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     for source in sources:
         of_source = np.stack([orders_of(name, source.num_trajectories, config.orders, config.seed) for name in common])
         every = walk(source, of_source, range(1, source.num_trajectories + 1), config.seed)
-        powers = [i for i, k in enumerate(every.ks) if k in _powers(source.num_trajectories)]
-        ran.append(
-            replace(
-                fixed(source.series, every),
-                curve=tuple(fixed(source.series, every).curve[i] for i in powers),
-                thresholds=np.array([float(every.ks[i]) for i in powers]),
-            )
-        )
+        ran.append(fixed(source.series, every))
         rule = AdaptiveConsistency()
         p_inc = scores([rule.enough(seen) for seen in every.seen], every)
         ran.append(dynamic(rule.name, "rule", source.series, every, p_inc, folds, config.margin))
@@ -182,10 +189,6 @@ def _range(manifest: Manifest, harvest: Path) -> KRange:
         return KRange(*(int(policy[name]) for name in ("start", "step", "maximum")))
     ks = fixed_ks(policy)
     return KRange(1, 1, ks[-1])
-
-
-def _powers(maximum: int) -> set[int]:
-    return {1 << i for i in range(12) if 1 << i <= maximum} | {maximum}
 
 
 def _orders(
@@ -226,11 +229,12 @@ def _orders(
     return np.stack([orders_of(name, num_trajectories, config.orders, config.seed) for name in question_ids])
 
 
-def _rows(found: OutOfFold, question_ids: Sequence[str], ks: tuple[int, ...]) -> np.ndarray:
-    """Return the probabilities of these questions at these checkpoints, among those that there are."""
+def _rows(found: OutOfFold, question_ids: Sequence[str], ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the probabilities of these questions at these checkpoints, and each question's threshold."""
     place = {question: i for i, question in enumerate(found.question_ids)}
-    rows = found.p_enough[[place[question] for question in question_ids]]
-    return rows[..., [found.ks.index(k) for k in ks[:-1]]]
+    rows = [place[question] for question in question_ids]
+    thresholds = None if found.thresholds is None else found.thresholds[rows]
+    return found.p_enough[rows][..., [found.ks.index(k) for k in ks[:-1]]], thresholds
 
 
 # -- what is compared with what ----------------------------------------------------------------------------------------
@@ -249,11 +253,12 @@ def _report(
     """Return everything that is shown, as JSON values."""
     weights = compare.resamples(len(samples.question_ids), config.resamples, config.seed)
     reference = ran[0].curve[-1]
+    notes = [*notes, *_size_notes(samples, sources, config)]
     seconds = float(manifest.calibration.get("seconds_per_token", np.nan))
     prefill = samples.prompt_tokens * float(manifest.calibration.get("prefill_seconds_per_token", np.nan))
     curves = {one.label: compare.curve_of(one.curve, weights) for one in ran}
     policies = [_policy(one, reference, weights, seconds, prefill, config) for one in ran]
-    matched = _matched(ran, curves, weights)
+    matched = matched_tokens(ran, curves, weights)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "title": config.title
@@ -275,7 +280,7 @@ def _report(
             if one.p_enough is not None and one.series == "power" and one.kind != "chance"
         ],
         "clock": _clock(seconds, samples.prompt_tokens, prefill),
-        "k8_over_k2": _gain(ran[0], weights),
+        "k8_over_k2": _gain(ran[0]),
         "provenance": {
             "harvest": harvest.name,
             "model": manifest.model,
@@ -293,6 +298,30 @@ def _report(
 
     report["findings"] = findings(report)
     return report
+
+
+def _size_notes(samples: Samples, sources: Sequence[Samples], config: ReplayConfig) -> list[str]:
+    """Return what the number of questions, and answers that nobody could grade, mean for what is read."""
+    notes = []
+    total = len(samples.question_ids)
+    chosen_on = total - -(-total // config.folds)
+    least = fewest_questions(config.margin)
+    if least is None or chosen_on < least:
+        smallest = 100 * effective_margin(chosen_on, config.margin)
+        notes.append(
+            f"n is too small to show that less than {_points(100 * config.margin)} of accuracy is lost: thresholds are "
+            f"chosen on {chosen_on:,} questions, which can exclude a loss of {smallest:.1f} points at best"
+            + (f"; {_points(100 * config.margin)} takes {least:,}." if least else ".")
+        )
+    undecided = {one.series: one.num_ungradable for one in (samples, *sources) if one.num_ungradable}
+    if undecided:
+        each = ", ".join(f"{name} {count:,}" for name, count in undecided.items())
+        notes.append(f"Answers that the grader could not decide count as not right: {each}.")
+    return notes
+
+
+def _points(value: float) -> str:
+    return f"{value:g} point{'' if value == 1 else 's'}"
 
 
 def _policy(
@@ -325,6 +354,7 @@ def _policy(
         for place, point in zip(entry["curve"], one.curve, strict=True):
             found = _against(point, reference, weights, seconds, prefill)
             place |= {name: found[name] for name in ("accuracy_difference", "tokens_ratio", "time_ratio")}
+            place["no_loss"] = one.kind == "fixed" and loss_is_below(point.correct - reference.correct, config.margin)
     if one.chosen is not None:
         ks, counts = np.unique(one.natural_k, return_counts=True)
         entry["operating_point"] = {
@@ -334,12 +364,14 @@ def _policy(
             "accepted": float(one.chosen.accepted.mean()),
             "share_at_k": {str(int(k)): int(n) / len(one.natural_k) for k, n in zip(ks, counts, strict=True)},
         }
-        entry["operating_point"]["no_loss"] = entry["operating_point"]["accuracy_difference"]["low"] >= -config.margin
+        entry["operating_point"]["no_loss"] = loss_is_below(one.chosen.correct - reference.correct, config.margin)
     if one.own is not None:
         entry["own_threshold"] = {
             **_against(one.own, reference, weights, seconds, prefill),
-            "threshold": one.own_threshold,
+            # Of the controllers of a cross-validation, the one in the middle.
+            "threshold": float(np.median(one.own_threshold)),
             "mean_k": float(one.own.k.mean()),
+            "no_loss": loss_is_below(one.own.correct - reference.correct, config.margin),
         }
     return entry
 
@@ -351,61 +383,27 @@ def _against(
     difference = point.correct - reference.correct
     time, other = point.tokens * seconds + prefill, reference.tokens * seconds + prefill
     return {
-        "accuracy": compare.mean(point.correct, weights).plain(),
-        "tokens": compare.mean(point.tokens, weights).plain(),
-        "accuracy_difference": compare.mean(difference, weights).plain(),
+        "accuracy": bounded(point.correct, 0.0, 1.0).plain(),
+        "tokens": _plain(estimate(point.tokens)),
+        "accuracy_difference": _difference(point, reference),
         "tokens_ratio": compare.ratio(point.tokens, reference.tokens, weights).plain(),
         "time_ratio": compare.ratio(time, other, weights).plain() if np.isfinite(time).all() else None,
-        "questions_needed": compare.questions_needed(difference),
+        "questions_needed": questions_needed(difference),
     }
 
 
-def _matched(ran: Sequence[Ran], curves: Mapping[str, Curve], weights: np.ndarray) -> list[dict[str, Any]]:
-    """Compare every operating point, and k = maximum, with every other policy's curve at the same tokens."""
-    found = []
-    for one in ran:
-        if one.kind in ("oracle", "chance") or one.series != "power":
-            continue
-        at = one.chosen or one.curve[-1]
-        tokens, resampled = float(at.tokens.mean()), weights @ at.tokens
-        accuracy, accuracies = float(at.correct.mean()), weights @ at.correct
-        for other in ran:
-            if other is one or other.kind == "oracle":
-                continue
-            rival = compare.accuracy_at(curves[other.label], tokens, resampled)
-            if rival is None:
-                continue
-            difference = compare.interval(accuracy - rival[0], accuracies - rival[1])
-            found.append(
-                {
-                    "policy": one.label if one.chosen is not None else f"fixed-k{int(one.thresholds[-1])}",
-                    "kind": one.kind,
-                    "rival": other.label,
-                    "rival_kind": other.kind,
-                    "rival_series": other.series,
-                    "tokens": tokens,
-                    "rival_tokens": min(tokens, float(curves[other.label].tokens[-1])),
-                    "accuracy": accuracy,
-                    "rival_accuracy": rival[0],
-                    "difference": difference.plain(),
-                    "verdict": _verdict(difference),
-                    "questions_needed": _needed(difference, len(at.correct)),
-                }
-            )
-    return found
+def _difference(point: Point, reference: Point) -> dict[str, float]:
+    """Return an accuracy difference with its interval; nothing is uncertain where both are k = maximum."""
+    if np.array_equal(point.tokens, reference.tokens):
+        return {"value": 0.0, "low": 0.0, "high": 0.0}
+    return bounded(point.correct - reference.correct).plain()
 
 
-def _needed(difference: Interval, num_questions: int) -> int | None:
-    """Return how many questions would decide a difference of this size; None where it is 0."""
-    half = (difference.high - difference.low) / 2
-    if difference.value == 0 or half == 0:
-        return None
-    needed = num_questions * (half / difference.value) ** 2
-    return int(np.ceil(needed)) if needed < 1e9 else None
-
-
-def _verdict(difference: Interval) -> str:
-    return {1: "above", -1: "below", 0: "undecided"}[difference.sign]
+def _plain(found: Estimate) -> dict[str, float]:
+    """Return an estimate as JSON values; where it has no interval, that is the value alone."""
+    if np.isnan(found.low):
+        return {"value": found.value, "low": found.value, "high": found.value}
+    return found.plain()
 
 
 def _areas(ran: Sequence[Ran], curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
@@ -417,7 +415,7 @@ def _areas(ran: Sequence[Ran], curves: Mapping[str, Curve]) -> list[dict[str, An
             continue
         area = compare.area_between(curves[one.label], curves[base.label])
         if area is not None:
-            found.append({"policy": one.label, "rival": base.label, **area.plain(), "verdict": _verdict(area)})
+            found.append({"policy": one.label, "rival": base.label, **area.plain(), "verdict": verdict_of(area)})
     return found
 
 
@@ -427,7 +425,7 @@ def _mcnemar(ran: Sequence[Ran], walked: Walk) -> list[dict[str, Any]]:
     points = [(f"fixed-k{walked.ks[-1]}", base)]
     points += [(one.label, one.natural_correct) for one in ran if one.chosen is not None and one.series == "power"]
     return [
-        {"policy": name, "rival": other, **compare.mcnemar(right, rival)}
+        {"policy": name, "rival": other, **mcnemar(right, rival)}
         for i, (name, right) in enumerate(points)
         for other, rival in points[:i]
     ]
@@ -468,14 +466,14 @@ def _difficulty(samples: Samples, ks: Sequence[int], ran: Sequence[Ran]) -> dict
     return {"groups": list(GROUPS), "questions": [int((group == g).sum()) for g in range(5)], "policies": rows}
 
 
-def _gain(one: Ran, weights: np.ndarray) -> dict[str, Any]:
+def _gain(one: Ran) -> dict[str, Any]:
     """Return what the largest k adds to the smallest."""
     difference = one.curve[-1].correct - one.curve[0].correct
     return {
         "from": int(one.thresholds[0]),
         "to": int(one.thresholds[-1]),
-        "difference": compare.mean(difference, weights).plain(),
-        "questions_needed": compare.questions_needed(difference),
+        "difference": bounded(difference).plain(),
+        "questions_needed": questions_needed(difference),
     }
 
 

@@ -1,21 +1,33 @@
-"""Comparisons of policies by resampling questions, all in pairs: pure NumPy.
+"""Comparisons of curves by resampling questions, all in pairs: pure NumPy.
 
 A policy is one value per question (already averaged over orders), so a resample is a vector of weights over questions
-and a mean is a product with it. The same resamples serve every policy, which makes every difference a paired one.
+and a mean is a product with it. The same resamples serve every policy, which makes every difference a paired one. Where
+a plain mean is compared there is no need to resample: ``dps.estimates`` has its interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, isfinite
 
 import numpy as np
 
+from dps.estimates import LEVEL, mcnemar, questions_needed
 from dps.replay.policies import Point
 
-LEVEL = 0.95
-"""Of all intervals."""
+__all__ = [
+    "Curve",
+    "Interval",
+    "accuracy_at",
+    "area_between",
+    "curve_of",
+    "interval",
+    "mcnemar",
+    "questions_needed",
+    "ratio",
+    "resamples",
+    "widened",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +65,28 @@ def interval(value: float, replicates: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def mean(values: np.ndarray, weights: np.ndarray) -> Interval:
-    """Return the mean over questions of (Q,) values."""
-    return interval(values.mean(), weights @ values)
-
-
 def ratio(numerator: np.ndarray, denominator: np.ndarray, weights: np.ndarray) -> Interval:
     """Return the ratio of two means over the same questions."""
     return interval(numerator.mean() / denominator.mean(), (weights @ numerator) / (weights @ denominator))
 
 
-def questions_needed(values: np.ndarray) -> int | None:
-    """Return how many questions would show a mean difference of this size, if it is real: None for none at all.
+def widened(value: float, replicates: np.ndarray, num_questions: int) -> Interval:
+    """Return an accuracy difference with the interval of its replicates, kept from collapsing.
 
-    The interval of the mean of N values has a half width of 1.96 s / sqrt(N); it leaves 0 out once N is
-    ``(1.96 s / mean)^2``.
+    Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
+    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing;
+    :func:`dps.estimates.bounded` is the same where no curve has to be drawn through the replicates.
+
+    Args:
+        value: The difference.
+        replicates: On every resample, shape (R,).
+        num_questions: N.
     """
-    average, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    if average == 0 or spread == 0:
-        return None
-    needed = (1.96 * spread / average) ** 2
-    return int(np.ceil(needed)) if isfinite(needed) and needed < 1e9 else None
+    # The weight of the added question in each resample: the same law as that of any of N + 1.
+    levels = (np.arange(len(replicates)) + 0.5) / len(replicates)
+    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / num_questions)
+    low, high = (interval(value, (1 - weight) * replicates + weight * end) for end in (-1.0, 1.0))
+    return Interval(float(value), low.low, high.high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,20 +159,3 @@ def area_between(one: Curve, other: Curve, points: int = 33) -> Interval | None:
         ]
     )  # fmt: skip
     return interval(difference((one.tokens, one.accuracy), (other.tokens, other.accuracy)), replicates)
-
-
-def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
-    """Return the exact McNemar test of two policies' right answers on the same questions.
-
-    Args:
-        one: Whether each answer is right, shape (Q,), bool.
-        other: The same of the other policy.
-
-    Returns:
-        ``only_one`` and ``only_other`` (questions that only one has right) and the two-sided ``p_value``: the chance
-        that a fair coin splits them at least as unevenly.
-    """
-    first, second = int((one & ~other).sum()), int((other & ~one).sum())
-    total, least = first + second, min(first, second)
-    tail = sum(comb(total, i) for i in range(least + 1))
-    return {"only_one": first, "only_other": second, "p_value": min(1.0, 2 * tail / 2**total) if total else 1.0}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.estimates import loss_is_below, smallest_margin
+
 NEVER_STOP = -1.0
 """A threshold that every p_inc is above, so that every question gets the maximum."""
 
@@ -30,12 +32,12 @@ class Replay:
     """Trajectories of a question."""
 
 
-def stops(p_inc: np.ndarray, threshold: float) -> np.ndarray:
+def stops(p_inc: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """Return where the policy stops: the first checkpoint with ``p_inc <= threshold``, C if there is none.
 
     Args:
         p_inc: Probability that more trajectories help, shape (..., C).
-        threshold: More are added while p_inc is above it.
+        threshold: More are added while p_inc is above it; one number, or an array that broadcasts against p_inc.
 
     Returns:
         Indices into the C + 1 values of k, shape (...).
@@ -93,66 +95,70 @@ def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[n
     return thresholds, means(correct), means(tokens)
 
 
-def choose_threshold(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, tolerance: float) -> float:
-    """Return the cheapest threshold whose accuracy is at most ``tolerance`` below that of k = maximum.
-
-    Args:
-        p_inc: Shape (..., C), of validation questions.
-        correct: Shape (..., C + 1).
-        tokens: Shape (..., C + 1).
-        tolerance: Accuracy that may be given up, at least 0.
-
-    Returns:
-        A threshold; of equally cheap ones the most accurate, then the largest. :data:`NEVER_STOP` always qualifies.
-    """
-    thresholds, accuracies, costs = sweep(p_inc, correct, tokens)
-    # The accuracies are counts over one total: 1e-9 separates rounding from a real difference.
-    allowed = np.flatnonzero(accuracies >= correct[..., -1].mean() - tolerance - 1e-9)
-    best = max(allowed, key=lambda i: (-costs[i], accuracies[i], thresholds[i]))
-    return float(thresholds[best])
-
-
 def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
-    """Return which of M thresholds is the cheapest that shows no loss; None if none does.
+    """Return which of M policies is the cheapest that shows no loss; None if none does.
 
-    No loss is shown where the lower end of the paired 95 % interval of the accuracy difference (1.96 standard errors,
-    clustered by question) is at least ``-margin``.
+    They are tried from the most expensive one down, and the first that does not show that less than ``margin`` is lost
+    ends it: see :func:`dps.estimates.loss_is_below`. Tried in an order that their outcomes do not decide, all of them
+    together have the error of one test: the policy that is chosen loses more than the margin in at most 2.5 % of cases,
+    however many there are. (Choosing the cheapest of all that pass would find the one that was lucky.)
 
     Args:
         losses: Accuracy of each question minus that of k = maximum, averaged over orders: shape (M, Q).
         tokens: Its tokens, likewise: shape (M, Q).
         margin: Accuracy that counts as no loss, for instance 0.01.
+
+    Source:
+        Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052 (fixed-sequence testing).
     """
-    lower = losses.mean(axis=1)
-    if losses.shape[1] > 1:
-        lower = lower - 1.96 * losses.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
-    allowed = np.flatnonzero(lower >= -margin - 1e-12)
-    return min(allowed.tolist(), key=lambda i: tokens[i].mean(), default=None)
+    chosen = None
+    for i in np.argsort(-tokens.mean(axis=1), kind="stable").tolist():
+        if not loss_is_below(losses[i], margin):
+            break
+        chosen = i
+    return chosen
 
 
-def no_loss_threshold(
-    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 256
+def effective_margin(num_questions: int, margin: float) -> float:
+    """Return the loss that a choice of a threshold excludes: ``margin``, or the smallest that so many questions can.
+
+    Fewer than 368 questions cannot show that less than one point is lost, even where none of them loses: of 100 the
+    smallest margin is 3.6 points. Something has to be chosen all the same, so the choice is then the cheapest threshold
+    at which about none of the questions loses anything; that it keeps the margin is not shown and must not be said.
+    """
+    return max(margin, smallest_margin(num_questions))
+
+
+def choose_threshold(
+    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 128
 ) -> float:
-    """Return the cheapest threshold that shows no loss against k = maximum, see :func:`cheapest_without_loss`.
+    """Return the cheapest threshold that shows no loss against k = maximum.
+
+    As :func:`cheapest_without_loss`, over all thresholds, with the margin that so many questions can show, see
+    :func:`effective_margin`. This is how ``dps fit`` and ``dps ship`` choose.
 
     Args:
-        p_inc: Shape (Q, O, C); out of fold, or the threshold flatters itself.
-        correct: Shape (Q, O, C + 1).
-        tokens: Shape (Q, O, C + 1).
+        p_inc: Shape (Q, O, C), or (Q, C) for one order; of questions that trained nothing, or the threshold flatters
+            itself.
+        correct: Shape (Q, O, C + 1), or (Q, C + 1).
+        tokens: The same shape.
         margin: Accuracy that counts as no loss.
         candidates: Thresholds that are tried, spread evenly over their tokens.
 
     Returns:
         A threshold; :data:`NEVER_STOP` if nothing cheaper than k = maximum shows no loss.
     """
+    if p_inc.ndim == 2:
+        p_inc, correct, tokens = p_inc[:, None], correct[:, None], tokens[:, None]
     every, _, costs = sweep(p_inc, correct, tokens)
     wanted = np.linspace(costs.min(), costs.max(), candidates)
     thresholds = every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
-
-    def means(of: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(of, stop[..., None], axis=-1)[..., 0].mean(axis=1)
-
-    stop = [stops(p_inc, float(threshold)) for threshold in thresholds]
-    losses = np.stack([means(correct, at) for at in stop]) - correct[..., -1].mean(axis=1)
-    best = cheapest_without_loss(losses, np.stack([means(tokens, at) for at in stop]), margin)
-    return NEVER_STOP if best is None else float(thresholds[best])
+    maximum, margin = correct[..., -1].mean(axis=1), effective_margin(len(correct), margin)
+    chosen = NEVER_STOP
+    for threshold in thresholds:  # the higher, the cheaper
+        stop = stops(p_inc, float(threshold))
+        right = np.take_along_axis(correct, stop[..., None], axis=-1)[..., 0].mean(axis=1)
+        if threshold != NEVER_STOP and not loss_is_below(right - maximum, margin):
+            break
+        chosen = float(threshold)
+    return chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dps.estimates import fewest_questions
 from dps.report import words
 
 CHEAPER = 0.9
@@ -37,11 +38,28 @@ def decided(entry: Mapping[str, Any]) -> str:
     needed = entry.get("questions_needed")
     if needed is None:
         return "; these data cannot decide"
-    return f"; these data cannot decide, about {needed:,} questions would if the difference is real"
+    return f"; these data cannot decide, about {needed:,} questions would in 80 % of cases if the difference is real"
+
+
+def _together(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a comparison with the interval that allows for its having been picked out of several.
+
+    Reports of earlier versions have none; then it is the comparison as it stands.
+    """
+    together = row.get("together")
+    if together is None:
+        return {**row, "picked": ""}
+    picked = f", the strongest of {together['rivals']} on these questions" if together["rivals"] > 1 else ""
+    return {**row, "difference": together, "verdict": together["verdict"], "picked": picked}
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """Return the difference of a comparison that was picked out, its interval, and out of how many."""
+    return f"{points(row['difference']['value'])} points, {between(row['difference'])}{row['picked']}"
 
 
 def _best(report: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    """Return the policy of a kind that saves most at no loss."""
+    """Return the policy of a kind that saves most where a loss of the margin is excluded."""
     ready = [
         p
         for p in report["policies"]
@@ -59,32 +77,32 @@ def _rivals(report: Mapping[str, Any]) -> list[str]:
         rows = [m for m in report["matched_tokens"] if m["policy"] == name and m["rival_series"] != "power"]
         if not rows:
             continue
-        row = min(rows, key=lambda m: m["difference"]["value"])
+        row = _together(min(rows, key=lambda m: m["difference"]["value"]))
         tokens = f"{row['rival_tokens']:,.0f} tokens a question where {name} spends {row['tokens']:,.0f}"
         if row["verdict"] == "below":
             wins.append(
                 f"Self-consistency over cheap samples wins: {row['rival']} reaches {100 * row['rival_accuracy']:.1f} % "
                 f"with {tokens}, {name} {100 * row['accuracy']:.1f} % "
-                f"({points(row['difference']['value'])} points, {between(row['difference'])})."
+                f"({_measured(row)})."
             )
         elif row["verdict"] == "undecided" and row["rival_tokens"] < CHEAPER * row["tokens"]:
             found.append(
                 f"Self-consistency over cheap samples is not told apart from {name} at "
                 f"{row['rival_tokens'] / row['tokens']:.2f} of its tokens: {row['rival']} reaches "
                 f"{100 * row['rival_accuracy']:.1f} % with {tokens}, {name} {100 * row['accuracy']:.1f} % "
-                f"({points(row['difference']['value'])} points, {between(row['difference'])}{decided(row)})."
+                f"({_measured(row)}{decided(row)})."
             )
         else:
             word = "ahead of" if row["verdict"] == "above" else "not told apart from"
             found.append(
                 f"{name} is {word} the best self-consistency over cheap samples ({row['rival']}, with {tokens}): "
-                f"{points(row['difference']['value'])} points, {between(row['difference'])}{decided(row)}."
+                f"{_measured(row)}{decided(row)}."
             )
     return wins + found
 
 
 def _headline(report: Mapping[str, Any]) -> list[str]:
-    """Say what each controller saves at no loss."""
+    """Say what each controller saves, and what is shown of the accuracy that it gives up."""
     found = []
     last = report["ks"][-1]
     for policy in report["policies"]:
@@ -92,21 +110,33 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
         if policy["kind"] != "controller" or at is None:
             continue
         ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
-        loss = _loss(at, report["margin"])
         found.append(
             f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
-            f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {loss}: "
-            f"{points(difference['value'])} points {between(difference)}."
+            f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {_loss(at, report)}: "
+            f"{points(difference['value'])} points {between(difference)}{_fixed_too(at, report)}."
         )
     return found
 
 
-def _loss(at: Mapping[str, Any], margin: float) -> str:
+def _loss(at: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """Say in words what an operating point shows of the accuracy that it gives up."""
+    margin, count = report["margin"], report["num_questions"]
     point = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    if at["no_loss"]:
+        return f"a loss of less than {point}"
+    least = fewest_questions(margin)
+    if least is not None and count < least:
+        return f"a loss that may be above {point} ({count:,} questions are too few to exclude it, {least:,} at least)"
+    return f"a loss that may be above {point}"
+
+
+def _fixed_too(at: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """Name the largest fixed k that spends no more and shows the same, where there is one."""
     if not at["no_loss"]:
-        return f"a loss that may be above {point}"
-    return f"a loss of less than {point}" if at["accuracy_difference"]["high"] < 0 else "no accuracy loss"
+        return ""
+    fixed = next(p for p in report["policies"] if p["kind"] == "fixed" and p["series"] == "power")
+    same = [p for p in fixed["curve"] if p.get("no_loss") and p["tokens"] <= at["tokens"]["value"]]
+    return f"; fixed k = {same[-1]['threshold']:g} shows the same with no more tokens" if same else ""
 
 
 def _own(report: Mapping[str, Any]) -> list[str]:
@@ -120,7 +150,8 @@ def _own(report: Mapping[str, Any]) -> list[str]:
         tokens = f"{ratio['value']:.2f} of the tokens of k = {report['ks'][-1]}"
         found.append(
             f"At the threshold that it came with ({at['threshold']:.3g}), {policy['policy']} needs {tokens} "
-            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(difference['value'])} points {between(difference)}."
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(difference['value'])} points {between(difference)}"
+            f"{'' if at.get('no_loss', True) else ', a loss that may be above the margin'}."
         )
     return found
 
@@ -131,10 +162,11 @@ def _rules(report: Mapping[str, Any]) -> list[str]:
     rule = _best(report, "rule")
     found = []
     if rule is not None:
-        ratio = rule["operating_point"]["tokens_ratio"]
+        at = rule["operating_point"]
+        ratio = at["tokens_ratio"]
         found.append(
-            f"Of the rules that need no training, {rule['policy']} saves most at no loss: {ratio['value']:.2f} of the "
-            f"tokens [{ratio['low']:.2f}, {ratio['high']:.2f}]."
+            f"Of the rules that need no training, {rule['policy']} saves most at {_loss(at, report)}: "
+            f"{ratio['value']:.2f} of the tokens [{ratio['low']:.2f}, {ratio['high']:.2f}]."
         )
     if best is None:
         return found
@@ -145,11 +177,11 @@ def _rules(report: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return found
-    worst = min(rows, key=lambda m: m["difference"]["value"])
+    worst = _together(min(rows, key=lambda m: m["difference"]["value"]))
     word = {"above": "ahead of", "below": "behind", "undecided": "not told apart from"}[worst["verdict"]]
     found.append(
         f"At equal tokens {best['policy']} is {word} the strongest rule over the same trajectories ({worst['rival']}): "
-        f"{points(worst['difference']['value'])} points {between(worst['difference'])}{decided(worst)}."
+        f"{_measured(worst)}{decided(worst)}."
     )
     return found
 

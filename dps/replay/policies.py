@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.replay.decide import cheapest_without_loss, stops, sweep
+from dps.replay.decide import cheapest_without_loss, effective_margin, stops, sweep
 from dps.replay.samples import Walk
 
 CURVE_POINTS = 61
@@ -59,8 +59,8 @@ class Ran:
     """How sure it was at each checkpoint, shape (Q, O, C), float64; None where it is not asked."""
     own: Point | None = None
     """What a trained controller gives at the threshold that it came with; None for all others."""
-    own_threshold: float | None = None
-    """That threshold."""
+    own_threshold: float | np.ndarray | None = None
+    """That threshold; of the controllers of a cross-validation, that of each question's fold: shape (Q,)."""
 
     @property
     def label(self) -> str:
@@ -98,7 +98,7 @@ def dynamic(
     p_inc: np.ndarray,
     folds: np.ndarray,
     margin: float,
-    own_threshold: float | None = None,
+    own_threshold: float | np.ndarray | None = None,
 ) -> Ran:
     """Return a policy that goes on while ``p_inc`` is above a threshold.
 
@@ -110,7 +110,7 @@ def dynamic(
         p_inc: Shape (Q, O, C).
         folds: Fold of each question, shape (Q,), from 0.
         margin: See :func:`cross_fitted`.
-        own_threshold: The threshold that a trained controller came with.
+        own_threshold: The threshold that a trained controller came with; of several, of each question: shape (Q,).
     """
     thresholds = candidates(p_inc, walked)
     curve = tuple(point(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
@@ -128,7 +128,7 @@ def dynamic(
         np.asarray(walked.ks)[natural],
         np.take_along_axis(walked.correct[:, 0], natural[:, None], axis=-1)[:, 0],
         1.0 - p_inc,
-        point(walked, stops(p_inc, own_threshold)) if own_threshold is not None else None,
+        point(walked, stops(p_inc, np.reshape(own_threshold, (-1, 1, 1)))) if own_threshold is not None else None,
         own_threshold,
     )
 
@@ -146,8 +146,8 @@ def cross_fitted(
 ) -> np.ndarray:
     """Choose a threshold for each question on the questions of the other folds.
 
-    The choice is the cheapest threshold at which those questions show no loss against k = maximum, see
-    :func:`dps.replay.decide.cheapest_without_loss`.
+    The choice is the cheapest threshold at which those questions show no loss against k = maximum, with a bound that
+    holds for all thresholds together, see :func:`dps.replay.decide.cheapest_without_loss`.
 
     Args:
         thresholds: Of the curve, shape (M,), in increasing order of tokens.
@@ -155,7 +155,8 @@ def cross_fitted(
         walked: The same questions; the last k is the maximum.
         folds: Fold of each question, shape (Q,). With one fold only, there is nothing else to choose on, and its own
             questions are taken.
-        margin: Accuracy that counts as no loss, for instance 0.01.
+        margin: Accuracy that counts as no loss, for instance 0.01; where there are too few questions for it, see
+            :func:`dps.replay.decide.effective_margin`.
 
     Returns:
         Shape (Q,).
@@ -167,7 +168,8 @@ def cross_fitted(
     names = np.unique(folds)
     for fold in names:
         others = folds != fold if len(names) > 1 else folds == fold
-        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], margin)
+        excluded = effective_margin(int(others.sum()), margin)
+        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], excluded)
         # The last point is k = maximum for every question, which loses nothing.
         chosen[folds == fold] = thresholds[-1 if cheapest is None else cheapest]
     return chosen

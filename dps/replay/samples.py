@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dps.aggregate import has_grade
 from dps.errors import InputError
 from dps.policies.seen import Seen, Tally, columns_of, question_key
 from feature_store.records import Manifest, Question
@@ -39,7 +40,9 @@ class Samples:
     aggregator: str
     """How k answers become one."""
     num_ungraded: int
-    """Questions of the store that have no gold answer and were left out."""
+    """Questions of the store that have no grade and were left out."""
+    num_ungradable: int
+    """Answers of the other questions that the grader could not decide on; they count as not right."""
 
     @property
     def num_trajectories(self) -> int:
@@ -85,17 +88,18 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
     levels: list[str | None] = []
     rows: list[list[tuple[float, ...]]] = []
     prompt_tokens: list[int] = []
-    ungraded = 0
+    ungraded = ungradable = 0
     for question in questions:
         if len(question.trajectories) < expected:
             raise InputError(
                 f"Expected {expected} trajectories of every question, but question {question.question_id} of {folder} "
                 f"has {len(question.trajectories)}: sample it again."
             )
-        if question.gold is None and all(t.correct is None for t in question.trajectories):
+        if not has_grade(question):
             ungraded += 1
             continue
         ids.append(question.question_id)
+        ungradable += sum(t.correct is None for t in question.trajectories[:expected])
         level = question.metadata.get("level")
         levels.append(None if level is None else str(level))
         prompt_tokens.append(question.num_prompt_tokens)
@@ -123,6 +127,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
         levels=tuple(levels),
         aggregator=manifest.aggregator,
         num_ungraded=ungraded,
+        num_ungradable=ungradable,
     )
     return samples.on(sorted(ids))
 
@@ -212,6 +217,7 @@ def describe(samples: Samples) -> dict[str, Any]:
         "series": samples.series,
         "num_questions": len(samples.question_ids),
         "num_ungraded": samples.num_ungraded,
+        "num_ungradable": samples.num_ungradable,
         "num_trajectories": samples.num_trajectories,
         "accuracy_one": float(samples.right.mean()),
         "tokens_one": float(samples.generated.mean()),

@@ -11,12 +11,25 @@ from typing import Any
 
 import numpy as np
 
+from dps.estimates import (
+    FEWEST,
+    MARGIN,
+    Estimate,
+    bounded,
+    estimate,
+    fewest_questions,
+    loss_is_below,
+    needed,
+    ratio,
+)
 from dps.policies import RULES
-from dps.report.mixing import FROZEN
-from dps.report.statistics import SURE, Estimate, Match, Outcomes, estimate, match_tokens, ratio, share_at_k
+from dps.replay.decide import cheapest_without_loss
+from dps.report.mixing import FROZEN, SURE
+from dps.report.statistics import Match, Outcomes, match_tokens, share_at_k
 from dps.report.words import listing, nats, number, percent, percent_with_error, points, share, signed_points
 
 _SERIES = {"power": "Power sampling", "plain": "Plain sampling", "lowtemp": "Low-temperature sampling"}
+_MARGIN = f"{100 * MARGIN:g} point"
 _VOTES = {
     "majority": "with a majority vote",
     "weighted": "with a weighted vote",
@@ -49,7 +62,7 @@ def reference_of(outcomes: Sequence[Outcomes]) -> Outcomes | None:
 
 
 def curve_of(outcomes: Sequence[Outcomes], series: str) -> list[Outcomes]:
-    """Return the fixed k's of a series in order of k."""
+    """Return the fixed k's of a series in order of k, those between the ones that the run names, too."""
     return sorted((o for o in outcomes if o.series == series and o.family == "fixed"), key=lambda o: o.k or 0)
 
 
@@ -61,7 +74,7 @@ def rivals_of(outcomes: Sequence[Outcomes]) -> list[str]:
 def matches(outcomes: Sequence[Outcomes]) -> list[Match]:
     """Return every comparison at matched tokens: power policies with each rival, controllers with fixed k too."""
     found = []
-    for policy in outcomes:
+    for policy in (o for o in outcomes if o.listed):
         against = [*(["power"] if policy.family == "dynamic" else []), *rivals_of(outcomes)]
         if policy.family == "dynamic" or policy.series == "power":
             found += [match_tokens(policy, curve) for s in against if (curve := curve_of(outcomes, s))]
@@ -130,31 +143,39 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
 
 
 def _cheaper_than_reference(outcomes: Sequence[Outcomes], series: str) -> list[str]:
-    """Name the rival's smallest k that is as accurate as the reference on these questions and spends less."""
+    """Name the rival's cheapest k that spends less than the reference and shows that it loses nothing against it."""
     reference = reference_of(outcomes)
     if reference is None:
         return []
-    for rival in curve_of(outcomes, series):
-        difference = paired(rival, reference)
-        tokens = ratio(rival.tokens, reference.tokens)
-        if difference.value >= 0 and tokens.value < 1:
-            return [
-                f"{rival.policy} reaches {percent(estimate(rival.correct).value)} with {_share(tokens)} of the tokens "
-                f"of {reference.policy} ({_points(difference, signed=True)})."
-            ]
-    return []
+    cheaper = [o for o in curve_of(outcomes, series) if o.tokens.mean() < reference.tokens.mean()]
+    graded = ~np.isnan(reference.correct) & ~np.any([np.isnan(o.correct) for o in cheaper], axis=0)
+    if not cheaper or not graded.any():
+        return []
+    gaps = np.stack([o.correct - reference.correct for o in cheaper])[:, graded]
+    chosen = cheapest_without_loss(gaps, np.stack([o.tokens for o in cheaper])[:, graded], MARGIN)
+    if chosen is None:
+        return []
+    rival = cheaper[chosen]
+    difference = paired(rival, reference)
+    return [
+        f"{rival.policy} reaches {percent(estimate(rival.correct).value)} with "
+        f"{_share(ratio(rival.tokens, reference.tokens))} of the tokens of {reference.policy} and loses less than "
+        f"{_MARGIN} to it ({_points(difference, signed=True)})."
+    ]
 
 
 def best_finding(outcomes: Sequence[Outcomes]) -> list[str]:
     """Say which policy is the most accurate, and which cheaper ones cannot be told apart from it."""
-    graded = [o for o in outcomes if estimate(o.correct).num_questions]
+    graded = [o for o in outcomes if o.listed and estimate(o.correct).num_questions]
     if not graded:
         return ["No question has a grade, so there are no accuracies, only costs."]
     # Of equally accurate policies the cheapest is the best.
     best = max(graded, key=lambda o: (round(estimate(o.correct).value, 12), -float(o.tokens.mean())))
     accuracy = estimate(best.correct)
+    several = f" of the {len(graded)} policies" if len(graded) > 1 else ""
     text = (
-        f"The highest accuracy is that of {best.policy}: {percent_with_error(accuracy.value, _stderr(accuracy))} % on "
+        f"The highest accuracy{several} is that of {best.policy}: "
+        f"{percent_with_error(accuracy.value, _stderr(accuracy))} % on "
         f"{_questions(accuracy)}, with {number(best.tokens.mean())} tokens a question."
     )
     if len(graded) == 1:
@@ -162,7 +183,7 @@ def best_finding(outcomes: Sequence[Outcomes]) -> list[str]:
     level = [o for o in graded if o is not best and paired(best, o).sign == 0]
     cheaper = sorted((o for o in level if o.tokens.mean() < best.tokens.mean()), key=lambda o: float(o.tokens.mean()))
     if not level:
-        text += " It is above every other policy by more than two standard errors."
+        text += " Its difference from every other policy is above 0 by the paired 95 % interval."
     elif cheaper:
         least = cheaper[0]
         shown = f"{least.policy} ({percent(estimate(least.correct).value)} with {number(least.tokens.mean())} tokens)"
@@ -171,14 +192,14 @@ def best_finding(outcomes: Sequence[Outcomes]) -> list[str]:
             text += f" {shown}."
         else:
             text += f" Of the policies that spend less, only {shown} cannot be told apart from it."
-    else:
-        text += " No policy that spends fewer tokens comes within two standard errors of it."
+    elif any(o.tokens.mean() < best.tokens.mean() for o in graded):
+        text += " Every policy that spends fewer tokens is below it by the paired 95 % interval."
     return [text]
 
 
 def more_trajectories_finding(outcomes: Sequence[Outcomes]) -> list[str]:
     """Say whether the largest fixed k beats k = 2 (or the smallest that was run)."""
-    power = curve_of(outcomes, "power")
+    power = [o for o in curve_of(outcomes, "power") if o.listed]
     if len(power) < 2:
         return []
     large = power[-1]
@@ -188,17 +209,14 @@ def more_trajectories_finding(outcomes: Sequence[Outcomes]) -> list[str]:
         return []
     pair = f"k = {large.k} with power sampling"
     cost = f"for {tokens.value:.1f} times the tokens"
+    decided = f"decided at 95 % (paired, {_questions(difference)})"
     if difference.sign > 0:
-        decided = f"more than two standard errors of the paired difference ({_questions(difference)})"
         return [f"{pair} beats k = {small.k} by {_points(difference)}, {decided}, {cost}."]
     if difference.sign < 0:
-        return [
-            f"{pair} is worse than k = {small.k} by {_points(difference)}, more than two standard errors, "
-            f"on {_questions(difference)}."
-        ]
+        return [f"{pair} is worse than k = {small.k} by {_points(difference)}, {decided}."]
     return [
         f"{pair} and k = {small.k} cannot be told apart with {_questions(difference)}: the difference is "
-        f"{_points(difference, signed=True)}, {cost}."
+        f"{_points(difference, signed=True)}, {cost}{_would_decide(difference)}."
     ]
 
 
@@ -208,27 +226,57 @@ def controller_finding(policy: Outcomes, outcomes: Sequence[Outcomes], reference
     cost = f"at {_share(tokens)} of its tokens (mean k {policy.num_trajectories.mean():.1f})"
     if not difference.num_questions:
         return f"{policy.policy} spends {_share(tokens)} of the tokens of {reference.policy}; no answer has a grade."
-    measured = f"{_points(difference, signed=True)}, paired over {_questions(difference)}"
-    if difference.sign > 0:
-        text = f"{policy.policy} is above {reference.policy} ({measured}) {cost}"
-    elif difference.sign < 0:
-        text = f"{policy.policy} falls below {reference.policy} by more than two standard errors ({measured}), {cost}"
-    elif np.isnan(difference.stderr):
-        text = f"{policy.policy} cannot be told apart from {reference.policy} with one question, {cost}"
-    elif difference.at_least(1):
-        text = f"{policy.policy} is within one standard error of {reference.policy} ({measured}) {cost}"
-    else:
-        text = f"{policy.policy} is between one and two standard errors below {reference.policy} ({measured}), {cost}"
+    fixed = curve_of(outcomes, "power")
+    text = f"{_against_reference(policy, reference, difference, fixed)}, {cost}"
     if list(share_at_k(policy)) == [reference.k]:
         return f"{text}: it always went on to k = {reference.k}, so it saved nothing."
-    match = match_tokens(policy, curve_of(outcomes, "power"))
+    match = match_tokens(policy, fixed)
     if match is None or not match.difference.num_questions:
         return f"{text}."
-    fixed = f"k = {match.k_below}" if match.weight_above == 0 else f"k = {match.k_below} and {match.k_above} mixed"
-    compared = f"fixed {fixed}, the same tokens, gives {percent(match.rival_accuracy)}"
+    mixed = f"k = {match.k_below}" if match.weight_above == 0 else f"k = {match.k_below} and {match.k_above} mixed"
+    compared = f"fixed {mixed}, the same tokens, gives {percent(match.rival_accuracy)}"
     who = "the rule" if policy.policy in RULES else "the controller"
     words = {1: f"{who} beats it", -1: f"{who} loses to it", 0: "the two cannot be told apart"}
     return f"{text}; {compared}: {words[match.difference.sign]} ({_points(match.difference, signed=True)})."
+
+
+def _against_reference(policy: Outcomes, reference: Outcomes, difference: Estimate, fixed: Sequence[Outcomes]) -> str:
+    """Say whether a policy is above, below, as good as the largest fixed k, or whether that cannot be said.
+
+    "As good as" is shown, not assumed (METHOD section 7): the paired interval excludes a loss of a point, and there are
+    questions enough that it might not have. A fixed k that shows the same with no more tokens is named.
+    """
+    measured = f"{_points(difference, signed=True)}, paired over {_questions(difference)}"
+    name, other = policy.policy, reference.policy
+    if difference.sign > 0:
+        return f"{name} is above {other} ({measured})"
+    if difference.sign < 0:
+        return f"{name} falls below {other} ({measured})"
+    if _no_loss(policy, reference):
+        same = [o for o in fixed if o.tokens.mean() <= policy.tokens.mean() and _no_loss(o, reference)]
+        also = f"; so does fixed k = {same[-1].k}" if same else ""
+        return f"{name} loses less than {_MARGIN} to {other} ({measured}{also})"
+    if difference.too_few:
+        least = max(FEWEST, fewest_questions(MARGIN) or 0)
+        return (
+            f"{name} and {other} cannot be told apart, and n is too small to say that nothing is lost ({measured}; "
+            f"to exclude a loss of {_MARGIN} takes {least:,} questions at least)"
+        )
+    return (
+        f"{name} and {other} cannot be told apart, but a loss of {_MARGIN} is not excluded "
+        f"({measured}{_would_decide(difference)})"
+    )
+
+
+def _no_loss(policy: Outcomes, reference: Outcomes) -> bool:
+    gaps = policy.correct - reference.correct
+    return loss_is_below(gaps[~np.isnan(gaps)], MARGIN)
+
+
+def _would_decide(difference: Estimate) -> str:
+    """Say how many questions would decide a difference of this size, in 80 % of cases; nothing where none would."""
+    count = needed(difference.value, difference.stderr, difference.num_questions)
+    return "" if count is None else f"; about {count:,} questions would decide a difference of this size"
 
 
 def mixing_finding(entry: Mapping[str, Any], *, several: bool = False) -> str:
@@ -271,11 +319,11 @@ def mixing_finding(entry: Mapping[str, Any], *, several: bool = False) -> str:
 
 def paired(policy: Outcomes, other: Outcomes) -> Estimate:
     """Return the accuracy difference ``policy - other`` over the questions that both have a grade for."""
-    return estimate(policy.correct - other.correct)
+    return bounded(policy.correct - other.correct)
 
 
 def verdict(difference: Estimate) -> str:
-    """Return ``above``, ``below`` or ``undecided`` by two standard errors."""
+    """Return ``above``, ``below`` or ``undecided`` by the 95 % interval."""
     return {1: "above", -1: "below", 0: "undecided"}[difference.sign]
 
 

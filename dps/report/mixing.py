@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dps.report.statistics import SURE, Estimate, estimate, ratio
+from dps.estimates import Estimate, estimate, ratio
 from dps.report.words import json_number
 from feature_store.records import Question, StepTrace
 
@@ -29,6 +29,8 @@ FROZEN = 0.5
 """Where more chains than this never moved in a stage, that log p did not change there says nothing."""
 _SAME = 1e-4  # nats; two responses whose log p differ by less are taken for the same one
 _TINY = 1e-12  # rounding
+SURE = 2.0
+"""Standard errors of a change of log p that is called surely there in words."""
 _NOTHING = Estimate(math.nan, math.nan, 0)
 
 
@@ -282,7 +284,7 @@ def doubling(chains: Chains, stages: np.ndarray) -> Doubling | None:
         gain=gain,
         total=total,
         per_token=ratio(*sums),
-        share=gain.value / total.value if total.sign > 0 else math.nan,
+        share=gain.value / total.value if total.value > SURE * total.stderr else math.nan,
         spread=between,
         frozen=stuck,
         verdict=judge(gain, between, stuck.value),
@@ -292,10 +294,10 @@ def doubling(chains: Chains, stages: np.ndarray) -> Doubling | None:
 def judge(gain: Estimate, spread: float, frozen: float) -> str:
     """Say whether the steps were enough, from what their second half gave.
 
-    - ``enough``: ``gain``, give or take two standard errors, is within 10 % of ``spread`` on either side of zero, and
-      at most half of the chains were frozen.
-    - ``not enough``: not ``enough``, and ``gain`` is more than two standard errors from zero, on either side: chains
-      that lose log p have not arrived either.
+    - ``enough``: the 95 % interval of ``gain`` is within 10 % of ``spread`` on either side of zero, and at most half of
+      the chains were frozen.
+    - ``not enough``: not ``enough``, and the interval leaves zero out, on either side: chains that lose log p have not
+      arrived either.
     - ``unclear``: neither; or there is no standard error (one question) or no spread (one trajectory of each).
 
     A gain of zero that is only not refuted must not pass for small, so ``enough`` needs the whole interval, and a gain
@@ -312,7 +314,7 @@ def judge(gain: Estimate, spread: float, frozen: float) -> str:
     Returns:
         ``enough``, ``not enough`` or ``unclear``.
     """
-    reach = abs(gain.value) + SURE * gain.stderr
+    reach = max(abs(gain.low), abs(gain.high)) if gain.stderr > 0 else abs(gain.value) + SURE * gain.stderr
     if reach <= SMALL * spread + _TINY:  # never for NaN
         return "enough" if frozen <= FROZEN else "unclear"
     return "not enough" if gain.sign and not math.isnan(gain.stderr) and not math.isnan(spread) else "unclear"

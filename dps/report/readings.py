@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dps.report.statistics import estimate
+from dps.estimates import estimate
 from dps.report.words import json_number
 from feature_store.records import Question
 

@@ -1,8 +1,8 @@
 """Numbers of a report: pure functions from a run's records to accuracies, costs and paired comparisons.
 
 ``write`` reads the stores, this module turns each into :class:`Outcomes` (one number per question and quantity) and
-compares them; ``findings`` says in words what came out, ``figures`` and ``page`` show it. Every standard error is over
-questions: the trajectories of one question are not independent of one another, questions are.
+compares them at matched tokens; ``dps.estimates`` has the intervals, ``findings`` says in words what came out,
+``figures`` and ``page`` show it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,31 @@ from typing import Any
 
 import numpy as np
 
-from dps.aggregate import answer_of
+from dps.aggregate import has_grade
 from dps.errors import InputError
+from dps.estimates import Estimate, bounded, estimate, ratio
 from dps.features import calibrated_seconds
+from dps.policies.seen import Tally
+from dps.replay.samples import orders_of
 from feature_store.records import Manifest, Question
 
-SURE = 2.0
-"""A difference counts as decided beyond this many standard errors."""
+__all__ = [
+    "ORDERS",
+    "Estimate",
+    "Match",
+    "Outcomes",
+    "common_questions",
+    "estimate",
+    "fixed_ks",
+    "match_tokens",
+    "outcomes_of",
+    "policy_name",
+    "ratio",
+    "share_at_k",
+]
+
+ORDERS = 32
+"""Orders of a question's trajectories that a fixed k is averaged over; the same as those of a replay by default."""
 
 _TINY = 1e-12  # rounding of means that are exactly equal on paper, e.g. one question of difference among 240
 
@@ -39,7 +57,8 @@ class Outcomes:
     question_ids: tuple[str, ...]
     """Sorted and unique."""
     correct: np.ndarray
-    """1 where the answer is right, 0 where it is wrong or cannot be graded, NaN without a gold answer; float64."""
+    """1 where the answer is right, 0 where it is wrong or cannot be graded, NaN where the question has no grade; of a
+    fixed k the mean over orders of the trajectories; float64."""
     tokens: np.ndarray
     """Generated tokens, rejected ones included; float64."""
     compute_s: np.ndarray
@@ -51,7 +70,9 @@ class Outcomes:
     num_trajectories: np.ndarray
     """k of each question; int64."""
     ungradable: np.ndarray
-    """Whether there is a gold answer, but the grader could not decide; bool."""
+    """Whether the question has a grade, but the grader could not decide on the answer (in some order); bool."""
+    listed: bool = True
+    """Whether the run names this k. The k's between serve comparisons at equal tokens and have no row of their own."""
 
     def on(self, question_ids: Iterable[str]) -> Outcomes:
         """Return the outcomes on these questions only, all of which must be there; ids are sorted."""
@@ -69,29 +90,6 @@ class Outcomes:
             calibrated_s=self.calibrated_s[rows],
             num_trajectories=self.num_trajectories[rows],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over questions with its standard error."""
-
-    value: float
-    """The mean; NaN over no question."""
-    stderr: float
-    """Its standard error; NaN for fewer than two questions."""
-    num_questions: int
-    """How many questions it is over."""
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the value is more than two standard errors above or below 0, else 0."""
-        if not abs(self.value) > SURE * self.stderr + _TINY:  # also for NaN
-            return 0
-        return 1 if self.value > 0 else -1
-
-    def at_least(self, stderrs: float) -> bool:
-        """Whether the value is no further below 0 than that many standard errors."""
-        return bool(self.value >= -stderrs * self.stderr - _TINY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +135,12 @@ def outcomes_of(
 ) -> list[Outcomes]:
     """Reduce a store's records to one :class:`Outcomes` per policy.
 
-    A ``fixed`` store gives one policy for each k: the first k trajectories, their answer by the store's aggregator, and
-    what they cost: the sum of their tokens; the sum of their compute seconds and the question's one prefill; the time
-    until the last of them ended. A ``dynamic`` store gives one policy with the recorded answer and latency; its compute
-    seconds also count the question's embedding and the controller, which fixed k does not need.
+    A ``fixed`` store gives one policy for every k up to its largest, ``listed`` those that it was run for. The
+    trajectories are exchangeable, so each is the mean over :data:`ORDERS` orders of them of what the first k of an
+    order give: their answer by the store's aggregator, the sum of their tokens, the sum of their compute seconds with
+    the question's one prefill, and the time until the last of them ended. A ``dynamic`` store gives one policy with the
+    recorded answer and latency; its compute seconds also count the question's embedding and the controller, which fixed
+    k does not need.
 
     Args:
         manifest: The store's manifest.
@@ -151,42 +151,27 @@ def outcomes_of(
         InputError: If a question has fewer trajectories than the store's policy says.
 
     Source:
-        METHOD sections 2 and 5.
+        METHOD sections 2, 4 and 5.
     """
-    name, dynamic = str(manifest.policy["name"]), manifest.policy.get("family") == "dynamic"
-    ks: tuple[int | None, ...] = (None,) if dynamic else fixed_ks(manifest.policy)
-    rows: dict[int | None, list[tuple[float, ...]]] = {k: [] for k in ks}
-    question_ids: list[str] = []
+    name = str(manifest.policy["name"])
+    if manifest.policy.get("family") == "dynamic":
+        rows = sorted(((q.question_id, _recorded(q)) for q in questions), key=lambda row: row[0])
+        columns = np.array([values for _, values in rows], dtype=np.float64).reshape(len(rows), _COLUMNS).T
+        return [_outcomes(name, None, [i for i, _ in rows], columns, calibration, listed=True)]
+    ks = fixed_ks(manifest.policy)
+    kept: list[tuple[str, np.ndarray, np.ndarray]] = []
     for question in questions:
-        if not dynamic and question.k < ks[-1]:
+        if question.k < ks[-1]:
             raise InputError(
                 f"Question {question.question_id} of the policy {name} has {question.k} trajectories where its "
                 f"manifest says {ks[-1]}: evaluate it again into another folder."
             )
-        question_ids.append(question.question_id)
-        for k in ks:
-            rows[k].append(_outcome(question, k, manifest.aggregator, calibration))
-    order = sorted(range(len(question_ids)), key=question_ids.__getitem__)
-    result = []
-    for k in ks:
-        columns = np.array([rows[k][i] for i in order], dtype=np.float64).reshape(len(order), 7).T
-        result.append(
-            Outcomes(
-                policy=policy_name(name, k),
-                series=name,
-                family="dynamic" if dynamic else "fixed",
-                k=k,
-                question_ids=tuple(question_ids[i] for i in order),
-                correct=columns[0],
-                tokens=columns[1],
-                compute_s=columns[2],
-                latency_s=columns[3],
-                calibrated_s=columns[4],
-                num_trajectories=columns[5].astype(np.int64),
-                ungradable=columns[6].astype(bool),
-            )
-        )
-    return result
+        about = np.array([question.prefill_s, question.num_prompt_tokens, has_grade(question)], dtype=np.float64)
+        kept.append((question.question_id, about, _trajectories(question, ks[-1])))
+    kept.sort(key=lambda one: one[0])
+    ids = [one[0] for one in kept]
+    every = _every_k(kept, ks[-1], manifest.aggregator)
+    return [_outcomes(name, k, ids, every[k], calibration, listed=k in ks) for k in range(1, ks[-1] + 1)]
 
 
 def policy_name(series: str, k: int | None) -> str:
@@ -196,54 +181,113 @@ def policy_name(series: str, k: int | None) -> str:
     return f"fixed-k{k}" if series == "power" else f"{series}-k{k}"
 
 
-def _outcome(
-    question: Question, k: int | None, aggregator: str, calibration: Mapping[str, float] | None
-) -> tuple[float, ...]:
-    """Return one question's numbers under one policy, in the order of the columns of :func:`outcomes_of`.
-
-    They are correct, tokens, compute, latency and calibrated seconds, k, and whether the answer could not be graded.
-    """
-    used = question.trajectories[:k]
-    tokens = sum(t.num_generated_tokens for t in used)
-    compute_s = sum(t.compute_s for t in used) + question.prefill_s
-    if k is None:
-        correct, latency_s = question.correct, question.latency_s
-        compute_s += question.embedding_s + question.controller_s
-    else:
-        correct = answer_of(used, aggregator)[1]
-        latency_s = max(t.finished_s for t in used)
-    clock = np.nan if calibration is None else calibrated_seconds(tokens, question.num_prompt_tokens, calibration)
-    ungradable = correct is None and question.gold is not None
-    grade = 0.0 if ungradable else np.nan if correct is None else float(correct)
-    return (grade, tokens, compute_s, latency_s, clock, len(used), ungradable)
+_QUESTIONS = 256
+"""Questions that are averaged over orders at a time: bounds the memory, changes no result."""
+_COLUMNS = 7
+"""Correct, tokens, compute seconds, latency, k, whether the answer could not be graded, prompt tokens."""
 
 
-def estimate(values: np.ndarray) -> Estimate:
-    """Return the mean and its standard error ``std(values, ddof=1) / sqrt(N)``, leaving NaN out.
+def _outcomes(
+    series: str,
+    k: int | None,
+    question_ids: Sequence[str],
+    columns: np.ndarray,
+    calibration: Mapping[str, float] | None,
+    *,
+    listed: bool,
+) -> Outcomes:
+    """Return one policy of columns of shape (7, N), see :data:`_COLUMNS`."""
+    correct, tokens, compute_s, latency_s, num_trajectories, ungradable, prompt = columns
+    clock = np.full(len(tokens), np.nan) if calibration is None else calibrated_seconds(tokens, prompt, calibration)
+    return Outcomes(
+        policy=policy_name(series, k),
+        series=series,
+        family="dynamic" if k is None else "fixed",
+        k=k,
+        question_ids=tuple(question_ids),
+        correct=correct,
+        tokens=tokens,
+        compute_s=compute_s,
+        latency_s=latency_s,
+        calibrated_s=np.asarray(clock, dtype=np.float64),
+        num_trajectories=num_trajectories.astype(np.int64),
+        ungradable=ungradable > 0,
+        listed=listed,
+    )
+
+
+def _recorded(question: Question) -> tuple[float, ...]:
+    """Return one question's columns under the policy that ran it."""
+    used, graded = question.trajectories, has_grade(question)
+    return (
+        float(bool(question.correct)) if graded else np.nan,
+        sum(t.num_generated_tokens for t in used),
+        sum(t.compute_s for t in used) + question.prefill_s + question.embedding_s + question.controller_s,
+        question.latency_s,
+        len(used),
+        graded and question.correct is None,
+        question.num_prompt_tokens,
+    )
+
+
+def _trajectories(question: Question, count: int) -> np.ndarray:
+    """Return class, log p, grade (NaN where there is none), tokens, compute and end of trajectories: shape (6, K)."""
+    return np.array(
+        [
+            (
+                t.answer_class,
+                t.base_logprob,
+                np.nan if t.correct is None else float(t.correct),
+                t.num_generated_tokens,
+                t.compute_s,
+                t.finished_s,
+            )
+            for t in question.trajectories[:count]
+        ],
+        dtype=np.float64,
+    ).T
+
+
+def _every_k(
+    kept: Sequence[tuple[str, np.ndarray, np.ndarray]], maximum: int, aggregator: str
+) -> dict[int, np.ndarray]:
+    """Return the columns of every k, averaged over orders: shape (7, N) each.
 
     Args:
-        values: One value per question, shape (N,); NaN where it is not known.
+        kept: Id of each question; its prefill seconds, prompt tokens and whether it has a grade; its trajectories.
+        maximum: K.
+        aggregator: How k answers become one.
     """
-    known = values[~np.isnan(values)]
-    count = len(known)
-    if count == 0:
-        return Estimate(np.nan, np.nan, 0)
-    stderr = float(np.std(known, ddof=1) / np.sqrt(count)) if count > 1 else np.nan
-    return Estimate(float(known.mean()), stderr, count)
+    parts = [_averaged(kept[at : at + _QUESTIONS], maximum, aggregator) for at in range(0, len(kept), _QUESTIONS)]
+    nothing = np.zeros((_COLUMNS, 0))
+    return {k: np.concatenate([nothing, *(part[k - 1] for part in parts)], axis=1) for k in range(1, maximum + 1)}
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """Return the ratio of two means over the same questions, its standard error by the delta method.
-
-    ``r = mean(a) / mean(b)``; the standard error is that of the mean of ``(a - r b) / mean(b)``.
-
-    Args:
-        numerator: a, one value per question, shape (N,).
-        denominator: b on the same questions, shape (N,), of positive mean.
-    """
-    scale = float(denominator.mean())
-    value = float(numerator.mean()) / scale
-    return Estimate(value, estimate((numerator - value * denominator) / scale).stderr, len(numerator))
+def _averaged(kept: Sequence[tuple[str, np.ndarray, np.ndarray]], maximum: int, aggregator: str) -> list[np.ndarray]:
+    """Return the same of some questions: shape (7, N) for each k from 1."""
+    count = len(kept)
+    prefill_s, prompt, graded = np.stack([about for _, about, _ in kept]).T
+    orders = np.stack([orders_of(name, maximum, ORDERS, 0) for name, _, _ in kept])
+    table = np.stack([columns for _, _, columns in kept])  # (N, 6, K)
+    ordered = np.take_along_axis(table[:, None], orders[:, :, None], axis=3).reshape(count * ORDERS, 6, maximum)
+    classes, logprobs, grades, generated, compute_s, finished_s = ordered.transpose(1, 2, 0)
+    tally = Tally(count * ORDERS, int(classes.max()) + 1)
+    latest, unseen = np.zeros(count * ORDERS), np.ones((3, count * ORDERS))  # no rule looks at these sums
+    spent = np.cumsum(np.stack([generated, compute_s]), axis=1)
+    found = []
+    for k in range(1, maximum + 1):
+        tally.add(classes[k - 1].astype(np.int64), logprobs[k - 1], unseen)
+        latest = np.maximum(latest, finished_s[k - 1])
+        winners = tally.winners(aggregator)
+        # Without any answer the question is answered wrongly; an answer that nobody could grade is not right either.
+        grade = np.where(winners >= 0, grades[winners, np.arange(len(winners))], 0.0)
+        rows = np.stack([np.nan_to_num(grade), *spent[:, k - 1], latest, np.full(len(latest), k), np.isnan(grade)])
+        columns = rows.reshape(len(rows), count, ORDERS).mean(axis=2)
+        columns[0] = np.where(graded > 0, columns[0], np.nan)
+        columns[2] += prefill_s
+        columns[5] *= graded
+        found.append(np.concatenate([columns, prompt[None]]))
+    return found
 
 
 def common_questions(outcomes: Sequence[Outcomes]) -> tuple[str, ...]:
@@ -294,7 +338,7 @@ def match_tokens(policy: Outcomes, curve: Sequence[Outcomes]) -> Match | None:
         accuracy=float(policy.correct[both].mean()) if both.any() else np.nan,
         rival_tokens=(1 - weight) * means[below] + weight * means[above],
         rival_accuracy=float(mixed[both].mean()) if both.any() else np.nan,
-        difference=estimate((policy.correct - mixed)[both]),
+        difference=bounded((policy.correct - mixed)[both]),
     )
 
 

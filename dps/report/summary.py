@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from dps.estimates import FEWEST, Estimate, estimate, needed, ratio
 from dps.report.findings import findings, matches, mixing_finding, paired, reference_of, verdict
 from dps.report.mixing import ChainTrace, chains_of, diagnose
 from dps.report.readings import ReadingOfQuestion, describe_readings
-from dps.report.statistics import Estimate, Match, Outcomes, common_questions, estimate, ratio, share_at_k
+from dps.report.statistics import ORDERS, Match, Outcomes, common_questions, share_at_k
 from dps.report.words import group_of, json_number
 from feature_store.records import Manifest
 
@@ -78,7 +79,7 @@ def summarize(
         "notes": [*notes, *_notes(stores, outcomes, common)],
         "num_questions": len(common),
         "reference": reference.policy if reference is not None else None,
-        "policies": [_row(o, all_, reference) for o, all_ in zip(outcomes, whole, strict=True)],
+        "policies": [_row(o, all_, reference) for o, all_ in zip(outcomes, whole, strict=True) if o.listed],
         "matched_tokens": [_match_row(match) for match in matches(outcomes)],
         "mixing": mixing,
         "readings": [
@@ -124,6 +125,9 @@ def _row(outcomes: Outcomes, whole: Outcomes, reference: Outcomes | None) -> dic
     tokens = ratio(outcomes.tokens, reference.tokens) if reference is not None else nothing
     row["accuracy_minus_reference"] = json_number(difference.value)
     row["accuracy_minus_reference_stderr"] = json_number(difference.stderr)
+    row["accuracy_minus_reference_low"] = json_number(difference.low)
+    row["accuracy_minus_reference_high"] = json_number(difference.high)
+    row["questions_needed"] = needed(difference.value, difference.stderr, difference.num_questions)
     row["tokens_ratio_reference"] = json_number(tokens.value)
     row["tokens_ratio_reference_stderr"] = json_number(tokens.stderr)
     # The same under the names that say "k8", for readers who want that and nothing else.
@@ -149,6 +153,9 @@ def _match_row(match: Match) -> dict[str, Any]:
         "rival_accuracy": json_number(match.rival_accuracy),
         "accuracy_difference": json_number(match.difference.value),
         "accuracy_difference_stderr": json_number(match.difference.stderr),
+        "accuracy_difference_low": json_number(match.difference.low),
+        "accuracy_difference_high": json_number(match.difference.high),
+        "questions_needed": needed(match.difference.value, match.difference.stderr, match.difference.num_questions),
         "num_questions": match.difference.num_questions,
         "verdict": verdict(match.difference),
     }
@@ -202,13 +209,21 @@ def _notes(stores: Sequence[LoadedStore], outcomes: Sequence[Outcomes], common: 
     if any(ungraded.values()):
         each = ", ".join(f"{name} {count:,}" for name, count in ungraded.items() if count)
         notes.append(f"Questions without a grade count in the costs but not in accuracies: {each}.")
-    undecided = {o.policy: int(o.ungradable.sum()) for o in outcomes}
+    undecided = {o.policy: int(o.ungradable.sum()) for o in outcomes if o.listed}
     if any(undecided.values()):
         each = ", ".join(f"{name} {count:,}" for name, count in undecided.items() if count)
         notes.append(f"Answers that the grader could not decide count as not right: {each}.")
-    if len(common) < 30:
-        notes.append(f"With {len(common)} questions, standard errors are themselves rough.")
-    flat = [o.policy for o in outcomes if estimate(o.correct).stderr == 0]
+    if any(o.family == "fixed" and (o.k or 0) > 1 for o in outcomes):
+        notes.append(
+            f"Fixed k is the mean over {ORDERS} orders of the same trajectories, with every k that was sampled between "
+            "those of the table where tokens are matched."
+        )
+    if len(common) < FEWEST:
+        notes.append(
+            f"With {len(common)} questions, standard errors are themselves rough, and n is too small to say that a "
+            "policy is as good as another."
+        )
+    flat = [o.policy for o in outcomes if o.listed and estimate(o.correct).stderr == 0]
     if flat:
         notes.append(
             f"{', '.join(flat)}: all answers right or all wrong. The standard error of 0 says that there was no "

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanSquaredError, MetricCollection
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryCalibrationError
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from dps.errors import InputError
 from dps.features import FEATURE_SETS
@@ -25,8 +25,9 @@ from lightning_modules.calibration import METHODS
 from lightning_modules.data import Batch, FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
-from lightning_modules.replay import choose_threshold, replay, stops
-from lightning_modules.results import TestResult, measure
+from lightning_modules.metrics import calibration_error
+from lightning_modules.replay import choose_threshold, effective_margin, replay, stops
+from lightning_modules.results import TestResult, measure, skills
 from lightning_modules.table import Table, going_on
 from lightning_modules.vectors import Blocks
 
@@ -55,7 +56,7 @@ class ControllerModule(L.LightningModule):
         feature_set: str,
         positive_weight: PositiveWeight,
         calibration: str,
-        tolerance: float,
+        margin: float,
     ) -> None:
         """Keep what all controllers have.
 
@@ -67,18 +68,20 @@ class ControllerModule(L.LightningModule):
             feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
             positive_weight: Weight of a row where k is enough, or ``balanced``.
             calibration: How probabilities are calibrated, one of :data:`lightning_modules.calibration.METHODS`.
-            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
+            margin: Accuracy that counts as no loss where the threshold is chosen.
 
         Raises:
             InputError: If the settings cannot be used.
         """
         if positive_weight != "balanced" and not positive_weight > 0:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
+        if not 0 <= margin < 1:
+            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
         if calibration not in METHODS:
             raise InputError(f"Expected a calibration among {', '.join(METHODS)}, got {calibration}.")
         super().__init__()
         self.estimator = estimator
-        self.tolerance = tolerance
+        self.margin = margin
         self.test_result: TestResult | None = None
         """What the last test measured."""
         self._description: dict[str, Any] = {
@@ -96,9 +99,6 @@ class ControllerModule(L.LightningModule):
         self._terms: dict[str, list[Tensor]] = {}
         self._said: set[str] = set()
         self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
-        self._probability = MetricCollection(
-            {"brier": MeanSquaredError(), "calibration_error": BinaryCalibrationError(n_bins=10)}
-        )
 
     @property
     def parts(self) -> frozenset[str]:
@@ -161,13 +161,14 @@ class ControllerModule(L.LightningModule):
         # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
         values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
         values |= self._measure(logits, target, "validation")
-        # The threshold is one number and the policy is the same whoever is asked: both splits decide it together.
+        # The threshold is one number and the policy is the same whoever is asked: both splits decide it together. They
+        # trained nothing but chose epoch and temperature; the bound is for the choice among thresholds.
         together = [(self._p_label(each, of), of) for each, of in kept.values() if of is not None]
         score = going_on(np.concatenate([p for p, _ in together]), self.data.label)
         correct = np.concatenate([of.outcomes(self.data.label) for _, of in together])
         tokens = np.concatenate([of.tokens for _, of in together])
         if training:
-            self.estimator.threshold.fill_(choose_threshold(score, correct, tokens, self.tolerance))
+            self.estimator.threshold.fill_(choose_threshold(score, correct, tokens, self.margin))
         threshold = float(self.estimator.threshold)
         chosen = replay(stops(score, threshold), correct, tokens, table.ks)
         values |= {
@@ -178,7 +179,14 @@ class ControllerModule(L.LightningModule):
             "mean_k": chosen.mean_k,
         }
         self.log_dict({f"val/{name}": value for name, value in values.items()})
-        self._description["validation"] = {"epoch": self.current_epoch, **values}
+        self._description["validation"] = {
+            "epoch": self.current_epoch,
+            **values,
+            "num_questions": table.num_questions,
+            "num_threshold_questions": len(correct),
+            "margin": effective_margin(len(correct), self.margin),
+            "skill": skills(self._p_label(logits, table), table, self.data.table("train"), self.data.label),
+        }
 
     def on_test_epoch_end(self) -> None:
         """Measure the test split beside question length alone, and replay the policies over it."""
@@ -250,10 +258,15 @@ class ControllerModule(L.LightningModule):
 
     def _measure(self, logits: Tensor, target: Tensor, split: str) -> dict[str, float]:
         """Return the metrics of a split; where it has one class, those that mean something there, and say so once."""
-        p_enough, labels = self.estimator.calibrator(logits).to(self.device), target.long().to(self.device)
-        collections = [self._probability]
+        p_enough, labels = self.estimator.calibrator(logits), target.long()
+        values = {
+            "brier": float(((p_enough - target) ** 2).mean()),
+            "calibration_error": calibration_error(p_enough.numpy(), target.numpy()),
+        }
         if 0 < target.sum() < len(target):
-            collections.append(self._ranking)
+            self._ranking.reset()
+            found = self._ranking(p_enough.to(self.device), labels.to(self.device))
+            values |= {name: float(value) for name, value in found.items()}
         elif split not in self._said:
             self._said.add(split)
             _log.warning(
@@ -263,8 +276,4 @@ class ControllerModule(L.LightningModule):
                 "" if target[0] else "not ",
                 self.data.label,
             )
-        values: dict[str, float] = {}
-        for collection in collections:
-            collection.reset()
-            values |= {name: float(value) for name, value in collection(p_enough, labels).items()}
         return values

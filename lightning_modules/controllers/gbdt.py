@@ -47,7 +47,7 @@ class GBDT(ControllerModule):
         seed: int | None,
         positive_weight: PositiveWeight,
         calibration: Method,
-        tolerance: float,
+        margin: float,
     ) -> None:
         """Start without trees.
 
@@ -70,7 +70,8 @@ class GBDT(ControllerModule):
                 classes count the same; probabilities are corrected for it.
             calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
                 `isotonic` (a step function).
-            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
+            margin: Accuracy that counts as no loss: the threshold is the cheapest that shows that less is lost against
+                k = maximum, on the questions that trained nothing.
 
         Raises:
             InputError: If the settings cannot be used.
@@ -99,7 +100,7 @@ class GBDT(ControllerModule):
             feature_set=feature_set,
             positive_weight=positive_weight,
             calibration=calibration,
-            tolerance=tolerance,
+            margin=margin,
         )
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False

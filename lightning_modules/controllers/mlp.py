@@ -42,7 +42,7 @@ class MLPH(ControllerModule):
         residual_weight_decay: float,
         positive_weight: PositiveWeight,
         calibration: Method,
-        tolerance: float,
+        margin: float,
     ) -> None:
         """Build the network.
 
@@ -64,7 +64,8 @@ class MLPH(ControllerModule):
                 classes count the same; probabilities are corrected for it.
             calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
                 `isotonic` (a step function).
-            tolerance: Accuracy that the threshold may give up against k = maximum where it is chosen.
+            margin: Accuracy that counts as no loss: the threshold is the cheapest that shows that less is lost against
+                k = maximum, on the questions that trained nothing.
 
         Raises:
             InputError: If the settings or the harvest cannot be used.
@@ -104,7 +105,7 @@ class MLPH(ControllerModule):
             feature_set=feature_set,
             positive_weight=positive_weight,
             calibration=calibration,
-            tolerance=tolerance,
+            margin=margin,
         )
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self._optimizer = optimizer

@@ -27,7 +27,7 @@ def test_every_configuration_parses_and_says_how_to_run_it(name, capsys):
 @pytest.mark.parametrize(
     ("key", "misspelt"),
     [
-        ("tolerance", "tolerence"),
+        ("margin", "margn"),
         ("num_orders", "num_order"),
         ("max_epochs", "max_epoch"),
         ("patience", "pateince"),

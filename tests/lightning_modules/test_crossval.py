@@ -8,13 +8,14 @@ import pytest
 
 from dps.cli import run as dps
 from dps.errors import InputError
+from dps.estimates import bounded
 from dps.features import checkpoint_features
 from feature_store import Store
 from feature_store.errors import StoreError
 from feature_store.lock import held
 from lightning_modules import load_controller
 from lightning_modules.cli import cross_validate
-from lightning_modules.crossval import fold_questions, measure_crossval, stops_at
+from lightning_modules.crossval import cross_fitted, describe, fold_questions, measure_crossval, stops_at
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.predictions import Predictions, read_predictions, write_predictions
 from lightning_modules.replay import stops
@@ -246,3 +247,27 @@ def test_a_split_of_one_class_has_no_ranking():
     assert report["rows"]["all"]["controller"]["auroc"]["value"] is None
     assert report["rows"]["all"]["controller"]["brier"]["value"] > 0
     json.dumps(report, allow_nan=False)
+
+
+def test_the_shipped_threshold_is_measured_on_questions_that_did_not_choose_it(folder):
+    """Each fold's threshold does not depend on its own questions; the loss that is shown is that of these."""
+    found = read_predictions(folder)
+    graded = found.label[:, 0, 0] >= 0
+    score, correct = 1 - found.p_enough[graded], found.correct[graded] > 0
+    tokens, fold = found.tokens[graded], found.fold[graded]
+    thresholds = cross_fitted(score, correct, tokens, fold, 0.05)
+    first = fold == fold[0]
+    changed = correct.copy()
+    changed[first] = ~changed[first]
+    again = cross_fitted(score, changed, tokens, fold, 0.05)
+    assert len(set(thresholds[first])) == 1
+    assert again[first].tolist() == thresholds[first].tolist()
+    report = measure_crossval(found, np.arange(len(graded), dtype=float), margin=0.05)
+    stop = stops_at(score, thresholds)[..., None]
+    right = np.take_along_axis(correct, stop, axis=-1)[..., 0].mean(axis=1)
+    loss = bounded(right - correct[..., -1].mean(axis=1))
+    shown = report["shipped"]["policy"]["accuracy_difference"]
+    assert (shown["value"], shown["low"], shown["high"]) == pytest.approx((loss.value, loss.low, loss.high))
+    assert report["shipped"]["margin"] >= 0.05
+    assert report["skill"].keys() == {"k", "length"}
+    assert "as shipped" in describe(report)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dps.errors import InputError
+from dps.features import FEATURE_SETS
 from feature_store import StoreError
 from lightning_modules.data import EpochBatches, FeatureDataModule
 from tests.lightning_modules.harvests import make_questions, write_harvest
@@ -103,3 +104,21 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
         FeatureDataModule(harvest, test_store=shorter)
     with pytest.raises(InputError, match="none is in val"):
         ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)
+
+
+def test_a_second_harvest_counts_time_by_the_clock_of_the_first(tmp_path):
+    """Two measurements of one device may differ two-fold; the feature must mean the same."""
+    questions = make_questions(40)
+    clocks = [{"seconds_per_token": 0.01 * f, "prefill_seconds_per_token": 0.001 * f * f, "rows": 8.0} for f in (1, 2)]
+    first, second = (
+        write_harvest(tmp_path / name, questions, calibration=clock) for name, clock in zip("ab", clocks, strict=True)
+    )
+    own, others, shared = ready(first), ready(second), ready(second, clock_store=first)
+    time = FEATURE_SETS["published"].index("question_time_sec")
+    assert (own.table("train").scalars[..., time] != others.table("train").scalars[..., time]).all()
+    np.testing.assert_array_equal(shared.table("train").scalars, own.table("train").scalars)
+    assert shared.description()["calibration"] == clocks[0]
+    third = write_harvest(tmp_path / "c", questions, model={"name": "other", "fingerprint": "1" * 16, "num_layers": 12,
+                                                            "feature_layer": 11, "hidden_size": 12})  # fmt: skip
+    with pytest.raises(InputError, match=r"Expected data\.clock_store of the model"):
+        FeatureDataModule(second, clock_store=third)

@@ -90,11 +90,11 @@ def test_solvable_and_what_it_costs_to_give_up():
     assert stops(going_on(p, "no_gain"), 0.3).tolist() == [1, 0, 0]
 
 
-def test_a_threshold_for_giving_up_loses_no_more_than_the_tolerance(store, trained):
+def test_a_threshold_for_giving_up_loses_no_more_than_its_margin(store, trained):
     controller = load_controller(trained["give-up"])
     assert (controller.label, controller.block, controller.block_size) == ("solvable", 2, 8)
     found = controller.description["validation"]
-    assert found["accuracy"] >= found["accuracy_maximum"] - 0.002 - 1e-9
+    assert found["accuracy"] >= found["accuracy_maximum"] - found["margin"]
     assert found["tokens_share"] <= 1
     assert found["auroc"] > 0.6  # the made-up snapshots carry the signal
 

@@ -7,6 +7,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from lightning_modules.metrics import (
     auroc,
     auroc_stderr,
+    calibration_error,
     fit_length,
     length_probabilities,
     length_scores,
@@ -59,6 +60,25 @@ def test_length_takes_its_direction_from_training(sign):
     assert auroc(length_scores(lengths, ~labels, lengths), labels) == 0.0
 
 
+def by_tenths(p, labels):
+    """Calibration error over tenths of the rows, one cut after another; equal values share the upper one."""
+    ordered = np.sort(p)
+    cuts = [ordered[int(np.ceil((len(p) - 1) * i / 10))] for i in range(1, 10)]
+    bins = [sum(value >= cut for cut in cuts) for value in p]
+    return sum(abs(sum(v - t for v, t, b in zip(p, labels, bins, strict=True) if b == i)) for i in range(10)) / len(p)
+
+
+def test_calibration_errors_are_seen_where_all_values_are_close_together():
+    """Between 0.9 and 1, where thresholds lie, bins of equal width would average the errors away."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.9, 1.0, 20_000)
+    labels = rng.random(20_000) < 1.9 - p
+    narrow = float(binary_calibration_error(torch.from_numpy(p), torch.from_numpy(labels.astype(int)), n_bins=10))
+    assert narrow < 0.005
+    assert calibration_error(p, labels) == pytest.approx(0.05, abs=0.008)
+    assert calibration_error(p, rng.random(20_000) < p) < 0.008
+
+
 def test_probabilities_are_measured_as_others_measure_them():
     rng = np.random.default_rng(4)
     p = np.round(rng.random((40, 6)), 2)  # with ties
@@ -69,8 +89,9 @@ def test_probabilities_are_measured_as_others_measure_them():
     expected = {
         "auroc": binary_auroc(*tensors),
         "average_precision": binary_average_precision(*tensors),
-        "calibration_error": binary_calibration_error(*tensors, n_bins=10),
+        "calibration_error": by_tenths(p.reshape(-1), labels.reshape(-1)),
         "brier": ((tensors[0] - tensors[1]) ** 2).mean(),
+        "brier_skill": 1 - ((tensors[0] - tensors[1]) ** 2).mean() / labels.var(),
         "log_loss": binary_cross_entropy(tensors[0].clamp(1e-6, 1 - 1e-6), tensors[1].double()),
     }
     assert found.keys() == expected.keys()
@@ -79,6 +100,7 @@ def test_probabilities_are_measured_as_others_measure_them():
     for draw, counts in enumerate(weights.astype(int)):  # a draw is the table with questions repeated
         taken = np.repeat(np.arange(40), counts)
         again = measure_probabilities(p[taken], labels[taken], np.ones((1, 40)))
+        del again["calibration_error"]  # its bins are the table's own, those of the draws are the whole table's
         for name, value in again.items():
             assert found[name].draws[draw] == pytest.approx(value.value), name
             assert value.draws[0] == pytest.approx(value.value), name

@@ -4,12 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dps.aggregate import answer_of
+from dps.aggregate import answer_of, has_grade
 from dps.errors import InputError
 from dps.features import checkpoint_features
+from dps.replay.samples import read_samples, walk
+from dps.report.statistics import outcomes_of
 from lightning_modules.table import Table, ks_of, make_table, orders_of, split_of
 from tests.factories import make_manifest, make_question
 from tests.lightning_modules.harvests import make_questions
+from tests.report.evaluations import power_manifest
 
 KS = (2, 4, 6, 8)
 CLOCK = make_manifest().calibration
@@ -170,3 +173,39 @@ def test_three_hundred_questions_take_about_a_second():
     started = time.process_time()
     assert table_of(questions, num_orders=8).num_rows == 7200
     assert time.process_time() - started < 3
+
+
+def test_an_ungradable_answer_is_wrong_and_a_question_without_any_grade_has_no_labels():
+    """One meaning for training, replays, reports and pass@k, see :func:`dps.aggregate.has_grade`."""
+
+    def graded(question, rows, **changes):
+        pairs = zip(question.trajectories, rows, strict=True)
+        return replace(question, trajectories=tuple(replace(t, correct=c) for t, c in pairs), **changes)
+
+    questions = [make_question(i) for i in range(5)]
+    questions = [
+        graded(questions[0], [None] * 8),  # a gold answer that no answer could be compared with
+        graded(questions[1], [None] * 8, gold=None),
+        graded(questions[2], [True] + [None] * 7, gold=None),  # graded by tests, most of which could not run
+        graded(questions[3], [True] * 8, gold=None),
+        graded(questions[4], [False] + [None] * 7),
+    ]
+    table = make_table(questions, ks=(2, 4, 8), aggregator="best_logprob", calibration=CLOCK, num_orders=4)
+    assert table.graded.tolist() == [True, False, True, True, True] == [has_grade(q) for q in questions]
+    for row, question in enumerate(questions):
+        expected = [
+            [bool(answer_of([question.trajectories[i] for i in order[:k]], "best_logprob")[1]) for k in (2, 4, 8)]
+            for order in orders_of(question.question_id, 8, 4, 0)
+        ]
+        if table.graded[row]:
+            assert table.correct[row].tolist() == expected
+    samples = read_samples(make_manifest(aggregator="best_logprob"), questions, "store")
+    assert samples.question_ids == tuple(q.question_id for q in questions if has_grade(q))
+    assert (samples.num_ungraded, samples.num_ungradable) == (1, 8 + 7 + 7)
+    walked = walk(samples, table.orders[table.graded].astype(int), (2, 4, 8), 0)
+    assert (walked.correct == table.correct[table.graded]).all()
+    found = outcomes_of(power_manifest(aggregator="best_logprob"), questions, None)
+    [o2, o4, o8] = [o for o in found if o.k in (2, 4, 8)]
+    assert np.isnan(o8.correct).tolist() == (~table.graded).tolist()
+    assert o8.correct[table.graded].tolist() == table.correct[table.graded][:, 0, 2].tolist()
+    assert np.isnan(o2.correct).tolist() == np.isnan(o4.correct).tolist() == (~table.graded).tolist()

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from dps.errors import InputError
+from dps.estimates import smallest_margin
 from dps.features import FEATURE_SETS, checkpoint_features
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
@@ -155,7 +156,7 @@ def test_the_threshold_is_chosen_after_calibration_on_both_held_out_splits(train
     tables = [data.table("val"), data.table("calibration")]
     p = [controller.estimator.predict_enough(*arrays_of(t)).numpy().reshape(t.scalars.shape[:3]) for t in tables]
     correct, tokens = (np.concatenate([getattr(t, name) for t in tables]) for name in ("correct", "tokens"))
-    chosen = choose_threshold(1 - np.concatenate(p), correct, tokens, 0.002)
+    chosen = choose_threshold(1 - np.concatenate(p), correct, tokens, 0.01)
     assert chosen == pytest.approx(controller.threshold, abs=1e-6)
 
 
@@ -413,3 +414,34 @@ def test_ranks_by_hand():
     assert found[4001, 1] == pytest.approx(found[3999, 1])
     assert found[3999, 1] > found[4002, 1] > found[1999, 1]  # between two values, between their ranks
     np.testing.assert_allclose(found[:, 2], 0.5)
+
+
+def test_fit_says_what_chose_the_threshold_and_when_nothing_was_learnt(tmp_path, capsys):
+    """Random features and labels: the best probabilities are those of k alone."""
+    rng = np.random.default_rng(0)
+    noise = []
+    for question in make_questions(120, p_correct=0.5):
+        trajectories = [
+            replace(t, block_entropy=rng.uniform(1, 2, t.block_entropy.shape).astype(t.block_entropy.dtype),
+                    hidden=rng.normal(size=t.hidden.shape).astype(t.hidden.dtype))
+            for t in question.trajectories
+        ]  # fmt: skip
+        noise.append(replace(question, trajectories=tuple(trajectories)))
+    store = write_harvest(tmp_path / "noise", noise)
+    config = options("mlp-h", store, tmp_path / "run", "--trainer.max_epochs=4")
+    best = fit_controller(config[1], config[2:])
+    out, err = capsys.readouterr()
+    assert "nothing" in err
+    assert "held-out questions do not show that its probabilities are better than those by k alone" in err
+    assert "n is too small for 1 point, which takes 368 questions" in out
+    found = load_controller(best).description["validation"]
+    assert found["margin"] == smallest_margin(found["num_threshold_questions"])
+    assert found["num_threshold_questions"] > found["num_questions"] > 0
+    assert found["skill"]["k"]["low"] <= 0
+
+
+def test_fit_is_silent_where_something_was_learnt(tmp_path, capsys):
+    store = write_harvest(tmp_path / "harvest", make_questions(500))
+    config = options("gbdt", store, tmp_path / "run", "--trainer.max_epochs=10", "--data.init_args.label=correct")
+    fit_controller(config[1], config[2:])
+    assert "learnt nothing" not in capsys.readouterr().err

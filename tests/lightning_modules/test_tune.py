@@ -113,7 +113,7 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     search_settings(options(harvest), trials=4, folds=2, output=folder)
     assert trials(folder) == after
     with pytest.raises(InputError, match="other config"):
-        search_settings(options(harvest, "--model.init_args.tolerance=0.1"), trials=4, folds=2, output=folder)
+        search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
 
 
 def test_the_test_questions_stay_out(folder, harvest):

@@ -15,7 +15,7 @@ from dps.cli import run
 from dps.errors import InputError
 from dps.replay.findings import findings
 from dps.replay.reading import chosen
-from dps.replay.reliability import labels_of, reliability
+from dps.replay.reliability import labels_of, quantile_bins, reliability
 from dps.report.replays import views, write_replays
 from dps.report.replays.marks import marks_of
 from feature_store import Store
@@ -57,17 +57,47 @@ def test_reliability_of_a_small_example():
     p_enough = np.array([[[0.05, 0.95]], [[0.95, 1.0]]])
     correct = np.array([[[False, False, False]], [[False, True, True]]])
     found = reliability(p_enough, correct, np.array([[0.5, 0.5], [1.0, 0.0]]))
-    [low, high] = found["bins"]
-    assert (low["low"], low["count"], low["p_enough"]) == (0.0, 1, 0.05)
-    assert (high["low"], high["high"], high["count"]) == (0.9, 1.0, 3)
-    assert high["p_enough"] == pytest.approx((0.95 + 0.95 + 1.0) / 3)
+    [_, middle, _] = found["bins"]  # equal values share one
+    assert [(b["low"], b["high"], b["count"]) for b in found["bins"]] == [(0.05, 0.05, 1), (0.95, 0.95, 2), (1, 1, 1)]
+    assert middle["p_enough"] == pytest.approx(0.95)
     # no_gain: 1, 1 of the first question, 0, 1 of the second; correct: 0, 0 and 0, 1.
-    assert (low["no_gain"]["value"], high["no_gain"]["value"]) == (1.0, pytest.approx(2 / 3))
-    assert high["correct"]["value"] == pytest.approx(1 / 3)
+    assert [b["no_gain"]["value"] for b in found["bins"]] == [1, 0.5, 1]
+    assert [b["correct"]["value"] for b in found["bins"]] == [0, 0, 1]
     # The second resample has the first question only, in which every row has no gain.
-    assert high["no_gain"]["high"] == pytest.approx(2 / 3 + 0.975 / 3)
+    assert middle["no_gain"]["high"] == pytest.approx(0.5 + 0.975 / 2)
     assert found["no_gain"]["brier"] == pytest.approx((0.95**2 + 0.05**2 + 0.95**2 + 0) / 4)
-    assert found["correct"]["error"] == pytest.approx((0.05 + 3 * abs(1 / 3 - 2.9 / 3)) / 4)
+    assert found["correct"]["error"] == pytest.approx((0.05 + 2 * 0.95) / 4)
+    skill = 1 - found["no_gain"]["brier"] / (0.75 * 0.25)
+    assert found["no_gain"]["skill"]["value"] == pytest.approx(skill)
+
+
+def test_bins_have_equally_many_rows_where_thresholds_lie():
+    """All values above 0.9 but a few: bins of equal width would see one bin and miss that it is upside down."""
+    rng = np.random.default_rng(0)
+    p = np.append(rng.uniform(0.9, 1.0, 3990), rng.uniform(0, 0.9, 10)).reshape(400, 10, 1)
+    upside_down = rng.random(p.shape) < 1.9 - p
+    correct = np.stack([upside_down, upside_down], axis=-1)[..., 0, :]
+    weights = np.full((3, 400), 1 / 400)
+    found = reliability(p, correct, weights)
+    assert len(found["bins"]) == 10
+    assert {b["count"] for b in found["bins"]} == {400}
+    assert found["correct"]["error"] > 0.02
+    assert found["correct"]["skill"]["high"] < 0  # worse than always saying the share
+    honest = rng.random(p.shape) < p
+    good = reliability(p, np.stack([honest, honest], axis=-1)[..., 0, :], weights)
+    assert good["correct"]["error"] < 0.015
+    assert good["correct"]["skill"]["value"] == pytest.approx(0.03, abs=0.04)
+    assert reliability(p, np.ones((400, 10, 2), bool), weights)["correct"]["skill"] is None
+
+
+@pytest.mark.parametrize("values", [[0.5] * 9, [0.0] * 8 + [1.0], [1.0] * 8 + [0.0], [0.1, 0.2], list(range(100))])
+def test_equal_values_share_a_bin(values):
+    bins = quantile_bins(np.array(values, float))
+    assert set(bins) == set(range(bins.max() + 1))
+    assert len(set(zip(values, bins.tolist(), strict=True))) == len(set(values))
+    assert (np.diff(bins[np.argsort(values, kind="stable")]) >= 0).all()
+    if len(set(values)) == 100:
+        assert np.bincount(bins).tolist() == [10] * 10
 
 
 def test_accepted_tokens_are_those_of_the_responses(made, stores):
@@ -130,7 +160,8 @@ def test_every_name_of_a_policy_is_explained(made):
 def test_how_cheap_samples_do_is_said_first(made, verdict, rival_tokens, first):
     _, report = made
     row = next(m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival"] == "fixed (plain)")
-    row = {**row, "tokens": 100.0, "rival_tokens": rival_tokens, "rival_accuracy": 0.4, "verdict": verdict}
+    together = {**row["together"], "verdict": verdict}
+    row = {**row, "tokens": 100.0, "rival_tokens": rival_tokens, "rival_accuracy": 0.4, "together": together}
     assert findings({**report, "matched_tokens": [row]})[0].startswith(first)
 
 
@@ -139,7 +170,7 @@ def test_a_win_of_cheap_samples_over_any_policy_is_said_before_what_is_undecided
     rows = [m for m in report["matched_tokens"] if m["rival"] == "fixed (plain)"]
     best = next(p for p in report["policies"] if p["kind"] == "controller")["policy"]
     rows = [
-        {**m, "verdict": "below" if m["policy"] == best else "undecided"}
+        {**m, "together": {**m["together"], "verdict": "below" if m["policy"] == best else "undecided"}}
         for m in rows
         if m["policy"] in ("fixed-k8", best)
     ]
@@ -396,3 +427,22 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against tokens" in text
     assert "and time" not in text
+
+
+def test_a_replay_of_before_skill_and_choices_among_rivals_is_still_shown(made, tmp_path):
+    """A kept result of this schema version may lack what was added to it."""
+    _, report = made
+    older = json.loads(json.dumps(report))
+    for entry in older["calibration"]:
+        for label in ("no_gain", "correct"):
+            del entry[label]["skill"]
+    for entry in older["matched_tokens"]:
+        entry.pop("together", None)
+    for policy in older["policies"]:
+        for point in policy["curve"]:
+            point.pop("no_loss", None)
+        policy.get("own_threshold", {}).pop("no_loss", None)
+    assert findings(older)
+    (tmp_path / "replay.json").write_text(json.dumps(older))
+    assert run(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "replay.html").is_file()

@@ -25,7 +25,7 @@ def reliability(entry: Mapping[str, Any]) -> Markup:
         height = 0.22 * SIZE * cell["count"] / most
         x0, x1 = _x(cell["low"]), _x(cell["high"])
         parts.append(
-            f'<rect class="rows" x="{x0 + 0.5:.1f}" y="{TOP + SIZE - height:.1f}" width="{x1 - x0 - 1:.1f}" '
+            f'<rect class="rows" x="{x0 + 0.5:.1f}" y="{TOP + SIZE - height:.1f}" width="{max(x1 - x0 - 1, 1):.1f}" '
             f'height="{height:.1f}"/>'
         )
     for name in LABELS:

@@ -1,0 +1,267 @@
+"""Means over questions with standard errors, intervals and tests: the one place where uncertainty is computed.
+
+Reports, replays, metrics and the training of controllers all take their intervals from here. Every number is one value
+for each question, because the trajectories of one question are not independent of one another and questions are.
+
+An accuracy, or a difference of two, has known ends: 0 and 1, or -1 and 1. Its interval is exact, see :func:`bounded`:
+it does not collapse where no question differs, and it leaves 0 out where the exact McNemar test rejects. All other
+means have Student's interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, isfinite, log
+
+import numpy as np
+
+LEVEL = 0.95
+"""Of all intervals; a claim in one direction has half of what is left as its error, 2.5 %."""
+MARGIN = 0.01
+"""Accuracy that counts as no loss where nothing else is said: one point."""
+FEWEST, LARGEST_STDERR = 100, 0.02
+"""With fewer questions, or a larger standard error of an accuracy difference, nothing is said of "as good as"."""
+
+_ERROR = (1 - LEVEL) / 2
+_POWER = 7.85
+"""(z of 97.5 % + z of 80 %)^2: a difference of this many squared standard errors is seen in 80 % of cases."""
+_ROUNDING = 1e-9  # means that are equal on paper, and bounds that are met exactly
+_NODES = np.linspace(0.0, 8.0, 161)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over questions with its standard error and its 95 % interval."""
+
+    value: float
+    """The mean; NaN over no question."""
+    stderr: float
+    """Its standard error; NaN for fewer than two questions."""
+    num_questions: int
+    """How many questions it is over."""
+    low: float = field(default=float("nan"), compare=False)
+    """Lower end of the 95 % interval, Student's if none is given. NaN where there is none: for fewer than two
+    questions, and without spread, for a few values that happen to agree do not say how far others may lie."""
+    high: float = field(default=float("nan"), compare=False)
+    """Upper end."""
+
+    def __post_init__(self) -> None:
+        """Take Student's interval where none was given."""
+        if np.isnan(self.low) and self.num_questions > 1 and self.stderr > 0:
+            from scipy.special import stdtrit
+
+            half = float(stdtrit(self.num_questions - 1, 1 - _ERROR)) * self.stderr
+            object.__setattr__(self, "low", self.value - half)
+            object.__setattr__(self, "high", self.value + half)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies above or below 0, else 0."""
+        return 1 if self.low > _ROUNDING else -1 if self.high < -_ROUNDING else 0
+
+    @property
+    def too_few(self) -> bool:
+        """Whether an accuracy difference is over too few questions, or too uncertain, to say "as good as"."""
+        return self.num_questions < FEWEST or not self.stderr <= LARGEST_STDERR
+
+    def plain(self) -> dict[str, float]:
+        """Return value and interval as JSON values."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Return a mean with its standard error ``std(values, ddof=1) / sqrt(N)`` and Student's interval, NaN left out.
+
+    Args:
+        values: One value per question, shape (N,); NaN where it is not known.
+    """
+    known, mean, stderr = _moments(values)
+    return Estimate(mean, stderr, len(known))
+
+
+def bounded(values: np.ndarray, least: float = -1.0, most: float = 1.0) -> Estimate:
+    """Return a mean of values between known ends with an exact 95 % interval, NaN left out.
+
+    The lower end m has ``P(sum w_i x_i <= m) = 2.5 %``, where the x_i are the N values and, once, the least value that
+    there can be, and the weights w are uniform over all weights that sum to 1. The upper end likewise with the largest.
+
+    Where the values are 0 and 1 this is the interval of Clopper and Pearson; where they are differences of two right or
+    wrong answers it leaves 0 out exactly where the exact McNemar test has p < 5 %. For values between, as the mean over
+    orders of a question's trajectories, no case is known in which it misses more often than it says.
+
+    Args:
+        values: One value per question, shape (N,); NaN where it is not known.
+        least: The least value that there can be.
+        most: The largest.
+
+    Source:
+        Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
+        variable"; Learned-Miller & Thomas 2020, arXiv 1905.06208.
+    """
+    known, mean, stderr = _moments(values)
+    if not len(known):
+        return Estimate(mean, stderr, 0)
+    low, high = _lower_end(known, least), -_lower_end(-known, -most)
+    return Estimate(mean, stderr, len(known), low, high)
+
+
+def loss_is_below(differences: np.ndarray, margin: float) -> bool:
+    """Return whether accuracy differences show that less than ``margin`` is lost, at an error of at most 2.5 %.
+
+    The same as a lower end of :func:`bounded` of at least ``-margin``, in less time.
+
+    Args:
+        differences: Accuracy of each question minus that of what it is compared with, in [-1, 1]: shape (N,).
+        margin: Accuracy that counts as no loss, in [0, 1).
+    """
+    values, counts = _with_end(differences, -1.0)
+    return _chance_below(values, counts, -margin) <= _ERROR * (1 + 1e-6)
+
+
+def smallest_margin(num_questions: int) -> float:
+    """Return the smallest loss that so many questions can exclude: where none of them loses anything.
+
+    ``(1 - margin)^N = 2.5 %``: with a true loss of that margin there would be such a sample in one of 40 cases.
+    """
+    return 1 - _ERROR ** (1 / num_questions)
+
+
+def fewest_questions(margin: float) -> int | None:
+    """Return how many questions it takes at least to exclude a loss of ``margin``; None for a margin of 0."""
+    return ceil(log(_ERROR) / log(1 - margin)) if margin > 0 else None
+
+
+def questions_needed(values: np.ndarray) -> int | None:
+    """Return how many questions would show a mean difference of this size in 80 % of cases, if it is real.
+
+    ``7.85 s^2 / mean^2``, two-sided at 5 %.
+
+    Args:
+        values: Differences by question, shape (N,).
+
+    Returns:
+        None where the difference or its spread is 0.
+    """
+    _, mean, stderr = _moments(values)
+    return needed(mean, stderr, len(values))
+
+
+def needed(difference: float, stderr: float, num_questions: int) -> int | None:
+    """Return the same from a difference over so many questions and its standard error; None for none at all."""
+    if not abs(difference) > _ROUNDING or not stderr > 0:
+        return None
+    count = _POWER * num_questions * (stderr / difference) ** 2
+    return ceil(count) if isfinite(count) and count < 1e9 else None
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+    """Return the ratio of two means over the same questions, its standard error by the delta method.
+
+    ``r = mean(a) / mean(b)``; the standard error is that of the mean of ``(a - r b) / mean(b)``.
+
+    Args:
+        numerator: a, one value per question, shape (N,).
+        denominator: b on the same questions, shape (N,), of positive mean.
+    """
+    scale = float(denominator.mean())
+    value = float(numerator.mean()) / scale
+    return Estimate(value, estimate((numerator - value * denominator) / scale).stderr, len(numerator))
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
+    """Return the exact McNemar test of two policies' right answers on the same questions.
+
+    Args:
+        one: Whether each answer is right, shape (Q,), bool.
+        other: The same of the other policy.
+
+    Returns:
+        ``only_one`` and ``only_other`` (questions that only one has right) and the two-sided ``p_value``: the chance
+        that a fair coin splits them at least as unevenly.
+    """
+    from scipy.stats import binomtest
+
+    first, second = int((one & ~other).sum()), int((other & ~one).sum())
+    p_value = float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    return {"only_one": first, "only_other": second, "p_value": p_value}
+
+
+def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:
+    """Return intervals that hold together in 95 % of cases, so that the worst of several may be picked out.
+
+    All have the same half width in standard errors: the 95 % point, over the replicates, of the largest deviation among
+    them.
+
+    Args:
+        values: J numbers.
+        replicates: Of each, shape (R, J).
+    """
+    centre = np.asarray(values)
+    spread = replicates.std(axis=0, ddof=1)
+    deviation = np.abs(replicates - replicates.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    half = np.quantile(deviation.max(axis=1), LEVEL) * spread
+    return list(zip((centre - half).tolist(), (centre + half).tolist(), strict=True))
+
+
+# -- parts of the above ------------------------------------------------------------------------------------------------
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the known values, their mean and its standard error."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return known, float("nan"), float("nan")
+    if len(known) == 1:
+        return known, float(known[0]), float("nan")
+    stderr = float(known.std(ddof=1) / np.sqrt(len(known)))
+    # What rounding leaves of values that are all the same is no spread.
+    return known, float(known.mean()), stderr if stderr > 1e-14 * float(np.abs(known).max()) else 0.0
+
+
+def _with_end(values: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values, with ``end`` once more, and how often each occurs."""
+    found, counts = np.unique(np.append(np.round(values, 12), end), return_counts=True)
+    return found, counts.astype(np.float64)
+
+
+def _lower_end(values: np.ndarray, least: float) -> float:
+    from scipy.optimize import brentq
+
+    found, counts = _with_end(values, least)
+    if len(found) == 1:
+        return float(least)
+    return float(brentq(lambda at: _chance_below(found, counts, at) - _ERROR, found[0], found[-1], xtol=1e-9))
+
+
+def _chance_below(values: np.ndarray, counts: np.ndarray, at: float) -> float:
+    """Return the chance that a mean of these values with uniform weights is at most ``at``.
+
+    The weights are independent exponentials over their sum, so this is ``P(S <= 0)`` for ``S = sum of E_i (x_i - at)``.
+    Its moment generating function is ``M(z) = prod (1 - z a_i)^(-n_i)`` for ``a = x - at``; the chance of being on
+    either side of 0 is the integral of ``M(z) / z``, but for its sign, along a line through the saddle point there.
+
+    Args:
+        values: Distinct values, increasing: shape (U,).
+        counts: How often each occurs, shape (U,).
+        at: Where.
+    """
+    from scipy.optimize import brentq
+
+    a = values - at
+    if a[0] >= 0:
+        return 0.0
+    if a[-1] <= 0:
+        return 1.0
+    ends = (1 - 1e-9) / a[0], (1 - 1e-9) / a[-1]
+    saddle = brentq(lambda s: float((counts * a / (1 - s * a)).sum()), *ends, xtol=1e-12 * (ends[1] - ends[0]))
+    # The line passes the pole at 0 on one side or the other; how far from it is a matter of accuracy only.
+    near = 0.5 * min(1 / np.sqrt(float((counts * a * a).sum())), -ends[0], ends[1])
+    line = saddle if abs(saddle) > near else -near
+    side = np.sign(line)
+    scale = 1 / np.sqrt(float((counts * (a / (1 - line * a)) ** 2).sum()))
+    z = line + 1j * scale * np.sinh(_NODES)
+    heights = np.exp(-(counts * np.log(1 - z[:, None] * a)).sum(axis=1) - np.log(side * z)).real * np.cosh(_NODES)
+    outside = float(np.trapezoid(heights, _NODES) * scale / np.pi)
+    return outside if side < 0 else 1 - outside
