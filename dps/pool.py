@@ -312,7 +312,7 @@ def _worker_process(
         torch.set_num_threads(settings.threads or 1)
         model = load_model(settings.model)
         while isinstance(tasks := line.receive(), _ClockWanted):
-            benchmark = load_benchmark(settings.benchmark)
+            benchmark = load_benchmark(settings.benchmark, settings.model.name)
             line.send(measure_clock(model, benchmark, settings, tasks.sampler, tasks.snapshot_blocks))
         if tasks != _STOP:
             work(

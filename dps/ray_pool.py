@@ -82,7 +82,7 @@ class Worker:
         """Measure the calibrated clock; returns it, a refusal, or the text of an unexpected error."""
         try:
             self._model = self._model or load_model(self._settings.model)
-            benchmark = load_benchmark(self._settings.benchmark)
+            benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
             return measure_clock(self._model, benchmark, self._settings, sampler, snapshot_blocks)
         except InputError as error:
             return error
