@@ -9,10 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from feature_store.columns import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 from feature_store.errors import StoreError
 from feature_store.files import write_once
 from feature_store.records import Manifest
-from feature_store.segment import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 
 MANIFEST = "manifest.json"
 """Its file name."""

@@ -15,14 +15,8 @@ from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
-from feature_store.segment import (
-    encode_segment,
-    read_checksum,
-    read_question_ids,
-    read_segment,
-    scan_segment,
-    verify_segment,
-)
+from feature_store.scan import scan_segment
+from feature_store.segment import encode_segment, read_checksum, read_question_ids, read_segment, verify_segment
 
 if TYPE_CHECKING:
     import pandas as pd

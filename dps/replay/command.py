@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from dps.errors import InputError
@@ -28,6 +27,7 @@ from dps.replay.samples import Samples, Walk, describe, orders_of, read_samples,
 from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
+from feature_store.hdf5 import open_hdf5
 
 SCHEMA_VERSION = 2
 """Of ``replay.json``."""
@@ -65,7 +65,7 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
     path = Path(folder) / "predictions.h5"
     if not path.is_file():
         return None
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         if block := int(file.attrs.get("block", 0)):
             raise InputError(
                 f"The cross-validation {folder} is of controllers that are asked after block {block} while "
