@@ -145,10 +145,7 @@ def run(arguments: list[str]) -> int:
     except WorkersDied as error:
         return _refuse(f"dps {command}", str(error), code=3)
     except KeyboardInterrupt as stopped:
-        print(
-            f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
-            file=sys.stderr,
-        )
+        print(f"\ndps {command}: interrupted; {_after_interruption(command, rest)}.", file=sys.stderr)
         return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
@@ -163,6 +160,26 @@ def run(arguments: list[str]) -> int:
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, a used-up quota and a limit of file sizes."""
+
+
+_KEPT = {
+    "quickstart": "what was finished",
+    "harvest": "every question that was finished",
+    "evaluate": "every question that was finished",
+    "fit": "every epoch that was finished",
+    "crossval": "every fold and epoch that was finished",
+    "tune": "every trial that was finished",
+    "bench": "every measurement that was finished",
+}
+"""What a command that was interrupted has kept; the others begin again."""
+
+
+def _after_interruption(command: str, arguments: list[str]) -> str:
+    """Return what an interrupted command leaves, and what the same command does then."""
+    planning = any(argument.startswith("--plan") for argument in arguments)
+    if command in _KEPT and not planning:
+        return f"{_KEPT[command]} is kept, the same command goes on from there"
+    return "nothing of it is kept, the same command begins again"
 
 
 class _Terminated(KeyboardInterrupt):
@@ -199,8 +216,26 @@ def _parse(parser: ArgumentParser, config_class: type[_Config], arguments: list[
         parsed = parser.parse_args(arguments)
     except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(_one_line(str(error))) from error
+    _refuse_empty_names(vars(parsed))
     built = parser.instantiate_classes(parsed)
     return config_class(**{f.name: built[f.name] for f in fields(config_class)}), parsed  # type: ignore[arg-type]
+
+
+_NAMES = ("output", "folders", "harvest", "run", "store", "controller", "crossval", "replay", "rivals")
+"""Options and arguments that name files or folders."""
+
+
+def _refuse_empty_names(options: Mapping[str, Any]) -> None:
+    """Refuse empty names of files and folders, which would mean the current folder.
+
+    Raises:
+        InputError: With the option.
+    """
+    for option in _NAMES:
+        names = options.get(option)
+        for name in names if isinstance(names, list | tuple) else [names]:
+            if isinstance(name, str) and not name.strip():
+                raise InputError(f"Expected a file or folder for {option}, got an empty name: name one.")
 
 
 def _one_line(message: str) -> str:
@@ -280,6 +315,10 @@ def _report(arguments: list[str]) -> None:
     )
     config, parsed = _parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"]]
+    if len(folders) > 1 and config.output is None:
+        raise InputError(
+            f"Expected --output for a report of {len(folders)} folders, because none of them is its own: name a folder."
+        )
     from dps.report import is_report
     from dps.report.replays import is_replay
 
@@ -307,7 +346,7 @@ def _report(arguments: list[str]) -> None:
 def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:
     from dps.report import render_table, write_report
 
-    target = Path(output) if output is not None else folders[0].parent
+    target = Path(output) if output is not None else folders[0]
     report = write_report(folders, target, title)
     print(render_table(report))
     _say_findings(report)
@@ -335,7 +374,7 @@ def _write_replays(folders: list[Path], output: str | None, title: str | None) -
     from dps.report.replays import write_replays
 
     one = len(folders) == 1
-    target = Path(output) if output is not None else folders[0] if one else folders[0].parent
+    target = Path(output) if output is not None else folders[0]
     before = pages_in(target, "replay.")
     reports = write_replays(folders, target, title)
     for folder, report in zip(folders, reports, strict=True):
@@ -358,16 +397,19 @@ def _replay(arguments: list[str]) -> None:
     parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
     config, parsed = _parse(parser, ReplayConfig, arguments)
     config.check()
-    from dps.replay.command import run_replay, write_replay
+    from dps.replay.command import claim_folder, run_replay, write_replay
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
             _check_controller(path)
+    again = claim_folder(Path(parsed["harvest"]), config)
     from lightning_modules.predict import predict_orders
 
     report = run_replay(Path(parsed["harvest"]), config, predict_orders)
     write_replay(report, Path(config.output))
     _say_findings(report)
+    if again:
+        print(f"\n{config.output} held this replay already; it was made again.")
     print(f"\n{Path(config.output) / 'replay.html'}")
 
 
@@ -419,6 +461,7 @@ def _grade(arguments: list[str]) -> None:
         f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
         f"questions have another grade.\n{output}"
     )
+    _say_shortfalls([folder])
 
 
 def _store(arguments: list[str]) -> None:
@@ -440,11 +483,14 @@ def _store(arguments: list[str]) -> None:
     problems: list[str] = []
     if action == "info":
         found: Any = [tools.info(folder) for folder in folders]
-        lines = ["\n".join(f"{name:<28}{value}" for name, value in one.items()) + "\n" for one in found]
+        lines = ["\n".join(f"{name:<28}{value}" for name, value in _info(one).items()) + "\n" for one in found]
     elif action == "verify":
         found = {str(folder): tools.verify(folder) for folder in folders}
         problems = [problem for each in found.values() for problem in each]
-        lines = [f"{folder}: {'sound' if not each else f'{len(each)} damaged'}" for folder, each in found.items()]
+        lines = [
+            f"{folder}: {f'not sound, {len(each)} to mend' if each else f'sound, {_count(*_sizes(Path(folder)))}'}"
+            for folder, each in found.items()
+        ]
     elif action == "merge":
         merged = tools.merge(folders, Path(config.output or ""))
         found = {"questions": merged.questions, "repeated": merged.repeated, "output": config.output}
@@ -454,8 +500,41 @@ def _store(arguments: list[str]) -> None:
         found = {"rows": rows, "output": config.output}
         lines = [f"{rows:,} trajectories: {config.output}"]
     print(json.dumps(found, indent=1) if config.json else "\n".join(lines))
+    if action in ("merge", "export"):
+        _say_shortfalls([Path(config.output or "")] if action == "merge" else folders)
     if problems:
         raise InputError(" ".join(problems))
+
+
+def _sizes(folder: Path) -> tuple[int, int | None]:
+    """Return how many questions a store holds and is to have."""
+    from feature_store import Store
+
+    store = Store.open(folder)
+    return len(store), store.num_wanted
+
+
+def _count(held: int, wanted: int | None) -> str:
+    """Return how many questions a store holds, of how many where its manifest says so."""
+    return f"{held:,} questions" if wanted is None else f"{held:,} of {wanted:,} questions"
+
+
+def _info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a store holds for people: both numbers of questions as one entry."""
+    return {
+        name: _count(value, info["questions_wanted"]).removesuffix(" questions") if name == "questions" else value
+        for name, value in info.items()
+        if name != "questions_wanted"
+    }
+
+
+def _say_shortfalls(folders: list[Path]) -> None:
+    """Say on the terminal which of these stores lack questions."""
+    from feature_store import Store
+
+    for folder in folders:
+        if (short := Store.open(folder).shortfall()) is not None:
+            print(f"Note: {short}", file=sys.stderr)
 
 
 def _outputs(arguments: list[str]) -> None:
@@ -470,6 +549,7 @@ def _outputs(arguments: list[str]) -> None:
     folder = Path(parsed["store"])
     target = Path(config.output) if config.output is not None else folder / "model_outputs.json"
     print(f"{write_outputs(folder, target, config.k):,} responses: {target}")
+    _say_shortfalls([folder])
     if config.annotator is not None:
         rate = annotate(config.annotator, target, target.with_suffix(""))
         print(f"win rate {rate.value:.1%} +- {rate.stderr:.1%} of {rate.num_instructions:,} instructions")
@@ -542,11 +622,6 @@ def _quickstart(arguments: list[str]) -> None:
     from lightning_modules.cli import fit_controller
 
     for name in names:
-        # A training that was interrupted leaves a checkpoint, too, so its end is marked.
-        trained = Path(controllers[name]) / "trained"
-        if trained.is_file():
-            print(f"{name}: trained already, {controllers[name]}")
-            continue
         fit_controller(
             configs / f"{name.replace('-', '_')}.yaml",
             [
@@ -555,7 +630,6 @@ def _quickstart(arguments: list[str]) -> None:
                 f"--trainer.default_root_dir={controllers[name]}",
             ],
         )
-        trained.touch()
     _head("3/4 evaluate: fixed, plain and controlled, live on the model")
     _say(evaluate(evaluate_config, load_controller=_load_controller()))
     _head("4/4 report")
@@ -660,6 +734,7 @@ def _own_options(
         found, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise InputError(f"{_one_line(str(error))}: dps {command} --help explains the options.") from error
+    _refuse_empty_names(vars(found))
     return vars(found), rest
 
 

@@ -27,7 +27,7 @@ from dps.config import HarvestConfig
 from dps.device import peak_gib, synchronize
 from dps.model import load_model
 from dps.policies import FixedK
-from dps.run import settings_of
+from dps.run import check_harvest_folder, settings_of
 from dps.sampler.engine import Engine, batch_size
 from dps.scheduler import Account, run_policy
 from dps.worker import open_embedder, prepare, prompts_of
@@ -127,8 +127,10 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
 
     Raises:
         InputError: If the settings, the questions or the model cannot be used.
+        StoreError: If the folder holds a store of other settings.
     """
     config.check()
+    check_harvest_folder(config)
     benchmark = load_benchmark(config.benchmark)
     folder = Path(config.output)
     stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()

@@ -121,18 +121,6 @@ def read_question_ids(path: Path) -> list[str]:
         raise _damaged(path) from error
 
 
-def verify_segment(path: Path) -> str | None:
-    """Return what is wrong with a segment as one sentence, None if nothing is.
-
-    Reads everything, as :func:`read_segment` does.
-    """
-    try:
-        read_segment(path)
-    except StoreError as error:
-        return str(error)
-    return None
-
-
 def checksum(arrays: dict[str, np.ndarray]) -> str:
     """Return the SHA-256 over the logical content: every dataset's name, type, shape and values, in order of name."""
     digest = hashlib.sha256()
