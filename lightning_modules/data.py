@@ -42,7 +42,8 @@ class FeatureDataModule(L.LightningDataModule):
     """Rows of a harvest for training, validation and test.
 
     A question belongs to one split, with all its rows. Which one is a hash of its id, so it stays there when the store
-    grows; of questions with the same text, all go where the first id goes. Features come as measured; a controller standardizes them with the statistics of the training split.
+    grows; of questions with the same text, all go where the first id goes. Features come as measured; a controller
+    standardizes them with the statistics of the training split.
     """
 
     def __init__(
