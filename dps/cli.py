@@ -315,10 +315,6 @@ def _report(arguments: list[str]) -> None:
     )
     config, parsed = _parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"]]
-    if len(folders) > 1 and config.output is None:
-        raise InputError(
-            f"Expected --output for a report of {len(folders)} folders, because none of them is its own: name a folder."
-        )
     from dps.report import is_report
     from dps.report.replays import is_replay
 
@@ -343,10 +339,23 @@ def _report(arguments: list[str]) -> None:
         )
 
 
+def _report_folder(folders: list[Path], output: str | None) -> Path:
+    """Return the folder of a report: the one that was named, else the own folder of what it is of.
+
+    Raises:
+        InputError: If it is of several folders and none was named.
+    """
+    if output is None and len(folders) > 1:
+        raise InputError(
+            f"Expected --output for a report of {len(folders)} folders, because none of them is its own: name a folder."
+        )
+    return folders[0] if output is None else Path(output)
+
+
 def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:
     from dps.report import render_table, write_report
 
-    target = Path(output) if output is not None else folders[0]
+    target = _report_folder(folders, output)
     report = write_report(folders, target, title)
     print(render_table(report))
     _say_findings(report)
@@ -374,7 +383,7 @@ def _write_replays(folders: list[Path], output: str | None, title: str | None) -
     from dps.report.replays import write_replays
 
     one = len(folders) == 1
-    target = Path(output) if output is not None else folders[0]
+    target = _report_folder(folders, output)
     before = pages_in(target, "replay.")
     reports = write_replays(folders, target, title)
     for folder, report in zip(folders, reports, strict=True):

@@ -50,7 +50,8 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
         raise InputError(f"Expected a folder for the metrics, but {output} is a file: name another one.")
     policies, notes = _policies(runs, config)
     settings = {name: value for name, value in asdict(config).items() if name != "output"}
-    settings["runs"] = [store_identity(s.folder, output) for run in runs for s in run.stores.values()]
+    identities = [store_identity(store.folder, output) for run in runs for store in run.stores.values()]
+    settings["stores"] = {one["folder"]: one["fingerprint"] for one in identities}
     claim(output, "dps metrics", settings, ("trajectories*.csv", "samples.csv", "predictor.json", "pass_at_k.*"))
     notes += [short for run in runs for s in run.stores.values() if (short := s.shortfall()) is not None]
     pooled: dict[str, Pooled] = {}

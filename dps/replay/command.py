@@ -29,6 +29,7 @@ from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
 from feature_store.hdf5 import open_hdf5
+from feature_store.manifest import read_manifest
 from feature_store.records import representatives
 
 SCHEMA_VERSION = 2
@@ -103,7 +104,7 @@ def claim_folder(harvest: Path, config: ReplayConfig) -> bool:
     settings = {name: value for name, value in asdict(config).items() if name not in (*_ELSEWHERE, *shown)}
     settings |= {
         "harvest": store_identity(harvest, folder),
-        "rivals": [store_identity(rival, folder) for rival in rivals],
+        "rivals": {place_of(rival, folder): read_manifest(rival).fingerprint for rival in rivals},
         "controllers": {name: place_of(path, folder) for name, path in config.controllers.items()},
     }
     return claim(folder, "dps replay", settings, ("replay.json", "replay.csv"))
