@@ -284,6 +284,9 @@ def _evaluate(arguments: list[str]) -> None:
         "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
     )
     config, _ = _parse(parser, EvaluateConfig, arguments)
+    if any(argument.partition("=")[0] == "--policies" for argument in arguments):
+        # A configuration file may set up more policies than the command line names; what it sets up itself is used.
+        config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
     _check_questions(config.check().benchmark)
     for name in config.policies:
         inside = config.in_run.get(name)
@@ -295,6 +298,21 @@ def _evaluate(arguments: list[str]) -> None:
     from dps.run import evaluate
 
     _say(evaluate(config, load_controller=_load_controller()))
+
+
+def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
+    """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``, for example."""
+    import yaml
+
+    found = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.removeprefix("--").partition("=")
+        setting, _, name = option.partition(".")
+        if not argument.startswith("--") or setting not in settings:
+            continue
+        names = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
+        found |= {f"{setting}.{each}" for each in names}
+    return found
 
 
 def _report(arguments: list[str]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -292,10 +292,28 @@ class EvaluateConfig:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
 
+    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
+        """Return the evaluation without what is set up for policies that are not run.
+
+        Args:
+            given: Settings that stay all the same, such as ``controllers.gbdt``.
+        """
+
+        def kept(setting: str) -> dict[str, Any]:
+            names: dict[str, Any] = getattr(self, setting)
+            return {n: value for n, value in names.items() if n in self._run_policies or f"{setting}.{n}" in given}
+
+        narrowed = replace(self, in_run=kept("in_run"))
+        return replace(narrowed, controllers=kept("controllers"), rules=kept("rules"))
+
+    @property
+    def _run_policies(self) -> set[str]:
+        """The policies, and those that policies of ``in_run`` ask where all trajectories have ended."""
+        return {*self.policies, *(self.in_run[name].policy for name in self.policies if name in self.in_run)}
+
     def _check_all_used(self) -> None:
         """Refuse what is set up for a policy that is not run."""
-        asked = {self.in_run[name].policy for name in self.policies if name in self.in_run}
-        run = {*self.policies, *asked}
+        run = self._run_policies
         early = {f"early_stop_thresholds.{metric}": name for name, metric in EARLY_STOPS.items()}
         setups = {f"in_run.{name}": name for name in self.in_run}
         setups |= {f"controllers.{name}": name for name in self.controllers}

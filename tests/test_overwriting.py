@@ -1,6 +1,7 @@
 """No command writes over the results of another run; every file and folder has a name."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -190,7 +191,10 @@ def test_a_benchmarks_copy_does_not_replace_another_file(tmp_path, monkeypatch, 
             "in_run.eager is set, but no policy names eager",
         ),
         (["--policies=[power]", "--early_stop_thresholds={entropy: 1}"], "early_stop_thresholds.entropy is set, but"),
-        (["--config=configs/evaluate/arithmetic.yaml", "--policies=[power]"], "controllers.gbdt is set, but no policy"),
+        (
+            ["--config=configs/evaluate/arithmetic.yaml", "--policies=[power]", "--controllers.gbdt", "runs/x"],
+            "controllers.gbdt is set, but no policy names gbdt",
+        ),
     ],
 )
 def test_what_no_policy_names_is_refused(options, message, capsys):
@@ -218,6 +222,26 @@ def test_the_sentence_after_an_interruption_is_the_commands_own(command, sentenc
     monkeypatch.setattr(cli, "_lightning", stop)
     assert run(command) == 130
     assert f"dps {command[0]}: interrupted; {sentence}." in capsys.readouterr().err
+
+
+def test_a_configuration_may_set_up_more_than_the_command_line_runs(monkeypatch):
+    import dps.run
+
+    ran = []
+    monkeypatch.setattr(dps.run, "evaluate", lambda config, load_controller: ran.append(config) or [])
+    path = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", "--benchmark.limit=1"]
+    assert run([*path, "--policies=[power,esc]", "--rules={esc: {window: 3}}"]) == 0
+    assert (ran[0].controllers, ran[0].rules) == ({}, {"esc": {"window": 3}})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_configuration_uses_what_it_sets_up(path):
+    from dps.cli import _parse, _parser
+    from dps.config import EvaluateConfig
+
+    _parse(_parser("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
 
 
 # -- how many questions a store is to have -----------------------------------------------------------------------------

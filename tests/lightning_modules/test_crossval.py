@@ -158,9 +158,7 @@ def test_a_folder_of_other_settings_is_refused(folder, store, tmp_path):
     with pytest.raises(InputError, match=r"model\.init_args\.l2 was 1\.0 and is now 3\.0"):
         cross_validate(options(store, "--model.init_args.l2=3"), folds=FOLDS, output=folder)
     other = write_harvest(tmp_path / "other", make_questions(30), fingerprint="another")
-    with pytest.raises(
-        InputError, match=r"store\.fingerprint was .*; store\.questions was 121 and"
-    ):
+    with pytest.raises(InputError, match=r"store\.fingerprint was .*; store\.questions was 121 and"):
         cross_validate(options(other), folds=FOLDS, output=folder)
 
 
