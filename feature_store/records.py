@@ -231,7 +231,8 @@ def representatives(contents: Mapping[str, str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for question_id in sorted(contents):
         first.setdefault(contents[question_id], question_id)
-    return {question_id: first[content] for question_id, content in contents.items()}
+    # Where a store keeps no text, nothing says that two questions are the same.
+    return {question_id: first[content] if content else question_id for question_id, content in contents.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class FeatureDataModule(L.LightningDataModule):
         predicted = whole
         if self.test_store is not None:
             predicted = self._table(self.test_store, parts)
-            used = {of for name in SPLITS[:-1] for of in (*tables[name].question_ids, *tables[name].contents)}
+            used = {of for name in SPLITS[:-1] for of in (*tables[name].question_ids, *tables[name].contents)} - {""}
             pairs = zip(predicted.question_ids, predicted.contents, strict=True)
             fresh = np.array([question_id not in used and content not in used for question_id, content in pairs])
             if not fresh.all():

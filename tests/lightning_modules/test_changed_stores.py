@@ -119,6 +119,10 @@ def test_a_replay_chooses_thresholds_on_other_questions_than_their_copies():
     assert folds[:50].tolist() == folds[50:].tolist() == folds_of(names, 5, 0).tolist()
 
 
+def test_questions_without_a_text_are_not_taken_for_one():
+    assert representatives({"b": "", "a": "", "d": "same", "c": "same"}) == {"b": "b", "a": "a", "d": "c", "c": "c"}
+
+
 def test_the_digest_of_a_store_follows_what_a_training_reads(tmp_path):
     """What identifies a training's data: the harvest that has grown is another one."""
     writer = StoreWriter.open(tmp_path, make_manifest())
