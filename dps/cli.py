@@ -145,10 +145,7 @@ def run(arguments: list[str]) -> int:
     except WorkersDied as error:
         return _refuse(f"dps {command}", str(error), code=3)
     except KeyboardInterrupt as stopped:
-        print(
-            f"\ndps {command}: interrupted; what was finished is kept, the same command goes on from there.",
-            file=sys.stderr,
-        )
+        print(f"\ndps {command}: interrupted; {_after_interruption(command, rest)}.", file=sys.stderr)
         return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
@@ -163,6 +160,26 @@ def run(arguments: list[str]) -> int:
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, a used-up quota and a limit of file sizes."""
+
+
+_KEPT = {
+    "quickstart": "what was finished",
+    "harvest": "every question that was finished",
+    "evaluate": "every question that was finished",
+    "fit": "every epoch that was finished",
+    "crossval": "every fold and epoch that was finished",
+    "tune": "every trial that was finished",
+    "bench": "every measurement that was finished",
+}
+"""What a command that was interrupted has kept; the others begin again."""
+
+
+def _after_interruption(command: str, arguments: list[str]) -> str:
+    """Return what an interrupted command leaves, and what the same command does then."""
+    planning = any(argument.startswith("--plan") for argument in arguments)
+    if command in _KEPT and not planning:
+        return f"{_KEPT[command]} is kept, the same command goes on from there"
+    return "nothing of it is kept, the same command begins again"
 
 
 class _Terminated(KeyboardInterrupt):
@@ -206,6 +223,7 @@ def _parse(
         parsed = parser.parse_args(arguments)
     except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(_one_line(str(error))) from error
+    _refuse_empty_names(vars(parsed))
     built = parser.instantiate_classes(parsed)
     return config_class(**{f.name: built[f.name] for f in fields(config_class)}), parsed  # type: ignore[arg-type]
 
@@ -223,6 +241,23 @@ def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) ->
         return  # what is wrong is said when they are parsed in earnest
     bare = not any(word.split("=")[0].startswith(("--config", "--policies", "--controllers")) for word in arguments)
     parser.set_defaults(defaults_for(command, found["model.name"], found.get("benchmark.name"), bare=bare))
+
+
+_NAMES = ("output", "folders", "harvest", "run", "store", "controller", "crossval", "replay", "rivals")
+"""Options and arguments that name files or folders."""
+
+
+def _refuse_empty_names(options: Mapping[str, Any]) -> None:
+    """Refuse empty names of files and folders, which would mean the current folder.
+
+    Raises:
+        InputError: With the option.
+    """
+    for option in _NAMES:
+        names = options.get(option)
+        for name in names if isinstance(names, list | tuple) else [names]:
+            if isinstance(name, str) and not name.strip():
+                raise InputError(f"Expected a file or folder for {option}, got an empty name: name one.")
 
 
 def _one_line(message: str) -> str:
@@ -271,6 +306,9 @@ def _evaluate(arguments: list[str]) -> None:
         "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
     )
     config, _ = _parse(parser, EvaluateConfig, arguments, fits="evaluate")
+    if any(argument.partition("=")[0] == "--policies" for argument in arguments):
+        # A configuration file may set up more policies than the command line names; what it sets up itself is used.
+        config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
     _check_questions(config.check())
     for name in config.policies:
         inside = config.in_run.get(name)
@@ -282,6 +320,21 @@ def _evaluate(arguments: list[str]) -> None:
     from dps.run import evaluate
 
     _say(evaluate(config, load_controller=_load_controller()))
+
+
+def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
+    """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``, for example."""
+    import yaml
+
+    found = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.removeprefix("--").partition("=")
+        setting, _, name = option.partition(".")
+        if not argument.startswith("--") or setting not in settings:
+            continue
+        names = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
+        found |= {f"{setting}.{each}" for each in names}
+    return found
 
 
 def _report(arguments: list[str]) -> None:
@@ -327,10 +380,23 @@ def _report(arguments: list[str]) -> None:
         )
 
 
+def _report_folder(folders: list[Path], output: str | None) -> Path:
+    """Return the folder of a report: the one that was named, else the own folder of what it is of.
+
+    Raises:
+        InputError: If it is of several folders and none was named.
+    """
+    if output is None and len(folders) > 1:
+        raise InputError(
+            f"Expected --output for a report of {len(folders)} folders, because none of them is its own: name a folder."
+        )
+    return folders[0] if output is None else Path(output)
+
+
 def _write_report(folders: list[Path], output: str | None, title: str | None) -> None:
     from dps.report import render_table, write_report
 
-    target = Path(output) if output is not None else folders[0].parent
+    target = _report_folder(folders, output)
     report = write_report(folders, target, title)
     print(render_table(report))
     _say_findings(report)
@@ -358,7 +424,7 @@ def _write_replays(folders: list[Path], output: str | None, title: str | None) -
     from dps.report.replays import write_replays
 
     one = len(folders) == 1
-    target = Path(output) if output is not None else folders[0] if one else folders[0].parent
+    target = _report_folder(folders, output)
     before = pages_in(target, "replay.")
     reports = write_replays(folders, target, title)
     for folder, report in zip(folders, reports, strict=True):
@@ -381,16 +447,19 @@ def _replay(arguments: list[str]) -> None:
     parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
     config, parsed = _parse(parser, ReplayConfig, arguments)
     config.check()
-    from dps.replay.command import run_replay, write_replay
+    from dps.replay.command import claim_folder, run_replay, write_replay
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
             _check_controller(path)
+    again = claim_folder(Path(parsed["harvest"]), config)
     from lightning_modules.predict import predict_orders
 
     report = run_replay(Path(parsed["harvest"]), config, predict_orders)
     write_replay(report, Path(config.output))
     _say_findings(report)
+    if again:
+        print(f"\n{config.output} held this replay already; it was made again.")
     print(f"\n{Path(config.output) / 'replay.html'}")
 
 
@@ -452,6 +521,7 @@ def _grade_store(folder: Path, output: Path) -> None:
         f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
         f"questions have another grade.\n{output}"
     )
+    _say_shortfalls([folder])
 
 
 def _grade_file(path: Path, output: Path) -> None:
@@ -484,11 +554,14 @@ def _store(arguments: list[str]) -> None:
     problems: list[str] = []
     if action == "info":
         found: Any = [tools.info(folder) for folder in folders]
-        lines = ["\n".join(f"{name:<28}{value}" for name, value in one.items()) + "\n" for one in found]
+        lines = ["\n".join(f"{name:<28}{value}" for name, value in _info(one).items()) + "\n" for one in found]
     elif action == "verify":
         found = {str(folder): tools.verify(folder) for folder in folders}
         problems = [problem for each in found.values() for problem in each]
-        lines = [f"{folder}: {'sound' if not each else f'{len(each)} damaged'}" for folder, each in found.items()]
+        lines = [
+            f"{folder}: {f'not sound, {len(each)} to mend' if each else f'sound, {_count(*_sizes(Path(folder)))}'}"
+            for folder, each in found.items()
+        ]
     elif action == "merge":
         merged = tools.merge(folders, Path(config.output or ""))
         found = {"questions": merged.questions, "repeated": merged.repeated, "output": config.output}
@@ -498,8 +571,41 @@ def _store(arguments: list[str]) -> None:
         found = {"rows": rows, "output": config.output}
         lines = [f"{rows:,} trajectories: {config.output}"]
     print(json.dumps(found, indent=1) if config.json else "\n".join(lines))
+    if action in ("merge", "export"):
+        _say_shortfalls([Path(config.output or "")] if action == "merge" else folders)
     if problems:
         raise InputError(" ".join(problems))
+
+
+def _sizes(folder: Path) -> tuple[int, int | None]:
+    """Return how many questions a store holds and is to have."""
+    from feature_store import Store
+
+    store = Store.open(folder)
+    return len(store), store.num_wanted
+
+
+def _count(held: int, wanted: int | None) -> str:
+    """Return how many questions a store holds, of how many where its manifest says so."""
+    return f"{held:,} questions" if wanted is None else f"{held:,} of {wanted:,} questions"
+
+
+def _info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a store holds for people: both numbers of questions as one entry."""
+    return {
+        name: _count(value, info["questions_wanted"]).removesuffix(" questions") if name == "questions" else value
+        for name, value in info.items()
+        if name != "questions_wanted"
+    }
+
+
+def _say_shortfalls(folders: list[Path]) -> None:
+    """Say on the terminal which of these stores lack questions."""
+    from feature_store import Store
+
+    for folder in folders:
+        if (short := Store.open(folder).shortfall()) is not None:
+            print(f"Note: {short}", file=sys.stderr)
 
 
 def _outputs(arguments: list[str]) -> None:
@@ -514,6 +620,7 @@ def _outputs(arguments: list[str]) -> None:
     folder = Path(parsed["store"])
     target = Path(config.output) if config.output is not None else folder / "model_outputs.json"
     print(f"{write_outputs(folder, target, config.k):,} responses: {target}")
+    _say_shortfalls([folder])
     if config.annotator is not None:
         rate = annotate(config.annotator, target, target.with_suffix(""))
         print(f"win rate {rate.value:.1%} +- {rate.stderr:.1%} of {rate.num_instructions:,} instructions")
@@ -586,11 +693,6 @@ def _quickstart(arguments: list[str]) -> None:
     from lightning_modules.cli import fit_controller
 
     for name in names:
-        # A training that was interrupted leaves a checkpoint, too, so its end is marked.
-        trained = Path(controllers[name]) / "trained"
-        if trained.is_file():
-            print(f"{name}: trained already, {controllers[name]}")
-            continue
         fit_controller(
             configs / f"{name.replace('-', '_')}.yaml",
             [
@@ -599,7 +701,6 @@ def _quickstart(arguments: list[str]) -> None:
                 f"--trainer.default_root_dir={controllers[name]}",
             ],
         )
-        trained.touch()
     _head("3/4 evaluate: fixed, plain and controlled, live on the model")
     _say(evaluate(evaluate_config, load_controller=_load_controller()))
     _head("4/4 report")
@@ -702,6 +803,7 @@ def _own_options(
         found, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise InputError(f"{_one_line(str(error))}: dps {command} --help explains the options.") from error
+    _refuse_empty_names(vars(found))
     return vars(found), rest
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from dps.aggregate import Aggregator
 from dps.benchmarks import BenchmarkConfig
@@ -277,6 +277,7 @@ class EvaluateConfig:
         if not self.policies:
             raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
         self._check_rules()
+        self._check_all_used()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
         if unknown:
             raise InputError(
@@ -292,6 +293,40 @@ class EvaluateConfig:
         if not self.low_temperature > 0:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
+
+    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
+        """Return the evaluation without what is set up for policies that are not run.
+
+        Args:
+            given: Settings that stay all the same, such as ``controllers.gbdt``.
+        """
+
+        def kept(setting: str) -> dict[str, Any]:
+            names: dict[str, Any] = getattr(self, setting)
+            return {n: value for n, value in names.items() if n in self._run_policies or f"{setting}.{n}" in given}
+
+        narrowed = replace(self, in_run=kept("in_run"))
+        return replace(narrowed, controllers=kept("controllers"), rules=kept("rules"))
+
+    @property
+    def _run_policies(self) -> set[str]:
+        """The policies, and those that policies of ``in_run`` ask where all trajectories have ended."""
+        return {*self.policies, *(self.in_run[name].policy for name in self.policies if name in self.in_run)}
+
+    def _check_all_used(self) -> None:
+        """Refuse what is set up for a policy that is not run."""
+        run = self._run_policies
+        early = {f"early_stop_thresholds.{metric}": name for name, metric in EARLY_STOPS.items()}
+        setups = {f"in_run.{name}": name for name in self.in_run}
+        setups |= {f"controllers.{name}": name for name in self.controllers}
+        setups |= {f"rules.{name}": name for name in self.rules}
+        setups |= {key: name for key, name in early.items() if key.partition(".")[2] in self.early_stop_thresholds}
+        for setting, name in setups.items():
+            if name not in run:
+                raise InputError(
+                    f"{setting} is set, but no policy names {name}: add it to policies, which are "
+                    f"{', '.join(self.policies)}, or leave {setting} out."
+                )
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
@@ -395,7 +430,7 @@ class ReportConfig:
     """`dps report`: read evaluation runs, write report.html, .png, .svg and .json; or show what dps replay wrote."""
 
     output: str | None = None
-    """Folder of the report; the folder above the first input if not set, of a single replay its own."""
+    """Folder of the report; the input's own folder if not set. Needed where several folders are named."""
     title: str | None = None
     """Title of the page."""
 

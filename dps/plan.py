@@ -28,7 +28,7 @@ from dps.device import peak_gib, synchronize
 from dps.model import load_model
 from dps.policies import FixedK
 from dps.pool import for_worker, num_devices
-from dps.run import settings_of
+from dps.run import check_harvest_folder, settings_of
 from dps.sampler.engine import Engine, batch_size
 from dps.sampler.open import open_engine
 from dps.scheduler import Account, run_policy
@@ -129,8 +129,10 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
 
     Raises:
         InputError: If the settings, the questions or the model cannot be used.
+        StoreError: If the folder holds a store of other settings.
     """
     config.check()
+    check_harvest_folder(config)
     benchmark = load_benchmark(config.benchmark, config.model.name)
     folder = Path(config.output)
     stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()

@@ -46,6 +46,8 @@ from dps.worker import (
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.errors import StoreError
 from feature_store.lock import held
+from feature_store.manifest import MANIFEST
+from feature_store.store import check_same_run
 
 if TYPE_CHECKING:
     from dps.ray_pool import RayPool
@@ -88,8 +90,30 @@ def harvest(config: HarvestConfig) -> Summary:
         InputError: If the settings, the questions, the model or the folder cannot be used.
     """
     config.check()
+    return _fill([_plan_harvest(config)], settings_of(config), asdict(config), None)[0]
+
+
+def check_harvest_folder(config: HarvestConfig) -> None:
+    """Refuse a folder that holds a store of other settings, as :func:`harvest` would; nothing is written.
+
+    Raises:
+        StoreError: With what differs.
+    """
+    folder = Path(config.output)
+    if not (folder / MANIFEST).exists():
+        return
+    Store.open(folder)
+    settings, benchmark = settings_of(config), load_benchmark(config.benchmark, config.model.name)
+    model = load_model(config.model)
+    check_layer(settings.features.layer, model.num_layers)
+    identity = identity_of(model, benchmark, settings)
+    check_same_run(folder, _manifest(_plan_harvest(config), settings, asdict(config), identity, {}, []))
+
+
+def _plan_harvest(config: HarvestConfig) -> StorePlan:
+    """Return the store of a harvest."""
     blocks = tuple(config.checkpoint_blocks)
-    plan = StorePlan(
+    return StorePlan(
         folder=Path(config.output),
         kind="harvest",
         policy={"name": "power", "family": "fixed", **asdict(config.k)}
@@ -98,7 +122,6 @@ def harvest(config: HarvestConfig) -> Summary:
             Path(config.output), config.sampler, config.k.maximum, None, features=True, checkpoint_blocks=blocks
         ),
     )
-    return _fill([plan], settings_of(config), asdict(config), None)[0]
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -248,8 +271,8 @@ def _fill_held(
             del model
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # a worker plans with the memory that is free
-        writers = _open_stores(plans, settings, resolved, identity, clock)
         wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
+        writers = _open_stores(plans, settings, resolved, identity, clock, wanted)
         missing = [[name for name in wanted if name not in writer.committed] for writer in writers]
         before = [len(wanted) - len(names) for names in missing]
         tasks = [plan.task for plan in plans]
@@ -293,37 +316,58 @@ def _open_stores(
     resolved: dict[str, Any],
     identity: dict[str, Any],
     clock: Clock,
+    wanted: Sequence[str],
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run.
 
-    The clock is measured once for every engine that the run opens.
+    Args:
+        plans: The stores.
+        settings: What they have in common.
+        resolved: The whole configuration of the command.
+        identity: What decides the trajectories, see ``identity_of``.
+        clock: Measures the clock, once for every engine that the run opens.
+        wanted: Ids of the questions that this command adds to those that the stores are to have.
     """
     calibrations: dict[tuple[SamplerConfig, tuple[int, ...]], dict[str, float]] = {}
     writers = []
     for plan in plans:
-        engine = sampler, _ = plan.task.sampler, plan.task.checkpoint_blocks
-        decides = {**identity, "sampler": asdict(sampler), "policy": plan.policy, "kind": plan.kind}
-        if settings.forced_lengths is not None:
-            decides["forced_lengths"] = asdict(settings.forced_lengths)
-        if (plan.folder / "manifest.json").exists():
+        engine = plan.task.sampler, plan.task.checkpoint_blocks
+        if (plan.folder / MANIFEST).exists():
             calibrations[engine] = Store.open(plan.folder).manifest.calibration
         elif engine not in calibrations:
             calibrations[engine] = clock(*engine)
-        manifest = Manifest(
-            kind=plan.kind,
-            policy=plan.policy,
-            aggregator=settings.aggregator,
-            seed=settings.seed,
-            model=identity["model"],
-            benchmark=identity["benchmark"],
-            sampler=asdict(sampler),
-            calibration=calibrations[engine],
-            config=resolved,
-            fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
-            software={name: metadata.version(name) for name in _PACKAGES},
-        )
+        manifest = _manifest(plan, settings, resolved, identity, calibrations[engine], wanted)
         writers.append(StoreWriter.open(plan.folder, manifest))
     return writers
+
+
+def _manifest(
+    plan: StorePlan,
+    settings: WorkSettings,
+    resolved: dict[str, Any],
+    identity: dict[str, Any],
+    calibration: dict[str, float],
+    wanted: Sequence[str],
+) -> Manifest:
+    """Return the manifest of a store, see :func:`_open_stores`."""
+    sampler = asdict(plan.task.sampler)
+    decides = {**identity, "sampler": sampler, "policy": plan.policy, "kind": plan.kind}
+    if settings.forced_lengths is not None:
+        decides["forced_lengths"] = asdict(settings.forced_lengths)
+    return Manifest(
+        kind=plan.kind,
+        policy=plan.policy,
+        aggregator=settings.aggregator,
+        seed=settings.seed,
+        model=identity["model"],
+        benchmark=identity["benchmark"],
+        sampler=sampler,
+        calibration=calibration,
+        config=resolved,
+        fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        software={name: metadata.version(name) for name in _PACKAGES},
+        question_ids=sorted(wanted),
+    )
 
 
 class _Display:

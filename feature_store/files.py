@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from feature_store.errors import StoreError
 
 TEMPORARY = ".tmp"
 """Ending of a file that is being written, after the writer's process id; readers pass over it."""
@@ -28,6 +34,70 @@ def write_once(path: Path, content: bytes) -> None:
         _give_name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as :func:`write_once` does, in the place of the one that stands there, if one does."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write, which gets its own name when it is whole.
+
+    Args:
+        path: The final name; its folder is made if missing.
+
+    Raises:
+        StoreError: If a file with other content stands there: it is left as it is.
+    """
+    if path.is_dir():
+        raise StoreError(f"Expected the name of a file, but {path} is a folder: name a file in it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}{TEMPORARY}.{path.name}")  # its ending says what it holds
+    try:
+        yield temporary
+        if path.exists() and not filecmp.cmp(temporary, path, shallow=False):
+            raise StoreError(f"{path} is there already, with other content: name another file, or delete it.")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its own name when it is whole; otherwise nothing is left of it.
+
+    Args:
+        path: The final name; nothing or an empty folder may stand there.
+
+    Raises:
+        StoreError: If something stands there.
+    """
+    if path.is_dir() and (names := sorted(entry.name for entry in path.iterdir())):
+        raise StoreError(f"Expected an empty folder for the new store, but {path} holds {names[0]}: choose another.")
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"Expected a folder for the new store, but {path} is a file: choose another.")
+    path = Path(os.path.abspath(path))
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
+    try:
+        yield unfinished
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -9,14 +9,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from feature_store.columns import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 from feature_store.errors import StoreError
-from feature_store.files import write_once
+from feature_store.files import replace_file, write_once
 from feature_store.records import Manifest
-from feature_store.segment import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 
 MANIFEST = "manifest.json"
 """Its file name."""
 _DIGEST = "sha256"
+_IDS = "question_ids"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -26,9 +27,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         FileExistsError: If there is one.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    content = json.loads(json.dumps(content, default=str))
-    text = json.dumps({**content, _DIGEST: _digest(content)}, indent=2, sort_keys=True) + "\n"
-    write_once(folder / MANIFEST, text.encode("utf-8"))
+    if manifest.question_ids is None:
+        del content[_IDS]
+    write_once(folder / MANIFEST, _encoded(json.loads(json.dumps(content, default=str))))
+
+
+def set_question_ids(folder: Path, question_ids: list[str]) -> None:
+    """Put other ids of the questions that the store is to have into its manifest; the rest stays as it is."""
+    path = folder / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop(_DIGEST, None)
+    replace_file(path, _encoded({**content, _IDS: question_ids}))
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    """Return a manifest's entries as its file, the ids of the questions on one line at the end."""
+    ids = {_IDS: content[_IDS]} if _IDS in content else {}
+    others = {name: value for name, value in content.items() if name != _IDS} | {_DIGEST: _digest(content)}
+    text = json.dumps(others, indent=2, sort_keys=True)
+    if ids:
+        text = f'{text[:-2]},\n  "{_IDS}": {json.dumps(ids[_IDS])}\n}}'
+    return f"{text}\n".encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -59,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
-    if missing := known - content.keys():
+    if missing := known - {_IDS} - content.keys():
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
@@ -69,6 +88,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
+    ids = content.setdefault(_IDS, None)  # earlier releases did not note them
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(name, str) for name in ids)):
+        raise StoreError(f"{path} has {_IDS} that are no list of texts: it is damaged; put the original back.")
     return Manifest(**{name: content[name] for name in known})
 
 
@@ -83,13 +105,14 @@ def differences(stored: Manifest, wanted: Manifest) -> list[str]:
     found = []
     for name in ("kind", "policy", "sampler", "model", "benchmark", "seed", "aggregator"):
         a, b = (json.loads(json.dumps(getattr(m, name), default=str)) for m in (stored, wanted))
-        found += _differing(name, a, b)
+        found += differing(name, a, b)
     return found
 
 
-def _differing(name: str, stored: Any, wanted: Any) -> list[str]:
+def differing(name: str, stored: Any, wanted: Any) -> list[str]:
+    """Return in words how two JSON values differ, one entry for each that does; ``name`` is that of the whole."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         keys = [*stored, *(key for key in wanted if key not in stored)]
-        return [text for key in keys for text in _differing(f"{name}.{key}", stored.get(key), wanted.get(key))]
+        return [text for key in keys for text in differing(f"{name}.{key}", stored.get(key), wanted.get(key))]
     # Prompt templates and lists can be long; a sentence must stay one.
     return [] if stored == wanted else [f"{name} was {reprlib.repr(stored)} and is now {reprlib.repr(wanted)}"]

@@ -6,6 +6,7 @@ questions. The same records feed training, live decisions and reports, so a feat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -214,6 +215,26 @@ class Question:
         return len(self.trajectories)
 
 
+def content_of(question: str) -> str:
+    """Return what two questions have in common that are the same: their text but for white space."""
+    return " ".join(question.split())
+
+
+def representatives(contents: Mapping[str, str]) -> dict[str, str]:
+    """Return for each question the first id, in order, of those with the same content.
+
+    Whoever divides questions into parts divides these, so that the same question never stands in two parts.
+
+    Args:
+        contents: Content of each question, see :func:`content_of`, by id.
+    """
+    first: dict[str, str] = {}
+    for question_id in sorted(contents):
+        first.setdefault(contents[question_id], question_id)
+    # Where a store keeps no text, nothing says that two questions are the same.
+    return {question_id: first[content] if content else question_id for question_id, content in contents.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a whole store has in common; written once when the store is created, as ``manifest.json``."""
@@ -242,3 +263,5 @@ class Manifest:
     """Digest of everything that decides the trajectories; a run that resumes must have the same."""
     software: dict[str, str] = field(default_factory=dict)
     """Versions of the packages that made it."""
+    question_ids: list[str] | None = None
+    """Ids of all questions that the store is to have, sorted; None where an earlier release began it."""

@@ -1,8 +1,8 @@
 """One segment: an immutable HDF5 file of complete questions, and its translation to records and back.
 
-The layout is specified in ``docs/store_format.md``; :data:`COLUMNS` is the same table for the code. Every column is
-flat; ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings
-end at the first NUL, which a model may well write.
+The layout is specified in ``docs/store_format.md``; ``columns`` has the same tables for the code. Every column is flat;
+ragged ones have an offsets column beside them. Strings are UTF-8 bytes with offsets, because HDF5's own strings end at
+the first NUL, which a model may well write.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
+from feature_store.columns import (
+    COLUMNS,
+    FORMAT,
+    IN_RUN,
+    LAYOUTS,
+    LONG,
+    OFFSETS,
+    UNITS,
+    VERSION,
+    VERSIONS,
+    VERSIONS_IN_WORDS,
+    dtype_of,
+)
 from feature_store.errors import StoreError
+from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
 from feature_store.records import (
     ENDINGS,
     SUBJECTS,
@@ -29,117 +42,14 @@ from feature_store.records import (
     Snapshot,
     StepTrace,
     Trajectory,
-    no_steps,
-    not_recorded,
 )
-
-FORMAT = "dps-feature-store"
-VERSION = 4
-"""The newest that is written. Version 1 had no table ``steps``; version 2 had no table ``series``, no strict answers,
-and only a column ``ended_with_eos`` for ``ending``; version 3 had no snapshots and no decisions while trajectories
-run."""
-VERSIONS = (1, 2, 3, 4)
-"""What is read."""
-VERSIONS_IN_WORDS = "1, 2, 3 and 4"
-"""The same for messages."""
-
-
-class Column(NamedTuple):
-    """One column of a table."""
-
-    name: str
-    dtype: str
-    """NumPy type; ``text`` for UTF-8 bytes with offsets, ``vectors`` for float32 rows of one size."""
-    unit: str = ""
-    optional: bool = False
-    """Text only: may be absent, which a column ``<name>_present`` says."""
-
-
-COLUMNS: dict[str, tuple[Column, ...]] = {
-    "questions": (
-        Column("question_id", "text"),
-        Column("question", "text"),
-        Column("prompt", "text"),
-        Column("gold", "text", optional=True),
-        Column("metadata", "text"),
-        Column("num_prompt_tokens", "int32", "token"),
-        Column("embedding", "vectors"),
-        Column("prefill_s", "float64", "s"),
-        Column("embedding_s", "float64", "s"),
-        Column("controller_s", "float64", "s"),
-        Column("latency_s", "float64", "s"),
-        Column("answer", "text", optional=True),
-        Column("correct", "int8"),
-    ),
-    "decisions": (
-        Column("k", "int32"),
-        Column("p_enough", "float64"),
-        Column("block", "int32"),
-        Column("about", "int8"),
-    ),
-    "trajectories": (
-        Column("index", "int32"),
-        Column("text", "text"),
-        Column("answer", "text", optional=True),
-        Column("answer_class", "int32"),
-        Column("correct", "int8"),
-        Column("strict_answer", "text", optional=True),
-        Column("strict_correct", "int8"),
-        Column("ending", "int8"),
-        Column("base_logprob", "float64", "nat"),
-        Column("proposal_logprob", "float64", "nat"),
-        Column("num_generated_tokens", "int64", "token"),
-        Column("mh_proposed", "int64"),
-        Column("mh_accepted", "int64"),
-        Column("compute_s", "float64", "s"),
-        Column("started_s", "float64", "s"),
-        Column("finished_s", "float64", "s"),
-    ),
-    "tokens": (Column("tokens", "int32"),),
-    "series": (
-        Column("token_logprob", "float32", "nat"),
-        Column("token_entropy", "float32", "nat"),
-        Column("token_top1", "float32"),
-    ),
-    "blocks": (
-        Column("block_num_tokens", "int32", "token"),
-        Column("block_logprob", "float64", "nat"),
-        Column("block_entropy", "float64", "nat"),
-        Column("block_top1", "float64"),
-        Column("hidden", "vectors"),
-    ),
-    "steps": (
-        Column("horizon", "int32", "token"),
-        Column("length", "int32", "token"),
-        Column("cut_position", "int32", "token"),
-        Column("accepted", "int8"),
-        Column("logprob", "float64", "nat"),
-    ),
-    "snapshots": (
-        Column("block", "int32"),
-        Column("num_generated_tokens", "int64", "token"),
-        Column("mh_proposed", "int64"),
-        Column("mh_accepted", "int64"),
-    ),
-}
-COLUMNS["snapshot_blocks"] = COLUMNS["blocks"]
-"""The tables, in order. ``questions`` has offsets into ``decisions`` and ``trajectories``; ``trajectories`` has offsets
-into ``tokens``, ``series``, ``blocks``, ``steps`` and ``snapshots``, these into ``snapshot_blocks``."""
 
 _IDS = ("questions/question_id", "questions/question_id_offset")
 """What opening a store reads of a segment."""
-
-_OFFSETS = {
-    "questions": ("decisions", "trajectories"),
-    "trajectories": ("tokens", "series", "blocks", "steps", "snapshots"),
-    "snapshots": ("snapshot_blocks",),
-}
-
-_LONG = (
-    "trajectories/text",
-    *(f"{where}{table}" for table in ("tokens", "series", "steps") for where in ("", "trajectories/")),
-)
-"""What the names of the datasets begin with that features do not need: they grow with the number of tokens."""
+_COLUMN_DIGESTS = "column_sha256"
+"""Attribute with a checksum of every column on its own, for those that read only some; earlier releases had none."""
+_DIGEST_SIZE = 32
+"""Bytes of a SHA-256."""
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
@@ -152,26 +62,25 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
     """
     arrays = to_arrays(questions)
     version = VERSION if _need_newest(questions) else VERSION - 1  # every dataset takes its part of a small segment
-    arrays = {name: arrays[name] for name in _LAYOUTS[version]}
-    # In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
-    # than the older default and has checksums of its own over all headers.
-    with h5py.File("segment", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+    arrays = {name: arrays[name] for name in LAYOUTS[version]}
+    with hdf5_in_memory() as file:
         # Strings of fixed length: others are kept in a heap without a checksum, where a flipped bit can hang a reader.
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = version
         file.attrs["sha256"] = np.bytes_(checksum(arrays))
+        digests = [column_checksum(name, arrays[name]) for name in sorted(arrays)]
+        file.attrs[_COLUMN_DIGESTS] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_SIZE)
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
             options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
             chosen = options if array.nbytes > 4096 else {}
             # Columns that are read without the others have a checksum each: zlib's if they are compressed, else this.
-            if array.size and (name in _IDS or not (chosen or name.startswith(_LONG))):
+            if array.size and (name in _IDS or not (chosen or name.startswith(LONG))):
                 chosen = {**chosen, "fletcher32": True}
             dataset = file.create_dataset(name, data=array, **chosen)
-            if unit := _UNITS.get(name):
+            if unit := UNITS.get(name):
                 dataset.attrs["unit"] = np.bytes_(unit)
-        file.flush()
-        return file.id.get_file_image()
+        return image_of(file)
 
 
 def read_segment(path: Path) -> list[Question]:
@@ -183,120 +92,8 @@ def read_segment(path: Path) -> list[Question]:
     arrays, stored = _load(path)
     questions = _decode(arrays, path)
     if checksum(arrays) != stored:
-        raise StoreError(
-            f"The content of {path} does not match its checksum: it was changed after it was written. "
-            "Delete it; the next run samples its questions again."
-        )
+        raise changed(path)
     return questions
-
-
-_PATHS = {
-    "blocks/hidden": ("trajectories/blocks_offset",),
-    "snapshot_blocks/hidden": ("trajectories/snapshots_offset", "snapshots/snapshot_blocks_offset"),
-}
-"""The offsets that lead from a row of ``trajectories`` to its vectors."""
-_PIECE = 32 * 2**20
-"""Bytes of hidden states that a scan reads at a time."""
-
-
-def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Iterator[Question]:
-    """Yield the questions of a segment with what features need, in little memory whatever the segment's size.
-
-    Args:
-        path: The segment.
-        hidden: Whether trajectories get their hidden states; without, D is 0 and they are not read.
-        piece: Most bytes of hidden states to hold at a time; a question that has more is a piece of its own.
-
-    Yields:
-        Questions whose trajectories have no text, tokens, per-token values and steps.
-
-    Raises:
-        StoreError: As :func:`read_segment`.
-
-    Note:
-        What is read has checksums of its own, column by column. The segment of an older release has a column without
-        one; it is read as a whole and compared with its checksum.
-    """
-    with _reading(path) as (file, layout):
-        names = [name for name in layout if not name.startswith(_LONG)]
-        protected = all(_protected(_dataset(file, name, layout, path)) for name in names)
-    if not protected:
-        yield from (_shortened(question, hidden) for question in read_segment(path))
-        return
-    arrays, _ = _load(path, [name for name in names if not name.endswith("/hidden")])
-    count = len(arrays["trajectories/index"])
-    arrays |= {f"trajectories/{name}_offset": np.zeros(count + 1, np.int64) for name in ("text", "tokens")}
-    arrays |= {"trajectories/text": np.zeros(0, np.uint8), "tokens/tokens": np.zeros(0, np.int32)}
-    paths = {name: columns for name, columns in _PATHS.items() if name in names}
-    for name in paths:
-        arrays[name] = np.zeros((len(arrays[name.replace("hidden", "block_num_tokens")]), 0), np.float32)
-    questions = _decode(arrays, path)
-    if not hidden:
-        yield from questions
-        return
-    ends = {}  # rows of each dataset of vectors that precede a question's
-    for name, columns in paths.items():
-        ends[name] = arrays["questions/trajectories_offset"]
-        for column in columns:
-            ends[name] = arrays[column][ends[name]]
-    with _reading(path) as (file, layout):
-        datasets = {name: _dataset(file, name, layout, path) for name in ends}
-        if any(len(dataset) != ends[name][-1] for name, dataset in datasets.items()):
-            raise _damaged(path)
-        most = max(1, piece // max(1, 4 * max(dataset.shape[1] for dataset in datasets.values())))
-        total = sum(ends.values())
-        first = 0
-        while first < len(questions):
-            last = first + 1
-            while last < len(questions) and total[last + 1] - total[first] <= most:
-                last += 1
-            vectors = {name: dataset[ends[name][first] : ends[name][last]] for name, dataset in datasets.items()}
-            for row in range(first, last):
-                starts = {name: rows[row : row + 2] - rows[first] for name, rows in ends.items()}
-                own = {name: vectors[name][i:j] for name, (i, j) in starts.items()}
-                of_snapshots = own.get("snapshot_blocks/hidden", np.zeros((0, 0), np.float32))
-                yield _with_hidden(questions[row], own["blocks/hidden"], of_snapshots)
-            first = last
-
-
-def _protected(dataset: h5py.Dataset) -> bool:
-    """Whether HDF5 itself notices a changed byte of a dataset: by Fletcher's checksum, or by zlib's."""
-    return dataset.size == 0 or dataset.fletcher32 or dataset.compression == "gzip"
-
-
-def _shortened(question: Question, hidden: bool) -> Question:
-    """Return the question without what :func:`scan_segment` leaves out."""
-    none, nothing = not_recorded(), np.zeros(0, np.int32)
-    left_out = {"text": "", "tokens": nothing, "steps": no_steps()}
-    left_out |= {column.name: none for column in COLUMNS["series"]}
-
-    def narrowed(of: Any, **changes: Any) -> Any:
-        return replace(of, **changes, hidden=of.hidden if hidden else of.hidden[:, :0])
-
-    return replace(
-        question,
-        trajectories=tuple(
-            narrowed(t, **left_out, snapshots=tuple(map(narrowed, t.snapshots))) for t in question.trajectories
-        ),
-    )
-
-
-def _with_hidden(question: Question, vectors: np.ndarray, of_snapshots: np.ndarray) -> Question:
-    """Return the question with these rows as the hidden states of its trajectories' blocks and of its snapshots'."""
-    blocks = _pieces(vectors, [len(t.hidden) for t in question.trajectories])
-    kept = _pieces(of_snapshots, [len(s.hidden) for t in question.trajectories for s in t.snapshots])
-    return replace(
-        question,
-        trajectories=tuple(
-            replace(t, hidden=next(blocks), snapshots=tuple(replace(s, hidden=next(kept)) for s in t.snapshots))
-            for t in question.trajectories
-        ),
-    )
-
-
-def _pieces(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield successive pieces of an array, as views."""
-    return (rows[i:j] for i, j in itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
 def read_checksum(path: Path) -> str:
@@ -324,26 +121,41 @@ def read_question_ids(path: Path) -> list[str]:
         raise _damaged(path) from error
 
 
-def verify_segment(path: Path) -> str | None:
-    """Return what is wrong with a segment as one sentence, None if nothing is.
-
-    Reads everything, as :func:`read_segment` does.
-    """
-    try:
-        read_segment(path)
-    except StoreError as error:
-        return str(error)
-    return None
-
-
 def checksum(arrays: dict[str, np.ndarray]) -> str:
     """Return the SHA-256 over the logical content: every dataset's name, type, shape and values, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}|{array.dtype.newbyteorder('<').str}|{array.shape}|".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        add_column(digest, name, arrays[name].dtype, arrays[name].shape, [arrays[name]])
     return digest.hexdigest()
+
+
+def column_checksum(name: str, array: np.ndarray) -> bytes:
+    """Return the SHA-256 over one dataset's name, type, shape and values."""
+    digest = hashlib.sha256()
+    add_column(digest, name, array.dtype, array.shape, [array])
+    return digest.digest()
+
+
+def add_column(
+    digest: hashlib._Hash, name: str, dtype: np.dtype, shape: tuple[int, ...], pieces: Iterable[np.ndarray]
+) -> None:
+    """Add a dataset to a digest.
+
+    Args:
+        digest: What it is added to.
+        name: Its full name.
+        dtype: Its type.
+        shape: Its shape.
+        pieces: Its values, as successive pieces along the first axis.
+    """
+    digest.update(f"{name}|{dtype.newbyteorder('<').str}|{shape}|".encode())
+    for piece in pieces:
+        add_values(digest, piece)
+
+
+def add_values(digest: hashlib._Hash, piece: np.ndarray) -> None:
+    """Add the values of a piece of a dataset to a digest."""
+    digest.update(np.ascontiguousarray(piece).astype(piece.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 # -- records to arrays and back ----------------------------------------------------------------------------------------
@@ -519,13 +331,13 @@ def _upgraded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found["trajectories/strict_answer_present"] = np.zeros(count, np.int8)
         found["trajectories/strict_correct"] = np.full(count, -1, np.int8)
     if "decisions/block" not in found:  # before version 4
-        found |= {f"decisions/{name}": np.zeros(len(found["decisions/k"]), of) for name, of in _IN_RUN.items()}
+        found |= {f"decisions/{name}": np.zeros(len(found["decisions/k"]), of) for name, of in IN_RUN.items()}
         found["trajectories/snapshots_offset"] = np.zeros(count + 1, np.int64)
         found["snapshots/snapshot_blocks_offset"] = np.zeros(1, np.int64)
         for table in ("snapshots", "snapshot_blocks"):
             for column in COLUMNS[table]:
                 vectors = column.dtype == "vectors"
-                found[f"{table}/{column.name}"] = np.zeros((0, 0) if vectors else 0, _dtype(column))
+                found[f"{table}/{column.name}"] = np.zeros((0, 0) if vectors else 0, dtype_of(column))
     return found
 
 
@@ -538,7 +350,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
         values = {name: values[row] for name, values in columns["snapshots"].items()}
         snapshots.append(Snapshot(**values, **{n: of[b0:b1] for n, of in columns["snapshot_blocks"].items()}))
     trajectories = []
-    inner = (_ranges(arrays, f"trajectories/{name}") for name in _OFFSETS["trajectories"])
+    inner = (_ranges(arrays, f"trajectories/{name}") for name in OFFSETS["trajectories"])
     for row, ((t0, t1), (v0, v1), (b0, b1), (s0, s1), (k0, k1)) in enumerate(zip(*inner, strict=True)):
         values = {name: values[row] for name, values in columns["trajectories"].items()}
         blocks = {name: values[b0:b1] for name, values in columns["blocks"].items()}
@@ -587,7 +399,7 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Refuse a segment whose offsets and lengths do not fit together."""
     rows = {table: len(arrays[f"{table}/{COLUMNS[table][-1].name}"]) for table in COLUMNS}
     for table, columns in COLUMNS.items():
-        fits = [_fit(arrays[f"{table}/{inner}_offset"], rows[table], rows[inner]) for inner in _OFFSETS.get(table, ())]
+        fits = [_fit(arrays[f"{table}/{inner}_offset"], rows[table], rows[inner]) for inner in OFFSETS.get(table, ())]
         for column in columns:
             name = f"{table}/{column.name}"
             if column.dtype == "text":
@@ -621,68 +433,32 @@ def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
     )
 
 
-_IN_RUN = {"block": np.int32, "about": np.int8}
-"""Columns of ``decisions`` that are 0 where all trajectories had ended."""
-
-
-def _dtype(column: Column) -> np.dtype:
-    """Return the type of a column's values."""
-    return np.dtype({"text": "uint8", "vectors": "float32"}.get(column.dtype, column.dtype))
-
-
-def _datasets() -> dict[str, tuple[np.dtype, int]]:
-    found = {}
-    for table, columns in COLUMNS.items():
-        for column in columns:
-            name = f"{table}/{column.name}"
-            if column.dtype == "text":
-                found[name] = (np.dtype(np.uint8), 1)
-                found[f"{name}_offset"] = (np.dtype(np.int64), 1)
-            elif column.dtype == "vectors":
-                found[name] = (np.dtype(np.float32), 2)
-            else:
-                found[name] = (np.dtype(column.dtype), 1)
-            if column.optional:
-                found[f"{name}_present"] = (np.dtype(np.int8), 1)
-        found |= {f"{table}/{inner}_offset": (np.dtype(np.int64), 1) for inner in _OFFSETS.get(table, ())}
-    return found
-
-
-DATASETS = _datasets()
-"""Every dataset of a segment: its full name, with its type and number of dimensions."""
-
-
-def _layouts() -> dict[int, dict[str, tuple[np.dtype, int]]]:
-    """Return the datasets of every version that is read."""
-    added = {  # what the names of each version's new datasets begin with
-        2: ("steps/", "trajectories/steps_offset"),
-        3: ("series/", "trajectories/series_offset", "trajectories/strict_", "trajectories/ending"),
-        4: ("snapshot", "trajectories/snapshots_offset", "decisions/block", "decisions/about"),
-    }
-    found = {VERSION: DATASETS}
-    for version in (3, 2, 1):
-        newer = added[version + 1]
-        found[version] = {name: kind for name, kind in found[version + 1].items() if not name.startswith(newer)}
-        if version == 2:
-            found[version]["trajectories/ended_with_eos"] = (np.dtype(np.int8), 1)
-    return found
-
-
-_LAYOUTS = _layouts()
-"""The same of every version that is read."""
-
-_UNITS = {f"{table}/{column.name}": column.unit for table, columns in COLUMNS.items() for column in columns}
-
-
 def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
     """Read datasets of a segment (all that its version has, if no names are given), and its checksum.
 
+    Where names are given, each dataset is compared with its own checksum, if the segment has those.
+
     Raises:
-        StoreError: For whatever h5py finds wrong, as a sentence that names the file.
+        StoreError: For whatever h5py finds wrong, as a sentence that names the file; if a dataset was changed.
     """
     with _reading(path) as (file, layout):
         wanted = layout if names is None else names
-        return {name: _dataset(file, name, layout, path)[...] for name in wanted}, _word(file.attrs["sha256"])
+        arrays = {name: _dataset(file, name, layout, path)[...] for name in wanted}
+        digests = column_digests(file, layout, path) if names is not None else None
+        if digests is not None and any(column_checksum(name, of) != digests[name] for name, of in arrays.items()):
+            raise changed(path)
+        return arrays, _word(file.attrs["sha256"])
+
+
+def column_digests(file: h5py.File, layout: Iterable[str], path: Path) -> dict[str, bytes] | None:
+    """Return the checksum of each column of a segment by name; None where an earlier release wrote it without."""
+    stored = file.attrs.get(_COLUMN_DIGESTS)
+    if stored is None:
+        return None
+    names = sorted(layout)
+    if (stored.dtype, stored.shape) != (np.uint8, (len(names), _DIGEST_SIZE)):
+        raise _damaged(path)
+    return {name: row.tobytes() for name, row in zip(names, stored, strict=True)}
 
 
 def _dataset(file: h5py.File, name: str, layout: dict[str, tuple[np.dtype, int]], path: Path) -> h5py.Dataset:
@@ -701,8 +477,7 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, tuple[np.dtype, 
         StoreError: For whatever h5py finds wrong until the end, as a sentence that names the file.
     """
     try:
-        # No lock: a segment never changes, and some file systems have none.
-        with h5py.File(path, "r", locking=False) as file:
+        with open_hdf5(path) as file:
             if _word(file.attrs.get("format", "")) != FORMAT:
                 raise StoreError(f"{path} is not a segment of a {FORMAT}. Move it out of the store's folder.")
             version = file.attrs.get("version")
@@ -712,7 +487,7 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, tuple[np.dtype, 
                     f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into "
                     "another folder."
                 )
-            yield file, _LAYOUTS[int(version)]
+            yield file, LAYOUTS[int(version)]
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises any of these for damage
@@ -731,4 +506,12 @@ def _word(value: Any) -> str:
 def _damaged(path: Path) -> StoreError:
     return StoreError(
         f"{path} cannot be read: it is truncated or damaged. Delete it; the next run samples its questions again."
+    )
+
+
+def changed(path: Path) -> StoreError:
+    """Return the error of a segment whose content is not that of its checksum."""
+    return StoreError(
+        f"The content of {path} does not match its checksum: it was changed after it was written. "
+        "Delete it; the next run samples its questions again."
     )

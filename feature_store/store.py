@@ -7,22 +7,16 @@ whole, what it does not hold is sampled again. Several processes may write to on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
-from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
+from feature_store.manifest import MANIFEST, differences, read_manifest, set_question_ids, write_manifest
 from feature_store.records import Manifest, Question
-from feature_store.segment import (
-    encode_segment,
-    read_checksum,
-    read_question_ids,
-    read_segment,
-    scan_segment,
-    verify_segment,
-)
+from feature_store.scan import scan_segment
+from feature_store.segment import encode_segment, read_checksum, read_question_ids, read_segment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +73,16 @@ class Store:
         """Every question's id, sorted."""
         return list(self._where)
 
+    @property
+    def num_wanted(self) -> int | None:
+        """How many questions it is to have; None where its manifest does not say."""
+        ids = self.manifest.question_ids
+        return None if ids is None else len(set(ids) | self._where.keys())
+
+    def shortfall(self) -> str | None:
+        """Return in a sentence how many questions are missing; None where none is, or nothing says so."""
+        return _shortfall(self.folder, self.manifest, self._where.keys())
+
     def __len__(self) -> int:
         return len(self._where)
 
@@ -134,7 +138,7 @@ class Store:
         return digest.hexdigest()
 
     def verify(self) -> list[str]:
-        """Read everything and return what is wrong, one sentence each; empty if nothing is."""
+        """Read everything and return what is wrong or missing, one sentence each; empty if nothing is."""
         return problems(self.folder)
 
     def to_frame(self) -> pd.DataFrame:
@@ -175,9 +179,10 @@ class StoreWriter:
             make_folder(folder)
             if not (folder / MANIFEST).exists():
                 _create(folder, manifest)
-            _check_same_run(folder, manifest)
+            check_same_run(folder, manifest)
             for pattern in (MANIFEST, SEGMENT):  # only now: a folder that is refused is left as it is
                 remove_leftovers(folder, pattern)
+            _extend(folder, manifest)
         except OSError as error:
             raise StoreError(f"Cannot write a store to {folder} ({error.strerror}): choose another output.") from error
         return cls.attach(folder)
@@ -238,17 +243,53 @@ def _create(folder: Path, manifest: Manifest) -> None:
         return  # another process was first; the caller compares what stands there now
 
 
-def _check_same_run(folder: Path, manifest: Manifest) -> None:
-    """Refuse a store whose trajectories come from other settings, and say which."""
+def check_same_run(folder: Path, manifest: Manifest) -> None:
+    """Refuse a store whose trajectories come from other settings, and say which.
+
+    Args:
+        folder: The store.
+        manifest: What the run's own manifest would be.
+
+    Raises:
+        StoreError: If the store is of another run.
+    """
     stored = read_manifest(folder)
     if stored.fingerprint != manifest.fingerprint:
         what = "; ".join(differences(stored, manifest)[:3]) or "the settings differ"
         raise StoreError(f"The store {folder} is of another run: {what}. Choose another output, or delete the folder.")
 
 
+def _extend(folder: Path, manifest: Manifest) -> None:
+    """Note in a store's manifest the questions that another command of the same run adds to those it is to have."""
+    if manifest.question_ids is None:
+        return
+    store = Store.open(folder)
+    wanted = sorted({*(store.manifest.question_ids or ()), *manifest.question_ids, *store.question_ids})
+    if wanted != store.manifest.question_ids:
+        set_question_ids(folder, wanted)
+
+
+def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str | None:
+    """Return in a sentence how many of the questions that a store is to have it does not hold; None for none."""
+    wanted = {*(manifest.question_ids or ()), *held}
+    if len(wanted) == len(held):
+        return None
+    return (
+        f"{folder} holds {len(held):,} of {len(wanted):,} questions: the command that began it samples the others when "
+        "it is run again."
+    )
+
+
 def problems(folder: Path) -> list[str]:
-    """Read every segment of a folder and return what is wrong, one sentence each."""
-    return [problem for path in segments(folder) if (problem := verify_segment(path)) is not None]
+    """Read every segment of a folder and return what is wrong and what is missing, one sentence each."""
+    found, held = [], set()
+    for path in segments(folder):
+        try:
+            held.update(question.question_id for question in read_segment(path))
+        except StoreError as error:
+            found.append(str(error))
+    short = _shortfall(folder, read_manifest(folder), held)
+    return found if short is None else [*found, short]
 
 
 def segments(folder: Path) -> list[Path]:

@@ -7,12 +7,13 @@ import gzip
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from feature_store.errors import StoreError
+from feature_store.files import new_file, new_folder
 from feature_store.manifest import differences, read_manifest
 from feature_store.records import Question, Trajectory
 from feature_store.store import FRAME, Store, StoreWriter, problems, segments
@@ -53,6 +54,7 @@ def info(folder: Path) -> dict[str, Any]:
         "seed": manifest.seed,
         "fingerprint": manifest.fingerprint,
         "questions": len(store),
+        "questions_wanted": store.num_wanted,
         **counts,
         "trajectories_with_features": with_features,
         "endings": dict(sorted(endings.items())),
@@ -65,7 +67,7 @@ def info(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> list[str]:
-    """Return what is wrong with a store, one sentence each; empty if nothing is.
+    """Return what is wrong with a store or missing from it, one sentence each; empty if nothing is.
 
     Raises:
         StoreError: If it has no readable manifest.
@@ -89,7 +91,7 @@ def merge(folders: Sequence[Path], output: Path, progress: Callable[[int], None]
 
     Args:
         folders: Stores of the same run; a question that is in several must have the same trajectories in all.
-        output: Folder of the new store; must hold no questions.
+        output: Folder of the new store; nothing or an empty folder may stand there.
         progress: Called with the number of questions that were written since the last call.
 
     Raises:
@@ -103,9 +105,19 @@ def merge(folders: Sequence[Path], output: Path, progress: Callable[[int], None]
         if store.manifest.fingerprint != first.manifest.fingerprint:
             what = "; ".join(differences(first.manifest, store.manifest)[:3]) or "the settings differ"
             raise StoreError(f"{folder} is of another run than {folders[0]}: {what}. Merge parts of one run only.")
-    if (output / "manifest.json").exists() and len(Store.open(output)):
-        raise StoreError(f"Expected an empty folder for the merged store, but {output} holds one: choose another.")
-    writer = StoreWriter.open(output, first.manifest)
+    with new_folder(output) as folder:
+        return _merge(stores, StoreWriter.open(folder, replace(first.manifest, question_ids=_wanted(stores))), progress)
+
+
+def _wanted(stores: Sequence[Store]) -> list[str] | None:
+    """Return the ids of the questions that parts of a run are to have together; None where none of them says."""
+    if all(store.manifest.question_ids is None for store in stores):
+        return None
+    return sorted({name for store in stores for name in (*(store.manifest.question_ids or ()), *store.question_ids)})
+
+
+def _merge(stores: Sequence[Store], writer: StoreWriter, progress: Callable[[int], None]) -> Merged:
+    """Copy the questions of stores, each once, and compare those that several have."""
     where: dict[str, int] = {}
     repeated = 0
     for number, store in enumerate(stores):
@@ -119,8 +131,8 @@ def merge(folders: Sequence[Path], output: Path, progress: Callable[[int], None]
             [here], [there] = list(store.read([question_id])), list(stores[where[question_id]].read([question_id]))
             if not _same_trajectories(here, there):
                 raise StoreError(
-                    f"{question_id} has other trajectories in {folders[number]} than in "
-                    f"{folders[where[question_id]]}: these are not parts of one run."
+                    f"{question_id} has other trajectories in {store.folder} than in "
+                    f"{stores[where[question_id]].folder}: these are not parts of one run."
                 )
         for batch in _batches(store.read(fresh)):
             writer.commit(batch)
@@ -139,19 +151,26 @@ def export(folder: Path, output: Path) -> int:
         The number of rows.
 
     Raises:
-        StoreError: If the ending is another, or Parquet cannot be written here.
+        StoreError: If the ending is another, Parquet cannot be written here, or a file with other content stands
+            there.
     """
     if not output.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise StoreError(f"Expected an output that ends in .csv, .csv.gz or .parquet, got {output.name}.")
     store = Store.open(folder)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".parquet":
-        frame = store.to_frame()
-        try:
-            frame.to_parquet(output)
-        except ImportError as error:
-            raise StoreError("Writing Parquet needs pyarrow: pip install pyarrow, or export to .csv.") from error
-        return len(frame)
+    with new_file(output) as file:
+        return _export_parquet(store, file) if output.suffix == ".parquet" else _export_csv(store, file)
+
+
+def _export_parquet(store: Store, output: Path) -> int:
+    frame = store.to_frame()
+    try:
+        frame.to_parquet(output)
+    except ImportError as error:
+        raise StoreError("Writing Parquet needs pyarrow: pip install pyarrow, or export to .csv.") from error
+    return len(frame)
+
+
+def _export_csv(store: Store, output: Path) -> int:
     rows = 0
     with ExitStack() as stack:
         raw = stack.enter_context(open(output, "wb"))

@@ -127,9 +127,9 @@ def _run(args: list[str], *, run: bool = True) -> ControllerCLI:
     except MisconfigurationException as error:
         raise InputError(f"The Trainer refuses its configuration: {_essence(str(error))}.") from error
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit of its own.
+        # Lightning turns Ctrl-C, and SIGTERM that is raised like it, into an exit of its own.
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
+            raise error.__context__ from None
         raise
 
 

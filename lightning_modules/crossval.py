@@ -7,7 +7,6 @@ finished is not trained again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import torch
 
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded
-from feature_store import Store
+from dps.folders import claim
 from feature_store.lock import held
 from lightning_modules.batches import to_tensor
 from lightning_modules.cli import resolve, run
@@ -74,7 +73,9 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
     if data.folds is not None or data.test_store is not None:
         raise InputError("dps crossval sets data.folds, data.fold and the test questions itself: leave them out.")
     folder = output if output is not None else cli.run_folder / "crossval"
-    claim(folder, cli, folds)
+    results = (REPORT, FILE, "fold-*/checkpoints/*.ckpt")
+    if claim_folds(folder, cli, "dps crossval", folds, results) and (folder / REPORT).is_file():
+        print(f"{folder} holds this cross-validation already: it is measured again, no fold is trained again.")
     with held(folder):
         controllers = [_fold(args, folder / f"fold-{fold}", fold, folds) for fold in range(folds)]
         table = data.whole(cli.model.parts)
@@ -94,40 +95,24 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
     return folder
 
 
-def claim(folder: Path, cli: ControllerCLI, folds: int) -> None:
-    """Note what a folder is of, or refuse one that is of something else.
+def claim_folds(folder: Path, cli: ControllerCLI, command: str, folds: int, results: Sequence[str]) -> bool:
+    """Note what a folder is of, or refuse one that is of something else, see :func:`dps.folders.claim`.
 
     Args:
         folder: Where the results go.
         cli: The resolved configuration.
+        command: ``dps crossval`` or ``dps tune``.
         folds: Number of folds.
+        results: What the results are called.
+
+    Returns:
+        Whether results of the same run stand there.
 
     Raises:
-        InputError: If the folder is of another configuration, number of folds or store.
+        InputError: If the folder holds results of another command, configuration, number of folds or store.
     """
-    config, manifest = cli.resolved(), cli.datamodule.manifest
-    config["trainer"].pop("default_root_dir")
-    config["checkpoint"].pop("dirpath", None)
-    for name in ("store", "cache_dir"):  # what it holds counts, not where it lies
-        config["data"]["init_args"].pop(name)
-    ids = Store.open(cli.datamodule.store).question_ids
-    wanted = {
-        "config": config,
-        "folds": folds,
-        "store_fingerprint": manifest.fingerprint,
-        "questions": hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest(),
-    }
-    path = folder / "settings.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        differing = [name for name in wanted if stored.get(name) != wanted[name]]
-        if differing:
-            raise InputError(
-                f"{folder} holds results with other {', '.join(differing)}: give another --output, or remove it."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    epochs = {"max_epochs": cli.trainer.max_epochs}
+    return claim(folder, command, {"folds": folds, **epochs, **cli.settings(folder)}, results)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -338,6 +323,7 @@ def _fold(args: Sequence[str], folder: Path, fold: int, folds: int) -> Controlle
     options = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}")
     print(f"fold {fold + 1} of {folds}", flush=True)
     cli = run(["fit", *args, *options, f"--trainer.default_root_dir={folder}"])
+    cli.datamodule.setup("fit")  # what did so already where it was trained just now
     # A training that was interrupted leaves a checkpoint, too, so its end is marked.
     write_json(done, cli.datamodule.questions())
     return load_controller(folder)
@@ -345,7 +331,7 @@ def _fold(args: Sequence[str], folder: Path, fold: int, folds: int) -> Controlle
 
 def _predict(table: Table, controllers: Sequence[Controller], seed: int, label: str, fingerprint: str) -> Predictions:
     """Ask each controller about the questions of its own fold."""
-    folds = np.array([fold_of(name, len(controllers), seed) for name in table.question_ids], dtype=np.int32)
+    folds = np.array([fold_of(name, len(controllers), seed) for name in table.divided_as()], dtype=np.int32)
     num_orders = table.scalars.shape[1]
     p_enough = np.zeros(table.scalars.shape[:3])
     threshold = np.zeros(len(folds))

@@ -44,7 +44,8 @@ class FeatureDataModule(L.LightningDataModule):
     """Rows of a harvest for training, validation and test.
 
     A question belongs to one split, with all its rows. Which one is a hash of its id, so it stays there when the store
-    grows. Features come as measured; a controller standardizes them with the statistics of the training split.
+    grows; of questions with the same text, all go where the first id goes. Features come as measured; a controller
+    standardizes them with the statistics of the training split.
     """
 
     def __init__(
@@ -122,6 +123,9 @@ class FeatureDataModule(L.LightningDataModule):
             )
         if memory_mb < 1:
             raise InputError(f"Expected data.memory_mb of at least 1, got {memory_mb}.")
+        for name, folder in (("store", store), ("test_store", test_store), ("cache_dir", cache_dir)):
+            if folder is not None and not folder.strip():
+                raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
         fractions = (train_fraction, val_fraction, calibration_fraction)
         if not (train_fraction > 0 and val_fraction > 0 and calibration_fraction >= 0 and sum(fractions) <= 1 + 1e-9):
             raise InputError(
@@ -160,6 +164,7 @@ class FeatureDataModule(L.LightningDataModule):
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
         self._tables: dict[str, Table] = {}
+        self._divided_as: dict[str, str] = {}
         self._built: tuple[Any, ...] | None = None
         if test_store is not None:
             self._check_test_store(test_store)
@@ -179,6 +184,7 @@ class FeatureDataModule(L.LightningDataModule):
         if self._built == key:
             return
         whole = self.whole(parts)
+        self._divided_as = dict(zip(whole.question_ids, whole.divided_as(), strict=True))
         graded = _graded(whole, self.store)
         if not self.fold:  # once for all folds
             _say_doubt(graded, self.store)
@@ -187,8 +193,9 @@ class FeatureDataModule(L.LightningDataModule):
         predicted = whole
         if self.test_store is not None:
             predicted = self._table(self.test_store, parts)
-            used = {i for name in SPLITS[:-1] for i in tables[name].question_ids}
-            fresh = np.array([question_id not in used for question_id in predicted.question_ids])
+            used = {of for name in SPLITS[:-1] for of in (*tables[name].question_ids, *tables[name].contents)} - {""}
+            pairs = zip(predicted.question_ids, predicted.contents, strict=True)
+            fresh = np.array([question_id not in used and content not in used for question_id, content in pairs])
             if not fresh.all():
                 print(
                     f"{self.test_store}: {(~fresh).sum()} questions are left out, the controller was trained on them."
@@ -224,6 +231,7 @@ class FeatureDataModule(L.LightningDataModule):
 
     def split_of(self, question_id: str) -> str:
         """Return the split that a question belongs to; ``unused`` where :attr:`keep_test` leaves it out."""
+        question_id = self._divided_as.get(question_id, question_id)
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
         plain = split_of(question_id, *fractions[:2], self.seed, fractions[2])
         if self.folds is None:
@@ -321,6 +329,8 @@ class FeatureDataModule(L.LightningDataModule):
     def _table(self, folder: str, parts: frozenset[str]) -> Table:
         """Make the table of a whole store, in order of id."""
         store = Store.open(folder)
+        if (short := store.shortfall()) is not None:
+            print(f"Note: {short}")
         num_blocks = 1
 
         def questions() -> Iterator[Question]:

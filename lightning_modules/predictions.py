@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from dps.errors import InputError
+from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
 
 FILE = "predictions.h5"
 FORMAT = "dps-predictions"
@@ -75,7 +76,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a file of predictions, complete or not at all."""
     temporary = path.with_suffix(".tmp")
     ids = [question_id.encode() for question_id in predictions.question_ids]
-    with h5py.File(temporary, "w") as file:
+    with hdf5_in_memory() as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         for name in _TEXTS:
@@ -88,6 +89,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         file.create_dataset("question_id", data=np.array(ids, dtype=h5py.string_dtype("utf-8", width)))
         for name, dtype in _ARRAYS.items():
             file.create_dataset(name, data=getattr(predictions, name).astype(dtype, casting="same_kind"))
+        content = image_of(file)
+    with open(temporary, "wb") as written:
+        written.write(content)
+        os.fsync(written.fileno())
     os.replace(temporary, path)
 
 
@@ -108,7 +113,7 @@ def read_predictions(path: str | Path) -> Predictions:
             "configs/mlp_hq.yaml writes them."
         )
     try:
-        with h5py.File(found, "r") as file:
+        with open_hdf5(found) as file:
             if file.attrs.get("format") != FORMAT:
                 raise InputError(f"Expected predictions of dps crossval, but {found} is some other HDF5 file.")
             version = int(file.attrs["format_version"])

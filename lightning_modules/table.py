@@ -18,7 +18,7 @@ import numpy as np
 from dps.aggregate import answer_of, has_grade
 from dps.errors import InputError
 from dps.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
-from feature_store.records import Question
+from feature_store.records import Question, content_of, representatives
 from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
 Label = Literal["no_gain", "correct", "solvable"]
@@ -42,6 +42,8 @@ class Table:
 
     question_ids: tuple[str, ...]
     """Q of them."""
+    contents: tuple[str, ...]
+    """The text of each question but for white space: the same question may have several ids."""
     lengths: np.ndarray
     """Prompt tokens of each question: shape (Q,), int64."""
     graded: np.ndarray
@@ -71,6 +73,11 @@ class Table:
     def num_questions(self) -> int:
         """Q."""
         return len(self.question_ids)
+
+    def divided_as(self) -> tuple[str, ...]:
+        """Return the id by which each question is divided into splits and folds: one for all with the same content."""
+        stand_for = representatives(dict(zip(self.question_ids, self.contents, strict=True)))
+        return tuple(stand_for[question_id] for question_id in self.question_ids)
 
     @property
     def num_rows(self) -> int:
@@ -168,6 +175,7 @@ class Table:
         return replace(
             self,
             question_ids=tuple(self.question_ids[i] for i in indices),
+            contents=tuple(self.contents[i] for i in indices),
             **{
                 name: getattr(self, name)[indices]
                 for name in (
@@ -376,6 +384,7 @@ def make_table(
     absent = np.zeros(columns[0].tokens.shape, dtype=bool)
     return Table(
         question_ids=tuple(c.question_id for c in columns),
+        contents=tuple(c.content for c in columns),
         lengths=np.array(lengths, dtype=np.int64),
         graded=np.array(graded, dtype=bool),
         ks=tuple(ks),
@@ -403,6 +412,7 @@ class _Columns:
     """One question's share of a table."""
 
     question_id: str
+    content: str
     length: int
     scalars: np.ndarray
     orders: np.ndarray
@@ -455,6 +465,7 @@ def _columns(
     generated = np.array([t.num_generated_tokens for t in trajectories], dtype=np.int64)
     return _Columns(
         question_id=question.question_id,
+        content=content_of(question.question),
         length=length,
         scalars=scalars,
         orders=orders.astype(np.int16),

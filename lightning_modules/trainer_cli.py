@@ -1,13 +1,14 @@
 """LightningCLI for controllers: where a run's files lie, which checkpoint is tested, what is printed.
 
 A run folder (``trainer.default_root_dir``) holds ``config.yaml`` (of the training that its checkpoints are from),
-``checkpoints/best.ckpt`` and ``last.ckpt``, ``metrics.csv``, and what later commands add: ``test/metrics.csv``,
-``predictions.csv``.
+``checkpoints/best.ckpt`` and ``last.ckpt``, ``metrics.csv``, ``settings.json`` (whose results these are) and, once the
+training has ended, ``trained.json``; and what later commands add: ``test/metrics.csv``, ``predictions.csv``.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import sys
@@ -23,16 +24,28 @@ import yaml
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from dps.errors import InputError
 from dps.estimates import fewest_questions
+from dps.folders import claim, place_of, store_identity
+from dps.policies.files import controller_file
+from feature_store import Store
+from feature_store.files import replace_file
+from feature_store.lock import held
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.load import Controller, checkpoint_path, load_controller
+from lightning_modules.load import Controller, checkpoint_path, load_controller, read_checkpoint
 from lightning_modules.replay import NEVER_STOP
 from lightning_modules.results import nothing_learnt, show
 from lightning_modules.table import going_on
+
+ENDED = "trained.json"
+"""What a run folder has once its training has ended: after how many epochs, of how many at most."""
+
+_HARMLESS = ("default_root_dir", "max_epochs", "enable_progress_bar", "enable_model_summary", "log_every_n_steps")
+"""Options of the Trainer that leave a training the same; of ``max_epochs`` the first ones."""
 
 _FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "pooling", "spread")
 """Arguments of a controller that the data module decides, where it has them: two sizes from the store, its feature set,
@@ -51,6 +64,7 @@ class ControllerCLI(LightningCLI):
                 made only, as the options of ``fit`` say.
         """
         self._trained: Controller | None = None
+        self._epochs = 0
         self._runs = run
         super().__init__(
             ControllerModule,
@@ -79,6 +93,24 @@ class ControllerCLI(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """Return the whole configuration of a CLI that does not run, as plain values."""
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    def settings(self, folder: Path) -> dict[str, Any]:
+        """Return what decides a training, as plain values; paths as seen from the folder of its results."""
+        options = self.config[self.subcommand] if self._runs else self.config
+        parser = self._parser(self.subcommand) if self._runs else self.parser
+        config = yaml.safe_load(parser.dump(options, skip_none=False))
+        config = {name: config[name] for name in ("seed_everything", "model", "data", "trainer", "checkpoint")}
+        for name in _HARMLESS:
+            config["trainer"].pop(name, None)
+        config["checkpoint"].pop("dirpath", None)
+        for name in ("store", "test_store", "cache_dir"):  # what it holds counts, not how its path is written
+            config["data"]["init_args"].pop(name, None)
+        return {**config, "store": self._identity(self.datamodule.store, folder)}
+
+    def _identity(self, store: str, folder: Path) -> dict[str, Any]:
+        """Return of which store results in a folder are, and what it held."""
+        opened = Store.open(store)
+        return {**store_identity(store, folder), "questions": len(opened), "content": opened.checksum()[:16]}
 
     # -- options ---------------------------------------------------------------------------------------------------
 
@@ -130,13 +162,26 @@ class ControllerCLI(LightningCLI):
             self.datamodule.embedding_size,
         )
         self.datamodule.calibration = self._trained.calibration
+        self._claim_measurement(self._trained)
+
+    def _claim_measurement(self, trained: Controller) -> None:
+        """Refuse to write over what the same command measured of another controller or store."""
+        folder = self.run_folder / str(self.subcommand)
+        data = self.datamodule
+        settings = {"checkpoint": place_of(trained.path, folder), **data.settings()}
+        for name, store in (("store", data.store), ("test_store", data.test_store)):
+            settings[name] = store_identity(store, folder) if store is not None else None
+        results = ("../predictions.csv",) if self.subcommand == "predict" else ("metrics.csv",)
+        claim(folder, f"dps {self.subcommand}", settings, results, "trainer.default_root_dir beside ckpt_path")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the Trainer, with the run folder's logger and callbacks."""
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
         if config["logger"] in (None, True):
-            kwargs["logger"] = _logger(folder, self.subcommand, self._get(self.config_init, "ckpt_path"))
+            kwargs["logger"] = _logger(folder, self.subcommand)
+        if self.subcommand == "fit" and not config["plugins"]:
+            kwargs["plugins"] = [WholeCheckpoints()]
         if config["enable_progress_bar"] is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty() and sys.stdout.isatty()
         configured = config["callbacks"] or []
@@ -148,15 +193,59 @@ class ControllerCLI(LightningCLI):
             callbacks.append(PredictionWriter(folder / "predictions.csv"))
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
+    def fit(self, **kwargs: Any) -> None:
+        """Train; go on after the last whole epoch where the same training was interrupted, say so where it has ended.
+
+        Raises:
+            InputError: If the run folder holds the results of other settings.
+            StoreError: If another run writes to it just now.
+        """
+        if self.trainer.fast_dev_run:  # a trial of a batch or two leaves no checkpoint
+            self.trainer.fit(**kwargs)
+            return
+        folder = self.run_folder
+        last = folder / "checkpoints" / "last.ckpt"
+        given = kwargs.pop("ckpt_path", None)
+        own = given is None or given == "last" or Path(given).resolve() == last.resolve()
+        start = {"ckpt_path": None if own else place_of(given, folder)}
+        with held(folder):
+            settings = {**self.settings(folder), **start}
+            same = claim(folder, "dps fit", settings, ("checkpoints/*.ckpt",), "trainer.default_root_dir")
+            if same and (ended := self._ended(folder)) is not None:
+                self._epochs = ended
+                print(f"{folder}: trained already, nothing was done")
+                return
+            resumed = str(last) if same and last.is_file() else None if own else given
+            _keep_metrics(folder, again=resumed is not None)
+            if resumed is not None:
+                done = read_checkpoint(Path(resumed))["epoch"] + 1
+                print(f"{resumed}: the training goes on after epoch {done}", flush=True)
+            (folder / ENDED).unlink(missing_ok=True)
+            self.trainer.fit(**kwargs, ckpt_path=resumed)
+            self._epochs = self.trainer.current_epoch
+            if last.is_file():
+                text = json.dumps({"epochs": self._epochs, "max_epochs": self.trainer.max_epochs})
+                replace_file(folder / ENDED, f"{text}\n".encode())
+
+    def _ended(self, folder: Path) -> int | None:
+        """Return the epochs of a training that has ended; None where it has not, or there are to be more epochs."""
+        try:
+            ended = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+            epochs, most = int(ended["epochs"]), int(ended["max_epochs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        more = self.trainer.max_epochs == -1 or (self.trainer.max_epochs or 0) > epochs
+        return None if epochs == most and more else epochs
+
     # -- what is printed -------------------------------------------------------------------------------------------
 
     def after_fit(self) -> None:
         """Say what the best checkpoint reached."""
         if self.trainer.fast_dev_run:  # a trial of a batch or two leaves no checkpoint
             return
-        if not self.trainer.checkpoint_callback.best_model_path:
+        if not controller_file(self.run_folder).is_file():
             raise InputError(
-                f"The training ended after {self.trainer.current_epoch} epochs without a checkpoint: set "
+                f"The training ended after {self._epochs} epochs without a checkpoint: set "
                 "trainer.max_epochs higher, and checkpoint.monitor to one of the metrics in metrics.csv."
             )
         best = load_controller(self.best_checkpoint)
@@ -164,7 +253,7 @@ class ControllerCLI(LightningCLI):
         ranking = f"AUROC {found['auroc']:.3f}, " if "auroc" in found else ""
         last = self.datamodule.ks[-1]
         print(
-            f"{best.name}: epoch {found['epoch'] + 1} of {self.trainer.current_epoch}; on validation {ranking}loss "
+            f"{best.name}: epoch {found['epoch'] + 1} of {self._epochs}; on validation {ranking}loss "
             f"{found['loss']:.3f}; threshold {best.threshold:.3f} gives accuracy {found['accuracy']:.1%} (k = "
             f"{last}: {found['accuracy_maximum']:.1%}) at {found['tokens_share']:.2f} of its tokens\n"
             f"{_excluded(found, best.threshold, self.model.margin, last)}"
@@ -188,6 +277,16 @@ class ControllerCLI(LightningCLI):
         """Print the test as a table."""
         if self.model.test_result is not None:
             show(self.model.test_result, self.datamodule.test_store or self.datamodule.store)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Gives a checkpoint its name when it is whole, so that a killed training leaves none in part."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint under a temporary name, then rename it."""
+        temporary = f"{path}.tmp"
+        super().save_checkpoint(checkpoint, temporary, storage_options)
+        os.replace(temporary, path)
 
 
 class SaveConfigBesideCheckpoints(SaveConfigCallback):
@@ -284,26 +383,28 @@ def _excluded(found: Mapping[str, Any], threshold: float, margin: float, maximum
 
 def _checkpoints(run_folder: Any) -> str:
     """Return where a run's checkpoints lie."""
-    if run_folder is None:
+    if run_folder is None or not str(run_folder).strip():
         raise InputError("Expected a run folder: set trainer.default_root_dir, for example to runs/controllers/mlp-hq.")
     return str(Path(run_folder) / "checkpoints")
 
 
-def _logger(folder: Path, command: str | None, resumed_from: str | None) -> CSVLogger | bool:
+def _logger(folder: Path, command: str | None) -> CSVLogger | bool:
     """Return the CSV logger of a command; a training's writes ``metrics.csv`` into the run folder itself."""
     if command in ("predict", None):
         return False
     if command != "fit":
         return CSVLogger(folder, name="", version=command)
-    metrics = folder / "metrics.csv"
-    if metrics.is_file():
-        earlier = sorted(folder.glob("metrics-*.csv"))
-        if resumed_from is None:
-            for path in earlier:
-                path.unlink()
-        else:  # the logger begins its file anew, and the earlier epochs were in it
-            metrics.rename(folder / f"metrics-{len(earlier) + 1}.csv")
-    return CSVLogger(folder, name="", version="")
+    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+
+
+def _keep_metrics(folder: Path, *, again: bool) -> None:
+    """Put the metrics of earlier epochs aside where a training goes on, because the logger begins its file anew."""
+    metrics, earlier = folder / "metrics.csv", sorted(folder.glob("metrics-*.csv"))
+    if not again:
+        for path in earlier:
+            path.unlink()
+    elif metrics.is_file():
+        metrics.rename(folder / f"metrics-{len(earlier) + 1}.csv")
 
 
 def _steps(ks: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import yaml
 
 from dps.errors import InputError
 from lightning_modules.cli import resolve, run
-from lightning_modules.crossval import claim, predict_table, write_json
+from lightning_modules.crossval import claim_folds, predict_table, write_json
 from lightning_modules.load import load_controller
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         raise InputError("dps tune sets data.folds, data.fold and the test questions itself: leave them out.")
     folder = output if output is not None else cli.run_folder / "tune"
     resolved, space = cli.resolved(), SPACES[cli.model.name]
-    claim(folder, cli, folds)
+    claim_folds(folder, cli, "dps tune", folds, ("journal.log", BEST, TRIALS))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -170,6 +171,7 @@ def _objective(
         losses = []
         for fold in range(folds):
             where = folder / f"fold-{fold}"  # each trial's checkpoints replace the last one's
+            shutil.rmtree(where, ignore_errors=True)
             options = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}")
             with redirect_stdout(io.StringIO()):
                 cli = run(

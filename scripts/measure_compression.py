@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from feature_store import Store
+from feature_store.hdf5 import open_hdf5
 from feature_store.segment import to_arrays
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -37,12 +36,12 @@ def main(folder: str) -> None:
             path = Path(scratch) / "segment.h5"
             for _ in range(5):
                 started = time.perf_counter()
-                with h5py.File(path, "w") as file:
+                with open_hdf5(path, "w") as file:
                     for key, array in arrays.items():
                         file.create_dataset(key, data=array, **(options if array.nbytes > 4096 else {}))
                 writes.append(time.perf_counter() - started)
                 started = time.perf_counter()
-                with h5py.File(path) as file:
+                with open_hdf5(path) as file:
                     for key in arrays:
                         file[key][...]
                 reads.append(time.perf_counter() - started)

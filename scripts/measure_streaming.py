@@ -195,7 +195,7 @@ def made_up(number: int) -> Any:
         )  # fmt: skip
 
     return Question(
-        question_id=f"q{number:07d}", question="made up", prompt="made up", gold="0", metadata={},
+        question_id=f"q{number:07d}", question=f"made up {number}", prompt="made up", gold="0", metadata={},
         num_prompt_tokens=int(rng.integers(50, 300)), embedding=rng.standard_normal(EMBEDDING, dtype=np.float32),
         prefill_s=0.1, embedding_s=0.01, controller_s=0.0, latency_s=240.0, answer="0", correct=True, decisions=(),
         trajectories=tuple(trajectory(index) for index in range(TRAJECTORIES)),
@@ -205,6 +205,7 @@ def made_up(number: int) -> Any:
 def train(work: Path, store: Path, memory_mb: int, epochs: int) -> dict[str, Any]:
     """Run ``dps fit`` in a child process and return what its clock wrote."""
     report = work / "clock.json"
+    shutil.rmtree(work / "run", ignore_errors=True)  # each training begins anew
     drop_page_cache()
     options = {
         "data.init_args.store": store,

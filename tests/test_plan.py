@@ -114,3 +114,50 @@ def test_the_command_plans_in_words_and_as_json(tmp_path, capsys):
     assert run([*options, "--plan", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == 6
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (["--sampler.alpha=3"], "sampler.alpha was 4.0 and is now 3.0"),
+        (["--seed=1"], "seed was 0 and is now 1"),
+        (["--k.maximum=4"], "policy.maximum was 2 and is now 4"),
+        (["--features.layer=2"], "model.feature_layer was 1 and is now 2"),
+        (["--benchmark.split=train"], "benchmark.split was 'test' and is now 'train'"),
+    ],
+)
+@pytest.mark.parametrize("limit", [2, 6])
+def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned, capsys, options, differs, limit):
+    folder, command = planned
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    said = []
+    for plan in (["--plan"], []):
+        assert run([*command, f"--benchmark.limit={limit}", *options, *plan]) == 2
+        said.append(capsys.readouterr().err)
+    assert differs in said[0]
+    assert said[0] == said[1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_plan_of_the_same_settings_says_what_is_missing(planned, capsys):
+    _, command = planned
+    assert run([*command, "--benchmark.limit=2", "--plan"]) == 0
+    assert "questions       0, 2 more are stored already" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A harvest of two questions, and its command but for the limit."""
+    folder = tmp_path_factory.mktemp("planned") / "harvest"
+    command = [
+        "harvest",
+        "--benchmark.name=arithmetic",
+        "--k.start=1",
+        "--k.step=1",
+        "--k.maximum=2",
+        "--compute.rows=4",
+    ]
+    command += ["--sampler.block_size=12", "--sampler.max_new_tokens=12", "--sampler.num_mh_steps=1"]
+    command += ["--features.layer=1", f"--output={folder}"]
+    assert run([*command, "--benchmark.limit=2"]) == 0
+    return folder, command

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dps.benchmarks.sources import SOURCES, HubFile, fetch
 from dps.errors import InputError
+from feature_store.errors import StoreError
+from feature_store.files import new_file
 
 
 def listing() -> str:
@@ -57,9 +59,13 @@ def download(names: Sequence[str], folder: Path | None) -> list[str]:
             problems.append(str(error))
             continue
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             target = folder / f"{file.title.lower().replace(' ', '_').replace('.', '')}{Path(file.filename).suffix}"
-            shutil.copyfile(path, target)
+            try:
+                with new_file(target) as copy:
+                    shutil.copyfile(path, copy)
+            except StoreError as error:  # what stands there may be the user's own
+                problems.append(str(error))
+                continue
             path = target
         print(f"  {path}", flush=True)
     return problems

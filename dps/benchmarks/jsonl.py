@@ -22,6 +22,7 @@ from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP, TEXT_CHAT, TEXT_PLAIN, TEXT_STOP
 from dps.benchmarks.records import RecordFile, read_records
 from dps.errors import InputError
+from feature_store.records import content_of
 
 EMBEDDED_TEMPLATE = prompt_for(QUESTION_FIELD)
 """The form in which the embedded model is asked, and which it answers in its own form, too."""
@@ -146,15 +147,21 @@ def _items(file: RecordFile, config: BenchmarkConfig) -> list[Item]:
     stem = file.name.rpartition(".")[0] or file.name
     items: list[Item] = []
     places: dict[str, str] = {}
+    unnamed: dict[str, str] = {}
     for number, (place, record) in enumerate(file.records):
-        question_id = _identifier(file, place, record) or f"{stem}-{config.split}-{number:05d}"
+        question = file.question(place, record)
+        question_id = _identifier(file, place, record)
+        if question_id is None:
+            if (first := unnamed.setdefault(content_of(question), place)) != place:
+                raise file.error(place, f"has the same question as {first}: leave one out, or give each its own id.")
+            question_id = f"{stem}-{config.split}-{number:05d}"
         if question_id in places:
             raise file.error(
                 place, f"has the id {question_id!r}, which {places[question_id]} has already: give each its own id."
             )
         places[question_id] = place
         metadata = {name: value for name, value in record.items() if name not in _FIELDS}
-        items.append(Item(question_id, file.question(place, record), _gold(file, place, record), metadata))
+        items.append(Item(question_id, question, _gold(file, place, record), metadata))
     return items
 
 

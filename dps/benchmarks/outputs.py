@@ -17,6 +17,7 @@ from dps.aggregate import representative
 from dps.benchmarks.thinking import answer_part
 from dps.errors import InputError
 from feature_store import Store
+from feature_store.files import new_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,15 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
 
 
 def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
-    """Write a store's ``model_outputs`` file; returns the number of instructions."""
+    """Write a store's ``model_outputs`` file; returns the number of instructions.
+
+    Raises:
+        InputError: As :func:`model_outputs`.
+        StoreError: If the store cannot be read, or a file with other content stands there.
+    """
     outputs = model_outputs(Store.open(folder), k)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(outputs, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with new_file(output) as file:
+        file.write_text(json.dumps(outputs, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return len(outputs)
 
 

@@ -17,6 +17,7 @@ from dps.benchmarks.benchmark import Item
 from dps.benchmarks.grading import Grader, read_trajectory
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter
+from feature_store.files import new_folder
 
 _BATCH = 64
 """Questions that are committed together."""
@@ -62,8 +63,8 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
     counts = [0] * 5
-    writer = StoreWriter.open(output, store.manifest)
-    with ThreadPoolExecutor(8) as threads:
+    with new_folder(output) as unfinished, ThreadPoolExecutor(8) as threads:
+        writer = StoreWriter.open(unfinished, store.manifest)
         old: list[Question] = []
         for number, question in enumerate(store, 1):
             old.append(question)

@@ -7,10 +7,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from dps.errors import InputError
+from dps.folders import claim, store_identity
 from dps.metrics import export, pass_at_k, predictor, samples
 from dps.metrics.config import MetricsConfig
 from dps.metrics.measures import METRICS
@@ -27,7 +29,8 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
 
     The folder ``config.output`` gets ``trajectories.csv`` (``trajectories-<run>.csv`` where there are several runs);
     ``samples.csv`` and its slices ``entropy.csv``, ``perplexity.csv`` and ``self_confidence.csv``; ``predictor.json``
-    and ``predictions.csv``; ``pass_at_k.csv``, ``.json``, ``.png`` and ``.svg``. What is there is overwritten.
+    and ``predictions.csv``; ``pass_at_k.csv``, ``.json``, ``.png`` and ``.svg``. Those of the same command are
+    written anew.
 
     Args:
         folders: Stores, or folders that hold stores one level below.
@@ -37,18 +40,20 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
         ``output``, ``runs``, ``notes``, ``pass_at_k`` (rows), ``predictor`` (results), ``samples`` (rows).
 
     Raises:
-        InputError: If there is nothing to read or to measure.
+        InputError: If there is nothing to read or to measure, or the folder holds other results.
         StoreError: If a store cannot be read.
     """
     runs = find_runs(folders)
-    output = Path(config.output) if config.output is not None else runs[0].folder.parent / "metrics"
+    own = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
+    output = Path(config.output) if config.output is not None else own / "metrics"
     if output.exists() and not output.is_dir():
         raise InputError(f"Expected a folder for the metrics, but {output} is a file: name another one.")
     policies, notes = _policies(runs, config)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Cannot write the metrics to {output} ({error.strerror}): choose another output.") from error
+    settings = {name: value for name, value in asdict(config).items() if name != "output"}
+    identities = [store_identity(store.folder, output) for run in runs for store in run.stores.values()]
+    settings["stores"] = {one["folder"]: one["fingerprint"] for one in identities}
+    claim(output, "dps metrics", settings, ("trajectories*.csv", "samples.csv", "predictor.json", "pass_at_k.*"))
+    notes += [short for run in runs for s in run.stores.values() if (short := s.shortfall()) is not None]
     pooled: dict[str, Pooled] = {}
     with ExitStack() as stack:  # runs that are refused when they have been read leave no table behind
         for run in runs:
@@ -57,7 +62,6 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
             _put_csv(file, export.columns(series=config.series), _read(run, policies, pooled, config))
         if not config.trajectories_only:
             _check_measurable(pooled, policies, config.mcmc_policy)
-    _remove_stale(output, several=len(runs) > 1, only=config.trajectories_only)
     found: dict[str, Any] = {
         "output": str(output),
         "runs": {run.name: str(run.folder) for run in runs},
@@ -230,16 +234,6 @@ def _notes(found: Mapping[str, Any], pooled: Mapping[str, Pooled]) -> list[str]:
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _remove_stale(output: Path, *, several: bool, only: bool) -> None:
-    """Remove what an earlier command left and this one does not write: it would seem to belong to these runs."""
-    stale = ["trajectories.csv"] if several else []
-    if only:
-        stale += [f"{name}.csv" for name in ("samples", *METRICS, "predictions", "pass_at_k")]
-        stale += ["predictor.json", *(f"pass_at_k.{kind}" for kind in ("json", "png", "svg"))]
-    for name in stale:
-        (output / name).unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ class MetricsConfig:
     """`dps metrics`: tables per trajectory and per question, the predictor of samples to success, and pass@k."""
 
     output: str | None = None
-    """Folder of the files; `metrics` beside the first run if not set."""
+    """Folder of the files; `metrics` in the run's own folder if not set, beside the first of several."""
     mcmc_policy: str = "power"
     """The policy of the columns mcmc_*, whose samples to success are counted."""
     series: bool = False

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from dps.errors import InputError
@@ -26,6 +25,7 @@ from dps.estimates import (
     mcnemar,
     questions_needed,
 )
+from dps.folders import claim, place_of, store_identity
 from dps.policies import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
 from dps.replay import compare
 from dps.replay.compare import Curve
@@ -39,6 +39,9 @@ from dps.replay.samples import Samples, Walk, describe, orders_of, read_samples,
 from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
+from feature_store.hdf5 import open_hdf5
+from feature_store.manifest import read_manifest
+from feature_store.records import representatives
 
 SCHEMA_VERSION = 2
 """Of ``replay.json``."""
@@ -78,7 +81,7 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
     path = Path(folder) / "predictions.h5"
     if not path.is_file():
         return None
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         if block := int(file.attrs.get("block", 0)):
             raise InputError(
                 f"The cross-validation {folder} is of controllers that are asked after block {block} while "
@@ -96,6 +99,29 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def claim_folder(harvest: Path, config: ReplayConfig) -> bool:
+    """Note in the output folder which replay it is of, see :func:`dps.folders.claim`; return whether it held this one.
+
+    Args:
+        harvest: The store.
+        config: What to compare.
+
+    Raises:
+        InputError: If the folder holds another run's results, or a rival is no store.
+        StoreError: If a store cannot be read.
+    """
+    folder = Path(config.output)
+    rivals = find_stores([Path(r) for r in config.rivals]) if config.rivals else []
+    shown = ("title", "show_questions")  # of the page only
+    settings = {name: value for name, value in asdict(config).items() if name not in (*_ELSEWHERE, *shown)}
+    settings |= {
+        "harvest": store_identity(harvest, folder),
+        "rivals": {place_of(rival, folder): read_manifest(rival).fingerprint for rival in rivals},
+        "controllers": {name: place_of(path, folder) for name, path in config.controllers.items()},
+    }
+    return claim(folder, "dps replay", settings, ("replay.json", "replay.csv"))
 
 
 def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[str, Any]:
@@ -127,7 +153,7 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     )
     if not common:
         raise InputError("Expected graded questions that harvest, rivals and cross-validations all have, found none.")
-    notes = []
+    notes = [short for one in (store, *(rival for _, rival in rivals)) if (short := one.shortfall()) is not None]
     if len(common) < len(samples.question_ids):
         notes.append(
             f"Everything is computed on the {len(common):,} questions that all have; the harvest has "
@@ -137,7 +163,8 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     ks = (config.k or _range(store.manifest, harvest)).values
     orders = _orders(common, samples.num_trajectories, config, found, store.manifest, ks)
     walked = walk(samples, orders, ks, config.seed)
-    folds = folds_of(common, config.folds, config.seed)
+    stand_for = representatives(dict(zip(common, samples.contents, strict=True)))
+    folds = folds_of([stand_for[name] for name in common], config.folds, config.seed)
 
     ran = [fixed("power", walked)]
     for name, path in config.controllers.items():

@@ -188,8 +188,10 @@ def oracle(series: str, walked: Walk) -> Ran:
 
 
 def folds_of(question_ids: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each question, by a hash of its id: shape (Q,), int64, balanced to one question."""
-    names = [hashlib.sha256(f"fold\0{seed}\0{name}".encode()).digest() for name in question_ids]
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    return rank % num_folds
+    """Return the fold of each question, by a hash of its id: shape (Q,), int64, balanced to one question.
+
+    An id that is given several times, because questions are the same, has one fold.
+    """
+    ordered = sorted(set(question_ids), key=lambda name: hashlib.sha256(f"fold\0{seed}\0{name}".encode()).digest())
+    rank = {name: place for place, name in enumerate(ordered)}
+    return np.array([rank[name] for name in question_ids], dtype=np.int64) % num_folds

@@ -12,7 +12,7 @@ import numpy as np
 from dps.aggregate import has_grade
 from dps.errors import InputError
 from dps.policies.seen import Seen, Tally, columns_of, question_key
-from feature_store.records import Manifest, Question
+from feature_store.records import Manifest, Question, content_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +23,8 @@ class Samples:
     """``power``, ``plain``, ``lowtemp``, ...: the name of the store's policy."""
     question_ids: tuple[str, ...]
     """Q of them."""
+    contents: tuple[str, ...]
+    """The text of each question but for white space: the same question may have several ids."""
     classes: np.ndarray
     """Answer class of each trajectory, -1 for none: shape (Q, K), int64."""
     logprobs: np.ndarray
@@ -56,6 +58,7 @@ class Samples:
         return replace(
             self,
             question_ids=tuple(question_ids),
+            contents=tuple(self.contents[i] for i in rows),
             levels=tuple(self.levels[i] for i in rows),
             sums=self.sums[:, rows],
             **{
@@ -85,6 +88,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
         )
     expected = int(policy["maximum"]) if "maximum" in policy else max(int(k) for k in policy["ks"])
     ids: list[str] = []
+    contents: list[str] = []
     levels: list[str | None] = []
     rows: list[list[tuple[float, ...]]] = []
     prompt_tokens: list[int] = []
@@ -100,6 +104,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
             continue
         ids.append(question.question_id)
         ungradable += sum(t.correct is None for t in question.trajectories[:expected])
+        contents.append(content_of(question.question))
         level = question.metadata.get("level")
         levels.append(None if level is None else str(level))
         prompt_tokens.append(question.num_prompt_tokens)
@@ -118,6 +123,7 @@ def read_samples(manifest: Manifest, questions: Iterable[Question], folder: str)
     samples = Samples(
         series=str(policy["name"]),
         question_ids=tuple(ids),
+        contents=tuple(contents),
         classes=table[0].astype(np.int64),
         logprobs=table[1],
         sums=table[2:5],

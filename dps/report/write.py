@@ -8,7 +8,8 @@ stores are not: :func:`write_pages_again`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,52 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
         folders: Stores, or folders in which every subfolder with a ``manifest.json`` is a store.
         output: Folder of ``report.json``, ``report.html``, ``report.png``, ``report.svg`` (accuracy against tokens),
             ``report_time.png`` and ``report_time.svg`` (against time), and, if the stores have recorded
-            Metropolis-Hastings steps, ``report_mixing.png`` and ``report_mixing.svg``; made if missing, overwritten if
-            there.
+            Metropolis-Hastings steps, ``report_mixing.png`` and ``report_mixing.svg``; made if missing. A report of
+            the same stores that stands there is written anew.
         title: Title of the page; made from benchmark and model if None.
 
     Returns:
         What ``report.json`` holds. The same stores give the same bytes.
 
     Raises:
-        InputError: If there is no evaluation to read, or the stores cannot be compared.
+        InputError: If there is no evaluation to read, the stores cannot be compared, or the folder holds the report
+            of other stores.
         StoreError: If a store cannot be read.
     """
     report = {**read_report(folders, title), "figures": drawn_with()}
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    _check_own(output, report)
     output = output_folder(output)
     _write_pages(json.loads(text), output)
     (output / "report.json").write_text(text + "\n", encoding="utf-8")
     return report
+
+
+def _check_own(output: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds the report of other stores.
+
+    Raises:
+        InputError: With the folder.
+    """
+    path = Path(output) / "report.json"
+    if not path.is_file():
+        if (Path(output) / "report.html").is_file():
+            raise InputError(
+                f"{output} holds a report.html, but no report.json says of which stores: give another --output, or "
+                "delete it."
+            )
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        theirs = {(one["folder"], one["fingerprint"]) for one in stored["provenance"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a report: give another --output, or delete it.") from error
+    ours = {(one["folder"], one["fingerprint"]) for one in report["provenance"]}
+    if not theirs <= ours:  # an evaluation may have got further policies since
+        raise InputError(
+            f"{output} holds the report of other stores ({', '.join(sorted(name for name, _ in theirs - ours))}): give "
+            "another --output, or delete its report.json."
+        )
 
 
 def is_report(folder: Path) -> bool:
@@ -60,16 +90,19 @@ def write_pages_again(folder: Path, output: Path, title: str | None = None) -> d
 
     Args:
         folder: Folder of ``report.json``.
-        output: Folder of what :func:`write_report` writes besides it; made if missing.
+        output: Folder of what :func:`write_report` writes; made if missing.
         title: Title of the page; the report's own if None.
 
     Raises:
-        InputError: If it cannot be read, or another version wrote it.
+        InputError: If it cannot be read, another version wrote it, or the output holds the report of other stores.
 
     Note:
         The same bytes as at first where the same matplotlib and FreeType draw, which ``figures`` names.
     """
     report = read_result(Path(folder) / "report.json", "dps report", SCHEMA_VERSION)
+    if Path(output).resolve() != Path(folder).resolve():
+        _check_own(output, report)
+        shutil.copyfile(Path(folder) / "report.json", output_folder(output) / "report.json")
     _write_pages(report if title is None else {**report, "title": title}, output_folder(output))
     return report
 
@@ -105,6 +138,7 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
             f"Expected stores that `dps evaluate` wrote, found only {_names(other)} "
             f"({'a harvest' if len(other) == 1 else 'harvests'}): run `dps evaluate`, then name the folder it wrote."
         )
+    notes += [short for _, store in opened if (short := store.shortfall()) is not None]
     if other:
         notes.append(f"Left out, not evaluations: {_names(other, full=False)}.")
     check_comparable([(folder, store.manifest) for folder, store in opened])

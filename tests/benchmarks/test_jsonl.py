@@ -237,3 +237,15 @@ def test_a_file_that_is_not_text(tmp_path):
     path.write_bytes(b'{"question": "a"}\n\xff\xfe\x00')
     with pytest.raises(InputError, match=r"Expected UTF-8 text in own.jsonl, but line 2 is not"):
         load(path)
+
+
+@pytest.mark.parametrize("second", ["What is 2+2?", " What is  2+2?\n"])
+def test_the_same_question_twice_without_ids_is_refused(tmp_path, second):
+    path = tmp_path / "twice.jsonl"
+    records = [{"question": "What is 2+2?", "answer": 4}, {"question": "What is 1?"}, {"question": second, "answer": 4}]
+    path.write_text("\n".join(map(json.dumps, records)))
+    config = BenchmarkConfig(name="jsonl", path=str(path))
+    with pytest.raises(InputError, match=r"has the same question as .*1: leave one out, or give each its own id"):
+        load_benchmark(config)
+    path.write_text("\n".join(json.dumps({**record, "id": i}) for i, record in enumerate(records)))
+    assert [item.question_id for item in load_benchmark(config).items] == ["0", "1", "2"]

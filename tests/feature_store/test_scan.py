@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from feature_store import Snapshot, Store, StoreError, StoreWriter, Trajectory
-from feature_store.segment import COLUMNS, DATASETS, scan_segment
+from feature_store.columns import COLUMNS, DATASETS
+from feature_store.scan import scan_segment
 from tests.factories import make_manifest, make_question
 from tests.feature_store.test_store import as_version
 
@@ -40,7 +41,7 @@ def unprotect(segment):
     """Rewrite a segment as earlier releases wrote it: small columns without a checksum of their own."""
     with h5py.File(segment) as file:
         arrays = {name: file[name][...] for name in DATASETS if name in file}
-        attributes = dict(file.attrs)
+        attributes = {name: value for name, value in file.attrs.items() if name != "column_sha256"}
     with h5py.File(segment, "w") as file:
         file.attrs.update(attributes)
         for name, array in arrays.items():
@@ -131,3 +132,62 @@ def test_the_checksum_follows_the_content(tmp_path):
     assert store.checksum() == again.checksum() == Store.open(tmp_path / "a").checksum()
     StoreWriter.open(tmp_path / "b", make_manifest()).commit([make_question(50)])
     assert Store.open(tmp_path / "b").checksum() != store.checksum()
+
+
+# -- values that were changed by a program, whose HDF5 checksums are right ---------------------------------------------
+
+READ = (
+    "blocks/block_entropy",
+    "blocks/hidden",
+    "questions/embedding",
+    "questions/num_prompt_tokens",
+    "questions/question",
+    "snapshot_blocks/hidden",
+    "trajectories/base_logprob",
+    "trajectories/correct",
+    "trajectories/num_generated_tokens",
+)
+"""Columns that training reads."""
+
+
+def change(segment, name, value=None):
+    """Write another value into a column, as any program can; HDF5 makes its own checksums anew."""
+    with h5py.File(segment, "r+") as file:
+        values = file[name][...]
+        flat = values.reshape(-1)
+        flat[-1] = value if value is not None else np.nan if values.dtype.kind == "f" else flat[-1] ^ 1
+        file[name][...] = values
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("name", READ)
+def test_a_value_that_a_program_changed_is_not_served(tmp_path, name, protected):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit(
+        [make_question(i, snapshot_blocks=(1,)) for i in range(4)]
+    )
+    if not protected:
+        unprotect(segment)
+    change(segment, name)
+    with pytest.raises(StoreError, match=rf"{segment.name} does not match its checksum: it was changed after"):
+        list(Store.open(tmp_path).scan())
+
+
+def test_a_changed_id_is_noticed_when_the_store_is_opened(tmp_path):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(1)])
+    change(segment, "questions/question_id", ord("7"))
+    with pytest.raises(StoreError, match=rf"{segment.name} does not match its checksum"):
+        Store.open(tmp_path)
+
+
+def test_what_a_scan_does_not_read_is_left_to_verify(tmp_path):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(1)])
+    change(segment, "tokens/tokens")
+    assert len(list(Store.open(tmp_path).scan())) == 1
+    (problem,) = Store.open(tmp_path).verify()
+    assert "does not match its checksum" in problem
+
+
+def test_a_segment_of_an_earlier_release_is_compared_in_little_memory(tmp_path):
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(i, hidden_size=64) for i in range(9)])
+    unprotect(segment)
+    assert [q.question_id for q in scan_segment(segment, piece=1000)] == [f"q{i:05d}" for i in range(9)]

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from feature_store import ENDINGS, Decision, Store, StoreError, StoreWriter
 from feature_store import store as store_module
+from feature_store.columns import COLUMNS, DATASETS
 from feature_store.records import no_steps, not_recorded
-from feature_store.segment import COLUMNS, DATASETS, checksum
+from feature_store.segment import checksum
+from feature_store.tools import verify
 
 from ..factories import make_dynamic_question, make_manifest, make_question, make_trajectory
 
@@ -283,7 +285,9 @@ def test_a_column_that_does_not_fit_is_refused(tmp_path, name):
         segment.write_bytes(good)
         with h5py.File(segment, "r+") as file:
             damage(file)
-        with pytest.raises(StoreError, match=r"segment-w0-000000\.h5 cannot be read: it is truncated or damaged"):
+        with pytest.raises(
+            StoreError, match=r"w0-000000\.h5 (cannot be read: it is truncated|does not match its checksum)"
+        ):
             tuple(Store.open(tmp_path))
 
 
@@ -349,6 +353,7 @@ def as_version(segment, version):
         names = []
         file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
         file.attrs["version"] = version
+        del file.attrs["column_sha256"]
         file.attrs["sha256"] = np.bytes_(checksum({name: file[name][...] for name in names}))
 
 
@@ -402,7 +407,7 @@ def test_a_segment_that_lacks_what_its_version_has_is_damaged(tmp_path, of, says
         as_version(segment, of)
     with h5py.File(segment, "r+") as file:
         file.attrs["version"] = says
-    (problem,) = Store.open(tmp_path).verify()
+    (problem,) = verify(tmp_path)
     assert ("does not match its checksum" if (of, says) in ((2, 1), (4, 3)) else "truncated or damaged") in problem
 
 

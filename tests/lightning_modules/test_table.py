@@ -87,6 +87,7 @@ def test_labels_on_small_examples(correct, no_gain):
     shape = (1, 1, 3)
     table = Table(
         ("q",),
+        ("What?",),
         np.ones(1),
         np.ones(1, bool),
         KS,

@@ -241,20 +241,28 @@ def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     assert "one class only" in capsys.readouterr().out
 
 
-def test_training_again_replaces_checkpoints_and_configuration(harvest, tmp_path):
-    for value in ("0.1", "0.05"):
-        best = fit_controller(
-            CONFIGS / "gbdt.yaml",
-            options("gbdt", harvest, tmp_path, "--trainer.max_epochs=1", f"--model.init_args.learning_rate={value}")[
-                2:
-            ],
+def test_a_run_folder_is_of_one_training(harvest, tmp_path, capsys):
+    def fit(*more):
+        return fit_controller(
+            CONFIGS / "gbdt.yaml", options("gbdt", harvest, tmp_path, "--trainer.max_epochs=1", *more)[2:]
         )
-        assert f"learning_rate: {value}" in (tmp_path / "config.yaml").read_text()
-        assert f"learning_rate: {value}" in torch.load(best, weights_only=True)["config"]
+
+    best = fit("--model.init_args.learning_rate=0.1")
+    content = best.read_bytes()
+    assert "learning_rate: 0.1" in (tmp_path / "config.yaml").read_text()
+    assert "learning_rate: 0.1" in torch.load(best, weights_only=True)["config"]
+    with pytest.raises(
+        InputError, match=r"learning_rate was 0\.1 and is now 0\.05; give another trainer\.default_root"
+    ):
+        fit("--model.init_args.learning_rate=0.05")
+    capsys.readouterr()
+    fit("--model.init_args.learning_rate=0.1")
+    assert "trained already, nothing was done" in capsys.readouterr().out
+    assert best.read_bytes() == content
     assert sorted(p.name for p in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
     config = (tmp_path / "config.yaml").read_text()
     with pytest.raises(InputError, match="batch_size"):
-        fit_controller(CONFIGS / "gbdt.yaml", options("gbdt", harvest, tmp_path, "--data.init_args.batch_size=8")[2:])
+        fit("--data.init_args.batch_size=8")
     assert (tmp_path / "config.yaml").read_text() == config  # still that of the checkpoints beside it
 
 

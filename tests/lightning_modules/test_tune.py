@@ -112,7 +112,7 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     assert sorted(states) == ["COMPLETE"] * 4 + ["FAIL"]
     search_settings(options(harvest), trials=4, folds=2, output=folder)
     assert trials(folder) == after
-    with pytest.raises(InputError, match="other config"):
+    with pytest.raises(InputError, match=r"model\.init_args\.margin was"):
         search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dps.cli import run
+from dps.errors import InputError
 from dps.metrics.command import render, run_metrics
 from dps.metrics.config import MetricsConfig
 from feature_store import StoreWriter
@@ -63,7 +64,7 @@ def written(tmp_path_factory):
 def test_the_command_line_writes_everything_and_says_what_came_out(written):
     folder, done = written
     assert done.stderr == ""
-    assert {path.name for path in (folder / "out").iterdir()} == FILES
+    assert {path.name for path in (folder / "out").iterdir()} == FILES | {"settings.json"}
     lines = done.stdout.splitlines()
     assert lines[1].split() == ["k", "power", "plain", "lowtemp"]
     assert [line.split()[0] for line in lines[2:6]] == ["1", "2", "3", "4"]
@@ -102,29 +103,31 @@ def test_the_same_runs_give_the_same_bytes(written, tmp_path):
     found = run_metrics([folder / "run"], config)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes(), name
-    other = run_metrics([folder / "run"], MetricsConfig(output=str(tmp_path), bootstrap=50, repeats=2, seed=1))
+    elsewhere = str(tmp_path / "seed-1")
+    other = run_metrics([folder / "run"], MetricsConfig(output=elsewhere, bootstrap=50, repeats=2, seed=1))
     assert other["pass_at_k"] == found["pass_at_k"]
     assert other["predictor"] != found["predictor"]
 
 
 @pytest.mark.parametrize("change", [{"folds": 3}, {"repeats": 3}, {"bootstrap": 51}, {"seed": 1}])
 def test_every_setting_of_the_predictor_is_read(written, tmp_path, change):
-    settings = {"output": str(tmp_path), "bootstrap": 50, "repeats": 2}
-    first, second = (run_metrics([written[0] / "run"], MetricsConfig(**{**settings, **c})) for c in ({}, change))
+    settings = {"bootstrap": 50, "repeats": 2}
+    first, second = (
+        run_metrics([written[0] / "run"], MetricsConfig(output=str(tmp_path / str(len(c))), **{**settings, **c}))
+        for c in ({}, change)
+    )
     assert first["predictor"] != second["predictor"]
 
 
-def test_files_of_an_earlier_command_do_not_seem_to_belong_to_this_one(tmp_path):
+def test_files_of_an_earlier_command_are_neither_replaced_nor_mixed(tmp_path):
     folders = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
     quick = {"output": str(tmp_path / "out"), "folds": 2, "repeats": 1, "bootstrap": 5}
     run_metrics(folders[:1], MetricsConfig(**quick))
-    run_metrics(folders, MetricsConfig(**quick))
-    assert not (tmp_path / "out" / "trajectories.csv").exists()
-    (tmp_path / "out" / "notes.txt").touch()
-    run_metrics(folders[:1], MetricsConfig(**quick, trajectories_only=True))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("trajectories.csv", "trajectories-one.csv", "trajectories-two.csv", "notes.txt")
-    }
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for runs, more in ((folders, {}), (folders[1:], {}), (folders[:1], {"trajectories_only": True})):
+        with pytest.raises(InputError, match="holds results of dps metrics with other settings"):
+            run_metrics(runs, MetricsConfig(**quick, **more))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_two_runs_are_pooled(tmp_path):
@@ -133,7 +136,7 @@ def test_two_runs_are_pooled(tmp_path):
     out = tmp_path / "metrics"
     assert found["output"] == str(out)
     assert {path.name for path in out.iterdir()} == (FILES - {"trajectories.csv"}) | {
-        *("trajectories-one.csv", "trajectories-two.csv")
+        *("trajectories-one.csv", "trajectories-two.csv", "settings.json")
     }
     assert {row["seed"] for row in read(out / "trajectories-two.csv")} == {"1"}
     assert [row["total_samples"] for row in found["samples"]] == [8, 8, 8, 8]
@@ -167,9 +170,9 @@ def test_without_grades_the_table_of_trajectories_can_be_had(tmp_path, capsys):
     none = [[None, None]] * 3
     folder = write_run(tmp_path / "run", power=none, plain=none, lowtemp=none)
     assert "none of the policy power has a grade" in refused(capsys, folder, "--output", tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]  # and no result
     assert run(["metrics", str(folder), f"--output={tmp_path / 'only'}", "--trajectories_only=true"]) == 0
-    assert {path.name for path in (tmp_path / "only").iterdir()} == {"trajectories.csv"}
+    assert {path.name for path in (tmp_path / "only").iterdir()} == {"trajectories.csv", "settings.json"}
     assert capsys.readouterr().out.strip() == str(tmp_path / "only")
 
 
@@ -181,7 +184,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert "found no manifest.json" in refused(capsys, tmp_path / "plain-folder")
     (tmp_path / "file").touch()
     assert "is a file: name another one" in refused(capsys, folder, "--output", tmp_path / "file")
-    assert "choose another output" in refused(capsys, folder, "--output", tmp_path / "file" / "below")
+    assert "give another --output" in refused(capsys, folder, "--output", tmp_path / "file" / "below")
     assert "folds must be at least 2, got 1" in refused(capsys, folder, "--folds=1")
     assert "bootstrap must be at least 2" in refused(capsys, folder, "--bootstrap=1")
     assert "mcmc_policy is plain, which has columns of its own" in refused(capsys, folder, "--mcmc_policy=plain")

@@ -383,7 +383,9 @@ def test_several_replays_side_by_side(made, stores, tmp_path):
     output, _ = made
     other = replay(stores, tmp_path / "other" / "one", rivals=(), controllers={}, margin=0.05)
     assert run(["report", str(output), str(tmp_path / "other" / "one"), "--output", str(tmp_path / "both")]) == 0
-    assert {path.name for path in (tmp_path / "both").iterdir()} == {"replays.html", "replays.png", "replays.svg"}
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {
+        *("replays.html", "replays.png", "replays.svg", "settings.json")
+    }
     page, text = parsed(tmp_path / "both" / "replays.html")
     assert page.open == []
     assert len(set(page.ids)) == len(page.ids)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dps.folders import claim, place_of
 from dps.report.files import output_folder, read_result
 
 SCHEMA_VERSION = 2
@@ -55,16 +57,21 @@ def write_replays(folders: Sequence[Path], output: Path, title: str | None = Non
         title: Title of the page; the replay's own, or one for several, if None.
 
     Raises:
-        InputError: If one cannot be read.
+        InputError: If one cannot be read, or the output holds another run's results.
     """
     reports = [read_replay(folder) for folder in folders]
     if len(reports) == 1:
+        (folder,) = folders
+        if Path(output).resolve() != Path(folder).resolve():
+            claim(Path(output), "dps report", {"replays": [place_of(folder, output)]}, ("replay.json", "replay.html"))
+            shutil.copyfile(Path(folder) / "replay.json", output_folder(output) / "replay.json")
         write_replay_page(reports[0] if title is None else {**reports[0], "title": title}, output)
         return reports
     from dps.report.look import png, svg
     from dps.report.replays.figure import draw_replays
     from dps.report.replays.page import render_replays
 
+    claim(Path(output), "dps report", {"replays": [place_of(folder, output) for folder in folders]}, ("replays.html",))
     output = output_folder(output)
     named = dict(zip(_names(folders), reports, strict=True))
     figure = draw_replays(named)

@@ -1,0 +1,135 @@
+"""Nothing is trained on, cross-validated or replayed over values that were changed; the same question has one split."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dps.cli import run
+from dps.replay.policies import folds_of
+from feature_store import Store, StoreWriter
+from feature_store.records import content_of, representatives
+from lightning_modules.cli import cross_validate
+from lightning_modules.data import FeatureDataModule
+from lightning_modules.predictions import read_predictions
+from tests.factories import make_manifest
+from tests.feature_store.test_scan import change
+from tests.lightning_modules.harvests import make_questions, write_harvest
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+    "gbdt": ["fit", "--config", "configs/gbdt.yaml"],
+    "extended": ["fit", "--config", "configs/gbdt_extended.yaml"],
+    "mlp": ["fit", "--config", "configs/mlp_hq.yaml"],
+    "crossval": ["crossval", "--config", "configs/gbdt.yaml", "--folds=2"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "column", ["blocks/block_entropy", "trajectories/num_generated_tokens", "trajectories/correct", "blocks/hidden"]
+)
+def test_training_refuses_a_changed_segment(tmp_path, capsys, name, column):
+    store = write_harvest(tmp_path / "harvest", make_questions(40))
+    change(tmp_path / "harvest" / "segment-w0-000000.h5", column)
+    options = [f"--data.init_args.store={store}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    options += ["--trainer.max_epochs=1", "--data.init_args.num_orders=1"]
+    code = run([*COMMANDS[name], *options])
+    error = capsys.readouterr().err
+    if column == "blocks/hidden" and name != "mlp":  # trees do not read it
+        assert code == 0, error
+        return
+    assert code == 2
+    assert "segment-w0-000000.h5 does not match its checksum: it was changed after it was written" in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("column", ["blocks/block_entropy", "trajectories/base_logprob", "questions/question_id"])
+def test_a_replay_refuses_a_changed_segment(tmp_path, capsys, column):
+    store = write_harvest(tmp_path / "harvest", make_questions(12))
+    change(tmp_path / "harvest" / "segment-w0-000000.h5", column, None if "id" not in column else ord("9"))
+    assert run(["replay", store, f"--output={tmp_path / 'replay'}", "--resamples=100"]) == 2
+    error = capsys.readouterr().err
+    assert "segment-w0-000000.h5 does not match its checksum" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "replay" / "replay.json").exists()
+
+
+# -- the same question under several ids -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory):
+    """A harvest in which every question stands twice, under ids of its own, once with other white space."""
+    questions = make_questions(60)
+    again = [replace(q, question_id=f"again-{q.question_id}", question=f"  {q.question}\n") for q in questions]
+    return write_harvest(tmp_path_factory.mktemp("stores") / "doubled", [*questions, *again])
+
+
+def test_the_same_question_is_in_one_split_whatever_its_ids(doubled):
+    for settings in ({}, {"folds": 4}, {"folds": 4, "fold": 3}, {"folds": 3, "keep_test": True}, {"seed": 7}):
+        data = FeatureDataModule(doubled, calibration_fraction=0.1, **settings)
+        data.setup()
+        for number in range(60):
+            name = f"q{number:05d}"
+            assert data.split_of(name) == data.split_of(f"again-{name}")
+        splits = [set(ids) for ids in data.questions().values()]
+        assert all({f"again-{name}" for name in ids if name.startswith("q")} <= ids for ids in splits)
+        assert sum(map(len, splits)) == (120 if not settings.get("keep_test") else sum(map(len, splits)))
+
+
+def test_splits_of_different_questions_are_as_before(tmp_path):
+    from lightning_modules.table import split_of
+
+    data = FeatureDataModule(write_harvest(tmp_path / "harvest", make_questions(60)))
+    data.setup()
+    for split, ids in data.questions().items():
+        assert all(split_of(name, 0.6, 0.2, 0) == split for name in ids)
+
+
+def test_a_test_store_has_no_question_that_was_trained_on_under_another_id(tmp_path):
+    questions = make_questions(60)
+    store = write_harvest(tmp_path / "harvest", questions)
+    other = [replace(q, question_id=f"other-{q.question_id}") for q in questions]
+    data = FeatureDataModule(store, test_store=write_harvest(tmp_path / "other", other))
+    data.setup()
+    used = {name for split in ("train", "val", "calibration") for name in data.questions()[split]}
+    assert used
+    assert not {f"other-{name}" for name in used} & set(data.questions()["test"])
+
+
+def test_a_cross_validation_predicts_a_question_by_one_fold(doubled, tmp_path):
+    options = ["--config", str(ROOT / "configs/gbdt.yaml"), f"--data.init_args.store={doubled}"]
+    options += ["--trainer.max_epochs=1", "--data.init_args.num_orders=1", "--model.init_args.min_rows_per_leaf=20"]
+    found = read_predictions(cross_validate(options, folds=3, output=tmp_path / "crossval"))
+    fold = dict(zip(found.question_ids, found.fold.tolist(), strict=True))
+    assert all(fold[f"q{number:05d}"] == fold[f"again-q{number:05d}"] for number in range(60))
+    assert set(fold.values()) == {0, 1, 2}
+
+
+def test_a_replay_chooses_thresholds_on_other_questions_than_their_copies():
+    names = [f"q{number}" for number in range(50)]
+    contents = {name: content_of(f" question  {name}") for name in names}
+    copies = {f"z-{name}": content for name, content in contents.items()}
+    stand_for = representatives(contents | copies)
+    folds = folds_of([stand_for[name] for name in (*contents, *copies)], 5, 0)
+    assert folds[:50].tolist() == folds[50:].tolist() == folds_of(names, 5, 0).tolist()
+
+
+def test_questions_without_a_text_are_not_taken_for_one():
+    assert representatives({"b": "", "a": "", "d": "same", "c": "same"}) == {"b": "b", "a": "a", "d": "c", "c": "c"}
+
+
+def test_the_digest_of_a_store_follows_what_a_training_reads(tmp_path):
+    """What identifies a training's data: the harvest that has grown is another one."""
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    questions = make_questions(4)
+    writer.commit(questions[:2])
+    before = Store.open(tmp_path).checksum()
+    writer.commit(questions[2:])
+    assert Store.open(tmp_path).checksum() != before
+    with h5py.File(next(tmp_path.glob("*.h5"))) as file:
+        assert file.attrs["column_sha256"].dtype == np.uint8
