@@ -170,6 +170,7 @@ _KEPT = {
     "crossval": "every fold and epoch that was finished",
     "tune": "every trial that was finished",
     "bench": "every measurement that was finished",
+    "grade": "every verdict that was written",
 }
 """What a command that was interrupted has kept; the others begin again."""
 
@@ -177,7 +178,8 @@ _KEPT = {
 def _after_interruption(command: str, arguments: list[str]) -> str:
     """Return what an interrupted command leaves, and what the same command does then."""
     planning = any(argument.startswith("--plan") for argument in arguments)
-    if command in _KEPT and not planning:
+    copying = command == "grade" and any(Path(argument).is_dir() for argument in arguments)  # of a store, whole or not
+    if command in _KEPT and not planning and not copying:
         return f"{_KEPT[command]} is kept, the same command goes on from there"
     return "nothing of it is kept, the same command begins again"
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dps.benchmarks.thinking import is_mark
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,18 +29,27 @@ class AddedText:
             tokenizer: The model's tokenizer.
         """
         self._tokenizer = tokenizer
+        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._marks = {number for number, content in special.items() if is_mark(content)}
+        self._hidden = {*special, *tokenizer.all_special_ids} - self._marks
         self.before = self._ordinary_token()
         """The token that goes before the others; none where no token is of letters and digits."""
         self.known = self._decode(self.before)
         """Its text."""
 
     def __call__(self, tokens: Sequence[int]) -> str:
-        """Return the text that tokens add, special tokens left out; bytes that are no UTF-8 show as U+FFFD."""
+        """Return the text that tokens add, special tokens left out; bytes that are no UTF-8 show as U+FFFD.
+
+        Special tokens that open or close thinking stay: nothing else tells what was thought from what was said.
+        """
         text = self._decode([*self.before, *tokens])
         return text.removeprefix(self.known) if text.startswith(self.known) else self._decode(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        shown, skip = list(tokens), True
+        if not self._marks.isdisjoint(shown):
+            shown, skip = [token for token in shown if token not in self._hidden], False
+        return self._tokenizer.decode(shown, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
 
     def _ordinary_token(self) -> list[int]:
         """Return the first token of letters and digits that others can follow without changing its text."""

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from transformers import AddedToken
 
+from dps.benchmarks.thinking import answer_part
 from dps.errors import InputError
 from dps.sampler.stop import token_bytes
 from dps.text import AddedText
@@ -105,3 +107,21 @@ def test_stop_strings_are_refused_where_a_token_adds_other_text_beside_other_nei
     backend.decoder = decoders.BPEDecoder("</w>")
     with pytest.raises(InputError, match=r"joins neighbours in a way of its own: set benchmark.stop to \[\]"):
         token_bytes(wrapped(backend), 5)
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"), ("<think>", "</think>")],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_of_thinking_are_shown_though_they_are_special_tokens(opened, closed, special):
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in (opened, closed)])
+    text = AddedText(tokenizer)
+    one, two = (tokenizer.convert_tokens_to_ids(mark) for mark in (opened, closed))
+    thought, said = ids_of(tokenizer, "x"), ids_of(tokenizer, "\n    return")
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    assert text([one, *thought, two, *said, *end]) == f"{opened}x{closed}\n    return"
+    assert text([*thought, *end]) == "x"
+    assert answer_part(text([one, *thought, two, *said, *end])) == "\n    return"
+    assert answer_part(text([one, *thought])) is None

@@ -46,18 +46,16 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
 
     Args:
         folder: The store.
-        output: Folder of the copy; of one that an interrupted run has left, what is missing is added.
+        output: Folder of the copy; nothing is left of one that is interrupted.
         progress: Called with the number of questions that were graded since the last call.
 
     Raises:
-        InputError: If the copy is complete already, or the store's benchmark is not known.
-        StoreError: If the output is the copy of another store.
+        InputError: If the output holds a store already, or the store's benchmark is not known.
+        StoreError: If the output holds anything else.
     """
     store = Store.open(folder)
-    copy = Store.open(output) if (output / "manifest.json").exists() else None
-    if copy is not None and set(store.question_ids) <= set(copy.question_ids):
+    if (output / "manifest.json").exists() and len(Store.open(output)):
         raise InputError(f"Expected an empty folder for the graded copy, but {output} holds a store: choose another.")
-    there = set(copy.question_ids) if copy is not None else set()
     golds = [question.gold for question in store.scan(hidden=False)]
     identity = store.manifest.benchmark
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
@@ -70,14 +68,8 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
             old.append(question)
             if len(old) < _BATCH and number < len(store):
                 continue
-            missing = [q for q in old if q.question_id not in there]
-            fresh = list(threads.map(lambda q: graded(q, grader, aggregator), missing))
-            if fresh:
-                writer.commit(fresh)
-            known = {q.question_id: q for q in fresh}
-            if copy is not None:
-                known |= {q.question_id: q for q in copy.read(i.question_id for i in old if i.question_id in there)}
-            new = [known[q.question_id] for q in old]
+            new = list(threads.map(lambda q: graded(q, grader, aggregator), old))
+            writer.commit(new)
             for before, after in zip(old, new, strict=True):
                 counts = [a + b for a, b in zip(counts, _differences(before, after), strict=True)]
             progress(len(old))

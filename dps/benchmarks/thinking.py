@@ -31,6 +31,15 @@ _KINDS = [(_compiled(opening), _compiled(closing)) for opening, closing in _MARK
 _OPEN_AT_END = _compiled("(?:" + "|".join(re.sub(r"\?P<tag>", "?:", opening) for opening, _ in _MARKS) + r")\s*\Z")
 
 
+_PIECES = ("<|channel|>", "<|message|>", "<|channel>")
+"""Tokens of which marks consist, with words between them."""
+
+
+def is_mark(token: str) -> bool:
+    """Whether a special token opens or closes thinking, or is part of what does: a decoded response must show it."""
+    return token in _PIECES or any(pattern.fullmatch(token) for pair in _KINDS for pattern in pair)
+
+
 def answer_part(response: str, prompt: str = "") -> str | None:
     r"""Return what a response says after its thinking; None if its thinking never ended, or nothing follows it.
 

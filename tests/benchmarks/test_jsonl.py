@@ -128,7 +128,7 @@ def test_what_most_answers_are_decides_what_is_asked_for(tmp_path, others, remar
 
 
 def test_entries_of_a_list_are_named_as_such(tmp_path):
-    records = [{"question": "a?", "answer": answer} for answer in ("x", "y", "1", "2", "3")]
+    records = [{"question": f"{answer}?", "answer": answer} for answer in ("x", "y", "1", "2", "3")]
     assert "entries 1 and 2 are not" in load(write(tmp_path, json.dumps(records))).remarks[0]
 
 

@@ -61,18 +61,6 @@ def test_grading_again_makes_every_verdict_anew(tmp_path):
     assert not Store.open(tmp_path / "third").verify()
 
 
-def test_a_copy_that_was_interrupted_is_completed(tmp_path):
-    folder = stored(tmp_path, "gsm8k")
-    whole = regrade(folder, tmp_path / "whole")
-    first, *_ = Store.open(tmp_path / "whole")
-    StoreWriter.open(tmp_path / "part", Store.open(folder).manifest).commit([first])
-    assert regrade(folder, tmp_path / "part") == whole
-    pairs = zip(Store.open(tmp_path / "whole"), Store.open(tmp_path / "part"), strict=True)
-    assert all([t.answer for t in one.trajectories] == [t.answer for t in other.trajectories] for one, other in pairs)
-    with pytest.raises(InputError, match="Expected an empty folder for the graded copy"):
-        regrade(folder, tmp_path / "part")
-
-
 def test_what_was_given_up_has_no_answer_when_it_is_graded_again(tmp_path):
     folder = stored(tmp_path, "gsm8k", count=1)
     (question,) = Store.open(folder)
