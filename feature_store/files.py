@@ -19,16 +19,42 @@ def write_once(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: If ``path`` exists.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _temporary(path, content)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         _give_name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a file that takes the place of what has its name, whole or not at all; a link there is not followed.
+
+    Args:
+        path: The final name.
+        content: All of it. A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
+    """
+    encoded = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    temporary = _temporary(path, encoded)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, content: bytes) -> Path:
+    """Return a new file with this content beside ``path``, brought to the disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)  # of a predecessor with our process id
+    try:
+        with open(temporary, "xb") as file:  # never through a link that somebody has put there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def _give_name(temporary: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from feature_store.errors import StoreError
 from feature_store.files import write_once
+from feature_store.hostile import check_manifest, read_json
 from feature_store.records import Manifest
 from feature_store.segment import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 
@@ -41,11 +42,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise StoreError(f"Expected a store, but there is no folder {folder}: run dps harvest or dps evaluate first.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise StoreError(f"Expected a store, but {folder} has no {MANIFEST}: give the folder of a harvest.") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be opened ({error.strerror}): check it and its permissions.") from error
+    except StoreError:
+        raise
     except ValueError as error:
         raise StoreError(
             f"{path} cannot be read as JSON: it is damaged; delete the store and harvest again."
@@ -69,6 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
+    check_manifest(content, path)
     return Manifest(**{name: content[name] for name in known})
 
 

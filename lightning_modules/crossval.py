@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 
 from dps.errors import InputError
 from feature_store import Store
+from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.batches import to_tensor
 from lightning_modules.cli import resolve, run
@@ -130,9 +130,7 @@ def claim(folder: Path, cli: ControllerCLI, folds: int) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, complete or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def fold_questions(folder: Path) -> dict[str, list[str]]:

@@ -8,8 +8,8 @@ A run folder (``trainer.default_root_dir``) holds ``config.yaml`` (of the traini
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from dps.errors import InputError
+from feature_store.files import replace_file
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller
@@ -191,9 +192,7 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / self.config_filename
         if not path.is_file() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, path)
+            replace_file(path, text)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -220,12 +219,13 @@ class PredictionWriter(BasePredictionWriter):
         probabilities = [float(p) for batch in predictions for p in batch]
         rows = [(question_id, k, more) for question_id in table.question_ids for k, more in _steps(table.ks)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["question_id", "split", "k", "p_enough", "add"])
-            for (question_id, k, more), p in zip(rows, probabilities, strict=False):
-                more = more if going_on(p, data.label) > threshold else 0
-                writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
+        file = io.StringIO(newline="")
+        writer = csv.writer(file)
+        writer.writerow(["question_id", "split", "k", "p_enough", "add"])
+        for (question_id, k, more), p in zip(rows, probabilities, strict=False):
+            more = more if going_on(p, data.label) > threshold else 0
+            writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
+        replace_file(self._path, file.getvalue())
         print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from dps.errors import InputError
+from feature_store.files import replace_file
 from lightning_modules.cli import resolve, run
 from lightning_modules.crossval import claim, predict_table, write_json
 from lightning_modules.load import load_controller
@@ -148,7 +149,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         for part in dict.fromkeys(s.part for s in space)
     }
     head = "# A second --config for dps fit and dps crossval: the best settings that dps tune found.\n"
-    (folder / BEST).write_text(head + yaml.safe_dump(chosen, sort_keys=False))
+    replace_file(folder / BEST, head + yaml.safe_dump(chosen, sort_keys=False))
     rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in _complete(study)]
     write_json(folder / TRIALS, {"name": cli.model.name, "folds": folds, "best": best.number, "trials": rows})
     print(

@@ -16,6 +16,7 @@ from typing import Any
 from dps.aggregate import representative
 from dps.errors import InputError
 from feature_store import Store
+from feature_store.files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
     """Write a store's ``model_outputs`` file; returns the number of instructions."""
     outputs = model_outputs(Store.open(folder), k)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(outputs, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    replace_file(output, json.dumps(outputs, ensure_ascii=False, indent=1) + "\n")
     return len(outputs)
 
 

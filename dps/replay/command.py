@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from dps.replay.samples import Samples, Walk, describe, orders_of, read_samples,
 from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
+from feature_store.files import replace_file
 
 SCHEMA_VERSION = 2
 """Of ``replay.json``."""
@@ -489,13 +491,14 @@ def write_replay(report: Mapping[str, Any], output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (output / "replay.json").write_text(text + "\n", encoding="utf-8")
-    with (output / "replay.csv").open("w", newline="") as file:
-        names = ["policy", "kind", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        for policy in report["policies"]:
-            for point in policy["curve"]:
-                writer.writerow({**policy, **point})
+    replace_file(output / "replay.json", text + "\n")
+    names = ["policy", "kind", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s"]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names, extrasaction="ignore")
+    writer.writeheader()
+    for policy in report["policies"]:
+        for point in policy["curve"]:
+            writer.writerow({**policy, **point})
+    replace_file(output / "replay.csv", table.getvalue())
     # From the text, as `dps report` does it later.
     write_replay_page(json.loads(text), output)
