@@ -55,16 +55,16 @@ def external_link(group, name, values):
 
 
 def huge(group, name, values):
-    group.create_dataset(name, (10**12,) + values.shape[1:], values.dtype)
+    group.create_dataset(name, (10 ** 12, *values.shape[1:]), values.dtype)
 
 
 def huge_in_chunks(group, name, values):
-    group.create_dataset(name, (10**12,) + values.shape[1:], values.dtype, chunks=(1024,) + values.shape[1:])
+    group.create_dataset(name, (10 ** 12, *values.shape[1:]), values.dtype, chunks=(1024, *values.shape[1:]))
 
 
 def huge_chunk(group, name, values):
-    shape = (2**28,) + values.shape[1:]
-    group.create_dataset(name, values.shape, values.dtype, chunks=shape, maxshape=(None,) + values.shape[1:])
+    shape = (2 ** 28, *values.shape[1:])
+    group.create_dataset(name, values.shape, values.dtype, chunks=shape, maxshape=(None, *values.shape[1:]))
 
 
 def bomb(group, name, values):
@@ -113,7 +113,7 @@ def test_a_group_that_is_a_link_is_refused(store):
 def test_an_attribute_that_is_huge_is_refused(store, name):
     with h5py.File(segment(store), "r+") as file:
         file.attrs[name] = np.zeros(8000)
-    with pytest.raises(StoreError, match=f"attribute {name}|damaged"):
+    with pytest.raises(StoreError, match=rf"attribute {name}|damaged"):
         list(Store.open(store))
 
 
@@ -278,7 +278,7 @@ CONTENTS = ("[" * 100_000, '{"a":' * 100_000, "9" * 10_000, "[1]", "null", '"tex
 @pytest.mark.parametrize("content", CONTENTS, ids=lambda content: repr(content[:8]))
 def test_a_manifest_that_is_none_is_a_sentence(store, content):
     (store / "manifest.json").write_text(content)
-    with pytest.raises(StoreError, match="cannot be read as JSON|is not the manifest of"):
+    with pytest.raises(StoreError, match=r"cannot be read as JSON|is not the manifest of"):
         Store.open(store)
 
 
