@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from dps.aggregate import Aggregator
+from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
@@ -150,6 +151,7 @@ class HarvestConfig:
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
+        check_seed(self.seed)
         self.sampler.check()
         self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
@@ -262,6 +264,7 @@ class EvaluateConfig:
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
+        check_seed(self.seed)
         self.sampler.check()
         self.k.check()
         self.compute.check()

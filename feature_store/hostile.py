@@ -168,6 +168,9 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
             raise _wrong(path, name, f"a whole number from 1 to {_LARGEST_K:,}", value)
     if ks == []:
         raise _wrong(path, "policy.ks", "a list of at least one number", ks)
+    ids = content.get("question_ids")
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(name, str) for name in ids)):
+        raise _wrong(path, "question_ids", "a list of texts", ids)
     for name, value in content["calibration"].items():
         if not (_is(value, int, float) and math.isfinite(value) and value >= 0):
             raise _wrong(path, f"calibration.{name}", "a number of at least 0", value)

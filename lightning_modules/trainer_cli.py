@@ -10,10 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,11 @@ import yaml
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from dps.arguments import check_seed
 from dps.errors import InputError
 from feature_store.files import replace_file
 from lightning_modules.controllers.base import ControllerModule
@@ -99,6 +104,12 @@ class ControllerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         command = self.config["subcommand"] if self._runs else None
         options = self.config[command] if self._runs else self.config
+        for name, seed in (
+            ("seed_everything", options.get("seed_everything")),
+            ("data.init_args.seed", options.get("data.init_args.seed")),
+            ("model.init_args.seed", options.get("model.init_args.seed")),
+        ):
+            check_seed(None if isinstance(seed, bool) else seed, name)
         for name in _FROM_DATA:  # the link would win, silently
             if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(
@@ -107,11 +118,21 @@ class ControllerCLI(LightningCLI):
         if not self._runs:
             return
         path = options.get("ckpt_path")
+        if command == "fit" and path == "last":
+            last = Path(_checkpoints(options.trainer.default_root_dir)) / "last.ckpt"
+            path = str(last) if last.is_file() else None
         if command != "fit":
             self._trained = load_controller(path or options.trainer.default_root_dir)
             options.ckpt_path = str(self._trained.path)
-        elif path is not None and path != "last":
-            load_controller(path)
+            _check_kind(options.model, self._trained)
+            _take_settings(options.model, self._trained)
+        elif path is not None:
+            trained = load_controller(path)
+            _check_kind(options.model, trained)
+            _check_settings(options.model, trained)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no configuration from a checkpoint, which would name classes to import: checkpoints are handed on."""
 
     def after_instantiate_classes(self) -> None:
         """Refuse to measure a trained controller on data that do not fit it; use its clock."""
@@ -136,6 +157,11 @@ class ControllerCLI(LightningCLI):
         folder = Path(config["default_root_dir"])
         if config["logger"] in (None, True):
             kwargs["logger"] = _logger(folder, self.subcommand, self._get(self.config_init, "ckpt_path"))
+        if not config["plugins"]:
+            # One process trains, whatever a cluster's variables say of the job that it runs in.
+            kwargs["plugins"] = [LightningEnvironment()]
+            if "LOCAL_RANK" not in os.environ:
+                rank_zero_only.rank = 0
         if config["enable_progress_bar"] is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty() and sys.stdout.isatty()
         configured = config["callbacks"] or []
@@ -145,7 +171,10 @@ class ControllerCLI(LightningCLI):
             callbacks.append(last)
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(folder / "predictions.csv"))
-        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        try:
+            return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"The Trainer refuses its configuration: {' '.join(str(error).split())}") from error
 
     # -- what is printed -------------------------------------------------------------------------------------------
 
@@ -260,6 +289,48 @@ def _checkpoints(run_folder: Any) -> str:
     if run_folder is None:
         raise InputError("Expected a run folder: set trainer.default_root_dir, for example to runs/controllers/mlp-hq.")
     return str(Path(run_folder) / "checkpoints")
+
+
+def _check_kind(model: Any, trained: Controller) -> None:
+    """Refuse a checkpoint of another kind of controller than the configuration's."""
+    configured = _class_at(model["class_path"]).name
+    if trained.name != configured:
+        raise InputError(
+            f"Expected a checkpoint of {configured}, which this configuration is for, but {trained.path} is of "
+            f"{trained.name}: give the configuration that it was trained with, or another checkpoint."
+        )
+
+
+def _class_at(path: str) -> type[ControllerModule]:
+    """Return the class that a ``class_path`` means, which the parser has imported already."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _sizes(model: Any, trained: Controller) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of the network that both have: what the configuration says, and what was trained."""
+    given = model["init_args"]
+    return {
+        name: (given[name], value)
+        for name, value in trained.description["settings"].items()
+        if name in given and name not in _FROM_DATA
+    }
+
+
+def _take_settings(model: Any, trained: Controller) -> None:
+    """Let the network be the one that was trained."""
+    for name, (_, value) in _sizes(model, trained).items():
+        model["init_args"][name] = value
+
+
+def _check_settings(model: Any, trained: Controller) -> None:
+    """Refuse to go on with a network of another shape."""
+    for name, (given, value) in _sizes(model, trained).items():
+        if name in ("projection_size", "layer_sizes") and given != value:
+            raise InputError(
+                f"The controller {trained.path} was trained with model.{name} {value}, but this configuration has "
+                f"{given}: give the configuration that it was trained with, or begin anew without --ckpt_path."
+            )
 
 
 def _logger(folder: Path, command: str | None, resumed_from: str | None) -> CSVLogger | bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dps.arguments import check_text
 from dps.errors import InputError
 
 
@@ -89,6 +90,7 @@ def read_records(path: str | Path) -> RecordFile:
     for place, value in placed:
         if not isinstance(value, dict):
             raise file.error(place, 'is not a JSON object: each question is {"question": ..., "answer": ...}.')
+        check_text({f"{place} of {file.name}": value})
     return file
 
 
@@ -96,6 +98,8 @@ def _parse(text: str, name: str, first_line: int) -> Any:
     """Return the JSON value of a text; floats that JSON does not have are refused."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise InputError(f"Line {first_line} of {name} is nested too deep: expected one JSON object a line.") from error
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(

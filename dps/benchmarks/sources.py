@@ -14,7 +14,7 @@ from typing import Any
 from dps.benchmarks.config import BenchmarkConfig
 from dps.benchmarks.records import RecordFile, read_records
 from dps.errors import InputError
-from dps.hub import quiet_hub
+from dps.hub import hub_answers, quiet_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,15 @@ def fetch(file: HubFile, advice: str) -> Path:
 
     try:
         with quiet_hub():
-            return Path(hf_hub_download(file.repository, file.filename, repo_type="dataset", revision=file.revision))
+            return Path(
+                hf_hub_download(
+                    file.repository,
+                    file.filename,
+                    repo_type="dataset",
+                    revision=file.revision,
+                    local_files_only=not hub_answers(),
+                )
+            )
     except GatedRepoError as error:
         raise InputError(
             f"{file.title} is a gated data set: accept its terms on the page of {file.repository} on the Hugging Face "

@@ -55,15 +55,15 @@ def external_link(group, name, values):
 
 
 def huge(group, name, values):
-    group.create_dataset(name, (10 ** 12, *values.shape[1:]), values.dtype)
+    group.create_dataset(name, (10**12, *values.shape[1:]), values.dtype)
 
 
 def huge_in_chunks(group, name, values):
-    group.create_dataset(name, (10 ** 12, *values.shape[1:]), values.dtype, chunks=(1024, *values.shape[1:]))
+    group.create_dataset(name, (10**12, *values.shape[1:]), values.dtype, chunks=(1024, *values.shape[1:]))
 
 
 def huge_chunk(group, name, values):
-    shape = (2 ** 28, *values.shape[1:])
+    shape = (2**28, *values.shape[1:])
     group.create_dataset(name, values.shape, values.dtype, chunks=shape, maxshape=(None, *values.shape[1:]))
 
 
