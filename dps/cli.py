@@ -739,7 +739,7 @@ def _check_questions(config: Any) -> None:
 
 
 def _check_there(model: Any, embedder: str | None = None) -> None:
-    """Refuse a model or an embedder that is not on this machine and not to be had, before anything heavy is imported."""
+    """Refuse a model or an embedder that cannot be had, before anything heavy is imported."""
     from dps.embedding import QuestionEmbedder
     from dps.model_config import EMBEDDED, check_there
 
