@@ -86,7 +86,7 @@ length alone, and the policy at the out-of-fold thresholds against the largest k
 _TUNE_USAGE = """usage: dps tune --config configs/mlp_hq.yaml [--trials 20] [--folds 3] [--output FOLDER] [--key value]
 
 Searches for the settings whose out-of-fold probabilities have the lowest log loss, with Optuna
-(pip install 'dynamic-power-sampling[tune]'). The test questions of dps fit stay out of it. The same
+(pip install optuna). The test questions of dps fit stay out of it. The same
 command again does the trials that are missing. Writes best.yaml and trials.json; then
 
   dps fit --config configs/mlp_hq.yaml --config FOLDER/best.yaml

@@ -11,6 +11,7 @@ from dps.aggregate import Aggregator
 from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
+from dps.extras import install
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import RULES, KRange
 from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig
@@ -93,8 +94,8 @@ class ComputeConfig:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise InputError(
-                "compute.tensorboard needs the package tensorboard: pip install "
-                "'dynamic-power-sampling[tensorboard]', or leave it out; progress.jsonl has the same numbers."
+                f"compute.tensorboard needs the package tensorboard: {install('tensorboard', 'tensorboard')}, or leave "
+                "it out; progress.jsonl has the same numbers."
             )
         return self
 

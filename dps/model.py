@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dps.errors import InputError
+from dps.extras import install
 from dps.hub import only_cached, quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
 
@@ -205,7 +206,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
             import gguf  # noqa: F401
         except ImportError as error:
             raise InputError(
-                "Reading a GGUF file needs the extra gguf: pip install 'dynamic-power-sampling[gguf]'."
+                f"Reading a GGUF file needs the package gguf: {install('gguf', 'gguf accelerate')}."
             ) from error
         location = str(source.parent)
         options["gguf_file"] = source.name

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from dps.errors import InputError, WorkersDied
+from dps.extras import install
 from dps.ledger import Ledger, Take
 from dps.pool import reclaim
 from dps.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
@@ -117,8 +118,7 @@ class RayPool:
             import ray
         except ImportError:
             raise InputError(
-                "compute.backend: ray needs the package ray: pip install 'dynamic-power-sampling[ray]', or use "
-                "compute.backend: local."
+                f"compute.backend: ray needs the package ray: {install('ray', 'ray')}, or use compute.backend: local."
             ) from None
         self._ray = ray
         self._joined = not ray.is_initialized()

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from dps.errors import InputError
+from dps.extras import install
 from feature_store.files import replace_file
 from lightning_modules.cli import resolve, run
 from lightning_modules.crossval import claim, predict_table, write_json
@@ -115,7 +116,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
     """
     if find_spec("optuna") is None:
-        raise InputError("dps tune needs Optuna: pip install 'dynamic-power-sampling[tune]'.")
+        raise InputError(f"dps tune needs Optuna: {install('tune', 'optuna')}.")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
