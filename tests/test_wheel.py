@@ -62,7 +62,9 @@ def test_a_configuration_of_the_package_is_found_anywhere(tmp_path, monkeypatch,
         assert done.value.code == 0
         assert "block_size: 24" in capsys.readouterr().out
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "gbdt.yaml").write_text("trainer: {default_root_dir: x}\nnonsense: 1\n")  # the user's own comes first
+    (tmp_path / "configs" / "gbdt.yaml").write_text(
+        "trainer: {default_root_dir: x}\nnonsense: 1\n"
+    )  # the user's own comes first
     assert run(["fit", "--config", "configs/gbdt.yaml"]) == 2
     assert "nonsense" in capsys.readouterr().err
     assert run(["fit", "--config", "configs/nothing.yaml"]) == 2
