@@ -1,5 +1,6 @@
 """Entry point of ``dps`` and ``python -m dps``."""
 
+import errno
 import os
 import sys
 
@@ -12,33 +13,39 @@ from dps.cli import run
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code.
+
+    What is left of the output is written here: at its very end Python can only print a traceback when the reader of a
+    pipe has gone (``dps report | head``, which is no fault) or a disk is full.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a model's text may have what the terminal cannot show
+    code: int | str | None
     try:
         code = run(sys.argv[1:])
+        _flush()
     except SystemExit as done:  # after --help
         code = done.code
-    sys.exit(_flushed(code))
-
-
-def _flushed(code: int | str | None) -> int | str | None:
-    """Write what is left of the output and return the exit code.
-
-    Python would do so at its very end, where it can only print a traceback when the reader of a pipe has gone
-    (``dps report | head``, which is no fault) or a disk is full.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError as error:
+    except BrokenPipeError:
+        code = 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"dps: error: The output cannot be written ({error.strerror}).", file=sys.stderr)
+        code = 2
+    try:
+        _flush()
+    except OSError:  # said already, or a pipe; Python must not try again
+        for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if not isinstance(error, BrokenPipeError):
-                print(f"dps: error: The output cannot be written ({error.strerror}).", file=sys.stderr)
-                code = code or 2
-    return code
+    sys.exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 if __name__ == "__main__":

@@ -92,10 +92,11 @@ def hub_answers() -> bool:
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=_WAIT_S)
+            response = get_session().head(constants.ENDPOINT, timeout=_WAIT_S)
         except Exception:  # whatever its client raises: it has not answered
             return
-        answered.set()
+        if response.status_code < 400:  # else somebody on the way has answered
+            answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

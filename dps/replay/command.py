@@ -30,6 +30,7 @@ from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
 from feature_store.files import replace_file
+from feature_store.hostile import dataset_in
 
 SCHEMA_VERSION = 2
 """Of ``replay.json``."""
@@ -62,24 +63,32 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
     """Read ``predictions.h5`` of a cross-validation; None if the folder holds none.
 
     Raises:
-        InputError: If its controllers are asked inside a run.
+        InputError: If its controllers are asked inside a run, or it cannot be read.
     """
     path = Path(folder) / "predictions.h5"
     if not path.is_file():
         return None
-    with h5py.File(path, "r") as file:
-        if block := int(file.attrs.get("block", 0)):
-            raise InputError(
-                f"The cross-validation {folder} is of controllers that are asked after block {block} while "
-                "trajectories run, a replay asks where they have ended: leave it out."
+    try:
+        with h5py.File(path, "r") as file:
+            if block := int(file.attrs.get("block", 0)):
+                raise InputError(
+                    f"The cross-validation {folder} is of controllers that are asked after block {block} while "
+                    "trajectories run, a replay asks where they have ended: leave it out."
+                )
+            return OutOfFold(
+                question_ids=tuple(name.decode("utf-8") for name in dataset_in(file, "question_id")[()]),
+                orders=dataset_in(file, "orders")[()].astype(np.int64),
+                p_enough=dataset_in(file, "p_enough")[()],
+                ks=tuple(int(k) for k in np.atleast_1d(file.attrs["ks"])),
+                store_fingerprint=_text(file.attrs["store_fingerprint"]),
             )
-        return OutOfFold(
-            question_ids=tuple(name.decode("utf-8") for name in file["question_id"][()]),
-            orders=file["orders"][()].astype(np.int64),
-            p_enough=file["p_enough"][()],
-            ks=tuple(int(k) for k in np.atleast_1d(file.attrs["ks"])),
-            store_fingerprint=_text(file.attrs["store_fingerprint"]),
-        )
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise InputError(
+            f"Expected predictions of dps crossval, but {path} cannot be read as such ({type(error).__name__}): run it "
+            "again."
+        ) from error
 
 
 def _text(value: Any) -> str:
@@ -113,6 +122,13 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
             *(s.question_ids for s in sources), *(f.question_ids for f in found.values() if f)
         )
     )
+    for (folder, _), source in zip(rivals, sources, strict=True):
+        if not set(samples.question_ids) & set(source.question_ids):
+            raise InputError(
+                f"Expected rivals of the same questions, but {folder} and {harvest} have no graded question in common "
+                f"({source.question_ids[0]}, ... and {samples.question_ids[0]}, ...): evaluate the rivals on the "
+                "questions of the harvest."
+            )
     if not common:
         raise InputError("Expected graded questions that harvest, rivals and cross-validations all have, found none.")
     notes = []

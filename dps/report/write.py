@@ -172,7 +172,7 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
         ):
             if one == two or (what == "benchmark" and _prompts_agree(one, two, first_folder, folder)):
                 continue
-            key = next(key for key in sorted({*one, *two}) if one.get(key) != two.get(key))
+            key = next(key for key in sorted({*one, *two}) if (key in one, one.get(key)) != (key in two, two.get(key)))
             raise InputError(
                 f"Expected stores of one {what}, but {key} is {one.get(key)!r} in {first_folder} and "
                 f"{two.get(key)!r} in {folder}: make a report of each."
