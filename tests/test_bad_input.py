@@ -191,7 +191,7 @@ def test_a_reader_that_goes_away_is_no_fault(words):
     )
     os.close(writing)
     assert done.stderr == b""
-    assert done.returncode == (0 if words else 2)
+    assert done.returncode in ({0} if words else {0, 2})  # by whether the output waits in a buffer
 
 
 def test_an_output_that_cannot_be_written_is_a_sentence():
