@@ -33,6 +33,19 @@ def quiet_hub() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+@contextmanager
+def offline_if_silent() -> Iterator[None]:
+    """Let the hub's client look into its cache alone where the hub does not answer, instead of waiting for it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def only_cached(repository: str, what: str, *, revision: str | None = None) -> bool:
     """Return whether a model must come from the hub's cache on this machine, because the hub does not answer.
 

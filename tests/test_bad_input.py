@@ -56,7 +56,7 @@ def test_a_seed_out_of_range_is_refused(words, seed, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize("seed", ["4294967296", "99999999999999999999999"])
 def test_a_seed_of_a_benchmark_out_of_range_is_refused(seed, capsys):
     assert run(["harvest", f"--benchmark.seed={seed}"]) == 2
     assert f"Expected benchmark.seed from 0 to 4,294,967,295, got {seed}" in said(capsys)
