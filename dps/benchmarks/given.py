@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from dps.arguments import check_text
 from dps.benchmarks.answers import extract_number, strict_number
 from dps.benchmarks.arithmetic import extract_answer, prompt_for
 from dps.benchmarks.benchmark import Benchmark, Item
@@ -33,6 +34,7 @@ def given_questions(questions: Sequence[str], style: Style = "number", prompt: s
     """
     if not questions or any(not question.strip() for question in questions):
         raise InputError("Expected at least one question, and none of them empty.")
+    check_text({f"question {number}": question for number, question in enumerate(questions, 1)})
     if style not in STYLES:
         raise InputError(f"Expected a style among {', '.join(STYLES)}, got {style!r}.")
     embedded = style == "arithmetic"
