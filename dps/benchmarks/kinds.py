@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from dps.benchmarks.answers import extract_number, extract_text, strict_number, strict_text
+from dps.benchmarks.answers import extract_text, strict_text
 from dps.benchmarks.grading import ChoiceGrader, Grader, TextGrader
-from dps.benchmarks.mathematics import MathGrader
+from dps.benchmarks.mathematics import MathGrader, NumberGrader
 from dps.benchmarks.programs import CodeGrader
 
 Kind = Literal["number", "math", "choice", "text", "code"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _GRADERS: dict[str, Grader] = {
-    "number": TextGrader(extract_number, strict_number),
+    "number": NumberGrader(),
     "math": MathGrader(),
     "choice": ChoiceGrader(),
     "text": TextGrader(extract_text, strict_text),
