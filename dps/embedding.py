@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dps.errors import InputError
-from dps.hub import is_hub_id, only_cached, quiet_hub
+from dps.hub import is_hub_id, offline_if_silent, only_cached, quiet_hub
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -101,9 +102,9 @@ class QuestionEmbedder:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        local = self._folder is not None or only_cached(self.path_or_id, "the question embedder")
+        local = self._folder is not None
         try:
-            with quiet_hub():
+            with quiet_hub(), nullcontext() if local else offline_if_silent():
                 return SentenceTransformer(
                     str(self._folder or self.path_or_id),
                     device=self.device,
