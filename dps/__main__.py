@@ -1,13 +1,51 @@
 """Entry point of ``dps`` and ``python -m dps``."""
 
+import errno
+import os
 import sys
+
+# Threads that wait for work must not keep a core busy that another process could use; their libraries read this when
+# they are loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 from dps.cli import run
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    """Run the command line and exit with its code.
+
+    What is left of the output is written here: at its very end Python can only print a traceback when the reader of a
+    pipe has gone (``dps report | head``, which is no fault) or a disk is full.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a model's text may have what the terminal cannot show
+    code: int | str | None
+    try:
+        code = run(sys.argv[1:])
+        _flush()
+    except SystemExit as done:  # after --help
+        code = done.code
+    except BrokenPipeError:
+        code = 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"dps: error: The output cannot be written ({error.strerror}).", file=sys.stderr)
+        code = 2
+    try:
+        _flush()
+    except OSError:  # said already, or a pipe; Python must not try again
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 if __name__ == "__main__":

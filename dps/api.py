@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from dps.arguments import check_seed
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
 from dps.defaults import EMBEDDED_SAMPLER
@@ -19,10 +21,10 @@ from feature_store.records import Question
 
 
 def answer(
-    questions: Sequence[str],
+    questions: Sequence[str] | str,
     model: LanguageModel | str = EMBEDDED,
     *,
-    controller: Controller | None = None,
+    controller: Controller | str | Path | None = None,
     k: KRange | int | None = None,
     sampler: SamplerConfig | None = None,
     style: Style | None = None,
@@ -36,9 +38,11 @@ def answer(
     """Answer questions with as many trajectories as the controller asks for.
 
     Args:
-        questions: The questions as text; the model's chat template, or a plain one, is put around each.
+        questions: The questions as text, or a single one; the model's chat template, or a plain one, is put around
+            each.
         model: A loaded model, or its name (hub id, folder, GGUF file).
-        controller: Decides whether more trajectories are needed; without one every question gets k.
+        controller: Decides whether more trajectories are needed, or the path of a trained one (a checkpoint, a run
+            folder or a folder of ``dps ship``); without one every question gets k.
         k: The range of a controller (2, 4, 6, 8 if not given), or a fixed number (8 without a controller).
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
         style: How the answer is asked for and found, see :func:`dps.benchmarks.given.given_questions`.
@@ -56,12 +60,17 @@ def answer(
         InputError: If model, controller and settings do not fit together.
 
     Example:
-        >>> from lightning_modules import load_controller  # doctest: +SKIP
-        >>> controller = load_controller("runs/quickstart/controllers/mlp-hq")
-        >>> answer(["From left to right: 14+23*3"], controller=controller)[0].answer
+        >>> controller = "runs/quickstart/controllers/mlp-hq"  # doctest: +SKIP
+        >>> answer("From left to right: 14+23*3", controller=controller)[0].answer
         '111'
     """
     check_rows(rows, "rows")
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    check_seed(seed)
+    if isinstance(controller, str | Path):
+        from lightning_modules.load import load_controller
+
+        controller = load_controller(controller)
     embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
     benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
     settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()

@@ -86,7 +86,7 @@ length alone, and the policy at the out-of-fold thresholds against the largest k
 _TUNE_USAGE = """usage: dps tune --config configs/mlp_hq.yaml [--trials 20] [--folds 3] [--output FOLDER] [--key value]
 
 Searches for the settings whose out-of-fold probabilities have the lowest log loss, with Optuna
-(pip install 'dynamic-power-sampling[tune]'). The test questions of dps fit stay out of it. The same
+(pip install optuna). The test questions of dps fit stay out of it. The same
 command again does the trials that are missing. Writes best.yaml and trials.json; then
 
   dps fit --config configs/mlp_hq.yaml --config FOLDER/best.yaml
@@ -129,6 +129,7 @@ def run(arguments: list[str]) -> int:
         return 0
     if command not in _COMMANDS and command not in _LIGHTNING:
         return _refuse("dps", f"Unknown command {command}: expected one of {', '.join([*_COMMANDS, *_LIGHTNING])}.")
+    from dps.arguments import readable
     from feature_store.errors import StoreError
 
     if threading.current_thread() is threading.main_thread():
@@ -136,6 +137,7 @@ def run(arguments: list[str]) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     try:
+        rest = readable(command, rest)
         if command in _LIGHTNING:
             _lightning(command, rest)
         else:
@@ -148,8 +150,11 @@ def run(arguments: list[str]) -> int:
         print(f"\ndps {command}: interrupted; {_after_interruption(command, rest)}.", file=sys.stderr)
         return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
-        # The reader of a pipe has gone (`dps report | head`): nothing is wrong here.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0  # the reader of a pipe has gone (`dps report | head`): nothing is wrong here
+    except MemoryError:
+        return _refuse(
+            f"dps {command}", "There is not enough memory for this: use smaller settings or another machine."
+        )
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -218,13 +223,16 @@ def _parse(
     """
     from argparse import ArgumentError
 
+    from dps.arguments import check_text
+
     parser.add_class_arguments(config_class)
     if fits is not None:
         _fit_defaults(parser, fits, arguments)
     try:
         parsed = parser.parse_args(arguments)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, RecursionError) as error:
         raise InputError(_one_line(str(error))) from error
+    check_text(parsed.as_dict())
     _refuse_empty_names(vars(parsed))
     built = parser.instantiate_classes(parsed)
     return config_class(**{f.name: built[f.name] for f in fields(config_class)}), parsed  # type: ignore[arg-type]
@@ -276,6 +284,7 @@ def _harvest(arguments: list[str]) -> None:
     parser = _parser("harvest", "Sample every question k times by power sampling and store trajectories and features.")
     config, _ = _parse(parser, HarvestConfig, _plan_flag(arguments), fits="harvest")
     _check_questions(config.check())
+    _check_there(config.model, config.features.embedder)
     if config.plan != "off":
         import json
         import time
@@ -312,6 +321,7 @@ def _evaluate(arguments: list[str]) -> None:
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
         config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
     _check_questions(config.check())
+    _check_there(config.model)
     for name in config.policies:
         inside = config.in_run.get(name)
         for path in inside.paths if inside is not None else ():
@@ -651,6 +661,7 @@ def _bench(arguments: list[str]) -> None:
     parser = _parser("bench", "Measure the engine against the published one-chain loop and plain batched sampling.")
     config, _ = _parse(parser, BenchConfig, arguments, fits="bench")
     _check_questions(config.check())
+    _check_there(config.model)
     from dps.bench.records import print_table
     from dps.bench.run import bench
 
@@ -658,20 +669,17 @@ def _bench(arguments: list[str]) -> None:
 
 
 def _quickstart(arguments: list[str]) -> None:
+    from dps.arguments import CONFIGS, check_seed
     from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
 
     parser = _parser("quickstart", "Run the whole pipeline on the embedded model; minutes on two CPU cores.")
     config, _ = _parse(parser, QuickstartConfig, arguments)
-    configs = Path(__file__).resolve().parents[1] / "configs"
-    if not configs.is_dir():
-        raise InputError(
-            f"The quickstart reads the repository's configs/, but there is no {configs}: run it in a clone."
-        )
+    check_seed(config.seed)
     output = Path(config.output)
     workers = config.workers or len(os.sched_getaffinity(0))
 
     def load(config_class: type[_Config], name: str, questions: int | None) -> _Config:
-        options = [f"--config={configs / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
+        options = [f"--config={CONFIGS / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
         options += [f"--compute.workers={workers}"]
         options += [f"--benchmark.limit={questions}"] if questions is not None else []
         return _parse(_parser("quickstart", ""), config_class, options)[0]
@@ -696,7 +704,7 @@ def _quickstart(arguments: list[str]) -> None:
 
     for name in names:
         fit_controller(
-            configs / f"{name.replace('-', '_')}.yaml",
+            CONFIGS / f"{name.replace('-', '_')}.yaml",
             [
                 f"--data.init_args.store={output / 'harvest'}",
                 f"--seed_everything={config.seed}",
@@ -710,6 +718,7 @@ def _quickstart(arguments: list[str]) -> None:
 
 
 def _sample(arguments: list[str]) -> None:
+    from dps.arguments import check_seed
     from dps.config import KRange, SampleConfig
     from dps.model_config import EMBEDDED, ModelConfig, check_model_name
     from dps.sampler.settings import SamplerConfig
@@ -724,12 +733,14 @@ def _sample(arguments: list[str]) -> None:
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
     check_model_name(model_config)
+    check_seed(config.seed)
     if config.controller is not None:
         _check_controller(config.controller)
     style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
     from dps.benchmarks.given import given_questions
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
+    _check_there(model_config)
     from dps.api import answer
     from dps.model import load_model
 
@@ -872,6 +883,16 @@ def _check_questions(config: Any) -> None:
 
     for remark in load_benchmark(config.benchmark, config.model.name).remarks:
         print(f"note: {remark}", file=sys.stderr)
+
+
+def _check_there(model: Any, embedder: str | None = None) -> None:
+    """Refuse a model or an embedder that cannot be had, before anything heavy is imported."""
+    from dps.embedding import QuestionEmbedder
+    from dps.model_config import EMBEDDED, check_there
+
+    check_there(model)
+    if embedder not in (None, EMBEDDED):
+        QuestionEmbedder(embedder).check_there()
 
 
 def _head(text: str) -> None:

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from dps.aggregate import Aggregator
+from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
 from dps.errors import InputError
+from dps.extras import install
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.policies import RULES, KRange
 from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig, check_rows
@@ -93,8 +95,8 @@ class ComputeConfig:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise InputError(
-                "compute.tensorboard needs the package tensorboard: pip install "
-                "'dynamic-power-sampling[tensorboard]', or leave it out; progress.jsonl has the same numbers."
+                f"compute.tensorboard needs the package tensorboard: {install('tensorboard', 'tensorboard')}, or leave "
+                "it out; progress.jsonl has the same numbers."
             )
         return self
 
@@ -151,6 +153,7 @@ class HarvestConfig:
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
+        check_seed(self.seed)
         self.sampler.check()
         self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
@@ -264,6 +267,7 @@ class EvaluateConfig:
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
+        check_seed(self.seed)
         self.sampler.check()
         self.k.check()
         self.compute.check()

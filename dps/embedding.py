@@ -7,8 +7,8 @@ question. Any sentence-transformers model will do; nothing is imported or loaded
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dps.errors import InputError
-from dps.hub import quiet_hub
+from dps.hub import is_hub_id, offline_if_silent, only_cached, quiet_hub
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +45,7 @@ class QuestionEmbedder:
                     f"Expected a sentence-transformers model as embedder, but the folder {path_or_id} has no "
                     "modules.json: give the folder that save_pretrained wrote."
                 )
-        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_id):
+        elif not is_hub_id(path_or_id):
             raise InputError(
                 f"Expected the embedder as folder or hub id of a sentence-transformers model, got {path_or_id!r}, "
                 "which is neither: check the name."
@@ -63,6 +63,15 @@ class QuestionEmbedder:
         for path in sorted(p for p in self._folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt")):
             digest.update(path.relative_to(self._folder).as_posix().encode() + path.read_bytes())
         return f"{self._folder.resolve().name}@{digest.hexdigest()}"
+
+    def check_there(self) -> None:
+        """Check that the model can be loaded, as far as that is known without loading it.
+
+        Raises:
+            InputError: If it is on the hub, which does not answer or does not have it.
+        """
+        if self._folder is None:
+            only_cached(self.path_or_id, "the question embedder")
 
     @property
     def size(self) -> int:
@@ -95,9 +104,9 @@ class QuestionEmbedder:
         transformers.logging.disable_progress_bar()
         local = self._folder is not None
         try:
-            with quiet_hub():
+            with quiet_hub(), nullcontext() if local else offline_if_silent():
                 return SentenceTransformer(
-                    str(self._folder) if local else self.path_or_id,
+                    str(self._folder or self.path_or_id),
                     device=self.device,
                     local_files_only=local,
                     trust_remote_code=False,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dps.chat import ChatPrompt
 from dps.errors import InputError
-from dps.hub import quiet_hub
+from dps.extras import install
+from dps.hub import only_cached, quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
 from dps.text import AddedText
 
@@ -215,7 +216,9 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     if "gguf_file" not in options:
-        named = get_tokenizer_config(location, revision=options["revision"]).get("tokenizer_class")
+        offline = options.get("local_files_only", False)
+        found = get_tokenizer_config(location, revision=options["revision"], local_files_only=offline)
+        named = found.get("tokenizer_class")
         if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             return PreTrainedTokenizerFast.from_pretrained(location, **options)
     return AutoTokenizer.from_pretrained(location, **options)
@@ -279,6 +282,11 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: {config.device} was asked for, but PyTorch finds no CUDA device: set device: cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {config.device} was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices, "
+            "numbered from 0: name one of these."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current device
     dtype = ("float32" if device.type == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
@@ -292,7 +300,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
             import gguf  # noqa: F401
         except ImportError as error:
             raise InputError(
-                "Reading a GGUF file needs the extra gguf: pip install 'dynamic-power-sampling[gguf]'."
+                f"Reading a GGUF file needs the package gguf: {install('gguf', 'gguf accelerate')}."
             ) from error
         location = str(source.parent)
         options["gguf_file"] = source.name
@@ -300,6 +308,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
         location = str(source)
     else:
         source, location = None, config.name
+        if only_cached(location, "the model", revision=config.revision):
+            options["local_files_only"] = True
     try:
         with quiet_hub():
             tokenizer = _load_tokenizer(location, options)

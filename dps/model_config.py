@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dps.errors import InputError
+from dps.hub import is_hub_id, only_cached
 
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
@@ -43,12 +44,26 @@ def embedded_path(name: str) -> Path:
     return Path(str(resources.files("dps") / "assets" / name))
 
 
+def check_device(device: str) -> None:
+    """Check that a device is of the kinds that the sampler runs on; whether it is there is seen when a model loads.
+
+    Raises:
+        InputError: If it is another.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", device):
+        raise InputError(
+            f"Expected model.device to be auto, cpu, cuda or cuda:<number>, got {device!r}: auto takes a GPU where "
+            "there is one."
+        )
+
+
 def check_model_name(config: ModelConfig) -> None:
-    """Check, without loading anything, that the name can be a model.
+    """Check, without loading anything, that the name can be a model, and the device one.
 
     Raises:
         InputError: If it is a path that does not exist or holds no model, or neither a path nor a hub id.
     """
+    check_device(config.device)
     if config.name == EMBEDDED:
         return
     path = Path(config.name).expanduser()
@@ -67,8 +82,19 @@ def check_model_name(config: ModelConfig) -> None:
                 "give the folder that save_pretrained wrote, or the .gguf file itself."
             )
         return
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name):
+    if path.exists() or not is_hub_id(config.name):
         raise InputError(
             f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
             "check model.name."
         )
+
+
+def check_there(config: ModelConfig) -> None:
+    """Check that a model can be loaded, as far as that is known without loading it.
+
+    Raises:
+        InputError: If it is on the hub, which does not answer or does not have it.
+    """
+    check_model_name(config)
+    if config.name != EMBEDDED and not Path(config.name).expanduser().exists():
+        only_cached(config.name, "the model", revision=config.revision)

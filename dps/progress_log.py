@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from feature_store.errors import StoreError
+from feature_store.hostile import open_in_place
 
 PROGRESS = "progress.jsonl"
 """Name of the file beside the manifest; every run of the store appends to it."""
@@ -43,10 +45,10 @@ class ProgressLog:
         """
         self._folder = folder
         with _writing(folder):
-            _drop_half_line(folder / PROGRESS)
             # Unbuffered, so that what a full disk refuses is not tried again when the file is closed.
-            self._file = open(folder / PROGRESS, "ab", buffering=0)  # noqa: SIM115  (closed in __exit__)
-            self._scalars = _Scalars(folder / TENSORBOARD) if tensorboard else None
+            self._file = FileIO(open_in_place(folder / PROGRESS, os.O_RDWR | os.O_APPEND), "r+")
+            _drop_half_line(self._file)
+            self._scalars = _Scalars(_own_folder(folder / TENSORBOARD)) if tensorboard else None
         self._before, self._total = before, total
         self._started = time.monotonic()
         self._last = float("-inf")
@@ -115,11 +117,18 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _drop_half_line(path: Path) -> None:
+def _drop_half_line(file: FileIO) -> None:
     """Remove what a killed run, or a full disk, left of a line at the end."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = file.read()
     if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _own_folder(folder: Path) -> Path:
+    """Return the folder; refuse one that is a link to another."""
+    if folder.is_symlink():
+        raise StoreError(f"Expected {folder} to be a folder, but it is a symbolic link: put the folder itself there.")
+    return folder
 
 
 class _Scalars:

@@ -16,6 +16,7 @@ from typing import Any
 from dps.benchmarks import load_benchmark
 from dps.clock import measure_clock
 from dps.errors import InputError, WorkersDied
+from dps.extras import install
 from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.pool import clock_answer, on_ray, reclaim
@@ -134,8 +135,7 @@ class RayPool:
             import ray
         except ImportError:
             raise InputError(
-                "compute.backend: ray needs the package ray: pip install 'dynamic-power-sampling[ray]', or use "
-                "compute.backend: local."
+                f"compute.backend: ray needs the package ray: {install('ray', 'ray')}, or use compute.backend: local."
             ) from None
         self._ray = ray
         self._joined = not ray.is_initialized()

@@ -22,8 +22,10 @@ from dps.benchmarks import load_benchmark
 from dps.clock import measure_clock
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
+from dps.features import EMBEDDING
 from dps.forced import ForcedLengths
 from dps.model import load_model
+from dps.model_config import check_there
 from dps.policies import RULES, DynamicK
 from dps.policies.files import controller_file
 from dps.pool import Pool, for_worker
@@ -37,6 +39,7 @@ from dps.worker import (
     StoreTask,
     WorkSettings,
     identity_of,
+    open_embedder,
     open_in_run,
     prompts_of,
     take_all,
@@ -254,6 +257,9 @@ def _fill_held(
     for plan in plans:  # what stands there already is checked before the model loads
         if (plan.folder / "manifest.json").exists():
             Store.open(plan.folder)
+    check_there(settings.model)
+    if any(plan.task.features for plan in plans) or any(EMBEDDING in controller.parts for controller in controllers):
+        open_embedder(settings.features.embedder).check_there()
     # Worker processes start first, so that they import while this one loads the model.
     pool = _pool(settings, load_controller)
     settings = for_worker(settings, 0) if pool is None else settings

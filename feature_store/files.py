@@ -25,26 +25,24 @@ def write_once(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: If ``path`` exists.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _temporary(path, content)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         _give_name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as :func:`write_once` does, in the place of the one that stands there, if one does."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a file that takes the place of what has its name, whole or not at all; a link there is not followed.
+
+    Args:
+        path: The final name.
+        content: All of it. A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
+    """
+    encoded = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    temporary = _temporary(path, encoded)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -99,6 +97,21 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def _temporary(path: Path, content: bytes) -> Path:
+    """Return a new file with this content beside ``path``, brought to the disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)  # of a predecessor with our process id
+    try:
+        with open(temporary, "xb") as file:  # never through a link that somebody has put there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def _give_name(temporary: Path, path: Path) -> None:

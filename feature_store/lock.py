@@ -11,6 +11,7 @@ from pathlib import Path
 
 from feature_store.errors import StoreError
 from feature_store.files import make_folder
+from feature_store.hostile import open_in_place
 
 LOCK = "run.lock"
 """Name of the file that is locked; it stays, and says who holds or held it."""
@@ -28,7 +29,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         make_folder(folder)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_in_place(folder / LOCK, os.O_RDWR)
     except OSError as error:
         raise StoreError(f"Cannot write to {folder} ({error.strerror}): choose another output.") from error
     try:

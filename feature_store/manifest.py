@@ -12,6 +12,7 @@ from typing import Any
 from feature_store.columns import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
 from feature_store.errors import StoreError
 from feature_store.files import replace_file, write_once
+from feature_store.hostile import check_manifest, read_json
 from feature_store.records import Manifest
 
 MANIFEST = "manifest.json"
@@ -60,11 +61,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise StoreError(f"Expected a store, but there is no folder {folder}: run dps harvest or dps evaluate first.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise StoreError(f"Expected a store, but {folder} has no {MANIFEST}: give the folder of a harvest.") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be opened ({error.strerror}): check it and its permissions.") from error
+    except StoreError:
+        raise
     except ValueError as error:
         raise StoreError(
             f"{path} cannot be read as JSON: it is damaged; delete the store and harvest again."
@@ -88,9 +91,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
-    ids = content.setdefault(_IDS, None)  # earlier releases did not note them
-    if ids is not None and not (isinstance(ids, list) and all(isinstance(name, str) for name in ids)):
-        raise StoreError(f"{path} has {_IDS} that are no list of texts: it is damaged; put the original back.")
+    content.setdefault(_IDS, None)  # earlier releases did not note them
+    check_manifest(content, path)
     return Manifest(**{name: content[name] for name in known})
 
 

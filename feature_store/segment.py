@@ -34,6 +34,7 @@ from feature_store.columns import (
 )
 from feature_store.errors import StoreError
 from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
+from feature_store.hostile import HostileFile, attribute_in, check_file, dataset_in, parse_json
 from feature_store.records import (
     ENDINGS,
     SUBJECTS,
@@ -311,7 +312,7 @@ def _decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
     _check_shapes(arrays, path)
     try:
         return _from_arrays(arrays)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, MemoryError) as error:  # of texts, and of JSON that is none or nested too deep
         raise _damaged(path) from error
 
 
@@ -369,9 +370,17 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> list[Question]:
         zip(_ranges(arrays, "questions/decisions"), _ranges(arrays, "questions/trajectories"), strict=True)
     ):
         values = {name: values[row] for name, values in columns["questions"].items()}
-        values |= {"metadata": json.loads(values["metadata"]), "correct": _unflag(values["correct"])}
+        values |= {"metadata": _metadata(values["metadata"]), "correct": _unflag(values["correct"])}
         questions.append(Question(**values, decisions=tuple(decisions[d0:d1]), trajectories=tuple(trajectories[t0:t1])))
     return questions
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Return a question's metadata; raises ValueError for what is no JSON object."""
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected metadata to be an object, got {type(found).__name__}")
+    return found
 
 
 def _columns(arrays: dict[str, np.ndarray], table: str) -> dict[str, Any]:
@@ -447,12 +456,12 @@ def _load(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.
         digests = column_digests(file, layout, path) if names is not None else None
         if digests is not None and any(column_checksum(name, of) != digests[name] for name, of in arrays.items()):
             raise changed(path)
-        return arrays, _word(file.attrs["sha256"])
+        return arrays, _word(attribute_in(file, "sha256"))
 
 
 def column_digests(file: h5py.File, layout: Iterable[str], path: Path) -> dict[str, bytes] | None:
     """Return the checksum of each column of a segment by name; None where an earlier release wrote it without."""
-    stored = file.attrs.get(_COLUMN_DIGESTS)
+    stored = attribute_in(file, _COLUMN_DIGESTS)
     if stored is None:
         return None
     names = sorted(layout)
@@ -463,8 +472,8 @@ def column_digests(file: h5py.File, layout: Iterable[str], path: Path) -> dict[s
 
 def _dataset(file: h5py.File, name: str, layout: dict[str, tuple[np.dtype, int]], path: Path) -> h5py.Dataset:
     """Return a dataset that is of the type that the format says."""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or (dataset.dtype, dataset.ndim) != layout[name]:
+    dataset = dataset_in(file, name)
+    if (dataset.dtype, dataset.ndim) != layout[name]:
         raise _damaged(path)
     return dataset
 
@@ -477,10 +486,11 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, tuple[np.dtype, 
         StoreError: For whatever h5py finds wrong until the end, as a sentence that names the file.
     """
     try:
+        check_file(path)
         with open_hdf5(path) as file:
-            if _word(file.attrs.get("format", "")) != FORMAT:
+            if _word(attribute_in(file, "format")) != FORMAT:
                 raise StoreError(f"{path} is not a segment of a {FORMAT}. Move it out of the store's folder.")
-            version = file.attrs.get("version")
+            version = attribute_in(file, "version")
             if version not in VERSIONS:
                 raise StoreError(
                     f"{path} is a segment of version {version}, but this program reads versions "
@@ -490,7 +500,10 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, tuple[np.dtype, 
             yield file, LAYOUTS[int(version)]
     except StoreError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises any of these for damage
+    except HostileFile as error:
+        raise StoreError(f"{path} {error}: it was not written by this program; delete it.") from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
+        # h5py raises any of these for damage.
         if isinstance(error, OSError) and error.errno:  # the system's word, not HDF5's: the content may well be whole
             raise StoreError(
                 f"{path} cannot be opened ({os.strerror(error.errno)}): check it and its permissions."

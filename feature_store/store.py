@@ -47,26 +47,24 @@ FRAME = (
 class Store:
     """A store opened for reading. Opening reads the manifest and every segment's question ids."""
 
-    def __init__(self, folder: Path, manifest: Manifest, where: dict[str, Path]) -> None:
-        """Use :meth:`open`."""
-        self.folder = folder
-        self.manifest = manifest
-        self._where = where
-
-    @classmethod
-    def open(cls, folder: Path | str) -> Store:
+    def __init__(self, folder: Path | str) -> None:
         """Open a store.
 
         Raises:
             StoreError: If it is absent, of another version, or a segment cannot be read.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
         where: dict[str, Path] = {}
-        for path in segments(folder):
+        for path in segments(self.folder):
             for question_id in read_question_ids(path):
                 where.setdefault(question_id, path)  # of two copies, the first segment's counts
-        return cls(folder, manifest, dict(sorted(where.items())))
+        self._where = dict(sorted(where.items()))
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Store:
+        """Return ``Store(folder)``."""
+        return cls(folder)
 
     @property
     def question_ids(self) -> list[str]:

@@ -173,10 +173,11 @@ def _export_parquet(store: Store, output: Path) -> int:
 def _export_csv(store: Store, output: Path) -> int:
     rows = 0
     with ExitStack() as stack:
-        raw = stack.enter_context(open(output, "wb"))
+        output.unlink(missing_ok=True)  # a link there is replaced, not followed
+        raw = stack.enter_context(open(output, "xb"))
         if output.suffix == ".gz":  # without a name and a time, which would make the bytes differ
             raw = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
-        file = stack.enter_context(io.TextIOWrapper(raw, newline="", encoding="utf-8"))
+        file = stack.enter_context(io.TextIOWrapper(raw, newline="", encoding="utf-8", errors="backslashreplace"))
         writer = csv.writer(file)
         writer.writerow(["question_id", "index", "num_tokens", *FRAME[1:]])
         for question in store:

@@ -119,11 +119,22 @@ def _run(args: list[str], *, run: bool = True) -> ControllerCLI:
             inner = inner.__cause__ or inner.__context__
         if inner is not None:
             raise inner from None
+        missing = _missing_package(error)
+        if missing is not None:
+            raise InputError(
+                f"What the configuration names needs a package that is not installed ({_essence(str(missing))}): "
+                "install it with pip, or leave it out."
+            ) from error
         if isinstance(error, argparse.ArgumentError):
             raise InputError(
                 f"{_essence(str(error))}; dps {args[0] if run else 'fit'} --help-all lists every key."
             ) from error
         raise
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"What the configuration names needs a package that is not installed ({_essence(str(error))}): install it "
+            "with pip, or leave it out."
+        ) from error
     except MisconfigurationException as error:
         raise InputError(f"The Trainer refuses its configuration: {_essence(str(error))}.") from error
     except SystemExit as error:
@@ -131,6 +142,14 @@ def _run(args: list[str], *, run: bool = True) -> ControllerCLI:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
+
+
+def _missing_package(error: BaseException) -> ModuleNotFoundError | None:
+    """Return the import that failed, among what an error was raised from."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ModuleNotFoundError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
 
 
 _CHATTER = (

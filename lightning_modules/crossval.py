@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded
 from dps.folders import claim
+from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.batches import to_tensor
 from lightning_modules.cli import resolve, run
@@ -117,9 +117,7 @@ def claim_folds(folder: Path, cli: ControllerCLI, command: str, folds: int, resu
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, complete or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def fold_questions(folder: Path) -> dict[str, list[str]]:

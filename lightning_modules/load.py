@@ -6,7 +6,6 @@ here and ask it at every checkpoint of a question.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from dps.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
 from dps.policies.files import controller_file
 from lightning_modules.batches import to_tensor
 from lightning_modules.estimators import ESTIMATORS, ESTIMATORS_BEFORE, Estimator
+from lightning_modules.hostile import BadController, build_estimator, check_description
 from lightning_modules.table import EMBEDDING, HIDDEN
 from lightning_modules.vectors import Blocks
 
@@ -245,10 +245,18 @@ def load_controller(path: str | Path) -> Controller:
     checkpoint = read_checkpoint(found)
     description = checkpoint[DESCRIPTION]
     known = ESTIMATORS if description["format"] == FORMAT else ESTIMATORS_BEFORE
-    estimator = known[description["name"]](**description["settings"])
     prefix = "estimator."
-    state = checkpoint["state_dict"]
-    estimator.load_state_dict({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
+    state = checkpoint.get("state_dict")
+    state = {str(name): value for name, value in state.items()} if isinstance(state, dict) else {}
+    own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        check_description(description)
+        estimator = build_estimator(known[description["name"]], description, own)
+    except (BadController, RuntimeError, MemoryError, OverflowError) as error:
+        raise InputError(
+            f"Expected a controller's checkpoint, but {found} is damaged or was made by another program: {error}. Get "
+            "it again, or train one with dps fit."
+        ) from error
     # In float64 a question's probability does not depend, in any digit that matters, on who is asked about with it.
     return Controller(found, description, estimator.double().eval())
 
@@ -264,24 +272,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a file that is none can end the unpickler in any way
         raise InputError(
             f"Expected a controller's checkpoint, but {path} cannot be read as one ({type(error).__name__}): "
             "train one with dps fit."
         ) from error
     description = checkpoint.get(DESCRIPTION) if isinstance(checkpoint, dict) else None
-    if not isinstance(description, dict) or description.get("name") not in ESTIMATORS:
+    name = description.get("name") if isinstance(description, dict) else None
+    if not isinstance(description, dict) or not isinstance(name, str) or name not in ESTIMATORS:
         raise InputError(f"Expected a controller's checkpoint, but {path} is some other file of PyTorch's.")
-    if description["format"] not in _READABLE:
+    version = description.get("format")
+    if version not in _READABLE:
         raise InputError(
-            f"Expected a controller's checkpoint of format {FORMAT}, but {path} has format {description['format']}: "
+            f"Expected a controller's checkpoint of format {FORMAT}, but {path} has format {version}: "
             "train it again with this version."
         )
-    computed = FEATURE_SETS.get(description["feature_set"], ())
-    if tuple(description["feature_names"]) != computed:
+    feature_set, names = str(description.get("feature_set")), description.get("feature_names")
+    names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+    computed = FEATURE_SETS.get(feature_set, ())
+    if not names or names != computed:
         raise InputError(
-            f"The controller {path} was trained on the features {', '.join(description['feature_names'])} (set "
-            f"{description['feature_set']}), but this version computes {', '.join(computed) or 'none such'}: train "
+            f"The controller {path} was trained on the features {', '.join(names) or 'none'} (set "
+            f"{feature_set}), but this version computes {', '.join(computed) or 'none such'}: train "
             "it again on a harvest of this version."
         )
     return checkpoint

@@ -45,7 +45,7 @@ def predict_orders(
             "replay asks where they have ended: leave it out."
         )
     data = controller.description["data"]
-    if data["store_fingerprint"] == store.manifest.fingerprint:
+    if data.get("store_fingerprint") == store.manifest.fingerprint:
         raise InputError(
             f"The controller {path} was trained on {store_folder} itself, so a replay there would flatter it: give the "
             "folder of dps crossval, or replay another harvest."

@@ -15,6 +15,7 @@ import numpy as np
 
 from dps.errors import InputError
 from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
+from feature_store.hostile import dataset_in
 
 FILE = "predictions.h5"
 FORMAT = "dps-predictions"
@@ -127,11 +128,13 @@ def read_predictions(path: str | Path) -> Predictions:
                 ks=tuple(int(k) for k in file.attrs["ks"]),
                 seed=int(file.attrs["seed"]),
                 block=int(file.attrs.get("block", 0)) or None,
-                question_ids=tuple(name.decode() for name in file["question_id"][()]),
+                question_ids=tuple(name.decode() for name in dataset_in(file, "question_id")[()]),
                 **{name: str(file.attrs[name]) for name in _TEXTS},
-                **{name: file[name][()] for name in _ARRAYS},
+                **{name: dataset_in(file, name)[()] for name in _ARRAYS},
             )
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise InputError(
             f"Expected predictions of dps crossval, but {found} cannot be read as such ({type(error).__name__}): run "
             "it again."

@@ -8,6 +8,7 @@ training has ended, ``trained.json``; and what later commands add: ``test/metric
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,12 @@ import yaml
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from dps.arguments import check_seed
 from dps.errors import InputError
 from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
@@ -132,6 +137,12 @@ class ControllerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         command = self.config["subcommand"] if self._runs else None
         options = self.config[command] if self._runs else self.config
+        for name, seed in (
+            ("seed_everything", options.get("seed_everything")),
+            ("data.init_args.seed", options.get("data.init_args.seed")),
+            ("model.init_args.seed", options.get("model.init_args.seed")),
+        ):
+            check_seed(None if isinstance(seed, bool) else seed, name)
         for name in _FROM_DATA:  # the link would win, silently
             if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(
@@ -140,11 +151,21 @@ class ControllerCLI(LightningCLI):
         if not self._runs:
             return
         path = options.get("ckpt_path")
+        if command == "fit" and path == "last":
+            last = Path(_checkpoints(options.trainer.default_root_dir)) / "last.ckpt"
+            path = str(last) if last.is_file() else None
         if command != "fit":
             self._trained = load_controller(path or options.trainer.default_root_dir)
             options.ckpt_path = str(self._trained.path)
-        elif path is not None and path != "last":
-            load_controller(path)
+            _check_kind(options.model, self._trained)
+            _take_settings(options.model, self._trained)
+        elif path is not None:
+            trained = load_controller(path)
+            _check_kind(options.model, trained)
+            _check_settings(options.model, trained)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no configuration from a checkpoint, which would name classes to import: checkpoints are handed on."""
 
     def after_instantiate_classes(self) -> None:
         """Refuse to measure a trained controller on data that do not fit it; use its clock."""
@@ -180,8 +201,11 @@ class ControllerCLI(LightningCLI):
         folder = Path(config["default_root_dir"])
         if config["logger"] in (None, True):
             kwargs["logger"] = _logger(folder, self.subcommand)
-        if self.subcommand == "fit" and not config["plugins"]:
-            kwargs["plugins"] = [WholeCheckpoints()]
+        if not config["plugins"]:
+            # One process trains, whatever a cluster's variables say of the job that it runs in.
+            kwargs["plugins"] = [LightningEnvironment(), *([WholeCheckpoints()] if self.subcommand == "fit" else [])]
+            if "LOCAL_RANK" not in os.environ:
+                rank_zero_only.rank = 0
         if config["enable_progress_bar"] is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty() and sys.stdout.isatty()
         configured = config["callbacks"] or []
@@ -191,7 +215,10 @@ class ControllerCLI(LightningCLI):
             callbacks.append(last)
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(folder / "predictions.csv"))
-        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        try:
+            return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"The Trainer refuses its configuration: {' '.join(str(error).split())}") from error
 
     def fit(self, **kwargs: Any) -> None:
         """Train; go on after the last whole epoch where the same training was interrupted, say so where it has ended.
@@ -302,9 +329,7 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / self.config_filename
         if not path.is_file() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, path)
+            replace_file(path, text)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -331,12 +356,13 @@ class PredictionWriter(BasePredictionWriter):
         probabilities = [float(p) for batch in predictions for p in batch]
         rows = [(question_id, k, more) for question_id in table.question_ids for k, more in _steps(table.ks)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["question_id", "split", "k", "p_enough", "add"])
-            for (question_id, k, more), p in zip(rows, probabilities, strict=False):
-                more = more if going_on(p, data.label) > threshold else 0
-                writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
+        file = io.StringIO(newline="")
+        writer = csv.writer(file)
+        writer.writerow(["question_id", "split", "k", "p_enough", "add"])
+        for (question_id, k, more), p in zip(rows, probabilities, strict=False):
+            more = more if going_on(p, data.label) > threshold else 0
+            writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
+        replace_file(self._path, file.getvalue())
         print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")
 
 
@@ -386,6 +412,48 @@ def _checkpoints(run_folder: Any) -> str:
     if run_folder is None or not str(run_folder).strip():
         raise InputError("Expected a run folder: set trainer.default_root_dir, for example to runs/controllers/mlp-hq.")
     return str(Path(run_folder) / "checkpoints")
+
+
+def _check_kind(model: Any, trained: Controller) -> None:
+    """Refuse a checkpoint of another kind of controller than the configuration's."""
+    configured = _class_at(model["class_path"]).name
+    if trained.name != configured:
+        raise InputError(
+            f"Expected a checkpoint of {configured}, which this configuration is for, but {trained.path} is of "
+            f"{trained.name}: give the configuration that it was trained with, or another checkpoint."
+        )
+
+
+def _class_at(path: str) -> type[ControllerModule]:
+    """Return the class that a ``class_path`` means, which the parser has imported already."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _sizes(model: Any, trained: Controller) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of the network that both have: what the configuration says, and what was trained."""
+    given = model["init_args"]
+    return {
+        name: (given[name], value)
+        for name, value in trained.description["settings"].items()
+        if name in given and name not in _FROM_DATA
+    }
+
+
+def _take_settings(model: Any, trained: Controller) -> None:
+    """Let the network be the one that was trained."""
+    for name, (_, value) in _sizes(model, trained).items():
+        model["init_args"][name] = value
+
+
+def _check_settings(model: Any, trained: Controller) -> None:
+    """Refuse to go on with a network of another shape."""
+    for name, (given, value) in _sizes(model, trained).items():
+        if name in ("projection_size", "layer_sizes") and given != value:
+            raise InputError(
+                f"The controller {trained.path} was trained with model.{name} {value}, but this configuration has "
+                f"{given}: give the configuration that it was trained with, or begin anew without --ckpt_path."
+            )
 
 
 def _logger(folder: Path, command: str | None) -> CSVLogger | bool:

@@ -20,6 +20,8 @@ import numpy as np
 import yaml
 
 from dps.errors import InputError
+from dps.extras import install
+from feature_store.files import replace_file
 from lightning_modules.cli import resolve, run
 from lightning_modules.crossval import claim_folds, predict_table, write_json
 from lightning_modules.load import load_controller
@@ -115,7 +117,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
     """
     if find_spec("optuna") is None:
-        raise InputError("dps tune needs Optuna: pip install 'dynamic-power-sampling[tune]'.")
+        raise InputError(f"dps tune needs Optuna: {install('tune', 'optuna')}.")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -149,7 +151,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         for part in dict.fromkeys(s.part for s in space)
     }
     head = "# A second --config for dps fit and dps crossval: the best settings that dps tune found.\n"
-    (folder / BEST).write_text(head + yaml.safe_dump(chosen, sort_keys=False))
+    replace_file(folder / BEST, head + yaml.safe_dump(chosen, sort_keys=False))
     rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in _complete(study)]
     write_json(folder / TRIALS, {"name": cli.model.name, "folds": folds, "best": best.number, "trials": rows})
     print(

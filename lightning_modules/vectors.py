@@ -299,8 +299,9 @@ def _write(path: Path, store: Store, pooling: str, shape: tuple[int, ...], block
     gigabytes = shape[0] * record.nbytes / 1e9
     print(f"pooling the hidden states of {shape[0]} questions into {path} ({gigabytes:.2f} GB)", flush=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)  # of a predecessor with our process id
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             descr = np.lib.format.dtype_to_descr(record.dtype)
             header = {"descr": descr, "fortran_order": False, "shape": shape[:1]}
             np.lib.format.write_array_header_1_0(file, header)

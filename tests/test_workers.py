@@ -129,7 +129,7 @@ def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp
 def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.backend=ray", *SETTINGS]) == 2
-    assert "pip install 'dynamic-power-sampling[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "s" / "manifest.json").exists()
 
 

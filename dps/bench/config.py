@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
 from dps.config import FeaturesConfig, check_forced_lengths
 from dps.errors import InputError
@@ -68,6 +69,7 @@ class BenchConfig:
     def check(self) -> BenchConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
+        check_seed(self.seed)
         self.sampler.check()
         for name in ("k", "latency_questions", "repeats"):
             if getattr(self, name) < 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 from dps.errors import InputError
+from feature_store.files import replace_file
 
 
 class Records:
@@ -58,14 +60,13 @@ class Records:
         self._records[identity] = {"id": identity, **record}
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"config": self._config, "records": list(self)}, indent=1)
-        temporary = self.folder / "bench.json.tmp"
-        temporary.write_text(text + "\n")
-        temporary.replace(self.folder / "bench.json")
+        replace_file(self.folder / "bench.json", text + "\n")
         columns = list(dict.fromkeys(column for line in self for column in line))
-        with (self.folder / "bench.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(self)
+        replace_file(self.folder / "bench.csv", table.getvalue())
 
 
 _COLUMNS = (

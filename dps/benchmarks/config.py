@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dps.arguments import check_seed
 from dps.errors import InputError
 
 QUESTION_FIELD = "{question}"
@@ -58,6 +59,7 @@ def check_config(config: BenchmarkConfig, splits: Sequence[str] | None = None) -
         raise InputError(f"Expected benchmark.offset to be at least 0, got {config.offset}.")
     if config.seed is not None and config.seed < 0:
         raise InputError(f"Expected benchmark.seed to be at least 0 or not set, got {config.seed}.")
+    check_seed(config.seed, "benchmark.seed")
     if config.stop is not None and not all(config.stop):
         raise InputError("Expected no empty text in benchmark.stop: it would end every response at once.")
     if splits is not None and config.split not in splits:

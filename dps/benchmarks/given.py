@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from dps.benchmarks.answers import extract_number, strict_number
+from dps.arguments import check_text
 from dps.benchmarks.arithmetic import extract_answer, prompt_for
 from dps.benchmarks.benchmark import Benchmark, Item
 from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
 from dps.benchmarks.generated import extract_arithmetic
 from dps.benchmarks.grading import TextGrader
+from dps.benchmarks.mathematics import NumberGrader
 from dps.benchmarks.prompts import NUMBER_CHAT, NUMBER_PLAIN, NUMBER_STOP
 from dps.errors import InputError
 
@@ -33,6 +34,7 @@ def given_questions(questions: Sequence[str], style: Style = "number", prompt: s
     """
     if not questions or any(not question.strip() for question in questions):
         raise InputError("Expected at least one question, and none of them empty.")
+    check_text({f"question {number}": question for number, question in enumerate(questions, 1)})
     if style not in STYLES:
         raise InputError(f"Expected a style among {', '.join(STYLES)}, got {style!r}.")
     embedded = style == "arithmetic"
@@ -44,7 +46,5 @@ def given_questions(questions: Sequence[str], style: Style = "number", prompt: s
         chat_template=NUMBER_CHAT,
         plain_template=prompt_for(QUESTION_FIELD) if embedded else NUMBER_PLAIN,
         plain_stop=() if embedded else NUMBER_STOP,
-        grader=TextGrader(extract_arithmetic, extract_answer)
-        if embedded
-        else TextGrader(extract_number, strict_number),
+        grader=TextGrader(extract_arithmetic, extract_answer) if embedded else NumberGrader(),
     )

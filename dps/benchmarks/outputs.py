@@ -75,8 +75,9 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
         StoreError: If the store cannot be read, or a file with other content stands there.
     """
     outputs = model_outputs(Store.open(folder), k)
+    text = json.dumps(outputs, ensure_ascii=False, indent=1) + "\n"
     with new_file(output) as file:
-        file.write_text(json.dumps(outputs, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        file.write_bytes(text.encode("utf-8", "backslashreplace"))  # lone surrogates, which UTF-8 does not have
     return len(outputs)
 
 

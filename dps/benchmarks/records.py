@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dps.arguments import check_text
 from dps.errors import InputError
 
 
@@ -89,6 +90,7 @@ def read_records(path: str | Path) -> RecordFile:
     for place, value in placed:
         if not isinstance(value, dict):
             raise file.error(place, 'is not a JSON object: each question is {"question": ..., "answer": ...}.')
+        check_text({f"{place} of {file.name}": value})
     return file
 
 

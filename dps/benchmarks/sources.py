@@ -14,7 +14,7 @@ from typing import Any
 from dps.benchmarks.config import BenchmarkConfig
 from dps.benchmarks.records import RecordFile, read_records
 from dps.errors import InputError
-from dps.hub import quiet_hub
+from dps.hub import offline_if_silent, quiet_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def fetch(file: HubFile, advice: str) -> Path:
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        with quiet_hub():
+        with quiet_hub(), offline_if_silent():
             return Path(hf_hub_download(file.repository, file.filename, repo_type="dataset", revision=file.revision))
     except GatedRepoError as error:
         raise InputError(

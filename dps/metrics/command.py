@@ -19,6 +19,7 @@ from dps.metrics.measures import METRICS
 from dps.metrics.runs import Run, find_runs, is_dynamic
 from dps.metrics.samples import Pooled
 from dps.report.words import listing, percent_with_error, share
+from feature_store.files import replace_file
 
 SCHEMA_VERSION = 1
 """Of ``pass_at_k.json`` and ``predictor.json``."""
@@ -90,8 +91,8 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     from dps.report.look import png, svg
 
     figure = draw_pass_at_k(found["pass_at_k"])
-    (output / "pass_at_k.png").write_bytes(png(figure))
-    (output / "pass_at_k.svg").write_text(svg(figure, salt="pass_at_k"), encoding="utf-8")
+    replace_file(output / "pass_at_k.png", png(figure))
+    replace_file(output / "pass_at_k.svg", svg(figure, salt="pass_at_k"))
     return found
 
 
@@ -262,8 +263,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _written(path: Path) -> Iterator[TextIO]:
     """Open a file that appears under its name when it is whole. A model's lone surrogates are written as escapes."""
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # of a command that was killed
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
         temporary.replace(path)
     finally:

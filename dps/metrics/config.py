@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dps.arguments import check_seed
 from dps.errors import InputError
 
 
@@ -30,9 +31,10 @@ class MetricsConfig:
 
     def check(self) -> MetricsConfig:
         """Return self if usable, raise InputError otherwise."""
-        for name, least in (("folds", 2), ("repeats", 1), ("bootstrap", 2), ("seed", 0)):
+        for name, least in (("folds", 2), ("repeats", 1), ("bootstrap", 2)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_seed(self.seed)
         if self.mcmc_policy in ("plain", "lowtemp"):
             raise InputError(
                 f"mcmc_policy is {self.mcmc_policy}, which has columns of its own: name power or another policy with "

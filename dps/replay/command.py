@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,9 @@ from dps.replay.samples import Samples, Walk, describe, orders_of, read_samples,
 from dps.report.statistics import fixed_ks
 from dps.report.write import check_comparable, find_stores
 from feature_store import Manifest, Store
+from feature_store.files import replace_file
 from feature_store.hdf5 import open_hdf5
+from feature_store.hostile import dataset_in
 from feature_store.manifest import read_manifest
 from feature_store.records import representatives
 
@@ -76,25 +79,33 @@ def read_out_of_fold(folder: str | Path) -> OutOfFold | None:
     """Read ``predictions.h5`` of a cross-validation; None if the folder holds none.
 
     Raises:
-        InputError: If its controllers are asked inside a run.
+        InputError: If its controllers are asked inside a run, or it cannot be read.
     """
     path = Path(folder) / "predictions.h5"
     if not path.is_file():
         return None
-    with open_hdf5(path) as file:
-        if block := int(file.attrs.get("block", 0)):
-            raise InputError(
-                f"The cross-validation {folder} is of controllers that are asked after block {block} while "
-                "trajectories run, a replay asks where they have ended: leave it out."
+    try:
+        with open_hdf5(path) as file:
+            if block := int(file.attrs.get("block", 0)):
+                raise InputError(
+                    f"The cross-validation {folder} is of controllers that are asked after block {block} while "
+                    "trajectories run, a replay asks where they have ended: leave it out."
+                )
+            return OutOfFold(
+                question_ids=tuple(name.decode("utf-8") for name in dataset_in(file, "question_id")[()]),
+                orders=dataset_in(file, "orders")[()].astype(np.int64),
+                p_enough=dataset_in(file, "p_enough")[()],
+                thresholds=dataset_in(file, "threshold")[()] if "threshold" in file else None,
+                ks=tuple(int(k) for k in np.atleast_1d(file.attrs["ks"])),
+                store_fingerprint=_text(file.attrs["store_fingerprint"]),
             )
-        return OutOfFold(
-            question_ids=tuple(name.decode("utf-8") for name in file["question_id"][()]),
-            orders=file["orders"][()].astype(np.int64),
-            p_enough=file["p_enough"][()],
-            thresholds=file["threshold"][()] if "threshold" in file else None,
-            ks=tuple(int(k) for k in np.atleast_1d(file.attrs["ks"])),
-            store_fingerprint=_text(file.attrs["store_fingerprint"]),
-        )
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise InputError(
+            f"Expected predictions of dps crossval, but {path} cannot be read as such ({type(error).__name__}): run it "
+            "again."
+        ) from error
 
 
 def _text(value: Any) -> str:
@@ -151,6 +162,13 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
             *(s.question_ids for s in sources), *(f.question_ids for f in found.values() if f)
         )
     )
+    for (folder, _), source in zip(rivals, sources, strict=True):
+        if not set(samples.question_ids) & set(source.question_ids):
+            raise InputError(
+                f"Expected rivals of the same questions, but {folder} and {harvest} have no graded question in common "
+                f"({source.question_ids[0]}, ... and {samples.question_ids[0]}, ...): evaluate the rivals on the "
+                "questions of the harvest."
+            )
     if not common:
         raise InputError("Expected graded questions that harvest, rivals and cross-validations all have, found none.")
     notes = [short for one in (store, *(rival for _, rival in rivals)) if (short := one.shortfall()) is not None]
@@ -514,13 +532,14 @@ def write_replay(report: Mapping[str, Any], output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (output / "replay.json").write_text(text + "\n", encoding="utf-8")
-    with (output / "replay.csv").open("w", newline="") as file:
-        names = ["policy", "kind", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        for policy in report["policies"]:
-            for point in policy["curve"]:
-                writer.writerow({**policy, **point})
+    replace_file(output / "replay.json", text + "\n")
+    names = ["policy", "kind", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s"]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names, extrasaction="ignore")
+    writer.writeheader()
+    for policy in report["policies"]:
+        for point in policy["curve"]:
+            writer.writerow({**policy, **point})
+    replace_file(output / "replay.csv", table.getvalue())
     # From the text, as `dps report` does it later.
     write_replay_page(json.loads(text), output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dps.arguments import check_seed
 from dps.errors import InputError
 from dps.policies.base import KRange
 
@@ -43,6 +44,7 @@ class ReplayConfig:
 
     def check(self) -> ReplayConfig:
         """Return self if usable, raise InputError otherwise."""
+        check_seed(self.seed)
         if self.orders < 1 or self.folds < 2 or self.resamples < 100:
             raise InputError(
                 f"Expected orders of at least 1, folds of at least 2 and resamples of at least 100, got {self.orders}, "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dps.errors import InputError
 from dps.report.look import drawn_with
+from feature_store.hostile import check_file, parse_json
 
 _PAGES = (".html", ".png", ".svg")
 
@@ -38,7 +38,8 @@ def read_result(path: Path, command: str, version: int) -> dict[str, Any]:
         InputError: If it cannot be read, or has another version.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        check_file(path)
+        report = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"Expected the result of {command} in {path}, but it cannot be read: {error}.") from error
     found = report.get("schema_version") if isinstance(report, dict) else None

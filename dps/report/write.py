@@ -21,6 +21,7 @@ from dps.report.readings import ReadingOfQuestion, reading
 from dps.report.statistics import outcomes_of
 from dps.report.summary import SCHEMA_VERSION, LoadedStore, summarize
 from feature_store import Manifest, Store
+from feature_store.files import replace_file
 
 
 def write_report(folders: Sequence[Path], output: Path, title: str | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
     _check_own(output, report)
     output = output_folder(output)
     _write_pages(json.loads(text), output)
-    (output / "report.json").write_text(text + "\n", encoding="utf-8")
+    replace_file(output / "report.json", text + "\n")
     return report
 
 
@@ -120,10 +121,10 @@ def _write_pages(report: dict[str, Any], output: Path) -> None:
                 (output / f"{name}.{kind}").unlink(missing_ok=True)
             continue
         figure = draw(report)
-        (output / f"{name}.png").write_bytes(png(figure))
+        replace_file(output / f"{name}.png", png(figure))
         vectors[name] = svg(figure, salt=name)
-        (output / f"{name}.svg").write_text(vectors[name], encoding="utf-8")
-    (output / "report.html").write_text(render_page(report, vectors), encoding="utf-8")
+        replace_file(output / f"{name}.svg", vectors[name])
+    replace_file(output / "report.html", render_page(report, vectors))
 
 
 def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
         ):
             if one == two or (what == "benchmark" and _prompts_agree(one, two, first_folder, folder)):
                 continue
-            key = next(key for key in sorted({*one, *two}) if one.get(key) != two.get(key))
+            key = next(key for key in sorted({*one, *two}) if (key in one, one.get(key)) != (key in two, two.get(key)))
             raise InputError(
                 f"Expected stores of one {what}, but {key} is {one.get(key)!r} in {first_folder} and "
                 f"{two.get(key)!r} in {folder}: make a report of each."

@@ -126,6 +126,12 @@ CLASSES = [
     ([r"50\%", "0.5", "50"], "Of 20% of the cats, how many are black?", [{0}, {1}, {2}]),
     (["5", r"5\text{ cm}", r"5\text{ m}"], "?", [{0}, {1}, {2}]),
     (["5", r"5\text{ cm}", r"5\text{ m}", "5 centimeters"], "How many centimeters?", [{0, 1, 3}, {2}]),
+    (
+        ["20", r"20\text{ cm}", r"20\text{ cm}^2"],
+        "What is the perimeter of a square with sides of 5 cm?",
+        [{0, 1}, {2}],
+    ),
+    (["20", "20 units", "20 apples", "20 pears"], "How many apples are left?", [{0, 1, 2}, {3}]),
     (["25", r"25\text{ cm}^2", r"25\text{ cm}"], "What is the area of a square of 5 cm?", [{0, 1}, {2}]),
     (["5", "x=5", "y=5"], "Solve $x + y = 7$ and $x - y = 3$.", [{0}, {1}, {2}]),
     (["5", "x=5", "y=5"], "Find $x$ if $x + y = 7$.", [{0, 1}, {2}]),

@@ -338,8 +338,8 @@ def data_of_options(harvest):
 
 def test_the_trees_sample_by_the_runs_seed(harvest, tmp_path):
     texts = []
-    for seed in (1, 2, 1):
-        config = options("gbdt", harvest, tmp_path / "run", f"--seed_everything={seed}", "--trainer.max_epochs=2")
+    for number, seed in enumerate((1, 2, 1)):
+        config = options("gbdt", harvest, tmp_path / str(number), f"--seed_everything={seed}", "--trainer.max_epochs=2")
         texts.append(load_controller(fit_controller(config[1], config[2:])).estimator.booster_text)
     assert texts[0] == texts[2]
     assert texts[0].split("parameters")[0] != texts[1].split("parameters")[0]

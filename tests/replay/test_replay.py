@@ -271,3 +271,42 @@ def test_the_loss_at_the_trainings_own_thresholds_is_shown(harvest, tmp_path):
     assert mlp["own_threshold"]["threshold"] == pytest.approx(0.65)
     assert mlp["own_threshold"]["accuracy_difference"]["low"] < 0 < mlp["own_threshold"]["tokens_ratio"]["value"] < 1
     assert any(finding.startswith("At the threshold that it came with") for finding in report["findings"])
+
+
+@pytest.mark.parametrize("shift", [60, 1000])
+def test_rivals_of_other_questions_are_named(harvest, tmp_path, shift, capsys):
+    manifest = make_manifest(kind="evaluation", policy={"name": "plain", "family": "fixed", "ks": [1, 2, 4, 8]})
+    others = [make_question(number, hidden_size=0) for number in range(shift, shift + 5)]
+    StoreWriter.open(tmp_path / "plain", manifest).commit(others)
+    assert main(["replay", str(harvest), f"--rivals=[{tmp_path}]", f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert f"{tmp_path / 'plain'} and {harvest} have no graded question in common" in error
+    assert not (tmp_path / "out" / "replay.json").exists()
+
+
+def test_stores_that_differ_in_what_only_one_names_are_told_apart(harvest, tmp_path, capsys):
+    benchmark = {**make_manifest().benchmark, "prompt_of_a_later_release": None}
+    manifest = make_manifest(policy={"name": "plain", "family": "fixed", "ks": [1]}, benchmark=benchmark)
+    StoreWriter.open(tmp_path / "plain", manifest).commit([make_question(0, hidden_size=0)])
+    assert main(["replay", str(harvest), f"--rivals=[{tmp_path}]", f"--output={tmp_path / 'out'}"]) == 2
+    assert "prompt_of_a_later_release is None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + b"\xff" * 4096])
+def test_predictions_that_cannot_be_read_are_a_sentence(harvest, tmp_path, content, capsys):
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv" / "predictions.h5").write_bytes(content)
+    options = (f"--controllers.mine={tmp_path / 'cv'}", f"--output={tmp_path / 'out'}")
+    assert main(["replay", str(harvest), *options]) == 2
+    assert "Expected predictions of dps crossval" in capsys.readouterr().err
+
+
+def test_predictions_in_another_file_are_refused(harvest, tmp_path, capsys):
+    crossval(tmp_path / "cv")
+    with h5py.File(tmp_path / "cv" / "predictions.h5", "r+") as file:
+        file.move("orders", "elsewhere")
+        file["orders"] = h5py.SoftLink("/elsewhere")
+    options = (f"--controllers.mine={tmp_path / 'cv'}", f"--output={tmp_path / 'out'}")
+    assert main(["replay", str(harvest), *options]) == 2
+    assert "Expected predictions of dps crossval" in capsys.readouterr().err

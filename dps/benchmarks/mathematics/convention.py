@@ -17,6 +17,8 @@ from dps.benchmarks.mathematics.units import is_measure, unit_of
 _LONGEST_QUESTION = 20_000
 _MOST_FORMULAS = 200
 
+_AREA = re.compile(r"\barea\b|\bsquare (?:cm|cent|m\b|met|mm|mil|km|kilo|in|f[eot]|y[ad]|mi)")
+_VOLUME = re.compile(r"\bvolume\b|\bcubic\b")
 _ASKS = (
     r"(?:find|compute|determine|calculate|evaluate|what is|what's|what are|solve for|value of|values of|in terms of)"
 )
@@ -63,16 +65,11 @@ class Convention:
         if not is_measure(unit):
             return all(re.search(rf"\b{re.escape(word)}", self.text) for word in unit.split())
         base, _, power = unit.partition("^")
+        if base == "unit":  # square units are whatever the question has
+            return True
         if self.measures != {base}:
             return self._says_in(unit)
-        wanted = (
-            "2"
-            if re.search(r"\barea\b|\bsquare\b", self.text)
-            else "3"
-            if re.search(r"\bvolume\b|\bcubic\b", self.text)
-            else ""
-        )
-        return power == wanted
+        return power == ("2" if _AREA.search(self.text) else "3" if _VOLUME.search(self.text) else "")
 
     def _says_in(self, unit: str) -> bool:
         """Whether the question says "in centimeters", "how many square feet"."""

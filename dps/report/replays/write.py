@@ -9,6 +9,7 @@ from typing import Any
 
 from dps.folders import claim, place_of
 from dps.report.files import output_folder, read_result
+from feature_store.files import replace_file
 
 SCHEMA_VERSION = 2
 """Of the ``replay.json`` that the page shows."""
@@ -41,10 +42,10 @@ def write_replay_page(report: Mapping[str, Any], output: Path) -> None:
 
     output = output_folder(output)
     figure = draw_replay(report)
-    (output / "replay.png").write_bytes(png(figure))
+    replace_file(output / "replay.png", png(figure))
     vector = svg(figure, salt="replay")
-    (output / "replay.svg").write_text(vector, encoding="utf-8")
-    (output / "replay.html").write_text(render_replay(report, vector), encoding="utf-8")
+    replace_file(output / "replay.svg", vector)
+    replace_file(output / "replay.html", render_replay(report, vector))
 
 
 def write_replays(folders: Sequence[Path], output: Path, title: str | None = None) -> list[dict[str, Any]]:
@@ -75,11 +76,11 @@ def write_replays(folders: Sequence[Path], output: Path, title: str | None = Non
     output = output_folder(output)
     named = dict(zip(_names(folders), reports, strict=True))
     figure = draw_replays(named)
-    (output / "replays.png").write_bytes(png(figure))
+    replace_file(output / "replays.png", png(figure))
     vector = svg(figure, salt="replays")
-    (output / "replays.svg").write_text(vector, encoding="utf-8")
+    replace_file(output / "replays.svg", vector)
     page = render_replays(named, vector, title or f"{len(named)} replays side by side")
-    (output / "replays.html").write_text(page, encoding="utf-8")
+    replace_file(output / "replays.html", page)
     return reports
 
 

@@ -1,0 +1,104 @@
+"""What a command line says, brought into the form that the parsers take; refused where it is no text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dps.errors import InputError
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The configurations that come with the package."""
+LARGEST_SEED = 2**32 - 1
+"""NumPy's and PyTorch's generators take no larger one alike."""
+
+_OPTION = re.compile(r"--[a-zA-Z_][\w.+-]*(=.*)?", re.DOTALL)
+_FIRST_IS_TEXT = ("sample",)
+"""Commands whose argument is a text, which may begin with a minus."""
+
+
+def readable(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command as its parser takes them.
+
+    A question that begins with a minus comes last, behind ``--``; a configuration ``configs/...`` that is not there is
+    the package's own.
+
+    Raises:
+        InputError: If one is no text in UTF-8.
+    """
+    check_text({f"argument {number}": word for number, word in enumerate(arguments, 1)})
+    words = _packaged(arguments)
+    return _minus_last(words) if command in _FIRST_IS_TEXT else words
+
+
+def check_text(values: Mapping[str, Any]) -> None:
+    """Refuse texts with lone surrogates: what stands for bytes that are no UTF-8, or half of a character.
+
+    Args:
+        values: Texts by what a message calls them; they may be within mappings and lists.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for name, text in _texts(values):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"Expected text in UTF-8, but character {error.start + 1} of {name} is none "
+                f"({text[error.start]!a}): write it as UTF-8."
+            ) from error
+
+
+def _texts(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    waiting = list(values.items())
+    while waiting:
+        name, value = waiting.pop(0)
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, Mapping):
+            waiting += [(f"{name}.{key}", inner) for key, inner in value.items()]
+            waiting += [(f"a key of {name}", key) for key in value if isinstance(key, str)]
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{name}[{place}]", inner) for place, inner in enumerate(value)]
+
+
+def check_seed(seed: int | None, name: str = "seed") -> None:
+    """Refuse a seed that a generator would not take, or that another seed would be mistaken for.
+
+    Args:
+        seed: It; None passes.
+        name: The setting, for the message.
+
+    Raises:
+        InputError: If it is not from 0 to 4,294,967,295.
+    """
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed <= LARGEST_SEED):
+        raise InputError(f"Expected {name} from 0 to {LARGEST_SEED:,}, got {seed}: choose another.")
+
+
+def _packaged(arguments: Sequence[str]) -> list[str]:
+    """Replace configurations that are not there by the package's own of that name."""
+    found = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        flag, equals, path = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
+        named = flag == "--config" or (before in ("--config", "-c") and not word.startswith("-"))
+        inside = CONFIGS.parent / path
+        if named and path.startswith("configs/") and not Path(path).exists() and inside.is_file():
+            word = f"{flag}{equals}{inside}"
+        found.append(word)
+    return found
+
+
+def _minus_last(arguments: Sequence[str]) -> list[str]:
+    """Put a text that begins with a minus, and is neither an option nor an option's value, behind ``--``."""
+    if "--" in arguments:
+        return list(arguments)
+    for place, word in enumerate(arguments):
+        before = arguments[place - 1] if place else ""
+        value = _OPTION.fullmatch(before) and "=" not in before
+        if word.startswith("-") and word not in ("-h", "-c") and not value and not _OPTION.fullmatch(word):
+            return [*arguments[:place], *arguments[place + 1 :], "--", word]
+    return list(arguments)

@@ -1,0 +1,121 @@
+"""Training and measuring with input that cannot be meant: one sentence; a cluster's variables change nothing."""
+
+import pytest
+import torch
+
+from dps.cli import run
+from lightning_modules.load import load_controller
+
+SMALL = ("--data.init_args.calibration_fraction=0.2", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false")
+
+
+def fit(harvest, folder, *options, config="gbdt"):
+    return run(["fit", f"--config=configs/{config}.yaml", *at(harvest, folder), *options])
+
+
+def at(harvest, folder):
+    return (f"--data.init_args.store={harvest}", f"--trainer.default_root_dir={folder}", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def trained(harvest, tmp_path_factory):
+    """A run folder of each kind."""
+    folders = {name: tmp_path_factory.mktemp("runs") / name for name in ("gbdt", "mlp_hq")}
+    for name, folder in folders.items():
+        assert fit(harvest, folder, config=name) == 0
+    return folders
+
+
+@pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger", "NeptuneLogger"])
+def test_a_logger_that_is_not_installed_is_a_sentence(logger, harvest, tmp_path, capsys):
+    pytest.importorskip("lightning")
+    assert fit(harvest, tmp_path, f"--trainer.logger={logger}") == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("dps fit: error: ")
+
+
+def test_a_missing_package_of_a_logger_is_named(harvest, tmp_path, capsys):
+    options = ("--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path}")
+    assert fit(harvest, tmp_path, *options) == 2
+    assert "needs a package that is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["accelerator=gpu", "accelerator=cupu", "strategy=deepspeed", "devices=0", "precision=3", "logger=NoSuchLogger"],
+)
+def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, f"--trainer.{option}") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["seed_everything", "data.init_args.seed", "model.init_args.seed"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_out_of_range_is_refused(key, seed, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, f"--{key}={seed}") == 2
+    assert f"Expected {key} from 0 to 4,294,967,295, got {seed}" in capsys.readouterr().err
+
+
+CLUSTERS = [
+    {"SLURM_NTASKS": "4"},
+    {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "1"},
+    {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n[1-4]"},
+    {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "RANK": "2", "GROUP_RANK": "1"},
+    {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nothing", "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4"},
+]
+
+
+@pytest.mark.parametrize("variables", CLUSTERS, ids=lambda variables: next(iter(variables)))
+def test_training_ignores_the_variables_of_a_cluster(variables, harvest, tmp_path, monkeypatch, trained):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert fit(harvest, tmp_path) == 0
+    found, expected = (torch.load(f / "checkpoints" / "best.ckpt") for f in (tmp_path, trained["gbdt"]))
+    key = "estimator._extra_state"
+    assert found["state_dict"][key] == expected["state_dict"][key]
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("config", "of"), [("gbdt", "mlp_hq"), ("mlp_hq", "gbdt"), ("mlp_h", "mlp_hq"), ("mlp_h", "gbdt")]
+)
+def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, tmp_path, trained, capsys):
+    path = trained[of] / "checkpoints" / "best.ckpt"
+    assert run([command, f"--config=configs/{config}.yaml", *at(harvest, tmp_path), f"--ckpt_path={path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"Expected a checkpoint of {config.replace('_', '-')}" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_run_folder_of_another_kind_is_refused(harvest, trained, capsys):
+    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, trained["gbdt"])]) == 2
+    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
+    assert fit(harvest, trained["gbdt"], "--ckpt_path=last", config="mlp_hq") == 2
+    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
+
+
+def test_a_training_does_not_go_on_with_a_network_of_another_shape(harvest, tmp_path, trained, capsys):
+    path = trained["mlp_hq"] / "checkpoints" / "best.ckpt"
+    options = (f"--ckpt_path={path}", "--model.init_args.layer_sizes=[7]")
+    assert fit(harvest, tmp_path, *options, config="mlp_hq") == 2
+    assert "was trained with model.layer_sizes [32], but this configuration has [7]" in capsys.readouterr().err
+
+
+def test_a_test_is_of_the_network_that_was_trained(harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, "--model.init_args.layer_sizes=[5]", config="mlp_hq") == 0
+    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, tmp_path)]) == 0
+
+
+def test_a_checkpoint_names_no_classes_to_import(harvest, tmp_path, trained, capsys):
+    """Hyperparameters of a checkpoint would be taken for a configuration, and a configuration is code."""
+    path = trained["gbdt"] / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path)
+    checkpoint["hyper_parameters"] = {"_class_path": "antigravity.Nothing", "optimizer": {"class_path": "os.system"}}
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    assert load_controller(tmp_path / "hostile.ckpt").name == "gbdt"
+    options = (*at(harvest, tmp_path), f"--ckpt_path={tmp_path / 'hostile.ckpt'}")
+    assert run(["test", "--config=configs/gbdt.yaml", *options]) == 0
+    assert "antigravity" not in capsys.readouterr().err

@@ -1,0 +1,299 @@
+"""Checkpoints that somebody else made: whatever is in them, loading ends in a controller or in one sentence."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+import torch
+
+from dps.errors import InputError
+from dps.features import SCALAR_FEATURES
+from lightning_modules.load import load_controller
+from lightning_modules.trees import BadTrees, check_trees
+
+from .test_load import features, save
+
+SHIPPED = Path(__file__).parents[2] / "docs/results/gsm8k-qwen2.5-coder-0.5b/controllers"
+
+
+@pytest.fixture(scope="module")
+def trees():
+    """The text of five small trees."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(400, 6))
+    parameters = {"objective": "binary", "num_leaves": 5, "verbosity": -1, "num_threads": 1}
+    rows = lightgbm.Dataset(values, values[:, 0] > values[:, 1], feature_name=list(SCALAR_FEATURES))
+    return lightgbm.train(parameters, rows, 5).model_to_string()
+
+
+def resized(text):
+    """The text with the tree_sizes that its trees now have."""
+    parts = re.split(r"(?=Tree=\d+\n|end of trees\n)", text)
+    sizes = " ".join(str(len(part)) for part in parts[1:-1])
+    return re.sub(r"tree_sizes=.*", f"tree_sizes={sizes}", text)
+
+
+def second(text, field, change):
+    """The text with another list of values in the second tree."""
+    start = text.index("Tree=1\n")
+
+    def changed(match):
+        return f"{field}={' '.join(change(match[1].split(' ')))}"
+
+    return resized(text[:start] + re.sub(rf"^{field}=(.*)$", changed, text[start:], count=1, flags=re.M))
+
+
+def put(values, at, value):
+    values[at] = value
+    return values
+
+
+HOSTILE_TREES = {
+    "a left child far out": lambda t: second(t, "left_child", lambda v: put(v, 0, "1000000")),
+    "a right child far out": lambda t: second(t, "right_child", lambda v: put(v, -1, "99")),
+    "a leaf far out": lambda t: second(t, "left_child", lambda v: put(v, -1, "-1000000000")),
+    "a leaf one beyond": lambda t: second(t, "right_child", lambda v: put(v, -1, "-6")),
+    "a cycle": lambda t: second(t, "left_child", lambda v: put(v, 0, "0")),
+    "a node below itself": lambda t: second(t, "left_child", lambda v: put(v, 1, "1")),
+    "two nodes in a circle": lambda t: second(
+        second(t, "left_child", lambda v: ["1", "2", "1", *v[3:]]), "right_child", lambda v: ["-1", "-2", "-3", "-4"]
+    ),
+    "branches that meet": lambda t: second(t, "right_child", lambda v: ["-1"] * len(v)),
+    "a feature far out": lambda t: second(t, "split_feature", lambda v: put(v, 0, "100000000")),
+    "a feature one beyond": lambda t: second(t, "split_feature", lambda v: put(v, 0, "6")),
+    "a feature below 0": lambda t: second(t, "split_feature", lambda v: put(v, 0, "-1")),
+    "a categorical decision": lambda t: second(t, "decision_type", lambda v: put(v, 0, "1")),
+    "an unknown decision": lambda t: second(t, "decision_type", lambda v: put(v, 0, "14")),
+    "too few thresholds": lambda t: second(t, "threshold", lambda v: v[:-1]),
+    "too few leaf values": lambda t: second(t, "leaf_value", lambda v: v[:-1]),
+    "a leaf that is no number": lambda t: second(t, "leaf_value", lambda v: put(v, 0, "nan")),
+    "a threshold that is infinite": lambda t: second(t, "threshold", lambda v: put(v, 0, "1e999")),
+    "many leaves": lambda t: second(t, "num_leaves", lambda v: ["2000000000"]),
+    "no leaves": lambda t: second(t, "num_leaves", lambda v: ["0"]),
+    "fewer leaves than there are": lambda t: second(t, "num_leaves", lambda v: ["2"]),
+    "categories": lambda t: second(t, "num_cat", lambda v: ["3"]),
+    "linear leaves": lambda t: second(t, "is_linear", lambda v: ["1"]),
+    "sizes that are too large": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=999999999", t),
+    "sizes that are too small": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=3", t),
+    "sizes below 0": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=-5", t),
+    "no sizes": lambda t: re.sub(r"tree_sizes=.*\n", "", t),
+    "more features": lambda t: t.replace("max_feature_idx=5", "max_feature_idx=500000"),
+    "another objective": lambda t: t.replace("objective=binary sigmoid:1", "objective=multiclass num_class:99999999"),
+    "many classes": lambda t: t.replace("num_class=1", "num_class=100000000"),
+    "many trees an iteration": lambda t: t.replace("num_tree_per_iteration=1", "num_tree_per_iteration=7"),
+    "averaged": lambda t: t.replace("label_index=0", "label_index=0\naverage_output"),
+    "a parameter without a colon": lambda t: t.replace("[boosting: gbdt]", "[boosting]"),
+    "another line among the fields": lambda t: second(t, "shrinkage", lambda v: ["1\ncat_boundaries=0 99"]),
+    "cut off": lambda t: t[: len(t) // 2],
+    "empty lines only": lambda t: "\n" * 100,
+    "another text": lambda t: "tree\n",
+    "a NUL": lambda t: t.replace("Tree=1", "Tree=\x00"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TREES)
+def test_trees_that_lightgbm_must_not_see_are_refused(name, trees, tmp_path):
+    text = HOSTILE_TREES[name](trees)
+    assert text != trees
+    with pytest.raises(BadTrees):
+        check_trees(text, 6)
+    with pytest.raises(InputError, match="its trees cannot be used"):
+        load_controller(with_trees(tmp_path / "a.ckpt", text))
+
+
+def with_trees(path, text):
+    checkpoint = torch.load(save(path, "gbdt"), weights_only=True)
+    checkpoint["state_dict"]["estimator._extra_state"]["booster"] = text
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize("value", [None, 7, b"tree", ["tree"], "träe", "x" * 100])
+def test_trees_that_are_no_text_are_refused(value, tmp_path):
+    with pytest.raises(InputError, match="its trees cannot be used"):
+        load_controller(with_trees(tmp_path / "a.ckpt", value))
+
+
+@pytest.mark.parametrize("num_leaves", [2, 3, 31, 200])
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_lightgbm_writes_passes(num_leaves, missing, tmp_path):
+    rng = np.random.default_rng(num_leaves)
+    values = rng.normal(size=(2000, 6))
+    labels = values[:, 0] * values[:, 1] + 0.1 * values[:, 2] > 0
+    if missing:
+        values[::3, 1] = np.nan
+        values[::5, 2] = 0
+    settings = {
+        "objective": "binary",
+        "num_leaves": num_leaves,
+        "verbosity": -1,
+        "num_threads": 1,
+        "min_data_in_leaf": 1,
+    }
+    rows = lightgbm.Dataset(values, labels, feature_name=list(SCALAR_FEATURES), free_raw_data=False)
+    text = lightgbm.train(settings, rows, 8).model_to_string()
+    check_trees(text, 6)
+    more = lightgbm.train(settings, rows, 3, init_model=lightgbm.Booster(model_str=text)).model_to_string(
+        num_iteration=-1
+    )
+    check_trees(more, 6)
+    assert load_controller(with_trees(tmp_path / "a.ckpt", more)).predict_enough([features()]).shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["gbdt", "gbdt-extended", "mlp-h", "mlp-hq"])
+def test_shipped_controllers_pass(name):
+    assert load_controller(SHIPPED / name).name in name
+
+
+@pytest.mark.parametrize("name", ["a cycle", "a feature far out"])
+def test_without_the_check_lightgbm_dies_or_never_ends(name, trees):
+    """The reason for the check; the trial is a process of its own."""
+    text = HOSTILE_TREES[name](trees)
+    code = "import sys, lightgbm, numpy; lightgbm.Booster(model_str=sys.stdin.read()).predict(-numpy.ones((9, 6)))"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], input=text, text=True, capture_output=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return
+    assert done.returncode != 0
+
+
+HOSTILE_SETTINGS = [
+    {"hidden_size": 10**9},
+    {"hidden_size": 10**30},
+    {"projection_size": 10**9},
+    {"layer_sizes": [10**9, 10**9]},
+    {"layer_sizes": [1] * 10**5},
+    {"layer_sizes": 7},
+    {"layer_sizes": ["4"]},
+    {"layer_sizes": [0]},
+    {"projection_size": -2},
+    {"embedding_size": -1},
+    {"num_scalars": 7},
+    {"num_scalars": "6"},
+    {"hidden_size": 8.0},
+    {"hidden_size": True},
+    {"hidden_size": None},
+    {"dropout": float("nan")},
+    {"dropout": 1.5},
+    {"input_dropout": "0.1"},
+    {"spread": "yes"},
+    {"attention": 2},
+    {"unknown": 1},
+    {"projection_size": 3},
+]
+
+
+@pytest.mark.parametrize("changed", HOSTILE_SETTINGS, ids=str)
+def test_absurd_settings_are_a_sentence(changed, tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["controller"]["settings"].update(changed)
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"is damaged or was made by another program: .*\. Get it again"):
+        load_controller(path)
+
+
+@pytest.mark.parametrize("missing", ["hidden_size", "layer_sizes", "dropout", "num_scalars"])
+def test_missing_settings_are_a_sentence(missing, tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["controller"]["settings"][missing]
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=missing):
+        load_controller(path)
+
+
+def data(**changes):
+    found = {"model": {"name": "made-up"}, "calibration": {}, "pooling": "mean", "label": "no_gain"}
+    return {"data": {**found, **changes}}
+
+
+HOSTILE_DESCRIPTIONS = [
+    {"settings": None},
+    {"settings": [1]},
+    {"data": None},
+    {"data": {}},
+    {"hidden_size": "8"},
+    {"hidden_size": -8},
+    {"hidden_size": 9},
+    {"embedding_size": None},
+    {"format": [3]},
+    {"feature_names": 7},
+    {"feature_names": None},
+    {"feature_set": "unknown"},
+    data(pooling="median"),
+    data(pooling=["mean"]),
+    data(label=None),
+    data(model="made-up"),
+    data(calibration={"seconds_per_token": float("nan")}),
+    data(calibration={"seconds_per_token": "1"}),
+    data(calibration=[1]),
+    data(ks=[4, 2]),
+    data(ks=[]),
+    data(ks="24"),
+    data(block=-1),
+    data(block="1"),
+    data(spread="no"),
+]
+
+
+def changed_description(path, changes):
+    checkpoint = torch.load(save(path), weights_only=True)
+    checkpoint["controller"].update(changes)
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize("changed", HOSTILE_DESCRIPTIONS, ids=str)
+def test_a_description_of_other_types_is_a_sentence(changed, tmp_path):
+    with pytest.raises(InputError, match=r"Expected a controller's checkpoint|was trained on the features"):
+        load_controller(changed_description(tmp_path / "a.ckpt", changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", torch.tensor(float("nan"), dtype=torch.float64)),
+        ("threshold", torch.tensor(7.0, dtype=torch.float64)),
+        ("layers.0.bias", torch.full((4,), float("inf"))),
+        ("layers.0.bias", torch.zeros(1).expand(10**9)),
+        ("layers.0.bias", torch.zeros(1).expand(4)),
+        ("layers.0.bias", torch.zeros(4, dtype=torch.int32)),
+        ("layers.0.bias", torch.zeros(5)),
+        ("layers.0.bias", "zeros"),
+        ("layers.9.bias", torch.zeros(4)),
+        ("calibrator._extra_state", {"method": "isotonic", "inverse_temperature": 1.0, "knots": [[], []]}),
+        ("calibrator._extra_state", {"method": "isotonic", "inverse_temperature": 1.0, "knots": [[1, 0], [0, 1]]}),
+        ("calibrator._extra_state", {"method": "temperature", "inverse_temperature": "1", "knots": [[], []]}),
+        ("calibrator._extra_state", {"method": "none"}),
+        ("calibrator._extra_state", None),
+    ],
+)
+def test_a_state_that_does_not_fit_is_a_sentence(name, value, tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"][f"estimator.{name}"] = value
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match="is damaged or was made by another program"):
+        load_controller(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x80\x02" + b"(" * 10**6, b"\x80\x04]q\x00.", b"\x80\x02cos\nsystem\n(S'id'\ntR."]
+)
+def test_files_that_are_none_are_a_sentence(content, tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"Expected a controller's checkpoint"):
+        load_controller(path)
+
+
+@pytest.mark.parametrize("content", [7, [1], {"controller": 1}, {"controller": {"name": ["gbdt"]}}])
+def test_other_values_of_pytorch_are_a_sentence(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="some other file of PyTorch's"):
+        load_controller(tmp_path / "a.ckpt")
