@@ -71,8 +71,12 @@ def test_another_store_is_tested_without_the_questions_trained_on(tmp_path, harv
 
 def test_ungraded_questions_are_left_out_and_counted(tmp_path, capsys):
     questions = make_questions(40)
-    blind = [replace(q, trajectories=tuple(replace(t, correct=None) for t in q.trajectories)) for q in questions]
-    data = ready(write_harvest(tmp_path / "some", [*blind[:10], *questions[10:]]))
+    blind = [
+        replace(q, gold=None, trajectories=tuple(replace(t, correct=None) for t in q.trajectories)) for q in questions
+    ]
+    # With a gold answer a question counts, however little could be graded of its answers.
+    undecided = [replace(q, gold="7") for q in blind[:5]]
+    data = ready(write_harvest(tmp_path / "some", [*blind[5:15], *undecided, *questions[15:]]))
     assert sum(data.table(split).num_questions for split in SPLITS) == 30
     assert data.table("predict").num_questions == 40
     assert "10 of 40 questions have no grade" in capsys.readouterr().out
