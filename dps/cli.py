@@ -63,7 +63,8 @@ overridden on the command line.
   --data.init_args.label NAME       no_gain or correct, or solvable to give up
   --data.init_args.block NUMBER     asked after this block, while trajectories run
   --trainer.max_epochs N            and every other option of the Trainer
-  --ckpt_path FILE                  resume (fit), or the checkpoint to measure (else the run's best)
+  --ckpt_path FILE                  the checkpoint to measure (else the run's best), or to start from (fit);
+                                    the same dps fit again goes on after its last epoch by itself
   --print_config                    show the whole resolved configuration and stop
   --help-all                        list every option (loads Lightning first, some seconds)"""
 
