@@ -32,9 +32,9 @@ from dps.ledger import Ledger, Take
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.policies import Controller, DynamicK, FixedK, InRun, KRange, Policy, Rule, RuleK, in_run
-from dps.sampler.engine import Engine, check_room
+from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.settings import SamplerConfig, check_room
 from dps.scheduler import PreparedQuestion, Treatment, run_policies
 from feature_store import Question, StoreWriter
 from feature_store.errors import StoreError

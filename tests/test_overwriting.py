@@ -238,10 +238,10 @@ def test_a_configuration_may_set_up_more_than_the_command_line_runs(monkeypatch)
     "path", sorted((Path(__file__).parents[1] / "configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_configuration_uses_what_it_sets_up(path):
-    from dps.cli import _parse, _parser
+    from dps.commands.options import parse, parser_of
     from dps.config import EvaluateConfig
 
-    _parse(_parser("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
+    parse(parser_of("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
 
 
 # -- how many questions a store is to have -----------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from dps.sampler.graphs import Recorder
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.rows import Finished, Look, Rows
-from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig
+from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
 from dps.sampler.stop import Endings, open_stops
@@ -586,18 +586,3 @@ def batch_size(used: int, rows: int) -> int:
     while size < used:
         size *= 2
     return min(size, rows)
-
-
-def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
-    """Refuse a prompt that leaves no room for a response.
-
-    Raises:
-        InputError: If prompt and max_new_tokens together do not fit.
-    """
-    if prompt_length < 1:
-        raise InputError("The prompt has no tokens; a model needs at least one to start from.")
-    if prompt_length + config.max_new_tokens > max_positions:
-        raise InputError(
-            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together "
-            f"more than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
-        )

@@ -184,3 +184,18 @@ class SamplerConfig:
             max_new_tokens=self.max_new_tokens,
             num_mh_steps=0,
         )
+
+
+def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
+    """Refuse a prompt that leaves no room for a response.
+
+    Raises:
+        InputError: If prompt and max_new_tokens together do not fit.
+    """
+    if prompt_length < 1:
+        raise InputError("The prompt has no tokens; a model needs at least one to start from.")
+    if prompt_length + config.max_new_tokens > max_positions:
+        raise InputError(
+            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together "
+            f"more than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
+        )

@@ -16,7 +16,7 @@ from dps.bench.generate import batched_generate, count_tokens
 from dps.bench.records import Records
 from dps.bench.reference import reference_chain
 from dps.bench.run import forced_lengths
-from dps.cli import _parse, _parser
+from dps.commands.options import parse, parser_of
 from dps.errors import InputError
 from dps.model import load_model
 from dps.model_config import ModelConfig
@@ -157,7 +157,7 @@ def test_records_survive_and_are_not_mixed(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configurations_parse_and_name_their_command(path):
-    config, _ = _parse(_parser("bench", ""), BenchConfig, [f"--config={path}"])
+    config, _ = parse(parser_of("bench", ""), BenchConfig, [f"--config={path}"])
     config.check()
     assert path.read_text().splitlines()[0] == f"# dps bench --config {path}"
 

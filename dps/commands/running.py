@@ -1,0 +1,254 @@
+"""Commands that sample: harvest, evaluate, bench, quickstart, sample."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dps.commands.options import Settings, parse, parser_of
+from dps.commands.reading import check_controller_file, write_report_of
+
+if TYPE_CHECKING:
+    from dps.run import Summary
+    from dps.scheduler import Checkpoint
+
+
+def run_harvest(arguments: list[str]) -> None:
+    """``dps harvest``: sample for training, or plan that."""
+    from dps.config import HarvestConfig
+
+    parser = parser_of(
+        "harvest", "Sample every question k times by power sampling and store trajectories and features."
+    )
+    config, _ = parse(parser, HarvestConfig, _plan_flag(arguments), fits="harvest")
+    _check_questions(config.check())
+    _check_there(config.model, config.features.embedder)
+    if config.plan != "off":
+        import json
+        import time
+
+        import psutil
+
+        from dps.plan import plan_harvest
+
+        plan = plan_harvest(config, loading_s=time.time() - psutil.Process().create_time())
+        print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+        return
+    from dps.run import harvest
+
+    _say([harvest(config)])
+
+
+def _plan_flag(arguments: list[str]) -> list[str]:
+    """Return the arguments with a bare ``--plan`` spelt out."""
+    following = [*arguments, ""][1:]
+    return [
+        "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def run_evaluate(arguments: list[str]) -> None:
+    """``dps evaluate``: run policies live."""
+    from dps.config import EvaluateConfig
+
+    parser = parser_of(
+        "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
+    )
+    config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
+    if any(argument.partition("=")[0] == "--policies" for argument in arguments):
+        # A configuration file may set up more policies than the command line names; what it sets up itself is used.
+        config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
+    _check_questions(config.check())
+    _check_there(config.model)
+    for name in config.policies:
+        inside = config.in_run.get(name)
+        for path in inside.paths if inside is not None else ():
+            check_controller_file(path)
+        at_end = name if inside is None else inside.policy
+        if at_end in config.controllers:
+            check_controller_file(config.controllers[at_end])
+    from dps.run import evaluate
+
+    _say(evaluate(config, load_controller=_load_controller()))
+
+
+def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
+    """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``, for example."""
+    import yaml
+
+    found = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.removeprefix("--").partition("=")
+        setting, _, name = option.partition(".")
+        if not argument.startswith("--") or setting not in settings:
+            continue
+        names = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
+        found |= {f"{setting}.{each}" for each in names}
+    return found
+
+
+def run_bench(arguments: list[str]) -> None:
+    """``dps bench``: measure the engine."""
+    from dps.bench.config import BenchConfig
+
+    parser = parser_of("bench", "Measure the engine against the published one-chain loop and plain batched sampling.")
+    config, _ = parse(parser, BenchConfig, arguments, fits="bench")
+    _check_questions(config.check())
+    _check_there(config.model)
+    from dps.bench.records import print_table
+    from dps.bench.run import bench
+
+    print_table(bench(config))
+
+
+def run_quickstart(arguments: list[str]) -> None:
+    """``dps quickstart``: the whole pipeline on the embedded model."""
+    from dps.arguments import CONFIGS, check_seed
+    from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
+
+    parser = parser_of("quickstart", "Run the whole pipeline on the embedded model; minutes on two CPU cores.")
+    config, _ = parse(parser, QuickstartConfig, arguments)
+    check_seed(config.seed)
+    output = Path(config.output)
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    def load(config_class: type[Settings], name: str, questions: int | None) -> Settings:
+        options = [f"--config={CONFIGS / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
+        options += [f"--compute.workers={workers}"]
+        options += [f"--benchmark.limit={questions}"] if questions is not None else []
+        return parse(parser_of("quickstart", ""), config_class, options)[0]
+
+    harvest_config = replace(
+        load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions), output=str(output / "harvest")
+    ).check()
+    names = ("gbdt", "mlp-h", "mlp-hq")
+    controllers = {name: str(output / "controllers" / name) for name in names}
+    evaluate_config = replace(
+        load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions),
+        output=str(output / "evaluation"),
+        controllers=controllers,
+    ).check()
+
+    _head("1/4 harvest: power sampling with features, k = 8")
+    from dps.run import evaluate, harvest
+
+    _say([harvest(harvest_config)])
+    _head("2/4 train: three controllers")
+    from lightning_modules.cli import fit_controller
+
+    for name in names:
+        fit_controller(
+            CONFIGS / f"{name.replace('-', '_')}.yaml",
+            [
+                f"--data.init_args.store={output / 'harvest'}",
+                f"--seed_everything={config.seed}",
+                f"--trainer.default_root_dir={controllers[name]}",
+            ],
+        )
+    _head("3/4 evaluate: fixed, plain and controlled, live on the model")
+    _say(evaluate(evaluate_config, load_controller=_load_controller()))
+    _head("4/4 report")
+    write_report_of([output / "evaluation"], str(output), None)
+
+
+def run_sample(arguments: list[str]) -> None:
+    """``dps sample``: ask one question."""
+    from dps.arguments import check_seed
+    from dps.config import KRange, SampleConfig
+    from dps.model_config import EMBEDDED, ModelConfig, check_model_name
+    from dps.sampler.settings import SamplerConfig
+
+    parser = parser_of("sample", "Ask one question, watch the number of trajectories grow, get the answer.")
+    parser.add_argument("question", help="the question, in quotes")
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(SamplerConfig, "sampler")
+    parser.add_class_arguments(KRange, "k")
+    config, parsed = parse(parser, SampleConfig, arguments, fits="sample")
+    config.check()
+    built = parser.instantiate_classes(parsed)
+    model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
+    check_model_name(model_config)
+    check_seed(config.seed)
+    if config.controller is not None:
+        check_controller_file(config.controller)
+    style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
+    from dps.benchmarks.given import given_questions
+
+    given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
+    _check_there(model_config)
+    from dps.api import answer
+    from dps.model import load_model
+
+    controller = _load_controller()(config.controller) if config.controller is not None else None
+
+    def show(checkpoint: Checkpoint) -> None:
+        answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
+        said = "" if checkpoint.p_enough is None else f"   enough: {checkpoint.p_enough:.0%}"
+        then = f" → {checkpoint.more} more" if checkpoint.more else ""
+        print(f"k = {len(checkpoint.trajectories)}:  {answers}{said}{then}", flush=True)
+
+    record = answer(
+        [parsed["question"]],
+        load_model(model_config),
+        controller=controller,
+        k=k,
+        sampler=sampler,
+        style=style,
+        embedder=config.embedder,
+        feature_layer=config.feature_layer,
+        seed=config.seed,
+        rows=config.rows,
+        on_checkpoint=show,
+    )[0]
+    best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
+    tokens = sum(t.num_generated_tokens for t in record.trajectories)
+    print(
+        f"\n{best.text.strip()}\n\n"
+        f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)"
+    )
+
+
+def _load_controller() -> Callable[[str], Any]:
+    from lightning_modules.load import load_controller
+
+    return load_controller
+
+
+def _check_questions(config: Any) -> None:
+    """Read the questions once, so that a bad file is refused before a model loads; says what there is to know."""
+    from dps.benchmarks import load_benchmark
+
+    for remark in load_benchmark(config.benchmark, config.model.name).remarks:
+        print(f"note: {remark}", file=sys.stderr)
+
+
+def _check_there(model: Any, embedder: str | None = None) -> None:
+    """Refuse a model or an embedder that cannot be had, before anything heavy is imported."""
+    from dps.embedding import QuestionEmbedder
+    from dps.model_config import EMBEDDED, check_there
+
+    check_there(model)
+    if embedder not in (None, EMBEDDED):
+        QuestionEmbedder(embedder).check_there()
+
+
+def _head(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _say(summaries: list[Summary]) -> None:
+    from dps.doubt import doubt
+
+    for summary in summaries:
+        print(f"{summary.folder}: {summary.complete} questions, {summary.sampled} of them sampled now", flush=True)
+    alike: dict[tuple[int, int], list[str]] = {}
+    for summary in summaries:
+        alike.setdefault((summary.graded, summary.right), []).append(str(summary.folder))
+    for (graded, right), folders in alike.items():
+        if (sentence := doubt(", ".join(folders), graded, right)) is not None:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
