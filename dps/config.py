@@ -443,7 +443,7 @@ class ReportConfig:
 class ShipConfig:
     """`dps ship`: write a trained controller as a folder to hand on."""
 
-    output: str = ""
+    output: str | None = None
     """The folder to make."""
     crossval: str | None = None
     """Folder of `dps crossval` with the same settings: its measures go on the card."""

@@ -64,7 +64,7 @@ def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) ->
     parser.set_defaults(defaults_for(command, found["model.name"], found.get("benchmark.name"), bare=bare))
 
 
-_NAMES = ("output", "folders", "harvest", "run", "store", "controller", "crossval", "replay", "rivals")
+_NAMES = ("output", "folders", "harvest", "run", "store", "responses", "controller", "crossval", "replay", "rivals")
 """Options and arguments that name files or folders."""
 
 

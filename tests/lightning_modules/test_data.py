@@ -103,7 +103,9 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     dynamic = write_harvest(tmp_path / "dynamic", questions, policy={"name": "gbdt", "family": "dynamic"})
     with pytest.raises(InputError, match="store of the policy gbdt"):
         FeatureDataModule(dynamic)
-    shorter = write_harvest(tmp_path / "k6", questions, policy={"family": "fixed", "start": 2, "step": 2, "maximum": 6})
+    shorter = write_harvest(
+        tmp_path / "k6", questions, policy={"name": "power", "family": "fixed", "start": 2, "step": 2, "maximum": 6}
+    )
     with pytest.raises(InputError, match="its k is"):
         FeatureDataModule(harvest, test_store=shorter)
     with pytest.raises(InputError, match="none is in val"):
