@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 quickstart: install
 	$(BIN)/dps quickstart
 
+# Two processes with a thread each; the tests of a file share what they prepare, so they stay together.
 test: install-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

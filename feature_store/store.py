@@ -279,15 +279,20 @@ def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str |
 
 
 def problems(folder: Path) -> list[str]:
-    """Read every segment of a folder and return what is wrong and what is missing, one sentence each."""
+    """Read every segment of a folder and return what is damaged or missing, one sentence each."""
+    damaged, missing = examine(folder)
+    return damaged if missing is None else [*damaged, missing]
+
+
+def examine(folder: Path) -> tuple[list[str], str | None]:
+    """Read every segment of a folder; return what is damaged, one sentence each, and what is missing, if anything."""
     found, held = [], set()
     for path in segments(folder):
         try:
             held.update(question.question_id for question in read_segment(path))
         except StoreError as error:
             found.append(str(error))
-    short = _shortfall(folder, read_manifest(folder), held)
-    return found if short is None else [*found, short]
+    return found, _shortfall(folder, read_manifest(folder), held)
 
 
 def segments(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from feature_store.errors import StoreError
 from feature_store.files import new_file, new_folder
 from feature_store.manifest import differences, read_manifest
 from feature_store.records import Question, Trajectory
-from feature_store.store import FRAME, Store, StoreWriter, problems, segments
+from feature_store.store import FRAME, Store, StoreWriter, examine, problems, segments
 
 _BATCH = 64
 """Questions that are written together."""
@@ -74,6 +74,16 @@ def verify(folder: Path) -> list[str]:
     """
     read_manifest(Path(folder))
     return problems(Path(folder))
+
+
+def damage(folder: Path) -> list[str]:
+    """Return what is damaged in a store that may still be short of questions, as an interrupted run leaves it.
+
+    Raises:
+        StoreError: If it has no readable manifest.
+    """
+    read_manifest(Path(folder))
+    return examine(Path(folder))[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from feature_store import Store
-from feature_store.tools import verify
+from feature_store.tools import damage
 
 SETTINGS = (
     "--benchmark.name=arithmetic", "--sampler.block_size=24", "--sampler.max_new_tokens=48", "--sampler.num_mh_steps=2",
@@ -106,7 +106,7 @@ def main() -> None:
                 break
             logged, there = reported(folder), 0
             if (folder / "manifest.json").exists():
-                problems = verify(folder)
+                problems = damage(folder)
                 there = len(Store.open(folder))
                 failures += [f"trial {trials}: {problem}" for problem in problems]
             if there < logged:

@@ -89,7 +89,7 @@ def test_the_whole_pipeline_runs_without_options(tmp_path):
     done = dps_here("report")
     for policy in ("fixed-k8", "plain-k8", "lowtemp-k8", "mlp-hq"):
         assert policy in done.stdout
-    assert (tmp_path / "runs" / "report.html").is_file()
+    assert (tmp_path / "runs" / "evaluation" / "report.html").is_file()
     harvest, evaluation = (Store.open(tmp_path / "runs" / name) for name in ("harvest", "evaluation/mlp-hq"))
     assert not set(harvest.question_ids) & set(evaluation.question_ids)
 

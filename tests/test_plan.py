@@ -155,7 +155,7 @@ def planned(tmp_path_factory):
         "--k.start=1",
         "--k.step=1",
         "--k.maximum=2",
-        "--compute.rows=4",
+        "--compute.rows=8",
     ]
     command += ["--sampler.block_size=12", "--sampler.max_new_tokens=12", "--sampler.num_mh_steps=1"]
     command += ["--features.layer=1", f"--output={folder}"]

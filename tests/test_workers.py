@@ -22,7 +22,7 @@ from dps.sampler.settings import SamplerConfig
 from dps.worker import Done, StoreTask
 from feature_store import Store
 from feature_store.errors import StoreError
-from feature_store.tools import verify
+from feature_store.tools import damage, verify
 
 from .harvests import same
 
@@ -78,7 +78,7 @@ def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone,
         assert process.poll() is None, process.stderr.read()
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert verify(folder) == []
+        assert damage(folder) == []
         log = folder / PROGRESS  # not there where the kill came before the first report
         lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
         assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(folder)) < 36
@@ -101,7 +101,7 @@ def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_co
     assert process.returncode == 3, error
     assert "Traceback" not in error
     assert "\ndps harvest: error: All workers died; what they had committed is kept" in error
-    assert verify(folder) == []
+    assert damage(folder) == []
     assert 0 < len(Store.open(folder)) < 36
 
 
