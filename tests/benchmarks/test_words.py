@@ -44,6 +44,8 @@ def test_a_number_however_it_is_written(answer, gold, verdict):
         (r"1\text{ million}", "1000000", R), (r"2.5 \text{ million}", "2500000", R), (r"2.5\text{ billion}", r"2.5\text{ million}", W),
         (r"2.5\text{ million dollars}", "2500000", R), ("2 and 3", "3, 2", R), (r"\text{two or three}", "2, 3", R),
         (r"2 and \frac12", r"2, \frac{1}{2}", R), ("twelve monkeys", "12", W), ("one-to-one", "1", W),
+        (r"\textbf{(B)}\ 12", "12", R), (r"\textbf{(B)}\ 12", r"\text{(B)}", R), (r"\textbf{(B) } 12", "13", W),
+        (r"\textbf{(B)}\ 12", r"\text{(C)}", W), (r"\text{(A)} \frac12", "0.5", R), (r"\textbf{(E)}\ (1,2)", "(1,2)", R),
         (r"0.\overline{3}", r"\frac13", R), (r"\frac{3}{11}", r"0.\overline{27}", R), (r"1.2\overline{3}", r"\frac{37}{30}", R),
         (r"0.\bar{3}", "0.3", W), (r"0.\overline{12}", r"0.1\overline{2}", W), (r"0.\overline{9}", "1", R),
         (r"{5\choose2}", "10", R), (r"\dbinom{5}{2}", "10", R), (r"\log_{2}8", "3", R), ("2^{3}4", "32", R), ("x^10", "x^{10}", R),
@@ -73,6 +75,18 @@ def test_a_response_that_is_a_number_in_words_and_nothing_else():
     assert graded("number", "I cannot say which one.", "1") is False
 
 
+def test_a_vote_leaves_the_letter_of_a_choice_aside():
+    grader, item = grader_of_kind("math"), Item("q", "What is it?", None, {})
+    assert grader.classes([r"\text{(B)}12", "12", r"\text{(B)}", r"\text{(A)}12", "five", "5"], item) == [
+        0,
+        0,
+        1,
+        0,
+        2,
+        2,
+    ]
+
+
 def test_words_stay_words_where_a_text_is_asked_for():
     assert graded("text", "The answer is seven.", "7") is False
     assert graded("text", "The answer is seven.", "Seven") is True
@@ -85,3 +99,18 @@ def test_a_thousand_characters_are_read_at_once(piece):
     started = time.perf_counter()
     digits_for_words((piece * 1_000)[:1_000])
     assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "response", "gold"),
+    [
+        ("number", "It was 3.\n<answer>12</answer>\nSee page 40.", "12"),
+        ("number", "<answer> $1,200 </answer> for 2", "1200"),
+        ("math", r"<answer>\frac{1}{2}</answer> of $x$", "0.5"),
+        ("math", "<answer>x = 3</answer>", "3"),
+        ("math", r"<answer>x \le 3</answer>", r"(-\infty,3]"),
+        ("number", r"\boxed{5} <answer>6</answer>", "5"),
+    ],
+)
+def test_an_answer_in_tags(kind, response, gold):
+    assert graded(kind, response, gold) is True

@@ -11,9 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_form, stated_value
+from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, form_of, name_of, read_form, stated_value
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
 from dps.benchmarks.mathematics.spelling import normalize
+
+LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\})\s*(\S.*)")
+r"""An answer behind the letter of its choice: ``\textbf{(B)}\ 12`` is 12 where 12 is right, and B where B is."""
 
 
 def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
@@ -31,7 +34,10 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
     budget = Budget() if budget is None else budget
     if not normalize(gold) or not normalize(answer):  # too long, too deep, or nothing
         return gold.strip() == answer.strip() != ""
-    return _same(read_form(gold), read_form(answer), asked, budget)
+    right, given = read_form(gold), read_form(answer)
+    if (labelled := LABELLED.fullmatch(given.text)) and not LABELLED.fullmatch(right.text):
+        given = form_of(normalize(labelled[1 if right.kind == "words" else 2]))
+    return _same(right, given, asked, budget)
 
 
 def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bool | None:

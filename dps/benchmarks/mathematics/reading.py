@@ -79,6 +79,14 @@ def before_next_question(text: str) -> str:
     return text[: found.start()] if found and text[: found.start()].strip() else text
 
 
+def tagged_answers(text: str) -> list[str]:
+    """Return what stands in the last ``<answer>`` tags, a list of none or one."""
+    start = text.lower().rfind("<answer>", -TAIL)
+    if start < 0:
+        return []
+    return [text[start + len("<answer>") : start + LONGEST_ANSWER].partition("<")[0].strip()]
+
+
 def boxed_contents(text: str) -> list[str]:
     r"""Return what stands in each of the last ``\boxed{}`` and ``\fbox{}``, in order of the closing brace.
 
@@ -127,6 +135,7 @@ def _joins(between: str) -> bool:
 def _contents(response: str) -> Iterator[str]:
     """Yield what may be the answer, the best first."""
     yield from reversed(boxed_lists(response)[-3:])
+    yield from tagged_answers(response)
     tail = response[-TAIL:]
     yield from (found[1] for found in deque(_BARE_BOX.finditer(tail), maxlen=1))
     hashes = [(found[1], found.end()) for found in deque(_HASHES.finditer(response), maxlen=1)]
@@ -160,6 +169,7 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
     for content in reversed(boxed_contents(response)[-3:]):
         if (number := _final_number(content) or _clause_number(content)) is not None:
             yield number
+    yield from filter(None, map(_final_number, tagged_answers(response)))
     lines: deque[tuple[str, int]] = deque(maxlen=_MOST_PLACES)
     for place, found in enumerate(_HASHES.finditer(response)):
         if place < _MOST_PLACES and (number := _bare_number(found[1])) is not None:
