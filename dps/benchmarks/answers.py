@@ -81,8 +81,8 @@ def answer_key(answer: str) -> Hashable:
 def extract_text(text: str) -> str | None:
     r"""Return a response's answer of any kind in canonical form.
 
-    It is what stands after the last ``####``, in the last ``\boxed{}``, in ``<answer>`` tags, after the last "answer is"
-    up to the end of the sentence, or else the last line; what is longer than 1,000 characters is no answer.
+    It is what stands after the last ``####``, in the last ``\boxed{}``, in ``<answer>`` tags, after the last "answer
+    is" up to the end of the sentence, or else the last line; what is longer than 1,000 characters is no answer.
 
     Args:
         text: The decoded response; from the next "Question:" or "Problem:" on it is left out.

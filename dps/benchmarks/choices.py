@@ -61,7 +61,7 @@ _TYPED = str.maketrans({
 _SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 
 _LEAD_WORD = (
-    r"(?:so|thus|hence|therefore|it|it's|is|must|be|the|most|indeed|just|given|by|[a-z]{2,}ly|correct|right|best|final|my"
+    r"(?:so|thus|hence|therefore|it|it's|is|must|should|be|the|most|indeed|just|given|by|[a-z]{2,}ly|correct|right|best|final|my"
     r"|answer|option|choice|alternative|letter|i (?:think|believe|guess))"
 )
 _LEAD = rf"(?:{_LEAD_WORD}\b[\s,:#-]*){{0,6}}"
@@ -92,14 +92,15 @@ _ANOTHER = re.compile(
 
 _SUBJECT = re.compile(
     r"\b(?:answer|ans(?=[.:\s])|solution|(?:correct|right|best|final|my|selected|chosen)\s{1,3}(?:answer\s{1,3})?"
-    r"(?:choice|option|alternative|one|selection)"
+    r"(?:choice|option|alternative|one|selection|statement)"
     r"|(?:choice|option)(?=\s{1,3}is\b)|(?:choose|chose|pick|select|go with|going with)(?=\s))",
     re.IGNORECASE,
 )
 _LINK = re.compile(r"\b(?:is|be|are|was|choose|chose|pick|select|with)\b[\s*]*:?|[:=→]|->", re.IGNORECASE)
 _REFUSED = re.compile(r"(?:\bnot|n't|\bcannot|\bnever)[\s*]*$|\b(?:choice|option)s?\s+\(?[A-Z]\b", re.IGNORECASE)
 _IS_RIGHT = re.compile(
-    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?[*$]{0,3}[(\[]?([A-Z])[)\]]?[*$]{0,3}\s{1,3}"
+    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?[*$]{0,3}"
+    r"[(\[]?([A-Z]|(?<=ption )[a-z])[)\]]?[*$]{0,3}\s{1,3}"
     r"(?:is|must be|would be|seems)\s{1,3}(?:(?:the|most|only|likely|therefore|thus|clearly|indeed)\s{1,3}){0,3}"
     r"(?:correct|right|best|answer)\b"
 )
@@ -315,7 +316,7 @@ def _statements(text: str, most: int) -> Iterator[str]:
     for found in sorted([*subjects, *rights], key=lambda found: found.start(), reverse=True):
         if found.re is _IS_RIGHT:
             if not _DOUBTED.search(text[max(0, found.start() - 20) : found.start()]):
-                yield found[1]
+                yield found[1].upper()
             continue
         start = found.start() if found[0][:1] in "cpsgCPSG" else found.end()
         line = text[start : start + 120].partition("\n")[0]
@@ -350,7 +351,7 @@ def _line_choice(text: str, most: int, choices: Sequence[str]) -> str | None:
     last = [line for line in ends[-2 * most :].split("\n") if line.strip()][-2:]
     first = [line for line in ends[: 2 * most].split("\n") if line.strip()][:2]
     for (line, *beside), is_first in ((last[::-1] or [""], False), (first or [""], True)):
-        letter, *other = (read_choice(part.strip().lstrip("-#>+ "), choices) for part in (line, *beside))
+        letter, *other = (read_choice(part.strip().lstrip("-#>+=→ "), choices) for part in (line, *beside))
         if letter is not None and not (is_first and _begins_a_list(line, choices)):
             return letter if other in ([], [None], [letter]) else None
     return None

@@ -233,6 +233,8 @@ def test_stuck_responses_are_read_quickly(piece):
         ("I thought.\n<answer> Paris </answer>\nGood luck!", "paris"),
         ("<answer>Rome</answer> No: <ANSWER>Paris</ANSWER>", "paris"),
         ("<answer>Paris", "paris"),
+        ("<answer>a < b</answer>", "a < b"),
+        ("<answer>Paris<|endoftext|>", "paris"),
     ],
 )
 def test_abbreviations_quotation_marks_and_tags(response, answer):

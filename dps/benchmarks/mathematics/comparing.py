@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, form_of, name_of, read_form, stated_value
+from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_form, stated_value
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
 from dps.benchmarks.mathematics.spelling import normalize
 
-LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\})\s*(\S.*)")
+LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\}(?=.)|\([A-H]\)(?=\d|\\frac|\\sqrt))\s*(.+)")
 r"""An answer behind the letter of its choice: ``\textbf{(B)}\ 12`` is 12 where 12 is right, and B where B is."""
 
 
@@ -35,8 +35,10 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
     if not normalize(gold) or not normalize(answer):  # too long, too deep, or nothing
         return gold.strip() == answer.strip() != ""
     right, given = read_form(gold), read_form(answer)
-    if (labelled := LABELLED.fullmatch(given.text)) and not LABELLED.fullmatch(right.text):
-        given = form_of(normalize(labelled[1 if right.kind == "words" else 2]))
+    if labelled := LABELLED.fullmatch(normalize(answer)):
+        if also := LABELLED.fullmatch(normalize(gold)):
+            return labelled[1] == also[1] and _same(read_form(also[2]), read_form(labelled[2]), asked, budget)
+        given = read_form(labelled[1 if re.fullmatch(r"[A-Ha-h]", word_of(right)) else 2])
     return _same(right, given, asked, budget)
 
 

@@ -104,7 +104,7 @@ def _form(text: str, level: int) -> Form:
         return Form("opaque", text)
     if _WORDS.fullmatch(text):
         return Form("words", text)
-    if _DATE.fullmatch(text):
+    if _OPAQUE.fullmatch(text):
         return Form("opaque", text)
     for read in (_listed, _signed_twice, _set, _contained, _matrix, _related, _equated, _without, _united, _tupled):
         form = read(text, level + 1)
@@ -314,7 +314,7 @@ def _is_computed(form: Form) -> bool:
 _WORDS = re.compile(
     r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\(?\\text\{[A-Z]\}\)?|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
+_OPAQUE = re.compile(r"\\mathbb\{?[A-Z]\}?|[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
 _NAME = re.compile(
     r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|pi\b|infty|sin|cos|tan|log|ln|cdot|times|in\b)[a-zA-Z]+)"
     r"(?:'|_\w|_\{\w+\})*(?:\([-a-z0-9,]{1,9}\))?|[fghpqFGHPQ]'*(?:\^\{-1\})?\((?:[^()=]|\([^()=]*\))*\)"

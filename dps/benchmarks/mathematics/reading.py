@@ -84,7 +84,8 @@ def tagged_answers(text: str) -> list[str]:
     start = text.lower().rfind("<answer>", -TAIL)
     if start < 0:
         return []
-    return [text[start + len("<answer>") : start + LONGEST_ANSWER].partition("<")[0].strip()]
+    content, *closed = re.split(r"</answer>|<\|", text[start + 8 : start + LONGEST_ANSWER], flags=re.IGNORECASE)
+    return [content.strip() if closed else content.strip().partition("\n")[0]]
 
 
 def boxed_contents(text: str) -> list[str]:
@@ -208,8 +209,8 @@ def _final_number(content: str) -> str | None:
 
     if len(content) > LONGEST_ANSWER:
         return None
-    content = digits_for_words(_MIXED.sub(r"\1 \2", " ".join(content.split())))
-    form = stated_value(form_of(normalize(content)))
+    content = _RESTATED.sub("", _MIXED.sub(r"\1 \2", " ".join(content.split())))
+    form = stated_value(form_of(normalize(digits_for_words(content))))
     return _written(form.value, form.percent) if form is not None and form.value is not None else None
 
 
@@ -272,6 +273,8 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s${}]+)")
 _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,100}) and ([0-9]{1,100}/[0-9]{1,100})(?![\d/])")
 """A mixed number where one number is asked for; elsewhere it may be a list."""
+_RESTATED = re.compile(r"(?<=\w) \([^()]*\)[. ]*$")
+"""What brackets say again: ``four (4)``."""
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")

@@ -192,7 +192,9 @@ def _commas(text: str) -> str:
 
 def repeating(whole: str, places: str, period: str) -> str:
     r"""Return a decimal that repeats as a fraction: 0.\overline{27} is 3/11."""
-    value = Fraction(int(whole + places + period) - int(whole + places), 10 ** len(places) * (10 ** len(period) - 1))
+    value = Fraction(
+        int(whole + places + period) - int("0" + whole + places), 10 ** len(places) * (10 ** len(period) - 1)
+    )
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
@@ -211,7 +213,9 @@ _SPELLINGS = [
     for pattern, replacement in (
         (r"(?<=[\w)}])\*\*(?=[\w(-])", "^"),  # a power of a programmer; the rest is Markdown
         (r"\*\*|`|\\[$]|(?<!\\)\$|(?<!\\)\\[()\[\]]|\\(?:pounds|textdollar)(?![a-zA-Z])|[€£¥]", ""),
-        (r"\\text\s*\{\s*\}", ""),
+        (r"\\text\s*\{\s*\}|\\(?:text)?color\s*\{[a-zA-Z]*\}", ""),
+        (r"\{\.\}", "."),
+        (r"¢", r"\\text{ cents}"),
         (r"(?<!\w)__(?=\S)|(?<=\S)__(?!\w)", ""),  # Markdown
         (r"(?<![\w.'])\d{1,3}(?:'\d{3})+(?![\w'])", lambda found: found[0].replace("'", "")),
         (r"\\\\\s*\[[^\[\]]*\]", r"\\\\"),  # the space between the rows of a matrix
@@ -220,7 +224,7 @@ _SPELLINGS = [
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\(?:q?quad|thinspace|medspace)(?![a-zA-Z])|~", " "),  # not the end of a matrix's row
         (r"\\h?phantom\s*(?:\{[^{}]*\}|.)", ""),
-        (r"\\(?:textnormal|textbf|textit|textrm|textsf|textup|mathrm|mathbf|mathit|mathsf|bf|rm|operatorname\*?|mbox)\s*\{",
+        (r"\\(?:textnormal|textbf|textit|textrm|textsf|textup|mathrm|mathbf|mathit|mathsf|bf|rm|operatorname\*?|mbox|underline)\s*\{",
          r"\\text{"),
         (r"\\text\{\s*([-\d.,/ ]+?)\s*\}", r"\1"),
         (r"\\text\{\s*(-?[\d.,/]*\d)\s+([a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
@@ -253,14 +257,18 @@ _SPELLINGS = [
         (r"\\frac\s*\{([^{}]*)\}\s*([\da-zA-Z]|\\pi)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
         (r"\{\s*([^{}\\]{1,40}?)\s*\\choose\s*([^{}\\]{1,40}?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"^\s*(\w{1,40})\s*\\choose\s*(\w{1,40})\s*$", r"\\binom{\1}{\2}"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-        (r"(?<![\w.])(\d{1,99})\.(\d{0,99})\\(?:overline|bar|dot)\s*\{(\d{1,99})\}", lambda m: repeating(*m.groups())),
+        (r"\\[dtc]?frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+        (r"(?<=\d)\s*\^\s*(?:\\text\s*\{(?:st|nd|rd|th)\}|\{\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\})", ""),
+        (r"(?<![\w.])(\d{0,99})\.(\d{0,99})\\(?:overline|bar|dot)\s*\{(\d{1,99})\}", lambda m: repeating(*m.groups())),
         (r"\\sqrt\s*(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt{\1}"),
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,/])", lambda found: found[1].replace(" ", "")),
         (r"(?<![\w}^.,])(\d{1,100})\s*\\frac\{(\d{1,100})\}\{(\d{1,100})\}", lambda m: mixed_number(m[1], m[2], m[3])),
         (r"(?<![\w}^.,/])(\d{1,100})\s+(\d{1,100})/(\d{1,100})(?!\d)", lambda m: mixed_number(m[1], m[2], m[3])),
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d) x (?=\d)", r"\\times "),
-        (r"(?<=\d)\^(\d{2,3})(?!\d)", r"^{\1}"),  # nobody writes 10^23 for 10^2 3
+        (r"(?<=\d)\^(-\d{1,3}|\d{2,3})(?![\d.])", r"^{\1}"),  # nobody writes 10^23 for 10^2 3
+        (r"(?<=\d)\^\((-?\d{1,3})\)", r"^{\1}"),
         (r"(?<![\w\\}])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
         (r"(?<=\^)\{\+(\d)", r"{\1"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),

@@ -34,9 +34,10 @@ _FRACTION = re.compile(
 _NUMBER = re.compile(
     _ALONE.format(rf"(?:zero|{_BELOW_THOUSAND}(?: {_SCALE}(?:,? (?:and )?{_BELOW_THOUSAND})?)*|a {_SCALE})"), re.I
 )
-_HALF = re.compile(r"^((?:\\text *\{)? *)half(?= *\}?$| an? | of )", re.I)
+_HALF = re.compile(rf"^((?:\\text *\{{)? *)half(?: a(?= (?:hundred|{_SCALE}))| *(?=\}}?$)|(?= an? | of ))", re.I)
 _MAGNITUDE = re.compile(
-    r"(?<![\w.,^/{])(?P<number>[0-9][0-9,]*(?:\.[0-9]+)?|(?:[0-9]+ )?[0-9]+/[0-9]+)"
+    r"(?<![\w.,^/{])(?P<number>[0-9][0-9,]*(?:\.[0-9]+)?|(?:[0-9]+ )?[0-9]+/[0-9]+"
+    r"|\\[dtc]?frac\{[0-9]+\}\{[0-9]+\})"
     rf"(?P<text> *(?:\\text *\{{)?) *(?P<scale>{'|'.join(_ZEROS)})s?(?![a-zA-Z])",
     re.I,
 )
@@ -113,8 +114,9 @@ def _fraction(found: re.Match[str]) -> str:
 
 def _multiplied(found: re.Match[str]) -> str:
     zeros = _ZEROS[found["scale"].lower()]
-    if "/" in found["number"]:
-        value = sum(map(_quotient, found["number"].split())) * 10**zeros
+    plain = re.sub(r"\\[dtc]?frac\{(.*)\}\{(.*)\}", r"\1/\2", found["number"])
+    if "/" in plain:
+        value = sum(map(_quotient, plain.split())) * 10**zeros
         number = str(value)
     else:
         whole, _, places = found["number"].replace(",", "").partition(".")
