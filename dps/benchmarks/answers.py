@@ -16,6 +16,7 @@ from dps.benchmarks.mathematics.reading import (
     boxed_contents,
     extract_number,
     strict_number,
+    tagged_answers,
 )
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, one_line
 from dps.benchmarks.mathematics.values import canonical_number, format_number, parse_number
@@ -42,10 +43,12 @@ _TAIL = 20_000
 _LONGEST_NORMALIZED = 20_000
 """Characters; what is longer is no answer that anyone compares, and keeps its Unicode spelling."""
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_MARKUP = str.maketrans({"−": "-", "\u00a0": " ", "\u202f": " ", "*": None, "`": None})
+_MARKUP = str.maketrans(
+    {"−": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u202f": " ", "*": None, "`": None}
+)
 _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b:?|[:=])\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)[.!?](?:\s|$)")
 
 
 def canonical_answer(text: str) -> str | None:
@@ -63,7 +66,7 @@ def canonical_answer(text: str) -> str | None:
     # A single character may become 18 of them.
     plain = unicodedata.normalize("NFKC", one_line(text)) if len(text) <= _LONGEST_NORMALIZED else text
     plain = _TEXT_COMMAND.sub(r"\1", plain).translate(_MARKUP)
-    plain = " ".join(plain.casefold().split()).strip(" .,;:!?\"'_$“”‘’")
+    plain = " ".join(plain.casefold().split()).strip(" .,;:!?\"'_$")
     # Some texts become numbers only by being normalized: one in quotation marks.
     return (canonical_number(plain) or plain) if plain else None
 
@@ -78,8 +81,8 @@ def answer_key(answer: str) -> Hashable:
 def extract_text(text: str) -> str | None:
     r"""Return a response's answer of any kind in canonical form.
 
-    It is what stands after the last ``####``, in the last ``\boxed{}``, after the last "answer is" up to the end of the
-    sentence, or else the last line; what is longer than 1,000 characters is no answer.
+    It is what stands after the last ``####``, in the last ``\boxed{}``, in ``<answer>`` tags, after the last "answer
+    is" up to the end of the sentence, or else the last line; what is longer than 1,000 characters is no answer.
 
     Args:
         text: The decoded response; from the next "Question:" or "Problem:" on it is left out.
@@ -93,6 +96,7 @@ def extract_text(text: str) -> str | None:
     candidates = [
         *reversed(_after_hashes(response)),
         *reversed(boxed_contents(response)),
+        *tagged_answers(response),
         *reversed(stated),
         *reversed(response.rstrip().rsplit("\n", _MOST_LINES)),
     ]

@@ -61,8 +61,8 @@ _TYPED = str.maketrans({
 _SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 
 _LEAD_WORD = (
-    r"(?:so|thus|hence|therefore|it|it's|is|must|be|the|most|indeed|just|given|by|[a-z]{2,}ly|correct|right|best|final|my"
-    r"|answer|option|choice|alternative|letter)"
+    r"(?:so|thus|hence|therefore|it|it's|is|must|should|be|the|most|indeed|just|given|by|[a-z]{2,}ly|correct|right|best|final|my"
+    r"|answer|option|choice|alternative|letter|i (?:think|believe|guess))"
 )
 _LEAD = rf"(?:{_LEAD_WORD}\b[\s,:#-]*){{0,6}}"
 _ALONE = re.compile(rf"{_LEAD}[(\[{{]*\s*([A-Za-z])\s*[)\]}}]*\s*[.:,;!]*", re.IGNORECASE)
@@ -74,8 +74,8 @@ _BEFORE_TEXT = re.compile(
 """A letter that stands before its choice's text, as "B)" or "(B)"."""
 _SPACED = re.compile(rf"{_LEAD}([A-Z])\s+(?=\S)")
 _REASON = (
-    r"because|since|as|for|which|where|with|is|was|due|given|based|according|so|not|but|rather|instead|only|here|i\.e"
-    r"|from|in|by|if"
+    r"because|since|as|for|which|where|with|is|was|due|given|based|according|so|not|and not|but|rather|instead|only"
+    r"|here|i\.e|from|in|by|if"
 )
 _LEADING = re.compile(
     rf"{_LEAD}(?:[(\[]\s*([A-Za-z])\s*[)\]]"
@@ -91,14 +91,16 @@ _ANOTHER = re.compile(
 """A second letter after a first one: who names two choices has chosen none."""
 
 _SUBJECT = re.compile(
-    r"\b(?:answer|(?:correct|right|best|final|my|selected|chosen)\s{1,3}(?:answer\s{1,3})?(?:choice|option|alternative|one|selection)"
+    r"\b(?:answer|ans(?=[.:\s])|solution|(?:correct|right|best|final|my|selected|chosen)\s{1,3}(?:answer\s{1,3})?"
+    r"(?:choice|option|alternative|one|selection|statement)"
     r"|(?:choice|option)(?=\s{1,3}is\b)|(?:choose|chose|pick|select|go with|going with)(?=\s))",
     re.IGNORECASE,
 )
 _LINK = re.compile(r"\b(?:is|be|are|was|choose|chose|pick|select|with)\b[\s*]*:?|[:=→]|->", re.IGNORECASE)
 _REFUSED = re.compile(r"(?:\bnot|n't|\bcannot|\bnever)[\s*]*$|\b(?:choice|option)s?\s+\(?[A-Z]\b", re.IGNORECASE)
 _IS_RIGHT = re.compile(
-    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?[*$]{0,3}[(\[]?([A-Z])[)\]]?[*$]{0,3}\s{1,3}"
+    r"(?<![\w\\({])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s{1,3})?[*$]{0,3}"
+    r"[(\[]?([A-Z]|(?<=ption )[a-z])[)\]]?[*$]{0,3}\s{1,3}"
     r"(?:is|must be|would be|seems)\s{1,3}(?:(?:the|most|only|likely|therefore|thus|clearly|indeed)\s{1,3}){0,3}"
     r"(?:correct|right|best|answer)\b"
 )
@@ -120,8 +122,8 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
     r"""Return the letter of the choice that a response gives, wherever that stands; None where it gives none.
 
     Looked for, in this order: the last ``\boxed{}`` or ``\fbox{}`` that holds a choice; the last statement ("The answer
-    is ...", "Answer: ...", "... is correct"); a last line, else a first line, that is a choice; the last ``(B)`` or
-    "option B". Two choices together ("A and B") are none, and neither is a list of the choices.
+    is ...", "Answer: ...", "... is correct"); a last line, else a first line, that is a choice; a last sentence such as
+    "So B."; the last ``(B)`` or "option B". Two choices together ("A and B") are none, and neither is a list of them.
 
     Args:
         text: The decoded response; from a next question of its own on it is left out.
@@ -135,7 +137,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
     for tail in _statements(response, most):
         if (letter := tail if len(tail) == 1 else _stated(tail, choices)) is not None and letter in _letters(choices):
             return letter
-    return _line_choice(response, most, choices) or _mentioned(response, choices)
+    return _line_choice(response, most, choices) or _concluded(response, choices) or _mentioned(response, choices)
 
 
 def find_boxed_letter(text: str, choices: Sequence[str]) -> str | None:
@@ -314,7 +316,7 @@ def _statements(text: str, most: int) -> Iterator[str]:
     for found in sorted([*subjects, *rights], key=lambda found: found.start(), reverse=True):
         if found.re is _IS_RIGHT:
             if not _DOUBTED.search(text[max(0, found.start() - 20) : found.start()]):
-                yield found[1]
+                yield found[1].upper()
             continue
         start = found.start() if found[0][:1] in "cpsgCPSG" else found.end()
         line = text[start : start + 120].partition("\n")[0]
@@ -349,10 +351,17 @@ def _line_choice(text: str, most: int, choices: Sequence[str]) -> str | None:
     last = [line for line in ends[-2 * most :].split("\n") if line.strip()][-2:]
     first = [line for line in ends[: 2 * most].split("\n") if line.strip()][:2]
     for (line, *beside), is_first in ((last[::-1] or [""], False), (first or [""], True)):
-        letter, *other = (read_choice(part.strip().lstrip("-#>+ "), choices) for part in (line, *beside))
+        letter, *other = (read_choice(part.strip().lstrip("-#>+=→ "), choices) for part in (line, *beside))
         if letter is not None and not (is_first and _begins_a_list(line, choices)):
             return letter if other in ([], [None], [letter]) else None
     return None
+
+
+def _concluded(text: str, choices: Sequence[str]) -> str | None:
+    """Return the choice of a last sentence that is a letter behind a word such as "so" and nothing else."""
+    sentence = re.split(r"[.!?]\s+", _plain(text.rstrip()[-_MARGIN:].rpartition("\n")[2]))[-1]
+    alone = _ALONE.fullmatch(sentence)
+    return alone[1] if alone and alone[1] in _letters(choices) and " " in sentence.strip() else None
 
 
 def _begins_a_list(line: str, choices: Sequence[str]) -> bool:

@@ -218,3 +218,24 @@ def test_stuck_responses_are_read_quickly(piece):
     extract_number(text)
     extract_text(text)
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("The answer is Mr. Smith. He did it.", "mr. smith"),
+        ("The answer is St. Louis.", "st. louis"),
+        ("The answer is Paris. It lies in France.", "paris"),
+        ("#### don’t", "don't"),
+        ("#### the “big” one", 'the "big" one'),
+        ("#### “Paris”", "paris"),
+        ("<answer>Paris</answer>", "paris"),
+        ("I thought.\n<answer> Paris </answer>\nGood luck!", "paris"),
+        ("<answer>Rome</answer> No: <ANSWER>Paris</ANSWER>", "paris"),
+        ("<answer>Paris", "paris"),
+        ("<answer>a < b</answer>", "a < b"),
+        ("<answer>Paris<|endoftext|>", "paris"),
+    ],
+)
+def test_abbreviations_quotation_marks_and_tags(response, answer):
+    assert extract_text(response) == answer

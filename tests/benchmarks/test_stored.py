@@ -15,7 +15,16 @@ from feature_store import Store, StoreWriter
 from tests.factories import make_manifest, make_question
 from tests.report.evaluations import dynamic_manifest, write_store
 
-TEXTS = (r"so \boxed{7}", "The answer is 7.", "I think 8", "no idea", r"\boxed{8}", "seven", "#### 7", r"\boxed{7.0}")
+TEXTS = (
+    r"so \boxed{7}",
+    "The answer is 7.",
+    "I think 8",
+    "no idea",
+    r"\boxed{8}",
+    "who knows",
+    "#### 7",
+    r"\boxed{7.0}",
+)
 
 
 def dps(*arguments):

@@ -15,6 +15,9 @@ from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
 from dps.benchmarks.mathematics.spelling import normalize
 
+LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\}(?=.)|\([A-H]\)(?=\d|\\frac|\\sqrt))\s*(.+)")
+r"""An answer behind the letter of its choice: ``\textbf{(B)}\ 12`` is 12 where 12 is right, and B where B is."""
+
 
 def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
     """Return whether an answer is the gold one; None if it cannot be decided.
@@ -31,7 +34,12 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
     budget = Budget() if budget is None else budget
     if not normalize(gold) or not normalize(answer):  # too long, too deep, or nothing
         return gold.strip() == answer.strip() != ""
-    return _same(read_form(gold), read_form(answer), asked, budget)
+    right, given = read_form(gold), read_form(answer)
+    if labelled := LABELLED.fullmatch(normalize(answer)):
+        if also := LABELLED.fullmatch(normalize(gold)):
+            return labelled[1] == also[1] and _same(read_form(also[2]), read_form(labelled[2]), asked, budget)
+        given = read_form(labelled[1 if re.fullmatch(r"[A-Ha-h]", word_of(right)) else 2])
+    return _same(right, given, asked, budget)
 
 
 def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bool | None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from dps.benchmarks.mathematics.spelling import normalize, plain_characters
 from dps.benchmarks.mathematics.units import is_measure, unit_of
+from dps.benchmarks.mathematics.words import magnitude_asked
 
 _LONGEST_QUESTION = 20_000
 _MOST_FORMULAS = 200
@@ -38,6 +39,8 @@ class Convention:
     """Whether a percentage is asked for; None where percent are mentioned but not asked for."""
     base: str
     """The base that the answer is to have, empty where none is named."""
+    magnitude: str = ""
+    """Magnitude in which it asks for its answer (``million``), empty for none."""
     measures: frozenset[str] = field(default=frozenset())
     """Units of measure that it names, without their powers."""
 
@@ -92,6 +95,7 @@ def convention_of(question: str) -> Convention:
         letters=frozenset(letter for formula in bare for letter in re.findall(r"[a-zA-Z]", formula)),
         percent=_percent(lower),
         base=_BASES.get(bases[-1], bases[-1] if bases[-1].isdigit() else "") if bases else "",
+        magnitude=magnitude_asked(lower),
         measures=frozenset(
             unit.partition("^")[0]
             for word in re.findall(r"[a-z]+", lower)

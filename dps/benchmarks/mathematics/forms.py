@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from dps.benchmarks.mathematics.spelling import normalize
@@ -103,7 +104,9 @@ def _form(text: str, level: int) -> Form:
         return Form("opaque", text)
     if _WORDS.fullmatch(text):
         return Form("words", text)
-    for read in (_listed, _signed_twice, _set, _contained, _matrix, _related, _equated, _united, _tupled):
+    if _OPAQUE.fullmatch(text):
+        return Form("opaque", text)
+    for read in (_listed, _signed_twice, _set, _contained, _matrix, _related, _equated, _without, _united, _tupled):
         form = read(text, level + 1)
         if form is not None:
             return form
@@ -230,6 +233,19 @@ def _united(text: str, level: int) -> Form | None:
     return Form("opaque", text) if forms is None else _union(text, forms)
 
 
+def _without(text: str, level: int) -> Form | None:
+    r"""Read all numbers but some: ``\mathbb{R}\setminus\{0\}`` is a union of intervals."""
+    everything, sign, rest = text.partition(r"\setminus")
+    if not sign or everything.strip() != r"(-\infty,\infty)":
+        return None
+    left_out = _form(rest.strip(), level)
+    points = left_out.parts if left_out.kind == "list" else (left_out,)
+    if not points or any(point.kind != "value" or point.value is None for point in points):
+        return Form("opaque", text)
+    ends = [r"-\infty", *(point.text for point in sorted(points, key=lambda point: point.value or 0)), r"\infty"]
+    return _union(text, tuple(_interval(text, "(", low, high, ")") for low, high in pairwise(ends)))
+
+
 def _tupled(text: str, level: int) -> Form | None:
     if text[0] not in "([" or text[-1] not in ")]" or _closes(text) != len(text) - 1:
         return None
@@ -298,12 +314,14 @@ def _is_computed(form: Form) -> bool:
 _WORDS = re.compile(
     r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\(?\\text\{[A-Z]\}\)?|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )
+_OPAQUE = re.compile(r"\\mathbb\{?[A-Z]\}?|[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
 _NAME = re.compile(
     r"(?:[a-zA-Z]|\\(?!frac|sqrt|text|pi\b|infty|sin|cos|tan|log|ln|cdot|times|in\b)[a-zA-Z]+)"
     r"(?:'|_\w|_\{\w+\})*(?:\([-a-z0-9,]{1,9}\))?|[fghpqFGHPQ]'*(?:\^\{-1\})?\((?:[^()=]|\([^()=]*\))*\)"
     r"|m?\\(?:angle|measuredangle|triangle|det|dim|deg|operatorname)\s*[a-zA-Z]{1,4}|\[[A-Z]{3,5}\]"
     r"|[A-Z]{2,4}|\|?\\?(?:overline|angle|triangle|mathbb)?\{?[A-Z]{1,4}\}?(?:\([A-Z]\))?\|?"
     r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*|\\text\{[^{}]*\}(?:_\w|_\{[^{}]*\})?"
+    r"|\([a-zA-Z](?:_\w)?(?:,[a-zA-Z](?:_\w)?){1,5}\)"
 )
 _FUNCTION = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|pi|cdot|times|div|binom)(?![a-zA-Z])")
 _APPROXIMATE = re.compile(r"\\(?:approx|simeq|doteq)(?![a-zA-Z])|≈")
@@ -316,7 +334,7 @@ _FLIPPED = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "!=": "!="}
 _PERCENT = re.compile(r"\s*\\?%\s*$|\s*(?:\\text\{\s*)?(?:percent|per cent)\}?\s*$")
 _UNIT = re.compile(
     r"([-+\d.,/]+|[^a-zA-Z]*\\[a-zA-Z].*?|.*[\d})])"
-    r"\s*(\\text\{[^{}]*\}(?:\^\{?\d\}?)?|(?<=[\d})])\s*"
+    r"\s*((?:\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?(?:\\cdot|/)?)*\\text\{[^{}]*\}(?:\^\{?-?\d\}?)?|(?<=[\d})])\s*"
     r"(?:(?:[kc]?m|ft|mi)/(?:s|h|hr|min)|[a-zA-Z]{2,}(?:[ /-][a-zA-Z]+)*(?:\^\{?\d\}?)?))"
 )
 _BASED = re.compile(r"(?:\\text\{)?(-?[0-9A-F]+)\}?_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")

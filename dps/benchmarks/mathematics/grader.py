@@ -11,6 +11,7 @@ from dps.benchmarks.mathematics.convention import convention_of
 from dps.benchmarks.mathematics.library import budget_of
 from dps.benchmarks.mathematics.reading import extract_math, number_in, strict_math, strict_number_in
 from dps.benchmarks.mathematics.voting import key_of
+from dps.benchmarks.mathematics.words import without_magnitude
 
 if TYPE_CHECKING:
     from dps.benchmarks.benchmark import Item
@@ -24,11 +25,11 @@ class MathGrader:
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the last boxed answer, else what follows ``####`` or "answer is", the last formula or number."""
-        return extract_math(text)
+        return extract_math(_in_asked_magnitude(text, item))
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return what stands in the last ``\boxed{}``, or in the boxes that one sentence lists."""
-        return strict_math(text)
+        return strict_math(_in_asked_magnitude(text, item))
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
         """Return whether an answer equals the gold one; None if that cannot be decided within the limits."""
@@ -47,11 +48,11 @@ class NumberGrader:
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the number that a response gives, in canonical form, a percent sign behind it."""
-        return number_in(text)
+        return number_in(_in_asked_magnitude(text, item))
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``."""
-        return strict_number_in(text)
+        return strict_number_in(_in_asked_magnitude(text, item))
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
         """Return whether an answer is the gold number; no answer is wrong."""
@@ -62,12 +63,18 @@ class NumberGrader:
         return _classes(answers, item)
 
 
+def _in_asked_magnitude(text: str, item: Item) -> str:
+    """Return a text without the magnitude that the question names: "how many millions" asks for the 5 of 5 million."""
+    return without_magnitude(text, convention_of(item.question).magnitude)
+
+
 def _grade(answer: str | None, item: Item) -> bool | None:
     if item.gold is None:
         return None
     if answer is None:
         return False
-    return equal(item.gold, answer, asked=convention_of(item.question).formulas, budget=budget_of(item))
+    gold = _in_asked_magnitude(item.gold, item)
+    return equal(gold, answer, asked=convention_of(item.question).formulas, budget=budget_of(item))
 
 
 def _classes(answers: Sequence[str | None], item: Item) -> list[int]:

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, normalize, plain_characters
 from dps.benchmarks.mathematics.values import format_number, parse_number
+from dps.benchmarks.mathematics.words import digits_for_words
 
 TAIL = 20_000
 """Characters at the end of a response, in which sentences, formulas and numbers are looked for."""
@@ -78,6 +79,15 @@ def before_next_question(text: str) -> str:
     return text[: found.start()] if found and text[: found.start()].strip() else text
 
 
+def tagged_answers(text: str) -> list[str]:
+    """Return what stands in the last ``<answer>`` tags, a list of none or one."""
+    start = text.lower().rfind("<answer>", -TAIL)
+    if start < 0:
+        return []
+    content, *closed = re.split(r"</answer>|<\|", text[start + 8 : start + LONGEST_ANSWER], flags=re.IGNORECASE)
+    return [content.strip() if closed else content.strip().partition("\n")[0]]
+
+
 def boxed_contents(text: str) -> list[str]:
     r"""Return what stands in each of the last ``\boxed{}`` and ``\fbox{}``, in order of the closing brace.
 
@@ -126,6 +136,7 @@ def _joins(between: str) -> bool:
 def _contents(response: str) -> Iterator[str]:
     """Yield what may be the answer, the best first."""
     yield from reversed(boxed_lists(response)[-3:])
+    yield from tagged_answers(response)
     tail = response[-TAIL:]
     yield from (found[1] for found in deque(_BARE_BOX.finditer(tail), maxlen=1))
     hashes = [(found[1], found.end()) for found in deque(_HASHES.finditer(response), maxlen=1)]
@@ -151,6 +162,7 @@ def _alone(response: str) -> list[str]:
     if "\n" in line or re.search(r"(?<!\\)\$", line) or "\\(" in line or len(line) > 100:
         return []
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]*\})?", " ", line))
+    words = [word for word in words if word.lower() not in ("and", "or")]
     return [line] if len(words) <= 2 and not (words and re.search(r"\d", line)) else []
 
 
@@ -158,6 +170,7 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
     for content in reversed(boxed_contents(response)[-3:]):
         if (number := _final_number(content) or _clause_number(content)) is not None:
             yield number
+    yield from filter(None, map(_final_number, tagged_answers(response)))
     lines: deque[tuple[str, int]] = deque(maxlen=_MOST_PLACES)
     for place, found in enumerate(_HASHES.finditer(response)):
         if place < _MOST_PLACES and (number := _bare_number(found[1])) is not None:
@@ -180,6 +193,7 @@ def _numbers(response: str, *, flexible: bool) -> Iterator[str]:
         if not _HEADING.match(line):
             yield from _line_number(line)
     if flexible:
+        yield from filter(None, map(_final_number, _alone(response)))
         phrases = deque(_NUMBER.finditer(_readable(tail)), maxlen=_MOST_PLACES)
         yield from (number for found in reversed(phrases) if (number := _phrase(found)) is not None)
 
@@ -193,7 +207,10 @@ def _final_number(content: str) -> str | None:
     """Return the number that a final answer is, with or without a name before it and a unit behind; None for others."""
     from dps.benchmarks.mathematics.forms import form_of, stated_value
 
-    form = stated_value(form_of(normalize(content)))
+    if len(content) > LONGEST_ANSWER:
+        return None
+    content = _RESTATED.sub("", _MIXED.sub(r"\1 \2", " ".join(content.split())))
+    form = stated_value(form_of(normalize(digits_for_words(content))))
     return _written(form.value, form.percent) if form is not None and form.value is not None else None
 
 
@@ -254,12 +271,18 @@ _CONNECTION = re.compile(
 )
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s${}]+)")
 _HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
+_MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,100}) and ([0-9]{1,100}/[0-9]{1,100})(?![\d/])")
+"""A mixed number where one number is asked for; elsewhere it may be a list."""
+_RESTATED = re.compile(r"(?<=\w) \([^()]*\)[. ]*$")
+"""What brackets say again: ``four (4)``."""
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")
 _FIRST_FORMULA = re.compile(r"\s*\$([^$]{1,200})\$(?!\w|\s*(?:,|;|and\b|or\b|%))")
 _FORMULA = re.compile(r"\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
-_MARKUP = re.compile(r"\*\*|`|\\[$!,]|(?<=[\d])\*(?!\S)|\\[()\[\]]|\\(?:text|textbf|mathrm|mathbf)\b")
+_MARKUP = re.compile(
+    r"\*\*|(?<!\w)__|__(?!\w)|`|\\[$!,]|(?<=[\d])\*(?!\S)|\\[()\[\]]|\\(?:text|textbf|mathrm|mathbf)\b"
+)
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,400})(?![0-9])(?:\.[0-9]{1,400}(?![0-9]))?|\.[0-9]{1,400}(?![0-9])"
 _FRAC = r"\\[dtc]?frac\s?(?:\{-?[0-9]{1,99}\}\s?\{-?[0-9]{1,99}\}|[0-9]\s?[0-9])"
@@ -268,7 +291,8 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_^])(?:(?:negative|minus)\s|(?:(?<![)\]}])-\s?)?[$€£¥]?|[$€£¥]-)"
     rf"(?:(?:{_DIGITS})(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?"
     rf"(?:\s?/\s?(?:{_DIGITS})|\s[0-9]{{1,9}}/[0-9]{{1,9}}(?![0-9/])|\s?{_FRAC}"
-    r"|\s?(?:\\times|\\cdot|×|x|\*)\s?10\s?\^\s?(?:\{-?[0-9]{1,3}\}|[0-9]))?"
+    r"|\s?(?:\\times|\\cdot|×|x|\*)\s?10\s?(?:\^|\*\*)\s?(?:\{-?[0-9]{1,3}\}|-?[0-9]{1,3})"
+    r"|\s(?:hundred|thousand|million|billion|trillion)s?\b)?"
     rf"|{_FRAC})(?P<percent>\s?\\?%)?"
 )
 """A number within running text."""

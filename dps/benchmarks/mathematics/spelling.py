@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
+
+from dps.benchmarks.mathematics.words import multiplied, spelt_number
 
 LONGEST_ANSWER = 1000
 """Characters; what is longer is no answer."""
@@ -108,11 +111,15 @@ def unboxed(text: str) -> str:
     return "".join([*pieces, text[end:]])
 
 
-def normalize(text: str) -> str:
+def normalize(text: str, *, words: bool = True) -> str:
     r"""Return LaTeX in one spelling: no dollar signs, sizes of brackets, kinds of fractions, no final full stop.
 
     A mixed number becomes one fraction, spaces between thousands go. What is too long or nested too deeply is no
     answer, and gives an empty text. Applied twice, it changes nothing more.
+
+    Args:
+        text: An answer.
+        words: Read one that is a number in words, too.
 
     >>> normalize(r"$\left( 3, \dfrac{\pi}2 \right).$"), normalize(r"2\frac12"), normalize("3,5, 7")
     ('(3,\\frac{\\pi}{2})', '\\frac{5}{2}', '3, 5, 7')
@@ -121,17 +128,18 @@ def normalize(text: str) -> str:
         return ""
     plain = unboxed(plain_characters(text))
     for _ in range(_MOST_PASSES):
-        before, plain = plain, _respelt(plain)
+        before, plain = plain, _respelt(plain, words)
         if plain == before:
             break
     return plain
 
 
-def _respelt(text: str) -> str:
+def _respelt(text: str, words: bool) -> str:
     # Single spaces from here on, so that no pattern below has a run of them to try in every way.
     plain = " ".join(text.split())
     if len(plain) > 2 * LONGEST_ANSWER or depth_of(plain) > DEEPEST:
         return ""
+    plain = spelt_number(plain) if words else multiplied(plain)
     for pattern, replacement in _SPELLINGS:
         plain = pattern.sub(replacement, plain)
     plain = _commas(plain)
@@ -182,6 +190,14 @@ def _commas(text: str) -> str:
     return "".join(pieces)
 
 
+def repeating(whole: str, places: str, period: str) -> str:
+    r"""Return a decimal that repeats as a fraction: 0.\overline{27} is 3/11."""
+    value = Fraction(
+        int(whole + places + period) - int("0" + whole + places), 10 ** len(places) * (10 ** len(period) - 1)
+    )
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 def mixed_number(whole: str, top: str, bottom: str) -> str:
     r"""Return a mixed number as one fraction: 2\frac{1}{2} is 5/2, as school books write it."""
     return rf"\frac{{{int(whole) * int(bottom) + int(top)}}}{{{bottom}}}"
@@ -196,14 +212,19 @@ _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<=[\w)}])\*\*(?=[\w(-])", "^"),  # a power of a programmer; the rest is Markdown
-        (r"\*\*|`|\\[$]|(?<!\\)\$|(?<!\\)\\[()\[\]]|\\pounds(?![a-zA-Z])|[€£¥]", ""),
+        (r"\*\*|`|\\[$]|(?<!\\)\$|(?<!\\)\\[()\[\]]|\\(?:pounds|textdollar)(?![a-zA-Z])|[€£¥]", ""),
+        (r"\\text\s*\{\s*\}|\\(?:text)?color\s*\{[a-zA-Z]*\}", ""),
+        (r"\{\.\}", "."),
+        (r"¢", r"\\text{ cents}"),
+        (r"(?<!\w)__(?=\S)|(?<=\S)__(?!\w)", ""),  # Markdown
+        (r"(?<![\w.'])\d{1,3}(?:'\d{3})+(?![\w'])", lambda found: found[0].replace("'", "")),
         (r"\\\\\s*\[[^\[\]]*\]", r"\\\\"),  # the space between the rows of a matrix
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])\.?", ""),
         (r",\s*\\!\s*(?=\d{3})|\{,\}\s?(?=\d{3})", ""),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\(?:q?quad|thinspace|medspace)(?![a-zA-Z])|~", " "),  # not the end of a matrix's row
         (r"\\h?phantom\s*(?:\{[^{}]*\}|.)", ""),
-        (r"\\(?:textnormal|textbf|textit|textrm|textsf|textup|mathrm|mathbf|mathit|mathsf|bf|rm|operatorname\*?|mbox)\s*\{",
+        (r"\\(?:textnormal|textbf|textit|textrm|textsf|textup|mathrm|mathbf|mathit|mathsf|bf|rm|operatorname\*?|mbox|underline)\s*\{",
          r"\\text{"),
         (r"\\text\{\s*([-\d.,/ ]+?)\s*\}", r"\1"),
         (r"\\text\{\s*(-?[\d.,/]*\d)\s+([a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
@@ -235,11 +256,19 @@ _SPELLINGS = [
         (r"\\frac\s*(\d|[a-zA-Z]|\\pi)\s*\{", r"\\frac{\1}{"),
         (r"\\frac\s*\{([^{}]*)\}\s*([\da-zA-Z]|\\pi)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
+        (r"\{\s*([^{}\\]{1,40}?)\s*\\choose\s*([^{}\\]{1,40}?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"^\s*(\w{1,40})\s*\\choose\s*(\w{1,40})\s*$", r"\\binom{\1}{\2}"),
+        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (r"\\[dtc]?frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+        (r"(?<=\d)\s*\^\s*(?:\\text\s*\{(?:st|nd|rd|th)\}|\{\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\})", ""),
+        (r"(?<![\w.])(\d{0,99})\.(\d{0,99})\\(?:overline|bar|dot)\s*\{(\d{1,99})\}", lambda m: repeating(*m.groups())),
         (r"\\sqrt\s*(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt{\1}"),
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,/])", lambda found: found[1].replace(" ", "")),
         (r"(?<![\w}^.,])(\d{1,100})\s*\\frac\{(\d{1,100})\}\{(\d{1,100})\}", lambda m: mixed_number(m[1], m[2], m[3])),
         (r"(?<![\w}^.,/])(\d{1,100})\s+(\d{1,100})/(\d{1,100})(?!\d)", lambda m: mixed_number(m[1], m[2], m[3])),
-        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d) x (?=\d)", r"\\times "),
+        (r"(?<=\d)\^(-\d{1,3}|\d{2,3})(?![\d.])", r"^{\1}"),  # nobody writes 10^23 for 10^2 3
+        (r"(?<=\d)\^\((-?\d{1,3})\)", r"^{\1}"),
         (r"(?<![\w\\}])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
         (r"(?<=\^)\{\+(\d)", r"{\1"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
@@ -263,8 +292,8 @@ _SPACING = [
         (r"(?<!,)\s+(?=\\)|(?<=[\d)}\]])\s+(?=[a-zA-Z](?![a-zA-Z]))", ""),
         (r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1"),
         (r"\s+,", ","),
-        (r"\^\{(\w)\}", r"^\1"),
-        (r"_\{(\w)\}", r"_\1"),
+        (r"\^\{(\w)\}(?!\d)", r"^\1"),
+        (r"_\{(\w)\}(?!\d)", r"_\1"),
         (r"\s+", " "),
     )
 ]

@@ -15,6 +15,8 @@ _SPELLINGS = {
 _UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 """Units by their spellings in the singular. A dollar or degree sign is left out of answers, and so are the words."""
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
+_PER = re.compile(r"\s*\b([a-z]+)\^\{?-(\d)\}?")
+"""A unit that divides, as in ``km h^{-1}``."""
 
 
 def unit_of(text: str) -> str:
@@ -23,7 +25,8 @@ def unit_of(text: str) -> str:
     >>> unit_of(r"\text{ square inches}"), unit_of(r"\text{cm}^3"), unit_of("boxes of pencils")
     ('in^2', 'cm^3', 'boxe of pencil')
     """
-    plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold()
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1", text.replace(r"\cdot", " ")).casefold()
+    plain = _PER.sub(lambda found: f"/{found[1]}" + f"^{found[2]}".removesuffix("^1"), plain)
     raised = re.search(r"\^\{?(\d)\}?\s*$", plain)
     power = int(raised[1]) if raised else 1
     words: list[str] = []

@@ -27,15 +27,15 @@ def parse_number(text: str) -> Fraction | None:
     r"""Return the exact number that a text is, or None if it is not a number and nothing else.
 
     Thousands separators, currency and percent signs, a final full stop and the usual markup are taken off; decimals,
-    exponents, fractions, mixed numbers, products and powers are read. Sums are not: ``2020-05-01`` is a date, and
-    :func:`value_of` is for what is known to be mathematics.
+    exponents, fractions, mixed numbers, products, powers, ``2 million`` are read. Words (``seven``) and sums are not:
+    ``2020-05-01`` is a date, and :func:`value_of` is for what is known to be mathematics.
 
     >>> parse_number("$1,000.00"), parse_number(r"2\frac12"), parse_number("12 apples")
     (Fraction(1000, 1), Fraction(5, 2), None)
     """
     if len(text) > MAX_NUMBER_LENGTH:
         return None
-    return _value(_without_percent(normalize(text)), sums=False)
+    return _value(_without_percent(normalize(text, words=False)), sums=False)
 
 
 def value_of(normal: str) -> Fraction | None:

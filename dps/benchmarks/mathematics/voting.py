@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 
-from dps.benchmarks.mathematics.comparing import difference, word_of, worth_of
+from dps.benchmarks.mathematics.comparing import LABELLED, difference, word_of, worth_of
 from dps.benchmarks.mathematics.convention import Convention
 from dps.benchmarks.mathematics.forms import Form, name_of, read_form, stated_value
 from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, worth
+from dps.benchmarks.mathematics.spelling import normalize
 
 
 def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
@@ -21,6 +22,8 @@ def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
     An answer that cannot be decided within the limits has its text as key: it is a class of its own.
     """
     form = read_form(answer)
+    if labelled := LABELLED.fullmatch(normalize(answer)):
+        form = read_form(labelled[2])
     if not form.text:  # too long, too deep, or nothing
         return ("text", answer.strip())
     try:
