@@ -73,6 +73,21 @@ def test_seeds_in_range_pass():
         check_seed(seed)
 
 
+# -- controllers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_a_controller_without_a_name_is_refused(name, capsys):
+    assert run(["evaluate", "--policies=[x]", f"--controllers.x={name}"]) == 2
+    assert "Expected a trained controller, got an empty name" in said(capsys)
+
+
+@pytest.mark.parametrize("option", ["--embedder=nobody/nothing", "--embedder=./x", "--feature_layer=99"])
+def test_what_only_a_controller_needs_is_refused_without_one(option, capsys):
+    assert run(["sample", "1+1", option]) == 2
+    assert "is set, but only a controller needs it" in said(capsys)
+
+
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 

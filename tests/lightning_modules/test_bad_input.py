@@ -50,6 +50,13 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("options", [["devices=2"], ["devices=3"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
+def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
+    assert "trained by one process on one device" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("key", ["seed_everything", "data.init_args.seed", "model.init_args.seed"])
 @pytest.mark.parametrize("seed", ["-1", "4294967296"])
 def test_a_seed_out_of_range_is_refused(key, seed, harvest, tmp_path, capsys):
