@@ -88,6 +88,28 @@ def test_what_only_a_controller_needs_is_refused_without_one(option, capsys):
     assert "is set, but only a controller needs it" in said(capsys)
 
 
+# -- values of another type -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["harvest", "--model.eos=abc"], "Expected list such as [a, b]. Got value: abc"),
+        (["harvest", "--benchmark.stop=abc"], "list such as [a, b]"),
+        (["harvest", "--plan=nothing"], "Expected one of 'off', 'words', 'json'. Got value: nothing"),
+        (["harvest", "--seed=x"], "Expected whole number. Got value: x"),
+        (["evaluate", "--controllers=[x]"], "Expected mapping such as {name: value}"),
+        (["evaluate", "--rules={esc: {window: x}}"], "Expected number. Got value: x"),
+        (["store", "info", "x", "--json=maybe"], "Expected true or false. Got value: maybe"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_without_names_of_python(words, expected, capsys):
+    assert run(words) == 2
+    sentence = said(capsys)
+    assert expected in sentence
+    assert "<class" not in sentence
+
+
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 
