@@ -50,6 +50,23 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("trainer.max_epochs=x", "Expected whole number"),
+        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct', 'solvable'"),
+        ("model.init_args.margin=x", "Expected number"),
+        ("data.init_args.block=x", "Expected whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, f"--{option}") == 2
+    sentence = capsys.readouterr().err
+    assert expected in sentence
+    assert "<class" not in sentence
+    assert "typing" not in sentence
+
+
 @pytest.mark.parametrize("options", [["devices=2"], ["devices=3"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
 def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
