@@ -110,6 +110,13 @@ def test_a_value_of_another_type_is_refused_without_names_of_python(words, expec
     assert "<class" not in sentence
 
 
+@pytest.mark.parametrize("words", [["harvest"], ["report", "x"], ["fit"], ["crossval"], ["store", "info", "x"]])
+@pytest.mark.parametrize("name", ["", "nothing.yaml", ".", "configs/nothing.yaml"])
+def test_a_configuration_that_is_not_there_is_refused(words, name, capsys):
+    assert run([*words, "--config", name]) == 2
+    assert f"Expected a configuration file, but there is no {name}: see configs/." in said(capsys)
+
+
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 
