@@ -149,6 +149,7 @@ def run(arguments: list[str]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     try:
         rest = readable(command, rest)
+        _check_configurations(rest)
         if command in _LIGHTNING:
             _lightning(command, rest)
         else:
@@ -217,7 +218,6 @@ def _crossval(arguments: list[str]) -> None:
     if _explained("crossval", _CROSSVAL_USAGE, arguments):
         return
     own, rest = _own_options("crossval", arguments, {"--folds": 5, "--output": None})
-    _check_configurations(rest)
     from lightning_modules.cli import cross_validate
 
     cross_validate(rest, folds=own["folds"], output=own["output"])
@@ -227,7 +227,6 @@ def _tune(arguments: list[str]) -> None:
     if _explained("tune", _TUNE_USAGE, arguments):
         return
     own, rest = _own_options("tune", arguments, {"--trials": 20, "--folds": 3, "--output": None})
-    _check_configurations(rest)
     from lightning_modules.cli import search_settings
 
     search_settings(rest, trials=own["trials"], folds=own["folds"], output=own["output"])
@@ -264,14 +263,13 @@ def _lightning(command: str, arguments: list[str]) -> None:
     if _explained(command, _LIGHTNING_USAGE.format(command=command, what=_WHAT[command]), arguments):
         return
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    _check_configurations(arguments)
     from lightning_modules.cli import main
 
     main([command, *arguments])
 
 
 def _check_configurations(arguments: list[str]) -> None:
-    """Refuse a configuration that is not there, before Lightning is imported."""
+    """Refuse a configuration that is not there, before anything heavy is imported."""
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         path = (
             following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -280,6 +281,7 @@ class EvaluateConfig:
                 )
         if not self.policies:
             raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+        self._check_names()
         self._check_rules()
         self._check_all_used()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
@@ -297,6 +299,18 @@ class EvaluateConfig:
         if not self.low_temperature > 0:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
+
+    def _check_names(self) -> None:
+        """Refuse policies that would share a folder, or lie outside of the evaluation's."""
+        for name in (*self.controllers, *self.in_run):
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise InputError(
+                    f"Expected a policy's name of letters, digits and . + - _, which names its folder, got {name!r}: "
+                    "choose another."
+                )
+        twice = [name for place, name in enumerate(self.policies) if name in self.policies[:place]]
+        if twice:
+            raise InputError(f"policies names {twice[0]} twice: name each policy once.")
 
     def narrowed(self, given: Collection[str]) -> EvaluateConfig:
         """Return the evaluation without what is set up for policies that are not run.
@@ -504,4 +518,7 @@ class SampleConfig:
     def check(self) -> SampleConfig:
         """Return self if usable, raise InputError otherwise."""
         check_rows(self.rows, "rows")
+        for setting in ("embedder", "feature_layer") if self.controller is None else ():
+            if getattr(self, setting) != getattr(type(self), setting):
+                raise InputError(f"{setting} is set, but only a controller needs it: set controller, or leave it out.")
         return self

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dps.commands.options import one_line
 from dps.errors import InputError
 from feature_store.errors import StoreError
 
@@ -170,4 +171,4 @@ def _essence(message: str) -> str:
     """Return a parser's message as one line, without the list of what was tried."""
     lines = [line.strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(_CHATTER)]
-    return " ".join(kept).replace("Does not validate against any of the Union subtypes ", "").rstrip(".")
+    return one_line("\n".join(kept).replace("Does not validate against any of the Union subtypes ", "")).rstrip(".")

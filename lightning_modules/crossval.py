@@ -19,6 +19,7 @@ import torch
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded
 from dps.folders import claim
+from feature_store import Store
 from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.batches import to_tensor
@@ -72,6 +73,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
     data = cli.datamodule
     if data.folds is not None or data.test_store is not None:
         raise InputError("dps crossval sets data.folds, data.fold and the test questions itself: leave them out.")
+    check_folds(folds, data.store)
     folder = output if output is not None else cli.run_folder / "crossval"
     results = (REPORT, FILE, "fold-*/checkpoints/*.ckpt")
     if claim_folds(folder, cli, "dps crossval", folds, results) and (folder / REPORT).is_file():
@@ -93,6 +95,21 @@ def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
         print(describe(report))
         print(folder / REPORT)
     return folder
+
+
+def check_folds(folds: int, store: str) -> None:
+    """Refuse more folds than a store has questions.
+
+    Args:
+        folds: Number of folds.
+        store: Folder of the store.
+
+    Raises:
+        InputError: If some fold would have no question.
+    """
+    count = len(Store.open(store))
+    if folds > count:
+        raise InputError(f"Expected at most as many folds as {store} has questions, {count:,}, got {folds:,}.")
 
 
 def claim_folds(folder: Path, cli: ControllerCLI, command: str, folds: int, results: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -169,6 +170,11 @@ def nothing_learnt(skill: dict[str, dict[str, float] | None] | None, num_questio
             return (
                 f"Whether it has learnt anything cannot be said: the label does not vary on {num_questions:,} held-out "
                 "questions."
+            )
+        if math.isnan(found["low"]):
+            return (
+                f"Whether it has learnt anything cannot be said: {num_questions:,} held-out questions are too few "
+                "for an interval."
             )
         if not found["low"] > 0:
             return (

@@ -78,7 +78,7 @@ class ControllerCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=SaveConfigBesideCheckpoints,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"num_sanity_val_steps": 0},
+            trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
             seed_everything_default=0,
             parser_kwargs={"prog": "dps", "exit_on_error": False, "allow_abbrev": False},
             args=args,
@@ -216,9 +216,15 @@ class ControllerCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(folder / "predictions.csv"))
         try:
-            return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+            trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
         except (ValueError, TypeError) as error:
             raise InputError(f"The Trainer refuses its configuration: {' '.join(str(error).split())}") from error
+        if trainer.world_size > 1:
+            raise InputError(
+                f"A controller is trained by one process on one device, but trainer.devices and trainer.num_nodes "
+                f"make {trainer.world_size:,}: leave both out."
+            )
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         """Train; go on after the last whole epoch where the same training was interrupted, say so where it has ended.

@@ -23,7 +23,7 @@ from dps.errors import InputError
 from dps.extras import install
 from feature_store.files import replace_file
 from lightning_modules.cli import resolve, run
-from lightning_modules.crossval import claim_folds, predict_table, write_json
+from lightning_modules.crossval import check_folds, claim_folds, predict_table, write_json
 from lightning_modules.load import load_controller
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
     cli = resolve(args)
     if cli.datamodule.folds is not None or cli.datamodule.test_store is not None:
         raise InputError("dps tune sets data.folds, data.fold and the test questions itself: leave them out.")
+    check_folds(folds, cli.datamodule.store)
     folder = output if output is not None else cli.run_folder / "tune"
     resolved, space = cli.resolved(), SPACES[cli.model.name]
     claim_folds(folder, cli, "dps tune", folds, ("journal.log", BEST, TRIALS))

@@ -73,6 +73,50 @@ def test_seeds_in_range_pass():
         check_seed(seed)
 
 
+# -- controllers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_a_controller_without_a_name_is_refused(name, capsys):
+    assert run(["evaluate", "--policies=[x]", f"--controllers.x={name}"]) == 2
+    assert "Expected a trained controller, got an empty name" in said(capsys)
+
+
+@pytest.mark.parametrize("option", ["--embedder=nobody/nothing", "--embedder=./x", "--feature_layer=99"])
+def test_what_only_a_controller_needs_is_refused_without_one(option, capsys):
+    assert run(["sample", "1+1", option]) == 2
+    assert "is set, but only a controller needs it" in said(capsys)
+
+
+# -- values of another type -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["harvest", "--model.eos=abc"], "Expected list such as [a, b]. Got value: abc"),
+        (["harvest", "--benchmark.stop=abc"], "list such as [a, b]"),
+        (["harvest", "--plan=nothing"], "Expected one of 'off', 'words', 'json'. Got value: nothing"),
+        (["harvest", "--seed=x"], "Expected whole number. Got value: x"),
+        (["evaluate", "--controllers=[x]"], "Expected mapping such as {name: value}"),
+        (["evaluate", "--rules={esc: {window: x}}"], "Expected number. Got value: x"),
+        (["store", "info", "x", "--json=maybe"], "Expected true or false. Got value: maybe"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_without_names_of_python(words, expected, capsys):
+    assert run(words) == 2
+    sentence = said(capsys)
+    assert expected in sentence
+    assert "<class" not in sentence
+
+
+@pytest.mark.parametrize("words", [["harvest"], ["report", "x"], ["fit"], ["crossval"], ["store", "info", "x"]])
+@pytest.mark.parametrize("name", ["", "nothing.yaml", ".", "configs/nothing.yaml"])
+def test_a_configuration_that_is_not_there_is_refused(words, name, capsys):
+    assert run([*words, "--config", name]) == 2
+    assert f"Expected a configuration file, but there is no {name}: see configs/." in said(capsys)
+
+
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 

@@ -201,6 +201,24 @@ def test_what_no_policy_names_is_refused(options, message, capsys):
     assert message in refused(capsys, "evaluate", *options)
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", ".", ".x", "", " ", "a b"])
+@pytest.mark.parametrize("setting", ["controllers", "in_run"])
+def test_a_policy_does_not_write_outside_of_the_evaluations_folder(setting, name, tmp_path, capsys):
+    inside = {"policy": "esc", "escalate_early": {"controllers": ["p"]}}
+    options = {"policies": [name], setting: {name: "p" if setting == "controllers" else inside}}
+    output = tmp_path / "inner" / "evaluation"
+    (tmp_path / "options.yaml").write_text(json.dumps({**options, "output": str(output)}))
+    assert "Expected a policy's name of letters, digits" in refused(
+        capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}"
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["options.yaml"]
+
+
+@pytest.mark.parametrize("names", ["[power,power]", "[power,plain,power]", "[esc,esc]", "[plain,plain]"])
+def test_a_policy_named_twice_is_refused(names, capsys):
+    assert "twice: name each policy once" in refused(capsys, "evaluate", f"--policies={names}")
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -81,6 +82,21 @@ def refuse_empty_names(options: Mapping[str, Any]) -> None:
                 raise InputError(f"Expected a file or folder for {option}, got an empty name: name one.")
 
 
+_KINDS = {
+    "tuple": "list such as [a, b]",
+    "list": "list such as [a, b]",
+    "dict": "mapping such as {name: value}",
+    "float": "number",
+    "int": "whole number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+"""What types are called on a command line and in YAML."""
+
+
 def one_line(message: str) -> str:
-    """Return a parser's message as one line."""
-    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+    """Return a parser's message as one line, without the names of Python's types."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda found: _KINDS.get(found[1], found[0]), line)
+    return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)

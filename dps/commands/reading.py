@@ -331,6 +331,8 @@ def check_controller_file(path: str) -> None:
     """Refuse a controller that is not there, before anything heavy is imported."""
     from dps.policies.files import controller_file
 
+    if not path.strip():
+        raise InputError("Expected a trained controller, got an empty name: name its checkpoint or run folder.")
     location = controller_file(path)
     if not location.is_file():
         raise InputError(f"Expected a trained controller at {path}, but there is no {location}: train it with dps fit.")

@@ -24,11 +24,6 @@ class Recorder:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    @property
-    def num_recorded(self) -> int:
-        """Number of recordings."""
-        return len(self._graphs)
-
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Replay the work of that name, recording it first if need be."""
         graph = self._graphs.get(key)

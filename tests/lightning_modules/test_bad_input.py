@@ -5,6 +5,7 @@ import torch
 
 from dps.cli import run
 from lightning_modules.load import load_controller
+from lightning_modules.results import nothing_learnt
 
 SMALL = ("--data.init_args.calibration_fraction=0.2", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false")
 
@@ -48,6 +49,30 @@ def test_a_missing_package_of_a_logger_is_named(harvest, tmp_path, capsys):
 def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, f"--trainer.{option}") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("trainer.max_epochs=x", "Expected whole number"),
+        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct', 'solvable'"),
+        ("model.init_args.margin=x", "Expected number"),
+        ("data.init_args.block=x", "Expected whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, f"--{option}") == 2
+    sentence = capsys.readouterr().err
+    assert expected in sentence
+    assert "<class" not in sentence
+    assert "typing" not in sentence
+
+
+@pytest.mark.parametrize("options", [["devices=2"], ["devices=3"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
+def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
+    assert "trained by one process on one device" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("key", ["seed_everything", "data.init_args.seed", "model.init_args.seed"])
@@ -119,3 +144,18 @@ def test_a_checkpoint_names_no_classes_to_import(harvest, tmp_path, trained, cap
     options = (*at(harvest, tmp_path), f"--ckpt_path={tmp_path / 'hostile.ckpt'}")
     assert run(["test", "--config=configs/gbdt.yaml", *options]) == 0
     assert "antigravity" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folds", [10**6, 10**4])
+def test_more_folds_than_questions_are_refused(folds, harvest, tmp_path, capsys):
+    options = ["--config=configs/gbdt.yaml", f"--data.init_args.store={harvest}", f"--output={tmp_path / 'out'}"]
+    assert run(["crossval", *options, f"--folds={folds}"]) == 2
+    assert "Expected at most as many folds as" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_questions_for_an_interval_are_said_to_be_too_few():
+    skill = {"k": {"value": 0.7, "low": float("nan"), "high": float("nan")}}
+    sentence = nothing_learnt(skill, 3)
+    assert "3 held-out questions are too few" in sentence
+    assert "nan" not in sentence
