@@ -1,5 +1,7 @@
 """The calibrated clock: seconds per token of a model on a device, measured once and stored with the run.
 
+A run may take over the clock of an earlier store (``compute.clock_store``), so that both count time alike.
+
 Live runs and replays count time as ``tokens x seconds_per_token + prompt tokens x prefill_seconds_per_token`` (METHOD
 section 5), so a controller's time feature does not depend on what else the machine was doing.
 """
@@ -8,11 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from dps.benchmarks import Benchmark
-from dps.device import synchronize
+from dps.device import name_of, synchronize
+from dps.errors import InputError
 from dps.model import LanguageModel
 from dps.sampler.cache import prefill
 from dps.sampler.engine import ChainRequest, Engine
@@ -20,6 +24,19 @@ from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.worker import WorkSettings, prompts_of
+from feature_store import Manifest, Store
+
+_CONSTANTS = ("seconds_per_token", "prefill_seconds_per_token", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The calibrated clock of an engine."""
+
+    constants: dict[str, float]
+    """``seconds_per_token``, ``prefill_seconds_per_token``, and ``rows`` that these are for."""
+    device: str | None
+    """Name of the GPU or processor; None where the store that it comes from does not say."""
 
 
 def measure_clock(
@@ -28,8 +45,10 @@ def measure_clock(
     settings: WorkSettings,
     sampler: SamplerConfig,
     snapshot_blocks: tuple[int, ...],
-) -> dict[str, float]:
+) -> Clock:
     """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
+
+    With ``compute.clock_store`` nothing is measured: the engine is only opened, to compare its rows and device.
 
     Args:
         model: The worker's model.
@@ -37,6 +56,9 @@ def measure_clock(
         settings: The worker's settings.
         sampler: How chains are sampled.
         snapshot_blocks: Blocks of whose ends snapshots are taken.
+
+    Raises:
+        InputError: If the earlier store is of another model, device or number of rows.
     """
     prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
     threads = torch.get_num_threads()
@@ -51,9 +73,54 @@ def measure_clock(
             memory_share=settings.memory_share,
             snapshot_blocks=snapshot_blocks,
         )
-        return calibrate(engine, prompts)
+        device, folder = name_of(model.device), settings.compute.clock_store
+        if folder is None:
+            return Clock(calibrate(engine, prompts), device)
+        return taken_over(folder, fingerprint=model.fingerprint, device=device, rows=engine.rows)
     finally:
         torch.set_num_threads(threads)
+
+
+def clock_store(folder: str) -> Manifest:
+    """Return the manifest of a store whose clock is to be taken over.
+
+    Raises:
+        StoreError: If there is no store.
+        InputError: If it does not say what it was measured on.
+    """
+    manifest = Store.open(folder).manifest
+    if manifest.device is None or any(not manifest.calibration.get(name) for name in _CONSTANTS):
+        raise InputError(
+            f"Expected compute.clock_store with a measured clock and the name of its device, which {folder} does not "
+            "have (earlier releases did not note it): leave it out, and give data.init_args.clock_store to dps fit."
+        )
+    return manifest
+
+
+def taken_over(folder: str, *, fingerprint: str, device: str, rows: int) -> Clock:
+    """Return the clock of an earlier store, if it is of the same model, device and rows.
+
+    Args:
+        folder: The earlier store.
+        fingerprint: Of the run's model.
+        device: Name of its device, see :func:`dps.device.name_of`.
+        rows: Chains that its engine runs at a time.
+
+    Raises:
+        InputError: With the first of them that differs.
+    """
+    earlier = clock_store(folder)
+    for what, came, here, remedy in (
+        ("model", earlier.model.get("fingerprint"), fingerprint, "name a store of this model"),
+        ("device", earlier.device, device, "name a store that was made on such a device"),
+        ("rows", int(earlier.calibration["rows"]), rows, f"set compute.rows {earlier.calibration['rows']:.0f}"),
+    ):
+        if came != here:
+            raise InputError(
+                f"Expected compute.clock_store of the same {what} as this run's ({here}), but that of {folder} is "
+                f"{came}: {remedy}, or leave it out."
+            )
+    return Clock(dict(earlier.calibration), earlier.device)
 
 
 def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: float = 1.0) -> dict[str, float]:

@@ -64,6 +64,9 @@ class ComputeConfig:
     forward: ForwardPath = "auto"
     """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
     `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
+    clock_store: str | None = None
+    """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
+    over instead of being measured again, so that `question_time_sec` means the same in both."""
     commit_interval_s: float = 5.0
     """Complete questions are written this often, seconds; a killed run loses at most that and a write under way."""
     tensorboard: bool = False
@@ -92,6 +95,8 @@ class ComputeConfig:
             if value is not None and value < 1:
                 raise InputError(f"compute.{name} must be at least 1, got {value}.")
         self.part  # noqa: B018  (refuses what is no shard)
+        if self.clock_store == "":
+            raise InputError("compute.clock_store is empty: give the folder of an earlier store, or leave it out.")
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
         if self.tensorboard and find_spec("tensorboard") is None:
@@ -469,8 +474,7 @@ class ShipConfig:
     """More trajectories are added while 1 - p_enough is above this. If not set, it is chosen on the out-of-fold
     predictions of `crossval`; without that, it is the training's choice."""
     margin: float | None = None
-    """Accuracy that counts as no loss in that choice, 0.01 if not set: the threshold is the cheapest that shows that
-    less is lost against the largest k."""
+    """Loss of accuracy against the largest k that the choice has to exclude, 0.01 if not set: one point."""
     k: KRange | None = None
     """Where the controller will be asked, for that choice; at all its checkpoints if not set."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,17 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def name_of(device: torch.device) -> str:
+    """Return the name of a GPU; of a CPU the processor's, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "CPU"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def peak_gib() -> float | None:

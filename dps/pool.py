@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dps.benchmarks import load_benchmark
-from dps.clock import measure_clock
+from dps.clock import Clock, measure_clock
 from dps.errors import InputError, WorkersDied
 from dps.ledger import Ledger, Take
 from dps.model import load_model
@@ -118,7 +118,7 @@ class Pool:
             self._pipes[mine] = number
             self._processes.append(process)
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float]:
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock:
         """Let the first worker measure the calibrated clock; see :func:`dps.worker.measure_clock`.
 
         Raises:
@@ -213,7 +213,7 @@ class Pool:
             pipe.close()
 
 
-def clock_answer(answer: Any) -> dict[str, float]:
+def clock_answer(answer: Any) -> Clock:
     """Return the clock that a worker measured.
 
     Args:
@@ -221,17 +221,18 @@ def clock_answer(answer: Any) -> dict[str, float]:
 
     Raises:
         InputError: If it refused its input.
+        StoreError: If the store whose clock is to be taken over cannot be read.
         WorkersDied: If it died.
         RuntimeError: If it failed otherwise, which is a bug.
     """
-    if isinstance(answer, InputError):
+    if isinstance(answer, (InputError, StoreError)):
         raise answer
     if answer is None:
         raise WorkersDied(
             "The worker that measured the clock died; nothing was sampled. If it ran out of memory, set compute.rows "
             "lower."
         )
-    if not isinstance(answer, dict):
+    if not isinstance(answer, Clock):
         raise RuntimeError(f"A worker failed:\n{answer}")
     return answer
 

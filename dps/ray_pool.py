@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from dps.benchmarks import load_benchmark
-from dps.clock import measure_clock
+from dps.clock import Clock, measure_clock
 from dps.errors import InputError, WorkersDied
 from dps.extras import install
 from dps.ledger import Ledger, Take
@@ -79,13 +79,13 @@ class Worker:
         self._load_controller = load_controller
         self._model: LanguageModel | None = None
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float] | InputError | str:
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock | InputError | StoreError | str:
         """Measure the calibrated clock; returns it, a refusal, or the text of an unexpected error."""
         try:
             self._model = self._model or load_model(self._settings.model)
             benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
             return measure_clock(self._model, benchmark, self._settings, sampler, snapshot_blocks)
-        except InputError as error:
+        except (InputError, StoreError) as error:
             return error
         except Exception:
             return traceback.format_exc()
@@ -158,7 +158,7 @@ class RayPool:
         self._desk: Any = None
         self._running: dict[Any, int] = {}
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> dict[str, float]:
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock:
         """Let the first actor measure the calibrated clock; see :meth:`dps.pool.Pool.clock`."""
         ray = self._ray
         try:

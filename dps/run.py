@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dps.benchmarks import load_benchmark
-from dps.clock import measure_clock
+from dps.clock import Clock, clock_store, measure_clock
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.errors import InputError
 from dps.features import EMBEDDING
@@ -55,8 +55,8 @@ from feature_store.store import check_same_run
 if TYPE_CHECKING:
     from dps.ray_pool import RayPool
 
-Clock = Callable[[SamplerConfig, tuple[int, ...]], dict[str, float]]
-"""Measures the calibrated clock of a sampler and the blocks of its snapshots."""
+MeasureClock = Callable[[SamplerConfig, tuple[int, ...]], Clock]
+"""Measures the calibrated clock of a sampler and the blocks of its snapshots, or takes it over."""
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
 
@@ -103,14 +103,14 @@ def check_harvest_folder(config: HarvestConfig) -> None:
         StoreError: With what differs.
     """
     folder = Path(config.output)
+    _check_standing([folder], config.compute.clock_store)
     if not (folder / MANIFEST).exists():
         return
-    Store.open(folder)
     settings, benchmark = settings_of(config), load_benchmark(config.benchmark, config.model.name)
     model = load_model(config.model)
     check_layer(settings.features.layer, model.num_layers)
     identity = identity_of(model, benchmark, settings)
-    check_same_run(folder, _manifest(_plan_harvest(config), settings, asdict(config), identity, {}, []))
+    check_same_run(folder, _manifest(_plan_harvest(config), settings, asdict(config), identity, Clock({}, None), []))
 
 
 def _plan_harvest(config: HarvestConfig) -> StorePlan:
@@ -254,9 +254,7 @@ def _fill_held(
     paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
     controllers = [load_controller(path) for path in paths] if load_controller is not None else []
     benchmark = load_benchmark(settings.benchmark, settings.model.name)
-    for plan in plans:  # what stands there already is checked before the model loads
-        if (plan.folder / "manifest.json").exists():
-            Store.open(plan.folder)
+    _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
     check_there(settings.model)
     if any(plan.task.features for plan in plans) or any(EMBEDDING in controller.parts for controller in controllers):
         open_embedder(settings.features.embedder).check_there()
@@ -272,7 +270,7 @@ def _fill_held(
         check_layer(settings.features.layer, model.num_layers)
         for sampler in {plan.task.sampler: None for plan in plans}:
             prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room
-        clock: Clock = pool.clock if pool is not None else partial(measure_clock, model, benchmark, settings)
+        clock: MeasureClock = pool.clock if pool is not None else partial(measure_clock, model, benchmark, settings)
         if pool is not None:
             del model
             if torch.cuda.is_available():
@@ -307,6 +305,25 @@ def _fill_held(
     return [Summary.of(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
 
 
+def _check_standing(folders: Sequence[Path], earlier: str | None) -> None:
+    """Check, before a model loads, the stores that stand there already and the one whose clock is to be taken over.
+
+    Raises:
+        StoreError: If one cannot be read.
+        InputError: If the earlier store has no clock to take over, or a standing store has another one.
+    """
+    clock = clock_store(earlier).calibration if earlier is not None else None
+    for folder in folders:
+        if not (folder / MANIFEST).exists():
+            continue
+        stored = Store.open(folder).manifest.calibration
+        if clock is not None and clock != stored:
+            raise InputError(
+                f"Expected compute.clock_store with the clock that {folder} has, but that of {earlier} is another, and "
+                "a store that was begun keeps its own: leave the setting out, or choose another output."
+            )
+
+
 def _pool(settings: WorkSettings, load_controller: LoadController | None) -> Pool | RayPool | None:
     """Return the workers of a run; None where this process does the work."""
     if settings.compute.backend == "ray":
@@ -321,7 +338,7 @@ def _open_stores(
     settings: WorkSettings,
     resolved: dict[str, Any],
     identity: dict[str, Any],
-    clock: Clock,
+    clock: MeasureClock,
     wanted: Sequence[str],
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run.
@@ -331,18 +348,19 @@ def _open_stores(
         settings: What they have in common.
         resolved: The whole configuration of the command.
         identity: What decides the trajectories, see ``identity_of``.
-        clock: Measures the clock, once for every engine that the run opens.
+        clock: Measures the clock or takes it over, once for every engine that the run opens.
         wanted: Ids of the questions that this command adds to those that the stores are to have.
     """
-    calibrations: dict[tuple[SamplerConfig, tuple[int, ...]], dict[str, float]] = {}
+    clocks: dict[tuple[SamplerConfig, tuple[int, ...]], Clock] = {}
     writers = []
     for plan in plans:
         engine = plan.task.sampler, plan.task.checkpoint_blocks
         if (plan.folder / MANIFEST).exists():
-            calibrations[engine] = Store.open(plan.folder).manifest.calibration
-        elif engine not in calibrations:
-            calibrations[engine] = clock(*engine)
-        manifest = _manifest(plan, settings, resolved, identity, calibrations[engine], wanted)
+            stored = Store.open(plan.folder).manifest
+            clocks[engine] = Clock(stored.calibration, stored.device)
+        elif engine not in clocks:
+            clocks[engine] = clock(*engine)
+        manifest = _manifest(plan, settings, resolved, identity, clocks[engine], wanted)
         writers.append(StoreWriter.open(plan.folder, manifest))
     return writers
 
@@ -352,7 +370,7 @@ def _manifest(
     settings: WorkSettings,
     resolved: dict[str, Any],
     identity: dict[str, Any],
-    calibration: dict[str, float],
+    clock: Clock,
     wanted: Sequence[str],
 ) -> Manifest:
     """Return the manifest of a store, see :func:`_open_stores`."""
@@ -368,7 +386,8 @@ def _manifest(
         model=identity["model"],
         benchmark=identity["benchmark"],
         sampler=sampler,
-        calibration=calibration,
+        calibration=clock.constants,
+        device=clock.device,
         config=resolved,
         fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
         software={name: metadata.version(name) for name in _PACKAGES},

@@ -171,6 +171,8 @@ def check_manifest(content: dict[str, Any], path: Path) -> None:
     ids = content.get("question_ids")
     if ids is not None and not (isinstance(ids, list) and all(isinstance(name, str) for name in ids)):
         raise _wrong(path, "question_ids", "a list of texts", ids)
+    if not isinstance(content.get("device"), str | None):
+        raise _wrong(path, "device", "a text", content["device"])
     for name, value in content["calibration"].items():
         if not (_is(value, int, float) and math.isfinite(value) and value >= 0):
             raise _wrong(path, f"calibration.{name}", "a number of at least 0", value)

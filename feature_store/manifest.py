@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 """Its file name."""
 _DIGEST = "sha256"
 _IDS = "question_ids"
+_LATER = (_IDS, "device")
+"""Entries that earlier releases did not write."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -28,8 +30,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         FileExistsError: If there is one.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    if manifest.question_ids is None:
-        del content[_IDS]
+    for name in _LATER:
+        if content[name] is None:
+            del content[name]
     write_once(folder / MANIFEST, _encoded(json.loads(json.dumps(content, default=str))))
 
 
@@ -81,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
-    if missing := known - {_IDS} - content.keys():
+    if missing := known - {*_LATER} - content.keys():
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
@@ -91,7 +94,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
-    content.setdefault(_IDS, None)  # earlier releases did not note them
+    for name in _LATER:
+        content.setdefault(name, None)
     check_manifest(content, path)
     return Manifest(**{name: content[name] for name in known})
 

@@ -257,6 +257,8 @@ class Manifest:
     """The resolved sampler settings (alpha, block_size, num_mh_steps, ...)."""
     calibration: dict[str, float]
     """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
+    device: str | None = None
+    """Name of the GPU or processor whose clock that is; None where an earlier release began the store."""
     config: dict[str, Any] = field(default_factory=dict)
     """The whole resolved configuration of the command, for the record."""
     fingerprint: str = ""

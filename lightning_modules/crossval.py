@@ -311,7 +311,7 @@ def describe(report: Mapping[str, Any]) -> str:
         row(
             "as shipped",
             shipped["policy"],
-            f"thresholds of the other folds' questions (of all: {shipped['threshold']:.3f}, to lose less than "
+            f"thresholds of the other folds' questions (of all: {shipped['threshold']:.3f}, to exclude a loss of "
             f"{100 * shipped['margin']:.1f} points)",
         )
     )

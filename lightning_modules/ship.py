@@ -245,7 +245,7 @@ def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
     words = {
         "given": "The threshold was given.",
         "training": "The threshold is the training's own, chosen on its held-out questions.",
-        "out of fold": "The threshold was chosen on out-of-fold predictions, the cheapest that shows no loss there.",
+        "out of fold": "The threshold was chosen on out-of-fold predictions, a cheap one that excludes the loss there.",
     }
     text = words[choice["how"]]
     if "accuracy_difference" in choice:

@@ -404,9 +404,9 @@ def _excluded(found: Mapping[str, Any], threshold: float, margin: float, maximum
     points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
     shown = f"{100 * found['margin']:.1f} points"
     if threshold == NEVER_STOP:
-        text = f"no threshold shows on these {count:,} questions that it loses less than {shown}: all get k = {maximum}"
+        text = f"no threshold excludes a loss of {shown} on these {count:,} questions: all get k = {maximum}"
     else:
-        text = f"chosen on {count:,} questions to lose less than {shown} (97.5 % sure)"
+        text = f"chosen on {count:,} questions, which exclude a loss of {shown} (97.5 % sure)"
     if found["margin"] > margin:
         text += f"; n is too small for {points}" + (f", which takes {least:,} questions" if least else "")
         text += ": dps crossval and dps ship choose on all questions"

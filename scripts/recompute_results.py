@@ -12,11 +12,13 @@ import argparse
 import csv
 import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dps.aggregate import representative
+from dps.benchmarks.answers import answer_key
 from dps.estimates import Estimate, bounded, loss_is_below, mcnemar, questions_needed
 from dps.policies import RULES
 from dps.replay.policies import Point, dynamic, fixed, folds_of
@@ -58,6 +60,7 @@ def samples_of(path: Path, series: str, aggregator: str = "majority") -> Samples
     return Samples(
         series=series,
         question_ids=tuple(rows),
+        contents=tuple(rows),  # the records hold no texts
         classes=table[0].astype(np.int64),
         logprobs=table[1],
         sums=table[2:5],
@@ -75,6 +78,34 @@ def every_k(samples: Samples) -> tuple[Point, ...]:
     """Return every fixed k of the samples, averaged over orders."""
     orders = np.stack([orders_of(name, samples.num_trajectories, ORDERS, 0) for name in samples.question_ids])
     return fixed(samples.series, walk(samples, orders, range(1, samples.num_trajectories + 1), 0)).curve
+
+
+def pooled(path: Path, other: Path) -> Samples:
+    """Return the samples of two files of the same questions as those of one source, the second file's last.
+
+    Each file numbers its answers for itself, so classes are those of the answers' keys.
+    """
+    one, two = samples_of(path, "mixed"), samples_of(other, "mixed")
+    if one.question_ids != two.question_ids or one.num_trajectories != two.num_trajectories:
+        raise SystemExit(f"Expected the same questions and as many samples of each in {path} and {other}.")
+    first, second, classes = read(path), read(other), []
+    for name in one.question_ids:
+        keys = [answer_key(row["answer"]) if row["answer"] else None for row in (*first[name], *second[name])]
+        numbers = {key: i for i, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
+        classes.append([numbers.get(key, -1) for key in keys])
+    joined = {n: np.concatenate([getattr(one, n), getattr(two, n)], axis=1) for n in ("logprobs", "generated", "right")}
+    sums = np.concatenate([one.sums, two.sums], axis=2)
+    return replace(one, classes=np.array(classes, dtype=np.int64), sums=sums, **joined)
+
+
+def mixtures(samples: Samples) -> tuple[Point, ...]:
+    """Return the votes of 1, 2, 3, ... samples of each half of pooled samples, averaged over orders."""
+    half = samples.num_trajectories // 2
+    orders = []
+    for name in samples.question_ids:
+        one, two = orders_of(name, half, ORDERS, 0), orders_of(name, half, ORDERS, 1) + half
+        orders.append(np.stack([one, two], axis=-1).reshape(ORDERS, -1))
+    return fixed("mixed", walk(samples, np.stack(orders), range(2, 2 * half + 1, 2), 0)).curve
 
 
 def answered(path: Path, aggregator: str = "majority") -> tuple[np.ndarray, np.ndarray]:
@@ -162,6 +193,36 @@ def gsm8k(records: Path, split: str, rivals: dict[str, str]) -> Iterator[str]:
         yield line(what, k8.correct[rows] - last.correct)
 
 
+def cheap(records: Path, *splits: str) -> Iterator[str]:
+    """Yield what needs no Metropolis-Hastings steps: a vote of two temperatures, and the likeliest of few samples.
+
+    Args:
+        records: The folder.
+        *splits: Of one or several splits together.
+    """
+    power = [samples_of(records / f"{split}-power.csv.gz", "power") for split in splits]
+    files = [[records / f"{split}-{name}.csv.gz" for name in ("lowtemp", "plain")] for split in splits]
+    name, k8 = " and ".join(splits), _joined([every_k(samples)[-1] for samples in power])
+    votes = [mixtures(pooled(*pair)) for pair in files]
+    for number in (1, 2, 4, 8, 16):
+        correct, tokens = _joined([curve[number - 1] for curve in votes])
+        what = f"vote of {number} low-temperature and {number} plain - k = 8, {tokens.mean() / k8[1].mean():.2f}"
+        yield line(f"{name}, {what} of its tokens", correct - k8[0])
+    one = np.concatenate([samples.right.mean(axis=1) for samples in power])
+    spent = np.concatenate([samples.generated.mean(axis=1) for samples in power])
+    for place, rival in enumerate(("low-temperature", "plain")):
+        likeliest = [every_k(samples_of(pair[place], rival, "best_logprob")) for pair in files]
+        for number in (2, 4, 8, 10, 16):
+            correct, tokens = _joined([curve[number - 1] for curve in likeliest])
+            what = f"one trajectory, {one.mean():.1%} - likeliest of {number} {rival}, {correct.mean():.1%}"
+            yield line(f"{name}, {what}, {tokens.mean() / spent.mean():.2f} of its tokens", one - correct)
+
+
+def _joined(points_of: list[Point]) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether answers are right and their tokens, of the questions of several splits: shape (Q,) each."""
+    return np.concatenate([p.correct for p in points_of]), np.concatenate([p.tokens for p in points_of])
+
+
 def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,6 +237,9 @@ def main() -> None:
         "test": {"lowtemp": "test32-lowtemp", "plain": "test-plain"},
     }.items():
         for row in gsm8k(options.records, split, rivals):
+            print(row, flush=True)
+    for splits in (("train",), ("test",), ("train", "test")):
+        for row in cheap(options.records, *splits):
             print(row, flush=True)
     for row in (*live(options.records), *humaneval(options.records, options.humaneval_aggregator)):
         print(row, flush=True)

@@ -1,6 +1,7 @@
 """The command line: help, bad input, and the whole pipeline on the embedded model."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from dps.cli import run
+from dps.commands.running import confidence
 from dps.model_config import embedded_path
 from feature_store import Store, StoreWriter
 from scripts.check_replay_live import AGREE, compare
@@ -246,6 +248,7 @@ def test_quickstart_leaves_everything(pipeline):
     assert {"fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", "gbdt", "mlp-h", "mlp-hq", "plain-k8", "lowtemp-k8"} <= set(
         rows
     )
+    assert {"adaptive-consistency", "self-confidence"} <= set(rows), "rules that need no training"
     keys = {"policy", "accuracy", "accuracy_stderr", "latency_s", "compute_s", "tokens", "mean_k", "num_questions"}
     assert all(keys <= set(row) for row in rows.values())
     assert all(row["num_questions"] == 16 for row in rows.values())
@@ -378,7 +381,26 @@ def test_sample_with_a_controller(pipeline, capsys):
     assert run(["sample", "From left to right: 14+23-5", f"--controller={folder / 'controllers/mlp-hq'}"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("k = 2:")
+    assert re.search(r"enough: \d+\.\d+ % \(stops from \d+\.\d+ %\)", out.partition("\n")[0])
     assert "answer:" in out
+
+
+@pytest.mark.parametrize(
+    ("p_enough", "threshold", "words"),
+    [
+        (0.991, 0.04, "enough: 99.1 % (stops from 96.0 %)"),
+        (0.75, 0.25, "enough: 75.0 % (stops from 75.0 %)"),
+        (0.9899, 0.0101, "enough: 99.0 % (stops from 99.0 %)"),
+        (0.95996, 0.04, "enough: 95.996 % (stops from 96.000 %)"),
+        (0.99998, 0.00001, "enough: 99.998 % (stops from 99.999 %)"),
+        (0.5, 0.04, "enough: 50.0 % (stops from 96.0 %)"),
+        (0.3, 1.0, "enough: 30.0 % (stops from 0.0 %)"),
+        (1.0, -1.0, "enough: 100.0 % (never stops before the most)"),
+    ],
+)
+def test_what_a_controller_said_stands_beside_what_it_stops_at(p_enough, threshold, words):
+    """The digits show the decision: never the same number on both sides where more trajectories are added."""
+    assert confidence(p_enough, threshold) == words
 
 
 def test_python_interface(pipeline):

@@ -24,6 +24,7 @@ from dps.bench.records import Records
 from dps.bench.reference import ReferenceChain, reference_chain
 from dps.benchmarks import Benchmark, load_benchmark
 from dps.config import ComputeConfig
+from dps.device import name_of
 from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.policies import FixedK
@@ -412,12 +413,11 @@ def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
 
 def _facts(setting: _Setting) -> dict[str, Any]:
     """Return what every record says of model and machine."""
-    model, device = setting.model, setting.model.device
-    on_cuda = device.type == "cuda"
+    model = setting.model
     return {
         "name": setting.config.name,
         "model": Path(model.name).name if model.source is not None else model.name,
-        "device": torch.cuda.get_device_name(device) if on_cuda else _processor(),
+        "device": name_of(model.device),
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "copy_bytes_per_s": setting.bandwidth,
         "threads": torch.get_num_threads(),
@@ -425,12 +425,3 @@ def _facts(setting: _Setting) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": sys.version.split()[0],
     }
-
-
-def _processor() -> str:
-    """Return the processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "CPU"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")

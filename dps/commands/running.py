@@ -188,7 +188,9 @@ def run_sample(arguments: list[str]) -> None:
 
     def show(checkpoint: Checkpoint) -> None:
         answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
-        said = "" if checkpoint.p_enough is None else f"   enough: {checkpoint.p_enough:.0%}"
+        said = ""
+        if checkpoint.p_enough is not None and controller is not None:
+            said = f"   {confidence(checkpoint.p_enough, controller.threshold)}"
         then = f" → {checkpoint.more} more" if checkpoint.more else ""
         print(f"k = {len(checkpoint.trajectories)}:  {answers}{said}{then}", flush=True)
 
@@ -211,6 +213,23 @@ def run_sample(arguments: list[str]) -> None:
         f"\n{best.text.strip()}\n\n"
         f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)"
     )
+
+
+def confidence(p_enough: float, threshold: float) -> str:
+    """Return what a controller said beside what it stops at: ``enough: 99.1 % (stops from 96.0 %)``.
+
+    There are as many digits, one at least, as show on which side of the bound the probability lies.
+
+    Args:
+        p_enough: The controller's estimate, in [0, 1].
+        threshold: More trajectories are added while ``1 - p_enough`` is above it.
+    """
+    if threshold < 0:
+        return f"enough: {100 * p_enough:.1f} % (never stops before the most)"
+    stops, bound, digits = 1.0 - p_enough <= threshold, max(0.0, 1.0 - threshold), 1
+    while not stops and digits < 15 and f"{100 * p_enough:.{digits}f}" == f"{100 * bound:.{digits}f}":
+        digits += 1
+    return f"enough: {100 * p_enough:.{digits}f} % (stops from {100 * bound:.{digits}f} %)"
 
 
 def _load_controller() -> Callable[[str], Any]:

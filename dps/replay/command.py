@@ -354,7 +354,7 @@ def _size_notes(samples: Samples, sources: Sequence[Samples], config: ReplayConf
     if least is None or chosen_on < least:
         smallest = 100 * effective_margin(chosen_on, config.margin)
         notes.append(
-            f"n is too small to show that less than {_points(100 * config.margin)} of accuracy is lost: thresholds are "
+            f"n is too small to exclude a loss of {_points(100 * config.margin)} of accuracy: thresholds are "
             f"chosen on {chosen_on:,} questions, which can exclude a loss of {smallest:.1f} points at best"
             + (f"; {_points(100 * config.margin)} takes {least:,}." if least else ".")
         )

@@ -26,8 +26,8 @@ class ReplayConfig:
     """Orders of the exchangeable trajectories that everything is averaged over; the first is the natural one. Out-of-
     fold probabilities bring their own."""
     margin: float = 0.01
-    """Accuracy that counts as no loss: thresholds are the cheapest with the lower end of the paired 95 % interval
-    against the largest k above minus this, on other questions than those they are used on."""
+    """Loss of accuracy against the largest k that a threshold has to exclude, by the lower end of an exact paired 95 %
+    interval on other questions than those it is used on."""
     folds: int = 5
     """Folds of questions for choosing thresholds."""
     resamples: int = 2000

@@ -8,6 +8,7 @@ from typing import Any
 from dps.estimates import fewest_questions
 from dps.report import words
 
+_ENDS = ("low", "value", "high")
 CHEAPER = 0.9
 """A rival that has no more samples and spends less than this share of a policy's tokens is told as the cheaper one."""
 
@@ -53,9 +54,17 @@ def _together(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "difference": together, "verdict": together["verdict"], "picked": picked}
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    """Return the difference of a comparison that was picked out, its interval, and out of how many."""
-    return f"{points(row['difference']['value'])} points, {between(row['difference'])}{row['picked']}"
+def _measured(row: Mapping[str, Any], *, of_rival: bool = False) -> str:
+    """Return the difference of a comparison that was picked out, its interval, and out of how many.
+
+    Args:
+        row: The comparison, see :func:`_together`.
+        of_rival: Whether the sentence is about the rival: a sign is always that of the sentence's subject.
+    """
+    difference = row["difference"]
+    if of_rival:
+        difference = {name: -difference[other] for name, other in zip(_ENDS, reversed(_ENDS), strict=True)}
+    return f"{points(difference['value'])} points, {between(difference)}{row['picked']}"
 
 
 def _best(report: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
@@ -83,14 +92,14 @@ def _rivals(report: Mapping[str, Any]) -> list[str]:
             wins.append(
                 f"Self-consistency over cheap samples wins: {row['rival']} reaches {100 * row['rival_accuracy']:.1f} % "
                 f"with {tokens}, {name} {100 * row['accuracy']:.1f} % "
-                f"({_measured(row)})."
+                f"({_measured(row, of_rival=True)})."
             )
         elif row["verdict"] == "undecided" and row["rival_tokens"] < CHEAPER * row["tokens"]:
             found.append(
                 f"Self-consistency over cheap samples is not told apart from {name} at "
                 f"{row['rival_tokens'] / row['tokens']:.2f} of its tokens: {row['rival']} reaches "
                 f"{100 * row['rival_accuracy']:.1f} % with {tokens}, {name} {100 * row['accuracy']:.1f} % "
-                f"({_measured(row)}{decided(row)})."
+                f"({_measured(row, of_rival=True)}{decided(row)})."
             )
         else:
             word = "ahead of" if row["verdict"] == "above" else "not told apart from"
@@ -112,8 +121,8 @@ def _headline(report: Mapping[str, Any]) -> list[str]:
         ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
         found.append(
             f"{policy['policy']} needs {ratio['value']:.2f} of the tokens of k = {last} [{ratio['low']:.2f}, "
-            f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {_loss(at, report)}: "
-            f"{points(difference['value'])} points {between(difference)}{_fixed_too(at, report)}."
+            f"{ratio['high']:.2f}], {1 / ratio['value']:.1f} times fewer, at {points(difference['value'])} points "
+            f"{between(difference)}: {_loss(at, report)}{_fixed_too(at, report)}."
         )
     return found
 
@@ -123,11 +132,11 @@ def _loss(at: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     margin, count = report["margin"], report["num_questions"]
     point = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
     if at["no_loss"]:
-        return f"a loss of less than {point}"
+        return f"a loss of {point} is excluded"
     least = fewest_questions(margin)
     if least is not None and count < least:
-        return f"a loss that may be above {point} ({count:,} questions are too few to exclude it, {least:,} at least)"
-    return f"a loss that may be above {point}"
+        return f"a loss of {point} is not excluded ({count:,} questions are too few for that, it takes {least:,})"
+    return f"a loss of {point} is not excluded"
 
 
 def _fixed_too(at: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -151,13 +160,13 @@ def _own(report: Mapping[str, Any]) -> list[str]:
         found.append(
             f"At the threshold that it came with ({at['threshold']:.3g}), {policy['policy']} needs {tokens} "
             f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(difference['value'])} points {between(difference)}"
-            f"{'' if at.get('no_loss', True) else ', a loss that may be above the margin'}."
+            f"{f': {_loss(at, report)}' if 'no_loss' in at else ''}."
         )
     return found
 
 
 def _rules(report: Mapping[str, Any]) -> list[str]:
-    """Compare the best controller with every rule at equal tokens."""
+    """Compare the best controller with every rule at equal tokens, and say how the others do."""
     best = _best(report, "controller")
     rule = _best(report, "rule")
     found = []
@@ -165,25 +174,45 @@ def _rules(report: Mapping[str, Any]) -> list[str]:
         at = rule["operating_point"]
         ratio = at["tokens_ratio"]
         found.append(
-            f"Of the rules that need no training, {rule['policy']} saves most at {_loss(at, report)}: "
-            f"{ratio['value']:.2f} of the tokens [{ratio['low']:.2f}, {ratio['high']:.2f}]."
+            f"Of the rules that need no training, {rule['policy']} saves most: {ratio['value']:.2f} of the tokens "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] at {points(at['accuracy_difference']['value'])} points "
+            f"{between(at['accuracy_difference'])}, {_loss(at, report)}."
         )
     if best is None:
         return found
+    worst = _strongest_rule(report, best["policy"])
+    if worst is None:
+        return found
+    found.append(
+        f"At equal tokens {best['policy']} is {_VERDICTS[worst['verdict']]} the strongest rule over the same "
+        f"trajectories ({worst['rival']}): {_measured(worst)}{decided(worst)}.{_other_controllers(report, best)}"
+    )
+    return found
+
+
+_VERDICTS = {"above": "ahead of", "below": "behind", "undecided": "not told apart from"}
+
+
+def _strongest_rule(report: Mapping[str, Any], policy: str) -> Mapping[str, Any] | None:
+    """Return the comparison of a policy with the rule over power sampling that does best at its tokens."""
     rows = [
         m
         for m in report["matched_tokens"]
-        if m["policy"] == best["policy"] and m["rival_series"] == "power" and m["rival_kind"] in ("rule", "chance")
+        if m["policy"] == policy and m["rival_series"] == "power" and m["rival_kind"] in ("rule", "chance")
     ]
-    if not rows:
-        return found
-    worst = _together(min(rows, key=lambda m: m["difference"]["value"]))
-    word = {"above": "ahead of", "below": "behind", "undecided": "not told apart from"}[worst["verdict"]]
-    found.append(
-        f"At equal tokens {best['policy']} is {word} the strongest rule over the same trajectories ({worst['rival']}): "
-        f"{_measured(worst)}{decided(worst)}."
-    )
-    return found
+    return _together(min(rows, key=lambda m: m["difference"]["value"])) if rows else None
+
+
+def _other_controllers(report: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Say the same of the other controllers, so that nobody takes the best one for all; nothing without others."""
+    others: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
+    for policy in report["policies"]:
+        if policy["kind"] == "controller" and policy["policy"] != best["policy"]:
+            row = _strongest_rule(report, policy["policy"])
+            if row is not None:
+                others[row["verdict"]].append(policy["policy"])
+    told = [f"{_VERDICTS[verdict]} it: {words.listing(names)}" for verdict, names in others.items() if names]
+    return f" Of the other controllers, each at its own tokens, {'; '.join(told)}." if told else ""
 
 
 def _fixed(report: Mapping[str, Any]) -> list[str]:

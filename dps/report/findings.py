@@ -127,8 +127,8 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
         shown = max(open_, key=lambda m: abs(m.difference.value))
         parts.append(
             f"{name} cannot be told apart at matched tokens from {listing(m.policy for m in open_)} with "
-            f"{_questions(shown.difference)}; the largest difference is {_points(shown.difference, signed=True)} for "
-            f"{shown.policy}."
+            f"{_questions(shown.difference)}; the largest difference is that of {shown.policy}, "
+            f"{_points(shown.difference, signed=True)}."
         )
     if exhausted:
         most = exhausted[-1]
@@ -143,7 +143,7 @@ def rival_finding(outcomes: Sequence[Outcomes], series: str, aggregator: str) ->
 
 
 def _cheaper_than_reference(outcomes: Sequence[Outcomes], series: str) -> list[str]:
-    """Name the rival's cheapest k that spends less than the reference and shows that it loses nothing against it."""
+    """Name the rival's cheapest k that spends less than the reference and excludes a loss of a point against it."""
     reference = reference_of(outcomes)
     if reference is None:
         return []
@@ -159,8 +159,8 @@ def _cheaper_than_reference(outcomes: Sequence[Outcomes], series: str) -> list[s
     difference = paired(rival, reference)
     return [
         f"{rival.policy} reaches {percent(estimate(rival.correct).value)} with "
-        f"{_share(ratio(rival.tokens, reference.tokens))} of the tokens of {reference.policy} and loses less than "
-        f"{_MARGIN} to it ({_points(difference, signed=True)})."
+        f"{_share(ratio(rival.tokens, reference.tokens))} of the tokens of {reference.policy}, and a loss of {_MARGIN} "
+        f"to it is excluded ({_points(difference, signed=True)})."
     ]
 
 
@@ -254,8 +254,8 @@ def _against_reference(policy: Outcomes, reference: Outcomes, difference: Estima
         return f"{name} falls below {other} ({measured})"
     if _no_loss(policy, reference):
         same = [o for o in fixed if o.tokens.mean() <= policy.tokens.mean() and _no_loss(o, reference)]
-        also = f"; so does fixed k = {same[-1].k}" if same else ""
-        return f"{name} loses less than {_MARGIN} to {other} ({measured}{also})"
+        also = f"; so it is for fixed k = {same[-1].k}" if same else ""
+        return f"{name} and {other} cannot be told apart, and a loss of {_MARGIN} is excluded ({measured}{also})"
     if difference.too_few:
         least = max(FEWEST, fewest_questions(MARGIN) or 0)
         return (

@@ -70,8 +70,8 @@ class GBDT(ControllerModule):
                 classes count the same; probabilities are corrected for it.
             calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
                 `isotonic` (a step function).
-            margin: Accuracy that counts as no loss: the threshold is the cheapest that shows that less is lost against
-                k = maximum, on the questions that trained nothing.
+            margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
+                trained nothing.
 
         Raises:
             InputError: If the settings cannot be used.

@@ -216,10 +216,10 @@ def test_bad_settings_are_one_sentence_and_code_2(harvest, options, message, cap
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [
-    (-0.004, 0.003, "at a loss of less than 1 point"),
-    (-0.008, -0.002, "at a loss of less than 1 point"),
-    (-0.014, -0.002, "at a loss that may be above 1 point (60 questions are too few to exclude it, 368 at least)"),
-    (-0.014, 0.002, "at a loss that may be above 1 point (60 questions are too few to exclude it, 368 at least)"),
+    (-0.004, 0.003, "+0.3]: a loss of 1 point is excluded"),
+    (-0.008, -0.002, "−0.2]: a loss of 1 point is excluded"),
+    (-0.014, -0.002, "−0.2]: a loss of 1 point is not excluded (60 questions are too few for that, it takes 368)"),
+    (-0.014, 0.002, "+0.2]: a loss of 1 point is not excluded (60 questions are too few for that, it takes 368)"),
 ])  # fmt: skip
 def test_a_loss_is_called_one(harvest, tmp_path, low, high, words):
     config = ReplayConfig(controllers={"mlp": str(crossval(tmp_path / "mlp"))}, resamples=200)
@@ -229,6 +229,58 @@ def test_a_loss_is_called_one(harvest, tmp_path, low, high, words):
     at["no_loss"] = low >= -report["margin"]
     (sentence,) = (finding for finding in findings(report) if finding.startswith("mlp needs"))
     assert words in sentence
+
+
+def replay_of(verdicts, rival=None):
+    """What the findings about rules need of a replay with controllers a, b, c, ...: (difference, verdict) of each."""
+    at = {"tokens_ratio": {"value": 0.3, "low": 0.29, "high": 0.31}, "no_loss": True, "tokens": {"value": 300.0}}
+    at["accuracy_difference"] = {"value": -0.004, "low": -0.007, "high": -0.001}
+    names = "abcdef"[: len(verdicts)]
+    common = {"series": "power", "operating_point": at}
+    policies = [{"policy": name, "kind": "controller", **common} for name in names]
+    policies.append({"policy": "entropy", "kind": "rule", **common})
+    policies.append({"policy": "fixed", "kind": "fixed", "series": "power", "curve": []})
+    matched = [
+        {"policy": name, "rival": "entropy", "rival_kind": "rule", "rival_series": "power", "verdict": verdict,
+         "difference": {"value": value, "low": value - 0.001, "high": value + 0.001}}
+        for name, (value, verdict) in zip(names, verdicts, strict=True)
+    ]  # fmt: skip
+    if rival is not None:
+        matched.append({"policy": "fixed-k8", "rival": "fixed (plain)", "rival_kind": "fixed", "rival_series": "plain",
+                        "tokens": 900.0, "accuracy": 0.81, **rival})  # fmt: skip
+    sure = {"value": 0.1, "low": 0.09, "high": 0.11}
+    gain = {"from": 2, "to": 8, "difference": sure, "questions_needed": 10}
+    return {"policies": policies, "matched_tokens": matched, "ks": [2, 4, 6, 8], "margin": 0.01,
+            "num_questions": 5000, "k8_over_k2": gain}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verdicts", "words"), [
+    ([(0.004, "above")], "(entropy): +0.4 points, [+0.3, +0.5]."),
+    ([(0.004, "above"), (0.003, "above")], "each at its own tokens, ahead of it: b."),
+    ([(0.004, "above"), (-0.002, "below")], "each at its own tokens, behind it: b."),
+    ([(0.004, "above"), (0.0, "undecided")], "each at its own tokens, not told apart from it: b."),
+    ([(0.004, "above"), (-0.002, "below"), (-0.003, "below"), (0.0, "undecided"), (0.003, "above")],
+     "each at its own tokens, ahead of it: e; behind it: b and c; not told apart from it: d."),
+])  # fmt: skip
+def test_the_best_controller_is_not_taken_for_all(verdicts, words):
+    (sentence,) = (finding for finding in findings(replay_of(verdicts)) if finding.startswith("At equal tokens a "))
+    assert sentence.endswith(words)
+
+
+@pytest.mark.parametrize(("rival", "words"), [
+    ({"difference": {"value": -0.013, "low": -0.019, "high": -0.006}, "verdict": "below", "rival_tokens": 900.0},
+     "Self-consistency over cheap samples wins: fixed (plain) reaches 83.0 % with 900 tokens a question where fixed-k8 "
+     "spends 900, fixed-k8 81.0 % (+1.3 points, [+0.6, +1.9])."),
+    ({"difference": {"value": -0.003, "low": -0.008, "high": 0.003}, "verdict": "undecided", "rival_tokens": 300.0},
+     "(+0.3 points, [−0.3, +0.8]; these data cannot decide)."),
+    ({"difference": {"value": 0.004, "low": -0.003, "high": 0.009}, "verdict": "undecided", "rival_tokens": 300.0},
+     "(−0.4 points, [−0.9, +0.3]; these data cannot decide)."),
+    ({"difference": {"value": -0.003, "low": -0.008, "high": 0.003}, "verdict": "undecided", "rival_tokens": 900.0},
+     "fixed-k8 is not told apart from the best self-consistency over cheap samples (fixed (plain), with 900 tokens a "
+     "question where fixed-k8 spends 900): −0.3 points, [−0.8, +0.3]; these data cannot decide."),
+])  # fmt: skip
+def test_a_sign_is_that_of_the_sentences_subject(rival, words):
+    assert findings(replay_of([(0.004, "above")], {"rival_accuracy": 0.83, **rival}))[0].endswith(words)
 
 
 def test_rivals_are_compared_at_every_k_that_is_stored(harvest, rivals):
@@ -254,9 +306,9 @@ def test_the_strongest_of_several_rivals_has_an_interval_that_allows_for_its_cho
 def test_too_few_questions_are_said_and_nothing_is_called_without_loss(harvest, tmp_path):
     config = ReplayConfig(controllers={"mlp": str(crossval(tmp_path / "mlp"))}, resamples=100)
     report = run_replay(harvest, config, no_controller)
-    assert any("n is too small to show that less than 1 point of accuracy is lost" in note for note in report["notes"])
+    assert any("n is too small to exclude a loss of 1 point of accuracy" in note for note in report["notes"])
     assert not any(p["operating_point"]["no_loss"] for p in report["policies"] if "operating_point" in p)
-    assert not any("no loss" in finding or "no accuracy loss" in finding for finding in report["findings"])
+    assert not any("is excluded" in finding or "no loss" in finding for finding in report["findings"])
     wide = run_replay(harvest, replace(config, margin=0.2), no_controller)
     assert not any("n is too small" in note for note in wide["notes"])
     assert any(p["operating_point"]["no_loss"] for p in wide["policies"] if "operating_point" in p)

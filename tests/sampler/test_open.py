@@ -177,9 +177,9 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
     clock = dps.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
-    assert clock["rows"] == opened[0]["rows in all"] == 64
+    assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
-    assert dps.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ())["rows"] == 8
+    assert dps.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ()).constants["rows"] == 8
 
 
 def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
@@ -193,7 +193,7 @@ def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, ope
     finally:
         signal.signal(signal.SIGINT, handler)
     assert devices == ["cuda:5"]
-    assert [mine.recv()["rows"] for _ in range(2)] == [8.0, 8.0]
+    assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
     assert [(s["sampler"].num_mh_steps, s["snapshot_blocks"], s["memory_share"]) for s in opened] == [
         (1, (1,), 1.0),
         (2, (), 1.0),
@@ -209,7 +209,8 @@ def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monke
 
         def clock(self, sampler, snapshot_blocks):
             asked.append((sampler, snapshot_blocks))
-            return {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
+            constants = {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
+            return dps.clock.Clock(constants, "a device")
 
         def run(self, tasks, missing, report):
             raise InputError("as far as this test goes")

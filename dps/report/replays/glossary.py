@@ -40,9 +40,13 @@ def explained(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     series = {policy["series"] for policy in policies}
     found += [(name, f"{text}; their answers vote") for name, text in _SOURCES.items() if name in series]
     found += [
-        ("tokens", "generated tokens of a question, rejected proposals included; the cost that is alike everywhere"),
+        ("tokens", "all that was drawn for a question, also what is in no response; the cost that is alike everywhere"),
         ("p_enough, threshold", "how likely k is enough; a policy goes on while 1 − p_enough is above its threshold"),
-        ("operating point", f"the cheapest threshold that showed no loss against k = {last}, on other questions"),
+        (
+            "operating point",
+            f"a cheap threshold at which other questions exclude a loss of the margin against k = {last}; "
+            "with too few of them for that, at which they lose about nothing",
+        ),
         ("order", "trajectories are exchangeable, so every number is a mean over several orders of the same ones"),
     ]
     if report["clock"] is not None:

@@ -206,8 +206,9 @@ def mcnemar_table(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str,
 def spending(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return where each policy's tokens and time go, at its operating point or at the largest k.
 
-    ``accepted`` and ``rejected`` are tokens of a question, ``prefill`` is the share of its time that goes into reading
-    the prompt (None without a clock), ``share`` the rejected share, ``width`` the tokens against the most of all.
+    ``accepted`` are the tokens of a question's responses, ``others`` all else that was drawn for it, ``prefill`` is the
+    share of its time that goes into reading the prompt (None without a clock), ``share`` the others' share, ``width``
+    the tokens against the most of all.
     """
     rows = operating_rows(report)
     last: dict[str, dict[str, Any]] = {}
@@ -220,7 +221,7 @@ def spending(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "name": row["name"],
             "accepted": row["accepted"],
-            "rejected": row["tokens"] - row["accepted"],
+            "others": row["tokens"] - row["accepted"],
             "share": 1 - row["accepted"] / row["tokens"],
             "width": row["tokens"] / most,
             "seconds": row["calibrated_s"],
