@@ -10,9 +10,8 @@ BIN := $(VENV)/bin
 quickstart: install
 	$(BIN)/dps quickstart
 
-# Two processes with a thread each; the tests of a file share what they prepare, so they stay together.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -68,8 +68,11 @@ class Graded:
         titles = ("kind", "responses", "right", "wrong", "ungradable", "no answer", "strict differs")
         rows = [titles, *((kind, *(f"{count:,}" for count in astuple(t))) for kind, t in self.tallies.items())]
         lines = ["".join(cell.rjust(16) if i else cell.ljust(8) for i, cell in enumerate(row)) for row in rows]
-        earlier = [f"{self.kept:,} of them were graded by a run that was interrupted."] if self.kept else []
-        return "\n".join([*lines, *earlier])
+        if self.kept == sum(tally.responses for tally in self.tallies.values()):
+            lines.append("All of them were graded before, nothing was done: delete the output to grade them again.")
+        elif self.kept:
+            lines.append(f"{self.kept:,} of them were graded by a run that was interrupted.")
+        return "\n".join(lines)
 
 
 def grade_file(
@@ -127,8 +130,6 @@ def _there(path: Path, output: Path, checked: Checked) -> Iterator[tuple[str, di
                 raise InputError(f"{refusal} has something else on line {count + 1}: choose another --output.")
             count, size = count + 1, size + len(line)
             yield response.kind, verdict, size
-    if count == checked.num_responses:
-        raise InputError(f"{refusal} has all {count:,} verdicts already: delete it to grade again.")
 
 
 @dataclass(slots=True)

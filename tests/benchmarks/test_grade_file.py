@@ -78,8 +78,9 @@ def test_every_kind_of_line_as_a_command(tmp_path):
     assert done.stdout.splitlines()[0].split()[:5] == ["kind", "responses", "right", "wrong", "ungradable"]
     assert str(tmp_path / "mine-graded.jsonl") in done.stdout
     again = dps("grade", path)
-    assert again.returncode == 2
-    assert "has all 14 verdicts already: delete it to grade again." in again.stderr
+    assert again.returncode == 0
+    assert again.stdout.startswith(done.stdout.rpartition("\n" + str(tmp_path))[0])
+    assert "All of them were graded before, nothing was done: delete the output" in again.stdout
     assert dps("grade", path, "--output", tmp_path / "new" / "out.jsonl").returncode == 0
     assert (tmp_path / "new" / "out.jsonl").read_bytes() == (tmp_path / "mine-graded.jsonl").read_bytes()
 
