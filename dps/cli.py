@@ -270,7 +270,7 @@ def _lightning(command: str, arguments: list[str]) -> None:
 
 def _check_configurations(arguments: list[str]) -> None:
     """Refuse a configuration that is not there, before anything heavy is imported."""
-    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=False):
         path = (
             following if flag in ("--config", "-c") else flag.removeprefix("--config=") if "--config=" in flag else None
         )

@@ -49,9 +49,11 @@ def command(folder, *options):
     return [sys.executable, "-m", "dps", "harvest", f"--output={folder}", *SETTINGS, *options]
 
 
-def fill_disk_under(module, monkeypatch):
-    """Let what a module writes in place go to a device that is always full; a link to it would be refused."""
-    monkeypatch.setattr(module, "open_in_place", lambda path, flags: os.open("/dev/full", os.O_RDWR))
+class FullFile(io.FileIO):
+    """A file on a disk without room."""
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def is_refused(done, *words):
@@ -148,7 +150,7 @@ def test_a_ray_worker_hands_on_that_it_cannot_write(tmp_path, monkeypatch):
 def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, tensorboard, monkeypatch):
     if tensorboard:
         pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    fill_disk_under(progress_module, monkeypatch)
+    monkeypatch.setattr(progress_module, "FileIO", FullFile)
     with (
         pytest.raises(StoreError, match=r"Cannot write the progress of the store .* \(No space left on device\)"),
         ProgressLog(tmp_path, 0, 5, tensorboard=tensorboard) as log,
@@ -158,7 +160,7 @@ def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, tensorboard, monke
 
 def test_questions_are_committed_once_also_where_their_report_fails(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "store"
-    fill_disk_under(progress_module, monkeypatch)
+    monkeypatch.setattr(progress_module, "FileIO", FullFile)
     assert run(["harvest", f"--output={folder}", *SETTINGS]) == 2
     assert "Cannot write the progress of the store" in capsys.readouterr().err
     stored = [name for path in folder.glob("segment-*.h5") for name in read_question_ids(path)]
@@ -173,7 +175,7 @@ def test_half_a_line_of_the_log_is_dropped(tmp_path):
 
 
 def test_a_lock_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
-    fill_disk_under(lock_module, monkeypatch)
+    monkeypatch.setattr(lock_module, "open_in_place", lambda path, flags: os.open("/dev/full", flags))
     with pytest.raises(StoreError, match=r"Cannot write to .*: make room or access for it"), held(tmp_path):
         pass
 
@@ -213,7 +215,7 @@ def test_the_messages_are_those_that_the_document_shows(tmp_path, monkeypatch):
         messages.append(said(lambda: writer.commit([make_question(1)])))
         patched.setattr(lock_module, "make_folder", no_room)
         messages.append(said(hold))
-        fill_disk_under(progress_module, patched)
+        patched.setattr(progress_module, "FileIO", FullFile)
         messages.append(said(log))
     segment.write_bytes(good[: len(good) // 2])
     messages.append(said(lambda: list(Store.open(tmp_path))))
