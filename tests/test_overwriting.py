@@ -226,7 +226,10 @@ def test_a_policy_named_twice_is_refused(names, capsys):
         (["harvest", "--plan"], "nothing of it is kept, the same command begins again"),
         (["harvest", "--plan=json"], "nothing of it is kept, the same command begins again"),
         (["report", "x"], "nothing of it is kept, the same command begins again"),
-        (["fit", "--config", "configs/mlp_hq.yaml"], "every epoch that was finished is kept, the same command goes on from there"),
+        (
+            ["fit", "--config", "configs/mlp_hq.yaml"],
+            "every epoch that was finished is kept, the same command goes on from there",
+        ),
         (["store", "merge", "x"], "nothing of it is kept, the same command begins again"),
     ],
 )
