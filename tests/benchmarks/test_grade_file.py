@@ -236,7 +236,8 @@ def test_interrupted_it_leaves_whole_lines_and_goes_on(tmp_path):
     lines = [{**slow, "id": n, "response": slow["response"].replace("0.4", f"0.4{n}")} for n in range(60)]
     path, output = write(tmp_path / "own.jsonl", lines), tmp_path / "own-graded.jsonl"
     command = [sys.executable, "-m", "dps", "grade", str(path)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    restored = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (ignored in the background)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restored)
     deadline = time.time() + 60
     while time.time() < deadline and not (output.exists() and output.read_bytes().count(b"\n") >= 3):
         time.sleep(0.05)

@@ -49,7 +49,13 @@ def assert_same_training(one, other):
 def killed(arguments, folder, number):
     """Start the real command line, send it a signal once some epochs are done, and return how it ended."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dps", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dps", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests may run in the background, where a shell lets Ctrl-C be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = folder / "checkpoints" / "last.ckpt"
     end = time.monotonic() + 200
