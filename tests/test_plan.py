@@ -123,7 +123,7 @@ def test_the_command_plans_in_words_and_as_json(tmp_path, capsys):
         (["--seed=1"], "seed was 0 and is now 1"),
         (["--k.maximum=4"], "policy.maximum was 2 and is now 4"),
         (["--features.layer=2"], "model.feature_layer was 1 and is now 2"),
-        (["--benchmark.split=train"], "benchmark.split was 'test' and is now 'train'"),
+        (["--benchmark.split=test"], "benchmark.split was 'train' and is now 'test'"),
     ],
 )
 @pytest.mark.parametrize("limit", [2, 6])
