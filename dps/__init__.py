@@ -13,12 +13,12 @@ _EXPORTS = {
     "load_model": "dps.model",
     "ModelConfig": "dps.model_config",
     "SamplerConfig": "dps.sampler.settings",
-    "KRange": "dps.policies",
+    "KRange": "dps.decide",
     "BenchmarkConfig": "dps.benchmarks",
     "HarvestConfig": "dps.config",
     "EvaluateConfig": "dps.config",
-    "harvest": "dps.run",
-    "evaluate": "dps.run",
+    "harvest": "dps.run.run",
+    "evaluate": "dps.run.run",
     "InputError": "dps.errors",
 }
 __all__ = sorted(_EXPORTS)

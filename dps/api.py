@@ -8,15 +8,15 @@ from pathlib import Path
 from dps.arguments import check_seed
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
+from dps.decide import Controller, DynamicK, FixedK, KRange, Policy
+from dps.decide.features import EMBEDDING, HIDDEN
 from dps.defaults import EMBEDDED_SAMPLER
-from dps.features import EMBEDDING, HIDDEN
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
-from dps.policies import Controller, DynamicK, FixedK, KRange, Policy
+from dps.run.scheduler import Checkpoint, run_policy
+from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
-from dps.scheduler import Checkpoint, run_policy
-from dps.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from feature_store.records import Question
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from dps.aggregate import Aggregator
 from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
+from dps.decide import RULES, KRange
+from dps.decide.aggregate import Aggregator
 from dps.errors import InputError
 from dps.extras import install
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
-from dps.policies import RULES, KRange
 from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig, check_rows
 
 EARLY_STOPS: dict[str, EarlyStop] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dps.config import EvaluateConfig
+from dps.decide.rules.files import controller_file
 from dps.model_config import EMBEDDED
-from dps.policies.files import controller_file
 
 EMBEDDED_SAMPLER = {"block_size": 24, "max_new_tokens": 72, "num_mh_steps": 5}
 """Power sampling that suits the embedded model's short responses."""

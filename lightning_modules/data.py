@@ -13,9 +13,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from dps.decide.features import MAX_BLOCKS, FeatureSet, Pooling
 from dps.doubt import doubt
 from dps.errors import InputError
-from dps.features import MAX_BLOCKS, FeatureSet, Pooling
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, BatchLoader, EpochBatches
 from lightning_modules.table import (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dps.features import EMBEDDING, HIDDEN, SCALARS
+from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
 from lightning_modules.calibration import Calibrator, fit_weight
 from lightning_modules.vectors import Blocks
 

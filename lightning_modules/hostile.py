@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dps.features import FEATURE_SETS, POOLINGS
+from dps.decide.features import FEATURE_SETS, POOLINGS
 from lightning_modules.calibration import METHODS
 from lightning_modules.estimators import Estimator, TreeEstimator
 from lightning_modules.trees import BadTrees, check_trees

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dps.decide.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
+from dps.decide.rules.files import controller_file
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
-from dps.policies.files import controller_file
 from lightning_modules.batches import to_tensor
 from lightning_modules.estimators import ESTIMATORS, ESTIMATORS_BEFORE, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
@@ -51,7 +51,7 @@ class Controller:
 
     @property
     def parts(self) -> frozenset[str]:
-        """The parts of the features that it looks at, of :data:`dps.features.PARTS`."""
+        """The parts of the features that it looks at, of :data:`dps.decide.features.PARTS`."""
         return self.estimator.parts
 
     @property
@@ -66,7 +66,7 @@ class Controller:
 
     @property
     def pooling(self) -> str:
-        """How hidden states are pooled, one of :data:`dps.features.POOLINGS`."""
+        """How hidden states are pooled, one of :data:`dps.decide.features.POOLINGS`."""
         return self.description["data"]["pooling"]
 
     @property

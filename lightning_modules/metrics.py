@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.replay.reliability import quantile_bins
+from dps.analysis.replay.reliability import quantile_bins
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dps.analysis.replay.reliability import brier_skill
 from dps.estimates import bounded
-from dps.replay.reliability import brier_skill
 from lightning_modules.metrics import auroc, auroc_stderr, fit_length, length_probabilities, length_scores
 from lightning_modules.replay import Replay, replay, stops
 from lightning_modules.table import Table, going_on
@@ -120,7 +120,7 @@ def skills(p: np.ndarray, table: Table, train: Table, label: str) -> dict[str, d
 
     Returns:
         Brier skill with its interval against the label's share at each k (``k``) and against a logistic regression on
-        the question's length at each k (``length``), see :func:`dps.replay.reliability.brier_skill`.
+        the question's length at each k (``length``), see :func:`dps.analysis.replay.reliability.brier_skill`.
     """
     return skills_against(p, table.labels(label), baselines(train.labels(label), train.lengths, table.lengths))
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dps.decide.policy import KRange
+from dps.decide.rules.files import SHIPPED
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded, loss_is_below
-from dps.policies.base import KRange
-from dps.policies.files import SHIPPED
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
 from lightning_modules.predictions import FILE, read_predictions
 from lightning_modules.replay import choose_threshold, stops
@@ -107,8 +107,7 @@ def ship(
 def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None) -> float:
     """Return the cheapest threshold that shows no loss on the out-of-fold predictions of every question.
 
-    The same choice as that of ``dps fit`` on its held-out questions, :func:`dps.replay.decide.choose_threshold`, on
-    several times as many.
+    The same choice as that of ``dps fit`` on its held-out questions, on several times as many.
 
     Args:
         crossval: Folder of ``dps crossval``.

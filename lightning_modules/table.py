@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from dps.aggregate import answer_of, has_grade
+from dps.decide.aggregate import answer_of, has_grade
+from dps.decide.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
 from dps.errors import InputError
-from dps.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
 from feature_store.records import Question, content_of, representatives
 from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
@@ -337,7 +337,7 @@ def make_table(
 ) -> Table:
     """Make the table of some questions.
 
-    Every row equals :func:`dps.features.checkpoint_features` of the first k trajectories of its order, bit for bit;
+    Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit;
     here each trajectory is pooled once only, and averaged with others when a batch is made. With a block they are what
     the trajectories were at its end, while answers and tokens are those of the end.
 
@@ -351,7 +351,7 @@ def make_table(
         seed: Of the orders.
         parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed; ``scalars`` are always made, ``hidden`` in
             memory, so ``data`` takes those of large stores from ``vectors`` instead.
-        feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
+        feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
         orders: Orders of each question's trajectories, shape (O, K) with K of at least ``ks[-1]``; those that
             :func:`orders_of` draws if None.
         spread: Whether a row's hidden state has the standard deviation over its trajectories, too.

@@ -32,10 +32,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dps.arguments import check_seed
+from dps.decide.rules.files import controller_file
 from dps.errors import InputError
 from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
-from dps.policies.files import controller_file
 from feature_store import Store
 from feature_store.files import replace_file
 from feature_store.lock import held

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dps.decide.features import blocks_of, pool_hidden, stack_blocks
 from dps.errors import InputError
-from dps.features import blocks_of, pool_hidden, stack_blocks
 from feature_store import Store
 from feature_store.files import TEMPORARY, make_folder, remove_leftovers, sync_folder
 from feature_store.records import Snapshot, Trajectory
@@ -33,7 +33,7 @@ MEGABYTE = 10**6
 """Bytes."""
 
 _FORMAT_VERSION = 1
-"""Of the files' content; a change of :func:`dps.features.pool_hidden` or :func:`~dps.features.blocks_of` raises it."""
+"""Of the files' content; a change of how blocks are pooled raises it."""
 
 _ROUNDS = 2**18
 """Components that are averaged at a time: their float64 sums stay in the processor's cache."""
@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
     """
 
     values: Any
-    """Of U trajectories: shape (U, B, D + 1), float32; see :func:`dps.features.blocks_of`."""
+    """Of U trajectories: shape (U, B, D + 1), float32; see :func:`dps.decide.features.blocks_of`."""
     members: Any
     """The first k trajectories of each row, as indices into the U, then -1: shape (N, K), int64."""
 
@@ -145,7 +145,7 @@ def join_rows(parts: Sequence[np.ndarray | Blocks]) -> np.ndarray | Blocks:
 
 
 def mean_blocks(blocks: np.ndarray) -> np.ndarray:
-    """Return the mean over tokens of each trajectory's blocks, as :func:`dps.features.pool_hidden` gives it.
+    """Return the mean over tokens of each trajectory's blocks, as :func:`dps.decide.features.pool_hidden` gives it.
 
     Args:
         blocks: Shape (..., B, D + 1), float32.
@@ -174,7 +174,7 @@ def mean_vectors(
 
     Note:
         Sums are in float64 in the row's order, as ``np.mean`` takes them over whole arrays. So a row equals that of
-        :func:`dps.features.checkpoint_features`, bit for bit.
+        :func:`dps.decide.features.checkpoint_features`, bit for bit.
     """
     size = vectors.shape[2]
     found = np.empty((len(questions), size * (1 + spread)), np.float32)
@@ -210,7 +210,7 @@ def pooled_vectors(
 
     Args:
         store: A harvest.
-        pooling: One of :data:`dps.features.POOLINGS`; for attention nothing is pooled yet.
+        pooling: One of :data:`dps.decide.features.POOLINGS`; for attention nothing is pooled yet.
         num_trajectories: K.
         hidden_size: D.
         memory_mb: Megabytes (10^6 bytes) up to which they are held in memory.
@@ -270,7 +270,7 @@ def vectors_of(
 
     Args:
         trajectories: K of one question.
-        pooling: One of :data:`dps.features.POOLINGS`.
+        pooling: One of :data:`dps.decide.features.POOLINGS`.
         num_blocks: B; the most that one of these has if None.
     """
     if pooling == "attention":

@@ -43,13 +43,13 @@ def sample(options: argparse.Namespace, names: list[str], path: Path) -> dict[st
     import transformers
 
     from dps.benchmarks import BenchmarkConfig, load_benchmark
+    from dps.decide import FixedK
     from dps.model import load_model
     from dps.model_config import ModelConfig
-    from dps.policies import FixedK
+    from dps.run.scheduler import run_policy
+    from dps.run.worker import prepare, prompts_of
     from dps.sampler.engine import Engine
     from dps.sampler.settings import SamplerConfig
-    from dps.scheduler import run_policy
-    from dps.worker import prepare, prompts_of
 
     benchmark = load_benchmark(
         BenchmarkConfig(name=options.benchmark, path=options.path, split=options.split, limit=options.limit, seed=0)
@@ -118,7 +118,7 @@ def by_question(lines: list[dict[str, str]], column: str) -> np.ndarray:
 
 def vote(classes: np.ndarray, correct: np.ndarray, logprob: np.ndarray) -> np.ndarray:
     """Return whether each question's majority answer is right, shape (questions,)."""
-    from dps.aggregate import representative
+    from dps.decide.aggregate import representative
 
     winners = [representative(c, p) for c, p in zip(classes.astype(int), logprob, strict=True)]
     return np.array([0.0 if w is None else right[w] for w, right in zip(winners, correct, strict=True)])

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dps.aggregate import answer_of
+from dps.decide.aggregate import answer_of
 from feature_store import Manifest, Question, StoreWriter, Trajectory
 
 HIDDEN, EMBEDDING, BLOCK_TOKENS = 896, 384, 48

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from dps.model import load_model
+from dps.run.scheduler import features_for
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
-from dps.scheduler import features_for
 from feature_store import Store
 from lightning_modules.load import load_controller
 

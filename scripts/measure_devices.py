@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 
-from dps.progress_log import PROGRESS
+from dps.run.progress_log import PROGRESS
 from feature_store import Store
 from feature_store.segment import read_question_ids
 

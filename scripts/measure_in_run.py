@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from dps.analysis.replay.in_run import replay_question
+from dps.analysis.replay.samples import orders_of
 from dps.benchmarks import BenchmarkConfig, load_benchmark
-from dps.features import CheckpointFeatures
+from dps.decide import DynamicK, FixedK, InRun, KRange, Policy
+from dps.decide.features import CheckpointFeatures
 from dps.model import load_model
-from dps.policies import DynamicK, FixedK, InRun, KRange, Policy
-from dps.replay.in_run import replay_question
-from dps.replay.samples import orders_of
+from dps.run.scheduler import features_for, run_policy
+from dps.run.worker import open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
-from dps.scheduler import features_for, run_policy
-from dps.worker import open_embedder, prepare, prompts_of
 from feature_store import Question, Store
 from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import auroc, auroc_stderr

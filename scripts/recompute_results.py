@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dps.aggregate import representative
+from dps.analysis.replay.policies import Point, dynamic, fixed, folds_of
+from dps.analysis.replay.samples import Samples, orders_of, scores, walk
 from dps.benchmarks.answers import answer_key
+from dps.decide import RULES
+from dps.decide.aggregate import representative
 from dps.estimates import Estimate, bounded, loss_is_below, mcnemar, questions_needed
-from dps.policies import RULES
-from dps.replay.policies import Point, dynamic, fixed, folds_of
-from dps.replay.samples import Samples, orders_of, scores, walk
 
 MARGIN, ORDERS = 0.01, 32
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from dps.analysis.replay.compare import ratio, resamples
+from dps.analysis.replay.policies import fixed
+from dps.analysis.replay.samples import Samples, orders_of, read_samples, walk
 from dps.estimates import bounded, questions_needed
-from dps.replay.compare import ratio, resamples
-from dps.replay.policies import fixed
-from dps.replay.samples import Samples, orders_of, read_samples, walk
 from feature_store import Store
 from feature_store.tools import export
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dps.aggregate import answer_of
+from dps.decide.aggregate import answer_of
 from feature_store import Question, Store
 
 CARD = Path(__file__).resolve().parents[1] / "dps" / "assets" / "model" / "README.md"

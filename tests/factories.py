@@ -150,7 +150,7 @@ def make_question(
                 snapshot_blocks=snapshot_blocks,
             )
         )
-    from dps.aggregate import answer_of
+    from dps.decide.aggregate import answer_of
 
     answer, correct = answer_of(trajectories)
     return Question(

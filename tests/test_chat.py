@@ -7,7 +7,7 @@ import pytest
 from dps.benchmarks.given import given_questions
 from dps.chat import ChatPrompt, end_of_turn, render_chat
 from dps.errors import InputError
-from dps.worker import warn_of_endless_turns
+from dps.run.worker import warn_of_endless_turns
 
 from .test_model import with_tokenizer
 from .tokenizer_kinds import byte_level, framed, llama2, metaspace

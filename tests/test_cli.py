@@ -97,13 +97,13 @@ def test_options_are_explained(capsys):
 def no_model(monkeypatch):
     """Fails the test if a model is loaded."""
     import dps.model
-    import dps.run
-    import dps.worker
+    import dps.run.run
+    import dps.run.worker
 
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded before the input was refused")
 
-    for module in (dps.model, dps.run, dps.worker):
+    for module in (dps.model, dps.run.run, dps.run.worker):
         monkeypatch.setattr(module, "load_model", load)
 
 

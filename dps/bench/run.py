@@ -24,17 +24,17 @@ from dps.bench.records import Records
 from dps.bench.reference import ReferenceChain, reference_chain
 from dps.benchmarks import Benchmark, load_benchmark
 from dps.config import ComputeConfig
+from dps.decide import FixedK
 from dps.device import name_of
 from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
-from dps.policies import FixedK
-from dps.progress import track
+from dps.run.progress import track
+from dps.run.scheduler import Account, PreparedQuestion, run_policy
+from dps.run.worker import open_embedder, prepare, prompts_of
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath
 from dps.sampler.streams import stream_key
-from dps.scheduler import Account, PreparedQuestion, run_policy
-from dps.worker import open_embedder, prepare, prompts_of
 from feature_store import Question
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dps.aggregate import representative
 from dps.benchmarks.thinking import answer_part
+from dps.decide.aggregate import representative
 from dps.errors import InputError
 from feature_store import Store
 from feature_store.files import new_file

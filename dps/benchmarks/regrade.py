@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dps.aggregate import answer_of
 from dps.benchmarks import grader_of
 from dps.benchmarks.benchmark import Item
 from dps.benchmarks.grading import Grader, read_trajectory
+from dps.decide.aggregate import answer_of
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter
 from feature_store.files import new_folder

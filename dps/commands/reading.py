@@ -32,8 +32,8 @@ def run_report(arguments: list[str]) -> None:
     )
     config, parsed = parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"] or [EvaluateConfig.output]]
-    from dps.report import is_report
-    from dps.report.replays import is_replay
+    from dps.analysis.report import is_report
+    from dps.analysis.report.replays import is_replay
 
     replays = [folder for folder in folders if is_replay(folder)]
     stored = [folder for folder in folders if is_report(folder)]
@@ -71,7 +71,7 @@ def _report_folder(folders: list[Path], output: str | None) -> Path:
 
 def write_report_of(folders: list[Path], output: str | None, title: str | None) -> None:
     """Write the report of evaluations and print its table and findings."""
-    from dps.report import render_table, write_report
+    from dps.analysis.report import render_table, write_report
 
     target = _report_folder(folders, output)
     report = write_report(folders, target, title)
@@ -81,7 +81,7 @@ def write_report_of(folders: list[Path], output: str | None, title: str | None) 
 
 
 def _write_report_again(folder: Path, output: str | None, title: str | None) -> None:
-    from dps.report import pages_in, render_table, what_varies, write_pages_again
+    from dps.analysis.report import pages_in, render_table, what_varies, write_pages_again
 
     target = Path(output) if output is not None else folder
     before = pages_in(target, "report")
@@ -97,8 +97,8 @@ def _say_findings(report: Mapping[str, Any]) -> None:
 
 
 def _write_replays(folders: list[Path], output: str | None, title: str | None) -> None:
-    from dps.report import pages_in, what_varies
-    from dps.report.replays import write_replays
+    from dps.analysis.report import pages_in, what_varies
+    from dps.analysis.report.replays import write_replays
 
     one = len(folders) == 1
     target = _report_folder(folders, output)
@@ -115,7 +115,7 @@ def _write_replays(folders: list[Path], output: str | None, title: str | None) -
 
 def run_replay(arguments: list[str]) -> None:
     """``dps replay``: every policy over stored trajectories."""
-    from dps.replay.config import ReplayConfig
+    from dps.analysis.replay.config import ReplayConfig
 
     parser = parser_of(
         "replay",
@@ -125,7 +125,7 @@ def run_replay(arguments: list[str]) -> None:
     parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
     config, parsed = parse(parser, ReplayConfig, arguments)
     config.check()
-    from dps.replay.command import claim_folder, run_replay, write_replay
+    from dps.analysis.replay.command import claim_folder, run_replay, write_replay
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
@@ -192,7 +192,7 @@ def run_grade(arguments: list[str]) -> None:
 
 def _grade_store(folder: Path, output: Path) -> None:
     from dps.benchmarks.regrade import regrade
-    from dps.progress import track
+    from dps.run.progress import track
     from feature_store import Store
 
     with track("grade", len(Store.open(folder))) as bar:
@@ -208,7 +208,7 @@ def _grade_store(folder: Path, output: Path) -> None:
 def _grade_file(path: Path, output: Path) -> None:
     from dps.benchmarks.grade_file import grade_file
     from dps.benchmarks.responses import check_responses
-    from dps.progress import track
+    from dps.run.progress import track
 
     checked = check_responses(path)
     with track("grade", checked.num_responses) as bar:
@@ -311,7 +311,7 @@ def run_outputs(arguments: list[str]) -> None:
 
 def run_metrics(arguments: list[str]) -> None:
     """``dps metrics``: tables of what was measured."""
-    from dps.metrics.config import MetricsConfig
+    from dps.analysis.metrics.config import MetricsConfig
 
     parser = parser_of(
         "metrics",
@@ -322,14 +322,14 @@ def run_metrics(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")
     config, parsed = parse(parser, MetricsConfig, arguments)
     config.check()
-    from dps.metrics.command import render, run_metrics
+    from dps.analysis.metrics.command import render, run_metrics
 
     print(render(run_metrics([Path(folder) for folder in parsed["folders"]], config)))
 
 
 def check_controller_file(path: str) -> None:
     """Refuse a controller that is not there, before anything heavy is imported."""
-    from dps.policies.files import controller_file
+    from dps.decide.rules.files import controller_file
 
     if not path.strip():
         raise InputError("Expected a trained controller, got an empty name: name its checkpoint or run folder.")

@@ -13,8 +13,8 @@ from dps.commands.options import Settings, parse, parser_of
 from dps.commands.reading import check_controller_file, write_report_of
 
 if TYPE_CHECKING:
-    from dps.run import Summary
-    from dps.scheduler import Checkpoint
+    from dps.run.run import Summary
+    from dps.run.scheduler import Checkpoint
 
 
 def run_harvest(arguments: list[str]) -> None:
@@ -33,12 +33,12 @@ def run_harvest(arguments: list[str]) -> None:
 
         import psutil
 
-        from dps.plan import plan_harvest
+        from dps.run.plan import plan_harvest
 
         plan = plan_harvest(config, loading_s=time.time() - psutil.Process().create_time())
         print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
         return
-    from dps.run import harvest
+    from dps.run.run import harvest
 
     _say([harvest(config)])
 
@@ -72,7 +72,7 @@ def run_evaluate(arguments: list[str]) -> None:
         at_end = name if inside is None else inside.policy
         if at_end in config.controllers:
             check_controller_file(config.controllers[at_end])
-    from dps.run import evaluate
+    from dps.run.run import evaluate
 
     _say(evaluate(config, load_controller=_load_controller()))
 
@@ -135,7 +135,7 @@ def run_quickstart(arguments: list[str]) -> None:
     ).check()
 
     _head("1/4 harvest: power sampling with features, k = 8")
-    from dps.run import evaluate, harvest
+    from dps.run.run import evaluate, harvest
 
     _say([harvest(harvest_config)])
     _head("2/4 train: three controllers")

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
+from dps.decide.features import FEATURE_SETS
 from dps.errors import InputError
-from dps.features import FEATURE_SETS
 from lightning_modules.calibration import METHODS
 from lightning_modules.data import Batch, FeatureDataModule
 from lightning_modules.estimators import Estimator
@@ -65,7 +65,7 @@ class ControllerModule(L.LightningModule):
             settings: Its arguments as plain values, from which a live run builds it again.
             hidden_size: D of the harvest.
             embedding_size: E of the harvest.
-            feature_set: Which scalars, a key of :data:`dps.features.FEATURE_SETS`.
+            feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
             positive_weight: Weight of a row where k is enough, or ``balanced``.
             calibration: How probabilities are calibrated, one of :data:`lightning_modules.calibration.METHODS`.
             margin: Accuracy that counts as no loss where the threshold is chosen.

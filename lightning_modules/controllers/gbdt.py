@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
+from dps.decide.features import FEATURE_SETS, FeatureSet, Pooling
 from dps.errors import InputError
-from dps.features import FEATURE_SETS, FeatureSet, Pooling
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch

@@ -240,7 +240,7 @@ def test_the_settings_are_options_with_help():
 def test_loading_imports_nothing_heavy():
     code = (
         "import sys; from dps.benchmarks import BenchmarkConfig, load_benchmark; "
-        "load_benchmark(BenchmarkConfig(limit=3)); import dps.embedding, dps.progress; "
+        "load_benchmark(BenchmarkConfig(limit=3)); import dps.embedding, dps.run.progress; "
         "print([m for m in ('torch', 'transformers', 'pandas', 'sentence_transformers', 'rich') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

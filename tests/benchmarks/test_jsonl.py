@@ -13,8 +13,8 @@ from dps.benchmarks.prompts import NUMBER_PLAIN, NUMBER_STOP, TEXT_PLAIN, TEXT_S
 from dps.benchmarks.regrade import regrade
 from dps.errors import InputError
 from feature_store import Store
+from tests.analysis.report.evaluations import write_store
 from tests.factories import make_manifest, make_question
-from tests.report.evaluations import write_store
 
 
 class NoChat:

@@ -16,8 +16,8 @@ from dps.benchmarks.programs import CodeGrader
 from dps.benchmarks.regrade import regrade
 from dps.benchmarks.thinking import answer_part
 from feature_store import Store
+from tests.analysis.report.evaluations import write_store
 from tests.factories import make_manifest, make_question
-from tests.report.evaluations import write_store
 
 MARKS = [
     ("<think>", "</think>"),

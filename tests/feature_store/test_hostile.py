@@ -191,7 +191,7 @@ def test_a_lock_with_a_second_name_is_left_alone(store, tmp_path):
 
 
 def test_progress_is_not_written_through_a_link(store, tmp_path):
-    from dps.progress_log import ProgressLog
+    from dps.run.progress_log import ProgressLog
 
     (tmp_path / "precious").write_text("no line end")
     (store / "progress.jsonl").symlink_to(tmp_path / "precious")

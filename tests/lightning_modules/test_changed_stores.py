@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
+from dps.analysis.replay.policies import folds_of
 from dps.cli import run
-from dps.replay.policies import folds_of
 from feature_store import Store, StoreWriter
 from feature_store.records import content_of, representatives
 from lightning_modules.cli import cross_validate

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dps.cli import run as dps
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
 from dps.estimates import bounded
-from dps.features import checkpoint_features
 from feature_store import Store
 from feature_store.errors import StoreError
 from feature_store.lock import held

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dps.decide.features import FEATURE_SETS
 from dps.errors import InputError
-from dps.features import FEATURE_SETS
 from feature_store import StoreError
 from lightning_modules.data import EpochBatches, FeatureDataModule
 from tests.lightning_modules.harvests import make_questions, write_harvest

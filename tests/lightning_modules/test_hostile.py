@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from dps.decide.features import SCALAR_FEATURES
 from dps.errors import InputError
-from dps.features import SCALAR_FEATURES
 from lightning_modules.load import load_controller
 from lightning_modules.trees import BadTrees, check_trees
 

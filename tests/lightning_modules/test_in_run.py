@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dps.cli import run as dps
+from dps.decide import DynamicK, KRange, in_run
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
-from dps.features import checkpoint_features
-from dps.policies import DynamicK, KRange, in_run
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
 from lightning_modules.data import FeatureDataModule

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from dps.decide.features import EXTENDED_FEATURES, FEATURE_SETS, SCALAR_FEATURES, CheckpointFeatures
 from dps.errors import InputError
-from dps.features import EXTENDED_FEATURES, FEATURE_SETS, SCALAR_FEATURES, CheckpointFeatures
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
 from lightning_modules.load import FORMAT, load_controller
 

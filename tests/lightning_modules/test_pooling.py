@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dps.cli import run as dps
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
-from dps.features import checkpoint_features
 from feature_store import Store
 from lightning_modules import load_controller
 from lightning_modules.cli import _run, cross_validate

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dps.analysis.replay.command import run_replay
+from dps.analysis.replay.config import ReplayConfig
+from dps.analysis.replay.samples import orders_of
+from dps.decide import KRange
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
-from dps.features import checkpoint_features
-from dps.policies import KRange
-from dps.replay.command import run_replay
-from dps.replay.config import ReplayConfig
-from dps.replay.samples import orders_of
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller, predict
 from lightning_modules.predict import predict_orders

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
-from dps.features import checkpoint_features
 from feature_store import Store, StoreWriter
 from lightning_modules import load_controller, vectors
 from lightning_modules.batches import BatchLoader, EpochBatches, prefetched

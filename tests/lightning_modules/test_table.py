@@ -4,15 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dps.aggregate import answer_of, has_grade
+from dps.analysis.replay.samples import read_samples, walk
+from dps.analysis.report.statistics import outcomes_of
+from dps.decide.aggregate import answer_of, has_grade
+from dps.decide.features import checkpoint_features
 from dps.errors import InputError
-from dps.features import checkpoint_features
-from dps.replay.samples import read_samples, walk
-from dps.report.statistics import outcomes_of
 from lightning_modules.table import Table, ks_of, make_table, orders_of, split_of
+from tests.analysis.report.evaluations import power_manifest
 from tests.factories import make_manifest, make_question
 from tests.lightning_modules.harvests import make_questions
-from tests.report.evaluations import power_manifest
 
 KS = (2, 4, 6, 8)
 CLOCK = make_manifest().calibration
@@ -177,7 +177,7 @@ def test_three_hundred_questions_take_about_a_second():
 
 
 def test_an_ungradable_answer_is_wrong_and_a_question_without_any_grade_has_no_labels():
-    """One meaning for training, replays, reports and pass@k, see :func:`dps.aggregate.has_grade`."""
+    """One meaning for training, replays, reports and pass@k, see :func:`dps.decide.aggregate.has_grade`."""
 
     def graded(question, rows, **changes):
         pairs = zip(question.trajectories, rows, strict=True)

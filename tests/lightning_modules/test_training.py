@@ -9,9 +9,9 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from dps.decide.features import FEATURE_SETS, checkpoint_features
 from dps.errors import InputError
 from dps.estimates import smallest_margin
-from dps.features import FEATURE_SETS, checkpoint_features
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
 from lightning_modules.calibration import fit_temperature

@@ -9,10 +9,10 @@ import torch
 
 import dps.api
 import dps.bench.run
-import dps.clock
-import dps.plan
-import dps.run
-import dps.worker
+import dps.run.clock
+import dps.run.plan
+import dps.run.run
+import dps.run.worker
 from dps.bench.config import BenchConfig
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.cli import run
@@ -20,8 +20,8 @@ from dps.config import ComputeConfig, HarvestConfig
 from dps.errors import InputError, WorkersDied
 from dps.model import load_model
 from dps.model_config import ModelConfig
-from dps.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
-from dps.run import harvest, settings_of
+from dps.run.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
+from dps.run.run import harvest, settings_of
 from dps.sampler import open as opening
 from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
@@ -49,9 +49,9 @@ def devices(monkeypatch, model):
         found.append(config.device if isinstance(config, ModelConfig) else "auto")
         return model
 
-    for module in (dps.run, dps.plan, dps.api, dps.bench.run, dps.worker):
+    for module in (dps.run.run, dps.run.plan, dps.api, dps.bench.run, dps.run.worker):
         monkeypatch.setattr(module, "load_model", load)
-    monkeypatch.setattr("dps.pool.load_model", load)
+    monkeypatch.setattr("dps.run.pool.load_model", load)
     return found
 
 
@@ -90,7 +90,7 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 16
     opened.clear()
 
-    dps.plan.plan_harvest(replace(CONFIG, output=str(tmp_path / "planned")))
+    dps.run.plan.plan_harvest(replace(CONFIG, output=str(tmp_path / "planned")))
     plan_clock, pilot = opened
     opened.clear()
 
@@ -148,8 +148,8 @@ def test_a_worker_and_the_pilot_that_stands_for_it_have_the_same_device_and_memo
     config = settings_for(workers, device, backend, rows=8)
     given = [for_worker(settings_of(config), n) for n in range(len(expected))]
     assert [(s.model.device, s.memory_share) for s in given] == expected
-    assert dps.plan._num_pilots(config, missing=100) == len(expected)
-    assert dps.plan._num_pilots(config, missing=1) == 1
+    assert dps.run.plan._num_pilots(config, missing=100) == len(expected)
+    assert dps.run.plan._num_pilots(config, missing=1) == 1
 
     class Seen(BaseException):
         pass
@@ -157,11 +157,11 @@ def test_a_worker_and_the_pilot_that_stands_for_it_have_the_same_device_and_memo
     def stop(*_, **__):
         raise Seen
 
-    monkeypatch.setattr(dps.plan, "prepare", stop)  # the engine stands by then
+    monkeypatch.setattr(dps.run.plan, "prepare", stop)  # the engine stands by then
     for number in sorted({0, 1, len(expected) - 1} & set(range(len(expected)))):
         where, share = expected[number]
         with pytest.raises(Seen):
-            dps.plan.measure(config, ["none"], number)
+            dps.run.plan.measure(config, ["none"], number)
         assert devices[-1] == where
         assert opened[-1]["memory_share"] == share
         assert opened[-1]["path"] == "unchanged"
@@ -171,15 +171,15 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     """Eight GPUs and eight workers: each GPU's memory is one worker's, for the clock as well."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     benchmark = load_benchmark(QUESTIONS)
-    prompts = [tokens for _, tokens in dps.worker.prompts_of(model, benchmark, SAMPLER).values()]
+    prompts = [tokens for _, tokens in dps.run.worker.prompts_of(model, benchmark, SAMPLER).values()]
     room = -(-(max(map(len, prompts)) + SAMPLER.max_new_tokens) // 32) * 32
     each = dps.sampler.memory.row_bytes(model.model, SAMPLER, room)
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
-    clock = dps.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
+    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
     assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
-    assert dps.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ()).constants["rows"] == 8
+    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ()).constants["rows"] == 8
 
 
 def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
@@ -210,7 +210,7 @@ def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monke
         def clock(self, sampler, snapshot_blocks):
             asked.append((sampler, snapshot_blocks))
             constants = {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
-            return dps.clock.Clock(constants, "a device")
+            return dps.run.clock.Clock(constants, "a device")
 
         def run(self, tasks, missing, report):
             raise InputError("as far as this test goes")
@@ -218,7 +218,7 @@ def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monke
         def close(self):
             pass
 
-    monkeypatch.setattr(dps.run, "Pool", Workers)
+    monkeypatch.setattr(dps.run.run, "Pool", Workers)
     config = replace(settings_for(2), output=str(tmp_path / "store"), checkpoint_blocks=(1,))
     for _ in range(2):  # a run that goes on keeps the clock
         with pytest.raises(InputError, match="as far as"):

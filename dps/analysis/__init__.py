@@ -1,0 +1,1 @@
+"""From stored trajectories to estimates, comparisons, findings and a page."""

@@ -1,0 +1,226 @@
+"""Policies: how many trajectories a question gets.
+
+A policy starts a question with ``start`` trajectories; when they have ended it is asked, with the question's features
+if it needs any, how many more there should be. Light: the controllers behind it are passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dps.decide.features import CheckpointFeatures
+from dps.decide.seen import Seen
+from dps.errors import InputError
+
+
+@dataclass(frozen=True)
+class KRange:
+    """The numbers of trajectories at which a policy may stop."""
+
+    start: int = 2
+    """Trajectories that every question gets."""
+    step: int = 2
+    """Trajectories that are added at a time."""
+    maximum: int = 8
+    """The most that a question gets."""
+
+    def check(self) -> KRange:
+        """Return self if the maximum can be reached.
+
+        Raises:
+            InputError: With one sentence that says which values would do.
+        """
+        if self.start < 1 or self.step < 1 or self.maximum < self.start:
+            raise InputError(
+                f"Expected 1 <= k.start <= k.maximum and k.step >= 1, got start {self.start}, step {self.step}, "
+                f"maximum {self.maximum}."
+            )
+        if (self.maximum - self.start) % self.step:
+            below = self.start + (self.maximum - self.start) // self.step * self.step
+            raise InputError(
+                f"k.maximum {self.maximum} cannot be reached from k.start {self.start} in steps of {self.step}: "
+                f"set it to {below} or {below + self.step}."
+            )
+        return self
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every k of the range, in order."""
+        return tuple(range(self.start, self.maximum + 1, self.step))
+
+    def check_known(self, controller: Controller) -> None:
+        """Refuse a controller that would be asked at a k that it has never seen.
+
+        Raises:
+            InputError: With the numbers of trajectories that it knows.
+        """
+        asked, known = set(self.values[:-1]), set(controller.ks[:-1])
+        if asked - known or self.maximum > controller.ks[-1]:
+            raise InputError(
+                f"The controller {controller.name} was trained to be asked at k = {sorted(known)} of at most "
+                f"{controller.ks[-1]}, but k.start {self.start}, k.step {self.step} and k.maximum "
+                f"{self.maximum} would ask it at k = {sorted(asked)}: change k, or train on such a harvest."
+            )
+
+
+class Controller(Protocol):
+    """What a trained controller offers; ``lightning_modules.load_controller`` returns one."""
+
+    name: str
+    """``gbdt``, ``mlp-h``, ``mlp-hq``, ..."""
+    threshold: float
+    """More trajectories are added while ``1 - p_enough`` is above this; one that says whether a question is solvable
+    gives it up if that probability is not above it."""
+    calibration: Mapping[str, float]
+    """The calibrated clock of the run it was trained on."""
+    ks: Sequence[int]
+    """Checkpoints that it was trained on, then the largest k of its harvest."""
+    parts: frozenset[str]
+    """The parts of the features that it looks at, of :data:`dps.decide.features.PARTS`."""
+    pooling: str
+    """How it wants hidden states pooled, one of :data:`dps.decide.features.POOLINGS`."""
+    label: str
+    """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
+    block: int | None
+    """The block after which it was trained to be asked while trajectories run; None where all have ended."""
+    block_size: int | None
+    """Tokens of a block of its harvest."""
+
+    def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
+        """Return the probability that the current k is enough, one per question, shape (N,)."""
+        ...
+
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
+        """Raise InputError if it was trained on features of another model, layer or embedder."""
+        ...
+
+
+class Rule(Protocol):
+    """A stopping rule that needs no training: it looks at the answers and at how sure the model was."""
+
+    @property
+    def name(self) -> str:
+        """``adaptive-consistency``, ``esc``, ..."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """More trajectories are added while ``1 - p_enough`` is above this."""
+        ...
+
+    def enough(self, seen: Seen) -> np.ndarray:
+        """Return how sure the rule is that k is enough, in [0, 1], for N questions: shape (N,)."""
+        ...
+
+
+class Policy(Protocol):
+    """How many trajectories a question gets."""
+
+    start: int
+    """Trajectories at the beginning."""
+    controller: Controller | None
+    """The trained controller that is asked at a checkpoint, if there is one."""
+    rule: Rule | None
+    """The rule that is asked, if there is one; at most one of the two is."""
+
+    def asks(self, k: int) -> bool:
+        """Whether the controller is asked when k trajectories have ended."""
+        ...
+
+    def more(self, k: int, p_enough: float | None) -> int:
+        """Return how many trajectories to add to the k that have ended; 0 ends the question."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedK:
+    """Always k trajectories."""
+
+    start: int
+    """k."""
+    controller: None = None
+    rule: None = None
+
+    def asks(self, k: int) -> bool:
+        """Return False."""
+        return False
+
+    def more(self, k: int, p_enough: float | None) -> int:
+        """Return 0."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicK:
+    """Add trajectories while the controller thinks that more are needed (METHOD section 4)."""
+
+    range: KRange
+    """Where it may stop."""
+    controller: Controller
+    """Whom it asks."""
+    rule: None = None
+
+    def __post_init__(self) -> None:
+        """Refuse checkpoints that the controller has never seen.
+
+        Raises:
+            InputError: With the numbers of trajectories that it knows, or what else it was trained for.
+        """
+        if self.controller.block is not None or self.controller.label == "solvable":
+            trained = (
+                f"was trained to be asked after block {self.controller.block} while trajectories run"
+                if self.controller.block is not None
+                else "says whether a question is solvable"
+            )
+            raise InputError(
+                f"The controller {self.controller.name} {trained}, so it cannot decide at the end of k trajectories: "
+                "name it under in_run, or train one with data.block null and data.label no_gain."
+            )
+        self.range.check_known(self.controller)
+
+    @property
+    def start(self) -> int:
+        """Trajectories at the beginning."""
+        return self.range.start
+
+    def asks(self, k: int) -> bool:
+        """Return whether more could be added."""
+        return k < self.range.maximum
+
+    def more(self, k: int, p_enough: float | None) -> int:
+        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
+        return _more(self.range, k, p_enough, self.controller.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleK:
+    """Add trajectories while a rule is not sure enough."""
+
+    range: KRange
+    """Where it may stop."""
+    rule: Rule
+    """What it asks."""
+    controller: None = None
+
+    @property
+    def start(self) -> int:
+        """Trajectories at the beginning."""
+        return self.range.start
+
+    def asks(self, k: int) -> bool:
+        """Return whether more could be added."""
+        return k < self.range.maximum
+
+    def more(self, k: int, p_enough: float | None) -> int:
+        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
+        return _more(self.range, k, p_enough, self.rule.threshold)
+
+
+def _more(k_range: KRange, k: int, p_enough: float | None, threshold: float) -> int:
+    if p_enough is None or k >= k_range.maximum:
+        return 0
+    return k_range.step if 1.0 - p_enough > threshold else 0

@@ -1,0 +1,1 @@
+"""One file for each stopping rule that needs no training."""

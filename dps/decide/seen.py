@@ -1,0 +1,147 @@
+"""What a training-free rule sees: running counts over the trajectories of many questions at once, pure NumPy.
+
+The scheduler makes a :class:`Seen` of the questions it asks about, a replay of every order of every stored
+question; both through :class:`Tally`, so a rule cannot say one thing live and another in replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_store.records import Trajectory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What N questions have shown after k trajectories each. All arrays have shape (N,)."""
+
+    k: int
+    """Trajectories that have ended."""
+    top: np.ndarray
+    """Votes of the largest class of equivalent answers, int64."""
+    runner_up: np.ndarray
+    """Votes of the second largest; 0 where all answers agree, int64."""
+    run: np.ndarray
+    """How many of the latest trajectories in a row gave the latest answer; 0 where the latest has none, int64."""
+    num_tokens: np.ndarray
+    """Accepted tokens of the k responses, float64."""
+    logprob: np.ndarray
+    """Their log p under the base model, summed, nats, float64."""
+    entropy: np.ndarray
+    """Sum of the base model's next-token entropies over them, nats, float64."""
+    top1: np.ndarray
+    """Sum of the base model's top-1 probabilities over them, float64."""
+    probe: np.ndarray
+    """Mean log p of the first response's tokens, nats, float64."""
+    keys: np.ndarray
+    """A number that names the question (and its order, in replay) under the run's seed, uint64."""
+
+
+class Tally:
+    """Counts the trajectories of N questions as they come, all questions at the same k."""
+
+    def __init__(self, num_questions: int, num_classes: int) -> None:
+        """Start with k = 0.
+
+        Args:
+            num_questions: N.
+            num_classes: Answer classes are below this number.
+        """
+        self._rows = np.arange(num_questions)
+        self._counts = np.zeros((num_questions, max(2, num_classes)), np.int64)
+        self._weights = np.full(self._counts.shape, -np.inf)
+        self._best = np.full(self._counts.shape, -np.inf)
+        self._member = np.full(self._counts.shape, -1)
+        self._latest = np.full(num_questions, -1)
+        self._run = np.zeros(num_questions, np.int64)
+        self._sums = np.zeros((4, num_questions))
+        self._probe = np.zeros(num_questions)
+        self.k = 0
+        """Trajectories counted so far."""
+
+    def add(self, classes: np.ndarray, logprobs: np.ndarray, sums: np.ndarray) -> None:
+        """Count one more trajectory of every question.
+
+        Args:
+            classes: Its answer's class, -1 for none: shape (N,), int.
+            logprobs: Base log-probability of its response, nats: shape (N,).
+            sums: Its accepted tokens, sum of entropies and sum of top-1 probabilities: shape (3, N).
+        """
+        answered = classes >= 0
+        rows, labels, logp = self._rows[answered], classes[answered], logprobs[answered]
+        self._counts[rows, labels] += 1
+        self._weights[rows, labels] = np.logaddexp(self._weights[rows, labels], logp)
+        better = logp > self._best[rows, labels]
+        self._best[rows[better], labels[better]] = logp[better]
+        self._member[rows[better], labels[better]] = self.k
+        self._run = np.where(answered, np.where(classes == self._latest, self._run, 0) + 1, 0)
+        self._latest = np.where(answered, classes, -1)
+        self._sums += np.stack([sums[0], logprobs, *sums[1:]])
+        if self.k == 0:
+            self._probe = logprobs / sums[0]
+        self.k += 1
+
+    def winners(self, aggregator: str) -> np.ndarray:
+        """Return which trajectory, in order of coming, has the answer of them all; -1 where none has one: shape (N,).
+
+        The same choice as :func:`dps.decide.aggregate.representative`, for all questions at once.
+
+        Args:
+            aggregator: ``majority``, ``best_logprob`` or ``weighted``.
+        """
+        strength = {
+            "majority": self._counts.astype(np.float64),
+            "weighted": self._weights,
+            "best_logprob": self._best,
+        }[aggregator]
+        present = self._counts > 0
+        strength = np.where(present, strength, -np.inf)
+        strongest = present & (strength == strength.max(axis=1, keepdims=True))
+        label = np.where(strongest, self._best, -np.inf).argmax(axis=1)
+        return np.where(present.any(axis=1), self._member[self._rows, label], -1)
+
+    def seen(self, keys: np.ndarray) -> Seen:
+        """Return what a rule sees now."""
+        largest = np.partition(self._counts, -2, axis=1)[:, -2:]
+        return Seen(self.k, largest[:, 1], largest[:, 0], self._run, *self._sums.copy(), self._probe, keys)
+
+
+def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]:
+    """Return what :meth:`Tally.add` needs of a trajectory: class, log p, tokens, entropy and top-1 sums."""
+    return (
+        trajectory.answer_class,
+        trajectory.base_logprob,
+        float(trajectory.block_num_tokens.sum()),
+        float(trajectory.block_entropy.sum()),
+        float(trajectory.block_top1.sum()),
+    )
+
+
+def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:
+    """Return what questions have shown, all with the same number of finished trajectories.
+
+    Args:
+        questions: The trajectories of each, in order of index.
+        keys: See :func:`question_key`.
+    """
+    table = np.array([[columns_of(t) for t in trajectories] for trajectories in questions]).transpose(1, 2, 0)
+    tally = Tally(len(questions), int(table[:, 0].max()) + 1)
+    for column in table:
+        tally.add(column[0].astype(np.int64), column[1], column[2:])
+    return tally.seen(np.array(keys, dtype=np.uint64))
+
+
+def by_votes(probability: Callable[[int, int], float], seen: Seen) -> np.ndarray:
+    """Return a function of the two largest votes for N questions, called once for each pair that occurs: shape (N,)."""
+    pairs, where = np.unique(np.stack([seen.top, seen.runner_up]), axis=1, return_inverse=True)
+    return np.array([probability(int(top), int(second)) for top, second in pairs.T])[where.reshape(-1)]
+
+
+def question_key(seed: int, question_id: str, order: int = 0) -> int:
+    """Return a number that names a question, and an order of its trajectories, under a seed: 64 bits."""
+    text = f"rule\x1f{seed}\x1f{question_id}\x1f{order}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,168 @@
+"""The calibrated clock: seconds per token of a model on a device, measured once and stored with the run.
+
+A run may take over the clock of an earlier store (``compute.clock_store``), so that both count time alike.
+
+Live runs and replays count time as ``tokens x seconds_per_token + prompt tokens x prefill_seconds_per_token`` (METHOD
+section 5), so a controller's time feature does not depend on what else the machine was doing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dps.benchmarks import Benchmark
+from dps.device import name_of, synchronize
+from dps.errors import InputError
+from dps.model import LanguageModel
+from dps.run.worker import WorkSettings, prompts_of
+from dps.sampler.cache import prefill
+from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.open import open_engine
+from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
+from feature_store import Manifest, Store
+
+_CONSTANTS = ("seconds_per_token", "prefill_seconds_per_token", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The calibrated clock of an engine."""
+
+    constants: dict[str, float]
+    """``seconds_per_token``, ``prefill_seconds_per_token``, and ``rows`` that these are for."""
+    device: str | None
+    """Name of the GPU or processor; None where the store that it comes from does not say."""
+
+
+def measure_clock(
+    model: LanguageModel,
+    benchmark: Benchmark,
+    settings: WorkSettings,
+    sampler: SamplerConfig,
+    snapshot_blocks: tuple[int, ...],
+) -> Clock:
+    """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
+
+    With ``compute.clock_store`` nothing is measured: the engine is only opened, to compare its rows and device.
+
+    Args:
+        model: The worker's model.
+        benchmark: The questions.
+        settings: The worker's settings.
+        sampler: How chains are sampled.
+        snapshot_blocks: Blocks of whose ends snapshots are taken.
+
+    Raises:
+        InputError: If the earlier store is of another model, device or number of rows.
+    """
+    prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        engine = open_engine(
+            model,
+            sampler,
+            settings.compute,
+            benchmark=benchmark,
+            prompts=prompts,
+            memory_share=settings.memory_share,
+            snapshot_blocks=snapshot_blocks,
+        )
+        device, folder = name_of(model.device), settings.compute.clock_store
+        if folder is None:
+            return Clock(calibrate(engine, prompts), device)
+        return taken_over(folder, fingerprint=model.fingerprint, device=device, rows=engine.rows)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def clock_store(folder: str) -> Manifest:
+    """Return the manifest of a store whose clock is to be taken over.
+
+    Raises:
+        StoreError: If there is no store.
+        InputError: If it does not say what it was measured on.
+    """
+    manifest = Store.open(folder).manifest
+    if manifest.device is None or any(not manifest.calibration.get(name) for name in _CONSTANTS):
+        raise InputError(
+            f"Expected compute.clock_store with a measured clock and the name of its device, which {folder} does not "
+            "have (earlier releases did not note it): leave it out, and give data.init_args.clock_store to dps fit."
+        )
+    return manifest
+
+
+def taken_over(folder: str, *, fingerprint: str, device: str, rows: int) -> Clock:
+    """Return the clock of an earlier store, if it is of the same model, device and rows.
+
+    Args:
+        folder: The earlier store.
+        fingerprint: Of the run's model.
+        device: Name of its device, see :func:`dps.device.name_of`.
+        rows: Chains that its engine runs at a time.
+
+    Raises:
+        InputError: With the first of them that differs.
+    """
+    earlier = clock_store(folder)
+    for what, came, here, remedy in (
+        ("model", earlier.model.get("fingerprint"), fingerprint, "name a store of this model"),
+        ("device", earlier.device, device, "name a store that was made on such a device"),
+        ("rows", int(earlier.calibration["rows"]), rows, f"set compute.rows {earlier.calibration['rows']:.0f}"),
+    ):
+        if came != here:
+            raise InputError(
+                f"Expected compute.clock_store of the same {what} as this run's ({here}), but that of {folder} is "
+                f"{came}: {remedy}, or leave it out."
+            )
+    return Clock(dict(earlier.calibration), earlier.device)
+
+
+def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: float = 1.0) -> dict[str, float]:
+    """Measure the clock on full rows of real prompts.
+
+    Args:
+        engine: An idle engine like the run's (``dps.sampler.open``); it is of no other use afterwards.
+        prompts: Prompts to sample from, at least one.
+        seconds: How long to measure, after a warm-up: until chains have ended, so that a GPU's recordings are made and
+            the rows stand at all lengths, but at least a quarter and at most ten times that.
+
+    Returns:
+        ``seconds_per_token``, ``prefill_seconds_per_token`` and ``rows``.
+    """
+    model, longest = engine.model, max(prompts, key=len)
+    number = ended = 0
+
+    def run(duration: float) -> tuple[float, int]:
+        nonlocal number, ended
+        tokens, decode_s, end = engine.num_generated_tokens, engine.decode_s, time.perf_counter() + duration
+        while time.perf_counter() < end:
+            while engine.num_running + engine.num_pending < 2 * engine.rows:
+                key = stream_key(0, "calibration", number)
+                engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
+                number += 1
+            ended += len(engine.poll())
+            engine.take_snapshots()
+        return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
+
+    until = time.perf_counter() + 10 * seconds
+    run(seconds / 4)
+    while not ended and time.perf_counter() < until:
+        run(seconds / 4)
+    decode_s, tokens = run(seconds)
+    prefill(model.model, [longest])
+    synchronize(model.device)
+    started = time.perf_counter()
+    for _ in range(3):
+        prefill(model.model, [longest])
+    synchronize(model.device)
+    return {
+        "seconds_per_token": decode_s / tokens,
+        "prefill_seconds_per_token": (time.perf_counter() - started) / (3 * len(longest)),
+        "rows": float(engine.rows),
+    }

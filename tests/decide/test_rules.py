@@ -1,0 +1,155 @@
+"""The rules that need no training, against their definitions."""
+
+import heapq
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import beta, kstest
+
+from dps.decide import RULES
+from dps.decide.aggregate import AGGREGATORS, representative
+from dps.decide.rules.adaptive_consistency import AdaptiveConsistency, leads
+from dps.decide.rules.chance import RandomEscalation
+from dps.decide.rules.confidence import LowEntropy, SelfConfidence
+from dps.decide.rules.esc import EarlyStoppingConsistency
+from dps.decide.rules.sprt import ahead
+from dps.decide.rules.uab import BudgetAllocation
+from dps.decide.seen import Seen, Tally, columns_of, question_key, seen_of
+from tests.factories import make_question
+
+
+def seen_with(**fields):
+    number = len(next(iter(fields.values())))
+    zeros = np.zeros(number)
+    base = Seen(
+        k=4, top=zeros.astype(int), runner_up=zeros.astype(int), run=zeros.astype(int), num_tokens=zeros + 1,
+        logprob=zeros, entropy=zeros, top1=zeros, probe=zeros, keys=np.arange(number, dtype=np.uint64),
+    )  # fmt: skip
+    return replace(base, **{name: np.asarray(value) for name, value in fields.items()})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(AGGREGATORS))
+def test_a_tally_chooses_what_the_aggregator_chooses_at_every_k(seed, aggregator):
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(-1, 4, (7, 9))
+    logprobs = np.round(rng.normal(-20, 6, (7, 9)), 0)  # ties
+    tally = Tally(7, 4)
+    for k in range(9):
+        tally.add(classes[:, k], logprobs[:, k], np.ones((3, 7)))
+        expected = [
+            representative(c, p, aggregator) for c, p in zip(classes[:, : k + 1], logprobs[:, : k + 1], strict=True)
+        ]
+        assert [None if w < 0 else w for w in tally.winners(aggregator).tolist()] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_tally_counts_votes_and_runs(seed):
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(-1, 3, (5, 8))
+    tally = Tally(5, 3)
+    for column in classes.T:
+        tally.add(column, np.full(5, -3.0), np.full((3, 5), 2.0))
+    seen = tally.seen(np.zeros(5, np.uint64))
+    for row, votes in enumerate(classes.tolist()):
+        counts = sorted((votes.count(label) for label in range(3)), reverse=True)
+        assert (seen.top[row], seen.runner_up[row]) == (counts[0], counts[1])
+        run = 0
+        while run < 8 and votes[-1] >= 0 and votes[-1 - run] == votes[-1]:
+            run += 1
+        assert seen.run[row] == run
+    assert seen.k == 8
+    assert seen.num_tokens.tolist() == [16.0] * 5
+    assert seen.logprob.tolist() == [-24.0] * 5
+    assert seen.probe.tolist() == [-1.5] * 5
+
+
+def test_what_a_live_question_shows_is_what_its_columns_add_up_to():
+    questions = [make_question(number).trajectories[:4] for number in range(6)]
+    seen = seen_of(questions, [question_key(3, f"q{number}") for number in range(6)])
+    for row, trajectories in enumerate(questions):
+        assert seen.entropy[row] == pytest.approx(sum(t.block_entropy.sum() for t in trajectories), rel=1e-14)
+        assert seen.top1[row] == pytest.approx(sum(t.block_top1.sum() for t in trajectories), rel=1e-14)
+        assert seen.num_tokens[row] == sum(len(t.tokens) for t in trajectories)
+        first = columns_of(trajectories[0])
+        assert seen.probe[row] == first[1] / first[2]
+
+
+@pytest.mark.parametrize(("top", "runner_up"), [(0, 0), (1, 0), (2, 0), (3, 1), (5, 5), (8, 0), (40, 24)])
+def test_adaptive_consistency_is_the_beta_posterior(top, runner_up):
+    assert leads(top, runner_up) == pytest.approx(beta.sf(0.5, top + 1, runner_up + 1), rel=1e-12)
+
+
+@pytest.mark.parametrize(("top", "runner_up"), [(0, 0), (1, 0), (2, 0), (3, 1), (5, 5), (8, 0), (40, 24)])
+def test_the_sprt_is_the_likelihood_ratio_of_the_mixture(top, runner_up):
+    numerator, _ = quad(lambda p: 2 * p**top * (1 - p) ** runner_up, 0.5, 1, epsabs=0, epsrel=1e-12)
+    ratio = numerator / 0.5 ** (top + runner_up)
+    assert ahead(top, runner_up) == pytest.approx(ratio / (1 + ratio), rel=1e-10)
+
+
+def test_published_thresholds_stop_where_the_papers_stop():
+    # Beta(4 + 1, 0 + 1) has 1 - 1/32 above one half; 3 agreeing answers have 0.9375, below 0.95.
+    rule = AdaptiveConsistency()
+    enough = rule.enough(seen_with(top=[3, 4, 5], runner_up=[0, 0, 1]))
+    assert (1 - enough <= rule.threshold).tolist() == [False, True, False]
+
+
+def test_esc_stops_when_its_window_agrees():
+    rule = EarlyStoppingConsistency(window=4)
+    enough = rule.enough(seen_with(run=[0, 3, 4, 7]))
+    assert enough.tolist() == [0.0, 0.75, 1.0, 1.0]
+    assert (1 - enough <= rule.threshold).tolist() == [False, False, True, True]
+
+
+def test_confidence_rules_average_over_tokens():
+    seen = seen_with(num_tokens=[10.0, 20.0], entropy=[5.0, 2.0], top1=[8.0, 19.0])
+    assert LowEntropy().enough(seen).tolist() == np.exp([-0.5, -0.1]).tolist()
+    assert SelfConfidence().enough(seen).tolist() == [0.8, 0.95]
+
+
+@pytest.mark.parametrize("total", [0, 7, 40, 113, 180])
+def test_allocation_by_level_is_the_greedy_allocation_of_a_total(total):
+    rng = np.random.default_rng(2)
+    probe = -rng.exponential(0.4, 30)
+    u = -np.expm1(probe)
+    greedy = np.full(30, 2)
+    heap = [(-(u[i] ** 2 * (1 - u[i])), i) for i in range(30)]
+    heapq.heapify(heap)
+    level = 1.0
+    for _ in range(total):
+        gain, i = heapq.heappop(heap)
+        level = -gain
+        greedy[i] += 1
+        if greedy[i] < 8:
+            heapq.heappush(heap, (-(u[i] ** greedy[i] * (1 - u[i])), i))
+    by_level = np.full(30, 2)
+    going = np.ones(30, bool)
+    for k in range(2, 8):
+        p_inc = 1 - BudgetAllocation().enough(replace(seen_with(probe=probe), k=k))
+        going &= p_inc >= level - 1e-15
+        by_level[going] += 1
+    assert by_level.tolist() == greedy.tolist()
+    assert by_level.sum() == 60 + total
+
+
+def test_chance_is_uniform_and_depends_on_question_seed_and_k_only():
+    keys = np.array([question_key(1, f"q{i}") for i in range(4000)], np.uint64)
+    rule = RandomEscalation()
+    one = rule.enough(replace(seen_with(keys=keys), k=2))
+    assert kstest(one, "uniform").pvalue > 0.01
+    assert rule.enough(replace(seen_with(keys=keys[:5]), k=2)).tolist() == one[:5].tolist()
+    assert abs(np.corrcoef(one, rule.enough(replace(seen_with(keys=keys), k=4)))[0, 1]) < 0.05
+    assert question_key(2, "q0") != question_key(1, "q0")
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_every_rule_answers_in_the_unit_interval_even_where_nothing_was_answered(name):
+    trajectories = [replace(t, answer=None, answer_class=-1) for t in make_question(3).trajectories[:2]]
+    enough = RULES[name].enough(seen_of([trajectories, make_question(4).trajectories[:2]], [1, 2]))
+    assert enough.shape == (2,)
+    assert ((enough >= 0) & (enough <= 1)).all()

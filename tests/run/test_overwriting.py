@@ -1,0 +1,330 @@
+"""No command writes over the results of another run; every file and folder has a name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dps.cli import run
+from feature_store import Store, StoreWriter
+from tests.analysis.report.evaluations import write_evaluation
+from tests.factories import make_manifest, make_question
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Two harvests of other settings, and two evaluations side by side."""
+    folder = tmp_path_factory.mktemp("stores")
+    for name in ("one", "two"):
+        questions = [make_question(number) for number in range(20)]
+        StoreWriter.open(folder / name, make_manifest(fingerprint=name, seed=len(name))).commit(questions)
+    write_evaluation(folder / "A" / "x")
+    write_evaluation(folder / "A" / "y")
+    return folder
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert run(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_a_report_goes_into_the_runs_own_folder(stores, capsys):
+    (stores / "A" / "report.html").write_text("of another evaluation")
+    assert run(["report", str(stores / "A" / "x")]) == 0
+    assert (stores / "A" / "x" / "report.html").is_file()
+    assert (stores / "A" / "report.html").read_text() == "of another evaluation"
+    assert run(["report", str(stores / "A" / "x")]) == 0  # again
+    assert "without --output" not in capsys.readouterr().err
+    assert "Expected --output for a report of 2 folders" in refused(
+        capsys, "report", stores / "A/x/power", stores / "A/x/plain"
+    )
+    assert "report.json" in refused(capsys, "report", stores / "A" / "x", "--output", stores / "A")
+
+
+def test_a_report_of_other_stores_is_not_replaced(stores, tmp_path, capsys):
+    assert run(["report", str(stores / "A/x/power"), "--output", str(tmp_path)]) == 0
+    before = content(tmp_path)
+    assert "holds the report of other stores (power)" in refused(
+        capsys, "report", stores / "A/x/plain", "--output", tmp_path
+    )
+    assert content(tmp_path) == before
+    assert run(["report", str(stores / "A/x"), "--output", str(tmp_path)]) == 0  # the evaluation has got more policies
+
+
+def test_a_replay_does_not_replace_another(stores, tmp_path, capsys):
+    small = ["--resamples", "100", "--orders", "2"]
+    assert run(["replay", str(stores / "one"), "--output", str(tmp_path), *small]) == 0
+    before = content(tmp_path)
+    for other in (
+        [stores / "two", *small],
+        [stores / "one", *small, "--seed", "3"],
+        [stores / "one", *small, "--margin", "0.02"],
+    ):
+        assert "holds results of dps replay with other settings" in refused(
+            capsys, "replay", *other, "--output", tmp_path
+        )
+        assert content(tmp_path) == before
+    assert run(["replay", str(stores / "one"), "--output", str(tmp_path), *small]) == 0
+    assert "held this replay already; it was made again" in capsys.readouterr().out
+    assert content(tmp_path) == before
+    assert "is a store" in refused(capsys, "replay", stores / "one", "--output", stores / "two", *small)
+
+
+def test_pages_of_replays_do_not_replace_those_of_others(stores, tmp_path, capsys):
+    for name in ("one", "two"):
+        assert run(["replay", str(stores / name), "--output", str(tmp_path / name), "--resamples", "100"]) == 0
+    assert "Expected --output" in refused(capsys, "report", tmp_path / "one", tmp_path / "two")
+    both = ["report", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "both")]
+    assert run(both) == 0
+    assert run(both) == 0
+    before = content(tmp_path / "both")
+    assert "with other settings" in refused(
+        capsys, "report", tmp_path / "two", tmp_path / "two", "--output", tmp_path / "both"
+    )
+    assert "holds results of dps" in refused(capsys, "report", tmp_path / "one", "--output", tmp_path / "two")
+    assert content(tmp_path / "both") == before
+
+
+def test_files_with_other_content_are_left_as_they_are(stores, tmp_path, capsys):
+    for command in (["store", "export"], ["outputs"]):
+        output = tmp_path / f"{command[0]}.csv"
+        arguments = [*command, str(stores / "one"), f"--output={output}"]
+        assert run(arguments) == 0
+        assert run(arguments) == 0  # the same content
+        output.write_text("mine")
+        assert "is there already, with other content" in refused(capsys, *arguments)
+        assert output.read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
+
+
+def test_metrics_of_another_run_are_not_replaced(stores, tmp_path, capsys):
+    assert run(["metrics", str(stores / "A/x")]) == 0
+    assert (stores / "A/x/metrics/samples.csv").is_file()
+    assert not (stores / "A/metrics").exists()
+    small = ["--bootstrap", "10", "--repeats", "1", f"--output={tmp_path}"]
+    assert run(["metrics", str(stores / "A/x"), *small]) == 0
+    assert run(["metrics", str(stores / "A/x"), *small]) == 0
+    before = content(tmp_path)
+    for other in ([stores / "A/y", *small], [stores / "A/x", *small, "--seed=4"]):
+        assert "holds results of dps metrics with other settings" in refused(capsys, "metrics", *other)
+    assert content(tmp_path) == before
+
+
+def test_a_merged_or_graded_store_is_whole_or_not_there(stores, tmp_path, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "commit", stop)
+        assert run(["store", "merge", str(stores / "one"), f"--output={tmp_path / 'all'}"]) == 130
+    assert "nothing of it is kept, the same command begins again" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert run(["store", "merge", str(stores / "one"), f"--output={tmp_path / 'all'}"]) == 0
+    assert len(Store.open(tmp_path / "all")) == 20
+    assert "Expected an empty folder" in refused(
+        capsys, "store", "merge", stores / "two", f"--output={tmp_path / 'all'}"
+    )
+
+
+EMPTY = [
+    ["harvest"],
+    ["evaluate"],
+    ["replay", "ONE"],
+    ["report", "ONE"],
+    ["metrics", "ONE"],
+    ["grade", "ONE"],
+    ["outputs", "ONE"],
+    ["store", "merge", "ONE"],
+    ["store", "export", "ONE"],
+    ["data", "download"],
+    ["ship", "ONE"],
+    ["bench"],
+    ["quickstart"],
+    ["crossval", "--config", "configs/gbdt.yaml"],
+    ["tune", "--config", "configs/gbdt.yaml"],
+]
+
+
+@pytest.mark.parametrize("command", EMPTY, ids=lambda command: command[0])
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_output_is_refused(stores, command, name, capsys):
+    arguments = [stores / "one" if word == "ONE" else word for word in command]
+    error = refused(capsys, *arguments, "--output", name)
+    assert "Expected a file or folder for output, got an empty name" in error
+
+
+@pytest.mark.parametrize("command", [["report"], ["metrics"], ["replay"], ["grade"], ["outputs"], ["store", "info"]])
+def test_an_empty_folder_name_is_refused(command, capsys):
+    assert "got an empty name" in refused(capsys, *command, "")
+
+
+def test_a_benchmarks_copy_does_not_replace_another_file(tmp_path, monkeypatch, capsys):
+    import dps.benchmarks.download as download
+
+    source = tmp_path / "cache.parquet"
+    source.write_text("the benchmark")
+    monkeypatch.setattr(download, "fetch", lambda file, instead: source)
+    arguments = ["data", "download", "--names=[gsm8k]", f"--output={tmp_path / 'copies'}"]
+    assert run(arguments) == 0
+    assert run(arguments) == 0
+    for path in (tmp_path / "copies").iterdir():
+        path.write_text("mine")
+    assert "is there already, with other content" in refused(capsys, *arguments)
+    assert {path.read_text() for path in (tmp_path / "copies").iterdir()} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policies=[power]", "--controllers.x=runs/x"], "controllers.x is set, but no policy names x"),
+        (["--policies=[power,a]", "--controllers={a: p, b: q}"], "controllers.b is set, but no policy names b"),
+        (["--policies=[power]", "--rules={esc: {window: 3}}"], "rules.esc is set, but no policy names esc"),
+        (
+            ["--policies=[power]", "--in_run={eager: {policy: esc, escalate_early: {controllers: [p]}}}"],
+            "in_run.eager is set, but no policy names eager",
+        ),
+        (["--policies=[power]", "--early_stop_thresholds={entropy: 1}"], "early_stop_thresholds.entropy is set, but"),
+        (
+            ["--config=configs/evaluate/arithmetic.yaml", "--policies=[power]", "--controllers.gbdt", "runs/x"],
+            "controllers.gbdt is set, but no policy names gbdt",
+        ),
+    ],
+)
+def test_what_no_policy_names_is_refused(options, message, capsys):
+    assert message in refused(capsys, "evaluate", *options)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", ".", ".x", "", " ", "a b"])
+@pytest.mark.parametrize("setting", ["controllers", "in_run"])
+def test_a_policy_does_not_write_outside_of_the_evaluations_folder(setting, name, tmp_path, capsys):
+    inside = {"policy": "esc", "escalate_early": {"controllers": ["p"]}}
+    options = {"policies": [name], setting: {name: "p" if setting == "controllers" else inside}}
+    output = tmp_path / "inner" / "evaluation"
+    (tmp_path / "options.yaml").write_text(json.dumps({**options, "output": str(output)}))
+    assert "Expected a policy's name of letters, digits" in refused(
+        capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}"
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["options.yaml"]
+
+
+@pytest.mark.parametrize("names", ["[power,power]", "[power,plain,power]", "[esc,esc]", "[plain,plain]"])
+def test_a_policy_named_twice_is_refused(names, capsys):
+    assert "twice: name each policy once" in refused(capsys, "evaluate", f"--policies={names}")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["harvest"], "every question that was finished is kept, the same command goes on from there"),
+        (["harvest", "--plan"], "nothing of it is kept, the same command begins again"),
+        (["harvest", "--plan=json"], "nothing of it is kept, the same command begins again"),
+        (["report", "x"], "nothing of it is kept, the same command begins again"),
+        (
+            ["fit", "--config", "configs/mlp_hq.yaml"],
+            "every epoch that was finished is kept, the same command goes on from there",
+        ),
+        (["store", "merge", "x"], "nothing of it is kept, the same command begins again"),
+    ],
+)
+def test_the_sentence_after_an_interruption_is_the_commands_own(command, sentence, capsys, monkeypatch):
+    import dps.cli as cli
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_COMMANDS", dict.fromkeys(cli._COMMANDS, stop))
+    monkeypatch.setattr(cli, "_lightning", stop)
+    assert run(command) == 130
+    assert f"dps {command[0]}: interrupted; {sentence}." in capsys.readouterr().err
+
+
+def test_a_configuration_may_set_up_more_than_the_command_line_runs(monkeypatch):
+    import dps.run.run
+
+    ran = []
+    monkeypatch.setattr(dps.run.run, "evaluate", lambda config, load_controller: ran.append(config) or [])
+    path = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", "--benchmark.limit=1"]
+    assert run([*path, "--policies=[power,esc]", "--rules={esc: {window: 3}}"]) == 0
+    assert (ran[0].controllers, ran[0].rules) == ({}, {"esc": {"window": 3}})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_configuration_uses_what_it_sets_up(path):
+    from dps.commands.options import parse, parser_of
+    from dps.config import EvaluateConfig
+
+    parse(parser_of("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
+
+
+# -- how many questions a store is to have -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A store of 20 of 30 questions, as segments that were deleted leave it."""
+    names = [f"q{number:05d}" for number in range(30)]
+    writer = StoreWriter.open(tmp_path / "short", make_manifest(question_ids=names))
+    for number in range(30):
+        writer.commit([make_question(number)])
+    for path in sorted((tmp_path / "short").glob("*.h5"))[:10]:
+        path.unlink()
+    return tmp_path / "short"
+
+
+def test_every_command_says_what_a_store_lacks(short, tmp_path, capsys):
+    said = f"{short} holds 20 of 30 questions"
+    assert said in refused(capsys, "store", "verify", short)
+    assert run(["store", "info", str(short)]) == 0
+    assert f"{'questions':<28}20 of 30\n" in capsys.readouterr().out
+    assert run(["store", "info", str(short), "--json=true"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["questions"], found["questions_wanted"]) == (20, 30)
+    for command in (
+        ["store", "export", short, f"--output={tmp_path / 'x.csv'}"],
+        ["outputs", short, f"--output={tmp_path / 'x.json'}"],
+    ):
+        assert run(list(map(str, command))) == 0
+        assert said in capsys.readouterr().err
+    assert run(["store", "merge", str(short), f"--output={tmp_path / 'all'}"]) == 0
+    assert f"{tmp_path / 'all'} holds 20 of 30 questions" in capsys.readouterr().err
+    assert run(["replay", str(short), f"--output={tmp_path / 'r'}", "--resamples=100"]) == 0
+    assert said in " ".join(json.loads((tmp_path / "r" / "replay.json").read_text())["notes"])
+
+
+def test_parts_are_to_have_the_questions_of_all_together(tmp_path):
+    from feature_store.tools import merge
+
+    names = [f"q{number:05d}" for number in range(9)]
+    for part in range(3):
+        writer = StoreWriter.open(tmp_path / str(part), make_manifest(question_ids=names[part::3]))
+        writer.commit([make_question(number) for number in range(part, 6 + part, 3)])
+    merge([tmp_path / str(part) for part in range(3)], tmp_path / "all")
+    store = Store.open(tmp_path / "all")
+    assert (len(store), store.num_wanted) == (6, 9)
+
+
+def test_a_run_that_is_extended_is_to_have_more(tmp_path):
+    for wanted in (["a", "b"], ["b", "c", "d"], ["a"]):
+        StoreWriter.open(tmp_path, make_manifest(question_ids=wanted)).commit([make_question(0)])
+    store = Store.open(tmp_path)
+    assert store.manifest.question_ids == ["a", "b", "c", "d", "q00000"]
+    assert store.manifest.calibration == make_manifest().calibration
+    assert "holds 1 of 5 questions" in store.shortfall()
+
+
+def test_a_store_that_an_earlier_release_began_says_nothing_until_it_goes_on(tmp_path):
+    StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
+    assert Store.open(tmp_path).num_wanted is None
+    assert Store.open(tmp_path).shortfall() is None
+    assert "question_ids" not in (tmp_path / "manifest.json").read_text()
+    StoreWriter.open(tmp_path, make_manifest(question_ids=["q00000", "q00001"]))
+    assert "holds 1 of 2 questions" in Store.open(tmp_path).shortfall()

@@ -1,0 +1,163 @@
+"""`dps harvest --plan`: the arithmetic exactly, and a plan beside the harvest that follows."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dps.benchmarks import BenchmarkConfig
+from dps.cli import run
+from dps.config import ComputeConfig, HarvestConfig
+from dps.run.plan import Pilot, extrapolate, fit, makespan, plan_harvest
+from dps.run.run import harvest
+from dps.sampler.settings import SamplerConfig
+from feature_store import Store
+
+CONFIG = HarvestConfig(
+    benchmark=BenchmarkConfig(name="arithmetic", limit=72, seed=0),
+    sampler=SamplerConfig(alpha=4.0, block_size=24, max_new_tokens=48, num_mh_steps=2),
+    compute=ComputeConfig(rows=64, threads=1),
+)
+
+
+def test_chains_are_seated_on_the_row_that_comes_free_first():
+    assert makespan(np.array([5, 3, 4, 2]), 2) == (7, 14)  # 5+2 on one row, 3+4 on the other
+    assert makespan(np.array([5, 3, 4, 2]), 8) == (5, 40)
+    assert makespan(np.array([], int), 4) == (0, 0)
+    assert makespan(np.full(100, 7), 10) == (70, 700)
+    # All 32 rows run until 16 of them are free, then 16, and 8 are the fewest.
+    assert makespan(np.array([1] * 16 + [3] * 12 + [4] * 4), 32) == (4, 1 * 32 + 2 * 16 + 1 * 8)
+
+
+def test_the_time_of_a_step_is_found_again_and_start_up_told_apart():
+    rng = np.random.default_rng(0)
+    steps = rng.integers(1, 30, 50).astype(float)
+    row_steps = steps * rng.integers(1, 65, 50)
+    seconds = 0.003 * steps + 0.0002 * row_steps
+    looks = np.stack([seconds, steps, row_steps], axis=1)
+    assert fit(looks) == pytest.approx((0.003, 0.0002, 0.0))
+    recorded = np.concatenate([looks, [[40.0, 1, 64]]])
+    constant, slope, startup = fit(recorded)
+    assert (constant, slope) == pytest.approx((0.003, 0.0002))
+    assert startup == pytest.approx(40.0, rel=0.01)
+
+
+def test_steps_of_short_responses_at_the_beginning_do_not_count():
+    rng = np.random.default_rng(0)
+    steps = np.ones(60)
+    row_steps = np.concatenate([np.full(20, 64.0), rng.integers(1, 65, 40)])
+    seconds = np.where(np.arange(60) < 20, 0.5, 1.0) * (0.003 + 0.0002 * row_steps)
+    looks = np.stack([seconds, steps, row_steps], axis=1)
+    assert fit(looks, 20) == pytest.approx((0.003, 0.0002, 0.0))
+    assert fit(looks[:20], 20)[0] + 64 * fit(looks[:20], 20)[1] == pytest.approx(0.5 * (0.003 + 0.0002 * 64))
+
+
+def test_a_cost_that_seems_negative_is_none():
+    steps = np.arange(1.0, 20)
+    falling = np.stack([0.01 * steps, steps, steps * np.arange(19, 0, -1)], axis=1)
+    constant, slope, _ = fit(falling)
+    assert constant >= 0
+    assert slope >= 0
+
+
+def pilot(**changes):
+    values = dict(
+        tokens=np.full((30, 8), 50), step_s=0.01, row_s=0.001, useful=1.0, question_s=0.1, start_s=3.0, rows=80,
+        question_bytes=1000.0, segment_bytes=500.0, memory_gib=None,
+    )  # fmt: skip
+    return Pilot(**{**values, **changes})
+
+
+def test_a_plan_of_equal_chains_is_exact():
+    config = replace(CONFIG, compute=ComputeConfig(rows=80, commit_interval_s=10.0))
+    plan = extrapolate([pilot()], 100, 5, config)
+    assert (plan.questions, plan.stored, plan.sampled) == (100, 5, 30)
+    assert plan.tokens == 100 * 8 * 50
+    assert plan.tokens_stderr == 0
+    # 800 chains of 50 steps on 80 rows: 10 rounds of 50 steps.
+    assert plan.seconds == pytest.approx(3.0 + 500 * 0.01 + 40_000 * 0.001 + 100 * 0.1)
+    assert plan.device_hours == pytest.approx(plan.seconds / 3600)
+    assert plan.gigabytes * 1e9 == pytest.approx(100 * 1000 + 55 / 10 * 500)
+
+
+def test_two_workers_share_the_questions_and_the_slower_one_is_waited_for():
+    config = replace(CONFIG, compute=ComputeConfig(rows=80, workers=2))
+    plan = extrapolate([pilot(), pilot(step_s=0.02)], 100, 0, config)
+    assert plan.seconds == pytest.approx(3.0 + 250 * 0.02 + 20_000 * 0.001 + 50 * 0.1)
+    assert plan.device_hours == pytest.approx(2 * plan.seconds / 3600)
+
+
+def test_a_plan_is_what_the_harvest_then_takes_and_writes_nothing(tmp_path):
+    config = replace(CONFIG, output=str(tmp_path / "store"))
+    plan = plan_harvest(config)
+    assert list(tmp_path.iterdir()) == []
+    harvest(config)
+    store = Store.open(tmp_path / "store")
+    tokens = sum(t.num_generated_tokens for q in store for t in q.trajectories)
+    size = sum(path.stat().st_size for path in (tmp_path / "store").glob("segment-*.h5"))
+    assert plan.questions == 72
+    assert plan.tokens == pytest.approx(tokens, rel=0.25)
+    assert plan.gigabytes * 1e9 == pytest.approx(size, rel=0.25)
+    again = plan_harvest(config)
+    assert (again.questions, again.stored, again.tokens) == (0, 72, 0.0)
+
+
+def test_the_command_plans_in_words_and_as_json(tmp_path, capsys):
+    options = [
+        "harvest", f"--output={tmp_path / 'store'}", "--benchmark.name=arithmetic", "--benchmark.limit=6",
+        "--sampler.block_size=24", "--sampler.max_new_tokens=24", "--sampler.num_mh_steps=1", "--compute.rows=16",
+        "--k.maximum=4", "--compute.threads=1",
+    ]  # fmt: skip
+    assert run([*options, "--plan"]) == 0
+    assert "Measured on 6 questions" in capsys.readouterr().out
+    assert run([*options, "--plan", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"] == 6
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (["--sampler.alpha=3"], "sampler.alpha was 4.0 and is now 3.0"),
+        (["--seed=1"], "seed was 0 and is now 1"),
+        (["--k.maximum=4"], "policy.maximum was 2 and is now 4"),
+        (["--features.layer=2"], "model.feature_layer was 1 and is now 2"),
+        (["--benchmark.split=test"], "benchmark.split was 'train' and is now 'test'"),
+    ],
+)
+@pytest.mark.parametrize("limit", [2, 6])
+def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned, capsys, options, differs, limit):
+    folder, command = planned
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    said = []
+    for plan in (["--plan"], []):
+        assert run([*command, f"--benchmark.limit={limit}", *options, *plan]) == 2
+        said.append(capsys.readouterr().err)
+    assert differs in said[0]
+    assert said[0] == said[1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_plan_of_the_same_settings_says_what_is_missing(planned, capsys):
+    _, command = planned
+    assert run([*command, "--benchmark.limit=2", "--plan"]) == 0
+    assert "questions       0, 2 more are stored already" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A harvest of two questions, and its command but for the limit."""
+    folder = tmp_path_factory.mktemp("planned") / "harvest"
+    command = [
+        "harvest",
+        "--benchmark.name=arithmetic",
+        "--k.start=1",
+        "--k.step=1",
+        "--k.maximum=2",
+        "--compute.rows=8",
+    ]
+    command += ["--sampler.block_size=12", "--sampler.max_new_tokens=12", "--sampler.num_mh_steps=1"]
+    command += ["--features.layer=1", f"--output={folder}"]
+    assert run([*command, "--benchmark.limit=2"]) == 0
+    return folder, command

@@ -1,0 +1,406 @@
+"""Live scheduling: prefixes, decisions, accounts, records."""
+
+import itertools
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from dps.benchmarks import Item
+from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
+from dps.decide.aggregate import answer_of, representative
+from dps.decide.features import SCALAR_FEATURES, checkpoint_features
+from dps.errors import InputError
+from dps.run import scheduler
+from dps.run.scheduler import Account, PreparedQuestion, Treatment, run_policies, run_policy
+from dps.sampler.engine import Engine
+from dps.sampler.settings import SamplerConfig
+from tests.factories import make_question, make_trajectory
+from tests.sampler.models import tiny_model
+
+CONFIG = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=8, num_mh_steps=2)
+CALIBRATION = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.001}
+
+
+class Grading:
+    """The answer is the last token before the end; even ones are right."""
+
+    in_background = False
+
+    def extract(self, text, item):
+        return text.split()[-1] if text.split() else None
+
+    def extract_strict(self, text, item):
+        return None
+
+    def grade(self, answer, item):
+        return answer is not None and int(answer) % 2 == 0
+
+    def classes(self, answers, item):
+        seen = {}
+        return [-1 if a is None else seen.setdefault(a, len(seen)) for a in answers]
+
+
+class FakeController:
+    """Says what a function of the features says, and remembers what it saw."""
+
+    name, threshold, pooling, calibration, ks = "fake", 0.5, "mean", CALIBRATION, tuple(range(1, 9))
+    label, block, block_size = "no_gain", None, 4
+
+    def __init__(self, rule):
+        self.rule, self.seen = rule, []
+
+    def predict_enough(self, features):
+        self.seen += features
+        return np.array([self.rule(f) for f in features])
+
+    def check_model(self, identity, embedding_size):
+        pass
+
+
+@pytest.fixture(scope="module")
+def model():
+    found = tiny_model(layers=3, sharpness=2.0)
+    return replace(found, tokenizer=numbers(12))
+
+
+def numbers(size):
+    """A tokenizer whose tokens are their own numbers, with spaces between them."""
+    backend = Tokenizer(WordLevel({str(number): number for number in range(size)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
+
+
+def questions(count):
+    rng = np.random.default_rng(0)
+    return [
+        PreparedQuestion(
+            Item(f"q{i:03d}", f"question {i}", "even", {"n": i}),
+            "p",
+            tuple(rng.integers(1, 12, 2 + i % 4).tolist()),
+            np.ones(3, np.float32),
+            0.001,
+        )
+        for i in range(count)
+    ]
+
+
+def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
+    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    records = run_policy(
+        model,
+        engine,
+        questions(count),
+        policy,
+        grader=kwargs.pop("grader", None) or Grading(),
+        seed=1,
+        feature_layer=layer,
+        account=account,
+        **kwargs,
+    )
+    return {r.question_id: r for r in records}
+
+
+def features_of(trajectories, question):
+    return checkpoint_features(
+        trajectories,
+        num_prompt_tokens=question.num_prompt_tokens,
+        embedding=question.embedding,
+        calibration=CALIBRATION,
+    )
+
+
+def test_a_dynamic_policy_uses_the_first_trajectories_of_the_fixed_run(model):
+    fixed = run(model, FixedK(8))
+    entropy = SCALAR_FEATURES.index("mcmc_entropy")
+    at_two = sorted(features_of(r.trajectories[:2], r).scalars[entropy] for r in fixed.values())
+    controller = FakeController(lambda f: float(f.scalars[entropy] < at_two[5]))
+    dynamic = run(model, DynamicK(KRange(2, 2, 8), controller), rows=9)
+    assert len({r.k for r in dynamic.values()}) > 1
+    for name, record in dynamic.items():
+        full = fixed[name]
+        assert record.k in (2, 4, 6, 8)
+        for mine, theirs in zip(record.trajectories, full.trajectories[: record.k], strict=True):
+            assert mine.tokens.tolist() == theirs.tokens.tolist()
+            assert mine.index == theirs.index
+            assert mine.answer_class == theirs.answer_class
+        assert (record.answer, record.correct) == answer_of(full.trajectories[: record.k])
+        assert [d.k for d in record.decisions] == [k for k in (2, 4, 6) if k <= record.k]
+        for decision in record.decisions:
+            seen = features_of(full.trajectories[: decision.k], full)
+            assert decision.p_enough == controller.rule(seen)
+            stopped = decision.k == record.k
+            assert stopped == (1 - decision.p_enough <= controller.threshold)
+
+
+def test_start_and_step_of_one(model):
+    controller = FakeController(lambda f: float(f.scalars[-1] >= 3))
+    records = run(model, DynamicK(KRange(1, 1, 5), controller))
+    assert {r.k for r in records.values()} == {3}
+    never = run(model, DynamicK(KRange(1, 1, 5), FakeController(lambda f: 0.0)))
+    assert {r.k for r in never.values()} == {5}
+    assert all([d.k for d in r.decisions] == [1, 2, 3, 4] for r in never.values())  # not asked where it cannot matter
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_questions_at_a_time(model, at_a_time):
+    controller = FakeController(lambda f: float(f.scalars[-1] >= 4))
+    policy = DynamicK(KRange(2, 2, 8), controller)
+    engine = Engine(model, CONFIG, rows=64, prompt_room=8)
+    drawn, most, found = 0, 0, {}
+
+    def source():
+        nonlocal drawn
+        for question in questions(7):
+            drawn += 1
+            yield question
+
+    records = run_policy(
+        model, engine, source(), policy, grader=Grading(), seed=1, feature_layer=2, at_a_time=at_a_time
+    )
+    for record in records:
+        most = max(most, drawn - len(found))
+        found[record.question_id] = record
+    assert most == at_a_time  # 64 rows would have taken all seven
+    for name, record in run(model, policy, count=7).items():
+        assert [t.tokens.tolist() for t in record.trajectories] == [t.tokens.tolist() for t in found[name].trajectories]
+
+
+def test_policies_that_share_the_rows_get_what_each_gets_alone(model):
+    asked = DynamicK(KRange(2, 2, 8), FakeController(lambda f: float(f.scalars[-1] >= 4)))
+    treatments = {
+        "asked": Treatment(asked, feature_layer=2),
+        "rule": Treatment(RuleK(KRange(2, 2, 8), RULES["adaptive-consistency"])),
+        "fixed": Treatment(FixedK(4), feature_layer=2),
+        "bare": Treatment(FixedK(2)),
+    }
+    name_of = {id(treatment): name for name, treatment in treatments.items()}
+    engine = Engine(model, CONFIG, rows=16, prompt_room=8)
+    events = []
+
+    def source():
+        for name, treatment in treatments.items():
+            for question in questions(7):
+                events.append(("drawn", name))
+                yield treatment, question
+
+    found = {}
+    for treatment, record in run_policies(model, engine, source(), grader=Grading(), seed=1):
+        events.append(("complete", name_of[id(treatment)]))
+        found[name_of[id(treatment)], record.question_id] = record
+    assert len(found) == 4 * 7
+    for name, treatment in treatments.items():
+        alone = run(model, treatment.policy, count=7, layer=treatment.feature_layer)
+        for question_id, record in alone.items():
+            mine = found[name, question_id]
+            assert mine.decisions == record.decisions
+            assert [t.tokens.tolist() for t in mine.trajectories] == [t.tokens.tolist() for t in record.trajectories]
+            for a, b in zip(mine.trajectories, record.trajectories, strict=True):
+                assert a.hidden.shape == b.hidden.shape
+                np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
+    for earlier, later in itertools.pairwise(treatments):  # nobody waits for the last chain of the policy before
+        last = max(i for i, event in enumerate(events) if event == ("complete", earlier))
+        assert events.index(("drawn", later)) < last
+
+
+def test_records_do_not_depend_on_rows_or_order(model):
+    one, other = run(model, FixedK(4), rows=8), run(model, FixedK(4), rows=40)
+    for name in one:
+        for a, b in zip(one[name].trajectories, other[name].trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
+            np.testing.assert_allclose(a.block_entropy, b.block_entropy, rtol=1e-4)
+
+
+def test_every_moment_is_charged_once(model):
+    account = Account()
+    started = time.perf_counter()
+    records = run(model, DynamicK(KRange(2, 2, 8), FakeController(lambda f: 0.4)), account=account)
+    wall = time.perf_counter() - started
+    shares = sum(sum(t.compute_s for t in r.trajectories) + r.prefill_s + r.controller_s for r in records.values())
+    charged = account.decode + account.prefill + account.features + account.controller
+    assert shares == pytest.approx(charged, rel=1e-9)
+    assert shares + account.other == pytest.approx(account.total, rel=1e-12)
+    assert account.total <= wall
+    # Outside the account is only the making of the engine, before the run starts.
+    assert account.total == pytest.approx(wall, abs=0.05)
+    assert min(account.decode, account.prefill, account.features, account.controller, account.other) > 0
+
+
+def test_latency_covers_the_question_from_its_first_row_to_its_answer(model):
+    for record in run(model, FixedK(4), rows=8).values():
+        assert min(t.started_s for t in record.trajectories) == 0
+        assert all(0 <= t.started_s < t.finished_s for t in record.trajectories)
+        assert record.latency_s >= max(t.finished_s for t in record.trajectories)
+
+
+def test_block_sums_add_up_to_the_response(model):
+    for record in run(model, FixedK(4)).values():
+        for t in record.trajectories:
+            assert t.block_num_tokens.sum() == len(t.tokens)
+            assert t.block_logprob.sum() == pytest.approx(t.base_logprob)
+            assert t.hidden.shape == (len(t.block_num_tokens), 16)
+            assert (t.block_top1 <= t.block_num_tokens).all()
+    bare = run(model, FixedK(2), layer=None)
+    assert all(t.hidden.shape[1] == 0 for r in bare.values() for t in r.trajectories)
+
+
+def test_values_per_token_add_up_to_the_blocks(model):
+    """They are the same numbers, rounded to float32 after the sums were taken."""
+    endings = set()
+    for record in run(model, FixedK(4)).values():
+        for t in record.trajectories:
+            starts = np.cumsum(t.block_num_tokens) - t.block_num_tokens
+            for series, sums in (
+                (t.token_logprob, t.block_logprob),
+                (t.token_entropy, t.block_entropy),
+                (t.token_top1, t.block_top1),
+            ):
+                assert series.dtype == np.float32
+                assert series.shape == t.tokens.shape
+                exact = series.astype(np.float64)
+                rounding = np.add.reduceat(np.abs(exact), starts) * np.finfo(np.float32).eps
+                assert (np.abs(np.add.reduceat(exact, starts) - sums) <= rounding).all()
+            assert (t.token_logprob <= 0).all()
+            assert (np.exp(t.token_logprob) <= t.token_top1 + 1e-6).all()
+            assert (t.ending == "eos") == t.ended_with_eos == (int(t.tokens[-1]) == 0)
+            endings.add(t.ending)
+    assert endings == {"eos", "length"}
+
+
+def test_stopping_leaves_what_is_not_complete(model):
+    done = []
+    records = run(
+        model,
+        FixedK(4),
+        count=30,
+        rows=8,
+        stopping=lambda: len(done) >= 3,
+        on_checkpoint=lambda checkpoint: done.append(checkpoint.question_id),
+    )
+    assert 3 <= len(records) < 30
+    assert set(records) == set(done)
+
+
+def test_aggregation():
+    assert representative([0, 1, 1], [-1.0, -9.0, -8.0]) == 2
+    assert representative([0, 1], [-5.0, -4.0]) == 1  # a tie goes to the higher log p
+    assert representative([0, 0, 1, 1], [-5.0, -1.0, -2.0, -3.0]) == 1
+    assert representative([-1, -1, 3], [-1.0, -1.0, -50.0]) == 2  # no answer never outvotes an answer
+    assert representative([-1, -1], [-1.0, -1.0]) is None
+    assert representative([0, 1, 1], [-1.0, -9.0, -8.0], "best_logprob") == 0
+    assert representative([0, 1, 1], [-1.0, -1.5, -1.5], "weighted") == 1
+    assert representative([0, 1, 1], [-1.0, -9.0, -9.0], "weighted") == 0
+    with pytest.raises(ValueError, match="majority"):
+        representative([0], [0.0], "median")
+    assert answer_of([make_trajectory(answer=None, answer_class=-1, correct=False)]) == (None, False)
+    assert answer_of([make_trajectory(answer=None, answer_class=-1, correct=None)]) == (None, None)
+
+
+def test_scalar_features_by_hand():
+    question = make_question(3, k=2)
+    a, b = question.trajectories
+    features = checkpoint_features(
+        question.trajectories, num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION
+    )
+    tokens = len(a.tokens) + len(b.tokens)
+    expected = [
+        np.exp(-(a.block_logprob.sum() + b.block_logprob.sum()) / tokens),
+        (a.block_entropy.sum() + b.block_entropy.sum()) / tokens,
+        (a.block_top1.sum() + b.block_top1.sum()) / tokens,
+        (a.mh_accepted + b.mh_accepted) / 20,
+        0.01 * (a.num_generated_tokens + b.num_generated_tokens) + 0.001 * 10,
+        2.0,
+    ]
+    np.testing.assert_allclose(features.scalars, expected, rtol=1e-12)
+    by_token = [np.repeat(t.hidden, t.block_num_tokens, axis=0).mean(0) for t in (a, b)]
+    np.testing.assert_allclose(features.hidden, np.mean(by_token, axis=0), rtol=1e-5)
+    last = checkpoint_features(
+        [a], num_prompt_tokens=10, embedding=question.embedding, calibration=CALIBRATION, pooling="last"
+    )
+    np.testing.assert_array_equal(last.hidden, a.hidden[-1])
+
+
+def test_a_controller_is_not_asked_where_it_was_not_trained():
+    controller = FakeController(lambda f: 0.5)
+    controller.ks = (2, 4, 6, 8)
+    DynamicK(KRange(2, 2, 6), controller)
+    DynamicK(KRange(4, 2, 8), controller)
+    for k in (KRange(1, 1, 8), KRange(2, 2, 10), KRange(3, 1, 4)):
+        with pytest.raises(InputError, match=r"trained to be asked at k = \[2, 4, 6\] of at most 8"):
+            DynamicK(k, controller)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((2, 2, 7), "set it to 6 or 8"),
+        ((0, 2, 8), "1 <= k.start"),
+        ((4, 2, 2), "k.start <= k.maximum"),
+        ((2, 0, 8), "k.step >= 1"),
+    ],
+)
+def test_a_k_that_cannot_be_reached_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        KRange(*values).check()
+    assert KRange(1, 1, 3).check().values == (1, 2, 3)
+
+
+class SlowGrading(Grading):
+    """The same verdicts, each after a while, in another order than they were asked for."""
+
+    in_background = True
+
+    def extract(self, text, item):
+        time.sleep(0.001 * (hash(item.question_id) % 7))
+        return super().extract(text, item)
+
+
+def same_records(one, other):
+    assert one.keys() == other.keys()
+    for name, record in one.items():
+        for a, b in zip(record.trajectories, other[name].trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            assert (a.answer, a.answer_class, a.correct) == (b.answer, b.answer_class, b.correct)
+            np.testing.assert_allclose(a.hidden, b.hidden, rtol=0, atol=1e-4)  # another batch rounds otherwise
+        assert (record.answer, record.correct, record.decisions) == (
+            other[name].answer, other[name].correct, other[name].decisions,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy", [FixedK(4), DynamicK(KRange(2, 2, 6), FakeController(lambda f: f.scalars[0] % 0.2 < 0.1))]
+)
+def test_reading_in_the_background_changes_nothing(model, policy):
+    same_records(run(model, policy), run(model, policy, grader=SlowGrading()))
+
+
+def test_a_grader_that_fails_in_the_background_stops_the_run(model):
+    class Broken(SlowGrading):
+        def grade(self, answer, item):
+            raise InputError("the grader cannot work here")
+
+    with pytest.raises(InputError, match="the grader cannot work here"):
+        run(model, FixedK(2), grader=Broken())
+
+
+def test_waiting_for_a_larger_feature_pass_changes_nothing(model, monkeypatch):
+    passes = []
+    real = scheduler.block_hidden
+
+    def counted(model, pairs, **settings):
+        passes.append(len(pairs))
+        return real(model, pairs, **settings)
+
+    monkeypatch.setattr(scheduler, "block_hidden", counted)
+    often = run(model, FixedK(4))
+    few = len(passes)
+    monkeypatch.setattr(scheduler, "_patience", lambda policy, model: 1e9)
+    passes.clear()
+    once = run(model, FixedK(4))
+    assert passes == [48]
+    assert few > 1
+    same_records(often, once)

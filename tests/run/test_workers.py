@@ -1,0 +1,237 @@
+"""Several workers make the store that one makes, also where one of them is killed."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dps.cli import run
+from dps.run import worker
+from dps.run.progress_log import PROGRESS
+from dps.run.run import StorePlan, _Display
+from dps.run.worker import Done, StoreTask
+from dps.sampler.settings import SamplerConfig
+from feature_store import Store
+from feature_store.errors import StoreError
+from feature_store.tools import damage, verify
+from tests.harvests import same
+
+SETTINGS = (
+    "--benchmark.name=arithmetic", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
+    "--sampler.num_mh_steps=2", "--compute.rows=16", "--compute.commit_interval_s=0.2", "--k.maximum=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A harvest by one worker in the calling process."""
+    folder = tmp_path_factory.mktemp("alone") / "store"
+    assert run(["harvest", f"--output={folder}", "--benchmark.limit=36", "--compute.threads=1", *SETTINGS]) == 0
+    return Store.open(folder)
+
+
+def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.workers=3", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
+    )
+    victim = None
+    while process.poll() is None and victim is None:
+        written = sorted(folder.glob("segment-w*.h5"))
+        if written:
+            number = int(written[0].name.split("-")[1].removeprefix("w"))
+            victim = worker_of(process.pid, number)
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(0.02)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert victim is not None
+    assert "died with exit code -9; its" in error
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone, tmp_path):
+    """Two kills of all its processes at once; scripts/kill_harvest.py does 50 (docs/results/crash)."""
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    rng = random.Random(0)
+    for _ in range(2):
+        before = len(list(folder.glob("segment-w*.h5")))
+        process = subprocess.Popen(
+            [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, start_new_session=True
+        )
+        while process.poll() is None and len(list(folder.glob("segment-w*.h5"))) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, process.stderr.read()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert damage(folder) == []
+        log = folder / PROGRESS  # not there where the kill came before the first report
+        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(folder)) < 36
+    assert run([*command[3:], "--compute.threads=1"]) == 0
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_committed(alone, tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
+        time.sleep(0.02)
+    for victim in [worker_of(process.pid, number) for number in (0, 1)]:
+        os.kill(victim, signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, error
+    assert "Traceback" not in error
+    assert "\ndps harvest: error: All workers died; what they had committed is kept" in error
+    assert damage(folder) == []
+    assert 0 < len(Store.open(folder)) < 36
+
+
+def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    process = subprocess.Popen(
+        [*command, "--compute.backend=ray", "--compute.workers=3", "--compute.threads=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
+        time.sleep(0.02)
+    victims = [pid for pid, _, command in processes() if "ray::Worker" in command]
+    assert len(victims) == 3
+    os.kill(victims[0], signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, error
+    assert "died; its" in error
+    assert verify(folder) == []
+    assert same(Store.open(folder), alone)
+
+
+def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.backend=ray", *SETTINGS]) == 2
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+def test_the_log_and_the_bar_say_what_the_fullest_gpu_of_any_worker_has(tmp_path, capsys):
+    done = Done(0, "q0", k=4, tokens=100, correct=True, accepted=1, proposed=2, age_s=1.0, gpu_gib=3.456)
+    plan = StorePlan(tmp_path, "harvest", {"name": "power"}, StoreTask(tmp_path, SamplerConfig(), 4, None, True))
+    with _Display([plan], [0], 3) as display:
+        for question, gpu_gib in (("q0", 3.456), ("q1", 7.891), ("q2", 3.5)):  # of two workers
+            display.show(replace(done, question_id=question, gpu_gib=gpu_gib))
+    assert progress(tmp_path)[-1]["gpu_gib"] == 7.89
+    assert "GPU GiB 7.9" in capsys.readouterr().err
+
+
+def test_a_worker_reports_the_memory_of_its_own_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "peak_gib", lambda: 1.5)
+    assert run(["harvest", f"--output={tmp_path}", "--benchmark.limit=2", "--compute.threads=1", *SETTINGS]) == 0
+    assert progress(tmp_path)[-1]["gpu_gib"] == 1.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_there_is_nothing_to_say_of_its_memory(alone):
+    assert progress(alone.folder)[-1]["gpu_gib"] is None
+
+
+def progress(folder):
+    """The lines of a store's progress log."""
+    return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
+
+
+def processes():
+    """Every process: its id, its parent's, its command line."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = open(f"/proc/{entry}/stat").read().rsplit(") ", 1)[1].split()  # noqa: SIM115
+                command = open(f"/proc/{entry}/cmdline").read()  # noqa: SIM115
+            except OSError:
+                continue
+            found.append((int(entry), int(fields[1]), command))
+    return found
+
+
+def worker_of(parent, number):
+    """The process id of a run's worker: children of the fork server, in the order of their start."""
+    found = processes()
+    server = next(pid for pid, of, command in found if of == parent and "forkserver" in command)
+    return sorted(pid for pid, of, _ in found if of == server)[number]
+
+
+class _Slow:
+    """A store that is written when the test says so."""
+
+    def __init__(self, error=None):
+        self.go, self.written, self.error = threading.Event(), [], error
+
+    def commit(self, questions, writer):
+        assert self.go.wait(10)
+        self.written.append([q.question_id for q in questions])
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def commits(alone, monkeypatch):
+    """A committer to a slow store, that store, and the questions that were reported."""
+    store, reported = _Slow(), []
+    monkeypatch.setattr(worker.StoreWriter, "attach", lambda folder: store)
+    task = StoreTask(alone.folder, SamplerConfig(), 4, None, features=True)
+    return worker._Committer([task], "w0", 0.0, lambda found: reported.append(found.question_id)), store, reported
+
+
+def test_sampling_goes_on_while_a_commit_is_written(alone, commits):
+    committer, store, reported = commits
+    first, second, third = itertools.islice(alone, 3)
+    with committer:
+        committer.add(0, first)
+        committer.add(0, second)
+        committer.look()
+        assert (committer.complete, reported, store.written) == ({0: 2}, [], [])
+        store.go.set()
+        while not reported:
+            committer.look()
+        assert reported == [first.question_id]
+        committer.add(0, third)
+    assert store.written[0] == reported[:1]
+    assert reported == list(itertools.chain(*store.written)) == [q.question_id for q in (first, second, third)]
+
+
+def test_a_store_that_cannot_be_written_stops_the_worker_once(alone, commits):
+    committer, store, reported = commits
+    store.error = StoreError("no room")
+    store.go.set()
+    first, second = itertools.islice(alone, 2)
+
+    def sample():
+        with committer:
+            committer.add(0, first)
+            while True:
+                committer.look()
+
+    with pytest.raises(StoreError, match="no room"):
+        sample()
+    with pytest.raises(RuntimeError):
+        committer.add(0, second)  # it takes nothing more
+    assert (store.written, reported) == ([[first.question_id]], [])
