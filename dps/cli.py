@@ -14,18 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dps.commands.analysis import run_metrics, run_replay, run_report
+from dps.commands.grading import run_data, run_grade, run_outputs
 from dps.commands.options import one_line, refuse_empty_names
-from dps.commands.reading import (
-    run_data,
-    run_grade,
-    run_metrics,
-    run_outputs,
-    run_replay,
-    run_report,
-    run_ship,
-    run_store,
-)
 from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart, run_sample
+from dps.commands.stores import run_ship, run_store
 from dps.errors import InputError, WorkersDied
 
 _LIGHTNING = ("fit", "validate", "test", "predict")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dps.config import EvaluateConfig
-from dps.decide.rules.files import controller_file
+from dps.decide.files import controller_file
 from dps.model_config import EMBEDDED
 
 EMBEDDED_SAMPLER = {"block_size": 24, "max_new_tokens": 72, "num_mh_steps": 5}

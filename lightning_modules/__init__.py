@@ -16,7 +16,7 @@ _EXPORTS = {
     "load_controller": "lightning_modules.load",
     "cross_validate": "lightning_modules.cli",
     "fit_controller": "lightning_modules.cli",
-    "read_predictions": "lightning_modules.predictions",
+    "read_predictions": "dps.decide.predictions",
 }
 __all__ = sorted(_EXPORTS)
 

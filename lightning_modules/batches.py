@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.table import Table
-from lightning_modules.vectors import Blocks, VectorFile, hidden_rows, join_rows
+from dps.decide.table import Table
+from dps.decide.vectors import Blocks, VectorFile, hidden_rows, join_rows
 
 T = TypeVar("T")
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dps.decide.predictions import FILE, Predictions, write_predictions
+from dps.decide.table import Table, fold_of, going_on, orders_of, outcomes
+from dps.decide.thresholds import choose_threshold, effective_margin, stops
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded
 from dps.folders import claim
@@ -33,10 +36,7 @@ from lightning_modules.metrics import (
     measure_probabilities,
     question_draws,
 )
-from lightning_modules.predictions import FILE, Predictions, write_predictions
-from lightning_modules.replay import choose_threshold, effective_margin, stops
 from lightning_modules.results import baselines, nothing_learnt, skills_against
-from lightning_modules.table import Table, fold_of, going_on, orders_of, outcomes
 
 if TYPE_CHECKING:
     from lightning_modules.trainer_cli import ControllerCLI

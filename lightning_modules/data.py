@@ -14,11 +14,7 @@ import lightning as L
 import numpy as np
 
 from dps.decide.features import MAX_BLOCKS, FeatureSet, Pooling
-from dps.doubt import doubt
-from dps.errors import InputError
-from feature_store import Question, Store
-from lightning_modules.batches import Batch, BatchLoader, EpochBatches
-from lightning_modules.table import (
+from dps.decide.table import (
     HIDDEN,
     PARTS,
     SPLITS,
@@ -30,7 +26,11 @@ from lightning_modules.table import (
     make_table,
     split_of,
 )
-from lightning_modules.vectors import MEGABYTE, pooled_vectors
+from dps.decide.vectors import MEGABYTE, pooled_vectors
+from dps.doubt import doubt
+from dps.errors import InputError
+from feature_store import Question, Store
+from lightning_modules.batches import Batch, BatchLoader, EpochBatches
 
 __all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
 

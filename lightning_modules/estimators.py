@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
+from dps.decide.vectors import Blocks
 from lightning_modules.calibration import Calibrator, fit_weight
-from lightning_modules.vectors import Blocks
 
 _FAR = 10.0
 """Standardized features are clamped to this many standard deviations: a live question unlike all of training must not

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from dps.decide.features import FEATURE_SETS, CheckpointFeatures, stack_blocks
-from dps.decide.rules.files import controller_file
+from dps.decide.files import controller_file
+from dps.decide.table import EMBEDDING, HIDDEN
+from dps.decide.vectors import Blocks
 from dps.errors import InputError
 from lightning_modules.batches import to_tensor
 from lightning_modules.estimators import ESTIMATORS, ESTIMATORS_BEFORE, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
-from lightning_modules.table import EMBEDDING, HIDDEN
-from lightning_modules.vectors import Blocks
 
 FORMAT = 3
 """Version of the description in a checkpoint; a change that old readers cannot follow raises it."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dps.decide.table import HIDDEN, make_table
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules.crossval import predict_table
 from lightning_modules.load import load_controller
-from lightning_modules.table import HIDDEN, make_table
 
 _TOGETHER = 32
 """Questions that are read and predicted at a time: bounds the memory, changes no result."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dps.analysis.replay.reliability import brier_skill
+from dps.decide.table import Table, going_on
+from dps.decide.thresholds import Replay, replay, stops
 from dps.estimates import bounded
 from lightning_modules.metrics import auroc, auroc_stderr, fit_length, length_probabilities, length_scores
-from lightning_modules.replay import Replay, replay, stops
-from lightning_modules.table import Table, going_on
 
 _AGAINST = {"k": "k alone", "length": "k and the length of the question"}
 """What a controller has to be better than, in words; see :func:`skills`."""

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from dps.decide.files import SHIPPED
 from dps.decide.policy import KRange
-from dps.decide.rules.files import SHIPPED
+from dps.decide.predictions import FILE, read_predictions
+from dps.decide.table import going_on, outcomes
+from dps.decide.thresholds import choose_threshold, stops
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded, loss_is_below
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
-from lightning_modules.predictions import FILE, read_predictions
-from lightning_modules.replay import choose_threshold, stops
 from lightning_modules.results import nothing_learnt
-from lightning_modules.table import going_on, outcomes
 
 CARD, FACTS = "README.md", "controller.json"
 _METRICS = {

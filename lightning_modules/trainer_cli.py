@@ -32,7 +32,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dps.arguments import check_seed
-from dps.decide.rules.files import controller_file
+from dps.decide.files import controller_file
+from dps.decide.table import going_on
+from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
@@ -42,9 +44,7 @@ from feature_store.lock import held
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller, read_checkpoint
-from lightning_modules.replay import NEVER_STOP
 from lightning_modules.results import nothing_learnt, show
-from lightning_modules.table import going_on
 
 ENDED = "trained.json"
 """What a run folder has once its training has ended: after how many epochs, of how many at most."""

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.replay.decide import stops
 from dps.analysis.replay.samples import read_samples, scores, walk
 from dps.decide import RULES
 from dps.decide.aggregate import answer_of
 from dps.decide.features import calibrated_seconds
+from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dps.decide.table import Table
 from lightning_modules.batches import to_tensor
 from lightning_modules.calibration import METHODS, Calibrator
 from lightning_modules.crossval import fold_questions
@@ -23,7 +24,6 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import load_controller
 from lightning_modules.metrics import measure_probabilities, question_draws
-from lightning_modules.table import Table
 
 METRICS = ("auroc", "brier", "calibration_error", "log_loss")
 

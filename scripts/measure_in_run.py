@@ -25,6 +25,7 @@ from dps.analysis.replay.samples import orders_of
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.decide import DynamicK, FixedK, InRun, KRange, Policy
 from dps.decide.features import CheckpointFeatures
+from dps.decide.table import make_table
 from dps.model import load_model
 from dps.run.scheduler import features_for, run_policy
 from dps.run.worker import open_embedder, prepare, prompts_of
@@ -33,7 +34,6 @@ from dps.sampler.settings import SamplerConfig
 from feature_store import Question, Store
 from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import auroc, auroc_stderr
-from lightning_modules.table import make_table
 
 RANGE = KRange(2, 2, 8)
 ESCALATE = (0.02, 0.05, 0.1, 0.2, 0.4)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dps.commands.analysis import write_report_of
 from dps.commands.options import Settings, parse, parser_of
-from dps.commands.reading import check_controller_file, write_report_of
+from dps.commands.stores import check_controller_file
 
 if TYPE_CHECKING:
     from dps.run.run import Summary

@@ -22,7 +22,7 @@ from dps.benchmarks import load_benchmark
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.decide import RULES, DynamicK
 from dps.decide.features import EMBEDDING
-from dps.decide.rules.files import controller_file
+from dps.decide.files import controller_file
 from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import load_model

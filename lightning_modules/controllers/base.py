@@ -20,16 +20,16 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from dps.decide.features import FEATURE_SETS
+from dps.decide.table import Table, going_on
+from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
+from dps.decide.vectors import Blocks
 from dps.errors import InputError
 from lightning_modules.calibration import METHODS
 from lightning_modules.data import Batch, FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.metrics import calibration_error
-from lightning_modules.replay import choose_threshold, effective_margin, replay, stops
 from lightning_modules.results import TestResult, measure, skills
-from lightning_modules.table import Table, going_on
-from lightning_modules.vectors import Blocks
 
 PositiveWeight = float | Literal["balanced"]
 

@@ -12,12 +12,12 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from dps.decide.features import FEATURE_SETS, FeatureSet, Pooling
+from dps.decide.table import stable_number
 from dps.errors import InputError
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
 from lightning_modules.data import Batch
 from lightning_modules.estimators import TreeEstimator
-from lightning_modules.table import stable_number
 
 
 class GBDT(ControllerModule):

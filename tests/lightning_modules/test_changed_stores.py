@@ -9,11 +9,11 @@ import pytest
 
 from dps.analysis.replay.policies import folds_of
 from dps.cli import run
+from dps.decide.predictions import read_predictions
 from feature_store import Store, StoreWriter
 from feature_store.records import content_of, representatives
 from lightning_modules.cli import cross_validate
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.predictions import read_predictions
 from tests.factories import make_manifest
 from tests.feature_store.test_scan import change
 from tests.lightning_modules.harvests import make_questions, write_harvest
@@ -82,7 +82,7 @@ def test_the_same_question_is_in_one_split_whatever_its_ids(doubled):
 
 
 def test_splits_of_different_questions_are_as_before(tmp_path):
-    from lightning_modules.table import split_of
+    from dps.decide.table import split_of
 
     data = FeatureDataModule(write_harvest(tmp_path / "harvest", make_questions(60)))
     data.setup()

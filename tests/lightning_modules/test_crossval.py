@@ -9,6 +9,9 @@ import pytest
 
 from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
+from dps.decide.predictions import Predictions, read_predictions, write_predictions
+from dps.decide.table import fold_of, orders_of
+from dps.decide.thresholds import stops
 from dps.errors import InputError
 from dps.estimates import bounded
 from feature_store import Store
@@ -18,9 +21,6 @@ from lightning_modules import load_controller
 from lightning_modules.cli import cross_validate
 from lightning_modules.crossval import cross_fitted, describe, fold_questions, measure_crossval, stops_at
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.predictions import Predictions, read_predictions, write_predictions
-from lightning_modules.replay import stops
-from lightning_modules.table import fold_of, orders_of
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,15 +9,15 @@ import pytest
 from dps.cli import run as dps
 from dps.decide import DynamicK, KRange, in_run
 from dps.decide.features import checkpoint_features
+from dps.decide.predictions import read_predictions
+from dps.decide.table import going_on, make_table, outcomes
+from dps.decide.thresholds import stops
+from dps.decide.vectors import VectorFile
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.predictions import read_predictions
-from lightning_modules.replay import stops
 from lightning_modules.ship import ship
-from lightning_modules.table import going_on, make_table, outcomes
-from lightning_modules.vectors import VectorFile
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

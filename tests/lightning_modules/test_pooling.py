@@ -8,6 +8,9 @@ import torch
 
 from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
+from dps.decide.predictions import read_predictions
+from dps.decide.table import orders_of
+from dps.decide.vectors import Blocks, VectorFile, hidden_rows, join_rows, mean_vectors
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import load_controller
@@ -15,9 +18,6 @@ from lightning_modules.cli import _run, cross_validate
 from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import AttentionPooling
-from lightning_modules.predictions import read_predictions
-from lightning_modules.table import orders_of
-from lightning_modules.vectors import Blocks, VectorFile, hidden_rows, join_rows, mean_vectors
 from tests.lightning_modules.harvests import HIDDEN_SIZE, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -145,7 +145,7 @@ def test_a_training_from_a_file_equals_one_from_memory(tmp_path, monkeypatch):
     store = write_harvest(tmp_path / "store", make_questions(40))
     found = {}
     for name, megabyte in (("file", 1000), ("memory", 10**6)):
-        monkeypatch.setattr("lightning_modules.vectors.MEGABYTE", megabyte)
+        monkeypatch.setattr("dps.decide.vectors.MEGABYTE", megabyte)
         more = ["--data.init_args.batch_size=null", "--data.init_args.memory_mb=1", *BOTH]
         cli = _run(["fit", *options(store, tmp_path / name, *more)])
         assert isinstance(cli.datamodule.table("train").vectors, VectorFile) == (name == "file")

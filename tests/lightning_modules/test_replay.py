@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dps.decide.thresholds import NEVER_STOP, choose_threshold, effective_margin, replay, stops, sweep
 from dps.estimates import loss_is_below
-from lightning_modules.replay import NEVER_STOP, choose_threshold, effective_margin, replay, stops, sweep
 
 
 def walk(p_inc, threshold):

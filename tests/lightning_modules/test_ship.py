@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dps.cli import run
+from dps.decide.predictions import Predictions, write_predictions
 from dps.errors import InputError
 from lightning_modules.load import load_controller
-from lightning_modules.predictions import Predictions, write_predictions
 from lightning_modules.results import baselines, nothing_learnt, skills_against
 from lightning_modules.ship import loss_out_of_fold, out_of_fold_threshold, ship
 

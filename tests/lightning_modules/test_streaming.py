@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from dps.decide.features import checkpoint_features
+from dps.decide.predictions import read_predictions
+from dps.decide.table import orders_of
+from dps.decide.vectors import VectorFile, mean_vectors, pooled_vectors
 from dps.errors import InputError
 from feature_store import Store, StoreWriter
 from lightning_modules import load_controller, vectors
@@ -24,9 +27,6 @@ from lightning_modules.cli import _run, cross_validate
 from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Standardizer
-from lightning_modules.predictions import read_predictions
-from lightning_modules.table import orders_of
-from lightning_modules.vectors import VectorFile, mean_vectors, pooled_vectors
 from tests.factories import make_manifest, make_question
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -247,7 +247,7 @@ def test_runs_of_questions_are_one_read(large, monkeypatch):
 
 
 def test_statistics_need_no_more_than_a_chunk(large, monkeypatch):
-    monkeypatch.setattr("lightning_modules.table._CHUNK", 200_000)
+    monkeypatch.setattr("dps.decide.table._CHUNK", 200_000)
     table = ready(large, memory_mb=1).table("train")
     chunks = list(table.hidden_chunks())
     assert len(chunks) > 8

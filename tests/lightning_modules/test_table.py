@@ -8,8 +8,8 @@ from dps.analysis.replay.samples import read_samples, walk
 from dps.analysis.report.statistics import outcomes_of
 from dps.decide.aggregate import answer_of, has_grade
 from dps.decide.features import checkpoint_features
+from dps.decide.table import Table, ks_of, make_table, orders_of, split_of
 from dps.errors import InputError
-from lightning_modules.table import Table, ks_of, make_table, orders_of, split_of
 from tests.analysis.report.evaluations import power_manifest
 from tests.factories import make_manifest, make_question
 from tests.lightning_modules.harvests import make_questions

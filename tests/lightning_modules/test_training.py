@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from dps.decide.features import FEATURE_SETS, checkpoint_features
+from dps.decide.thresholds import choose_threshold
 from dps.errors import InputError
 from dps.estimates import smallest_margin
 from feature_store import Store
@@ -20,7 +21,6 @@ from lightning_modules.controllers.gbdt import GBDT
 from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Ranks, TreeEstimator
-from lightning_modules.replay import choose_threshold
 from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

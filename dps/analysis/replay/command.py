@@ -19,7 +19,6 @@ import numpy as np
 from dps.analysis.replay import compare
 from dps.analysis.replay.compare import Curve
 from dps.analysis.replay.config import ReplayConfig
-from dps.analysis.replay.decide import effective_margin
 from dps.analysis.replay.matched import matched_tokens, verdict_of
 from dps.analysis.replay.policies import Point, Ran, dynamic, fixed, folds_of, oracle
 from dps.analysis.replay.reading import GROUPS, difficulty_of, number_shown, questions_to_read
@@ -28,6 +27,7 @@ from dps.analysis.replay.samples import Samples, Walk, describe, orders_of, read
 from dps.analysis.report.statistics import fixed_ks
 from dps.analysis.report.write import check_comparable, find_stores
 from dps.decide import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
+from dps.decide.thresholds import effective_margin
 from dps.errors import InputError
 from dps.estimates import (
     Estimate,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.analysis.replay.decide import cheapest_without_loss, effective_margin, stops, sweep
 from dps.analysis.replay.samples import Walk
+from dps.decide.thresholds import cheapest_without_loss, effective_margin, stops, sweep
 
 CURVE_POINTS = 61
 """Most thresholds of a curve; they are spread evenly over its tokens."""
@@ -147,7 +147,7 @@ def cross_fitted(
     """Choose a threshold for each question on the questions of the other folds.
 
     The choice is the cheapest threshold at which those questions show no loss against k = maximum, with a bound that
-    holds for all thresholds together, see :func:`dps.analysis.replay.decide.cheapest_without_loss`.
+    holds for all thresholds together, see :func:`dps.decide.thresholds.cheapest_without_loss`.
 
     Args:
         thresholds: Of the curve, shape (M,), in increasing order of tokens.
@@ -156,7 +156,7 @@ def cross_fitted(
         folds: Fold of each question, shape (Q,). With one fold only, there is nothing else to choose on, and its own
             questions are taken.
         margin: Accuracy that counts as no loss, for instance 0.01; where there are too few questions for it, see
-            :func:`dps.analysis.replay.decide.effective_margin`.
+            :func:`dps.decide.thresholds.effective_margin`.
 
     Returns:
         Shape (Q,).

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.replay.decide import cheapest_without_loss
 from dps.analysis.report.mixing import FROZEN, SURE
 from dps.analysis.report.statistics import Match, Outcomes, match_tokens, share_at_k
 from dps.analysis.report.words import listing, nats, number, percent, percent_with_error, points, share, signed_points
 from dps.decide import RULES
+from dps.decide.thresholds import cheapest_without_loss
 from dps.estimates import (
     FEWEST,
     MARGIN,

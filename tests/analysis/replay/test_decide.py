@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dps.analysis.replay.decide import NEVER_STOP, cheapest_without_loss, choose_threshold, effective_margin, stops
+from dps.decide.thresholds import NEVER_STOP, cheapest_without_loss, choose_threshold, effective_margin, stops
 from dps.estimates import loss_is_below, smallest_margin
 
 

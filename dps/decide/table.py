@@ -17,9 +17,9 @@ import numpy as np
 
 from dps.decide.aggregate import answer_of, has_grade
 from dps.decide.features import EMBEDDING, HIDDEN, PARTS, extended_features, scalar_features, sums_of
+from dps.decide.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 from dps.errors import InputError
 from feature_store.records import Question, content_of, representatives
-from lightning_modules.vectors import Blocks, Vectors, hidden_rows, mean_blocks, mean_vectors, vectors_of
 
 Label = Literal["no_gain", "correct", "solvable"]
 LABELS: tuple[str, ...] = get_args(Label)

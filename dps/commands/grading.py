@@ -1,0 +1,89 @@
+"""Commands of benchmarks: data, grade, outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dps.commands.options import parse, parser_of
+from dps.commands.stores import say_shortfalls
+from dps.errors import InputError
+
+
+def run_data(arguments: list[str]) -> None:
+    """``dps data``: list and fetch benchmarks."""
+    from dps.config import DataConfig
+
+    parser = parser_of("data", "List the benchmarks with their licences; `dps data download` fetches them.")
+    parser.add_argument("action", nargs="?", choices=("list", "download"), default="list")
+    config, parsed = parse(parser, DataConfig, arguments)
+    from dps.benchmarks.download import download, listing
+
+    if parsed["action"] == "list":
+        print(listing())
+        return
+    problems = download(config.names, Path(config.output) if config.output is not None else None)
+    if problems:
+        raise InputError(" ".join(problems))
+
+
+def run_grade(arguments: list[str]) -> None:
+    """``dps grade``: grade stored responses again, or responses from anywhere."""
+    from dps.config import GradeConfig
+
+    parser = parser_of(
+        "grade",
+        "Read and grade responses without a model: those of a store again, into a copy, or those of a file with one "
+        'JSON object a line: {"id", "kind": number, math, choice, text or code, "response", "gold"}.',
+    )
+    parser.add_argument("responses", type=str, help="folder of a store, or a file of responses")
+    config, parsed = parse(parser, GradeConfig, arguments)
+    path = Path(parsed["responses"])
+    if path.is_file():
+        _grade_file(path, Path(config.output) if config.output else path.with_name(f"{path.stem}-graded.jsonl"))
+    else:
+        _grade_store(path, Path(config.output) if config.output else path.with_name(f"{path.name}-graded"))
+
+
+def _grade_store(folder: Path, output: Path) -> None:
+    from dps.benchmarks.regrade import regrade
+    from dps.run.progress import track
+    from feature_store import Store
+
+    with track("grade", len(Store.open(folder))) as bar:
+        found = regrade(folder, output, bar.advance)
+    print(
+        f"{found.num_trajectories:,} responses to {found.num_questions:,} questions: {found.answers:,} answers and "
+        f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
+        f"questions have another grade.\n{output}"
+    )
+    say_shortfalls([folder])
+
+
+def _grade_file(path: Path, output: Path) -> None:
+    from dps.benchmarks.grade_file import grade_file
+    from dps.benchmarks.responses import check_responses
+    from dps.run.progress import track
+
+    checked = check_responses(path)
+    with track("grade", checked.num_responses) as bar:
+        graded = grade_file(path, output, checked, bar.advance)
+    print(f"{graded.words()}\n{output}")
+
+
+def run_outputs(arguments: list[str]) -> None:
+    """``dps outputs``: a store's responses as alpaca_eval reads them."""
+    from dps.config import OutputsConfig
+
+    parser = parser_of("outputs", "Write a store's responses as the model_outputs that alpaca_eval reads.")
+    parser.add_argument("store", type=str, help="folder of the store")
+    config, parsed = parse(parser, OutputsConfig, arguments)
+    config.check()
+    from dps.benchmarks.outputs import annotate, write_outputs
+
+    folder = Path(parsed["store"])
+    target = Path(config.output) if config.output is not None else folder / "model_outputs.json"
+    print(f"{write_outputs(folder, target, config.k):,} responses: {target}")
+    say_shortfalls([folder])
+    if config.annotator is not None:
+        rate = annotate(config.annotator, target, target.with_suffix(""))
+        print(f"win rate {rate.value:.1%} +- {rate.stderr:.1%} of {rate.num_instructions:,} instructions")
