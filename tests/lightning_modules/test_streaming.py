@@ -438,7 +438,7 @@ MAKE = """
 import hashlib, sys, time
 import numpy as np
 from feature_store import Store
-from lightning_modules import vectors
+from dps.decide import vectors
 vectors.MEGABYTE = 1000
 write = vectors._write
 vectors._write = lambda *a: (time.sleep(0.5), write(*a))

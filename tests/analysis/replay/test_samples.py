@@ -50,7 +50,7 @@ def test_the_first_order_is_the_natural_one_and_the_others_are_permutations():
 
 
 def test_orders_are_those_of_the_table_that_controllers_train_on():
-    from lightning_modules import table
+    from dps.decide import table
 
     for name in ("q1", "gsm8k-train-00007"):
         assert orders_of(name, 8, 6, 5).tolist() == table.orders_of(name, 8, 6, 5).tolist()
