@@ -90,7 +90,6 @@ def answer(
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=1.0,
-        snapshot_blocks=(),
     )
     records = run_policy(
         loaded,

@@ -161,7 +161,6 @@ class HarvestConfig:
         check_model_name(self.model)
         check_seed(self.seed)
         self.sampler.check()
-        self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)

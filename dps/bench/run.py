@@ -295,7 +295,6 @@ def _open(setting: _Setting, rows: int | None, forward: ForwardPath) -> Engine:
         benchmark=setting.benchmark,
         prompts=[question.tokens for question in setting.questions],
         memory_share=1.0,
-        snapshot_blocks=(),
     )
 
 

@@ -71,7 +71,6 @@ def measure_clock(
             benchmark=benchmark,
             prompts=prompts,
             memory_share=settings.memory_share,
-            snapshot_blocks=snapshot_blocks,
         )
         device, folder = name_of(model.device), settings.compute.clock_store
         if folder is None:
@@ -147,7 +146,6 @@ def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: fl
                 engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
                 number += 1
             ended += len(engine.poll())
-            engine.take_snapshots()
         return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
 
     until = time.perf_counter() + 10 * seconds

@@ -196,7 +196,6 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=settings.memory_share,
-        snapshot_blocks=blocks,
     )
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])

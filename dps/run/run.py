@@ -165,7 +165,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
         task = StoreTask(folder, sampler, config.plain_max_k, None, features=False)
     elif name == "max-swap":
-        sampler = replace(config.sampler, accept_rule="max_swap", num_tries=1, anneal_blocks=1)
+        sampler = replace(config.sampler, accept_rule="max_swap")
         policy["law"] = "a search for likely responses, which accepts only what is more likely"
         task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
     elif name in EARLY_STOPS:

@@ -26,7 +26,7 @@ from dps.decide.aggregate import answer_of
 from dps.decide.features import CheckpointFeatures, checkpoint_features
 from dps.decide.seen import question_key, seen_of
 from dps.model import LanguageModel
-from dps.sampler.engine import Cancelled, Chain, ChainRequest, Engine, Snapshot
+from dps.sampler.engine import Cancelled, Chain, ChainRequest, Engine
 from dps.sampler.rows import Finished
 from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
@@ -139,7 +139,7 @@ class _Live:
     """What was spent on those that have ended or were given up."""
     unread: set[int] = field(default_factory=set)
     """Trajectories whose answers have not been read."""
-    passed: dict[tuple[int, int], Snapshot] = field(default_factory=dict)
+    passed: dict[tuple[int, int], Chain] = field(default_factory=dict)
     """What chains were at the ends of blocks."""
     kept: dict[tuple[int, int], records.Snapshot] = field(default_factory=dict)
     """Those of them whose features were computed."""
@@ -298,11 +298,6 @@ def run_policies(
                     exhausted = True
                     break
                 treatment, source = found
-                if treatment.in_run is not None and not set(treatment.in_run.blocks) <= set(engine.snapshot_blocks):
-                    raise ValueError(
-                        f"expected snapshots of blocks {treatment.in_run.blocks}, the engine takes "
-                        f"{engine.snapshot_blocks}"
-                    )
                 entry = _Live(next(numbers), source, treatment)
                 live[entry.number] = entry
                 request(entry, treatment.policy.start, first=False)
@@ -316,10 +311,6 @@ def run_policies(
             account.prefill += prefill
             account.other += charge() - decode - prefill
             came: dict[int, _Live] = {}
-            for snapshot in engine.take_snapshots():
-                number, index = snapshot.request.key
-                live[number].passed[index, snapshot.block] = snapshot
-                came[number] = live[number]
             for chain in chains:
                 number, index = chain.request.key
                 live[number].ended[index] = chain
@@ -548,7 +539,7 @@ def _ask_rule(entries: list[_Live], rule: Rule, seed: int) -> dict[int, float]:
     return found
 
 
-def _unfinished(entry: _Live) -> list[Chain | Snapshot]:
+def _unfinished(entry: _Live) -> list[Chain]:
     """Return the chains and snapshots of a question at a checkpoint whose features have to be computed.
 
     The store gets every snapshot where nobody is asked inside the run; otherwise only what a controller is to see.
@@ -565,7 +556,7 @@ def _unfinished(entry: _Live) -> list[Chain | Snapshot]:
 
 
 def _absorb_all(
-    work: list[tuple[_Live, Chain | Snapshot]],
+    work: list[tuple[_Live, Chain]],
     means: Iterable[np.ndarray] | None,
     feature_s: float,
     model: LanguageModel,
@@ -578,7 +569,7 @@ def _absorb_all(
 
 def _absorb(
     entry: _Live,
-    found: Chain | Snapshot,
+    found: Chain,
     hidden: np.ndarray | None,
     feature_s: float,
     model: LanguageModel,
@@ -587,15 +578,6 @@ def _absorb(
     """Turn an ended chain into a trajectory, whose answer is read later, or a snapshot into what is stored of it."""
     index = found.request.key[1]
     entry.feature_s[index] = entry.feature_s.get(index, 0.0) + (feature_s if hidden is not None else 0.0)
-    if isinstance(found, Snapshot):
-        entry.kept[index, found.block] = records.Snapshot(
-            block=found.block,
-            num_generated_tokens=found.num_generated_tokens,
-            mh_proposed=found.mh_proposed,
-            mh_accepted=found.mh_accepted,
-            **_blocks(found, hidden, engine),
-        )
-        return
     del entry.ended[index]
     entry.unread.add(index)
     entry.trajectories[index] = _trajectory(entry, found, found.ending, _blocks(found, hidden, engine), model, engine)
@@ -620,7 +602,7 @@ def _blocks(found: Finished, hidden: np.ndarray | None, engine: Engine) -> dict[
 
 def _trajectory(
     entry: _Live,
-    found: Chain | Snapshot,
+    found: Chain,
     ending: str,
     blocks: dict[str, np.ndarray],
     model: LanguageModel,

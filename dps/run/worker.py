@@ -345,7 +345,7 @@ class _Bench:
     def has_rows_for(self, number: int) -> bool:
         """Whether a task's chains can take the rows of the engine at hand: policies over one sampler share them."""
         engine, wanted = self._engine, (self._tasks[number].sampler, self._tasks[number].checkpoint_blocks)
-        return engine is not None and (engine.config, engine.snapshot_blocks) == wanted
+        return engine is not None and engine.config == wanted[0]
 
     def turn_to(self, number: int) -> None:
         """Make ready for a task, unless it is the one at hand. A new engine is made only for other rows."""
@@ -363,7 +363,6 @@ class _Bench:
                 benchmark=self._benchmark,
                 prompts=[tokens for _, tokens in self._prompts.values()],
                 memory_share=settings.memory_share,
-                snapshot_blocks=task.checkpoint_blocks,
             )
         self._task = number
 
@@ -443,7 +442,6 @@ def open_in_run(config: InRunConfig, k_range: KRange, sampler: SamplerConfig, lo
         give_up_threshold=uses[1].threshold,
         block_size=sampler.block_size,
     )
-    sampler.check_snapshot_blocks(found.blocks)
     return found
 
 

@@ -31,26 +31,6 @@ from dps.text import BYTE_TOKEN, AddedText
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dps.sampler.rows import Responses, Rows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Endings:
-    """What ends a response before T_max."""
-
-    is_eos: Tensor
-    """Which tokens do: bool, shape (V,)."""
-    stops: StopTable | None = None
-    """Which texts do, if any."""
-
-    def ended(self, responses: Responses, stop: Tensor) -> Tensor:
-        """Return whether the responses that end before position ``stop``, int64 (R,), have ended: bool, shape (R,)."""
-        last = (stop - 1).clamp(min=0)[:, None]
-        ended = self.is_eos[responses.tokens.gather(1, last)[:, 0]]
-        if self.stops is not None:
-            ended = ended | (responses.states.gather(1, last)[:, 0] == self.stops.matched)
-        return ended
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StopTable:
@@ -68,13 +48,13 @@ class StopTable:
     def of(
         cls, strings: Sequence[str], pieces: Sequence[bytes], device: torch.device, ending: Sequence[int] = ()
     ) -> StopTable:
-        """Make the table.
+        """Make the table of stop strings, at least one and none empty.
 
         Args:
-            strings: Stop strings, at least one, none empty.
+            strings: The stop strings.
             pieces: The bytes of each token's text, see :func:`token_bytes`.
             device: Where.
-            ending: Ids of tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
+            ending: Tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
         """
         delta = _automaton([string.encode() for string in strings])
         lengths = np.array([len(piece) for piece in pieces])
@@ -87,29 +67,9 @@ class StopTable:
         states[:, list(ending)] = len(delta) - 1
         return cls(torch.from_numpy(states).to(device))
 
-    def advance(self, rows: Rows, taken: Tensor) -> None:
-        """Note the state after the token that each row has just drawn, and end the rows that completed a stop string.
-
-        Args:
-            rows: The rows, after ``advance_rows``.
-            taken: Which of them drew a token: bool, shape (R,).
-        """
-        slot = rows.position[:, None]
-        token = rows.live.tokens.gather(1, slot)[:, 0]
-        before = rows.live.states.gather(1, (slot - 1).clamp(min=0))[:, 0]
-        kept = rows.live.states.gather(1, slot)[:, 0]
-        state = torch.where(taken, self.following[before.long(), token], kept)
-        state = torch.where(rows.forced_length > 0, 0, state)  # where the length is forced no text ends it
-        rows.live.states.scatter_(1, slot, state[:, None])
-        rows.active.logical_and_(~(taken & (state == self.matched)))
-
 
 def _automaton(strings: list[bytes]) -> np.ndarray:
-    """Return the state after each byte: int16, shape (states, 256); the last state is any string's end, absorbing.
-
-    Source:
-        Aho and Corasick 1975, "Efficient string matching".
-    """
+    """Return the state after each byte: int16, shape (states, 256); the last state is any string's end, absorbing."""
     children: list[dict[int, int]] = [{}]
     ends: set[int] = set()
     for string in strings:
@@ -146,13 +106,7 @@ def _automaton(strings: list[bytes]) -> np.ndarray:
 def open_stops(
     strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
 ) -> StopTable:
-    """Return when a tokenizer's tokens complete one of these stop strings.
-
-    Args:
-        strings: Stop strings, at least one, none empty.
-        tokenizer: A fast tokenizer.
-        size: V, the number of tokens that the model can write.
-        device: Where.
+    """Return when the ``size`` tokens that the model can write complete one of these stop strings.
 
     Raises:
         InputError: If the tokenizer does not say which text its tokens add, or a stop string holds a special token
@@ -191,15 +145,10 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
-    """Return the bytes that each token adds to a text, whatever stands before it.
+    """Return the bytes that each of ``size`` tokens adds to a text, whatever stands before it.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        size: V; the model may have more tokens than the tokenizer, which add nothing.
-
-    Returns:
-        V byte strings; special tokens, which a decoded response does not show, are empty. Joined they are what
-        :class:`dps.text.AddedText` decodes.
+    Special tokens, which a decoded response does not show, and those that only the model has are empty. Joined the
+    pieces are what :class:`dps.text.AddedText` decodes.
 
     Raises:
         InputError: If the tokenizer does not say how its tokens become text, or what a token adds depends on its
@@ -235,11 +184,7 @@ def _bytes_of(name: str, kinds: set[str]) -> bytes | None:
 
 
 def _check_pieces(pieces: Sequence[bytes], text: AddedText) -> None:
-    """Compare the pieces of some random responses with what the tokenizer decodes.
-
-    Raises:
-        InputError: If they differ.
-    """
+    """Raise InputError if the pieces of some random responses are not what the tokenizer decodes."""
     whole = [number for number, piece in enumerate(pieces) if piece and _is_text(piece)]
     rng = np.random.default_rng(0)
     for response in rng.choice(whole, (64, 12)).tolist() if whole else []:

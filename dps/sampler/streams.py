@@ -24,13 +24,7 @@ def _signed(value: int) -> int:
 
 
 def stream_key(seed: int, question_id: str, trajectory: int) -> int:
-    """Return the key of a trajectory's stream, a signed 64-bit integer.
-
-    Args:
-        seed: The run's seed.
-        question_id: The question's identifier.
-        trajectory: Index of the trajectory, from 0.
-    """
+    """Return the key of a trajectory's stream, a signed 64-bit integer; trajectories of a question count from 0."""
     digest = hashlib.blake2b(f"{seed}\x1f{question_id}\x1f{trajectory}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from dps.sampler.schedule import next_move, stage_alpha
+from dps.sampler.law import next_move
 from dps.sampler.settings import SamplerConfig
 from dps.testing.toy import Response, ToyModel, extend, responses, target, total_variation
 
@@ -182,7 +182,7 @@ def _assert_comes_near(matrix: np.ndarray, law: np.ndarray, states: Sequence[Res
 def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> np.ndarray:
     """Return the exact law of a finished chain: start by the proposal, then this kernel's steps, stage by stage.
 
-    What follows what is decided by the sampler's own schedule, and the exponent of each stage by its own rule.
+    What follows what is decided by the sampler's own schedule.
 
     Args:
         kernel: One step; its proposal's temperature should be that of ``config``.
@@ -222,8 +222,7 @@ def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> n
                 alone = extend(model, np.eye(count)[i] * law[i], horizon, after[0], config.temperature)
             else:
                 if after[0] not in matrices:
-                    exponent = stage_alpha(config, torch.tensor([after[0]])).item()
-                    matrices[after[0]] = transition_matrix(kernel, model, after[0], exponent)
+                    matrices[after[0]] = transition_matrix(kernel, model, after[0], config.alpha)
                 alone = law[i] * matrices[after[0]][found.index(response)]
             waiting[after] = waiting.get(after, np.zeros(len(found))) + alone
     return result

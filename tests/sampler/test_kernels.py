@@ -27,6 +27,10 @@ def distance(out, reference):
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
+def zeros(count):
+    return torch.zeros(count, dtype=torch.int32, device=DEVICE)
+
+
 def integers(*values):
     return torch.tensor(values, dtype=torch.int64, device=DEVICE)
 
@@ -116,7 +120,7 @@ def random_rows(count, positions, *, seed):
 
 @pytest.mark.parametrize("temperature", [0.25, 0.7])
 def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
-    monkeypatch.setattr(kernels, "_CHUNK", 64)  # several chunks of a small vocabulary
+    monkeypatch.setattr(kernels.draw, "_CHUNK", 64)  # several chunks of a small vocabulary
     count, used, vocabulary = 32, 28, 300
     both = [random_rows(count, 40, seed=3) for _ in range(2)]
     untouched = copy.deepcopy(both[0])
@@ -244,20 +248,15 @@ def attend_reference(query, keys, values, position, scale, softcap=None):
 def test_attention_equals_float64(heads, key_heads, size, dtype):
     query, cache, position = attention_case(3, heads, key_heads, size, [0, 70, 200], 224, dtype)
     expected = attend_reference(query, cache[0], cache[1], position, size**-0.5)
-    arrivals = torch.zeros(3 * key_heads, dtype=torch.int32, device=DEVICE)
-    for piece in (64, 128, 256):  # 4, 2 and 1 pieces
+    arrivals = zeros(3 * key_heads)
+    for piece in (64, 64, 128, 256):  # 4, 4, 2 and 1 pieces; the counters are as they were
         out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece
+            query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece, arrivals=arrivals
         )  # fmt: skip
         assert out.dtype == dtype
         assert out.shape == query.shape
         assert distance(out, expected) < TOLERANCE[dtype]
-        for _ in range(2 if piece == 64 else 0):  # the counters are as they were
-            out = kernels.attend_rows(
-                query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece, arrivals=arrivals
-            )  # fmt: skip
-            assert distance(out, expected) < TOLERANCE[dtype]
-            assert not bool(arrivals.any())
+        assert not bool(arrivals.any())
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0])
@@ -266,7 +265,7 @@ def test_attention_with_capped_scores(softcap):
     expected = attend_reference(query, cache[0], cache[1], position, 2.0, softcap)
     for piece in (64, 128):
         out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=96, scale=2.0, softcap=softcap, piece=piece
+            query, cache[0], cache[1], position, max_length=96, scale=2.0, softcap=softcap, piece=piece, arrivals=zeros(4)
         )  # fmt: skip
         assert distance(out, expected) < TOLERANCE[torch.float32]
     assert distance(expected, attend_reference(query, cache[0], cache[1], position, 2.0)) > 1e-2 / softcap
@@ -275,13 +274,12 @@ def test_attention_with_capped_scores(softcap):
 def test_a_row_beyond_the_longest_harms_no_other():
     query, cache, position = attention_case(3, 4, 2, 16, [100, 250, 30], 256, torch.float32, seed=7)
     expected = attend_reference(query, cache[0], cache[1], position, 0.25)
-    arrivals = torch.zeros(6, dtype=torch.int32, device=DEVICE)
-    for counters in (None, arrivals):
-        out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=128, scale=0.25, piece=64, arrivals=counters
-        )  # fmt: skip
-        assert distance(out[::2], expected[::2]) < TOLERANCE[torch.float32]
-        assert not bool(arrivals.any())
+    arrivals = zeros(6)
+    out = kernels.attend_rows(
+        query, cache[0], cache[1], position, max_length=128, scale=0.25, piece=64, arrivals=arrivals
+    )  # fmt: skip
+    assert distance(out[::2], expected[::2]) < TOLERANCE[torch.float32]
+    assert not bool(arrivals.any())
     with pytest.raises(ValueError, match="arrivals"):
         kernels.attend_rows(query, cache[0], cache[1], position, max_length=128, scale=0.25, arrivals=arrivals[:5])
 
@@ -291,7 +289,7 @@ def test_attention_reads_queries_that_lie_apart():
     merged = torch.cat([query.flatten(1), random(3, 50)], 1)
     apart = merged[:, : 4 * 16].view(3, 4, 16)
     assert apart.stride(0) == 114
-    arguments = {"max_length": 64, "scale": 0.25}
+    arguments = {"max_length": 64, "scale": 0.25, "arrivals": zeros(6)}
     assert torch.equal(
         kernels.attend_rows(apart, cache[0], cache[1], position, **arguments),
         kernels.attend_rows(query, cache[0], cache[1], position, **arguments),
@@ -302,7 +300,7 @@ def test_attention_reads_queries_that_lie_apart():
     ("rows", "key_heads", "length"), [(8, 2, 1000), (512, 2, 768), (128, 4, 2048), (1, 1, 200_000), (1, 1, 1)]
 )
 def test_pieces_are_whole_blocks_and_few_enough_to_merge(rows, key_heads, length):
-    piece = kernels._piece_length(rows * key_heads, length, torch.device("cpu"))
+    piece = kernels.attention.piece_length(rows * key_heads, length, torch.device("cpu"))
     assert piece % 64 == 0
     assert piece >= 128
     assert -(-length // piece) <= 64
@@ -328,7 +326,7 @@ def test_write_puts_one_position_per_row(heads, size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [16, 20])
 def test_move_copies_the_spans_of_chosen_rows_only(size, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "_MOVE", 256)  # several rounds per span
+    monkeypatch.setattr(kernels.memory, "_MOVE", 256)  # several rounds per span
     source = random(3, 2, 6, 2, 64, size, seed=1, dtype=dtype)
     target = random(3, 2, 5, 2, 64, size, seed=2, dtype=dtype)
     start, stop = integers(0, 3, 63, 10, 9), integers(64, 40, 64, 30, 9)
@@ -439,7 +437,7 @@ def test_every_function_replays_in_a_graph():
     is_eos = torch.zeros(151_936, dtype=torch.bool, device=DEVICE)
     position = torch.randint(0, room - 1, (rows,), device=DEVICE)
     chosen = torch.tensor([True, False] * (rows // 2), device=DEVICE)
-    arrivals = torch.zeros(rows * key_heads, dtype=torch.int32, device=DEVICE)
+    arrivals = zeros(rows * key_heads)
     inputs = [qkv, cos, sin, x, residual, weight, gate_up, logits]
 
     def step():
@@ -448,14 +446,11 @@ def test_every_function_replays_in_a_graph():
         )  # fmt: skip
         kernels.write_kv(query[:, :key_heads], query[:, key_heads : 2 * key_heads], cache[1], position)
         attended = kernels.attend_rows(
-            query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=128
-        )  # fmt: skip
-        merged = kernels.attend_rows(
             query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=64, arrivals=arrivals
         )  # fmt: skip
         kernels.move_spans(cache, saved, position // 2, position + 1, chosen)
         kernels.advance_rows(logits, state, temperature=0.25, is_eos=is_eos, eos=1, not_eos=2)
-        return [query, attended, merged, *kernels.add_rms_norm(x, residual, weight, 1e-6),
+        return [query, attended, *kernels.add_rms_norm(x, residual, weight, 1e-6),
                 kernels.silu_and_multiply(gate_up), kernels.uniform(state.key, state.draws)]  # fmt: skip
 
     step()

@@ -75,7 +75,6 @@ EXPECTED = {
     "path": "unchanged",
     "stop_strings": ("\n\n", "0="),
     "memory_share": 1.0,
-    "snapshot_blocks": (),
     "rows in all": 16,
 }
 
@@ -112,11 +111,6 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
     (interface,) = opened
     assert but_room(interface) == {**EXPECTED, "path": "auto"}
-
-
-def test_snapshots_and_their_memory_are_the_clocks_too(tmp_path, devices, opened):
-    harvest(replace(CONFIG, output=str(tmp_path / "store"), checkpoint_blocks=(1, 2)))
-    assert [settings["snapshot_blocks"] for settings in opened] == [(1, 2), (1, 2)]
 
 
 def settings_for(workers, device="auto", backend="local", rows=None, threads=1):
@@ -173,7 +167,7 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     benchmark = load_benchmark(QUESTIONS)
     prompts = [tokens for _, tokens in dps.run.worker.prompts_of(model, benchmark, SAMPLER).values()]
     room = -(-(max(map(len, prompts)) + SAMPLER.max_new_tokens) // 32) * 32
-    each = dps.sampler.memory.row_bytes(model.model, SAMPLER, room)
+    each = dps.sampler.memory.row_bytes(model.model, room)
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
     clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
@@ -194,10 +188,7 @@ def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, ope
         signal.signal(signal.SIGINT, handler)
     assert devices == ["cuda:5"]
     assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
-    assert [(s["sampler"].num_mh_steps, s["snapshot_blocks"], s["memory_share"]) for s in opened] == [
-        (1, (1,), 1.0),
-        (2, (), 1.0),
-    ]
+    assert [(s["sampler"].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
 
 
 def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monkeypatch):
@@ -219,11 +210,11 @@ def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monke
             pass
 
     monkeypatch.setattr(dps.run.run, "Pool", Workers)
-    config = replace(settings_for(2), output=str(tmp_path / "store"), checkpoint_blocks=(1,))
+    config = replace(settings_for(2), output=str(tmp_path / "store"))
     for _ in range(2):  # a run that goes on keeps the clock
         with pytest.raises(InputError, match="as far as"):
             harvest(config)
-    assert asked == [(SAMPLER, (1,))]
+    assert asked == [(SAMPLER, ())]
     assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 64.0
 
 
@@ -280,5 +271,4 @@ def test_fewer_rows_are_refused_by_the_interface_and_the_function_too(model):
             benchmark=benchmark,
             prompts=[(1,)],
             memory_share=1.0,
-            snapshot_blocks=(),
         )

@@ -28,10 +28,8 @@ import numpy as np
 import pytest
 import torch
 
-from dps.sampler.accept import log_accept_ratio
-from dps.sampler.proposal import proposal_logprobs
+from dps.sampler.law import Suffix, base_logprobs, log_accept_ratio, proposal_logprobs
 from dps.sampler.settings import SamplerConfig
-from dps.sampler.target import base_logprobs, power_logprob
 from dps.testing import (
     SamplerKernel,
     ToyModel,
@@ -117,14 +115,11 @@ def truncating(temperature):
             same_start = [r for r in {*responses(model, length)} if len(r) > cut and r[:cut] == response[:cut]]
             for new in same_start:
                 both = min(len(new), length)  # the suffixes are cut to their overlap
-                ratio = log_accept_ratio(
-                    new_target=power_logprob(log_of(base, new, cut, both), alpha),
-                    old_target=power_logprob(log_of(base, response, cut, both), alpha),
-                    new_proposal=log_of(proposal, new, cut, both),
-                    old_proposal=log_of(proposal, response, cut, both),
-                    new_cut=torch.zeros(()),
-                    old_cut=torch.zeros(()),
+                suffixes = (
+                    Suffix(log_of(base, r, cut, both), log_of(proposal, r, cut, both), torch.zeros(()))
+                    for r in (new, response)
                 )
+                ratio = log_accept_ratio(*suffixes, alpha)
                 flow = log_of(proposal, new, cut, len(new)).exp() / length
                 accepted = float(flow * ratio.exp().clamp(max=1))
                 after[new] = after.get(new, 0.0) + accepted
