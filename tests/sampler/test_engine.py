@@ -21,7 +21,7 @@ from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
 from dps.testing import sample_chains
 
-from .chains import CONFIG, PROMPTS, logits_after, logprobs_of, requests_of, run
+from .chains import CONFIG, logits_after, logprobs_of, requests_of, run
 from .models import tiny_model
 
 
@@ -293,9 +293,7 @@ class NoLook(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, dict(cut_law="entropy", early_stop="entropy", early_stop_min_tokens=4)], ids=str
-)
+@pytest.mark.parametrize("changes", [{}, dict(cut_law="entropy", early_stop="entropy")], ids=["plain", "options"])
 def test_settling_can_be_recorded(monkeypatch, changes):
     """No look from the host, and the fields that a recording is bound to stay where they are."""
     settle, settled = engine_module.settle, 0

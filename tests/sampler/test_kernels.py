@@ -264,9 +264,8 @@ def test_attention_with_capped_scores(softcap):
     query, cache, position = attention_case(2, 4, 2, 16, [5, 90], 96, torch.float32, seed=3)
     expected = attend_reference(query, cache[0], cache[1], position, 2.0, softcap)
     for piece in (64, 128):
-        out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=96, scale=2.0, softcap=softcap, piece=piece, arrivals=zeros(4)
-        )  # fmt: skip
+        settings = dict(max_length=96, scale=2.0, softcap=softcap, piece=piece, arrivals=zeros(4))
+        out = kernels.attend_rows(query, cache[0], cache[1], position, **settings)
         assert distance(out, expected) < TOLERANCE[torch.float32]
     assert distance(expected, attend_reference(query, cache[0], cache[1], position, 2.0)) > 1e-2 / softcap
 
