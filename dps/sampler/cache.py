@@ -87,9 +87,7 @@ class RowCache(Cache):
             self.arrivals = torch.zeros(rows * sizes.heads, dtype=torch.int32, device=model.device)
         self._kernels = kernels
         self._heads = torch.arange(sizes.heads, device=model.device)
-        self._position: Tensor | None = None
-        self._flat: Tensor | None = None
-        self._rows, self._length = rows, positions
+        self._rows, self._length, self._written = rows, positions, self._heads
 
     def begin_step(self, position: Tensor, length: int) -> None:
         """Point the next forward pass at the first ``len(position)`` rows.
@@ -98,20 +96,16 @@ class RowCache(Cache):
             position: Position that each row writes, int64, shape (B,) with B <= R.
             length: Positions that attention reads, at least ``position.max() + 1``.
         """
-        self._rows, self._length, self._position = len(position), length, position
-        if self._kernels is None:
-            self._flat = self._slots(torch.arange(len(position), device=position.device), position)
+        self._rows, self._length = len(position), length
+        self._written = self._slots(torch.arange(len(position), device=position.device), position)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one position per row, return all positions that attention reads: (B, H, length, D) each."""
         layer = self.live[layer_idx]
-        if self._kernels is None:
-            for kind, states in enumerate((key_states, value_states)):
-                layer[kind].flatten(0, 2).index_copy_(0, self._flat, states.flatten(0, 2))
-        else:
-            self._kernels.write_kv(key_states[:, :, 0], value_states[:, :, 0], layer, self._position)
+        for kind, states in enumerate((key_states, value_states)):
+            layer[kind].flatten(0, 2).index_copy_(0, self._written, states.flatten(0, 2))
         window = layer[:, : self._rows, :, : self._length]
         return window[0], window[1]
 

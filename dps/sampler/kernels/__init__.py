@@ -16,7 +16,7 @@ environment before the import it runs on a CPU, slowly, for tests.
 from dps.sampler.kernels.attention import attend_rows
 from dps.sampler.kernels.draw import advance_rows, uniform
 from dps.sampler.kernels.layers import add_rms_norm, rotate_and_store, silu_and_multiply
-from dps.sampler.kernels.memory import move_spans, write_kv
+from dps.sampler.kernels.memory import move_spans
 
 __all__ = [
     "add_rms_norm",
@@ -26,5 +26,4 @@ __all__ = [
     "rotate_and_store",
     "silu_and_multiply",
     "uniform",
-    "write_kv",
 ]

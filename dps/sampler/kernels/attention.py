@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dps.sampler.kernels.checks import check_packed
-
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _PROGRAMS_PER_PROCESSOR = 8
 """Attention programs that each multiprocessor should get: enough that rows of unequal length even out."""
@@ -59,9 +57,6 @@ def attend_rows(
     key_heads = keys.shape[1]
     if keys.stride() != values.stride() or keys.stride()[2:] != (size, 1) or query.stride(2) != 1:
         raise ValueError("Keys and values must share their strides, with positions and features contiguous.")
-    check_packed(position)
-    if arrivals.numel() < rows * key_heads:
-        raise ValueError(f"Expected at least {rows * key_heads} arrivals, got {arrivals.numel()}.")
     group = heads // key_heads
     out = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
     if piece is None:

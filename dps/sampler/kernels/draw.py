@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dps.sampler.kernels.checks import check_packed
 from dps.sampler.rows import Rows
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -25,7 +24,6 @@ _CHUNK = 4096
 
 def uniform(keys: Tensor, counters: Tensor) -> Tensor:
     """Return what :func:`dps.sampler.streams.uniform` does, bit for bit, in one launch; both tensors are contiguous."""
-    check_packed(keys, counters)
     out = torch.empty(keys.shape, dtype=torch.float64, device=keys.device)
     count = keys.numel()
     _uniform_numbers[(triton.cdiv(count, 128),)](keys, counters, out, count, BLOCK=128, num_warps=4)
@@ -62,12 +60,6 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     chunks and both cumulative sums float64.
     """
     count, vocabulary = logits.shape
-    if logits.stride(1) != 1:
-        raise ValueError("The logits of a row must lie side by side.")
-    if len(rows.position) != count or len(is_eos) != vocabulary:
-        raise ValueError(
-            f"Expected logits of {len(rows.position)} rows and {len(is_eos)} tokens, got {tuple(logits.shape)}."
-        )
     chunks = triton.cdiv(vocabulary, _CHUNK)
     block = min(_CHUNK, max(16, triton.next_power_of_2(vocabulary)))
     # A Python float reaches a kernel as float32: two of them carry a float64.

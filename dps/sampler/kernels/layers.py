@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dps.sampler.kernels.checks import check_layer, check_packed
-
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add a block's output to the residual stream and normalize the sum.
@@ -28,7 +26,6 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
         The normalized sum and the sum (``x`` itself without a residual), each of shape (B, C).
     """
     rows, width = x.shape
-    check_packed(x, weight, *([] if residual is None else [residual]))
     normed = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
     block = max(16, triton.next_power_of_2(width))
@@ -96,14 +93,6 @@ def rotate_and_store(
     """
     rows, size = qkv.shape[0], layer.shape[4]
     heads = num_heads + 2 * num_kv_heads
-    check_layer(layer, size)
-    check_packed(cos, sin, position)
-    if cos.shape != sin.shape or len(cos) < layer.shape[3]:
-        raise ValueError(f"Expected cosines and sines of {layer.shape[3]} positions, got {len(cos)} and {len(sin)}.")
-    if qkv.shape[1] != heads * size or qkv.stride(1) != 1:
-        raise ValueError(f"Expected rows of {heads} heads of {size} features, contiguous; got {tuple(qkv.shape)}.")
-    if (q_norm is None) != (k_norm is None):
-        raise ValueError("q_norm and k_norm are given together or not at all.")
     query = torch.empty((rows, num_heads, size), dtype=qkv.dtype, device=qkv.device)
     padded = triton.next_power_of_2(size)
     block = min(max(1, 1024 // padded), triton.next_power_of_2(heads))
@@ -175,7 +164,6 @@ def silu_and_multiply(gate_up: Tensor) -> Tensor:
 
     ``gate_up``, (B, 2 F), contiguous, has the gate in the first half of each row and up in the second.
     """
-    check_packed(gate_up)
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, max(16, triton.next_power_of_2(width)))

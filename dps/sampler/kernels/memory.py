@@ -1,4 +1,4 @@
-"""Writes and moves of keys and values."""
+"""Moves of keys and values between two caches."""
 
 # ruff: noqa: ANN001, ANN202 -- Triton takes the types of a kernel's arguments from the launch.
 
@@ -8,53 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dps.sampler.kernels.checks import check_layer, check_packed
-
 _MOVE = 8192
 """Elements that one program copies at a time."""
-
-
-def write_kv(key: Tensor, value: Tensor, layer: Tensor, position: Tensor) -> None:
-    """Write one position of each row: ``layer[0, b, :, position[b]] = key[b]``, ``layer[1, ...] = value[b]``.
-
-    Args:
-        key: Shape (B, Hkv, D); any strides of rows and heads.
-        value: Shape (B, Hkv, D); any strides of rows and heads.
-        layer: One layer of the cache, shape (2, R, Hkv, S, D), R at least B; positions and features contiguous.
-        position: Where each row writes, shape (B,), int64, below S.
-    """
-    rows, heads, size = key.shape
-    check_layer(layer, size)
-    check_packed(position)
-    if key.stride(2) != 1 or value.stride(2) != 1:
-        raise ValueError("The features of a key and of a value must lie side by side.")
-    _write_position[(rows,)](
-        key, value, layer, position,
-        key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-        layer.stride(0), layer.stride(1), layer.stride(2),
-        HEADS=heads, HEADS_PADDED=triton.next_power_of_2(heads), SIZE=size, SIZE_PADDED=triton.next_power_of_2(size),
-        num_warps=4,
-    )  # fmt: skip
-
-
-@triton.jit
-def _write_position(
-    key, value, layer, position,
-    key_row_stride, key_head_stride, value_row_stride, value_head_stride,
-    kind_stride, row_stride, head_stride,
-    HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr,
-):  # fmt: skip
-    """Write the key and the value of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS_PADDED)[:, None]
-    feature = tl.arange(0, SIZE_PADDED)[None, :]
-    mask = (head < HEADS) & (feature < SIZE)
-    place = tl.load(position + row)
-    k = tl.load(key + row * key_row_stride + head * key_head_stride + feature, mask=mask)
-    v = tl.load(value + row * value_row_stride + head * value_head_stride + feature, mask=mask)
-    target = layer + row * row_stride + place * SIZE + head.to(tl.int64) * head_stride + feature
-    tl.store(target, k, mask=mask)
-    tl.store(target + kind_stride, v, mask=mask)
 
 
 def move_spans(source: Tensor, target: Tensor, start: Tensor, stop: Tensor, chosen: Tensor) -> None:
@@ -68,9 +23,6 @@ def move_spans(source: Tensor, target: Tensor, start: Tensor, stop: Tensor, chos
         chosen: Which rows move, shape (B,), bool.
     """
     layers, kinds, _, heads, _, size = source.shape
-    for cache in (source, target):
-        check_layer(cache[0], size)
-    check_packed(start, stop, chosen)
     _move_span[(layers * kinds, start.shape[0])](
         source, target, start, stop, chosen,
         source.stride(0), source.stride(1), source.stride(2), source.stride(3),
