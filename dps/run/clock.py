@@ -44,7 +44,7 @@ def measure_clock(
     benchmark: Benchmark,
     settings: WorkSettings,
     sampler: SamplerConfig,
-    snapshot_blocks: tuple[int, ...],
+    snapshot_blocks: tuple[int, ...] = (),
 ) -> Clock:
     """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
 

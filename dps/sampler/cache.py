@@ -143,11 +143,7 @@ class RowCache(Cache):
 
 
 def check_rewindable(config: Any, positions: int) -> None:
-    """Refuse models whose layers keep a state that cannot be cut back to an earlier position.
-
-    Args:
-        config: The text decoder's configuration.
-        positions: Positions that a row will hold.
+    """Refuse models whose layers keep a state that cannot be cut back to an earlier of so many positions.
 
     Raises:
         InputError: For recurrent layers, for sliding windows shorter than ``positions``, and for rotary embeddings that

@@ -65,7 +65,6 @@ class Chain(Finished):
     """A finished trajectory: what came out, and what the host knows of how it was made."""
 
     request: ChainRequest
-    """What was asked for."""
     ending: str
     """Why it ended: ``eos``, ``stop`` (a stop string), ``early`` (the rule ``early_stop``) or ``length`` (T_max)."""
     decode_s: float
@@ -162,26 +161,12 @@ class Engine:
         )
         self._pending: deque[ChainRequest] = deque()
         self._prompts = PromptReader(model)
-        self.decode_s = 0.0
-        """Seconds spent decoding, all chains together."""
-        self.prefill_s = 0.0
-        """Seconds spent on prefills and on giving chains their rows."""
-        self.num_steps = 0
-        """Forward passes of one token per row."""
-        self.num_row_steps = 0
-        """Rows that took part in them, padding included."""
-        self.num_generated_tokens = 0
-        """Tokens sampled so far, rejected ones and those of restarted chains included."""
-        self.num_read_positions = 0
-        """Key/value positions that attention had to read for the generated tokens."""
-        self.busy_decode_s = 0.0
-        """Seconds of decoding while chains waited for a row."""
-        self.busy_until: float | None = None
-        """When a chain last waited for a row, on the clock of ``time.perf_counter``."""
-        self.busy_row_steps = 0
-        """Row-steps taken while chains waited for a row."""
-        self.busy_useful_row_steps = 0
-        """Those of them that generated a token."""
+        self.decode_s = 0.0  # seconds of decoding, all chains together
+        self.prefill_s = 0.0  # seconds of prefills and of giving chains their rows
+        self.num_steps = 0  # forward passes of one token per row
+        self.num_row_steps = 0  # rows that took part in them, padding included
+        self.num_generated_tokens = 0  # rejected ones and those of restarted chains included
+        self.num_read_positions = 0  # key/value positions that attention had to read for them
         self._make_rows(max(rows, SMALLEST_BATCH))
 
     def _make_rows(self, rows: int) -> None:
@@ -218,22 +203,14 @@ class Engine:
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
     def submit(self, request: ChainRequest, *, first: bool = False) -> None:
-        """Queue a chain; ``first`` puts it before everything that waits.
-
-        Raises:
-            InputError: If the prompt leaves no room for a response.
-        """
+        """Queue a chain, before all that wait if ``first``; InputError if the prompt leaves no room for a response."""
         check_room(len(request.prompt), self.config, self.positions)
         (self._pending.appendleft if first else self._pending.append)(request)
 
     def cancel(self, keys: Collection[Hashable]) -> list[Cancelled]:
-        """Give chains up: those that wait never start, those that run leave their rows.
+        """Give chains up: those that wait never start, those that run leave their rows and are returned.
 
-        Args:
-            keys: Names of chains; those that have ended are passed over.
-
-        Returns:
-            The chains that ran, not those that waited for a row.
+        Keys of chains that have ended are passed over.
         """
         self._pending = deque(request for request in self._pending if request.key not in keys)
         rows = [row for row, seat in enumerate(self._seats) if seat is not None and seat.request.key in keys]
@@ -269,11 +246,8 @@ class Engine:
     def poll(self, max_looks: int = 8) -> list[Chain]:
         """Decode for a while; rows that come free take the next chains.
 
-        Args:
-            max_looks: Look at the rows this many times, then return; earlier if chains have ended and none waits.
-
-        Returns:
-            The chains that ended, possibly none.
+        Looks at the rows ``max_looks`` times, less often if chains have ended and none waits, and returns the chains
+        that ended, possibly none.
         """
         ended: list[Chain] = []
         for _ in range(max_looks):
@@ -297,7 +271,6 @@ class Engine:
     def _window(self) -> list[Chain]:
         """Decode until the next look; return the chains that have ended by then."""
         started = time.perf_counter()
-        busy = bool(self._pending)
         count = self._compact()
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
         length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
@@ -311,7 +284,7 @@ class Engine:
                 self._run(("settle", count), decide)
         status = self._rows.look()
         now = time.perf_counter()
-        self._account(status, pace.steps_per_look, count, now - started, busy)
+        self._account(status, pace.steps_per_look, count, now - started)
         # An eager window is one step, so where a row stands is enough; a recorded one settles on its way.
         self._reach[:] = status.position if self._recorder is None else status.reach
         return self._release(np.flatnonzero(status.finished).tolist(), now)
@@ -334,18 +307,13 @@ class Engine:
                 size *= 2
         return min(size, self.positions)
 
-    def _account(self, status: RowStatus, steps: int, count: int, seconds: float, busy: bool) -> None:
+    def _account(self, status: RowStatus, steps: int, count: int, seconds: float) -> None:
         """Share a window's time among the chains by the steps that each was active in it, and count."""
         self.num_steps += steps
         self.num_row_steps += steps * count
         useful = int(status.useful_steps.sum())
         self.num_generated_tokens += useful
         self.num_read_positions += int(status.read_positions.sum())
-        if busy:
-            self.busy_until = time.perf_counter()
-            self.busy_decode_s += seconds
-            self.busy_row_steps += steps * count
-            self.busy_useful_row_steps += useful
         if self._pacer is not None:
             self._pacer.note(useful, int((status.proposed - self._num_proposed).sum()), int(status.finished.sum()))
             self._num_proposed[:] = status.proposed
@@ -431,9 +399,6 @@ class Engine:
         """Go on with half the rows after running out of memory; the chains that were running start again.
 
         A chain's random stream does not depend on the rows, so what starts again becomes what it would have become.
-
-        Raises:
-            InputError: If there were only a few rows.
         """
         if self.rows <= SMALLEST_BATCH:
             raise InputError(

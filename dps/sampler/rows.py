@@ -73,49 +73,30 @@ class Responses:
 
 
 class Rows:
-    """State of R rows: every integer field is an int64 tensor of shape (R,), every flag a bool tensor.
+    """State of R rows: every field is a tensor of shape (R,), int64 or (the last five) bool.
 
     Positions count from the prompt's first token; lengths, horizons and forced lengths count response tokens.
     """
 
-    position: Tensor
-    """Of the token that the next step feeds."""
-    draws: Tensor
-    """Numbers taken from the row's random stream."""
-    generated: Tensor
-    """Tokens sampled for this chain, rejected ones included."""
-    useful_steps: Tensor
-    """Steps since the host last looked in which the row generated a token."""
-    start: Tensor
-    """Position of the response's first token."""
-    cut: Tensor
-    """Position of the first token being resampled."""
-    length: Tensor
-    """Of the accepted response."""
-    horizon: Tensor
-    """Response length at which the row stops generating, this stage."""
-    steps_left: Tensor
-    """Metropolis-Hastings steps left in the stage."""
-    key: Tensor
-    """Of the random stream."""
-    proposed: Tensor
-    """Metropolis-Hastings steps taken."""
-    accepted: Tensor
-    """Metropolis-Hastings steps accepted."""
-    read_positions: Tensor
-    """Key/value positions that attention read for this row's tokens since the host last looked."""
-    forced_length: Tensor
-    """Every response ends at exactly this length; 0 leaves the end to the model."""
-    occupied: Tensor
-    """Flag: a chain has this row."""
-    active: Tensor
-    """Flag: the row is generating."""
-    extending: Tensor
-    """Flag: what is generated extends the response; otherwise it is a proposal."""
-    finished: Tensor
-    """Flag: the chain has ended and waits for the host."""
-    early: Tensor
-    """Flag: the chain was ended by a rule that looks at the response (``SamplerConfig.early_stop``)."""
+    position: Tensor  # of the token that the next step feeds
+    draws: Tensor  # numbers taken from the row's random stream
+    generated: Tensor  # tokens sampled for this chain, rejected ones included
+    useful_steps: Tensor  # steps since the host last looked in which the row generated a token
+    start: Tensor  # position of the response's first token
+    cut: Tensor  # position of the first token being resampled
+    length: Tensor  # of the accepted response
+    horizon: Tensor  # response length at which the row stops generating, this stage
+    steps_left: Tensor  # Metropolis-Hastings steps left in the stage
+    key: Tensor  # of the random stream
+    proposed: Tensor  # Metropolis-Hastings steps taken
+    accepted: Tensor  # Metropolis-Hastings steps accepted
+    read_positions: Tensor  # key/value positions that attention read for this row's tokens since the host last looked
+    forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
+    occupied: Tensor  # a chain has this row
+    active: Tensor  # the row is generating
+    extending: Tensor  # what is generated extends the response; otherwise it is a proposal
+    finished: Tensor  # the chain has ended and waits for the host
+    early: Tensor  # the chain was ended by a rule that looks at the response (``SamplerConfig.early_stop``)
 
     def __init__(
         self,
@@ -127,15 +108,9 @@ class Rows:
         *,
         stops: StopTable | None = None,
     ) -> None:
-        """Allocate.
+        """Allocate R rows of S positions, prompt and response together.
 
-        Args:
-            rows: R.
-            positions: S, prompt and response together.
-            config: The sampler's settings.
-            device: Where.
-            uniform: Makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
-            stops: The stop strings, if any.
+        ``uniform`` makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
         """
         self.uniform, self.stops = uniform, stops
         self.index = torch.arange(positions + 1, device=device)
@@ -175,13 +150,9 @@ class Rows:
         return (self.index >= start[:, None]) & (self.index < stop[:, None])
 
     def record(self, taken: Tensor, length: Tensor, accepted: Tensor, logprob: Tensor) -> None:
-        """Note a Metropolis-Hastings step of the rows where ``taken``; call before ``proposed`` counts the step.
+        """Note a Metropolis-Hastings step of the rows where ``taken``, before ``proposed`` counts the step.
 
-        Args:
-            taken: bool, shape (R,).
-            length: Of the response before the step.
-            accepted: Whether the step was accepted.
-            logprob: Log p of the whole response after the step, nats, float64.
+        ``length`` is that of the response before the step, ``logprob`` log p of the whole response after the step.
         """
         slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
         # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
@@ -193,14 +164,7 @@ class Rows:
     # -- what the host does --------------------------------------------------------------------------------------------
 
     def seat(self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int]) -> None:
-        """Start chains on these rows: prompt, random stream, first extension.
-
-        Args:
-            rows: Row numbers.
-            prompts: Token ids of each prompt.
-            keys: Keys of the random streams.
-            forced: Forced lengths, 0 for none.
-        """
+        """Start chains on these rows: prompt, key of the random stream, forced length (0 for none)."""
         sizes = np.array([len(prompt) for prompt in prompts])
         fields = dict.fromkeys(_INTEGERS, 0)
         fields |= {"position": sizes - 1, "start": sizes, "cut": sizes, "horizon": self._first_horizon}
@@ -305,20 +269,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowStatus:
-    """What the host sees of the rows; every array has shape (R,)."""
+    """What the host sees of the rows: fields of :class:`Rows` and its ``reach``, each of shape (R,)."""
 
     finished: np.ndarray
-    """Chains that have ended, bool."""
     position: np.ndarray
-    """Position that the next step feeds."""
     reach: np.ndarray
-    """Furthest position at which the row can stand before it generates more, see :meth:`Rows.reach`."""
     useful_steps: np.ndarray
-    """Steps since the last look in which the row generated a token."""
     read_positions: np.ndarray
-    """Key/value positions that attention had to read for them."""
     proposed: np.ndarray
-    """Metropolis-Hastings steps that the row's chain has taken."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,7 +130,7 @@ class SamplerConfig:
 
 
 def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
-    """Raise InputError for a prompt that leaves no room for a response."""
+    """Raise InputError for a prompt that leaves no room for a response within the model's positions."""
     if prompt_length < 1:
         raise InputError("The prompt has no tokens; a model needs at least one to start from.")
     if prompt_length + config.max_new_tokens > max_positions:

@@ -34,28 +34,8 @@ from dps.testing.toy import (
 )
 
 __all__ = [
-    "Kernel",
-    "MatrixKernel",
-    "Response",
-    "SamplerKernel",
-    "StepLaw",
-    "ToyModel",
-    "assert_follows",
-    "assert_invariant",
-    "branches",
-    "draw_responses",
-    "extend",
-    "finite_step_law",
-    "log_softmax",
-    "random_model",
-    "reference_law",
-    "reference_matrix",
-    "responses",
-    "sample_chains",
-    "sequence_logprob",
-    "standard_errors",
-    "target",
-    "total_variation",
-    "toy_of",
-    "transition_matrix",
-]
+    "Kernel", "MatrixKernel", "Response", "SamplerKernel", "StepLaw", "ToyModel", "assert_follows", "assert_invariant",
+    "branches", "draw_responses", "extend", "finite_step_law", "log_softmax", "random_model", "reference_law",
+    "reference_matrix", "responses", "sample_chains", "sequence_logprob", "standard_errors", "target",
+    "total_variation", "toy_of", "transition_matrix",
+]  # fmt: skip

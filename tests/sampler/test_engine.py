@@ -384,5 +384,5 @@ def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_f
             sizes.append(process.memory_info().rss)
     assert (seen == 1).all()
     assert engine.num_generated_tokens <= engine.num_row_steps
-    assert engine.busy_useful_row_steps / engine.busy_row_steps > 0.95
+    assert engine.num_generated_tokens / engine.num_row_steps > 0.9
     assert sizes[-1] - sizes[0] < 64 << 20, f"resident memory grew from {sizes[0]:,} to {sizes[-1]:,} bytes"

@@ -289,7 +289,7 @@ def test_attention_reads_queries_that_lie_apart():
     ("rows", "key_heads", "length"), [(8, 2, 1000), (512, 2, 768), (128, 4, 2048), (1, 1, 200_000), (1, 1, 1)]
 )
 def test_pieces_are_whole_blocks_and_few_enough_to_merge(rows, key_heads, length):
-    piece = kernels.attention.piece_length(rows * key_heads, length, torch.device("cpu"))
+    piece = kernels.attention.positions_per_program(rows * key_heads, length, torch.device("cpu"))
     assert piece % 64 == 0
     assert piece >= 128
     assert -(-length // piece) <= 64

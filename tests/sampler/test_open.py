@@ -1,7 +1,5 @@
 """Every place that samples opens its engine in one function, with the run's own rows, path, stop strings and memory."""
 
-import multiprocessing
-import signal
 from dataclasses import replace
 
 import pytest
@@ -17,10 +15,10 @@ from dps.bench.config import BenchConfig
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.cli import run
 from dps.config import ComputeConfig, HarvestConfig
-from dps.errors import InputError, WorkersDied
+from dps.errors import InputError
 from dps.model import load_model
 from dps.model_config import ModelConfig
-from dps.run.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
+from dps.run.pool import for_worker
 from dps.run.run import harvest, settings_of
 from dps.sampler import open as opening
 from dps.sampler.engine import Engine
@@ -93,18 +91,15 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     plan_clock, pilot = opened
     opened.clear()
 
-    settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",), k=2)
-    short = dict(steps_s=0.05, latency_questions=1, threads=1)
-    cases = ("steps", "engine", "latency")
-    dps.bench.run.bench(BenchConfig(output=str(tmp_path / "bench"), cases=cases, **settings, **short))
-    steps, whole, latency = opened
+    settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",))
+    dps.bench.run.bench(BenchConfig(output=str(tmp_path / "bench"), cases=("steps",), steps_s=0.05, **settings))
+    (steps,) = opened
     opened.clear()
 
     assert clock["prompt_room"] == worker["prompt_room"] > 0
-    for settings in (clock, worker, plan_clock, pilot, steps, whole):
+    for settings in (clock, worker, plan_clock, pilot, steps):
         assert but_room(settings) == EXPECTED
         assert settings["prompt_room"] == clock["prompt_room"]
-    assert but_room(latency) == {**EXPECTED, "rows": 8, "rows in all": 8}  # k = 2 chains, and no fewer rows than 8
 
     asked = dps.api.given_questions(["1+2?", "From left to right: 3+4"], "number")
     monkeypatch.setattr(dps.api, "given_questions", lambda *_: replace(asked, config=QUESTIONS))
@@ -170,72 +165,10 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     each = dps.sampler.memory.row_bytes(model.model, room)
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
-    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
+    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER)
     assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
-    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ()).constants["rows"] == 8
-
-
-def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    handler = signal.getsignal(signal.SIGINT)
-    mine, theirs = multiprocessing.Pipe()
-    for message in (_ClockWanted(SAMPLER, (1,)), _ClockWanted(replace(SAMPLER, num_mh_steps=2), ()), _STOP):
-        mine.send(message)
-    try:
-        _worker_process(5, theirs, for_worker(settings_of(settings_for(8, rows=8)), 5), None)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert devices == ["cuda:5"]
-    assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
-    assert [(s["sampler"].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
-
-
-def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monkeypatch):
-    asked = []
-
-    class Workers:
-        def __init__(self, settings, load_controller):
-            pass
-
-        def clock(self, sampler, snapshot_blocks):
-            asked.append((sampler, snapshot_blocks))
-            constants = {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
-            return dps.run.clock.Clock(constants, "a device")
-
-        def run(self, tasks, missing, report):
-            raise InputError("as far as this test goes")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(dps.run.run, "Pool", Workers)
-    config = replace(settings_for(2), output=str(tmp_path / "store"))
-    for _ in range(2):  # a run that goes on keeps the clock
-        with pytest.raises(InputError, match="as far as"):
-            harvest(config)
-    assert asked == [(SAMPLER, ())]
-    assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 64.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "words"),
-    [
-        (InputError("too long"), InputError, "too long"),
-        ("Traceback: it broke", RuntimeError, "it broke"),
-        (None, WorkersDied, "The worker that measured the clock died; nothing was sampled."),
-    ],
-)
-def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words):
-    pool = Pool.__new__(Pool)
-    mine, theirs = multiprocessing.Pipe()
-    pool._pipes = {mine: 0}
-    if answer is not None:
-        theirs.send(answer)
-    else:
-        theirs.close()
-    with pytest.raises(error, match=words):
-        pool.clock(SAMPLER, ())
+    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER).constants["rows"] == 8
 
 
 @pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])

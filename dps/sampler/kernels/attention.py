@@ -60,7 +60,7 @@ def attend_rows(
     group = heads // key_heads
     out = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
     if piece is None:
-        piece = piece_length(rows * key_heads, max_length, query.device)
+        piece = positions_per_program(rows * key_heads, max_length, query.device)
     pieces = triton.cdiv(max_length, piece)
     split = pieces > 1
     padded = max(16, triton.next_power_of_2(size))
@@ -79,7 +79,7 @@ def attend_rows(
     return out
 
 
-def piece_length(pairs: int, max_length: int, device: torch.device) -> int:
+def positions_per_program(pairs: int, max_length: int, device: torch.device) -> int:
     """Return how many positions one attention program reads, a multiple of 64, for ``pairs`` rows times key heads.
 
     The rows' lengths are on the device; half of ``max_length`` stands for their mean.

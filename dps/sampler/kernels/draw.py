@@ -143,14 +143,14 @@ def _advance_row(
     num_useful = tl.load(useful_steps + row)
     num_read = tl.load(read_positions + row)
 
-    found, base_logprob, proposal_logprob, entropy, top_probability = _find_token(
+    drawn, base_logprob, proposal_logprob, entropy, top_probability = _find_token(
         logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
         BLOCK, CHUNKS, SQUARINGS,
     )  # fmt: skip
-    says_end = tl.load(is_eos + found).to(tl.int32) != 0
+    says_end = tl.load(is_eos + drawn).to(tl.int32) != 0
     forced = forced_size > 0
     end = forced_size == size
-    token = tl.where(forced & (end | says_end), tl.where(end, eos, not_eos), found)
+    token = tl.where(forced & (end | says_end), tl.where(end, eos, not_eos), drawn)
     ended = tl.where(forced, end, says_end)
 
     # Every warp reads the row's numbers, one of them writes them: not before all have read.
@@ -175,12 +175,7 @@ def _find_token(
     logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
     BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr,
 ):  # fmt: skip
-    """Merge a row's chunks, find the chunk of its token and the token in it.
-
-    Returns:
-        The token, its log-probabilities under the base law and the proposal, the base law's entropy, and the
-        probability of its most likely token.
-    """
+    """Merge a row's chunks, find the chunk of its token and the token in it; return what ``law.draw_tokens`` does."""
     row, rows = tl.program_id(0), tl.num_programs(0)
     inverse = tl.cast(inverse_high, tl.float64) + tl.cast(inverse_low, tl.float64)
     chunk_index = tl.arange(0, CHUNKS)
