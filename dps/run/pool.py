@@ -38,7 +38,7 @@ class _ClockWanted:
     """Asks a worker to measure the calibrated clock before its work."""
 
     sampler: SamplerConfig
-    snapshot_blocks: tuple[int, ...]
+    snapshot_blocks: tuple[int, ...] = ()
 
 
 def device_of(worker: int, num_devices: int, configured: str) -> str:
@@ -118,7 +118,7 @@ class Pool:
             self._pipes[mine] = number
             self._processes.append(process)
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock:
+    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...] = ()) -> Clock:
         """Let the first worker measure the calibrated clock; see :func:`dps.run.worker.measure_clock`.
 
         Raises:

@@ -1,5 +1,7 @@
 """Every place that samples opens its engine in one function, with the run's own rows, path, stop strings and memory."""
 
+import multiprocessing
+import signal
 from dataclasses import replace
 
 import pytest
@@ -15,10 +17,10 @@ from dps.bench.config import BenchConfig
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.cli import run
 from dps.config import ComputeConfig, HarvestConfig
-from dps.errors import InputError
+from dps.errors import InputError, WorkersDied
 from dps.model import load_model
 from dps.model_config import ModelConfig
-from dps.run.pool import for_worker
+from dps.run.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
 from dps.run.run import harvest, settings_of
 from dps.sampler import open as opening
 from dps.sampler.engine import Engine
@@ -169,6 +171,41 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
     assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER).constants["rows"] == 8
+
+
+def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    handler = signal.getsignal(signal.SIGINT)
+    mine, theirs = multiprocessing.Pipe()
+    for message in (_ClockWanted(SAMPLER), _ClockWanted(replace(SAMPLER, num_mh_steps=2)), _STOP):
+        mine.send(message)
+    try:
+        _worker_process(5, theirs, for_worker(settings_of(settings_for(8, rows=8)), 5), None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert devices == ["cuda:5"]
+    assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
+    assert [(s["sampler"].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (InputError("too long"), InputError, "too long"),
+        ("Traceback: it broke", RuntimeError, "it broke"),
+        (None, WorkersDied, "The worker that measured the clock died; nothing was sampled."),
+    ],
+)
+def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words):
+    pool = Pool.__new__(Pool)
+    mine, theirs = multiprocessing.Pipe()
+    pool._pipes = {mine: 0}
+    if answer is not None:
+        theirs.send(answer)
+    else:
+        theirs.close()
+    with pytest.raises(error, match=words):
+        pool.clock(SAMPLER)
 
 
 @pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])

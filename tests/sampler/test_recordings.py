@@ -98,6 +98,7 @@ def test_a_few_chains_are_those_of_an_unrecorded_run(model, changes, at_a_time):
     assert len(engine.recorded_lengths) > 2
 
 
+@pytest.mark.slow
 def test_a_bound_that_forgets_the_accepted_response_is_noticed(model, monkeypatch):
     monkeypatch.setattr(Rows, "reach", lambda rows: torch.where(rows.occupied, rows.position, 0))
     different, _ = compared(model, CONFIG, SINGLE_CHAINS, 1)
