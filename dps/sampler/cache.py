@@ -61,13 +61,13 @@ class RowCache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, positions: int, *, kernels: Any = None) -> None:
-        """Allocate.
+        """Allocate R rows of S positions, prompt and response together.
 
         Args:
             model: The model; its layers must all attend to all earlier positions within ``positions``.
             rows: R.
-            positions: S, prompt and response together.
-            kernels: The module ``dps.sampler.kernels`` where it can run, else None.
+            positions: S.
+            kernels: The package ``dps.sampler.kernels`` where it can run, else None.
 
         Raises:
             InputError: If the model has layers that cannot be rewound position by position, or lies on several devices.
@@ -90,12 +90,7 @@ class RowCache(Cache):
         self._rows, self._length, self._written = rows, positions, self._heads
 
     def begin_step(self, position: Tensor, length: int) -> None:
-        """Point the next forward pass at the first ``len(position)`` rows.
-
-        Args:
-            position: Position that each row writes, int64, shape (B,) with B <= R.
-            length: Positions that attention reads, at least ``position.max() + 1``.
-        """
+        """Point the next forward pass at the first B rows: each writes its ``position``, (B,), and reads ``length``."""
         self._rows, self._length = len(position), length
         self._written = self._slots(torch.arange(len(position), device=position.device), position)
 

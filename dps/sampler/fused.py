@@ -51,9 +51,8 @@ def merge(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
             linear.weight = nn.Parameter(part, requires_grad=False)
     if all(linear.bias is None for linear in linears):
         return weight, None
-    zeros = [torch.zeros(size, dtype=weight.dtype, device=weight.device) for size in sizes]
-    biases = [zero if linear.bias is None else linear.bias for linear, zero in zip(linears, zeros, strict=True)]
-    return weight, torch.cat(biases)
+    biases = (weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears)
+    return weight, torch.cat([*biases])
 
 
 def _lie_together(weights: list[Tensor]) -> bool:

@@ -30,7 +30,7 @@ def open_engine(
     """Open the engine that these settings mean. Nothing has a default, so that no caller can leave anything out.
 
     Args:
-        model: The language model, on the device that will do the work.
+        model: On the device that will do the work.
         sampler: How chains are sampled.
         compute: Says how many rows there are, and how the model is run.
         benchmark: Says at which texts a response ends.

@@ -45,14 +45,9 @@ class PromptReader:
         self._kept: OrderedDict[Prompt, _Read] = OrderedDict()
 
     def read(self, prompts: Iterable[Prompt], coming: Iterable[Prompt]) -> float:
-        """Read those of the prompts that have not been read.
+        """Read those of the prompts that have not been read; on a GPU also some of those that are ``coming``.
 
-        Args:
-            prompts: What is needed now.
-            coming: Prompts that will be needed; some are read along on a GPU.
-
-        Returns:
-            The seconds that took. Each prompt's share is charged to the first chain that asks for it by :meth:`pay`.
+        Returns the seconds that took. Each prompt's share is charged to the first chain that asks by :meth:`pay`.
         """
         wanted = [prompt for prompt in dict.fromkeys(prompts) if len(prompt) > 1]
         for prompt in wanted:

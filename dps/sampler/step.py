@@ -34,11 +34,11 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
 def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
     """Draw each active row's next token from the proposal and bring the row up to date.
 
-    Takes one number of each active row's random stream.
+    Takes one number of each active row's random stream; rows that are not active stay as they are.
 
     Args:
         logits: The model's logits, shape (B, V).
-        rows: The B rows; those that are not active stay as they are.
+        rows: The B rows.
         temperature: The proposal's temperature.
         is_eos: Which tokens end a response: bool, shape (V,).
         eos: One that does, for rows of forced length.

@@ -9,14 +9,13 @@ A stop string that is the text of a token of its own (`<|im_end|>`) is matched b
 leaves no text in a decoded response.
 
 Whether a response has ended must be known on the device, token by token, and again after a rejected step. So the
-strings become an automaton over bytes (Aho and Corasick 1975), the automaton a table over tokens, and a row keeps the
-state after each of its positions beside its tokens.
+strings become an automaton over bytes, the automaton a table over tokens, and a row keeps the state after each of its
+positions beside its tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -69,38 +68,22 @@ class StopTable:
 
 
 def _automaton(strings: list[bytes]) -> np.ndarray:
-    """Return the state after each byte: int16, shape (states, 256); the last state is any string's end, absorbing."""
-    children: list[dict[int, int]] = [{}]
-    ends: set[int] = set()
-    for string in strings:
-        node = 0
-        for byte in string:
-            if byte not in children[node]:
-                children[node][byte] = len(children)
-                children.append({})
-            node = children[node][byte]
-        ends.add(node)
-    delta = np.zeros((len(children), 256), np.int64)
-    failure = [0] * len(children)
-    waiting = deque([0])
-    while waiting:  # breadth first, so that a node's failure is complete before the node
-        node = waiting.popleft()
-        if failure[node] in ends:
-            ends.add(node)
-        if node:
-            delta[node] = delta[failure[node]]
-        for byte, child in children[node].items():
-            failure[child] = int(delta[node][byte]) if node else 0
-            delta[node][byte] = child
-            waiting.append(child)
-    # Renumber: all ends become one last state.
-    names = np.zeros(len(children), np.int64)
-    inner = [node for node in range(len(children)) if node not in ends]
-    names[inner] = np.arange(len(inner))
-    names[sorted(ends)] = len(inner)
-    table = np.full((len(inner) + 1, 256), len(inner))
-    table[:-1] = names[delta[inner]]
-    return table.astype(np.int16)
+    """Return the state after each byte: int16, shape (states, 256); the last state is any string's end, absorbing.
+
+    The other states are the beginnings of the strings: a text is in that of its longest suffix which is one.
+    """
+    beginnings = {string[:n] for string in strings for n in range(len(string))}
+    inner = sorted((text for text in beginnings if not any(string in text for string in strings)), key=len)
+    number = {text: i for i, text in enumerate(inner)}
+    table = np.zeros((len(inner) + 1, 256), np.int16)
+    table[-1] = len(inner)
+    for before, state in number.items():
+        for byte in set(b"".join(strings)):
+            text = before + bytes([byte])
+            ends = text.endswith(tuple(strings))
+            longest = next(text[n:] for n in range(len(text) + 1) if text[n:] in number)
+            table[state, byte] = len(inner) if ends else number[longest]
+    return table
 
 
 def open_stops(

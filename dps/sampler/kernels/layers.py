@@ -16,14 +16,8 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     ``s = x + residual`` (rounded to the dtype); ``n = weight * round(s / sqrt(mean(s^2) + eps))``, the mean in float32,
     with the roundings of transformers' Qwen2RMSNorm and LlamaRMSNorm.
 
-    Args:
-        x: Output of the block before, shape (B, C), contiguous, C at most 8192.
-        residual: The residual stream, same shape and dtype; None where ``x`` is the stream itself.
-        weight: Shape (C,), same dtype.
-        eps: Added to the mean square.
-
-    Returns:
-        The normalized sum and the sum (``x`` itself without a residual), each of shape (B, C).
+    ``x`` (B, C), C at most 8192, ``residual`` (the same; None where ``x`` is the stream itself) and ``weight`` (C,) are
+    contiguous and of one dtype. Returns the normalized sum and the sum.
     """
     rows, width = x.shape
     normed = torch.empty_like(x)
@@ -89,7 +83,7 @@ def rotate_and_store(
         eps: Added to the mean square of these norms.
 
     Returns:
-        The rotated queries, shape (B, H, D), contiguous, dtype of ``qkv``.
+        The rotated queries, shape (B, H, D).
     """
     rows, size = qkv.shape[0], layer.shape[4]
     heads = num_heads + 2 * num_kv_heads
