@@ -132,58 +132,6 @@ def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(metric, thresh
     assert endings["eos"] >= 5
 
 
-def byte_level():
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return tokenizer, tokenizers.pre_tokenizers.ByteLevel.alphabet()
-
-
-def byte_fallback():
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
-    tokenizer.decoder = tokenizers.decoders.Sequence(
-        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
-    )
-    return tokenizer, [f"<0x{byte:02X}>" for byte in range(256)]
-
-
-def is_text(piece):
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("make", [byte_level, byte_fallback])
-def test_token_bytes_join_to_what_the_tokenizer_decodes(make):
-    backend, alphabet = make()
-    texts = ["Problem: wie groß ist 3 × 4?\n\nQ: 東京 🙂 " * 3, "  def f(x):\n\treturn x\n\n"]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
-    )
-    if make is byte_level:
-        backend.train_from_iterator(texts, trainer)
-    else:  # a trained vocabulary would not hold the byte tokens
-        names = ["<eos>", *alphabet, *dict.fromkeys("".join(texts).replace(" ", "▁")), "▁Pro", "lem:"]
-        backend.model = tokenizers.models.BPE(
-            vocab={name: i for i, name in enumerate(names)}, merges=[], byte_fallback=True
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    pieces = token_bytes(tokenizer, len(tokenizer) + 3)
-    assert len(pieces) == len(tokenizer) + 3
-    assert pieces[tokenizer.eos_token_id] == b"" == pieces[-1]
-    for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        assert b"".join(pieces[i] for i in ids).decode() == tokenizer.decode(ids) == text
-    whole = [i for i in range(len(tokenizer)) if is_text(pieces[i])]  # others may be a part of a letter
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        ids = rng.choice(whole, 20).tolist()
-        decoded = tokenizer.decode(ids, skip_special_tokens=True)
-        assert b"".join(pieces[i] for i in ids).decode() == decoded
-
-
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(InputError, match=r"Stop strings need a fast tokenizer, but object is none: set benchmark.stop"):
         token_bytes(object(), 5)
