@@ -76,6 +76,7 @@ def compared(model, config, count, at_a_time):
     return differing(sampled(recorded, chains, at_a_time), expected), recorded
 
 
+@pytest.mark.slow
 def test_single_chains_are_those_of_an_unrecorded_run_over_every_length(model):
     different, engine = compared(model, CONFIG, SINGLE_CHAINS, 1)
     assert different == 0
