@@ -62,8 +62,12 @@ class ComputeConfig:
     threads: int | None = None
     """PyTorch threads of a worker; the machine's cores divided by the workers if not set, beside a GPU at most 4."""
     forward: ForwardPath = "auto"
-    """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
-    `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
+    """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others. A CPU
+    runs `eager`."""
+    share: bool = True
+    """Let the policies of an evaluation that have one sampler share their trajectories: each is sampled once, decided
+    on live by every policy, and charged in full to each that uses it. Off, every policy samples its own, one after
+    another: for `latency_s` as a policy has it alone. So it is, too, where questions_at_a_time is set."""
     clock_store: str | None = None
     """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
     over instead of being measured again, so that `question_time_sec` means the same in both."""
@@ -72,6 +76,11 @@ class ComputeConfig:
     tensorboard: bool = False
     """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
     `tensorboard` of each store. Needs the extra of that name."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether policies over one sampler share their trajectories."""
+        return self.share and self.questions_at_a_time is None
 
     @property
     def part(self) -> slice:
@@ -139,9 +148,6 @@ class HarvestConfig:
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Features."""
-    checkpoint_blocks: tuple[int, ...] = ()
-    """Also store what every trajectory was at the end of these blocks, for instance `[1, 2]`, to train controllers
-    that are asked while trajectories run. The trajectories are the same with and without."""
     aggregator: Aggregator = "majority"
     """How k answers become one."""
     seed: int = 0
@@ -161,7 +167,6 @@ class HarvestConfig:
         check_model_name(self.model)
         check_seed(self.seed)
         self.sampler.check()
-        self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
@@ -174,59 +179,6 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
-class AskConfig:
-    """Controllers that are asked while the trajectories of a question run."""
-
-    controllers: tuple[str, ...] = ()
-    """Checkpoints or run folders, each trained with another `data.block`: the block after which it is asked."""
-    threshold: float | None = None
-    """Each controller's own if not set."""
-
-
-@dataclass(frozen=True)
-class InRunConfig:
-    """A policy that is also asked while trajectories run, to escalate early, to give questions up, or both."""
-
-    policy: str = ""
-    """The policy that is asked where all k trajectories have ended: the name of a controller or of a rule."""
-    escalate_early: AskConfig | None = None
-    """k.step trajectories more start at once while 1 - p_enough is above the threshold: the answer comes earlier."""
-    give_up: AskConfig | None = None
-    """The question is given up where the probability that it is solvable is not above the threshold: `label: solvable`.
-    Trajectories that run are stopped and have no answer."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The controllers."""
-        return tuple(path for ask in (self.escalate_early, self.give_up) if ask is not None for path in ask.controllers)
-
-    def check(self, name: str, possible: Collection[str]) -> None:
-        """Refuse what means nothing.
-
-        Args:
-            name: Of the policy.
-            possible: Names of policies that can be asked at the end.
-
-        Raises:
-            InputError: With one sentence that names the setting.
-        """
-        if self.policy not in possible:
-            raise InputError(
-                f"in_run.{name}.policy must be a controller or a rule, one of {', '.join(possible)}, got "
-                f"{self.policy!r}."
-            )
-        if self.escalate_early is None and self.give_up is None:
-            raise InputError(
-                f"in_run.{name} asks nobody: set escalate_early or give_up, or evaluate {self.policy} as it is."
-            )
-        for use, ask in (("escalate_early", self.escalate_early), ("give_up", self.give_up)):
-            if ask is not None and not ask.controllers:
-                raise InputError(f"in_run.{name}.{use}.controllers is empty: name at least one.")
-            if ask is not None and ask.threshold is not None and not -1 <= ask.threshold <= 1:
-                raise InputError(f"in_run.{name}.{use}.threshold must be between -1 and 1, got {ask.threshold:g}.")
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """`dps evaluate`: run policies live on the model and write one store for each."""
 
@@ -235,17 +187,14 @@ class EvaluateConfig:
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
     """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
     rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab` and `random`, which need no
-    training, names of `in_run`, and the baselines `max-swap`, `early-entropy`, `early-perplexity`,
-    `early-self-confidence`, which sample another law."""
+    training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample
+    another law. Rules and controllers beside `power` cost no more tokens, see compute.share."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
     0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
-    in_run: dict[str, InRunConfig] = field(default_factory=dict)
-    """Policies that are also asked while trajectories run, for instance `{eager: {policy: mlp-h, escalate_early:
-    {controllers: [runs/block-1], threshold: 0.2}}}`; their names go among the policies."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
@@ -270,6 +219,25 @@ class EvaluateConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
 
+    @property
+    def plain_ks(self) -> tuple[int, ...]:
+        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
+        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
+        return tuple(sorted({*powers, self.plain_max_k}))
+
+    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
+        """Return the evaluation without what is set up for policies that are not run.
+
+        Args:
+            given: Settings that stay all the same, such as ``controllers.gbdt``.
+        """
+
+        def kept(setting: str) -> dict[str, Any]:
+            names: dict[str, Any] = getattr(self, setting)
+            return {n: value for n, value in names.items() if n in self.policies or f"{setting}.{n}" in given}
+
+        return replace(self, controllers=kept("controllers"), rules=kept("rules"))
+
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
@@ -277,16 +245,8 @@ class EvaluateConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
-        known = (*FIXED_POLICIES, *RULES, *self.controllers, *self.in_run)
-        for name in self.policies:
-            if name not in known:
-                raise InputError(
-                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
-                    f"a controller must be given as controllers.{name}: PATH."
-                )
-        if not self.policies:
-            raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
-        self._check_names()
+        self._check_policies()
+        self._check_controllers()
         self._check_rules()
         self._check_all_used()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
@@ -305,63 +265,33 @@ class EvaluateConfig:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
 
-    def _check_names(self) -> None:
-        """Refuse policies that would share a folder, or lie outside of the evaluation's."""
-        for name in (*self.controllers, *self.in_run):
+    def _check_policies(self) -> None:
+        """Refuse policies that do not exist or that would share a folder."""
+        known = (*FIXED_POLICIES, *RULES, *self.controllers)
+        for place, name in enumerate(self.policies):
+            if name not in known:
+                raise InputError(
+                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
+                    f"a controller must be given as controllers.{name}: PATH."
+                )
+            if name in self.policies[:place]:
+                raise InputError(f"policies names {name} twice: name each policy once.")
+        if not self.policies:
+            raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+
+    def _check_controllers(self) -> None:
+        """Refuse names of controllers that would lie outside of the evaluation's folder, or belong to others."""
+        for name in self.controllers:
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise InputError(
                     f"Expected a policy's name of letters, digits and . + - _, which names its folder, got {name!r}: "
                     "choose another."
                 )
-        twice = [name for place, name in enumerate(self.policies) if name in self.policies[:place]]
-        if twice:
-            raise InputError(f"policies names {twice[0]} twice: name each policy once.")
-
-    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
-        """Return the evaluation without what is set up for policies that are not run.
-
-        Args:
-            given: Settings that stay all the same, such as ``controllers.gbdt``.
-        """
-
-        def kept(setting: str) -> dict[str, Any]:
-            names: dict[str, Any] = getattr(self, setting)
-            return {n: value for n, value in names.items() if n in self._run_policies or f"{setting}.{n}" in given}
-
-        narrowed = replace(self, in_run=kept("in_run"))
-        return replace(narrowed, controllers=kept("controllers"), rules=kept("rules"))
-
-    @property
-    def _run_policies(self) -> set[str]:
-        """The policies, and those that policies of ``in_run`` ask where all trajectories have ended."""
-        return {*self.policies, *(self.in_run[name].policy for name in self.policies if name in self.in_run)}
-
-    def _check_all_used(self) -> None:
-        """Refuse what is set up for a policy that is not run."""
-        run = self._run_policies
-        early = {f"early_stop_thresholds.{metric}": name for name, metric in EARLY_STOPS.items()}
-        setups = {f"in_run.{name}": name for name in self.in_run}
-        setups |= {f"controllers.{name}": name for name in self.controllers}
-        setups |= {f"rules.{name}": name for name in self.rules}
-        setups |= {key: name for key, name in early.items() if key.partition(".")[2] in self.early_stop_thresholds}
-        for setting, name in setups.items():
-            if name not in run:
-                raise InputError(
-                    f"{setting} is set, but no policy names {name}: add it to policies, which are "
-                    f"{', '.join(self.policies)}, or leave {setting} out."
-                )
+            if name in (*FIXED_POLICIES, *RULES):
+                raise InputError(f"controllers.{name} has the name of another policy: choose another name for it.")
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
-        for setting, names, others in (
-            ("controllers", self.controllers, (*FIXED_POLICIES, *RULES)),
-            ("in_run", self.in_run, (*FIXED_POLICIES, *RULES, *self.controllers)),
-        ):
-            taken = [name for name in names if name in others]
-            if taken:
-                raise InputError(f"{setting}.{taken[0]} has the name of another policy: choose another name for it.")
-        for name, inside in self.in_run.items():
-            inside.check(name, (*self.controllers, *RULES))
         for name, settings in self.rules.items():
             if name not in RULES:
                 raise InputError(f"rules has settings for {name}: expected one of {', '.join(RULES)}.")
@@ -374,11 +304,18 @@ class EvaluateConfig:
             if settings.get("window", 1) < 1:
                 raise InputError(f"rules.{name}.window must be at least 1, got {settings['window']:g}.")
 
-    @property
-    def plain_ks(self) -> tuple[int, ...]:
-        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
-        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
-        return tuple(sorted({*powers, self.plain_max_k}))
+    def _check_all_used(self) -> None:
+        """Refuse what is set up for a policy that is not run."""
+        setups = {f"controllers.{name}": name for name in self.controllers}
+        setups |= {f"rules.{name}": name for name in self.rules}
+        metrics = {metric: name for name, metric in EARLY_STOPS.items() if metric in self.early_stop_thresholds}
+        setups |= {f"early_stop_thresholds.{metric}": name for metric, name in metrics.items()}
+        for setting, name in setups.items():
+            if name not in self.policies:
+                raise InputError(
+                    f"{setting} is set, but no policy names {name}: add it to policies, which are "
+                    f"{', '.join(self.policies)}, or leave {setting} out."
+                )
 
 
 @dataclass(frozen=True)

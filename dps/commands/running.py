@@ -63,16 +63,12 @@ def run_evaluate(arguments: list[str]) -> None:
     config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
     if any(argument.partition("=")[0] == "--policies" for argument in arguments):
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
-        config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
+        config = config.narrowed(_named(arguments, ("controllers", "rules")))
     _check_questions(config.check())
     _check_there(config.model)
     for name in config.policies:
-        inside = config.in_run.get(name)
-        for path in inside.paths if inside is not None else ():
-            check_controller_file(path)
-        at_end = name if inside is None else inside.policy
-        if at_end in config.controllers:
-            check_controller_file(config.controllers[at_end])
+        if name in config.controllers:
+            check_controller_file(config.controllers[name])
     from dps.run.run import evaluate
 
     _say(evaluate(config, load_controller=_load_controller()))

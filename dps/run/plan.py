@@ -185,10 +185,9 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     model = load_model(settings.model)
     benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
-    blocks = tuple(config.checkpoint_blocks)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:
         # The run measures its clock too; here that also warms up.
-        measure_clock(model, benchmark, settings, config.sampler, blocks)
+        measure_clock(model, benchmark, settings, config.sampler)
     engine = open_engine(
         model,
         config.sampler,
@@ -196,7 +195,6 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=settings.memory_share,
-        snapshot_blocks=blocks,
     )
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])

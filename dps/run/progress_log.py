@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dps.run.progress import Progress
 from feature_store.errors import StoreError
 from feature_store.hostile import open_in_place
 
@@ -49,8 +49,8 @@ class ProgressLog:
             self._file = FileIO(open_in_place(folder / PROGRESS, os.O_RDWR | os.O_APPEND), "r+")
             _drop_half_line(self._file)
             self._scalars = _Scalars(_own_folder(folder / TENSORBOARD)) if tensorboard else None
-        self._before, self._total = before, total
-        self._started = time.monotonic()
+        self._before = before
+        self._progress = Progress(str(folder), total - before)
         self._last = float("-inf")
         self._pending: dict[str, Any] | None = None
 
@@ -76,23 +76,21 @@ class ProgressLog:
             age_s: Seconds since the last of these questions was admitted; the run's time is counted from the first
                 admission.
         """
-        now = time.monotonic()
-        self._started = min(self._started, now - age_s)
-        elapsed = now - self._started
-        per_s = done / max(elapsed, 1e-9)
-        left = self._total - self._before - done
+        progress = self._progress
+        progress.began_before(age_s)
+        progress.done = done
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "questions": self._before + done,
-            "total": self._total,
-            "elapsed_s": round(elapsed, 3),
-            "questions_per_min": round(60 * per_s, 3),
-            "left_s": round(left / per_s, 1) if done else None,
+            "total": self._before + progress.total,
+            "elapsed_s": round(progress.elapsed_s, 3),
+            "questions_per_min": round(60 * progress.per_second, 3),
+            "left_s": round((progress.total - done) / progress.per_second, 1) if done else None,
             **values,
         }
         self._pending = line
-        if elapsed - self._last >= _EVERY_S:
-            self._last = elapsed
+        if progress.elapsed_s - self._last >= _EVERY_S:
+            self._last = progress.elapsed_s
             self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from dps.decide.aggregate import answer_of, representative
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
 from dps.errors import InputError
 from dps.run import scheduler
-from dps.run.scheduler import Account, PreparedQuestion, Treatment, run_policies, run_policy
+from dps.run.scheduler import Account, PolicyRun, PreparedQuestion, run_policies, run_policy
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from tests.factories import make_question, make_trajectory
@@ -48,8 +48,8 @@ class Grading:
 class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
-    name, threshold, pooling, calibration, ks = "fake", 0.5, "mean", CALIBRATION, tuple(range(1, 9))
-    label, block, block_size = "no_gain", None, 4
+    name, threshold, calibration, ks, label = "fake", 0.5, CALIBRATION, tuple(range(1, 9)), "no_gain"
+    block, block_size = None, 4
 
     def __init__(self, rule):
         self.rule, self.seen = rule, []
@@ -169,39 +169,128 @@ def test_questions_at_a_time(model, at_a_time):
         assert [t.tokens.tolist() for t in record.trajectories] == [t.tokens.tolist() for t in found[name].trajectories]
 
 
-def test_policies_that_share_the_rows_get_what_each_gets_alone(model):
-    asked = DynamicK(KRange(2, 2, 8), FakeController(lambda f: float(f.scalars[-1] >= 4)))
-    treatments = {
-        "asked": Treatment(asked, feature_layer=2),
-        "rule": Treatment(RuleK(KRange(2, 2, 8), RULES["adaptive-consistency"])),
-        "fixed": Treatment(FixedK(4), feature_layer=2),
-        "bare": Treatment(FixedK(2)),
+def fakes():
+    """Policies over one sampler, some with features; of several kinds."""
+    entropy = SCALAR_FEATURES.index("mcmc_entropy")
+    picky = FakeController(lambda f: float(f.scalars[entropy] < 0.9 and f.hidden.size > 0 and f.embedding.size > 0))
+    return {
+        "asked": PolicyRun(DynamicK(KRange(2, 2, 8), FakeController(lambda f: float(f.scalars[-1] >= 4))), 2, False),
+        "picky": PolicyRun(DynamicK(KRange(2, 2, 6), picky), 2),
+        "agree": PolicyRun(RuleK(KRange(2, 2, 8), RULES["adaptive-consistency"]), embeds=False),
+        "esc": PolicyRun(RuleK(KRange(1, 1, 8), RULES["esc"]), embeds=False),
+        "fixed": PolicyRun(FixedK(4), 1, False),
+        "bare": PolicyRun(FixedK(8), embeds=False),
     }
-    name_of = {id(treatment): name for name, treatment in treatments.items()}
+
+
+def same_record(mine, alone, *, atol=1e-5):
+    """Equal but for measured seconds; hidden states are rounded by the batch of their pass."""
+    seconds = ("prefill_s", "embedding_s", "controller_s", "latency_s", "compute_s", "started_s", "finished_s")
+    for field in fields(alone):
+        one, other = getattr(mine, field.name), getattr(alone, field.name)
+        if field.name == "trajectories":
+            assert len(one) == len(other)
+            for a, b in zip(one, other, strict=True):
+                same_record(a, b, atol=atol)
+        elif field.name == "steps":
+            same_record(one, other)
+        elif isinstance(other, np.ndarray):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype), field.name
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=atol, err_msg=field.name)
+        elif isinstance(other, float):
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-6) or field.name in seconds, field.name
+        elif field.name == "decisions":
+            assert [d.k for d in one] == [d.k for d in other]
+            assert [d.p_enough for d in one] == pytest.approx([d.p_enough for d in other])
+        else:
+            assert one == other, field.name
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("background", [False, True])
+def test_policies_that_share_trajectories_get_what_each_gets_alone(model, rows, background):
+    grader = SlowGrading() if background else Grading()
+    runs = fakes()
+    name_of = {run: name for name, run in runs.items()}
+    sources = [([*runs.values()] if n % 3 else [*runs.values()][n % 2 :: 2], q) for n, q in enumerate(questions(9))]
+    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    account, shared, last = Account(), {}, []
+    for done in run_policies(model, engine, sources, grader=grader, seed=1, account=account):
+        shared[name_of[done.run], done.question.question_id] = done.question
+        last += [done.question.question_id] if done.last else []
+    assert sorted(last) == [source.question_id for _, source in sources]
+    alone_tokens = 0
+    for name, each in runs.items():
+        mine = [([each], source) for those, source in sources if each in those]
+        alone = Engine(model, CONFIG, rows=16, prompt_room=8)
+        for done in run_policies(model, alone, mine, grader=Grading(), seed=1):
+            same_record(shared.pop((name, done.question.question_id)), done.question)
+        alone_tokens += alone.num_generated_tokens
+    assert shared == {}
+    assert engine.num_generated_tokens < alone_tokens / 3
+
+
+def test_a_shared_trajectory_is_sampled_once_and_charged_in_full_to_each_policy(model):
+    runs = fakes()
     engine = Engine(model, CONFIG, rows=16, prompt_room=8)
-    events = []
+    account, by_run = Account(), {run: {} for run in runs.values()}
+    for done in run_policies(
+        model, engine, [([*runs.values()], q) for q in questions(6)], grader=Grading(), seed=1, account=account
+    ):
+        by_run[done.run][done.question.question_id] = done.question
+    bare, fixed = by_run[runs["bare"]], by_run[runs["fixed"]]
+    assert engine.num_generated_tokens == sum(t.num_generated_tokens for q in bare.values() for t in q.trajectories)
+    assert account.decode == pytest.approx(sum(t.compute_s for q in bare.values() for t in q.trajectories))
+    assert account.prefill == pytest.approx(sum(q.prefill_s for q in bare.values()))
+    everybody = [q for questions_of in by_run.values() for q in questions_of.values()]
+    assert account.controller == pytest.approx(sum(q.controller_s for q in everybody))
+    for run in (runs["asked"], runs["picky"]):
+        for name, question in by_run[run].items():
+            for mine, decoded in zip(question.trajectories, bare[name].trajectories, strict=False):
+                assert mine.compute_s > decoded.compute_s  # with its part of a feature pass
+                assert (mine.num_generated_tokens, mine.started_s) == (decoded.num_generated_tokens, decoded.started_s)
+    asked, picky = by_run[runs["asked"]], by_run[runs["picky"]]
+    for name, question in asked.items():  # one feature pass for both, charged to both
+        for mine, other in zip(question.trajectories, picky[name].trajectories, strict=False):
+            assert mine.compute_s == other.compute_s
+    for name, question in fixed.items():
+        assert {t.index for t in question.trajectories} == {0, 1, 2, 3}
+        assert question.latency_s >= max(t.finished_s for t in question.trajectories)
+        assert question.latency_s <= bare[name].latency_s + 1.0
+
+
+def test_a_policy_that_stops_early_has_its_answer_before_the_others(model):
+    """Its latency ends when its own answer stands: it does not wait for trajectories that others asked for."""
+    early = PolicyRun(DynamicK(KRange(1, 1, 8), FakeController(lambda f: 1.0)), embeds=False)
+    late = PolicyRun(FixedK(8), embeds=False)
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
+    order = []
+    for done in run_policies(model, engine, [([late, early], q) for q in questions(3)], grader=Grading(), seed=1):
+        order.append((done.question.question_id, done.run))
+        assert done.last == (done.run is late)
+    for name in ("q000", "q001", "q002"):
+        assert order.index((name, early)) < order.index((name, late))
+
+
+def test_without_sharing_the_policies_take_the_rows_in_turn(model):
+    """What comes after each other is sampled again; nobody waits for the last chain of the policy before."""
+    runs = {name: run for name, run in fakes().items() if name in ("asked", "agree", "fixed")}
+    name_of = {run: name for name, run in runs.items()}
+    engine = Engine(model, CONFIG, rows=16, prompt_room=8)
+    events, tokens = [], 0
 
     def source():
-        for name, treatment in treatments.items():
+        for name, each in runs.items():
             for question in questions(7):
                 events.append(("drawn", name))
-                yield treatment, question
+                yield [each], question
 
-    found = {}
-    for treatment, record in run_policies(model, engine, source(), grader=Grading(), seed=1):
-        events.append(("complete", name_of[id(treatment)]))
-        found[name_of[id(treatment)], record.question_id] = record
-    assert len(found) == 4 * 7
-    for name, treatment in treatments.items():
-        alone = run(model, treatment.policy, count=7, layer=treatment.feature_layer)
-        for question_id, record in alone.items():
-            mine = found[name, question_id]
-            assert mine.decisions == record.decisions
-            assert [t.tokens.tolist() for t in mine.trajectories] == [t.tokens.tolist() for t in record.trajectories]
-            for a, b in zip(mine.trajectories, record.trajectories, strict=True):
-                assert a.hidden.shape == b.hidden.shape
-                np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
-    for earlier, later in itertools.pairwise(treatments):  # nobody waits for the last chain of the policy before
+    for done in run_policies(model, engine, source(), grader=Grading(), seed=1):
+        events.append(("complete", name_of[done.run]))
+        tokens += sum(t.num_generated_tokens for t in done.question.trajectories)
+        assert done.last
+    assert engine.num_generated_tokens == tokens
+    for earlier, later in itertools.pairwise(runs):
         last = max(i for i, event in enumerate(events) if event == ("complete", earlier))
         assert events.index(("drawn", later)) < last
 
@@ -398,7 +487,8 @@ def test_waiting_for_a_larger_feature_pass_changes_nothing(model, monkeypatch):
     monkeypatch.setattr(scheduler, "block_hidden", counted)
     often = run(model, FixedK(4))
     few = len(passes)
-    monkeypatch.setattr(scheduler, "_patience", lambda policy, model: 1e9)
+    monkeypatch.setattr(scheduler, "FEATURE_PATIENCE_S", 1e9)
+    monkeypatch.setattr(scheduler, "WAITING_DEVICES", ("cpu",))
     passes.clear()
     once = run(model, FixedK(4))
     assert passes == [48]

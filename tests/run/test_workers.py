@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from dps.cli import run
-from dps.run import worker
+from dps.run import committer
+from dps.run.committer import Committer, Done
+from dps.run.display import Display, StoreProgress
 from dps.run.progress_log import PROGRESS
-from dps.run.run import StorePlan, _Display
-from dps.run.worker import Done, StoreTask
-from dps.sampler.settings import SamplerConfig
 from feature_store import Store
 from feature_store.errors import StoreError
 from feature_store.tools import damage, verify
@@ -132,18 +131,25 @@ def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monk
     assert not (tmp_path / "s" / "manifest.json").exists()
 
 
-def test_the_log_and_the_bar_say_what_the_fullest_gpu_of_any_worker_has(tmp_path, capsys):
-    done = Done(0, "q0", k=4, tokens=100, correct=True, accepted=1, proposed=2, age_s=1.0, gpu_gib=3.456)
-    plan = StorePlan(tmp_path, "harvest", {"name": "power"}, StoreTask(tmp_path, SamplerConfig(), 4, None, True))
-    with _Display([plan], [0], 3) as display:
-        for question, gpu_gib in (("q0", 3.456), ("q1", 7.891), ("q2", 3.5)):  # of two workers
-            display.show(replace(done, question_id=question, gpu_gib=gpu_gib))
-    assert progress(tmp_path)[-1]["gpu_gib"] == 7.89
-    assert "GPU GiB 7.9" in capsys.readouterr().err
+def test_the_bar_counts_shared_tokens_once_and_each_log_what_its_policy_is_charged(tmp_path, capsys):
+    stores = [StoreProgress(tmp_path / name, name, 0) for name in ("power", "rule", "plain")]
+    for store in stores:
+        store.folder.mkdir()
+    done = Done(0, "q0", tokens=(100, 200, 300), correct=True, accepted=1, proposed=2, age_s=1.0)
+    with Display("evaluation", stores, [(0, 1), (2,)], 2) as display:
+        for store, count, gpu_gib in ((1, 1, 3.456), (0, 3, 7.891), (2, 2, 3.5)):  # of two workers
+            display.show(replace(done, store=store, tokens=done.tokens[:count], gpu_gib=gpu_gib))
+        display.show(replace(done, question_id="q1", store=0))
+    assert [progress(store.folder)[-1]["tokens"] for store in stores] == [1200, 100, 300]
+    assert [progress(store.folder)[-1]["gpu_gib"] for store in stores] == [7.89, 3.46, 3.5]
+    said = capsys.readouterr().err
+    assert "tokens 1,500" in said  # 100 of both, 500 of the first alone, 300 of another sampler, 600 of the next
+    assert "GPU GiB 7.9" in said
+    assert "evaluation (power, rule, plain): 4 of 6" in said
 
 
 def test_a_worker_reports_the_memory_of_its_own_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "peak_gib", lambda: 1.5)
+    monkeypatch.setattr(committer, "peak_gib", lambda: 1.5)
     assert run(["harvest", f"--output={tmp_path}", "--benchmark.limit=2", "--compute.threads=1", *SETTINGS]) == 0
     assert progress(tmp_path)[-1]["gpu_gib"] == 1.5
 
@@ -196,42 +202,41 @@ class _Slow:
 def commits(alone, monkeypatch):
     """A committer to a slow store, that store, and the questions that were reported."""
     store, reported = _Slow(), []
-    monkeypatch.setattr(worker.StoreWriter, "attach", lambda folder: store)
-    task = StoreTask(alone.folder, SamplerConfig(), 4, None, features=True)
-    return worker._Committer([task], "w0", 0.0, lambda found: reported.append(found.question_id)), store, reported
+    monkeypatch.setattr(committer.StoreWriter, "attach", lambda folder: store)
+    return Committer([alone.folder], "w0", 0.0, lambda done: reported.append(done.question_id)), store, reported
 
 
 def test_sampling_goes_on_while_a_commit_is_written(alone, commits):
-    committer, store, reported = commits
+    commit, store, reported = commits
     first, second, third = itertools.islice(alone, 3)
-    with committer:
-        committer.add(0, first)
-        committer.add(0, second)
-        committer.look()
-        assert (committer.complete, reported, store.written) == ({0: 2}, [], [])
+    with commit:
+        commit.add(0, first, 0)
+        commit.add(0, second, None)
+        commit.look()
+        assert (commit.complete, reported, store.written) == ({0: 1}, [], [])
         store.go.set()
         while not reported:
-            committer.look()
+            commit.look()
         assert reported == [first.question_id]
-        committer.add(0, third)
+        commit.add(0, third, 0)
     assert store.written[0] == reported[:1]
     assert reported == list(itertools.chain(*store.written)) == [q.question_id for q in (first, second, third)]
 
 
 def test_a_store_that_cannot_be_written_stops_the_worker_once(alone, commits):
-    committer, store, reported = commits
+    commit, store, reported = commits
     store.error = StoreError("no room")
     store.go.set()
     first, second = itertools.islice(alone, 2)
 
     def sample():
-        with committer:
-            committer.add(0, first)
+        with commit:
+            commit.add(0, first, 0)
             while True:
-                committer.look()
+                commit.look()
 
     with pytest.raises(StoreError, match="no room"):
         sample()
     with pytest.raises(RuntimeError):
-        committer.add(0, second)  # it takes nothing more
+        commit.add(0, second, 0)  # it takes nothing more
     assert (store.written, reported) == ([[first.question_id]], [])
