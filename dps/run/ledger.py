@@ -24,7 +24,11 @@ class Take:
     questions: tuple[tuple[str, tuple[int, ...]], ...]
     """Ids of questions to sample, each with the stores that miss it; none where there are none for this worker now."""
     finished: bool = False
-    """Whether nothing is left anywhere, so that the worker may end."""
+    """Whether nothing is left anywhere, or the run is to end, so that the worker ends."""
+
+
+NOTHING_MORE = Take(0, (), finished=True)
+"""What a worker is told when the run is to end."""
 
 
 class Ledger:

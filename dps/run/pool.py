@@ -26,8 +26,8 @@ from dps.errors import InputError, WorkersDied
 from dps.model import LanguageModel, load_model
 from dps.run.clock import Clock, measure_clock
 from dps.run.committer import Done
-from dps.run.ledger import Ledger, Missing, Take
-from dps.run.worker import LoadController, Stop, StoreTask, WorkSettings, work
+from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
+from dps.run.worker import LoadController, StoreTask, WorkSettings, work
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
 from feature_store.errors import StoreError
@@ -322,11 +322,11 @@ class _Line:
             self.receive()
         return self._stopped
 
-    def take(self, group: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
+    def take(self, group: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
         """Ask for questions."""
         self.send((group, wanted, dict(complete)))
         message = self.receive() if not self._stopped else _STOP
-        return message if isinstance(message, Take) else Stop()
+        return message if isinstance(message, Take) else NOTHING_MORE
 
 
 def _worker_process(

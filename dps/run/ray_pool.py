@@ -16,8 +16,8 @@ from dps.extras import install
 from dps.run import pool
 from dps.run.clock import Clock
 from dps.run.committer import Done
-from dps.run.ledger import Ledger, Missing, Take
-from dps.run.worker import LoadController, Stop, StoreTask, WorkSettings
+from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
+from dps.run.worker import LoadController, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
 
 _POLL_S = 0.3
@@ -25,22 +25,22 @@ _POLL_S = 0.3
 _CPUS_PER_WORKER = 1
 
 
-class Desk:
-    """Hands out questions and collects reports; an actor, so its calls come one at a time."""
+class Desk(Ledger):
+    """The ledger with the reports that the run has not shown yet; an actor, so its calls come one at a time."""
 
     def __init__(self, missing: Sequence[Missing], num_workers: int) -> None:
         """Fill the queue; see :class:`dps.run.ledger.Ledger`."""
-        self._ledger = Ledger(missing, num_workers)
+        super().__init__(missing, num_workers)
         self._reports: list[Done] = []
         self._stopped = False
 
-    def take(self, worker: int, group: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
-        """Hand out questions."""
-        return Stop() if self._stopped else self._ledger.take(worker, group, wanted, complete)
+    def take(self, worker: int, group: int | None, wanted: int, complete: Mapping[int, int] | None = None) -> Take:
+        """Hand out questions, unless the run is to end."""
+        return NOTHING_MORE if self._stopped else super().take(worker, group, wanted, complete)
 
     def report(self, done: Done) -> None:
         """Note a committed question."""
-        if self._ledger.done(done.store, done.question_id):
+        if self.done(done.store, done.question_id):
             self._reports.append(done)
 
     def stop(self) -> None:
@@ -54,15 +54,7 @@ class Desk:
     def news(self) -> tuple[list[Done], bool, str | None]:
         """Return the reports since the last call, whether all is done, and a question that is deadly."""
         reports, self._reports = self._reports, []
-        return reports, self._ledger.finished, self._ledger.deadly()
-
-    def held_by(self, worker: int) -> list[tuple[int, str]]:
-        """Return what a worker has."""
-        return self._ledger.held_by(worker)
-
-    def lost(self, worker: int) -> list[str]:
-        """Put back what a dead worker had."""
-        return self._ledger.lost(worker)
+        return reports, self.finished, self.deadly()
 
 
 class Worker(pool.Worker):

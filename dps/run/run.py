@@ -29,9 +29,9 @@ from dps.model import LanguageModel, load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
 from dps.run.committer import Done
-from dps.run.display import Display, StoreProgress
 from dps.run.ledger import Missing
 from dps.run.pool import Pool, for_worker
+from dps.run.progress_log import Display
 from dps.run.worker import (
     LoadController,
     StoreTask,
@@ -212,16 +212,16 @@ def _fill(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Check what can be checked, write the manifests, fill the stores; their folders are held meanwhile."""
+    paths = dict.fromkeys(plan.task.controller for plan in plans if plan.task.controller is not None)
+    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
+    check_there(settings.model)
+    if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
+        open_embedder(settings.features.embedder).check_there()
     with ExitStack() as stack:
         for plan in plans:
             stack.enter_context(held(plan.folder))
-        paths = dict.fromkeys(plan.task.controller for plan in plans if plan.task.controller is not None)
-        controllers = [load_controller(path) for path in paths] if load_controller is not None else []
         benchmark = load_benchmark(settings.benchmark, settings.model.name)
         _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
-        check_there(settings.model)
-        if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
-            open_embedder(settings.features.embedder).check_there()
         # Worker processes start first, so that they import while this one loads the model.
         pool = _pool(settings, load_controller)
         if pool is None:
@@ -269,8 +269,9 @@ def _fill_stores(
         for group in groups:
             stores = {name: tuple(n for n in group if name not in writers[n].committed) for name in wanted}
             missing.append({name: lack for name, lack in stores.items() if lack})
-        stores = [StoreProgress(plan.folder, plan.policy["name"], n) for plan, n in zip(plans, before, strict=True)]
-        with Display(plans[0].kind, stores, groups, len(wanted), settings.compute.tensorboard) as display:
+        shown = [(plan.folder, plan.policy["name"], count) for plan, count in zip(plans, before, strict=True)]
+        tensorboard = settings.compute.tensorboard
+        with Display(plans[0].kind, shown, len(wanted), groups, tensorboard=tensorboard) as display:
             run(tasks, missing, display.show)
             counts = display.counts
         if counts != [len(names) for names in lacking]:

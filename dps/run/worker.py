@@ -176,12 +176,7 @@ def prepare(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """What a worker is told instead of questions when the run is to end."""
-
-
-TakeQuestions = Callable[[int | None, int, Mapping[int, int]], "Take | Stop"]
+TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]
 """Asks for questions: the group whose rows the worker has (None for none), how many it could start, and how many of
 each group it has complete but not committed."""
 
@@ -215,12 +210,12 @@ def work(
     benchmark = load_benchmark(settings.benchmark, settings.model.name)
     cache = EngineCache(model, benchmark, tasks, settings, load_controller)
     folders = [task.folder for task in tasks]
-    given: Take | Stop | None = None
+    given: Take | None = None
 
     def feed() -> Iterator[Take]:
         """Yield what is given until there is nothing for now, or it needs another engine."""
         nonlocal given
-        while isinstance(given, Take) and given.questions and cache.has_rows_for(given.group):
+        while given is not None and given.questions and cache.has_rows_for(given.group):
             cache.turn_to(given.group)
             now, given = given, None
             yield now
@@ -234,7 +229,7 @@ def work(
 
         while not stopping():
             given = given or take(None, cache.wanted, committer.complete)
-            if isinstance(given, Stop) or given.finished:
+            if given.finished:
                 return
             if not given.questions:  # others have the last questions, which come back if one of them dies
                 committer.commit()
