@@ -216,28 +216,40 @@ def same_record(mine, alone, *, atol=1e-5):
             assert one == other, field.name
 
 
-@pytest.mark.parametrize("rows", [8, 64])
-@pytest.mark.parametrize("background", [False, True])
-def test_policies_that_share_trajectories_get_what_each_gets_alone(model, rows, background):
-    grader = SlowGrading() if background else Grading()
-    runs = fakes()
+def together(runs):
+    """Nine questions, some for all policies and some for a few of them."""
+    every = list(runs.values())
+    return [(every if n % 3 else every[n % 2 :: 2], question) for n, question in enumerate(questions(9))]
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """What each policy records of its questions on its own, and the tokens of that."""
+    records, tokens = {}, 0
+    for name, run in fakes().items():
+        engine = Engine(model, CONFIG, rows=16, prompt_room=8)
+        mine = [([run], question) for names, question in together({n: n for n in fakes()}) if name in names]
+        for done in run_policies(model, engine, mine, grader=Grading(), seed=1):
+            records[name, done.question.question_id] = done.question
+        tokens += engine.num_generated_tokens
+    return records, tokens
+
+
+@pytest.mark.parametrize(("rows", "background"), [(8, False), (64, False), (16, True)])
+def test_policies_that_share_trajectories_get_what_each_gets_alone(model, alone, rows, background):
+    runs, shared, last = fakes(), {}, []
     name_of = {run: name for name, run in runs.items()}
-    sources = [([*runs.values()] if n % 3 else [*runs.values()][n % 2 :: 2], q) for n, q in enumerate(questions(9))]
     engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
-    account, shared, last = Account(), {}, []
-    for done in run_policies(model, engine, sources, grader=grader, seed=1, account=account):
+    grader = SlowGrading() if background else Grading()
+    for done in run_policies(model, engine, together(runs), grader=grader, seed=1):
         shared[name_of[done.run], done.question.question_id] = done.question
         last += [done.question.question_id] if done.last else []
-    assert sorted(last) == [source.question_id for _, source in sources]
-    alone_tokens = 0
-    for name, each in runs.items():
-        mine = [([each], source) for those, source in sources if each in those]
-        alone = Engine(model, CONFIG, rows=16, prompt_room=8)
-        for done in run_policies(model, alone, mine, grader=Grading(), seed=1):
-            same_record(shared.pop((name, done.question.question_id)), done.question)
-        alone_tokens += alone.num_generated_tokens
-    assert shared == {}
-    assert engine.num_generated_tokens < alone_tokens / 3
+    assert sorted(last) == [question.question_id for question in questions(9)]
+    records, tokens = alone
+    assert shared.keys() == records.keys()
+    for key, record in records.items():
+        same_record(shared[key], record)
+    assert engine.num_generated_tokens < tokens / 3
 
 
 def test_a_shared_trajectory_is_sampled_once_and_charged_in_full_to_each_policy(model):
