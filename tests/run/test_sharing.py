@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import dps.run.clock
 from dps.benchmarks import BenchmarkConfig
 from dps.config import ComputeConfig, EvaluateConfig
 from dps.decide import KRange
@@ -74,6 +75,14 @@ def charged(config, *names):
     return sum(t.num_generated_tokens for store in stores for q in store for t in q.trajectories)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clock():
+    """A clock that takes no time to measure; of worker processes it is the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dps.run.clock, "calibrate", lambda engine, prompts: {**CONSTANTS, "rows": float(engine.rows)})
+        yield
+
+
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory):
     """Every policy on its own."""
@@ -118,6 +127,7 @@ def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path
         assert sorted(stored) == store.question_ids
 
 
+@pytest.mark.slow
 def test_two_workers_share_too(apart, tmp_path, capsys):
     config = config_of(tmp_path, compute={"workers": 2})
     evaluate(config, load_controller)

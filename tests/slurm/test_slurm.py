@@ -46,6 +46,7 @@ def submit(*arguments):
     return subprocess.run(["bash", str(SCRIPTS / "submit.sh"), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_array_of_shards_one_of_them_stopped_makes_the_whole_harvest(cluster):
     done = submit(str(cluster / "empty.yaml"), str(cluster / "out"), "2", "0", *OPTIONS)
     assert done.returncode == 0, done.stderr
