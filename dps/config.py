@@ -84,11 +84,7 @@ class ComputeConfig:
 
     @property
     def part(self) -> slice:
-        """The questions of the shard, all of them without one.
-
-        Raises:
-            InputError: If it is not of the form ``i/n`` with 1 <= i <= n.
-        """
+        """The questions of the shard, all of them without one; an InputError if it is not ``i/n`` with 1 <= i <= n."""
         if self.shard is None:
             return slice(None)
         number, _, count = self.shard.partition("/")
@@ -117,11 +113,7 @@ class ComputeConfig:
 
 
 def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
-    """Refuse forced lengths that there cannot be.
-
-    Raises:
-        InputError: With one sentence that names the setting.
-    """
+    """Raise an InputError for forced lengths that there cannot be."""
     if mean is not None and mean < 1:
         raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
     if spread < 0:
@@ -226,10 +218,10 @@ class EvaluateConfig:
         return tuple(sorted({*powers, self.plain_max_k}))
 
     def narrowed(self, given: Collection[str]) -> EvaluateConfig:
-        """Return the evaluation without what is set up for policies that are not run.
+        """Return the evaluation without what is set up for policies that are not run; what is ``given`` stays.
 
         Args:
-            given: Settings that stay all the same, such as ``controllers.gbdt``.
+            given: Such settings as ``controllers.gbdt``.
         """
 
         def kept(setting: str) -> dict[str, Any]:
@@ -422,12 +414,11 @@ class ShipConfig:
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
         chooses = self.threshold is None and self.crossval is not None
-        if self.margin is None:
-            if self.k is not None and not chooses:
-                raise InputError(
-                    "k says where a threshold is chosen for: give margin with it, and crossval, or leave it out."
-                )
-        elif not chooses:
+        if self.margin is None and self.k is not None and not chooses:
+            raise InputError(
+                "k says where a threshold is chosen for: give margin with it, and crossval, or leave it out."
+            )
+        if self.margin is not None and not chooses:
             raise InputError(
                 "margin chooses the threshold on the predictions of a cross-validation: give crossval with it, and no "
                 "threshold."

@@ -35,12 +35,7 @@ class Ledger:
     """Hands out the questions of several groups in order, and remembers who has them."""
 
     def __init__(self, groups: Sequence[Missing], num_workers: int) -> None:
-        """Fill the queue.
-
-        Args:
-            groups: What each group lacks.
-            num_workers: Workers that will pull.
-        """
+        """Fill the queue with what each group lacks."""
         self._waiting = [deque((name, tuple(stores)) for name, stores in group.items()) for group in groups]
         self._group_of = {store: n for n, group in enumerate(groups) for stores in group.values() for store in stores}
         self._held: dict[tuple[int, str], tuple[int, set[int]]] = {}
@@ -108,11 +103,7 @@ class Ledger:
         ]
 
     def lost(self, worker: int) -> list[str]:
-        """Put what a dead worker had back to the front of the queue, for the stores that still miss it.
-
-        Returns:
-            Its questions. :meth:`deadly` names one that was in the hands of several dead workers.
-        """
+        """Put what a dead worker had back to the front of the queue, for the stores that miss it; return the ids."""
         self._num_workers -= 1
         self._complete[worker].clear()
         lost = [key for key, (holder, _) in self._held.items() if holder == worker]

@@ -40,11 +40,7 @@ _STOP = "stop"
 
 
 def num_devices(configured: str) -> int:
-    """Return how many GPUs of this machine workers are placed on in turn; 0 where the settings name a device.
-
-    Args:
-        configured: ``model.device``.
-    """
+    """Return how many GPUs of this machine workers are placed on in turn; 0 where ``model.device`` names a device."""
     return torch.cuda.device_count() if configured in ("auto", "cuda") else 0
 
 
@@ -61,10 +57,8 @@ def for_worker(settings: WorkSettings, worker: int) -> WorkSettings:
 def on_ray(settings: WorkSettings, *, gpus: bool) -> WorkSettings:
     """Return the settings of every worker on a Ray cluster.
 
-    Args:
-        settings: Those of the run.
-        gpus: Whether the workers have GPUs: Ray shows each its own only, so that all of its memory is its own. Workers
-            without may all share the memory of one node.
+    Ray shows each worker its own GPU only, whose memory is all its own; workers without ``gpus`` may all share the
+    memory of one node.
     """
     threads = settings.compute.threads or 1
     share = 1.0 if gpus else 1 / settings.compute.workers
@@ -112,13 +106,7 @@ def _answer_of(work: Callable[[], Any]) -> Any:
 
 
 def checked(answer: Any) -> Any:
-    """Return what a worker answered; raise what it refused.
-
-    Raises:
-        InputError: If it refused its input.
-        StoreError: If it could not use a store.
-        RuntimeError: If it failed otherwise, which is a bug.
-    """
+    """Return what a worker answered; raise what it refused, or a RuntimeError where it failed, which is a bug."""
     if isinstance(answer, (InputError, StoreError)):
         raise answer
     if isinstance(answer, str):
@@ -134,11 +122,7 @@ def no_clock() -> WorkersDied:
 
 
 def check_deadly(question_id: str | None) -> None:
-    """Refuse to go on with a question that three workers died over.
-
-    Raises:
-        WorkersDied: If there is one.
-    """
+    """Raise :class:`WorkersDied` if there is a question that three workers died over."""
     if question_id is not None:
         raise WorkersDied(
             f"Three workers died over the question {question_id}; what was committed is kept. If they ran out of "
@@ -153,11 +137,9 @@ def say_lost(number: int, how: str, lost: Sequence[str], others: int) -> None:
 
 
 def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
-    """Return reports of those of a dead worker's questions that it had committed, but not reported any more.
+    """Return reports of those questions that a dead worker had committed, but not reported any more.
 
-    Args:
-        held: Numbers of stores and questions that it had.
-        tasks: The stores.
+    ``held`` are the stores and questions that it had.
     """
     reports = []
     for number in sorted({store for store, _ in held}):
@@ -218,12 +200,7 @@ class Pool:
             raise no_clock() from None
 
     def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None]) -> None:
-        """Let the workers fill the stores; calls ``report`` for every committed question, once.
-
-        Args:
-            tasks: The stores.
-            missing: Questions that each group of them lacks, in order.
-            report: Called in this process.
+        """Let the workers fill the stores with what groups of them lack; ``report`` is called once for each question.
 
         Raises:
             WorkersDied: If all of them died, or three over one question; else as :func:`checked`.

@@ -335,7 +335,7 @@ def _open_stores(
         settings: What they have in common.
         resolved: The whole configuration of the command.
         identity: What decides the trajectories, see ``identity_of``.
-        measure: Measures the clock or takes it over, once for every sampler.
+        measure: Called once for every sampler.
         wanted: Ids of the questions that this command adds to those that the stores are to have.
     """
     clocks: dict[SamplerConfig, Clock] = {}

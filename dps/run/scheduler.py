@@ -95,16 +95,7 @@ def run_policy(
     feature_layer: int | None = None,
     **options: Any,
 ) -> Iterator[Question]:
-    """Sample questions under one policy and yield each one when it is complete.
-
-    Args:
-        model: The language model.
-        engine: An idle engine of that model.
-        questions: What to sample; drawn from as rows come free.
-        policy: How many trajectories each gets.
-        feature_layer: See :class:`~dps.run.live.PolicyRun`.
-        options: As for :func:`run_policies`.
-    """
+    """Sample questions under one policy and yield each one when it is complete; ``options`` as :func:`run_policies`."""
     runs = (PolicyRun(policy, feature_layer),)
     for completed in run_policies(model, engine, ((runs, source) for source in questions), **options):
         yield completed.question

@@ -102,12 +102,7 @@ class WorkSettings:
 
 
 def open_embedder(name: str, device: torch.device | None = None) -> QuestionEmbedder:
-    """Open the question embedder of that name.
-
-    Args:
-        name: ``features.embedder``.
-        device: Of the model; the embedder goes to the same GPU, so that no row waits for it. None keeps it on the CPU.
-    """
+    """Open the question embedder of that name on the model's device if it is a GPU, so that no row waits for it."""
     place = str(device) if device is not None and device.type == "cuda" else "cpu"
     return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name, place)
 
@@ -148,14 +143,7 @@ def warn_of_endless_turns(model: LanguageModel, benchmark: Benchmark) -> None:
 def prepare(
     items: list[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
 ) -> list[PreparedQuestion]:
-    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given.
-
-    Args:
-        items: The questions.
-        prompts: As :func:`prompts_of` gives them.
-        embedder: Embeds the questions.
-        forced: Lengths of the responses, where speed is measured.
-    """
+    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given."""
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -195,7 +183,7 @@ def work(
     """Fill the stores with the questions that this worker is given, until none is left anywhere.
 
     Args:
-        number: Number of this worker; its segments bear it.
+        number: Number of this worker, which its segments bear.
         tasks: The stores, in order.
         settings: What they have in common.
         load_controller: Loads the controllers of dynamic policies.
