@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from dps import config
 from dps.cli import run
+from dps.run import compute
 from dps.run.committer import Done
 from dps.run.progress import Progress, format_rate, format_seconds, track
 from dps.run.progress_log import PROGRESS, ProgressLog
@@ -162,7 +162,7 @@ def test_the_log_becomes_tensorboard_scalars_whose_steps_go_on_in_a_resumed_run(
 
 
 def test_tensorboard_that_is_not_there_is_refused_before_a_model_loads(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    monkeypatch.setattr(compute, "find_spec", lambda name: None)
     assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.tensorboard=true"]) == 2
     assert "pip install -e '.[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
