@@ -65,19 +65,6 @@ def test_an_array_of_shards_one_of_them_stopped_makes_the_whole_harvest(cluster)
     assert same(Store.open(cluster / "out" / "seed-0" / "merged"), Store.open(whole))
 
 
-def test_a_bad_submission_is_refused(cluster):
-    config = str(cluster / "empty.yaml")
-    assert submit(config, "out").returncode == 2
-    for arguments, message in (
-        ((config, "out", "none", "0"), "expected SHARDS to be a number"),
-        (("nowhere.yaml", "out", "2", "0"), "there is no nowhere.yaml"),
-    ):
-        done = submit(*arguments)
-        assert done.returncode == 2
-        assert message in done.stderr
-    assert not (cluster / "calls").exists()
-
-
 @pytest.fixture
 def recording(tmp_path, monkeypatch):
     """A machine whose sbatch notes its arguments and runs the first array task with a python3 that notes its own."""
@@ -188,6 +175,9 @@ def test_what_cannot_be_meant_is_refused(recording, tmp_path, arguments, message
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert submit(str(tmp_path / "empty.yaml"), "out").returncode == 2
+    nowhere = submit("nowhere.yaml", "out", "2", "0")
+    assert (nowhere.returncode, "there is no nowhere.yaml" in nowhere.stderr) == (2, True)
     assert not (tmp_path / "calls").exists()
 
 
