@@ -170,16 +170,6 @@ class DynamicK:
         Raises:
             InputError: With the numbers of trajectories that it knows, or what else it was trained for.
         """
-        if self.controller.block is not None or self.controller.label == "solvable":
-            trained = (
-                f"was trained to be asked after block {self.controller.block} while trajectories run"
-                if self.controller.block is not None
-                else "says whether a question is solvable"
-            )
-            raise InputError(
-                f"The controller {self.controller.name} {trained}, so it cannot decide at the end of k trajectories: "
-                "name it under in_run, or train one with data.block null and data.label no_gain."
-            )
         self.range.check_known(self.controller)
 
     @property

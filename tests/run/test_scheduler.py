@@ -59,7 +59,6 @@ class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
     name, threshold, calibration, ks, label = "fake", 0.5, CALIBRATION, tuple(range(1, 9)), "no_gain"
-    block, block_size = None, 4
 
     def __init__(self, rule):
         self.rule, self.seen = rule, []
