@@ -200,14 +200,20 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
 # -- resampling, where a curve is drawn through the means or the number is no mean ------------------------------------
 
 
-def resamples(num_questions: int, count: int, seed: int | Sequence[int]) -> np.ndarray:
+def resamples(num_questions: int, count: int, seed: int) -> np.ndarray:
     """Return bootstrap weights of questions, each row a resample that sums to 1: shape (count, num_questions).
 
     A policy is one value per question, so its mean on every resample is a product with these. The same resamples serve
     all policies, which makes every difference a paired one.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=count) / num_questions
+
+
+def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % interval of replicates, over the first axis."""
+    low, high = np.percentile(replicates, [100 * _ERROR, 100 - 100 * _ERROR], axis=0)
+    return low, high
 
 
 def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
@@ -216,23 +222,31 @@ def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estim
     Replicates on which the number is not defined (NaN) are left out.
     """
     defined = replicates[np.isfinite(replicates)]
-    low, high = np.percentile(defined, [100 * _ERROR, 100 - 100 * _ERROR]) if len(defined) else (np.nan, np.nan)
-    stderr = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
-    return Estimate(float(value), stderr, num_questions, float(low), float(high))
+    if len(defined) < 2:
+        return Estimate(float(value), float("nan"), num_questions)
+    low, high = percentiles(defined)
+    return Estimate(float(value), float(defined.std(ddof=1)), num_questions, float(low), float(high))
 
 
-def widened(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
-    """Return an accuracy difference with the interval of its replicates, shape (R,), kept from collapsing.
+def widened(values: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Return the mean of accuracy differences with a bootstrap interval that does not collapse.
 
     Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
-    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing;
-    :func:`bounded` is the same where no curve has to be drawn through the replicates.
+    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing.
+    :func:`bounded` is the same, exact and slower, for values that cannot leave [-1, 1].
+
+    Args:
+        values: By question, shape (N,).
+        weights: See :func:`resamples`.
     """
+    _, mean, stderr = _moments(values)
+    replicates = weights @ values
     # The weight of the added question in each resample: the same law as that of any of N + 1.
     levels = (np.arange(len(replicates)) + 0.5) / len(replicates)
-    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / num_questions)
-    least, most = (resampled(value, (1 - weight) * replicates + weight * end, num_questions) for end in (-1.0, 1.0))
-    return Estimate(float(value), float(replicates.std(ddof=1)), num_questions, least.low, most.high)
+    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / len(values))
+    low, _ = percentiles((1 - weight) * replicates - weight)
+    _, high = percentiles((1 - weight) * replicates + weight)
+    return Estimate(mean, stderr, len(values), float(low), float(high))
 
 
 def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:

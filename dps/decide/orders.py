@@ -29,6 +29,12 @@ def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: in
     return np.stack([np.arange(num_trajectories), *others])
 
 
+def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
+    """Return the orders of several questions, see :func:`orders_of`: shape (Q, O, K)."""
+    every = [orders_of(name, num_trajectories, num_orders, seed) for name in question_ids]
+    return np.stack(every) if every else np.zeros((0, num_orders, num_trajectories), dtype=np.int64)
+
+
 def in_order(values: np.ndarray, orders: np.ndarray) -> np.ndarray:
     """Return a number of every trajectory in every order: shape (Q, O, K).
 
@@ -37,20 +43,6 @@ def in_order(values: np.ndarray, orders: np.ndarray) -> np.ndarray:
         orders: Permutations of the trajectories, shape (Q, O, K).
     """
     return np.take_along_axis(values[:, None], orders, axis=2)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Point:
-    """What a policy gives on each of Q questions, averaged over their orders. All arrays have shape (Q,), float64."""
-
-    correct: np.ndarray
-    """Share of the orders whose answer is right."""
-    tokens: np.ndarray
-    """Tokens sampled."""
-    accepted: np.ndarray
-    """How many of them are in the responses."""
-    k: np.ndarray
-    """Trajectories."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,11 +66,6 @@ class Walk:
         """Return how sure a rule of :data:`dps.decide.RULES` is at each checkpoint: shape (Q, O, C)."""
         said = [rule.enough(seen) for seen in self.seen]
         return np.stack(said, axis=-1).reshape(*self.correct.shape[:2], len(self.ks) - 1)
-
-    def point(self, stop: np.ndarray) -> Point:
-        """Return what stopping at these indices into ``ks`` gives: ``stop`` has shape (Q, O)."""
-        correct, tokens, accepted = (at_stop(v, stop).mean(axis=1) for v in (self.correct, self.tokens, self.accepted))
-        return Point(correct, tokens, accepted, np.asarray(self.ks, dtype=np.float64)[stop].mean(axis=1))
 
 
 def at_stop(values: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -90,7 +90,8 @@ def samples_of(questions: Iterable[Question], num_trajectories: int, source: str
     Raises:
         InputError: If a question has fewer trajectories.
     """
-    return samples_from([row_of(question, num_trajectories, source) for question in questions])
+    rows = [row_of(question, num_trajectories, source) for question in questions]
+    return samples_from(rows, num_trajectories)
 
 
 Row = tuple[tuple[Any, ...], np.ndarray]
@@ -121,12 +122,12 @@ def row_of(question: Question, num_trajectories: int, source: str = "the store")
     return about, np.array([(*columns_of(t), *more) for t, more in zip(trajectories, costs, strict=True)]).T
 
 
-def samples_from(rows: Sequence[Row]) -> Samples:
-    """Return the samples of at least one question from what :func:`row_of` gave of each."""
-    ids, contents, levels, graded, prompt_tokens, prefill_s = zip(*(about for about, _ in rows), strict=True)
-    classes, logprobs, kept, entropies, top1, generated, right, gradable, compute_s, finished_s = np.stack(
-        [values for _, values in rows], axis=1
-    )
+def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
+    """Return the samples of what :func:`row_of` gave of each question."""
+    about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * 6
+    ids, contents, levels, graded, prompt_tokens, prefill_s = about
+    table = np.array([values for _, values in rows]).reshape(len(rows), 10, num_trajectories).swapaxes(0, 1)
+    classes, logprobs, kept, entropies, top1, generated, right, gradable, compute_s, finished_s = table
     return Samples(
         question_ids=ids,
         contents=contents,

@@ -234,7 +234,7 @@ def make_table(
         embeddings.append(np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32))
     if not rows:
         raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
-    samples, every = samples_from(rows), np.stack(used)
+    samples, every = samples_from(rows, used[0].shape[1]), np.stack(used)
     walked = walk(samples, every, ks, aggregator)
     return Table(
         question_ids=samples.question_ids,

@@ -48,11 +48,6 @@ def stops(p_inc: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     return np.where(enough.any(axis=-1), enough.argmax(axis=-1), p_inc.shape[-1])
 
 
-def oracle_stops(correct: np.ndarray) -> np.ndarray:
-    """Return the first k whose answer is right, the first k where none is: the bound of all policies, shape (...)."""
-    return correct.argmax(axis=-1)
-
-
 def replay(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int]) -> Replay:
     """Return what stopping there gives.
 
