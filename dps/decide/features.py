@@ -120,11 +120,11 @@ def sums_of(trajectory: Trajectory) -> TrajectorySums:
 
 
 def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
-    """Return the calibrated time of that many generated and prompt tokens, seconds (METHOD section 5).
+    """Return the time of generated tokens (rejected ones included) and of one prefill, seconds (METHOD section 5).
 
     Args:
-        num_tokens: Generated tokens, rejected ones included; a number or an array.
-        num_prompt_tokens: Prompt tokens of the question's one shared prefill.
+        num_tokens: A number or an array.
+        num_prompt_tokens: Likewise.
         calibration: The clock: ``seconds_per_token`` and ``prefill_seconds_per_token``, as stored with the run.
     """
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]

@@ -126,10 +126,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read a file of predictions.
-
-    Args:
-        path: The file, or the folder of a cross-validation that holds it.
+    """Read a file of predictions, or the one in the folder of a cross-validation.
 
     Raises:
         InputError: If there is none, or it is another file or of another version.

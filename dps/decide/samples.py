@@ -13,6 +13,20 @@ from dps.decide.seen import columns_of
 from dps.errors import InputError
 from feature_store.records import Manifest, Question, content_of
 
+_COLUMNS = {
+    "classes": np.int64,
+    "logprobs": np.float64,
+    "kept": np.float64,
+    "entropies": np.float64,
+    "top1": np.float64,
+    "generated": np.int64,
+    "right": np.bool_,
+    "gradable": np.bool_,
+    "compute_s": np.float64,
+    "finished_s": np.float64,
+}
+"""What is kept of each trajectory."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
@@ -58,11 +72,7 @@ class Samples:
         return self.classes.shape[1]
 
     def select(self, rows: np.ndarray | Sequence[int]) -> Samples:
-        """Return some questions only.
-
-        Args:
-            rows: Indices, or a mask of shape (Q,).
-        """
+        """Return some questions only; ``rows`` are indices, or a mask of shape (Q,)."""
         indices = np.arange(len(self.question_ids))[rows]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(
@@ -80,15 +90,10 @@ class Samples:
 
 
 def samples_of(questions: Iterable[Question], num_trajectories: int, source: str = "the store") -> Samples:
-    """Return the first trajectories of some questions as arrays, in the order of the questions.
-
-    Args:
-        questions: Read once; hidden states and responses are not looked at.
-        num_trajectories: K.
-        source: Name of the store, for the message.
+    """Return the first K trajectories of some questions as arrays, in the order of the questions, which are read once.
 
     Raises:
-        InputError: If a question has fewer trajectories.
+        InputError: If a question of the store (``source``) has fewer trajectories.
     """
     rows = [row_of(question, num_trajectories, source) for question in questions]
     return samples_from(rows, num_trajectories)
@@ -126,8 +131,7 @@ def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
     """Return the samples of what :func:`row_of` gave of each question."""
     about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * 6
     ids, contents, levels, graded, prompt_tokens, prefill_s = about
-    table = np.array([values for _, values in rows]).reshape(len(rows), 10, num_trajectories).swapaxes(0, 1)
-    classes, logprobs, kept, entropies, top1, generated, right, gradable, compute_s, finished_s = table
+    columns = np.array([values for _, values in rows]).reshape(len(rows), len(_COLUMNS), num_trajectories)
     return Samples(
         question_ids=ids,
         contents=contents,
@@ -135,16 +139,7 @@ def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
         has_grade=np.array(graded, dtype=bool),
         prompt_tokens=np.array(prompt_tokens, dtype=np.int64),
         prefill_s=np.array(prefill_s, dtype=np.float64),
-        classes=classes.astype(np.int64),
-        logprobs=logprobs,
-        kept=kept,
-        entropies=entropies,
-        top1=top1,
-        generated=generated.astype(np.int64),
-        right=right.astype(bool),
-        gradable=gradable.astype(bool),
-        compute_s=compute_s,
-        finished_s=finished_s,
+        **{name: columns[:, i].astype(dtype) for i, (name, dtype) in enumerate(_COLUMNS.items())},
     )
 
 

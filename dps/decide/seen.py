@@ -1,7 +1,6 @@
-"""What a training-free rule sees: running counts over the trajectories of many questions at once, pure NumPy.
+"""Running counts over the trajectories of many questions at once: their answers, and what a training-free rule sees.
 
-The scheduler makes a :class:`Seen` of the questions it asks about, a replay of every order of every stored
-question; both through :class:`Tally`, so a rule cannot say one thing live and another in replay.
+Live runs and replays both count with :class:`Tally`, so a rule cannot say one thing live and another in replay.
 """
 
 from __future__ import annotations
@@ -45,12 +44,7 @@ class Tally:
     """Counts the trajectories of N questions as they come, all questions at the same k."""
 
     def __init__(self, num_questions: int, num_classes: int) -> None:
-        """Start with k = 0.
-
-        Args:
-            num_questions: N.
-            num_classes: Answer classes are below this number.
-        """
+        """Start with k = 0; answer classes are below ``num_classes``."""
         self._rows = np.arange(num_questions)
         self._counts = np.zeros((num_questions, max(2, num_classes)), np.int64)
         self._weights = np.full(self._counts.shape, -np.inf)
@@ -88,10 +82,7 @@ class Tally:
     def winners(self, aggregator: str) -> np.ndarray:
         """Return which trajectory, in order of coming, has the answer of them all; -1 where none has one: shape (N,).
 
-        The same choice as :func:`dps.decide.aggregate.representative`, for all questions at once.
-
-        Args:
-            aggregator: ``majority``, ``best_logprob`` or ``weighted``.
+        See :func:`dps.decide.aggregate.representative`, which is this for one question.
         """
         strength = {
             "majority": self._counts.astype(np.float64),
@@ -122,10 +113,10 @@ def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]
 
 
 def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:
-    """Return what questions have shown, all with the same number of finished trajectories.
+    """Return what questions have shown, all with equally many trajectories, in order of index.
 
     Args:
-        questions: The trajectories of each, in order of index.
+        questions: The trajectories of each.
         keys: See :func:`question_key`.
     """
     table = np.array([[columns_of(t) for t in trajectories] for trajectories in questions]).transpose(1, 2, 0)

@@ -167,12 +167,8 @@ def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray,
 def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
     """Return the checkpoints of a harvest, then its maximum, from the ``policy`` of its manifest.
 
-    Args:
-        policy: ``start``, ``step`` and ``maximum`` of a fixed policy.
-        folder: The store, for the message.
-
     Raises:
-        InputError: If the store is no harvest, or has no checkpoint below its maximum.
+        InputError: If the store (``folder``) is no harvest, or has no checkpoint below its maximum.
     """
     if policy.get("family") != "fixed" or not {"start", "step", "maximum"} <= policy.keys():
         raise InputError(
