@@ -1,11 +1,8 @@
 """Means over questions with standard errors, intervals and tests: the one place where uncertainty is computed.
 
-Reports, replays, metrics and the training of controllers all take their intervals from here. Every number is one value
-for each question, because the trajectories of one question are not independent of one another and questions are.
-
-An accuracy, or a difference of two, has known ends: 0 and 1, or -1 and 1. Its interval is exact, see :func:`bounded`:
-it does not collapse where no question differs, and it leaves 0 out where the exact McNemar test rejects. All other
-means have Student's interval.
+Every number is one value for each question: the trajectories of one question are not independent of one another, and
+questions are. An accuracy, or a difference of two, has known ends and an exact interval, see :func:`bounded`, which
+does not collapse where no question differs. All other means have Student's interval.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ class Estimate:
     def __post_init__(self) -> None:
         """Take Student's interval where none was given."""
         if np.isnan(self.low) and self.num_questions > 1 and self.stderr > 0:
-            from scipy.special import stdtrit  # imported where it is used: scipy takes a moment to load
+            from scipy.special import stdtrit
 
             half = float(stdtrit(self.num_questions - 1, 1 - _ERROR)) * self.stderr
             object.__setattr__(self, "low", self.value - half)
@@ -71,29 +68,23 @@ class Estimate:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Return a mean with its standard error ``std(values, ddof=1) / sqrt(N)`` and Student's interval, NaN left out.
+    """Return a mean with its standard error and Student's interval.
 
     Args:
-        values: One value per question, shape (N,); NaN where it is not known.
+        values: One value per question, shape (N,); NaN is left out.
     """
     known, mean, stderr = _moments(values)
     return Estimate(mean, stderr, len(known))
 
 
 def bounded(values: np.ndarray, least: float = -1.0, most: float = 1.0) -> Estimate:
-    """Return a mean of values between known ends with an exact 95 % interval, NaN left out.
+    """Return a mean of values between known ends with an exact 95 % interval; NaN is left out.
 
     The lower end m has ``P(sum w_i x_i <= m) = 2.5 %``, where the x_i are the N values and, once, the least value that
-    there can be, and the weights w are uniform over all weights that sum to 1. The upper end likewise with the largest.
-
-    Where the values are 0 and 1 this is the interval of Clopper and Pearson; where they are differences of two right or
-    wrong answers it leaves 0 out exactly where the exact McNemar test has p < 5 %. For values between, as the mean over
-    orders of a question's trajectories, no case is known in which it misses more often than it says.
-
-    Args:
-        values: One value per question, shape (N,); NaN where it is not known.
-        least: The least value that there can be.
-        most: The largest.
+    there can be, and the weights w are uniform over all that sum to 1. The upper end likewise with the largest. Where
+    the values are 0 and 1 this is the interval of Clopper and Pearson; where they are differences of two right or wrong
+    answers it leaves 0 out exactly where the exact McNemar test has p < 5 %. For values between, as means over orders,
+    no case is known in which it misses more often than it says.
 
     Source:
         Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
@@ -112,7 +103,7 @@ def loss_is_below(differences: np.ndarray, margin: float) -> bool:
     The same as a lower end of :func:`bounded` of at least ``-margin``, in less time.
 
     Args:
-        differences: Accuracy of each question minus that of what it is compared with, in [-1, 1]: shape (N,).
+        differences: Accuracy of each question minus that of the comparison, in [-1, 1]: shape (N,).
         margin: Accuracy that counts as no loss, in [0, 1).
     """
     values, counts = _with_end(differences, -1.0)
@@ -120,10 +111,7 @@ def loss_is_below(differences: np.ndarray, margin: float) -> bool:
 
 
 def smallest_margin(num_questions: int) -> float:
-    """Return the smallest loss that so many questions can exclude: where none of them loses anything.
-
-    ``(1 - margin)^N = 2.5 %``: with a true loss of that margin there would be such a sample in one of 40 cases.
-    """
+    """Return the smallest loss that N questions of which none loses can exclude: ``(1 - margin)^N = 2.5 %``."""
     return 1 - _ERROR ** (1 / num_questions)
 
 
@@ -135,13 +123,8 @@ def fewest_questions(margin: float) -> int | None:
 def questions_needed(values: np.ndarray) -> int | None:
     """Return how many questions would show a mean difference of this size in 80 % of cases, if it is real.
 
-    ``7.85 s^2 / mean^2``, two-sided at 5 %.
-
-    Args:
-        values: Differences by question, shape (N,).
-
-    Returns:
-        None where the difference or its spread is 0.
+    ``7.85 s^2 / mean^2``, two-sided at 5 %; None where the difference (values by question, NaN left out) or its spread
+    is 0.
     """
     _, mean, stderr = _moments(values)
     return needed(mean, stderr, len(values))
@@ -155,24 +138,10 @@ def needed(difference: float, stderr: float, num_questions: int) -> int | None:
     return ceil(count) if isfinite(count) and count < 1e9 else None
 
 
-def paired(one: np.ndarray, other: np.ndarray) -> Estimate:
-    """Return the accuracy difference ``one - other`` of two policies on the same questions, see :func:`bounded`.
-
-    Args:
-        one: Accuracy on each question (averaged over orders), in [0, 1]: shape (Q,).
-        other: The same of the other policy.
-    """
-    return bounded(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64))
-
-
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     """Return the ratio of two means over the same questions, its standard error by the delta method.
 
     ``r = mean(a) / mean(b)``; the standard error is that of the mean of ``(a - r b) / mean(b)``.
-
-    Args:
-        numerator: a, one value per question, shape (N,).
-        denominator: b on the same questions, shape (N,), of positive mean.
     """
     scale = float(denominator.mean())
     value = float(numerator.mean()) / scale
@@ -180,15 +149,10 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
-    """Return the exact McNemar test of two policies' right answers on the same questions.
+    """Return the exact McNemar test of two policies' right answers on the same questions, shape (Q,), bool.
 
-    Args:
-        one: Whether each answer is right, shape (Q,), bool.
-        other: The same of the other policy.
-
-    Returns:
-        ``only_one`` and ``only_other`` (questions that only one has right) and the two-sided ``p_value``: the chance
-        that a fair coin splits them at least as unevenly.
+    ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance that a
+    fair coin splits them at least as unevenly.
     """
     from scipy.stats import binomtest
 
@@ -203,8 +167,7 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
 def resamples(num_questions: int, count: int, seed: int) -> np.ndarray:
     """Return bootstrap weights of questions, each row a resample that sums to 1: shape (count, num_questions).
 
-    A policy is one value per question, so its mean on every resample is a product with these. The same resamples serve
-    all policies, which makes every difference a paired one.
+    A mean over questions is on every resample a product with these; the same for all policies makes differences paired.
     """
     rng = np.random.default_rng([seed, 1])
     return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=count) / num_questions
@@ -217,10 +180,7 @@ def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
-    """Return a number with the standard deviation and the percentile interval of its replicates, shape (R,).
-
-    Replicates on which the number is not defined (NaN) are left out.
-    """
+    """Return a number with the standard deviation and percentile interval of its replicates (R,); NaN is left out."""
     defined = replicates[np.isfinite(replicates)]
     if len(defined) < 2:
         return Estimate(float(value), float("nan"), num_questions)
@@ -229,15 +189,11 @@ def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estim
 
 
 def widened(values: np.ndarray, weights: np.ndarray) -> Estimate:
-    """Return the mean of accuracy differences with a bootstrap interval that does not collapse.
+    """Return the mean of accuracy differences (N,) with a bootstrap interval that does not collapse.
 
     Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
     there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing.
     :func:`bounded` is the same, exact and slower, for values that cannot leave [-1, 1].
-
-    Args:
-        values: By question, shape (N,).
-        weights: See :func:`resamples`.
     """
     _, mean, stderr = _moments(values)
     replicates = weights @ values
@@ -250,14 +206,10 @@ def widened(values: np.ndarray, weights: np.ndarray) -> Estimate:
 
 
 def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:
-    """Return intervals that hold together in 95 % of cases, so that the worst of several may be picked out.
+    """Return intervals that hold together in 95 % of cases, so that the worst of J numbers may be picked out.
 
-    All have the same half width in standard errors: the 95 % point, over the replicates, of the largest deviation among
-    them.
-
-    Args:
-        values: J numbers.
-        replicates: Of each, shape (R, J).
+    All have the same half width in standard errors: the 95 % point, over the replicates (R, J), of the largest deviation
+    among them.
     """
     centre = np.asarray(values)
     spread = replicates.std(axis=0, ddof=1)
@@ -280,15 +232,10 @@ def quantile_bins(values: np.ndarray, bins: int = 10) -> np.ndarray:
 
 
 def brier_skill(probability: np.ndarray, truth: np.ndarray, baseline: np.ndarray) -> Estimate | None:
-    """Return the share of a baseline's Brier score that probabilities take away: 1 is perfect, 0 no better than it.
+    """Return the share of a baseline's Brier score that probabilities take away: 1 is perfect, 0 is the baseline.
 
-    Args:
-        probability: Shape (Q, R): R rows of each question.
-        truth: Whether the label holds, shape (Q, R), bool.
-        baseline: The probabilities of the baseline, shape (Q, R).
-
-    Returns:
-        None where the baseline makes no error or there are fewer than two questions.
+    All three have shape (Q, R), R rows of each question; ``truth`` says whether the label holds. None where the baseline
+    makes no error or there are fewer than two questions.
     """
     ours, theirs = (((p - truth) ** 2).mean(axis=1) for p in (probability, baseline))
     if len(ours) < 2 or theirs.mean() <= 1e-12:
@@ -330,16 +277,11 @@ def _lower_end(values: np.ndarray, least: float) -> float:
 
 
 def _chance_below(values: np.ndarray, counts: np.ndarray, at: float) -> float:
-    """Return the chance that a mean of these values with uniform weights is at most ``at``.
+    """Return the chance that a mean of distinct, increasing values (U,) with uniform weights is at most ``at``.
 
     The weights are independent exponentials over their sum, so this is ``P(S <= 0)`` for ``S = sum of E_i (x_i - at)``.
     Its moment generating function is ``M(z) = prod (1 - z a_i)^(-n_i)`` for ``a = x - at``; the chance of being on
     either side of 0 is the integral of ``M(z) / z``, but for its sign, along a line through the saddle point there.
-
-    Args:
-        values: Distinct values, increasing: shape (U,).
-        counts: How often each occurs, shape (U,).
-        at: Where.
     """
     from scipy.optimize import brentq
 

@@ -22,14 +22,10 @@ def representative(
 ) -> int | None:
     """Return the index of the trajectory whose answer is the answer of them all; None if none has an answer.
 
-    ``majority`` takes the class with the most trajectories, ties by the class whose best trajectory has the highest
-    log p; ``best_logprob`` the trajectory with the highest log p; ``weighted`` the class with the largest sum of p.
-    Of the winning class the trajectory with the highest log p counts.
-
-    Args:
-        answer_classes: Class of each trajectory's answer, -1 for none, which has no vote: shape (k,).
-        logprobs: Base log-probability of each response, nats: shape (k,).
-        method: One of :data:`AGGREGATORS`; a ValueError for any other.
+    ``majority`` takes the class with the most trajectories, ties by the class whose best trajectory has the highest log
+    p; ``best_logprob`` the trajectory with the highest log p; ``weighted`` the class with the largest sum of p. Of the
+    winning class the trajectory with the highest log p counts. Classes and log-probabilities have shape (k,); class -1
+    is no answer, which has no vote. A ValueError for any other method.
     """
     if method not in AGGREGATORS:
         raise ValueError(f"expected an aggregator among {', '.join(AGGREGATORS)}, got {method!r}")

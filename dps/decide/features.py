@@ -1,7 +1,6 @@
 """Features of a checkpoint (METHOD section 3): pure functions of finished trajectories.
 
-Training reads trajectories from a store, a live run has just finished them; both call the functions of this module, so
-a controller sees the same numbers in both.
+Training reads these from a store, a live run has just finished them; a controller sees the same numbers in both.
 """
 
 from __future__ import annotations
@@ -120,12 +119,10 @@ def sums_of(trajectory: Trajectory) -> TrajectorySums:
 
 
 def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
-    """Return the time of generated tokens (rejected ones included) and of one prefill, seconds (METHOD section 5).
+    """Return the time of generated tokens (rejected ones included) and of one prefill, seconds on a stored clock.
 
-    Args:
-        num_tokens: A number or an array.
-        num_prompt_tokens: Likewise.
-        calibration: The clock: ``seconds_per_token`` and ``prefill_seconds_per_token``, as stored with the run.
+    Source:
+        METHOD section 5.
     """
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]
 
@@ -161,18 +158,11 @@ def scalar_features(
 
 
 def extended_features(sums: Sequence[TrajectorySums], num_prompt_tokens: int) -> list[float]:
-    """Return the extended features of k >= 1 trajectories, in the order of :data:`EXTENDED_FEATURES`.
+    """Return the extended features of k >= 1 trajectories, in the order of :data:`EXTENDED_FEATURES`; always finite.
 
-    Of the answers: the share of the k trajectories in the largest class, its lead over the second class as a share,
-    the number of classes, the share without an answer, the entropy of the classes' shares among the answered (nats),
-    and the best log p in the majority's class minus the best in any other (nats; 0 where there is no other). Of the
-    responses: mean, standard deviation and maximum of their lengths (tokens), the share cut at T_max; mean, standard
-    deviation, minimum and maximum over trajectories of the mean log p per token (nats); the standard deviation of
-    their mean entropies (nats) and of their mean top-1 probabilities; the length of the prompt (tokens).
-
-    Note:
-        Always finite: the spread of one trajectory is 0. Classes enter by their sizes only, so their numbering, which
-        a live run may do in another order than the harvest, changes nothing.
+    Spreads are over the trajectories (0 for one), log p and entropy means per token in nats, ``vote_entropy`` that of
+    the classes' shares among the answered, ``answer_logprob_gap`` the best log p in the majority's class minus the best
+    in any other (0 where there is no other). Classes enter by their sizes only, so their numbering changes nothing.
     """
     k = len(sums)
     sizes = Counter(s.answer_class for s in sums if s.answer_class >= 0)
@@ -221,16 +211,13 @@ def checkpoint_features(
     embedding: np.ndarray,
     calibration: Mapping[str, float],
 ) -> CheckpointFeatures:
-    """Return the features of one question from its k >= 1 trajectories so far.
+    """Return the features of one question from its k >= 1 trajectories so far (METHOD section 3).
 
     Args:
         trajectories: The k trajectories with the classes of their answers.
         num_prompt_tokens: Length of the question's prompt.
         embedding: Question embedding, shape (E,).
-        calibration: The clock of the run that trained the controller, see :func:`calibrated_seconds`.
-
-    Source:
-        METHOD section 3.
+        calibration: The clock of the run that trained the controller.
     """
     sums = [sums_of(t) for t in trajectories]
     vectors = np.stack([pool_hidden(t) for t in trajectories]).astype(np.float64)

@@ -11,15 +11,14 @@ LABELS: tuple[str, ...] = get_args(Label)
 
 
 def labels_of(correct: np.ndarray, label: str) -> np.ndarray:
-    """Return the label of every checkpoint: shape (..., C), bool.
+    """Return the label of every checkpoint from whether the answer of each k is right.
+
+    ``correct``: the answer of this k is right. ``no_gain``: no larger k up to the maximum turns a wrong answer right, so a
+    hopeless question is also enough.
 
     Args:
-        correct: Whether the answer of the first k is right, k = maximum last: shape (..., C + 1), bool.
-        label: ``correct``: the answer of this k is right. ``no_gain``: no larger k up to the maximum turns a wrong
-            answer right, so a hopeless question is also enough.
-
-    Raises:
-        ValueError: For an unknown label.
+        correct: Shape (..., C + 1), bool, k = maximum last; the labels have shape (..., C).
+        label: One of :data:`LABELS`; a ValueError for any other.
     """
     if label not in LABELS:
         raise ValueError(f"expected a label among {', '.join(LABELS)}, got {label!r}")

@@ -1,7 +1,7 @@
 """Orders of a question's exchangeable trajectories, walked through: what each k answers, costs and shows.
 
 Every order is a run that might have been (METHOD sections 2 and 4), so labels, curves and accuracies are averaged over
-orders. Tables of controllers, replays of policies and reports all take orders and answers from here.
+orders. Tables of controllers, replays and reports take orders and answers from here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from dps.errors import InputError
 def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
     """Return orders of a question's trajectories: shape (num_orders, num_trajectories), the first is the natural one.
 
-    Note:
-        The others are permutations drawn from a stream that depends on seed and question only.
+    The others are permutations drawn from a stream that depends on seed and question only.
     """
     rng = np.random.default_rng([seed, stable_number("orders", question_id)])
     others = [rng.permutation(num_trajectories) for _ in range(num_orders - 1)]
@@ -36,12 +35,7 @@ def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: i
 
 
 def in_order(values: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Return a number of every trajectory in every order: shape (Q, O, K).
-
-    Args:
-        values: Shape (Q, K).
-        orders: Permutations of the trajectories, shape (Q, O, K).
-    """
+    """Return a number of every trajectory (Q, K) in every order (Q, O, K): shape (Q, O, K)."""
     return np.take_along_axis(values[:, None], orders, axis=2)
 
 
@@ -76,17 +70,14 @@ def at_stop(values: np.ndarray, stop: np.ndarray) -> np.ndarray:
 def walk(
     samples: Samples, orders: np.ndarray, ks: Sequence[int], aggregator: str, rule_seed: int | None = None
 ) -> Walk:
-    """Walk through the trajectories of every question in every order.
+    """Walk through the trajectories of every question in every order (Q, O, K), stopping at the k's.
 
     Args:
         samples: Q questions with K trajectories.
-        orders: Permutations of the trajectories, shape (Q, O, K).
-        ks: Where one may stop, increasing, at most K.
+        orders: Permutations of the trajectories.
+        ks: Increasing, at most K, else an InputError.
         aggregator: How k answers become one.
         rule_seed: Of the rule that escalates by chance; None where no rule will be asked, and nothing is seen.
-
-    Raises:
-        InputError: If a k is larger than K.
     """
     num_questions, num_orders, _ = orders.shape
     if ks[-1] > samples.num_trajectories:

@@ -77,11 +77,9 @@ class Controller(Protocol):
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""
-        ...
 
     def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
         """Raise InputError if it was trained on features of another model, layer or embedder."""
-        ...
 
 
 class Rule(Protocol):
@@ -90,16 +88,13 @@ class Rule(Protocol):
     @property
     def name(self) -> str:
         """``adaptive-consistency``, ``esc``, ..."""
-        ...
 
     @property
     def threshold(self) -> float:
         """More trajectories are added while ``1 - p_enough`` is above this."""
-        ...
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return how sure the rule is that k is enough, in [0, 1], for N questions: shape (N,)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,8 @@ class Tally:
     def add(self, classes: np.ndarray, logprobs: np.ndarray, sums: np.ndarray) -> None:
         """Count one more trajectory of every question.
 
-        Args:
-            classes: Its answer's class, -1 for none: shape (N,), int.
-            logprobs: Base log-probability of its response, nats: shape (N,).
-            sums: Its accepted tokens, sum of entropies and sum of top-1 probabilities: shape (3, N).
+        ``classes`` of the answers, -1 for none, and ``logprobs`` of the responses, nats, have shape (N,); ``sums`` of
+        accepted tokens, entropies and top-1 probabilities (3, N).
         """
         answered = classes >= 0
         rows, labels, logp = self._rows[answered], classes[answered], logprobs[answered]
@@ -113,10 +111,10 @@ def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]
 
 
 def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:
-    """Return what questions have shown, all with equally many trajectories, in order of index.
+    """Return what questions have shown, all with equally many trajectories.
 
     Args:
-        questions: The trajectories of each.
+        questions: The trajectories of each, in order of index.
         keys: See :func:`question_key`.
     """
     table = np.array([[columns_of(t) for t in trajectories] for trajectories in questions]).transpose(1, 2, 0)

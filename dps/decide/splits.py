@@ -27,7 +27,7 @@ def divided_as(question_ids: Sequence[str], contents: Sequence[str]) -> tuple[st
 
     Args:
         question_ids: Q ids.
-        contents: Their texts but for white space, see :func:`feature_store.records.content_of`.
+        contents: See :func:`feature_store.records.content_of`.
     """
     stand_for = representatives(dict(zip(question_ids, contents, strict=True)))
     return tuple(stand_for[question_id] for question_id in question_ids)
@@ -47,19 +47,14 @@ def split_of(
 
 
 def fold_of(question_id: str, folds: int, seed: int) -> int:
-    """Return the fold of a question in a cross-validation, in 0..folds - 1, whatever other questions there are.
-
-    Note:
-        A hash of the id, independent of the one of :func:`split_of`.
-    """
+    """Return the fold of a question in a cross-validation, in 0..folds - 1, whatever other questions there are."""
     return stable_number("fold", seed, question_id) % folds
 
 
 def folds_of(question_ids: Sequence[str], folds: int, seed: int) -> np.ndarray:
     """Return the fold of each of a fixed set of questions, balanced to one question: shape (Q,), int64.
 
-    The questions are dealt out in the order of the hash of :func:`fold_of`. An id that is given several times, because
-    questions are the same, has one fold.
+    An id that is given several times, because questions are the same, has one fold.
     """
     ordered = sorted(set(question_ids), key=lambda name: stable_number("fold", seed, name))
     rank = {name: place for place, name in enumerate(ordered)}
@@ -70,9 +65,6 @@ def other_folds(folds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the mask of each fold's questions, and that of all others, on which something is chosen for them.
 
     With one fold only there is nothing else to choose on, and its own questions are taken.
-
-    Args:
-        folds: The fold of each question, shape (Q,).
     """
     names = np.unique(folds)
     for fold in names:

@@ -1,7 +1,6 @@
 """The table that controllers train on: questions x orders x checkpoints, each row what was known then and its label.
 
-A harvest gives every question k = maximum exchangeable trajectories. Each order of them is a run that might have been,
-and each checkpoint of such a run is one row. Vectors of a whole store are made elsewhere and handed to the table.
+Hidden vectors of a whole store are made elsewhere and put into the table.
 """
 
 from __future__ import annotations
@@ -139,17 +138,16 @@ class Table:
 
 
 def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray, ks: np.ndarray) -> np.ndarray:
-    """Average the vectors of the first k trajectories of an order, each row on its own: shape (N, D), float32.
+    """Average the vectors of the first k trajectories of each of N rows: shape (N, D), float32.
+
+    Sums are in float64 in the row's order, as ``np.mean`` takes them over whole arrays, so a row equals that of
+    :func:`dps.decide.features.checkpoint_features`, bit for bit.
 
     Args:
         vectors: Shape (M, K, D), float32.
         questions: Which of the M each row is of: shape (N,), int.
         orders: Trajectories in each row's order: shape (N, K), int.
         ks: Each row's k: shape (N,), int.
-
-    Note:
-        Sums are in float64 in the row's order, as ``np.mean`` takes them over whole arrays. So a row equals that of
-        :func:`dps.decide.features.checkpoint_features`, bit for bit.
     """
     means = np.empty((len(questions), vectors.shape[2]), np.float32)
     step = max(1, _COMPONENTS // max(1, vectors.shape[2]))
@@ -198,8 +196,7 @@ def make_table(
 ) -> Table:
     """Make the table of some questions, in their order; those without a grade are in it, marked by ``graded``.
 
-    Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit; here each trajectory
-    is pooled once only, and averaged with others when a batch is made.
+    Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit.
 
     Args:
         questions: Complete questions of a harvest; read once.
@@ -208,11 +205,9 @@ def make_table(
         calibration: The clock of ``question_time_sec``.
         num_orders: Orders of the trajectories.
         seed: Of the orders.
-        parts: Which of ``scalars``, ``hidden`` and ``embedding`` are needed. ``scalars`` are always made; ``hidden`` in
-            memory, so those of a large store are left out here and put into :attr:`Table.vectors`.
+        parts: Parts of the features that are needed; ``hidden`` are held in memory.
         feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
-        orders: Orders of each question's trajectories, shape (O, K) with K of at least ``ks[-1]``; those that
-            :func:`dps.decide.orders.orders_of` draws if None.
+        orders: Each question's orders, shape (O, K), in place of those that ``num_orders`` and ``seed`` draw.
 
     Raises:
         InputError: If there is no question, or one has too few trajectories or no features.
