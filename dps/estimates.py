@@ -138,6 +138,11 @@ def needed(difference: float, stderr: float, num_questions: int) -> int | None:
     return ceil(count) if isfinite(count) and count < 1e9 else None
 
 
+def paired(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """Return the accuracy difference ``one - other`` of two policies by question, shape (Q,), see :func:`bounded`."""
+    return bounded(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64))
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     """Return the ratio of two means over the same questions, its standard error by the delta method.
 
@@ -151,8 +156,8 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
     """Return the exact McNemar test of two policies' right answers on the same questions, shape (Q,), bool.
 
-    ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance that a
-    fair coin splits them at least as unevenly.
+    ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance
+    that a fair coin splits them at least as unevenly.
     """
     from scipy.stats import binomtest
 
@@ -164,19 +169,13 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
 # -- resampling, where a curve is drawn through the means or the number is no mean ------------------------------------
 
 
-def resamples(num_questions: int, count: int, seed: int) -> np.ndarray:
+def resamples(num_questions: int, count: int, seed: int | Sequence[int]) -> np.ndarray:
     """Return bootstrap weights of questions, each row a resample that sums to 1: shape (count, num_questions).
 
     A mean over questions is on every resample a product with these; the same for all policies makes differences paired.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng(seed)
     return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=count) / num_questions
-
-
-def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the 95 % interval of replicates, over the first axis."""
-    low, high = np.percentile(replicates, [100 * _ERROR, 100 - 100 * _ERROR], axis=0)
-    return low, high
 
 
 def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
@@ -184,32 +183,31 @@ def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estim
     defined = replicates[np.isfinite(replicates)]
     if len(defined) < 2:
         return Estimate(float(value), float("nan"), num_questions)
-    low, high = percentiles(defined)
+    low, high = np.percentile(defined, [100 * _ERROR, 100 - 100 * _ERROR])
     return Estimate(float(value), float(defined.std(ddof=1)), num_questions, float(low), float(high))
 
 
-def widened(values: np.ndarray, weights: np.ndarray) -> Estimate:
-    """Return the mean of accuracy differences (N,) with a bootstrap interval that does not collapse.
+def widened(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
+    """Return an accuracy difference with the interval of its replicates (R,), kept from collapsing.
 
     Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
-    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing.
-    :func:`bounded` is the same, exact and slower, for values that cannot leave [-1, 1].
+    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing;
+    :func:`bounded` is the same where no curve has to be drawn through the replicates.
     """
-    _, mean, stderr = _moments(values)
-    replicates = weights @ values
     # The weight of the added question in each resample: the same law as that of any of N + 1.
     levels = (np.arange(len(replicates)) + 0.5) / len(replicates)
-    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / len(values))
-    low, _ = percentiles((1 - weight) * replicates - weight)
-    _, high = percentiles((1 - weight) * replicates + weight)
-    return Estimate(mean, stderr, len(values), float(low), float(high))
+    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / num_questions)
+    least, most = (resampled(value, (1 - weight) * replicates + weight * end, num_questions) for end in (-1.0, 1.0))
+    return Estimate(
+        float(value), resampled(value, replicates, num_questions).stderr, num_questions, least.low, most.high
+    )
 
 
 def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:
     """Return intervals that hold together in 95 % of cases, so that the worst of J numbers may be picked out.
 
-    All have the same half width in standard errors: the 95 % point, over the replicates (R, J), of the largest deviation
-    among them.
+    All have the same half width in standard errors: the 95 % point, over the replicates (R, J), of the largest
+    deviation among them.
     """
     centre = np.asarray(values)
     spread = replicates.std(axis=0, ddof=1)
@@ -234,8 +232,8 @@ def quantile_bins(values: np.ndarray, bins: int = 10) -> np.ndarray:
 def brier_skill(probability: np.ndarray, truth: np.ndarray, baseline: np.ndarray) -> Estimate | None:
     """Return the share of a baseline's Brier score that probabilities take away: 1 is perfect, 0 is the baseline.
 
-    All three have shape (Q, R), R rows of each question; ``truth`` says whether the label holds. None where the baseline
-    makes no error or there are fewer than two questions.
+    All three have shape (Q, R), R rows of each question; ``truth`` says whether the label holds. None where the
+    baseline makes no error or there are fewer than two questions.
     """
     ours, theirs = (((p - truth) ** 2).mean(axis=1) for p in (probability, baseline))
     if len(ours) < 2 or theirs.mean() <= 1e-12:

@@ -13,8 +13,8 @@ LABELS: tuple[str, ...] = get_args(Label)
 def labels_of(correct: np.ndarray, label: str) -> np.ndarray:
     """Return the label of every checkpoint from whether the answer of each k is right.
 
-    ``correct``: the answer of this k is right. ``no_gain``: no larger k up to the maximum turns a wrong answer right, so a
-    hopeless question is also enough.
+    ``correct``: the answer of this k is right. ``no_gain``: no larger k up to the maximum turns a wrong answer right,
+    so a hopeless question is also enough.
 
     Args:
         correct: Shape (..., C + 1), bool, k = maximum last; the labels have shape (..., C).

@@ -54,8 +54,8 @@ def replay(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequen
 def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return every threshold that makes a difference, and the mean accuracy and mean tokens at each: shape (M,) each.
 
-    The thresholds increase and lie midway between the values of p_inc, so that rounding elsewhere cannot flip a decision;
-    the first is :data:`NEVER_STOP`, the last 1, where no question gets more than the first k.
+    The thresholds increase and lie midway between the values of p_inc, so that rounding elsewhere cannot flip a
+    decision; the first is :data:`NEVER_STOP`, the last 1, where no question gets more than the first k.
     """
     leaves = np.minimum.accumulate(p_inc.reshape(-1, p_inc.shape[-1]), axis=1)
     order = np.argsort(leaves, axis=None)
