@@ -38,8 +38,8 @@ class Estimate:
     num_questions: int
     """How many questions it is over."""
     low: float = field(default=float("nan"), compare=False)
-    """Lower end of the 95 % interval, Student's if none is given. NaN where there is none: for fewer than two
-    questions, and without spread, for a few values that happen to agree do not say how far others may lie."""
+    """Lower end of the 95 % interval, Student's if none is given. NaN for fewer than two questions, and without spread:
+    a few values that happen to agree do not say how far others may lie."""
     high: float = field(default=float("nan"), compare=False)
     """Upper end."""
 
@@ -116,7 +116,7 @@ def smallest_margin(num_questions: int) -> float:
 
 
 def fewest_questions(margin: float) -> int | None:
-    """Return how many questions it takes at least to exclude a loss of ``margin``; None for a margin of 0."""
+    """Return the smallest number of questions that can exclude a loss of ``margin``; None for a margin of 0."""
     return ceil(log(_ERROR) / log(1 - margin)) if margin > 0 else None
 
 
@@ -126,12 +126,12 @@ def questions_needed(values: np.ndarray) -> int | None:
     ``7.85 s^2 / mean^2``, two-sided at 5 %; None where the difference (values by question, NaN left out) or its spread
     is 0.
     """
-    _, mean, stderr = _moments(values)
-    return needed(mean, stderr, len(values))
+    known, mean, stderr = _moments(values)
+    return needed(mean, stderr, len(known))
 
 
 def needed(difference: float, stderr: float, num_questions: int) -> int | None:
-    """Return the same from a difference over so many questions and its standard error; None for none at all."""
+    """Return :func:`questions_needed` from a difference over so many questions and the standard error of that."""
     if not abs(difference) > _ROUNDING or not stderr > 0:
         return None
     count = _POWER * num_questions * (stderr / difference) ** 2
@@ -261,17 +261,17 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 def _with_end(values: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct values, with ``end`` once more, and how often each occurs."""
-    found, counts = np.unique(np.append(np.round(values, 12), end), return_counts=True)
-    return found, counts.astype(np.float64)
+    distinct, counts = np.unique(np.append(np.round(values, 12), end), return_counts=True)
+    return distinct, counts.astype(np.float64)
 
 
 def _lower_end(values: np.ndarray, least: float) -> float:
     from scipy.optimize import brentq
 
-    found, counts = _with_end(values, least)
-    if len(found) == 1:
+    distinct, counts = _with_end(values, least)
+    if len(distinct) == 1:
         return float(least)
-    return float(brentq(lambda at: _chance_below(found, counts, at) - _ERROR, found[0], found[-1], xtol=1e-9))
+    return float(brentq(lambda at: _chance_below(distinct, counts, at) - _ERROR, distinct[0], distinct[-1], xtol=1e-9))
 
 
 def _chance_below(values: np.ndarray, counts: np.ndarray, at: float) -> float:

@@ -251,6 +251,7 @@ def test_the_questions_that_are_needed_decide_in_80_percent_of_cases(difference,
 def test_the_questions_that_are_needed_by_the_formula():
     values = np.tile([0.3, -0.1, 0.0, 0.0], 25)
     assert questions_needed(values) == math.ceil(7.85 * values.var(ddof=1) / values.mean() ** 2)
+    assert questions_needed(np.append(values, np.nan)) == questions_needed(values)
     assert questions_needed(np.zeros(10)) is None
     assert questions_needed(np.ones(10)) is None
     assert questions_needed(np.array([1.0])) is None

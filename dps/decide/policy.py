@@ -1,7 +1,7 @@
 """Policies: how many trajectories a question gets.
 
-A policy starts a question with ``start`` trajectories; when they have ended it is asked, with the question's features
-if it needs any, how many more there should be. Light: the controllers behind it are passed in.
+A policy starts a question with ``start`` trajectories; when these have ended, the policy is asked how many
+more the question should get. Light: the controllers are passed in.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Controller(Protocol):
     threshold: float
     """More trajectories are added while ``1 - p_enough`` is above this."""
     calibration: Mapping[str, float]
-    """The calibrated clock of the run it was trained on."""
+    """The clock of the run that the controller was trained on."""
     ks: Sequence[int]
-    """Checkpoints that it was trained on, then the largest k of its harvest."""
+    """Checkpoints of the training, then the largest k of the harvest."""
     parts: frozenset[str]
-    """The parts of the features that it looks at, of :data:`dps.decide.features.PARTS`."""
+    """The parts of the features that are needed, of :data:`dps.decide.features.PARTS`."""
     label: str
     """What ``p_enough`` is the probability of, one of :data:`dps.decide.labels.LABELS`."""
 
@@ -79,11 +79,11 @@ class Controller(Protocol):
         """Return the probability that the current k is enough, one per question, shape (N,)."""
 
     def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
-        """Raise InputError if it was trained on features of another model, layer or embedder."""
+        """Raise InputError if the controller was trained on features of another model, layer or embedder."""
 
 
 class Rule(Protocol):
-    """A stopping rule that needs no training: it looks at the answers and at how sure the model was."""
+    """A stopping rule that needs no training: only the answers and how sure the model was decide."""
 
     @property
     def name(self) -> str:
@@ -102,11 +102,11 @@ class Policy:
     """Add trajectories while a controller or a rule is not sure enough (METHOD section 4); without either, never."""
 
     range: KRange
-    """Where it may stop."""
+    """Where the policy may stop."""
     controller: Controller | None = None
-    """The trained controller that is asked, if there is one."""
+    """The trained controller that is asked; None for no controller."""
     rule: Rule | None = None
-    """The rule that is asked, if there is one; at most one of the two is."""
+    """The rule that is asked where no controller is; None for no rule."""
 
     def __post_init__(self) -> None:
         """Raise InputError if the controller has never seen a checkpoint of the range."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dps.decide.labels import LABELS
 from dps.errors import InputError
 from feature_store.files import replace_file
 from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
@@ -159,7 +160,7 @@ def read_predictions(path: str | Path) -> Predictions:
                     for name, dtype in _ARRAYS.items()
                 },
             )
-            _check_shapes(predictions)
+            _check(predictions)
             return predictions
     except InputError:
         raise
@@ -170,8 +171,8 @@ def read_predictions(path: str | Path) -> Predictions:
         ) from error
 
 
-def _check_shapes(predictions: Predictions) -> None:
-    """Raise ValueError where the arrays of a file do not belong together."""
+def _check(predictions: Predictions) -> None:
+    """Raise ValueError where the label is unknown or the arrays of a file do not belong together."""
     questions, num_orders, most = predictions.orders.shape
     rows, checkpoints = (questions, num_orders), len(predictions.ks) - 1
     expected = {
@@ -184,6 +185,8 @@ def _check_shapes(predictions: Predictions) -> None:
     }
     if len(predictions.question_ids) != questions or checkpoints < 1 or predictions.ks[-1] > most:
         raise ValueError("questions or checkpoints do not fit the orders")
+    if predictions.label_name not in LABELS:
+        raise ValueError(f"unknown label {predictions.label_name}")
     for name, shape in expected.items():
         if getattr(predictions, name).shape != shape:
             raise ValueError(f"{name} has another shape than {shape}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.decide.features import sums_of
 from feature_store.records import Trajectory
 
 
@@ -101,13 +102,8 @@ class Tally:
 
 def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]:
     """Return what :meth:`Tally.add` needs of a trajectory: class, log p, tokens, entropy and top-1 sums."""
-    return (
-        trajectory.answer_class,
-        trajectory.base_logprob,
-        float(trajectory.block_num_tokens.sum()),
-        float(trajectory.block_entropy.sum()),
-        float(trajectory.block_top1.sum()),
-    )
+    sums = sums_of(trajectory)
+    return sums.answer_class, sums.base_logprob, float(sums.tokens), sums.entropy, sums.top1
 
 
 def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:

@@ -85,9 +85,9 @@ def spread_thresholds(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray
 def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
     """Return which of M policies is the cheapest that shows no loss; None if none does.
 
-    They are tried from the most expensive one down, and the first that does not show that less than ``margin`` is lost
-    ends it. Tried in an order that their outcomes do not decide, all of them together have the error of one test, 2.5
-    %, however many there are; the cheapest of all that pass would be the one that was lucky.
+    The policies are tried from the most expensive one down, until one does not show that less than ``margin`` is lost.
+    Outcomes do not decide the order, so all tests together have the error of one, at most 2.5 %, however many policies
+    are tried. (The cheapest of all that pass would be the one that was lucky.)
 
     Args:
         losses: Accuracy of each question minus that of k = maximum, averaged over orders: shape (M, Q).
@@ -109,7 +109,7 @@ def effective_margin(num_questions: int, margin: float) -> float:
     """Return the loss that a choice of a threshold excludes: ``margin``, or the smallest that so many questions can.
 
     Fewer than 368 questions cannot show that less than one point is lost, even where none of them loses. The choice is
-    then the cheapest threshold at which about none loses anything; that it keeps the margin must not be said.
+    then the cheapest threshold at which about none loses anything; nothing shows that the margin is kept.
     """
     return max(margin, smallest_margin(num_questions))
 

@@ -66,6 +66,9 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_predictions(path)
     write_predictions(path, made_up())
+    write_predictions(path, replace(made_up(), label_name="solvable"))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(path)
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
     with pytest.raises(InputError, match=r"format version 1, but .* has 2"):
