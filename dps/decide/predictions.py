@@ -172,21 +172,23 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def _check(predictions: Predictions) -> None:
-    """Raise ValueError where the label is unknown or the arrays of a file do not belong together."""
+    """Raise ValueError where the values of a file do not belong together."""
     questions, num_orders, most = predictions.orders.shape
-    rows, checkpoints = (questions, num_orders), len(predictions.ks) - 1
+    rows, ks = (questions, num_orders), predictions.ks
     expected = {
         "fold": (questions,),
         "threshold": (questions,),
-        "p_enough": (*rows, checkpoints),
-        "label": (*rows, checkpoints),
-        "correct": (*rows, checkpoints + 1),
-        "tokens": (*rows, checkpoints + 1),
+        "p_enough": (*rows, len(ks) - 1),
+        "label": (*rows, len(ks) - 1),
+        "correct": (*rows, len(ks)),
+        "tokens": (*rows, len(ks)),
     }
-    if len(predictions.question_ids) != questions or checkpoints < 1 or predictions.ks[-1] > most:
-        raise ValueError("questions or checkpoints do not fit the orders")
-    if predictions.label_name not in LABELS:
-        raise ValueError(f"unknown label {predictions.label_name}")
-    for name, shape in expected.items():
-        if getattr(predictions, name).shape != shape:
-            raise ValueError(f"{name} has another shape than {shape}")
+    whole = all(getattr(predictions, name).shape == shape for name, shape in expected.items())
+    if not whole or len(predictions.question_ids) != questions:
+        raise ValueError("arrays of different shapes")
+    if len(ks) < 2 or list(ks) != sorted({k for k in ks if 0 < k <= most}):
+        raise ValueError("checkpoints that do not increase")
+    if not (np.sort(predictions.orders, axis=-1) == np.arange(most)).all():
+        raise ValueError("orders that are no permutations")
+    if predictions.label_name not in LABELS or not np.isfinite(predictions.p_enough).all():
+        raise ValueError("an unknown label or probabilities that are none")
