@@ -20,16 +20,17 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from dps.decide.features import FEATURE_SETS
-from dps.decide.table import Table, going_on
+from dps.decide.labels import continue_score
+from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
-from dps.decide.vectors import Blocks
 from dps.errors import InputError
+from dps.estimates import quantile_bins
+from lightning_modules.batches import Batch
 from lightning_modules.calibration import METHODS
-from lightning_modules.data import Batch, FeatureDataModule
+from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
-from lightning_modules.metrics import calibration_error
-from lightning_modules.results import TestResult, measure, skills
+from lightning_modules.metrics import TestResult, baselines, measure_test, skills
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -67,11 +68,8 @@ class ControllerModule(L.LightningModule):
             embedding_size: E of the harvest.
             feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
             positive_weight: Weight of a row where k is enough, or ``balanced``.
-            calibration: How probabilities are calibrated, one of :data:`lightning_modules.calibration.METHODS`.
+            calibration: One of :data:`lightning_modules.calibration.METHODS`.
             margin: Accuracy that counts as no loss where the threshold is chosen.
-
-        Raises:
-            InputError: If the settings cannot be used.
         """
         if positive_weight != "balanced" and not positive_weight > 0:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
@@ -97,7 +95,7 @@ class ControllerModule(L.LightningModule):
         self._positive_weight = positive_weight
         self._calibration = calibration
         self._terms: dict[str, list[Tensor]] = {}
-        self._said: set[str] = set()
+        self._said = False
         self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
 
     @property
@@ -110,8 +108,8 @@ class ControllerModule(L.LightningModule):
         """The data module of the run."""
         return self.trainer.datamodule
 
-    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough: shape (N,), float64; arguments as the estimator's."""
+    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the probability that k is enough: shape (N,); arguments as the estimator's."""
         return self.estimator.predict_enough(scalars, hidden, embedding)
 
     # -- what the Trainer calls ------------------------------------------------------------------------------------
@@ -155,22 +153,22 @@ class ControllerModule(L.LightningModule):
             self.estimator.weigh(terms["val"][0], labels, table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
         logits = kept["val"][0]
-        if training and self._calibration != "none":
-            self._calibrate(*kept["calibration"])
+        if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
+            rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
+            self.estimator.calibrator.fit(self._calibration, *rows, of.num_questions)
         target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
         # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
         values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
-        values |= self._measure(logits, target, "validation")
+        values |= self._measure(logits, target)
         # The threshold is one number and the policy is the same whoever is asked: both splits decide it together. They
         # trained nothing but chose epoch and temperature; the bound is for the choice among thresholds.
         together = [(self._p_label(each, of), of) for each, of in kept.values() if of is not None]
-        score = going_on(np.concatenate([p for p, _ in together]), self.data.label)
-        correct = np.concatenate([of.outcomes(self.data.label) for _, of in together])
-        tokens = np.concatenate([of.tokens for _, of in together])
+        p_inc = continue_score(np.concatenate([p for p, _ in together]))
+        correct, tokens = (np.concatenate([getattr(of, name) for _, of in together]) for name in ("correct", "tokens"))
         if training:
-            self.estimator.threshold.fill_(choose_threshold(score, correct, tokens, self.margin))
+            self.estimator.threshold.fill_(choose_threshold(p_inc, correct, tokens, self.margin))
         threshold = float(self.estimator.threshold)
-        chosen = replay(stops(score, threshold), correct, tokens, table.ks)
+        chosen = replay(stops(p_inc, threshold), correct, tokens, table.ks)
         values |= {
             "threshold": threshold,
             "accuracy": chosen.accuracy,
@@ -179,13 +177,15 @@ class ControllerModule(L.LightningModule):
             "mean_k": chosen.mean_k,
         }
         self.log_dict({f"val/{name}": value for name, value in values.items()})
+        train = self.data.table("train")
+        others = baselines(train.labels(self.data.label), train.lengths, table.lengths)
         self._description["validation"] = {
             "epoch": self.current_epoch,
             **values,
             "num_questions": table.num_questions,
             "num_threshold_questions": len(correct),
             "margin": effective_margin(len(correct), self.margin),
-            "skill": skills(self._p_label(logits, table), table, self.data.table("train"), self.data.label),
+            "skill": skills(self._p_label(logits, table), table.labels(self.data.label), others),
         }
 
     def on_test_epoch_end(self) -> None:
@@ -193,17 +193,13 @@ class ControllerModule(L.LightningModule):
         terms, table = self._kept("test")
         if table is None:
             return
-        logits = self._combined(terms)
-        labels = table.labels(self.data.label)
-        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
-        self.test_result = measure(
+        self.test_result = measure_test(
             self.name,
-            self._p_label(logits, table),
+            self._p_label(self._combined(terms), table),
             float(self.estimator.threshold),
-            table=table,
-            train=self.data.table("train"),
-            label=self.data.label,
-            metrics=self._measure(logits, target, "test"),
+            self.data.label,
+            table,
+            self.data.table("train"),
         )
         self.log_dict({f"test/{name}": value for name, value in self.test_result.metrics.items()})
 
@@ -223,13 +219,6 @@ class ControllerModule(L.LightningModule):
             return float(self._positive_weight)
         positive = float(labels.sum())
         return (len(labels) - positive) / positive if 0 < positive < len(labels) else 1.0
-
-    def _calibrate(self, logits: Tensor, table: Table | None) -> None:
-        """Fit the calibration to a split that trained nothing and does not choose the epoch."""
-        if table is None:
-            return
-        labels = table.labels(self.data.label).reshape(-1)
-        self.estimator.calibrator.fit(self._calibration, logits.numpy(), labels, table.num_questions)
 
     def _p_label(self, logits: Tensor, table: Table) -> np.ndarray:
         """Return the calibrated probability of the label: shape (Q, O, C)."""
@@ -256,22 +245,24 @@ class ControllerModule(L.LightningModule):
             return terms, None
         return terms[: complete * rows_per_question], table.select(np.arange(complete))
 
-    def _measure(self, logits: Tensor, target: Tensor, split: str) -> dict[str, float]:
-        """Return the metrics of a split; where it has one class, those that mean something there, and say so once."""
-        p_enough, labels = self.estimator.calibrator(logits), target.long()
+    def _measure(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+        """Return validation metrics; where there is one class, those that mean something there, and say so once."""
+        p_enough = self.estimator.calibrator(logits)
+        gaps = (p_enough - target).numpy()
+        bins = quantile_bins(p_enough.numpy())
         values = {
-            "brier": float(((p_enough - target) ** 2).mean()),
-            "calibration_error": calibration_error(p_enough.numpy(), target.numpy()),
+            "brier": float((gaps**2).mean()),
+            "calibration_error": float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps)),
         }
         if 0 < target.sum() < len(target):
             self._ranking.reset()
-            found = self._ranking(p_enough.to(self.device), labels.to(self.device))
-            values |= {name: float(value) for name, value in found.items()}
-        elif split not in self._said:
-            self._said.add(split)
+            ranked = self._ranking(p_enough.to(self.device), target.long().to(self.device))
+            values |= {name: float(value) for name, value in ranked.items()}
+        elif not self._said:
+            self._said = True
             _log.warning(
-                "The %s split has one class only: all %d rows are %s%s. AUROC and average precision are left out.",
-                split,
+                "The validation split has one class only: all %d rows are %s%s. AUROC and average precision are left "
+                "out.",
                 len(target),
                 "" if target[0] else "not ",
                 self.data.label,
