@@ -8,10 +8,16 @@ import yaml
 from dps.cli import run as dps
 from dps.errors import InputError
 from lightning_modules import load_controller, tune
-from lightning_modules.cli import resolve, search_settings
-from lightning_modules.crossval import predict_table
+from lightning_modules.batches import predict_table
+from lightning_modules.cli import search_settings
 from lightning_modules.data import FeatureDataModule
+from lightning_modules.trainer_cli import run
 from lightning_modules.tune import SPACES
+
+
+def resolve(args):
+    return run(args, run=False)
+
 
 optuna = pytest.importorskip("optuna")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -67,18 +73,7 @@ def test_the_loss_is_that_of_the_folds_checkpoints(folder, harvest):
 def test_every_dimension_is_a_setting_and_contains_what_ships(name, harvest):
     resolved = resolve(options(harvest, name=name)).resolved()
     for setting in SPACES[name.replace("_", "-")]:
-        assert setting.accepts(tune._at(resolved[setting.part]["init_args"], setting.key)), setting.key
-
-
-def test_pooling_is_searched_and_the_best_is_configured(harvest, tmp_path):
-    folder = search_settings(options(harvest, name="mlp_h"), trials=3, folds=2, output=tmp_path / "tune")
-    best = min(trials(folder), key=lambda t: t["log_loss"])
-    written = yaml.safe_load((folder / "best.yaml").read_text())["data"]["init_args"]
-    assert written == {"pooling": best["pooling"], "spread": yaml.safe_load(best["spread"])}
-    config = options(harvest, "--config", str(folder / "best.yaml"), name="mlp_h")
-    resolved = resolve(config).resolved()["data"]["init_args"]
-    assert (resolved["pooling"], resolved["num_orders"]) == (best["pooling"], 1)
-    assert len({(t["pooling"], t["spread"]) for t in trials(folder)}) > 1
+        assert setting.stored(tune._at(resolved["model"]["init_args"], setting.key)) is not None, setting.key
 
 
 def test_nested_settings_keep_their_class(harvest, tmp_path):
