@@ -5,7 +5,6 @@ import torch
 
 from dps.cli import run
 from lightning_modules.load import load_controller
-from lightning_modules.results import nothing_learnt
 
 SMALL = ("--data.init_args.calibration_fraction=0.2", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false")
 
@@ -55,9 +54,8 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
     ("option", "expected"),
     [
         ("trainer.max_epochs=x", "Expected whole number"),
-        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct', 'solvable'"),
+        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct'"),
         ("model.init_args.margin=x", "Expected number"),
-        ("data.init_args.block=x", "Expected whole number"),
     ],
 )
 def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
@@ -152,10 +150,3 @@ def test_more_folds_than_questions_are_refused(folds, harvest, tmp_path, capsys)
     assert run(["crossval", *options, f"--folds={folds}"]) == 2
     assert "Expected at most as many folds as" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_too_few_questions_for_an_interval_are_said_to_be_too_few():
-    skill = {"k": {"value": 0.7, "low": float("nan"), "high": float("nan")}}
-    sentence = nothing_learnt(skill, 3)
-    assert "3 held-out questions are too few" in sentence
-    assert "nan" not in sentence

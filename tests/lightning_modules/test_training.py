@@ -202,9 +202,7 @@ def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path)
 def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
     """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
     data = FeatureDataModule(harvest)
-    model = GBDT(
-        HIDDEN_SIZE, EMBEDDING_SIZE, "published", 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0
-    )
+    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, "published", 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0)
     trainer = Trainer(
         max_epochs=3,
         default_root_dir=tmp_path,

@@ -178,7 +178,9 @@ def test_a_training_needs_no_memory_for_the_vectors_of_a_7b_model(tmp_path):
         writer.commit([make_question(number, hidden_size=3584) for number in range(start, start + 20)])
     options = [f"--data.init_args.store={tmp_path / 'store'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "dps", "fit", "--config", "configs/mlp_hq.yaml", "--trainer.max_epochs=2"]
-    subprocess.run([*command, *options], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*command, *options], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1.5e9
     [file] = (tmp_path / "store" / "cache").iterdir()
     assert open_memmap(file, mode="r").shape == (1000, K, 3584)
