@@ -35,12 +35,6 @@ def test_a_logger_that_is_not_installed_is_a_sentence(logger, harvest, tmp_path,
     assert error[0].startswith("dps fit: error: ")
 
 
-def test_a_missing_package_of_a_logger_is_named(harvest, tmp_path, capsys):
-    options = ("--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path}")
-    assert fit(harvest, tmp_path, *options) == 2
-    assert "needs a package that is not installed" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "option",
     ["accelerator=gpu", "accelerator=cupu", "strategy=deepspeed", "devices=0", "precision=3", "logger=NoSuchLogger"],
@@ -113,23 +107,11 @@ def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, t
     assert len(error.splitlines()) == 1
 
 
-def test_a_run_folder_of_another_kind_is_refused(harvest, trained, capsys):
-    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, trained["gbdt"])]) == 2
-    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
-    assert fit(harvest, trained["gbdt"], "--ckpt_path=last", config="mlp_hq") == 2
-    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
-
-
 def test_a_training_does_not_go_on_with_a_network_of_another_shape(harvest, tmp_path, trained, capsys):
     path = trained["mlp_hq"] / "checkpoints" / "best.ckpt"
     options = (f"--ckpt_path={path}", "--model.init_args.layer_sizes=[7]")
     assert fit(harvest, tmp_path, *options, config="mlp_hq") == 2
     assert "was trained with model.layer_sizes [32], but this configuration has [7]" in capsys.readouterr().err
-
-
-def test_a_test_is_of_the_network_that_was_trained(harvest, tmp_path, capsys):
-    assert fit(harvest, tmp_path, "--model.init_args.layer_sizes=[5]", config="mlp_hq") == 0
-    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, tmp_path)]) == 0
 
 
 def test_a_checkpoint_names_no_classes_to_import(harvest, tmp_path, trained, capsys):

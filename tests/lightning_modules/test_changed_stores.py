@@ -7,7 +7,6 @@ import pytest
 
 from dps.cli import run
 from dps.decide.predictions import read_predictions
-from feature_store.records import representatives
 from lightning_modules.cli import cross_validate
 from lightning_modules.data import FeatureDataModule
 from tests.feature_store.test_scan import change
@@ -92,7 +91,3 @@ def test_a_cross_validation_predicts_a_question_by_one_fold(doubled, tmp_path):
     fold = dict(zip(found.question_ids, found.fold.tolist(), strict=True))
     assert all(fold[f"q{number:05d}"] == fold[f"again-q{number:05d}"] for number in range(60))
     assert set(fold.values()) == {0, 1, 2}
-
-
-def test_questions_without_a_text_are_not_taken_for_one():
-    assert representatives({"b": "", "a": "", "d": "same", "c": "same"}) == {"b": "b", "a": "a", "d": "c", "c": "c"}

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
-from dps.decide.predictions import Predictions, read_predictions
 from dps.decide.orders import orders_of
+from dps.decide.predictions import Predictions, read_predictions
 from dps.decide.thresholds import cross_fitted, stops
 from dps.errors import InputError
 from dps.estimates import bounded
@@ -164,16 +163,6 @@ def test_what_crossval_sets_itself_is_refused(store, tmp_path):
         cross_validate(options(store, "--data.init_args.folds=3"), output=tmp_path)
     with pytest.raises(InputError, match="at least 2 folds"):
         cross_validate(options(store), folds=1, output=tmp_path)
-
-
-def test_the_command_line(capsys, tmp_path):
-    assert dps(["crossval", "--help"]) == 0
-    assert "predictions.h5" in capsys.readouterr().out
-    assert dps(["crossval"]) == 2
-    assert dps(["crossval", "--config", "nowhere.yaml"]) == 2
-    assert "there is no nowhere.yaml" in capsys.readouterr().err
-    assert dps(["crossval", "--config", str(CONFIGS / "gbdt.yaml"), "--folds", "many"]) == 2
-    assert "--folds" in capsys.readouterr().err
 
 
 def made_up(count=6):

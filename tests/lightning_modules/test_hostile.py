@@ -1,5 +1,6 @@
 """Checkpoints that somebody else made: whatever is in them, loading ends in a controller or in one sentence."""
 
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from lightning_modules.trees import BadTrees, check_trees
 
 from .test_load import features, save
 
-SHIPPED = Path(__file__).parents[2] / "docs/results/gsm8k-qwen2.5-coder-0.5b/controllers"
+CASES = json.loads(Path(__file__).with_name("hostile_checkpoints.json").read_text())
+"""What settings and description of a checkpoint are changed to."""
 
 
 @pytest.fixture(scope="module")
@@ -156,31 +158,7 @@ def test_without_the_check_lightgbm_dies_or_never_ends(name, trees):
     assert done.returncode != 0
 
 
-HOSTILE_SETTINGS = [
-    {"hidden_size": 10**9},
-    {"hidden_size": 10**30},
-    {"projection_size": 10**9},
-    {"layer_sizes": [10**9, 10**9]},
-    {"layer_sizes": [1] * 10**5},
-    {"layer_sizes": 7},
-    {"layer_sizes": ["4"]},
-    {"layer_sizes": [0]},
-    {"projection_size": -2},
-    {"embedding_size": -1},
-    {"num_scalars": 7},
-    {"num_scalars": "6"},
-    {"hidden_size": 8.0},
-    {"hidden_size": True},
-    {"hidden_size": None},
-    {"dropout": float("nan")},
-    {"dropout": 1.5},
-    {"input_dropout": "0.1"},
-    {"unknown": 1},
-    {"projection_size": 3},
-]
-
-
-@pytest.mark.parametrize("changed", HOSTILE_SETTINGS, ids=str)
+@pytest.mark.parametrize("changed", CASES["settings"], ids=str)
 def test_absurd_settings_are_a_sentence(changed, tmp_path):
     path = save(tmp_path / "a.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -200,36 +178,6 @@ def test_missing_settings_are_a_sentence(missing, tmp_path):
         load_controller(path)
 
 
-def data(**changes):
-    found = {"model": {"name": "made-up"}, "calibration": {}, "label": "no_gain"}
-    return {"data": {**found, **changes}}
-
-
-HOSTILE_DESCRIPTIONS = [
-    {"settings": None},
-    {"settings": [1]},
-    {"data": None},
-    {"data": {}},
-    {"hidden_size": "8"},
-    {"hidden_size": -8},
-    {"hidden_size": 9},
-    {"embedding_size": None},
-    {"format": [3]},
-    {"feature_names": 7},
-    {"feature_names": None},
-    {"feature_set": "unknown"},
-    data(label=None),
-    data(model="made-up"),
-    data(calibration={"seconds_per_token": float("nan")}),
-    data(calibration={"seconds_per_token": "1"}),
-    data(calibration=[1]),
-    data(ks=[4, 2]),
-    data(ks=[]),
-    data(ks="24"),
-    data(label="solvable"),
-]
-
-
 def changed_description(path, changes):
     checkpoint = torch.load(save(path), weights_only=True)
     checkpoint["controller"].update(changes)
@@ -237,7 +185,7 @@ def changed_description(path, changes):
     return path
 
 
-@pytest.mark.parametrize("changed", HOSTILE_DESCRIPTIONS, ids=str)
+@pytest.mark.parametrize("changed", CASES["description"], ids=str)
 def test_a_description_of_other_types_is_a_sentence(changed, tmp_path):
     with pytest.raises(InputError, match=r"Expected a controller's checkpoint|was trained on the features"):
         load_controller(changed_description(tmp_path / "a.ckpt", changed))

@@ -74,6 +74,7 @@ def through(request, harvest, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -175,6 +176,7 @@ def test_measurements_of_another_controller_are_not_replaced(harvest, tmp_path):
             main([measure, *of_other])
 
 
+@pytest.mark.slow
 def test_a_fold_that_was_interrupted_goes_on(harvest, tmp_path, capsys):
     arguments = ["crossval", *command("gbdt", harvest, tmp_path / "unused")[1:], "--folds=2"]
     assert run([*arguments, f"--output={tmp_path / 'whole'}"]) == 0

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 from dps.decide.features import checkpoint_features
 from dps.decide.thresholds import choose_threshold
@@ -15,11 +14,10 @@ from dps.errors import InputError
 from dps.estimates import smallest_margin
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
-from lightning_modules.calibration import fit_temperature
 from lightning_modules.batches import predict_table
-from lightning_modules.controllers.gbdt import GBDT
+from lightning_modules.calibration import fit_temperature
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.estimators import Ranks, TreeEstimator
+from lightning_modules.estimators import Ranks
 from lightning_modules.trainer_cli import run
 from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
 
@@ -199,23 +197,6 @@ def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path)
     assert (tmp_path / "parts" / "metrics-1.csv").is_file()  # the first two epochs' metrics are kept
 
 
-def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
-    """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
-    data = FeatureDataModule(harvest)
-    model = GBDT(HIDDEN_SIZE, EMBEDDING_SIZE, "published", 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0)
-    trainer = Trainer(
-        max_epochs=3,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
-    trainer.fit(model, data)
-    assert trainer.global_step == 3
-    assert load_controller(trainer.checkpoint_callback.best_model_path).estimator.num_rounds == 3
-
-
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
 def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     store = write_harvest(tmp_path / "easy", make_questions(40, p_correct=1.0))
@@ -275,13 +256,6 @@ def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
     )
 
 
-def test_trees_without_rounds_say_even_chances():
-    estimator = TreeEstimator()
-    p = estimator.predict_enough(torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 0), torch.zeros(3, 0))
-    assert p.tolist() == [0.5] * 3
-    assert estimator.num_rounds == 0
-
-
 def test_the_calibration_is_the_calibration_splits(trained, harvest):
     name, folder, _ = trained
     controller = load_controller(folder)
@@ -293,19 +267,7 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
     assert found != 1.0
 
 
-def test_calibrating_trains_nothing_and_chooses_no_epoch(harvest, tmp_path):
-    states = {}
-    for method in ("none", "isotonic"):
-        config = options("gbdt", harvest, tmp_path / method, f"--model.init_args.calibration={method}")
-        best = fit_controller(config[1], [*config[2:], "--trainer.max_epochs=8"])
-        states[method] = load_controller(best)
-    one, two = states["none"], states["isotonic"]
-    assert one.estimator.booster_text == two.estimator.booster_text
-    assert one.description["validation"]["loss"] == two.description["validation"]["loss"]
-    assert (one.estimator.calibrator.method, two.estimator.calibrator.method) == ("none", "isotonic")
-    assert one.description["validation"]["brier"] != two.description["validation"]["brier"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
 def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path):
     data = data_of_options(harvest)
@@ -328,15 +290,6 @@ def data_of_options(harvest):
     return data
 
 
-def test_the_trees_sample_by_the_runs_seed(harvest, tmp_path):
-    texts = []
-    for number, seed in enumerate((1, 2, 1)):
-        config = options("gbdt", harvest, tmp_path / str(number), f"--seed_everything={seed}", "--trainer.max_epochs=2")
-        texts.append(load_controller(fit_controller(config[1], config[2:])).estimator.booster_text)
-    assert texts[0] == texts[2]
-    assert texts[0].split("parameters")[0] != texts[1].split("parameters")[0]
-
-
 @pytest.fixture(scope="module")
 def memorable(tmp_path_factory):
     """A harvest whose hidden states and embeddings name each question and tell nothing of others."""
@@ -350,6 +303,7 @@ def memorable(tmp_path_factory):
     return write_harvest(tmp_path_factory.mktemp("stores") / "memorable", questions)
 
 
+@pytest.mark.slow
 def test_states_that_name_the_question_do_not_hurt(memorable, tmp_path):
     more = ["--data.init_args.feature_set=extended", "--trainer.max_epochs=30"]
     eager = {"optimizer.init_args.lr": 0.01, "residual_lr_scale": 2, "residual_weight_decay": 0, "input_dropout": 0}
@@ -438,10 +392,3 @@ def test_fit_says_what_chose_the_threshold_and_when_nothing_was_learnt(tmp_path,
     assert found["margin"] == smallest_margin(found["num_threshold_questions"])
     assert found["num_threshold_questions"] > found["num_questions"] > 0
     assert found["skill"]["k"]["low"] <= 0
-
-
-def test_fit_is_silent_where_something_was_learnt(tmp_path, capsys):
-    store = write_harvest(tmp_path / "harvest", make_questions(500))
-    config = options("gbdt", store, tmp_path / "run", "--trainer.max_epochs=10", "--data.init_args.label=correct")
-    fit_controller(config[1], config[2:])
-    assert "learnt nothing" not in capsys.readouterr().err

@@ -1,14 +1,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from dps.cli import run as dps
 from dps.errors import InputError
-from lightning_modules import load_controller, tune
-from lightning_modules.batches import predict_table
+from lightning_modules import tune
 from lightning_modules.cli import search_settings
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.trainer_cli import run
@@ -57,38 +55,11 @@ def test_the_best_is_a_second_configuration(folder, harvest):
     assert settings["rounds_per_epoch"] == 5  # the first file's
 
 
-def test_the_loss_is_that_of_the_folds_checkpoints(folder, harvest):
-    losses = []
-    for fold in range(2):
-        config = yaml.safe_load((folder / f"fold-{fold}" / "config.yaml").read_text())["data"]["init_args"]
-        data = FeatureDataModule(**config)
-        data.setup()
-        table = data.table("test")
-        p = predict_table(load_controller(folder / f"fold-{fold}").estimator, table)
-        losses.append(-np.log(np.where(table.labels("no_gain"), p, 1 - p)).reshape(-1))
-    assert trials(folder)[-1]["log_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-12)
-
-
 @pytest.mark.parametrize("name", ["gbdt", "mlp_hq"])
 def test_every_dimension_is_a_setting_and_contains_what_ships(name, harvest):
     resolved = resolve(options(harvest, name=name)).resolved()
     for setting in SPACES[name.replace("_", "-")]:
         assert setting.stored(tune._at(resolved["model"]["init_args"], setting.key)) is not None, setting.key
-
-
-def test_nested_settings_keep_their_class(harvest, tmp_path):
-    resolved = resolve(options(harvest, name="mlp_h")).resolved()["model"]
-    made = tune._nested(resolved, {"optimizer.init_args.lr": 0.5, "layer_sizes": [7]})
-    path = tmp_path / "best.yaml"
-    path.write_text(yaml.safe_dump({"model": made}))
-    again = resolve(options(harvest, "--config", str(path), name="mlp_h")).resolved()["model"]["init_args"]
-    assert again["optimizer"]["init_args"]["lr"] == 0.5
-    assert (
-        again["optimizer"]["init_args"]["weight_decay"]
-        == resolved["init_args"]["optimizer"]["init_args"]["weight_decay"]
-    )
-    assert again["layer_sizes"] == [7]
-    assert again["projection_size"] == resolved["init_args"]["projection_size"]
 
 
 def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
