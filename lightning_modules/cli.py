@@ -49,9 +49,6 @@ def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | Non
 
     Returns:
         The folder, which holds ``predictions.h5`` and ``crossval.json``.
-
-    Raises:
-        InputError: If options, configuration, store or folder cannot be used.
     """
     from lightning_modules.crossval import crossval
 
@@ -69,9 +66,6 @@ def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, outpu
 
     Returns:
         The folder, which holds ``best.yaml``.
-
-    Raises:
-        InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
     """
     from lightning_modules.tune import tune
 

@@ -100,14 +100,14 @@ class ControllerCLI(LightningCLI):
         return checkpoint_path(self.run_folder)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole configuration of a CLI that does not run, as plain values."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        """Return the whole configuration as plain values."""
+        options = self.config[self.subcommand] if self._runs else self.config
+        parser = self._parser(self.subcommand) if self._runs else self.parser
+        return yaml.safe_load(parser.dump(options, skip_none=False))
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """Return what decides a training, as plain values; paths as seen from the folder of its results."""
-        options = self.config[self.subcommand] if self._runs else self.config
-        parser = self._parser(self.subcommand) if self._runs else self.parser
-        config = yaml.safe_load(parser.dump(options, skip_none=False))
+        config = self.resolved()
         config = {name: config[name] for name in ("seed_everything", "model", "data", "trainer", "checkpoint")}
         for name in _HARMLESS:
             config["trainer"].pop(name, None)
@@ -153,21 +153,18 @@ class ControllerCLI(LightningCLI):
         if command == "fit" and path == "last":
             last = Path(_checkpoints(options.trainer.default_root_dir)) / "last.ckpt"
             path = str(last) if last.is_file() else None
+        if command == "fit" and path is None:
+            return
+        trained = load_controller(path or options.trainer.default_root_dir)
+        _check_network(options.model, trained, command)
         if command != "fit":
-            self._trained = load_controller(path or options.trainer.default_root_dir)
-            options.ckpt_path = str(self._trained.path)
-            _check_kind(options.model, self._trained)
-            _take_settings(options.model, self._trained)
-        elif path is not None:
-            trained = load_controller(path)
-            _check_kind(options.model, trained)
-            _check_settings(options.model, trained)
+            self._trained, options.ckpt_path = trained, str(trained.path)
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint, which would name classes to import: checkpoints are handed on."""
 
     def after_instantiate_classes(self) -> None:
-        """Refuse to measure a trained controller on data that do not fit it; use its clock."""
+        """Refuse to measure a trained controller on data that do not fit it, or over another's; use its clock."""
         if self._trained is None:
             return
         trained = self._trained.description["data"]
@@ -182,13 +179,9 @@ class ControllerCLI(LightningCLI):
             self.datamodule.embedding_size,
         )
         self.datamodule.calibration = self._trained.calibration
-        self._claim_measurement(self._trained)
-
-    def _claim_measurement(self, trained: Controller) -> None:
-        """Refuse to write over what the same command measured of another controller or store."""
-        folder = self.run_folder / str(self.subcommand)
-        data = self.datamodule
-        settings = {"checkpoint": place_of(trained.path, folder), **data.settings()}
+        # What the same command measured of another controller or store is not written over.
+        folder, data = self.run_folder / str(self.subcommand), self.datamodule
+        settings = {"checkpoint": place_of(self._trained.path, folder), **data.settings()}
         for name, store in (("store", data.store), ("test_store", data.test_store)):
             settings[name] = store_identity(store, folder) if store is not None else None
         results = ("../predictions.csv",) if self.subcommand == "predict" else ("metrics.csv",)
@@ -199,7 +192,9 @@ class ControllerCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
         if config["logger"] in (None, True):
-            kwargs["logger"] = _logger(folder, self.subcommand)
+            version = "" if self.subcommand == "fit" else self.subcommand  # a training's is the run folder's own
+            logs = self.subcommand not in ("predict", None)
+            kwargs["logger"] = logs and CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=1)
         if not config["plugins"]:
             # One process trains, whatever a cluster's variables say of the job that it runs in.
             kwargs["plugins"] = [LightningEnvironment(), *([WholeCheckpoints()] if self.subcommand == "fit" else [])]
@@ -359,55 +354,35 @@ def _checkpoints(run_folder: Any) -> str:
     return str(Path(run_folder) / "checkpoints")
 
 
-def _check_kind(model: Any, trained: Controller) -> None:
-    """Refuse a checkpoint of another kind of controller than the configuration's."""
-    configured = _class_at(model["class_path"]).name
+def _check_network(model: Any, trained: Controller, command: str) -> None:
+    """Let the network be the one that was trained, or refuse to train on with one of another shape.
+
+    Args:
+        model: The options of the model; the settings of the network are taken over but for a training.
+        trained: The controller of the checkpoint.
+        command: ``fit`` or another.
+
+    Raises:
+        InputError: If the checkpoint is of another kind or shape than the configuration's.
+    """
+    module, _, class_name = model["class_path"].rpartition(".")
+    configured = getattr(import_module(module), class_name).name
     if trained.name != configured:
         raise InputError(
             f"Expected a checkpoint of {configured}, which this configuration is for, but {trained.path} is of "
             f"{trained.name}: give the configuration that it was trained with, or another checkpoint."
         )
-
-
-def _class_at(path: str) -> type[ControllerModule]:
-    """Return the class that a ``class_path`` means, which the parser has imported already."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def _sizes(model: Any, trained: Controller) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of the network that both have: what the configuration says, and what was trained."""
     given = model["init_args"]
-    return {
-        name: (given[name], value)
-        for name, value in trained.description["settings"].items()
-        if name in given and name not in _FROM_DATA
-    }
-
-
-def _take_settings(model: Any, trained: Controller) -> None:
-    """Let the network be the one that was trained."""
-    for name, (_, value) in _sizes(model, trained).items():
-        model["init_args"][name] = value
-
-
-def _check_settings(model: Any, trained: Controller) -> None:
-    """Refuse to go on with a network of another shape."""
-    for name, (given, value) in _sizes(model, trained).items():
-        if name in ("projection_size", "layer_sizes") and given != value:
+    for name, value in trained.description["settings"].items():
+        if name not in given or name in _FROM_DATA:
+            continue
+        if command != "fit":
+            given[name] = value
+        elif name in ("projection_size", "layer_sizes") and given[name] != value:
             raise InputError(
                 f"The controller {trained.path} was trained with model.{name} {value}, but this configuration has "
-                f"{given}: give the configuration that it was trained with, or begin anew without --ckpt_path."
+                f"{given[name]}: give the configuration that it was trained with, or begin anew without --ckpt_path."
             )
-
-
-def _logger(folder: Path, command: str | None) -> CSVLogger | bool:
-    """Return the CSV logger of a command; a training's writes ``metrics.csv`` into the run folder itself."""
-    if command in ("predict", None):
-        return False
-    if command != "fit":
-        return CSVLogger(folder, name="", version=command)
-    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
 
 
 def _keep_metrics(folder: Path, *, again: bool) -> None:

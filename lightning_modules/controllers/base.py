@@ -8,6 +8,7 @@ controller that is ready for live runs (``load``).
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -16,21 +17,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from dps.decide.features import FEATURE_SETS
 from dps.decide.labels import continue_score
 from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
 from dps.errors import InputError
-from dps.estimates import quantile_bins
 from lightning_modules.batches import Batch
 from lightning_modules.calibration import METHODS
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
-from lightning_modules.metrics import TestResult, baselines, measure_test, skills
+from lightning_modules.metrics import TestResult, baselines, measure_probabilities, measure_test, skills
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -96,7 +94,6 @@ class ControllerModule(L.LightningModule):
         self._calibration = calibration
         self._terms: dict[str, list[Tensor]] = {}
         self._said = False
-        self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
 
     @property
     def parts(self) -> frozenset[str]:
@@ -107,10 +104,6 @@ class ControllerModule(L.LightningModule):
     def data(self) -> FeatureDataModule:
         """The data module of the run."""
         return self.trainer.datamodule
-
-    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough: shape (N,); arguments as the estimator's."""
-        return self.estimator.predict_enough(scalars, hidden, embedding)
 
     # -- what the Trainer calls ------------------------------------------------------------------------------------
 
@@ -139,7 +132,7 @@ class ControllerModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return p_enough of a batch, shape (N,)."""
-        return self.predict_enough(batch.scalars, batch.hidden, batch.embedding)
+        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the validation split; in training also weigh the terms, calibrate and choose the threshold."""
@@ -148,18 +141,19 @@ class ControllerModule(L.LightningModule):
         if table is None or self.trainer.sanity_checking:
             return
         training = self.trainer.state.fn == TrainerFn.FITTING
+        labels = table.labels(self.data.label)
         if training:
-            labels = table.labels(self.data.label).reshape(-1)
-            self.estimator.weigh(terms["val"][0], labels, table.num_questions)
+            self.estimator.weigh(terms["val"][0], labels.reshape(-1), table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
-        logits = kept["val"][0]
         if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
             rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
             self.estimator.calibrator.fit(self._calibration, *rows, of.num_questions)
-        target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
+        logits = kept["val"][0]
+        p = self._p_label(logits, table)
         # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
-        values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
-        values |= self._measure(logits, target)
+        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
+        loss = float(functional.binary_cross_entropy_with_logits(logits, target))
+        values = {**self._measure(p, labels), "loss": loss}
         # The threshold is one number and the policy is the same whoever is asked: both splits decide it together. They
         # trained nothing but chose epoch and temperature; the bound is for the choice among thresholds.
         together = [(self._p_label(each, of), of) for each, of in kept.values() if of is not None]
@@ -185,7 +179,7 @@ class ControllerModule(L.LightningModule):
             "num_questions": table.num_questions,
             "num_threshold_questions": len(correct),
             "margin": effective_margin(len(correct), self.margin),
-            "skill": skills(self._p_label(logits, table), table.labels(self.data.label), others),
+            "skill": skills(p, labels, others),
         }
 
     def on_test_epoch_end(self) -> None:
@@ -245,26 +239,17 @@ class ControllerModule(L.LightningModule):
             return terms, None
         return terms[: complete * rows_per_question], table.select(np.arange(complete))
 
-    def _measure(self, logits: Tensor, target: Tensor) -> dict[str, float]:
-        """Return validation metrics; where there is one class, those that mean something there, and say so once."""
-        p_enough = self.estimator.calibrator(logits)
-        gaps = (p_enough - target).numpy()
-        bins = quantile_bins(p_enough.numpy())
-        values = {
-            "brier": float((gaps**2).mean()),
-            "calibration_error": float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps)),
-        }
-        if 0 < target.sum() < len(target):
-            self._ranking.reset()
-            ranked = self._ranking(p_enough.to(self.device), target.long().to(self.device))
-            values |= {name: float(value) for name, value in ranked.items()}
-        elif not self._said:
+    def _measure(self, p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return metrics of the validation split, (Q, O, C) each; of one class those that mean something there."""
+        flat = (values.reshape(len(p), -1) for values in (p, labels))
+        measured = measure_probabilities(*flat, np.zeros((0, len(p))))
+        if labels.min() == labels.max() and not self._said:
             self._said = True
             _log.warning(
                 "The validation split has one class only: all %d rows are %s%s. AUROC and average precision are left "
                 "out.",
-                len(target),
-                "" if target[0] else "not ",
+                labels.size,
+                "" if labels.all() else "not ",
                 self.data.label,
             )
-        return values
+        return {name: number.value for name, number in measured.items() if not math.isnan(number.value)}

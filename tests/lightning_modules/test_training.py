@@ -114,7 +114,7 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
         torch.from_numpy(np.stack(part))
         for part in (scalars, [f.hidden for f in features], [f.embedding for f in features])
     ]
-    memory = cli.model.predict_enough(*stacked).numpy()
+    memory = cli.model.estimator.predict_enough(*stacked).numpy()
     # Loaded networks compute in float64, trained ones in float32; trees are the same on both sides.
     np.testing.assert_allclose(loaded, memory, rtol=0, atol=0 if "gbdt" in name else 2e-6)
     assert loaded.dtype == np.float64
