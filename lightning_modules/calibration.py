@@ -95,13 +95,7 @@ def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_
     """Return w in [0, 1] that minimizes the mean cross-entropy of ``sigmoid(own + w correction)`` and the labels.
 
     As if thirty questions more had been seen for which ``own`` alone is right: a correction has to show on held-out
-    questions that it is one. The loss is convex in w.
-
-    Args:
-        own: Logits without the correction, shape (N,), float64.
-        correction: What may be added, shape (N,), float64.
-        labels: Shape (N,), bool.
-        num_questions: Of the rows.
+    questions that it is one. The loss is convex in w. Logits and labels have shape (N,).
     """
     from scipy.special import expit
 

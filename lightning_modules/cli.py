@@ -22,14 +22,11 @@ def main(args: list[str]) -> None:
 
 
 def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Train a controller in this process.
+    """Train a controller in this process and return its best checkpoint.
 
     Args:
         config: A configuration of ``dps fit``.
         overrides: Options, such as ``--data.init_args.store=runs/quickstart/harvest``.
-
-    Returns:
-        The best checkpoint; :func:`lightning_modules.load_controller` reads it.
 
     Raises:
         InputError: If options, configuration or store cannot be used.
@@ -45,10 +42,8 @@ def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | Non
     Args:
         args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
         folds: Number of folds.
-        output: Folder of everything; ``crossval`` in the configuration's run folder if None.
-
-    Returns:
-        The folder, which holds ``predictions.h5`` and ``crossval.json``.
+        output: The folder for ``predictions.h5`` and ``crossval.json``, which is returned; ``crossval`` in the
+            configuration's run folder if None.
     """
     from lightning_modules.crossval import crossval
 
@@ -62,10 +57,7 @@ def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, outpu
         args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
         trials: Trials in all.
         folds: Folds of each trial.
-        output: Folder of everything; ``tune`` in the configuration's run folder if None.
-
-    Returns:
-        The folder, which holds ``best.yaml``.
+        output: The folder for ``best.yaml``, which is returned; ``tune`` in the configuration's run folder if None.
     """
     from lightning_modules.tune import tune
 

@@ -41,15 +41,7 @@ FORMAT_VERSION = 1
 
 
 def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
-    """Train a controller per fold, predict every question out of its fold, measure.
-
-    Args:
-        args: Options of ``dps fit``.
-        folds: Number of folds.
-        output: Folder of everything; ``crossval`` in the configuration's run folder if None.
-
-    Returns:
-        The folder.
+    """Train a controller per fold, predict every question out of its fold, measure; returns the folder of everything.
 
     Raises:
         InputError: If options, configuration, store or folder cannot be used.
@@ -121,16 +113,13 @@ def _predict(table: Table, controllers: Sequence[Controller], data: FeatureDataM
 def measure_crossval(
     predictions: Predictions, lengths: np.ndarray, seed: int = 0, margin: float = MARGIN
 ) -> dict[str, Any]:
-    """Measure out-of-fold predictions beside question length alone, and the policy that they make.
+    """Return what ``crossval.json`` holds: predictions beside question length alone, and the policy that they make.
 
     Args:
         predictions: Of every question; those without a grade are left out.
         lengths: Prompt tokens of each question, shape (Q,).
         seed: Of the bootstrap over questions, one for all numbers, so that differences are paired.
         margin: Accuracy that counts as no loss where the threshold is chosen that ``dps ship`` takes.
-
-    Returns:
-        What ``crossval.json`` holds; every ``stderr`` is clustered by question.
     """
     lengths = lengths[predictions.graded].astype(np.float64)
     predictions = predictions.select(predictions.graded)
@@ -204,14 +193,7 @@ def _skill_out_of_fold(p: np.ndarray, labels: np.ndarray, lengths: np.ndarray, f
 
 
 def _policy(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int]) -> dict[str, Any]:
-    """Return what stopping there gives, against k = maximum on the same questions in the same orders.
-
-    Args:
-        stop: Index into the k's of each order of each question, shape (Q, O).
-        correct: Whether the answer of the first k is right: shape (Q, O, C + 1).
-        tokens: Shape (Q, O, C + 1).
-        ks: The C + 1 values of k.
-    """
+    """Return what stopping there, shape (Q, O), gives against k = maximum on the same questions in the same orders."""
     right, spent = (at_stop(values, stop).mean(axis=1) for values in (correct, tokens))
     all_right, all_spent = correct.mean(axis=1), tokens.mean(axis=1)
     estimates: dict[str, Estimate] = {

@@ -137,9 +137,6 @@ class FeatureDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the stores and make the tables of the parts that the trained controller uses; all parts without one.
 
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``; all are set up alike.
-
         Raises:
             InputError: If no question has a grade, or the training or validation split has no question.
         """
@@ -173,11 +170,7 @@ class FeatureDataModule(L.LightningDataModule):
         self._built = key
 
     def table(self, split: str) -> Table:
-        """Return the table of a split.
-
-        Args:
-            split: ``train``, ``val``, ``test``, or ``predict``: every question of the tested store, graded or not, in
-                its natural order.
+        """Return the table of ``train``, ``val``, ``test``, or ``predict``: every question of the tested store.
 
         Raises:
             InputError: If the split has no question.

@@ -21,17 +21,13 @@ def open_folds(
 
     Args:
         args: Options of ``dps fit``.
-        command: ``crossval`` or ``tune``.
+        command: ``crossval`` or ``tune``; also the folder's name in the run folder if ``output`` is None.
         folds: Number of folds.
-        output: Folder of everything; one of the command's name in the configuration's run folder if None.
+        output: Folder of everything.
         results: What the results are called, see :func:`dps.folders.claim`.
 
     Returns:
-        Model, data module and Trainer, of which nothing has run; the folder; whether results of the same run stand
-        there.
-
-    Raises:
-        InputError: If options, configuration, store or folder cannot be used.
+        The CLI, of which nothing has run; the folder; whether results of the same run stand there.
     """
     if folds < 2:
         raise InputError(f"Expected at least 2 folds, got {folds}.")
@@ -49,12 +45,7 @@ def open_folds(
 def train_split(args: Sequence[str], folder: Path, fold: int, folds: int, *more: str) -> ControllerCLI:
     """Train a controller on all questions but those of a fold; an interrupted training goes on.
 
-    Args:
-        args: Options of ``dps fit``.
-        folder: The run folder.
-        fold: Which fold is the test split.
-        folds: Number of folds.
-        more: Options that come after ``args``.
+    ``more`` are options of ``dps fit`` that come after ``args``.
     """
     own = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}", f"--trainer.default_root_dir={folder}")
     return run(["fit", *args, *more, *own])

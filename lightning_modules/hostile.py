@@ -52,12 +52,7 @@ def check_description(description: Mapping[str, Any]) -> None:
 def build_estimator(
     make: Callable[..., Estimator], description: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Estimator:
-    """Return the estimator of a checkpoint with its state.
-
-    Args:
-        make: Its class.
-        description: What the checkpoint says of itself, see :func:`check_description`.
-        state: Its state, names without ``estimator.``.
+    """Return the estimator of a checkpoint, of the class ``make``, with its state, names without ``estimator.``.
 
     Raises:
         BadController: If settings or state cannot be used; nothing large has been made by then.

@@ -84,10 +84,7 @@ class Controller:
         return self.description["embedding_size"]
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
-        """Return the probability that the current k is enough, one per question: shape (N,), float64.
-
-        Args:
-            features: Raw features of N questions.
+        """Return the probability that the current k is enough for the raw features of N questions: shape (N,), float64.
 
         Raises:
             InputError: If scalars, hidden states or embeddings have another size than those it was trained on.
@@ -118,9 +115,6 @@ class Controller:
         Args:
             identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer`` and ``embedder``, as in a manifest.
             embedding_size: E of the embedder; None where it is not loaded yet.
-
-        Raises:
-            InputError: If they differ in something that this controller looks at.
         """
         trained = self.description["data"]["model"]
         if HIDDEN in self.parts:

@@ -103,13 +103,8 @@ def ranking(p: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None)
 def length_probabilities(lengths: np.ndarray, shares: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the probability of the label by a logistic regression on the question's length alone: shape (Q,).
 
-    Args:
-        lengths: Of the questions to fit on, shape (M,).
-        shares: Share of their rows with the label, shape (M,).
-        others: Lengths of the questions to predict, shape (Q,).
-
-    Note:
-        A ridge of 1e-4 on the mean cross-entropy keeps the fit finite where length separates the classes.
+    It is fitted on lengths (M,) and the shares (M,) of their rows with the label; ``others`` are the lengths (Q,). A
+    ridge of 1e-4 on the mean cross-entropy keeps the fit finite where length separates the classes.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -125,15 +120,10 @@ def length_probabilities(lengths: np.ndarray, shares: np.ndarray, others: np.nda
 
 
 def baselines(labels: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the probability of the label by k alone, and by k and question length, fitted on some questions.
+    """Return the probability of the label by k alone (``k``), and by k and question length (``length``): (Q, C) each.
 
-    Args:
-        labels: Of the questions to fit on, shape (M, O, C), bool.
-        lengths: Their lengths, shape (M,).
-        others: Lengths of the questions to predict, shape (Q,).
-
-    Returns:
-        ``k`` and ``length``, shape (Q, C) each.
+    They are fitted on the labels (M, O, C) and lengths (M,) of some questions; ``others`` are the lengths (Q,) of the
+    questions to predict.
     """
     shares = labels.mean(axis=1)
     by_length = [length_probabilities(lengths, column, others) for column in shares.T]
@@ -156,12 +146,8 @@ def skills(p: np.ndarray, labels: np.ndarray, others: Mapping[str, np.ndarray]) 
 def nothing_learnt(skill: Mapping[str, Mapping[str, float] | None] | None, num_questions: int) -> str | None:
     """Return a sentence where held-out questions do not show that a controller has learnt anything, else None.
 
-    It has to be better than what k says by itself, and than k and the question's length together: each Brier skill with
-    its 95 % interval above 0.
-
-    Args:
-        skill: See :func:`skills`; None where it was not measured.
-        num_questions: Questions that it was measured on.
+    It has to be better than what k says by itself, and than k and the question's length together: each Brier skill, see
+    :func:`skills`, with its 95 % interval above 0. ``skill`` is None where it was not measured.
     """
     unknown = "Whether it has learnt anything cannot be said: "
     for name, shown in (skill or {}).items():
@@ -195,15 +181,7 @@ class TestResult:
 
 
 def measure_test(name: str, p: np.ndarray, threshold: float, label: str, table: Table, train: Table) -> TestResult:
-    """Measure a controller on a test table.
-
-    Args:
-        name: The controller.
-        p: Its probabilities, shape (Q, O, C).
-        threshold: Its threshold.
-        label: Which label.
-        table: The test split.
-        train: The training split, on which the baselines are fitted.
+    """Measure a controller's probabilities (Q, O, C) on a test table; the training split is for the baselines.
 
     Returns:
         Metrics ``auroc`` with ``auroc_stderr`` (bootstrap over questions), ``auroc_k2``, ... (rows of one k only, where

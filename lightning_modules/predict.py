@@ -31,9 +31,6 @@ def predict_orders(
         orders: Orders of the trajectories of each: shape (Q, O, K).
         ks: C checkpoints, then the maximum.
 
-    Returns:
-        The probabilities, shape (Q, O, C), float64; the threshold that it came with.
-
     Raises:
         InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
     """

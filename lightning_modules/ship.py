@@ -41,7 +41,7 @@ def ship(
     margin: float | None = None,
     k: KRange | None = None,
 ) -> Path:
-    """Write a controller's folder.
+    """Write a controller's folder, and return it.
 
     Args:
         source: Checkpoint or run folder of ``dps fit``.
@@ -49,14 +49,10 @@ def ship(
         crossval: Folder of ``dps crossval`` with the same settings, for the card.
         replay: Folder of ``dps replay``, for the card: the curve and the operating point.
         policy: Name of the controller in that replay; its own name if None.
-        threshold: More trajectories are added while ``1 - p_enough`` is above this. If None, the one that is chosen on
-            the cross-validation's out-of-fold predictions, see :func:`out_of_fold_threshold`; without a
-            cross-validation, the training's own.
+        threshold: More trajectories are added while ``1 - p_enough`` is above this. If None, it is chosen on the
+            cross-validation's predictions, as ``dps fit`` does on its held-out questions, or else the training's own.
         margin: Accuracy that counts as no loss in that choice; one point if None.
         k: Where it will be asked, for that choice; at all its checkpoints if None.
-
-    Returns:
-        The folder.
 
     Raises:
         InputError: If there is no such controller, the measurements are of another one, or the folder is not new.

@@ -55,10 +55,8 @@ _LARGEST_SEED = 2**32 - 1
 def run(args: Sequence[str], *, run: bool = True) -> ControllerCLI:
     """Run LightningCLI on a subcommand and its options, and return it.
 
-    Args:
-        args: The subcommand and its options.
-        run: Without it there is no subcommand among the arguments and nothing runs: model, data and Trainer are made
-            only, as the options of ``fit`` say.
+    Without ``run`` there is no subcommand among the arguments: model, data and Trainer are made only, as the options of
+    ``fit`` say.
 
     Raises:
         InputError: If options, configuration, store or checkpoint cannot be used.
@@ -355,16 +353,7 @@ def _checkpoints(run_folder: Any) -> str:
 
 
 def _check_network(model: Any, trained: Controller, command: str) -> None:
-    """Let the network be the one that was trained, or refuse to train on with one of another shape.
-
-    Args:
-        model: The options of the model; the settings of the network are taken over but for a training.
-        trained: The controller of the checkpoint.
-        command: ``fit`` or another.
-
-    Raises:
-        InputError: If the checkpoint is of another kind or shape than the configuration's.
-    """
+    """Take over the settings of the network that was trained; refuse to train on with another kind or shape."""
     module, _, class_name = model["class_path"].rpartition(".")
     configured = getattr(import_module(module), class_name).name
     if trained.name != configured:

@@ -90,19 +90,10 @@ SPACES: dict[str, tuple[Setting, ...]] = {
 
 
 def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> Path:
-    """Search, and write the best settings as a configuration.
+    """Search, and return the folder with ``best.yaml`` (a second ``--config``), ``trials.json`` and ``journal.log``.
 
     The objective is the mean cross-entropy (nats) of calibrated out-of-fold probabilities, over all rows. The first
-    trial is the configuration itself, so the best is never worse than it there.
-
-    Args:
-        args: Options of ``dps fit``.
-        trials: Trials in all; those that the folder has already count.
-        folds: Folds of each trial.
-        output: Folder of everything; ``tune`` in the configuration's run folder if None.
-
-    Returns:
-        The folder, with ``best.yaml`` (a second ``--config``), ``trials.json`` and Optuna's ``journal.log``.
+    trial is the configuration itself, so the best is never worse than it there. Trials that the folder has count.
 
     Raises:
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.

@@ -57,17 +57,9 @@ class ControllerModule(L.LightningModule):
         calibration: str,
         margin: float,
     ) -> None:
-        """Keep what all controllers have.
+        """Keep what all controllers have: the estimator, and its arguments as plain values to build it again.
 
-        Args:
-            estimator: What is trained.
-            settings: Its arguments as plain values, from which a live run builds it again.
-            hidden_size: D of the harvest.
-            embedding_size: E of the harvest.
-            feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
-            positive_weight: Weight of a row where k is enough, or ``balanced``.
-            calibration: One of :data:`lightning_modules.calibration.METHODS`.
-            margin: Accuracy that counts as no loss where the threshold is chosen.
+        The sizes are those of the harvest; ``margin`` is what counts as no loss where the threshold is chosen.
         """
         if positive_weight != "balanced" and not positive_weight > 0:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")

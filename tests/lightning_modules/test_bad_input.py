@@ -26,7 +26,7 @@ def trained(harvest, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger", "NeptuneLogger"])
+@pytest.mark.parametrize("logger", ["WandbLogger", "CometLogger"])
 def test_a_logger_that_is_not_installed_is_a_sentence(logger, harvest, tmp_path, capsys):
     pytest.importorskip("lightning")
     assert fit(harvest, tmp_path, f"--trainer.logger={logger}") == 2
@@ -60,24 +60,23 @@ def test_a_value_of_another_type_is_refused_without_names_of_python(option, expe
     assert "typing" not in sentence
 
 
-@pytest.mark.parametrize("options", [["devices=2"], ["devices=3"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
+@pytest.mark.parametrize("options", [["devices=2"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
 def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
     assert "trained by one process on one device" in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("key", ["seed_everything", "data.init_args.seed", "model.init_args.seed"])
-@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize(
+    ("key", "seed"), [("seed_everything", "-1"), ("data.init_args.seed", "4294967296"), ("model.init_args.seed", "-1")]
+)
 def test_a_seed_out_of_range_is_refused(key, seed, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, f"--{key}={seed}") == 2
     assert f"Expected {key} from 0 to 4,294,967,295, got {seed}" in capsys.readouterr().err
 
 
 CLUSTERS = [
-    {"SLURM_NTASKS": "4"},
     {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "1"},
-    {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n[1-4]"},
     {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "RANK": "2", "GROUP_RANK": "1"},
     {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nothing", "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4"},
 ]
@@ -95,9 +94,8 @@ def test_training_ignores_the_variables_of_a_cluster(variables, harvest, tmp_pat
     assert (tmp_path / "metrics.csv").is_file()
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
 @pytest.mark.parametrize(
-    ("config", "of"), [("gbdt", "mlp_hq"), ("mlp_hq", "gbdt"), ("mlp_h", "mlp_hq"), ("mlp_h", "gbdt")]
+    ("command", "config", "of"), [("fit", "gbdt", "mlp_hq"), ("test", "mlp_hq", "gbdt"), ("predict", "mlp_h", "mlp_hq")]
 )
 def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, tmp_path, trained, capsys):
     path = trained[of] / "checkpoints" / "best.ckpt"

@@ -22,9 +22,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize(
-    "column", ["blocks/block_entropy", "trajectories/num_generated_tokens", "trajectories/correct", "blocks/hidden"]
-)
+@pytest.mark.parametrize("column", ["blocks/block_entropy", "blocks/hidden"])
 def test_training_refuses_a_changed_segment(tmp_path, capsys, name, column):
     store = write_harvest(tmp_path / "harvest", make_questions(40))
     change(tmp_path / "harvest" / "segment-w0-000000.h5", column)
