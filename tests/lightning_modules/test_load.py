@@ -52,12 +52,6 @@ def features(hidden_size=8, embedding_size=5):
     return CheckpointFeatures(np.ones(6), np.zeros(hidden_size, np.float32), np.zeros(embedding_size, np.float32))
 
 
-def test_a_run_folder_means_its_best_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    save(tmp_path / "checkpoints" / "best.ckpt", "mlp-h")
-    assert load_controller(tmp_path).path == tmp_path / "checkpoints" / "best.ckpt"
-
-
 def test_what_is_no_controller_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no .*nothing\.ckpt"):
         load_controller(tmp_path / "nothing.ckpt")

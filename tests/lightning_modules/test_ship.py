@@ -144,12 +144,6 @@ def test_nothing_of_the_machine_is_handed_on(tmp_path):
     assert "made-up, fingerprint `abc`" in (folder / "README.md").read_text()
 
 
-def test_a_threshold_can_be_given(tmp_path):
-    folder = ship(trained(tmp_path / "run"), tmp_path / "controller", threshold=0.25)
-    assert load_controller(folder).threshold == np.float32(0.25)
-    assert json.loads((folder / "controller.json").read_text())["threshold"] == 0.25
-
-
 def test_the_card_has_what_was_measured(tmp_path):
     folder = ship(
         trained(tmp_path / "run"),

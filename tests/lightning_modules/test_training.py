@@ -1,4 +1,3 @@
-import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -164,37 +163,6 @@ def test_predict_writes_every_question_and_checkpoint(trained, harvest):
     np.testing.assert_allclose([float(row[3]) for row in got], expected, atol=2e-6)
     for row, p in zip(got, expected, strict=True):
         assert int(row[4]) == (2 if 1 - p > controller.threshold else 0)
-
-
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
-def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path):
-    def fit(folder, epochs, *more):
-        cli = run(
-            [
-                "fit",
-                *options(name, harvest, folder, f"--trainer.max_epochs={epochs}", "--trainer.callbacks=null", *more),
-            ]
-        )
-        return copy.deepcopy(cli.model.estimator.state_dict()), cli
-
-    through, _ = fit(tmp_path / "through", 4)
-    early, _ = fit(tmp_path / "parts", 2)
-    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    torch.manual_seed(99)  # whatever else the process draws in between
-    resumed, cli = fit(tmp_path / "parts", 4, f"--ckpt_path={last}")
-    assert cli.trainer.current_epoch == 4
-    assert through.keys() == resumed.keys()
-    for key in through:
-        if isinstance(through[key], torch.Tensor):
-            torch.testing.assert_close(resumed[key], through[key], rtol=0, atol=0)
-        else:
-            assert resumed[key] == through[key]
-    if "gbdt" in name:
-        assert cli.model.estimator.num_rounds == 20
-        assert len(early["_extra_state"]["booster"]) < len(resumed["_extra_state"]["booster"])
-    else:
-        assert any((early[key] != resumed[key]).any() for key in early if key.endswith("weight"))
-    assert (tmp_path / "parts" / "metrics-1.csv").is_file()  # the first two epochs' metrics are kept
 
 
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])

@@ -8,7 +8,6 @@ from dps.cli import run as dps
 from dps.errors import InputError
 from lightning_modules import tune
 from lightning_modules.cli import search_settings
-from lightning_modules.data import FeatureDataModule
 from lightning_modules.trainer_cli import run
 from lightning_modules.tune import SPACES
 
@@ -80,18 +79,6 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     assert trials(folder) == after
     with pytest.raises(InputError, match=r"model\.init_args\.margin was"):
         search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
-
-
-def test_the_test_questions_stay_out(folder, harvest):
-    plain = FeatureDataModule(harvest, val_fraction=0.15, calibration_fraction=0.1)
-    for fold in range(2):
-        config = yaml.safe_load((folder / f"fold-{fold}" / "config.yaml").read_text())["data"]["init_args"]
-        assert (config["folds"], config["fold"], config["keep_test"]) == (2, fold, True)
-        data = FeatureDataModule(**config)
-        ids = data.whole(frozenset()).question_ids
-        kept = {i for i in ids if plain.split_of(i) == "test"}
-        assert kept
-        assert {data.split_of(i) for i in kept} == {"unused"}
 
 
 def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):
