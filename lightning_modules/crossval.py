@@ -185,11 +185,11 @@ def _rows(predictions: Predictions, lengths: np.ndarray, seed: int) -> dict[str,
 
 def _skill_out_of_fold(p: np.ndarray, labels: np.ndarray, lengths: np.ndarray, fold: np.ndarray) -> dict[str, Any]:
     """Return the Brier skill against k alone and k with question length, both fitted on the other folds."""
-    found = {name: np.zeros((len(p), p.shape[2])) for name in ("k", "length")}
+    fitted = {name: np.zeros((len(p), p.shape[2])) for name in ("k", "length")}
     for mine, others in other_folds(fold):
         for name, values in baselines(labels[others], lengths[others], lengths[mine]).items():
-            found[name][mine] = values
-    return skills(p, labels, found)
+            fitted[name][mine] = values
+    return skills(p, labels, fitted)
 
 
 def _policy(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int]) -> dict[str, Any]:

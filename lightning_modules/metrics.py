@@ -96,8 +96,8 @@ def ranking(p: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None)
 
     fpr, tpr, _ = roc_curve(labels, p, sample_weight=weight, drop_intermediate=False)
     share = float(np.average(labels, weights=weight))
-    found, wrong = tpr[1:] * share, fpr[1:] * (1 - share)
-    return float(auc(fpr, tpr)), float(np.diff(tpr) @ (found / np.maximum(found + wrong, 1e-300)))
+    right, wrong = tpr[1:] * share, fpr[1:] * (1 - share)
+    return float(auc(fpr, tpr)), float(np.diff(tpr) @ (right / np.maximum(right + wrong, 1e-300)))
 
 
 def length_probabilities(lengths: np.ndarray, shares: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -133,13 +133,13 @@ def baselines(labels: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> di
 def skills(p: np.ndarray, labels: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, dict[str, float] | None]:
     """Return the Brier skill, with its interval, of probabilities (Q, O, C) against :func:`baselines` (Q, C) each."""
     flat = [values.reshape(len(p), -1) for values in (p, labels)]
-    found = {
+    estimates = {
         name: brier_skill(*flat, np.broadcast_to(other[:, None], p.shape).reshape(len(p), -1))
         for name, other in others.items()
     }
     return {
         name: None if e is None else {"value": e.value, "stderr": e.stderr, "low": e.low, "high": e.high}
-        for name, e in found.items()
+        for name, e in estimates.items()
     }
 
 

@@ -247,24 +247,24 @@ def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, A
     path = Path(folder) / "crossval.json"
     if not path.is_file():
         raise InputError(f"Expected the folder of dps crossval, but there is no {path}: run dps crossval.")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    report = json.loads(path.read_text(encoding="utf-8"))
     data = description["data"]
     for what, mine, its in (
-        ("controller", description["name"], found["name"]),
-        ("label", data["label"], found["label"]),
-        ("feature set", description["feature_set"], found["feature_set"]),
-        ("harvest", data["store_fingerprint"], found["store_fingerprint"]),
+        ("controller", description["name"], report["name"]),
+        ("label", data["label"], report["label"]),
+        ("feature set", description["feature_set"], report["feature_set"]),
+        ("harvest", data["store_fingerprint"], report["store_fingerprint"]),
     ):
         if mine != its:
             raise InputError(f"Expected a cross-validation of the same {what}, but it is {its} instead of {mine}.")
     return {
-        "num_questions": found["num_questions"],
-        "num_folds": len(found["folds"]),
-        "skill": found.get("skill"),
-        "shipped": found.get("shipped"),
-        "rows": {who: found["rows"]["all"][who] for who in ("controller", "length")},
+        "num_questions": report["num_questions"],
+        "num_folds": len(report["folds"]),
+        "skill": report.get("skill"),
+        "shipped": report.get("shipped"),
+        "rows": {who: report["rows"]["all"][who] for who in ("controller", "length")},
         "auroc_at_k": {
-            name[1:]: rows["controller"].get("auroc") for name, rows in found["rows"].items() if name != "all"
+            name[1:]: rows["controller"].get("auroc") for name, rows in report["rows"].items() if name != "all"
         },
     }
 
@@ -274,19 +274,19 @@ def _curve(folder: str | Path, policy: str, description: Mapping[str, Any]) -> d
     path = Path(folder) / "replay.json"
     if not path.is_file():
         raise InputError(f"Expected the folder of dps replay, but there is no {path}: run dps replay.")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    named = [p for p in found["policies"] if p["policy"] == policy and p["kind"] == "controller"]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    named = [p for p in report["policies"] if p["policy"] == policy and p["kind"] == "controller"]
     if not named:
-        known = ", ".join(p["policy"] for p in found["policies"] if p["kind"] == "controller") or "none"
+        known = ", ".join(p["policy"] for p in report["policies"] if p["kind"] == "controller") or "none"
         raise InputError(f"Expected the controller {policy} in {path}, which has {known}: set policy to its name.")
-    its = found["provenance"]["model"].get("fingerprint")
+    its = report["provenance"]["model"].get("fingerprint")
     mine = description["data"]["model"].get("fingerprint")
     if its != mine:
         raise InputError(f"Expected a replay of the same model, but {path} is of {its} instead of {mine}.")
     return {
-        "benchmark": f"{found['provenance']['benchmark'].get('name')} {found['provenance']['benchmark'].get('split')}",
-        "num_questions": found["num_questions"],
-        "maximum": found["ks"][-1],
+        "benchmark": f"{report['provenance']['benchmark'].get('name')} {report['provenance']['benchmark'].get('split')}",
+        "num_questions": report["num_questions"],
+        "maximum": report["ks"][-1],
         "curve": named[0]["curve"],
         "operating_point": named[0]["operating_point"],
     }
