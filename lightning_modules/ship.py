@@ -283,8 +283,9 @@ def _curve(folder: str | Path, policy: str, description: Mapping[str, Any]) -> d
     mine = description["data"]["model"].get("fingerprint")
     if its != mine:
         raise InputError(f"Expected a replay of the same model, but {path} is of {its} instead of {mine}.")
+    benchmark = report["provenance"]["benchmark"]
     return {
-        "benchmark": f"{report['provenance']['benchmark'].get('name')} {report['provenance']['benchmark'].get('split')}",
+        "benchmark": f"{benchmark.get('name')} {benchmark.get('split')}",
         "num_questions": report["num_questions"],
         "maximum": report["ks"][-1],
         "curve": named[0]["curve"],
