@@ -17,6 +17,7 @@ from dps.decide.labels import Label
 from dps.decide.splits import SPLITS, fold_of, split_of
 from dps.decide.table import Table, ks_of, make_table
 from dps.decide.vectors import pooled_vectors
+from dps.doubt import doubt
 from dps.errors import InputError
 from feature_store import Question, Store
 from lightning_modules.batches import Batch, loader_of
@@ -147,6 +148,9 @@ class FeatureDataModule(L.LightningDataModule):
         predicted = whole = self.whole(parts)
         self._divided_as = dict(zip(whole.question_ids, whole.divided_as(), strict=True))
         graded = _graded(whole, self.store)
+        right = graded.natural_order().correct[:, 0, -1]
+        if (sentence := doubt(self.store, len(right), int(right.sum()))) is not None:
+            print(f"warning: {sentence}", file=sys.stderr)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
         if self.test_store is not None:
