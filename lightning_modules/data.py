@@ -5,6 +5,7 @@ Reads ``feature_store``, makes a ``table`` of each split, and hands batches to t
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
