@@ -49,7 +49,7 @@ class Estimate:
     def __post_init__(self) -> None:
         """Take Student's interval where none was given."""
         if np.isnan(self.low) and self.num_questions > 1 and self.stderr > 0:
-            from scipy.special import stdtrit
+            from scipy.special import stdtrit  # imported where it is used: scipy takes a moment to load
 
             half = float(stdtrit(self.num_questions - 1, 1 - _ERROR)) * self.stderr
             object.__setattr__(self, "low", self.value - half)
@@ -155,6 +155,16 @@ def needed(difference: float, stderr: float, num_questions: int) -> int | None:
     return ceil(count) if isfinite(count) and count < 1e9 else None
 
 
+def paired(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """Return the accuracy difference ``one - other`` of two policies on the same questions, see :func:`bounded`.
+
+    Args:
+        one: Accuracy on each question (averaged over orders), in [0, 1]: shape (Q,).
+        other: The same of the other policy.
+    """
+    return bounded(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64))
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     """Return the ratio of two means over the same questions, its standard error by the delta method.
 
@@ -187,6 +197,44 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
     return {"only_one": first, "only_other": second, "p_value": p_value}
 
 
+# -- resampling, where a curve is drawn through the means or the number is no mean ------------------------------------
+
+
+def resamples(num_questions: int, count: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Return bootstrap weights of questions, each row a resample that sums to 1: shape (count, num_questions).
+
+    A policy is one value per question, so its mean on every resample is a product with these. The same resamples serve
+    all policies, which makes every difference a paired one.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=count) / num_questions
+
+
+def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
+    """Return a number with the standard deviation and the percentile interval of its replicates, shape (R,).
+
+    Replicates on which the number is not defined (NaN) are left out.
+    """
+    defined = replicates[np.isfinite(replicates)]
+    low, high = np.percentile(defined, [100 * _ERROR, 100 - 100 * _ERROR]) if len(defined) else (np.nan, np.nan)
+    stderr = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+    return Estimate(float(value), stderr, num_questions, float(low), float(high))
+
+
+def widened(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
+    """Return an accuracy difference with the interval of its replicates, shape (R,), kept from collapsing.
+
+    Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
+    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing;
+    :func:`bounded` is the same where no curve has to be drawn through the replicates.
+    """
+    # The weight of the added question in each resample: the same law as that of any of N + 1.
+    levels = (np.arange(len(replicates)) + 0.5) / len(replicates)
+    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / num_questions)
+    least, most = (resampled(value, (1 - weight) * replicates + weight * end, num_questions) for end in (-1.0, 1.0))
+    return Estimate(float(value), float(replicates.std(ddof=1)), num_questions, least.low, most.high)
+
+
 def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:
     """Return intervals that hold together in 95 % of cases, so that the worst of several may be picked out.
 
@@ -202,6 +250,38 @@ def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[
     deviation = np.abs(replicates - replicates.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     half = np.quantile(deviation.max(axis=1), LEVEL) * spread
     return list(zip((centre - half).tolist(), (centre + half).tolist(), strict=True))
+
+
+# -- probabilities -----------------------------------------------------------------------------------------------------
+
+
+def quantile_bins(values: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Return the bin of each value: shape (N,), int64, from 0 without gaps.
+
+    Bins have equally many values but where many are the same: probabilities crowd together where decisions fall, and
+    bins of equal width would put most of them into one.
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
+    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1].reshape(-1)
+
+
+def brier_skill(probability: np.ndarray, truth: np.ndarray, baseline: np.ndarray) -> Estimate | None:
+    """Return the share of a baseline's Brier score that probabilities take away: 1 is perfect, 0 no better than it.
+
+    Args:
+        probability: Shape (Q, R): R rows of each question.
+        truth: Whether the label holds, shape (Q, R), bool.
+        baseline: The probabilities of the baseline, shape (Q, R).
+
+    Returns:
+        None where the baseline makes no error or there are fewer than two questions.
+    """
+    ours, theirs = (((p - truth) ** 2).mean(axis=1) for p in (probability, baseline))
+    if len(ours) < 2 or theirs.mean() <= 1e-12:
+        return None
+    if np.allclose(ours, theirs, rtol=1e-12, atol=1e-12):  # the baseline itself
+        return Estimate(0.0, 0.0, len(ours), 0.0, 0.0)
+    return ratio(theirs - ours, theirs)
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------

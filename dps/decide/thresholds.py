@@ -1,4 +1,4 @@
-"""Dynamic policies replayed over a table, and the threshold that follows: pure NumPy.
+"""Dynamic policies replayed over arrays, and the threshold that follows: pure NumPy.
 
 The policy starts at the first checkpoint and adds trajectories while ``p_inc = 1 - p_enough`` is above a threshold
 (METHOD section 4). A row of the arrays here is one question in one order; ``p_inc`` has shape (..., C), ``correct`` and
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.decide.orders import at_stop
+from dps.decide.splits import other_folds
 from dps.estimates import loss_is_below, smallest_margin
 
 NEVER_STOP = -1.0
@@ -46,6 +48,11 @@ def stops(p_inc: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     return np.where(enough.any(axis=-1), enough.argmax(axis=-1), p_inc.shape[-1])
 
 
+def oracle_stops(correct: np.ndarray) -> np.ndarray:
+    """Return the first k whose answer is right, the first k where none is: the bound of all policies, shape (...)."""
+    return correct.argmax(axis=-1)
+
+
 def replay(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int]) -> Replay:
     """Return what stopping there gives.
 
@@ -55,8 +62,7 @@ def replay(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequen
         tokens: Shape (Q, O, C + 1).
         ks: The C + 1 values of k.
     """
-    right = np.take_along_axis(correct, stop[..., None], axis=-1)[..., 0].mean(axis=1)
-    spent = np.take_along_axis(tokens, stop[..., None], axis=-1)[..., 0]
+    right, spent = at_stop(correct, stop).mean(axis=1), at_stop(tokens, stop)
     stderr = right.std(ddof=1) / np.sqrt(len(right)) if len(right) > 1 else np.nan
     return Replay(float(right.mean()), float(stderr), float(spent.mean()), float(np.asarray(ks)[stop].mean()))
 
@@ -66,11 +72,6 @@ def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[n
 
     A row leaves checkpoint c as soon as the threshold falls below ``min(p_inc[:c + 1])``. So with the thresholds going
     down, accuracy and tokens change by ``value[c + 1] - value[c]`` at each of these minima, and one sort does it.
-
-    Args:
-        p_inc: Shape (..., C).
-        correct: Shape (..., C + 1).
-        tokens: Shape (..., C + 1).
 
     Returns:
         Thresholds in increasing order, and the mean accuracy and the mean tokens at each: three arrays of shape (M,).
@@ -93,6 +94,13 @@ def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[n
         return (flat[:, 0].sum() + above[left]) / len(flat)
 
     return thresholds, means(correct), means(tokens)
+
+
+def spread_thresholds(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` thresholds of :func:`sweep`, spread evenly over their tokens, in increasing order."""
+    every, _, costs = sweep(p_inc, correct, tokens)
+    wanted = np.linspace(costs.min(), costs.max(), count)
+    return every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
 
 
 def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
@@ -132,10 +140,9 @@ def effective_margin(num_questions: int, margin: float) -> float:
 def choose_threshold(
     p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 128
 ) -> float:
-    """Return the cheapest threshold that shows no loss against k = maximum.
+    """Return the cheapest threshold that shows no loss against k = maximum; how ``dps fit`` and ``dps ship`` choose.
 
-    As :func:`cheapest_without_loss`, over all thresholds, with the margin that so many questions can show, see
-    :func:`effective_margin`. This is how ``dps fit`` and ``dps ship`` choose.
+    As :func:`cheapest_without_loss`, with the margin that so many questions can show, see :func:`effective_margin`.
 
     Args:
         p_inc: Shape (Q, O, C), or (Q, C) for one order; of questions that trained nothing, or the threshold flatters
@@ -143,22 +150,31 @@ def choose_threshold(
         correct: Shape (Q, O, C + 1), or (Q, C + 1).
         tokens: The same shape.
         margin: Accuracy that counts as no loss.
-        candidates: Thresholds that are tried, spread evenly over their tokens.
+        candidates: Thresholds that are tried, see :func:`spread_thresholds`.
 
     Returns:
         A threshold; :data:`NEVER_STOP` if nothing cheaper than k = maximum shows no loss.
     """
     if p_inc.ndim == 2:
         p_inc, correct, tokens = p_inc[:, None], correct[:, None], tokens[:, None]
-    every, _, costs = sweep(p_inc, correct, tokens)
-    wanted = np.linspace(costs.min(), costs.max(), candidates)
-    thresholds = every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
     maximum, margin = correct[..., -1].mean(axis=1), effective_margin(len(correct), margin)
     chosen = NEVER_STOP
-    for threshold in thresholds:  # the higher, the cheaper
-        stop = stops(p_inc, float(threshold))
-        right = np.take_along_axis(correct, stop[..., None], axis=-1)[..., 0].mean(axis=1)
+    for threshold in spread_thresholds(p_inc, correct, tokens, candidates).tolist():  # the higher, the cheaper
+        right = at_stop(correct, stops(p_inc, threshold)).mean(axis=1)
         if threshold != NEVER_STOP and not loss_is_below(right - maximum, margin):
             break
-        chosen = float(threshold)
+        chosen = threshold
+    return chosen
+
+
+def cross_fitted(
+    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, folds: np.ndarray, margin: float
+) -> np.ndarray:
+    """Return for each question the threshold that the questions of the other folds choose: shape (Q,).
+
+    The arguments are those of :func:`choose_threshold`, and the fold of each question, shape (Q,).
+    """
+    chosen = np.empty(len(folds))
+    for mine, others in other_folds(folds):
+        chosen[mine] = choose_threshold(p_inc[others], correct[others], tokens[others], margin)
     return chosen
