@@ -56,7 +56,9 @@ def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, marg
     same = np.array_equal(point.tokens, reference.tokens)  # nothing is uncertain where both are k = maximum
     difference = point.correct - reference.correct
     known = difference[~np.isnan(difference)]
-    found = Estimate(0.0, 0.0, len(known), 0.0, 0.0) if same and len(known) else paired(point.correct, reference.correct)
+    found = (
+        Estimate(0.0, 0.0, len(known), 0.0, 0.0) if same and len(known) else paired(point.correct, reference.correct)
+    )
     time = None
     if seconds is not None:
         time = plain(ratio(*(one.tokens * seconds[0] + seconds[1:] for one in (point, reference))))
@@ -122,7 +124,9 @@ def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> l
             compared = [
                 entry
                 for rival in policies
-                if rival is not policy and rival.family != "oracle" and (rival.family == "fixed" or len(rival.curve) > 1)
+                if rival is not policy
+                and rival.family != "oracle"
+                and (rival.family == "fixed" or len(rival.curve) > 1)
                 if (entry := _beside(policy, name, point, rival, weights)) is not None
             ]
             _together([c for c in compared if c[0]["rival_series"] != "power"], weights)
@@ -282,4 +286,3 @@ def shares_at(natural_k: np.ndarray) -> dict[str, float]:
     """Return the share of questions that ended with each k, over the k's that occur."""
     ks, counts = np.unique(natural_k, return_counts=True)
     return {str(int(k)): int(count) / len(natural_k) for k, count in zip(ks, counts, strict=True)}
-

@@ -9,8 +9,6 @@ index takes the part of the seed. What a run lacks is blank. Three published col
 - ``run_mode`` is ``all``, ``baseline_only`` or ``mcmc_only``, by what the run holds.
 - ``dynamic_metric`` is the metric of the early-stop rule (``sampler.early_stop``), and ``dynamic_stop_triggered`` says
   whether it ended this response.
-
-Entropy, perplexity and self-confidence are of the base model, see ``measures``: not the published quantity.
 """
 
 from __future__ import annotations
@@ -21,28 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.metrics.measures import METRICS, acceptance_ratio, measure
-from dps.analysis.metrics.runs import Run
+from dps.analysis.samples import FEATURES, SIDES, measure, side_policies
+from dps.analysis.stores import Run
 from feature_store import Question, Trajectory
 
-SIDES = ("naive", "std", "mcmc")
-"""The published names of the three policies."""
 _SERIES = ("token_logprob", "token_entropy", "token_top1")
 _OURS = ("correct", "strict_answer", "strict_correct", "ending", "num_tokens", "num_generated_tokens", "time_s")
 
 PUBLISHED_COLUMNS = (
-    "question",
-    "correct_answer",
-    *(f"{side}_{what}" for side in SIDES for what in ("completion", "answer")),
-    *(f"{side}_{metric}" for side in SIDES for metric in METRICS),
-    *("acceptance_ratio", "dynamic_metric", "dynamic_stop_triggered", "run_mode", "baseline_k", "mcmc_k"),
+    *("question", "correct_answer", *(f"{side}_{what}" for side in SIDES for what in ("completion", "answer"))),
+    *(*FEATURES, "acceptance_ratio", "dynamic_metric", "dynamic_stop_triggered", "run_mode", "baseline_k", "mcmc_k"),
 )
 """The published columns, in their order."""
-
-
-def side_policies(mcmc_policy: str) -> dict[str, str]:
-    """Return the policy of each published name."""
-    return {"naive": "lowtemp", "std": "plain", "mcmc": mcmc_policy}
 
 
 def columns(*, series: bool) -> list[str]:
@@ -57,47 +45,21 @@ def columns(*, series: bool) -> list[str]:
     return [*PUBLISHED_COLUMNS, *ours, *(f"{side}_{name}" for side in SIDES for name in _SERIES if series)]
 
 
-def rows(
-    run: Run, questions: Mapping[str, Question], mcmc_policy: str = "power", *, series: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one question, in order of trajectory index.
+def rows(run: Run, questions: Mapping[str, Question], mcmc_policy: str, *, series: bool) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one question of a run, in order of trajectory index; what is absent has no key.
 
     Args:
         run: The run that it is of.
         questions: Its records by policy; other policies than the three are passed over.
         mcmc_policy: The policy of the side ``mcmc``.
         series: Whether to add the values per token.
-
-    Returns:
-        Values by column; what is absent has no key.
     """
     sides = {side: questions[name] for side, name in side_policies(mcmc_policy).items() if name in questions}
-    found = {side: {t.index: t for t in question.trajectories} for side, question in sides.items()}
-    common = _run_columns(run, mcmc_policy)
-    for index in sorted(set().union(*found.values())):
-        some = next(question for side, question in sides.items() if index in found[side])
-        row = {
-            **common,
-            "question": some.question,
-            "correct_answer": some.gold,
-            "question_id": some.question_id,
-            "trajectory_index": index,
-        }
-        for side, trajectories in found.items():
-            if index in trajectories:
-                row |= _side(side, trajectories[index], series=series)
-        if index in found.get("mcmc", {}):
-            chain = found["mcmc"][index]
-            row |= {"acceptance_ratio": acceptance_ratio(chain), "dynamic_stop_triggered": chain.ending == "early"}
-        yield row
-
-
-def _run_columns(run: Run, mcmc_policy: str) -> dict[str, Any]:
-    """Return what all rows of a run have in common."""
+    by_index = {side: {t.index: t for t in question.trajectories} for side, question in sides.items()}
     mcmc = run.stores.get(mcmc_policy)
-    baselines = [name for name in ("plain", "lowtemp") if name in run.stores]
+    baselines = any(name in run.stores for name in ("plain", "lowtemp"))
     sampler = mcmc.manifest.sampler if mcmc is not None else {}
-    return {
+    common = {
         "run": run.name,
         "seed": next(iter(run.stores.values())).manifest.seed,
         "dynamic_metric": sampler.get("early_stop", "none"),
@@ -105,14 +67,26 @@ def _run_columns(run: Run, mcmc_policy: str) -> dict[str, Any]:
         "baseline_k": 1 if baselines else None,
         "mcmc_k": sampler.get("num_mh_steps"),
     }
+    for index in sorted(set().union(*by_index.values())):
+        some = next(question for side, question in sides.items() if index in by_index[side])
+        about = {"question": some.question, "correct_answer": some.gold, "question_id": some.question_id}
+        row = {**common, **about, "trajectory_index": index}
+        for side, trajectories in by_index.items():
+            if index in trajectories:
+                row |= {f"{side}_{name}": value for name, value in _side(trajectories[index], series=series).items()}
+        if index in by_index.get("mcmc", {}):
+            chain = by_index["mcmc"][index]
+            row["acceptance_ratio"] = chain.mh_accepted / chain.mh_proposed if chain.mh_proposed else 1.0
+            row["dynamic_stop_triggered"] = chain.ending == "early"
+        yield row
 
 
-def _side(side: str, trajectory: Trajectory, *, series: bool) -> dict[str, Any]:
+def _side(trajectory: Trajectory, *, series: bool) -> dict[str, Any]:
     """Return the columns of one response."""
     values: dict[str, Any] = {
         "completion": trajectory.text,
         "answer": trajectory.answer,
-        **measure(trajectory)._asdict(),
+        **measure(trajectory),
         "correct": trajectory.correct,
         "strict_answer": trajectory.strict_answer,
         "strict_correct": trajectory.strict_correct,
@@ -123,7 +97,7 @@ def _side(side: str, trajectory: Trajectory, *, series: bool) -> dict[str, Any]:
     }
     if series and len(trajectory.token_logprob):
         values |= {name: _json_list(getattr(trajectory, name)) for name in _SERIES}
-    return {f"{side}_{name}": value for name, value in values.items()}
+    return values
 
 
 def _json_list(values: np.ndarray) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -19,7 +20,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from dps.analysis.findings import rows_of
 from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
 from dps.analysis.mixing import SMALL
+from dps.analysis.samples import shown_ks
 from dps.analysis.words import percent
+from feature_store.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +80,14 @@ def svg(figure: Figure, salt: str) -> str:
     return out.getvalue()
 
 
+def write_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure as PNG and SVG, and return the latter."""
+    vector = svg(figure, salt=name)
+    replace_file(folder / f"{name}.png", png(figure))
+    replace_file(folder / f"{name}.svg", vector)
+    return vector
+
+
 def drawn_with() -> dict[str, str]:
     """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
     return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
@@ -115,7 +126,9 @@ def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str]
         for axes in grid[:, 0]:
             axes.set_ylabel("accuracy")
         if handles:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) == 1 else 6)
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) == 1 else 6
+            )
     return figure
 
 
@@ -145,7 +158,9 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
             rows = _powers_of_two(rows)
             for row in rows:
                 place = (row[cost], row["accuracy"])
-                axes.annotate(f"{row['threshold']:g}", place, (4, -9), textcoords="offset points", color=mark.color, fontsize=7.5)
+                axes.annotate(
+                    f"{row['threshold']:g}", place, (4, -9), textcoords="offset points", color=mark.color, fontsize=7.5
+                )
         drawn = [_row(axes, row, cost, mark, chosen=policy["operating_point"] is not None) for row in rows]
         handles[_NAMES.get(label, label)] = drawn[-1]
         ends += [(point[cost], point["low"], point["high"]) for point in [*points, *rows]]
@@ -256,7 +271,9 @@ def _acceptance(axes: Axes, entry: Mapping[str, Any]) -> None:
     middles = [(row["low"] + row["high"]) / 2 for row in bins]
     level = entry["acceptance"]
     axes.axhline(level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1, label=f"all steps {percent(level)}")
-    axes.errorbar(middles, values, yerr=errors, color=POWER, marker="o", markeredgecolor=SURFACE, elinewidth=1.0, zorder=3)
+    axes.errorbar(
+        middles, values, yerr=errors, color=POWER, marker="o", markeredgecolor=SURFACE, elinewidth=1.0, zorder=3
+    )
     axes.legend(loc="best")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, min(1.02, 1.15 * float((values + errors).max()) + 0.02))
@@ -287,7 +304,9 @@ def _trace(axes: Axes, entry: Mapping[str, Any]) -> None:
         half = ended["most_steps"] // 2
         middle, reach = last[half - 1]["logprob_change"], SMALL * ended["spread"]
         name = f"{100 * SMALL:.0f} % of the spread around step {half}"
-        axes.fill_between([half, len(last)], middle - reach, middle + reach, color=GRID, linewidth=0, zorder=0.5, label=name)
+        axes.fill_between(
+            [half, len(last)], middle - reach, middle + reach, color=GRID, linewidth=0, zorder=0.5, label=name
+        )
         axes.set_ylim(low, high)
     axes.legend(loc="best")
 
@@ -313,10 +332,8 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw pass@k against k, one line per policy with a band of one standard error on either side.
 
     Args:
-        rows: What :func:`dps.analysis.pass_at_k.curves` returned; at least one.
+        rows: What :func:`dps.analysis.samples.pass_curves` returned; at least one.
     """
-    from dps.analysis.pass_at_k import shown_ks
-
     largest = max(row["k"] for row in rows)
     with matplotlib.rc_context(_STYLE):
         figure, grid = _figure(7.6, 4.9)
@@ -325,7 +342,9 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
             mark = mark_of_series(policy)
             curve = [{**row, "pass_at_k_stderr": row["stderr"]} for row in rows if row["policy"] == policy]
             ks = [row["k"] for row in curve]
-            name = {"power": "power sampling", "plain": "plain sampling", "lowtemp": "low temperature"}.get(policy, policy)
+            name = {"power": "power sampling", "plain": "plain sampling", "lowtemp": "low temperature"}.get(
+                policy, policy
+            )
             marked = [k - 1 for k in shown_ks(ks[-1])]
             _band(axes, ks, curve, "pass_at_k", mark.color, mark.marker, mark.line, name, marked)
         axes.set_xscale("log", base=2)

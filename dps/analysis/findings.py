@@ -143,11 +143,11 @@ def _rivals(result: Entry) -> list[str]:
             continue
         row = _strongest(rows)
         tokens = f"{number(row['rival_tokens'])} tokens a question where {name} spends {number(row['tokens'])}"
-        reached = f"{row['rival']} reaches {percent(row['rival_accuracy'])} with {tokens}, {name} {percent(row['accuracy'])}"
+        reached = (
+            f"{row['rival']} reaches {percent(row['rival_accuracy'])} with {tokens}, {name} {percent(row['accuracy'])}"
+        )
         if row["verdict"] == "below":
-            wins.append(
-                f"Self-consistency over cheap samples wins: {reached} ({_measured(row, of_rival=True)})."
-            )
+            wins.append(f"Self-consistency over cheap samples wins: {reached} ({_measured(row, of_rival=True)}).")
         elif row["verdict"] == "undecided" and row["rival_tokens"] < CHEAPER * row["tokens"]:
             others.append(
                 f"Self-consistency over cheap samples is not told apart from {name} at "

@@ -11,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from dps.analysis.metrics import export, pass_at_k, predictor, samples
-from dps.analysis.metrics.config import MetricsConfig
-from dps.analysis.metrics.measures import METRICS
-from dps.analysis.metrics.runs import Run, find_runs, is_dynamic
-from dps.analysis.metrics.samples import Pooled
-from dps.analysis.report.words import listing, percent_with_error, share
+from dps.analysis import export, predictor, samples
+from dps.analysis.config import MetricsConfig
+from dps.analysis.samples import METRICS, Pooled
+from dps.analysis.stores import Run, find_runs
+from dps.analysis.words import listing, percent_with_error, share
 from dps.errors import InputError
 from dps.folders import claim, store_identity
 from feature_store.files import replace_file
@@ -63,48 +62,44 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
             _put_csv(file, export.columns(series=config.series), _read(run, policies, pooled, config))
         if not config.trajectories_only:
             _check_measurable(pooled, policies, config.mcmc_policy)
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "output": str(output),
         "runs": {run.name: str(run.folder) for run in runs},
         "notes": notes,
-        "samples": [],
-        "predictor": [],
-        "pass_at_k": [],
+        **dict.fromkeys(("samples", "predictor", "pass_at_k"), []),
     }
     if config.trajectories_only:
-        return found
-    found["samples"] = samples.question_rows(pooled, config.mcmc_policy, _dynamic_metric(runs, config.mcmc_policy))
-    found["predictor"], predictions = predictor.predict(
-        found["samples"], folds=config.folds, repeats=config.repeats, bootstrap=config.bootstrap, seed=config.seed
-    )
-    found["pass_at_k"] = pass_at_k.curves(pooled, policies)
-    notes += _notes(found, pooled)
-
-    _write_csv(output / "samples.csv", samples.COLUMNS, found["samples"])
+        return measured
+    counted = next(run.stores[config.mcmc_policy] for run in runs if config.mcmc_policy in run.stores)
+    metric = counted.manifest.sampler.get("early_stop", "none")
+    rows = measured["samples"] = samples.question_rows(pooled, config.mcmc_policy, metric)
+    settings = {name: getattr(config, name) for name in ("folds", "repeats", "bootstrap", "seed")}
+    measured["predictor"], predictions = predictor.predict(rows, **settings)
+    measured["pass_at_k"] = samples.pass_curves(pooled, policies)
+    notes += _notes(measured, pooled)
+    _write_csv(output / "samples.csv", samples.COLUMNS, rows)
     for metric in METRICS:
-        _write_csv(output / f"{metric}.csv", samples.slice_columns(metric), found["samples"])
+        _write_csv(output / f"{metric}.csv", samples.slice_columns(metric), rows)
     _write_csv(output / "predictions.csv", predictor.COLUMNS, predictions)
-    _write_csv(output / "pass_at_k.csv", pass_at_k.COLUMNS, found["pass_at_k"])
+    _write_csv(output / "pass_at_k.csv", samples.PASS_COLUMNS, measured["pass_at_k"])
     for name in ("predictor", "pass_at_k"):
-        _write_json(output / f"{name}.json", {"runs": found["runs"], "notes": notes, name: found[name]})
-    from dps.analysis.metrics.figure import draw_pass_at_k
-    from dps.analysis.report.look import png, svg
+        content = {"schema_version": SCHEMA_VERSION, "runs": measured["runs"], "notes": notes, name: measured[name]}
+        replace_file(output / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    from dps.analysis.figures import draw_pass_at_k, write_figure
 
-    figure = draw_pass_at_k(found["pass_at_k"])
-    replace_file(output / "pass_at_k.png", png(figure))
-    replace_file(output / "pass_at_k.svg", svg(figure, salt="pass_at_k"))
-    return found
+    write_figure(draw_pass_at_k(measured["pass_at_k"]), output, "pass_at_k")
+    return measured
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(measured: Mapping[str, Any]) -> str:
     """Return what came out as a short text: pass@k, the predictor, the notes, the folder."""
     lines = []
-    if found["pass_at_k"]:
-        lines += ["pass@k in percent, with its standard error over questions", *_pass_lines(found["pass_at_k"]), ""]
-    for result in found["predictor"]:
+    if measured["pass_at_k"]:
+        lines += ["pass@k in percent, with its standard error over questions", *_pass_lines(measured["pass_at_k"]), ""]
+    for result in measured["predictor"]:
         lines.append(_predictor_line(result))
-    lines += [f"Note: {note}" for note in found["notes"]]
-    lines.append(("\n" if lines else "") + found["output"])
+    lines += [f"Note: {note}" for note in measured["notes"]]
+    lines.append(("\n" if lines else "") + measured["output"])
     return "\n".join(lines)
 
 
@@ -112,7 +107,7 @@ def _pass_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return pass@k as lines of columns."""
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     values = {(row["policy"], row["k"]): row for row in rows}
-    ks = pass_at_k.shown_ks(max(row["k"] for row in rows))
+    ks = samples.shown_ks(max(row["k"] for row in rows))
     # The largest k of each policy is shown, too, where that is not a power of two.
     ks = sorted({*ks, *(max(k for name, k in values if name == policy) for policy in policies)})
     table = [["k", *policies]]
@@ -148,13 +143,13 @@ def _predictor_line(result: Mapping[str, Any]) -> str:
 def _policies(runs: Sequence[Run], config: MetricsConfig) -> tuple[list[str], list[str]]:
     """Return the policies whose trajectories are counted, the power-sampling one first, and notes on the others."""
     stores = {name: store for run in runs for name, store in run.stores.items()}
-    fixed = [name for name, store in stores.items() if not is_dynamic(store)]
+    fixed = [name for name, store in stores.items() if store.manifest.policy.get("family") != "dynamic"]
     if config.mcmc_policy in stores and config.mcmc_policy not in fixed:
         raise InputError(
             f"Expected a policy with a fixed number of trajectories, but that of {config.mcmc_policy} depends on what "
             "they are: set mcmc_policy to power, or to another one that has no controller."
         )
-    sides = export.side_policies(config.mcmc_policy).values()
+    sides = samples.side_policies(config.mcmc_policy).values()
     if config.mcmc_policy not in fixed and not (config.trajectories_only and set(sides) & set(fixed)):
         raise InputError(
             f"Expected a store of the policy {config.mcmc_policy} in {listing(str(run.folder) for run in runs)}, found "
@@ -198,7 +193,7 @@ def _check_measurable(pooled: Mapping[str, Pooled], policies: Sequence[str], mcm
                 f"Expected graded trajectories, but none of the policy {policy} has a grade: use a benchmark with gold "
                 f"answers, or {instead}."
             )
-    if samples.counted(entries, mcmc_policy) < 2:
+    if max((len(entry.correct.get(mcmc_policy, ())) for entry in entries), default=0) < 2:
         raise InputError(
             f"Expected at least two trajectories of a question, but the policy {mcmc_policy} has one of each: run it "
             f"with a larger k or another seed, or {instead}."
@@ -210,25 +205,19 @@ def _check_measurable(pooled: Mapping[str, Pooled], policies: Sequence[str], mcm
         )
 
 
-def _dynamic_metric(runs: Sequence[Run], mcmc_policy: str) -> str:
-    """Return the metric of the early-stop rule of the policy that is counted."""
-    store = next(run.stores[mcmc_policy] for run in runs if mcmc_policy in run.stores)
-    return store.manifest.sampler.get("early_stop", "none")
-
-
-def _notes(found: Mapping[str, Any], pooled: Mapping[str, Pooled]) -> list[str]:
+def _notes(measured: Mapping[str, Any], pooled: Mapping[str, Pooled]) -> list[str]:
     """Return what a reader of the numbers must know besides."""
     notes = []
-    num_questions = found["pass_at_k"][0]["num_questions"]
+    num_questions = measured["pass_at_k"][0]["num_questions"]
     if num_questions < len(pooled):
         notes.append(
             f"pass@k is over the {num_questions} of {len(pooled)} questions that all policies have, with a gold answer."
         )
-    ungradable = {row["policy"]: row["num_ungradable"] for row in found["pass_at_k"] if row["num_ungradable"]}
+    ungradable = {row["policy"]: row["num_ungradable"] for row in measured["pass_at_k"] if row["num_ungradable"]}
     if ungradable:
         shown = listing(f"{count} of {policy}" for policy, count in ungradable.items())
         notes.append(f"Trajectories that could not be graded count as not right: {shown}.")
-    missing = found["predictor"][-1].get("missing")
+    missing = measured["predictor"][-1].get("missing")
     if missing:
         notes.append(f"The predictor has no {listing(missing)}: no run holds them.")
     return notes
@@ -251,12 +240,6 @@ def _put_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, A
 
 def _cell(value: Any) -> Any:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with _written(path) as file:
-        json.dump({"schema_version": SCHEMA_VERSION, **content}, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from markupsafe import Markup
 from dps.analysis import words
 from dps.analysis.figures import COST_WORDS, describe, describe_mixing, front_of, level_of, pareto_front
 from dps.analysis.findings import rows_of
-from dps.analysis.glossary import explained
 from dps.analysis.marks import VARIABLES, marks_of
 from dps.analysis.mixing import FROZEN, SMALL
 
@@ -37,9 +36,6 @@ GROUPS = {
 """Headings of the table, in order."""
 COSTS = {"tokens": "tokens", "calibrated_s": "time", "compute_s": "compute", "latency_s": "latency"}
 """Costs that the interactive figure can show, with the words of its buttons."""
-LABELS = {"no_gain": "no larger k gains", "correct": "the answer is right"}
-"""What p_enough may be the probability of, in words."""
-
 Result = Mapping[str, Any]
 
 
@@ -69,11 +65,8 @@ def render_page(result: Result, figures: Mapping[str, str]) -> str:
         mcnemar_columns=columns,
         mcnemar=tests,
         spending=spending(result),
-        calibration=[(entry, reliability_chart(entry)) for entry in result["calibration"]],
-        labels=LABELS,
         small=SMALL,
         frozen=FROZEN,
-        glossary=explained(result),
     )
 
 
@@ -326,57 +319,3 @@ def _point(point: Mapping[str, Any], costs: Sequence[str], what: str, *more: str
     spent = f"{words.number(point['tokens'])} tokens{time}, mean k {point['mean_k']:.2f}"
     text = [words.percent_interval(point), what, spent, *more]
     return [*(point[name] for name in ("accuracy", "low", "high")), text, *(point[cost] for cost in costs)]
-
-
-# -- reliability diagrams ----------------------------------------------------------------------------------------------
-
-_SIZE, _LEFT, _TOP, _BOTTOM = 172, 30, 6, 30
-"""Of the square, and the room around it, in units of the chart."""
-
-
-def reliability_chart(entry: Mapping[str, Any]) -> Markup:
-    """Return the reliability diagram of a policy: what came true over what it said, with 95 % intervals.
-
-    Filled circles are the share of rows in which no larger k gains, hollow squares that in which the answer is right;
-    the bars at the bottom say how many rows each bin has.
-    """
-    most = max(cell["count"] for cell in entry["bins"])
-    parts = []
-    for tick in (0, 0.5, 1):
-        parts.append(f'<path class="grid" d="M{_x(0)} {_y(tick)}H{_x(1)}M{_x(tick)} {_y(0)}V{_y(1)}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{_y(tick) + 3.5:.1f}" text-anchor="end">{100 * tick:g}</text>')
-        parts.append(f'<text x="{_x(tick)}" y="{_TOP + _SIZE + 13}" text-anchor="middle">{100 * tick:g}</text>')
-    parts.append(f'<path class="diagonal" d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}"/>')
-    parts.append(f'<text x="{_x(0.5)}" y="{_TOP + _SIZE + 26}" text-anchor="middle">p_enough, %</text>')
-    for cell in entry["bins"]:
-        height, x0, x1 = 0.22 * _SIZE * cell["count"] / most, _x(cell["low"]), _x(cell["high"])
-        parts.append(
-            f'<rect class="rows" x="{x0 + 0.5:.1f}" y="{_TOP + _SIZE - height:.1f}" width="{max(x1 - x0 - 1, 1):.1f}" '
-            f'height="{height:.1f}"/>'
-        )
-    for name in LABELS:
-        path = " ".join(f"{_x(cell['p_enough']):.1f},{_y(cell[name]['value']):.1f}" for cell in entry["bins"])
-        parts.append(f'<polyline class="{name}" points="{path}"/>')
-        for cell in entry["bins"]:
-            x, y, low, high = _x(cell["p_enough"]), *(_y(cell[name][end]) for end in ("value", "low", "high"))
-            parts.append(f'<path class="{name}" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
-            if name == "no_gain":
-                parts.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
-            else:
-                parts.append(f'<rect class="{name}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>')
-    said = "; ".join(
-        f"p_enough {100 * cell['p_enough']:.0f} %: "
-        + ", ".join(f"{text} {100 * cell[name]['value']:.0f} %" for name, text in LABELS.items())
-        for cell in entry["bins"]
-    )
-    view = f"0 0 {_LEFT + _SIZE + 14} {_TOP + _SIZE + _BOTTOM}"
-    label = escape(f"Reliability of {entry['policy']}. {said}")
-    return Markup(f'<svg class="reliability" viewBox="{view}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
-
-
-def _x(share: float) -> float:
-    return _LEFT + _SIZE * share
-
-
-def _y(share: float) -> float:
-    return _TOP + _SIZE * (1 - share)

@@ -14,8 +14,8 @@ import numpy as np
 
 from dps.analysis.table import StoreTable
 from dps.decide import RULES
-from dps.decide.orders import Walk, at_stop, in_order, orders_of, walk
 from dps.decide.labels import continue_score
+from dps.decide.orders import Walk, at_stop, in_order, orders_of, walk
 from dps.decide.splits import other_folds
 from dps.decide.thresholds import cheapest_without_loss, effective_margin, spread_thresholds, stops
 
@@ -228,9 +228,7 @@ def oracle(series: str, walked: Walk) -> ReplayedPolicy:
     """Return the bound: the smallest k that is right, the first k where none is."""
     any_right = walked.correct.any(axis=-1)
     stop = np.where(any_right, walked.correct.argmax(axis=-1), 0)
-    return ReplayedPolicy(
-        "oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool)
-    )
+    return ReplayedPolicy("oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool))
 
 
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:

@@ -50,7 +50,9 @@ def chosen(question_ids: Sequence[str], groups: np.ndarray, count: int) -> list[
     return sorted(taken.tolist(), key=lambda i: (groups[i], question_ids[i]))
 
 
-def questions_to_read(store: Store, samples: Samples, policies: Sequence[ReplayedPolicy], count: int) -> dict[str, Any] | None:
+def questions_to_read(
+    store: Store, samples: Samples, policies: Sequence[ReplayedPolicy], count: int
+) -> dict[str, Any] | None:
     """Return what a report shows of some questions; None where it shall show none.
 
     Args:

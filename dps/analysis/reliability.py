@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.compare import percentiles
-from dps.decide.labels import LABELS, labels_of
 from dps.analysis.words import plain
+from dps.decide.labels import LABELS, labels_of
 from dps.estimates import brier_skill, quantile_bins
 
 

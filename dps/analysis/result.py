@@ -180,7 +180,9 @@ def _policy(
             "threshold": json_number(threshold),
             **_point(point, clock),
         }
-        row |= {name: None if band[i] is None else float(band[i]) for name, band in zip(("low", "high"), bands, strict=True)}
+        row |= {
+            name: None if band[i] is None else float(band[i]) for name, band in zip(("low", "high"), bands, strict=True)
+        }
         curve.append({**row, **beside(point)} if listed and policy.chosen is None else row)
     entry: dict[str, Any] = {
         "policy": policy.label,
@@ -292,7 +294,9 @@ def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]]) -> list[str]:
             "sampled between those of the table where tokens are matched."
         )
     notes += _size_notes(analysis, count)
-    rows = [row for entry in entries for row in ([entry["operating_point"]] if entry["operating_point"] else entry["curve"])]
+    rows = [
+        row for entry in entries for row in ([entry["operating_point"]] if entry["operating_point"] else entry["curve"])
+    ]
     flat = [row["name"] for row in rows if row["name"] and row["stderr"] == 0 and row["name"] != "oracle"]
     if flat:
         notes.append(

@@ -162,9 +162,7 @@ def _live(questions: Iterable[Question]) -> Live:
         )
     columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(_LIVE)).T
     decisions = tuple(tuple((d.k, d.p_enough) for d in question.decisions) for question in kept)
-    return Live(
-        tuple(q.question_id for q in kept), decisions=decisions, **dict(zip(_LIVE, columns, strict=True))
-    )
+    return Live(tuple(q.question_id for q in kept), decisions=decisions, **dict(zip(_LIVE, columns, strict=True)))
 
 
 def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:

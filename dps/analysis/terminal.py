@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
-from dps.analysis.page import group_of
 from dps.analysis.findings import rows_of
+from dps.analysis.page import group_of
 from dps.analysis.words import number, percent_with_error, seconds, share, signed_points
 
 

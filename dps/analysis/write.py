@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, png, svg
+from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, write_figure
 from dps.analysis.page import render_page, render_several
 from dps.analysis.result import SCHEMA_VERSION
 from dps.errors import InputError
@@ -64,16 +64,8 @@ def _write_pages(result: dict[str, Any], output: Path) -> None:
                 (output / f"{name}_{part}.{kind}").unlink(missing_ok=True)
     vectors = {}
     for part, (file, figure) in figures.items():
-        vectors[part] = _draw(figure, output, file)
+        vectors[part] = write_figure(figure, output, file)
     replace_file(output / f"{name}.html", render_page(result, vectors))
-
-
-def _draw(figure: Any, output: Path, name: str) -> str:
-    """Write a figure as PNG and SVG, and return the latter."""
-    vector = svg(figure, salt=name)
-    replace_file(output / f"{name}.png", png(figure))
-    replace_file(output / f"{name}.svg", vector)
-    return vector
 
 
 def _points(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -213,7 +205,7 @@ def write_several(folders: Sequence[Path], output: Path, title: str | None = Non
     names = [Path(folder).resolve().name for folder in folders]
     distinct = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
     named = dict(zip(distinct, results, strict=True))
-    vector = _draw(draw_accuracy(named), _folder(output), "replays")
+    vector = write_figure(draw_accuracy(named), _folder(output), "replays")
     page = render_several(named, vector, title or f"{len(named)} replays side by side")
     replace_file(Path(output) / "replays.html", page)
     return results
@@ -236,7 +228,9 @@ def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: M
     changed = [name for name, content in before.items() if after.get(name) != content]
     if before and not changed:
         return f"Made again, byte for byte as before: {', '.join(before)}."
-    others = f"; {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} other bytes than before" if changed else ""
+    others = (
+        f"; {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} other bytes than before" if changed else ""
+    )
     why = ": the title or this toolkit's pages are others now" if changed else ""
     if drawn is None:
         why = ": what drew the figures at first is not recorded"
