@@ -18,7 +18,9 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    reference, ks = result["reference"], result["ks"]
+    reference = result["reference"]
+    asked = [policy["operating_point"] for policy in result["policies"] if policy["operating_point"] is not None]
+    ks = sorted({int(k) for row in asked for k in row["share_at_k"]})
     table = Table(box=box.SIMPLE_HEAD, title=Text(result["title"]), title_justify="left", title_style="bold")
     table.add_column("policy", no_wrap=True)
     headings = ["accuracy\n%", "tokens", "compute\ns", "latency\ns", "mean\nk"]
@@ -26,8 +28,7 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
         headings[1:2] = [f"minus {reference}\npoints", "tokens", f"tokens ×\n{reference}"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    asked = any(policy["operating_point"] is not None for policy in result["policies"])
-    if asked and ks:
+    if ks:
         shown = "".join(f"{k:4d}" for k in ks).strip()
         table.add_column(f"% of questions\nat k = {shown}", justify="right", no_wrap=True)
     section = None
@@ -46,7 +47,7 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
             if reference is not None:
                 cells.append(share(row["tokens_ratio"]["value"]))
             cells += [seconds(row["compute_s"]), seconds(row["latency_s"]), f"{row['mean_k']:.2f}"]
-            if asked and ks:
+            if ks:
                 shares = row.get("share_at_k")
                 cells.append("" if shares is None else " ".join(f"{100 * shares.get(str(k), 0):3.0f}" for k in ks))
             table.add_row(*map(Text, cells))

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, write_figure
 from dps.analysis.page import render_page, render_several
 from dps.analysis.result import SCHEMA_VERSION
@@ -186,9 +188,9 @@ def write_again(folder: Path, name: str, output: Path, title: str | None = None)
         shutil.copyfile(Path(folder) / f"{name}.json", _folder(output) / f"{name}.json")
     try:
         _write_pages(result if title is None else {**result, "title": title}, _folder(output))
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, TemplateError) as error:
         raise InputError(
-            f"Expected {Path(folder) / f'{name}.json'} as dps {name} wrote it, but a part is missing or of another type "
+            f"Expected {Path(folder) / name}.json as dps {name} wrote it, but a part is missing or of another type "
             f"({error}): run dps {name} again on its stores."
         ) from error
     return result

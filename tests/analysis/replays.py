@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from dps.analysis.replay.command import run_replay, write_replay
-from dps.analysis.replay.config import ReplayConfig
+from dps.analysis.config import ReplayConfig
+from dps.analysis.replay import run_replay
+from dps.analysis.write import write_result
 from feature_store import Store
 from tests.analysis.report.evaluations import plain_manifest, write_store
 from tests.factories import make_manifest, make_question
@@ -42,6 +43,4 @@ def replay(stores, output, **settings):
         rivals=(str(stores / "plain"), str(stores / "lowtemp")), controllers={"gbdt": str(stores / "none")},
         orders=4, resamples=200, output=str(output),
     )  # fmt: skip
-    report = run_replay(stores / "power", ReplayConfig(**{**values, **settings}), predict)
-    write_replay(report, output)
-    return report
+    return write_result(run_replay(stores / "power", ReplayConfig(**{**values, **settings}), predict), output)

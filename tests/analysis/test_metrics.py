@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from dps.analysis.metrics.command import render, run_metrics
-from dps.analysis.metrics.config import MetricsConfig
+from dps.analysis.metrics import render, run_metrics
+from dps.analysis.config import MetricsConfig
 from dps.cli import run
 from dps.errors import InputError
 from feature_store import StoreWriter
 
-from ..report.evaluations import dynamic_manifest
-from ..report.evaluations import question as live_question
-from ..report.evaluations import write_store as write_live
-from .made_up import POWER, manifest, question, write_run, write_store
+from tests.analysis.report.evaluations import dynamic_manifest
+from tests.analysis.report.evaluations import question as live_question
+from tests.analysis.report.evaluations import write_store as write_live
+from tests.analysis.runs import POWER, manifest, question, write_run, write_store
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FILES = {
     *("trajectories.csv", "samples.csv", "entropy.csv", "perplexity.csv", "self_confidence.csv"),
     *("predictor.json", "predictions.csv", "pass_at_k.csv", "pass_at_k.json", "pass_at_k.png", "pass_at_k.svg"),

@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dps.analysis.replay.findings import findings
-from dps.analysis.replay.reading import chosen
-from dps.analysis.replay.reliability import labels_of, quantile_bins, reliability
-from dps.analysis.report.replays import views, write_replays
-from dps.analysis.report.replays.marks import marks_of
+from dps.analysis.figures import pareto_front
+from dps.analysis.marks import marks_of
+from dps.analysis.page import operating_rows
+from dps.analysis.questions import chosen
+from dps.analysis.reliability import reliability
 from dps.cli import run
-from dps.errors import InputError
 from feature_store import Store
+from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
 from tests.analysis.report.evaluations import power_manifest, question, write_evaluation, write_store
-from tests.analysis.report.replays import COUNT, HOSTILE, replay, write_stores
-from tests.analysis.report.test_write import _Page
+from tests.analysis.test_report import _Page, write_report
 from tests.factories import make_manifest, make_question
 
 TITLE = "A <b>title</b> & </script>"
@@ -40,16 +39,6 @@ def made(stores, tmp_path_factory):
 
 
 # -- what replay.json holds --------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_labels_by_their_definition(rows):
-    correct = np.array(rows)[:, None]
-    found = labels_of(correct)
-    for i, row in enumerate(rows):
-        for c in range(3):
-            assert found["correct"][i, 0, c] == row[c]
-            assert found["no_gain"][i, 0, c] == (row[c] or not any(row[c + 1 :]))
 
 
 def test_reliability_of_a_small_example():
@@ -90,16 +79,6 @@ def test_bins_have_equally_many_rows_where_thresholds_lie():
     assert reliability(p, np.ones((400, 10, 2), bool), weights)["correct"]["skill"] is None
 
 
-@pytest.mark.parametrize("values", [[0.5] * 9, [0.0] * 8 + [1.0], [1.0] * 8 + [0.0], [0.1, 0.2], list(range(100))])
-def test_equal_values_share_a_bin(values):
-    bins = quantile_bins(np.array(values, float))
-    assert set(bins) == set(range(bins.max() + 1))
-    assert len(set(zip(values, bins.tolist(), strict=True))) == len(set(values))
-    assert (np.diff(bins[np.argsort(values, kind="stable")]) >= 0).all()
-    if len(set(values)) == 100:
-        assert np.bincount(bins).tolist() == [10] * 10
-
-
 def test_accepted_tokens_are_those_of_the_responses(made, stores):
     _, report = made
     questions = list(Store.open(stores / "power"))
@@ -108,24 +87,9 @@ def test_accepted_tokens_are_those_of_the_responses(made, stores):
     assert last["accepted"] == pytest.approx(mean)
     assert last["tokens"] == pytest.approx(4 * mean)  # the factory's trajectories sample four tokens for each
     for policy in report["policies"]:
-        at = policy.get("operating_point")
+        at = policy["operating_point"]
         if at is not None:
-            assert at["accepted"] == pytest.approx(at["tokens"]["value"] / 4)
-
-
-def test_fixed_k_has_paired_intervals_and_the_largest_is_the_reference(made):
-    _, report = made
-    first, *_, last = report["policies"][0]["curve"]
-    assert last["accuracy_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert last["tokens_ratio"]["value"] == 1.0
-    assert first["accuracy_difference"]["value"] == pytest.approx(first["accuracy"] - last["accuracy"])
-
-
-def test_equal_means_are_no_win(made):
-    _, report = made
-    same = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] == "power"]
-    assert len(same) > 5
-    assert {m["verdict"] for m in same} == {"undecided"}
+            assert at["accepted"] == pytest.approx(at["tokens"] / 4)
 
 
 def test_what_is_the_same_on_every_question_is_not_called_undecided(made):
@@ -142,56 +106,10 @@ def test_every_name_of_a_policy_is_explained(made):
     source = (output / "replay.html").read_text(encoding="utf-8")
     names = source[source.index('id="names"') : source.index('id="provenance"')]
     for policy in report["policies"]:
-        if policy["kind"] != "fixed":
+        if policy["family"] != "fixed":
             assert f"<dt>{policy['name']}</dt>" in names
         assert policy["series"] == "power" or f"<dt>{policy['series']}</dt>" in names
     assert 'href="#names"' in source
-
-
-@pytest.mark.parametrize(
-    ("verdict", "rival_tokens", "first"),
-    [
-        ("below", 100, "Self-consistency over cheap samples wins: fixed (plain) reaches 40.0 % with 100 tokens"),
-        ("undecided", 20, "Self-consistency over cheap samples is not told apart from fixed-k8 at 0.20 of its tokens:"),
-        ("undecided", 100, "fixed-k8 is not told apart from the best self-consistency over cheap samples"),
-        ("above", 20, "fixed-k8 is ahead of the best self-consistency over cheap samples"),
-    ],
-)
-def test_how_cheap_samples_do_is_said_first(made, verdict, rival_tokens, first):
-    _, report = made
-    row = next(m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival"] == "fixed (plain)")
-    together = {**row["together"], "verdict": verdict}
-    row = {**row, "tokens": 100.0, "rival_tokens": rival_tokens, "rival_accuracy": 0.4, "together": together}
-    assert findings({**report, "matched_tokens": [row]})[0].startswith(first)
-
-
-def test_a_win_of_cheap_samples_over_any_policy_is_said_before_what_is_undecided(made):
-    _, report = made
-    rows = [m for m in report["matched_tokens"] if m["rival"] == "fixed (plain)"]
-    best = next(p for p in report["policies"] if p["kind"] == "controller")["policy"]
-    rows = [
-        {**m, "together": {**m["together"], "verdict": "below" if m["policy"] == best else "undecided"}}
-        for m in rows
-        if m["policy"] in ("fixed-k8", best)
-    ]
-    policies = [
-        {**p, "operating_point": {**p["operating_point"], "no_loss": True}} if p["policy"] == best else p
-        for p in report["policies"]
-    ]
-    said = findings({**report, "policies": policies, "matched_tokens": rows})
-    assert said[0].startswith("Self-consistency over cheap samples wins")
-    assert "fixed-k8" in said[1]
-
-
-def test_shares_at_k_by_difficulty_are_those_of_all_questions(made):
-    _, report = made
-    counts = report["difficulty"]["questions"]
-    assert sum(counts) == COUNT
-    for row in report["difficulty"]["policies"]:
-        at = next(p["operating_point"] for p in report["policies"] if p["policy"] == row["policy"])
-        for k, share in at["share_at_k"].items():
-            found = sum(n * part.get(k, 0) for n, part in zip(counts, row["share_at_k"], strict=True))
-            assert found == pytest.approx(COUNT * share)
 
 
 def test_questions_are_chosen_evenly_over_difficulty():
@@ -232,11 +150,6 @@ def test_questions_that_shall_not_be_shown_are_in_no_file(tmp_path, benchmark, a
         assert number or ("response 0" not in text and "Questions to read" not in text)
 
 
-def test_negative_numbers_of_questions_are_refused(stores, tmp_path):
-    with pytest.raises(InputError, match="show_questions of at least 0, got -1"):
-        replay(stores, tmp_path, show_questions=-1)
-
-
 def test_rules_without_what_they_look_at_are_left_out_by_name(tmp_path):
     blind = [
         replace(q, trajectories=tuple(replace(t, block_entropy=t.block_entropy * np.nan) for t in q.trajectories))
@@ -257,11 +170,6 @@ def parsed(path):
     page = _Page()
     page.feed(path.read_text(encoding="utf-8"))
     return page, " ".join("".join(page.text).replace("\u00a0", " ").split())
-
-
-def test_all_files_are_written(made):
-    output, _ = made
-    assert {path.name for path in output.iterdir()} == FILES
 
 
 def test_the_page_is_one_file_and_runs_only_its_own_scripts(made):
@@ -288,7 +196,7 @@ def test_the_page_says_what_the_report_says(made):
     places = [text.index(" ".join(finding.split())) for finding in report["findings"]]
     assert places == sorted(places)
     assert places[-1] < text.index("Accuracy against tokens and time")
-    for row in views.operating_rows(report):
+    for row in operating_rows(report):
         assert row["name"] in text
     gbdt = next(p["operating_point"] for p in report["policies"] if p["policy"] == "gbdt")
     ratio = gbdt["tokens_ratio"]
@@ -316,10 +224,10 @@ def test_the_data_of_the_figure_are_those_of_the_report(made):
     data = json.loads(re.search(r'id="curves">(.*?)</script>', source, flags=re.DOTALL)[1])
     assert [p["name"] for p in data["policies"]] == [p["policy"] for p in report["policies"]]
     for drawn, policy in zip(data["policies"], report["policies"], strict=True):
-        names = ("tokens", "calibrated_s", "accuracy", "low", "high")
-        assert [point[:5] for point in drawn["points"]] == [[p[n] for n in names] for p in policy["curve"]]
-        assert (drawn["at"] is None) == ("operating_point" not in policy)
-    last = data["policies"][0]["points"][-1][5]
+        names = ("accuracy", "low", "high", "tokens", "calibrated_s")
+        assert [[*p[:3], *p[4:]] for p in drawn["points"]] == [[p[n] for n in names] for p in policy["curve"]]
+        assert (drawn["at"] is None) == (policy["operating_point"] is None)
+    last = data["policies"][0]["points"][-1][3]
     assert last[1] == "k = 8"
     assert last[2].endswith("mean k 8.00")
 
@@ -330,28 +238,12 @@ def test_every_policy_can_be_told_apart_without_colours(made):
     assert len({(m.marker, m.hollow, m.dashes) for m in marks.values()}) == len(report["policies"])
 
 
-def test_figures_name_every_policy(made):
-    output, report = made
-    text = (output / "replay.svg").read_text(encoding="utf-8")
-    for policy in report["policies"]:
-        if policy["kind"] != "fixed":
-            assert f"<!-- {policy['policy']} -->" in text
-    assert "<!-- power sampling, fixed k -->" in text
-    assert "<dc:date>" not in text
-
-
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
 def test_the_front_is_what_nothing_dominates(points):
     def dominated(p):
         return any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)
 
-    assert views.pareto_front(points) == sorted({p for p in points if not dominated(p)})
-
-
-def test_the_oracle_is_on_no_front(made):
-    rows = views.operating_rows(made[1])
-    assert not any(row["front"] for row in rows if row["kind"] == "oracle")
-    assert any(row["front"] for row in rows)
+    assert pareto_front(points) == sorted({p for p in points if not dominated(p)})
 
 
 # -- dps report --------------------------------------------------------------------------------------------------------
@@ -387,38 +279,51 @@ def test_several_replays_side_by_side(made, stores, tmp_path):
         *("replays.html", "replays.png", "replays.svg", "settings.json")
     }
     page, text = parsed(tmp_path / "both" / "replays.html")
+    page_source = (tmp_path / "both" / "replays.html").read_text(encoding="utf-8")
     assert page.open == []
     assert len(set(page.ids)) == len(page.ids)
     for name in ("one (1)", "one (2)"):
         assert name in text
     assert other["findings"][-1] in text
-    [esc] = re.findall(r"<tr><th scope=\"row\">esc</th>(.*?)</tr>", source_of(tmp_path), flags=re.DOTALL)
+    [esc] = re.findall(r"<tr><th scope=\"row\">esc</th>(.*?)</tr>", page_source, flags=re.DOTALL)
     assert esc.count("<td") == 6
-    [gbdt] = re.findall(r"<tr><th scope=\"row\">gbdt</th>(.*?)</tr>", source_of(tmp_path), flags=re.DOTALL)
+    [gbdt] = re.findall(r"<tr><th scope=\"row\">gbdt</th>(.*?)</tr>", page_source, flags=re.DOTALL)
     assert gbdt.count("<td") == 4
     assert 'colspan="3"' in gbdt
 
 
-def source_of(folder):
-    return (folder / "both" / "replays.html").read_text(encoding="utf-8")
-
-
-def test_replays_and_evaluations_are_not_mixed(made, tmp_path, capsys):
+def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
     output, _ = made
     evaluation = write_evaluation(tmp_path / "evaluation")
     assert run(["report", str(output), str(evaluation)]) == 2
     assert "holds a replay.json and" in capsys.readouterr().err
-
-
-def test_other_versions_and_damaged_files_are_refused(tmp_path):
     for text, message in (
-        ('{"schema_version": 1}', "of schema_version 2, got 1: run dps replay again"),
+        ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
         ("[]", "got None"),
         ("{", "cannot be read"),
     ):
         (tmp_path / "replay.json").write_text(text)
-        with pytest.raises(InputError, match=message):
-            write_replays([tmp_path], tmp_path)
+        assert run(["report", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_has_the_same_page(tmp_path):
+    folder = write_evaluation(tmp_path / "evaluation")
+    write_store(folder / "power", power_manifest(), [replace(question(99, [1] * 8), question=HOSTILE)])
+    report = write_report([folder], tmp_path / "out", TITLE)
+    source = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page, text = parsed(tmp_path / "out" / "report.html")
+    assert (page.open, len(set(page.ids))) == ([], len(page.ids))
+    assert "http" not in source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    assert {address[1:] for address in page.loads} <= set(page.ids)
+    assert "<b onclick" not in source
+    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
+    for row in operating_rows(report):
+        assert row["name"] in text
+    for heading in ("All policies", "Accuracy against measured time", "k by difficulty", "Questions to read"):
+        assert heading in text
+    for column in ("compute, s", "calibrated, s", "latency, s", "its k or threshold"):
+        assert column in text
 
 
 def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
@@ -431,20 +336,3 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     assert "and time" not in text
 
 
-def test_a_replay_of_before_skill_and_choices_among_rivals_is_still_shown(made, tmp_path):
-    """A kept result of this schema version may lack what was added to it."""
-    _, report = made
-    older = json.loads(json.dumps(report))
-    for entry in older["calibration"]:
-        for label in ("no_gain", "correct"):
-            del entry[label]["skill"]
-    for entry in older["matched_tokens"]:
-        entry.pop("together", None)
-    for policy in older["policies"]:
-        for point in policy["curve"]:
-            point.pop("no_loss", None)
-        policy.get("own_threshold", {}).pop("no_loss", None)
-    assert findings(older)
-    (tmp_path / "replay.json").write_text(json.dumps(older))
-    assert run(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "replay.html").is_file()

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dps.analysis.metrics import export
-from dps.analysis.metrics.command import run_metrics
-from dps.analysis.metrics.config import MetricsConfig
-from dps.analysis.metrics.runs import find_runs
+from dps.analysis import export
+from dps.analysis.metrics import run_metrics
+from dps.analysis.config import MetricsConfig
+from dps.analysis.stores import find_runs
 from dps.errors import InputError
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.records import not_recorded
 
-from .made_up import LOWTEMP, PLAIN, POWER, manifest, question, write_run, write_store
+from tests.analysis.runs import LOWTEMP, PLAIN, POWER, manifest, question, write_run, write_store
 
 PUBLISHED = [
     *("question", "correct_answer", "naive_completion", "naive_answer", "std_completion", "std_answer"),

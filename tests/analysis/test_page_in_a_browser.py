@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.analysis.report.browser import BROWSER, browser
-from tests.analysis.report.replays import COUNT, replay, write_stores
+from tests.analysis.browser import BROWSER, browser
+from tests.analysis.replays import COUNT, replay, write_stores
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser, google-chrome or chrome here")
 
@@ -12,15 +12,15 @@ WIDTHS = (390, 1280)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    from dps.analysis.report import write_report
-    from dps.analysis.report.replays import write_replays
+    from dps.analysis.write import write_several
     from tests.analysis.report.evaluations import write_evaluation
+    from tests.analysis.test_report import write_report
 
     folder = tmp_path_factory.mktemp("pages")
     stores = write_stores(folder / "stores")
     replay(stores, folder / "one")
     replay(stores, folder / "two", rivals=(), controllers={})
-    write_replays([folder / "one", folder / "two"], folder)
+    write_several([folder / "one", folder / "two"], folder)
     write_report([write_evaluation(folder / "evaluation")], folder)
     return {
         "replay": folder / "one" / "replay.html",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dps.analysis.metrics.predictor import errors, fit_linear, held_out, judge, predict
-from dps.analysis.metrics.samples import FEATURES
+from dps.analysis.predictor import errors, fit_linear, held_out, judge, predict
+from dps.analysis.samples import FEATURES
 
 SETTINGS = dict(folds=5, repeats=3, bootstrap=50)
 
@@ -17,9 +17,14 @@ def data(count=60, noise=0.0, seed=0):
     return features, features @ weights + 3 + noise * rng.normal(size=count)
 
 
+def alone(target):
+    """Every question a text of its own."""
+    return np.arange(len(target))
+
+
 def test_a_linear_truth_is_found_exactly():
     features, target = data()
-    found, linear, constant = judge(features, target, **SETTINGS, rng=np.random.default_rng(1))
+    found, linear, constant = judge(features, target, alone(target), **SETTINGS, rng=np.random.default_rng(1))
     np.testing.assert_allclose(linear, target, atol=1e-9)
     assert found["linear"]["rmse"]["value"] < 1e-9
     assert found["linear"]["spearman"]["value"] == pytest.approx(1)
@@ -59,19 +64,19 @@ def test_absent_constant_and_repeated_features_do_no_harm():
     odd[:, 1] = 0.1  # always the same, up to rounding
     odd[:, 2] = 3 * odd[:, 3] + 1
     fitted = fit_linear(odd, target)
-    assert np.isfinite(fitted.weight).all()
-    np.testing.assert_allclose(fitted.weight[:2], 0, atol=1e-12)
+    assert np.isfinite(fitted[-1].coef_).all()
+    np.testing.assert_allclose(fitted[-1].coef_[:2], 0, atol=1e-12)
     best = fit_linear(features[:, 3:], target).predict(features[:, 3:])
     np.testing.assert_allclose(fitted.predict(odd), best, atol=1e-8)
 
 
 def test_no_question_sees_its_own_target():
     features, target = data(noise=1.0)
-    linear, constant = held_out(features, target, 5, np.random.default_rng(3))
+    linear, constant = held_out(features, target, alone(target), 5, np.random.default_rng(3))
     for number in (0, 17, 59):
         changed = target.copy()
         changed[number] += 1000
-        again, again_constant = held_out(features, changed, 5, np.random.default_rng(3))
+        again, again_constant = held_out(features, changed, alone(target), 5, np.random.default_rng(3))
         assert again[number] == linear[number]
         assert again_constant[number] == constant[number]
         assert np.abs(again_constant - constant).max() > 10  # the others see it
@@ -79,7 +84,7 @@ def test_no_question_sees_its_own_target():
 
 def test_constant_predictions_are_the_other_folds_means():
     features, target = data(count=23)
-    _, constant = held_out(features, target, 4, np.random.default_rng(0))
+    _, constant = held_out(features, target, alone(target), 4, np.random.default_rng(0))
     values, sizes = np.unique(constant, return_counts=True)
     assert sorted(sizes) == [5, 6, 6, 6]
     for value in values:
@@ -90,23 +95,31 @@ def test_errors_are_the_usual_ones():
     rng = np.random.default_rng(0)
     target = rng.integers(1, 5, 40).astype(float)  # with ties
     predictions = np.stack([target + rng.normal(size=40), np.round(rng.normal(size=40))])
-    rmse, mae, spearman = errors(target, predictions, np.ones(40))
+    rmse, mae, spearman = errors(target, predictions)
     residuals = predictions - target
     assert rmse == pytest.approx(np.mean([np.sqrt((r**2).mean()) for r in residuals]))
     assert mae == pytest.approx(np.abs(residuals).mean())
     assert spearman == pytest.approx(np.mean([stats.spearmanr(target, p).statistic for p in predictions]))
 
 
-def test_a_weight_is_a_repetition():
-    rng = np.random.default_rng(1)
-    target, predictions, counts = rng.integers(1, 5, 30), rng.normal(size=(2, 30)), rng.integers(0, 4, 30)
-    repeated = errors(np.repeat(target, counts), np.repeat(predictions, counts, axis=1), np.ones(counts.sum()))
-    assert errors(target, predictions, counts.astype(float)) == pytest.approx(repeated)
+def test_questions_of_one_text_are_in_one_fold():
+    """The same question under several ids would otherwise be predicted from itself."""
+    features, target = data(count=40, noise=1.0)
+    groups = np.repeat(np.arange(20), 2)
+    features, target = features[groups * 2], target[groups * 2]
+    linear, _ = held_out(features, target, groups, 5, np.random.default_rng(0))
+    changed = target.copy()
+    changed[::2] += 1000 * (groups[::2] == 3)
+    again, _ = held_out(features, changed, groups, 5, np.random.default_rng(0))
+    assert again[groups == 3].tolist() == linear[groups == 3].tolist()
+    rows = [{**row, "question": f"text  {i // 2}"} for i, row in enumerate(table(18))]
+    results, _ = predict(rows, **SETTINGS, seed=0)
+    assert results[1]["reason"] == "9 questions are too few for 5 folds, which need at least 10"
 
 
 def test_the_standard_error_is_that_of_a_mean_over_questions():
     features, target = data(count=300, noise=20.0)
-    found, linear, _ = judge(features, target, folds=5, repeats=1, bootstrap=2000, rng=np.random.default_rng(0))
+    found, linear, _ = judge(features, target, alone(target), folds=5, repeats=1, bootstrap=2000, rng=np.random.default_rng(0))
     sizes = np.abs(linear - target)
     assert found["linear"]["mae"]["value"] == pytest.approx(sizes.mean())
     assert found["linear"]["mae"]["stderr"] == pytest.approx(sizes.std(ddof=1) / np.sqrt(300), rel=0.06)
@@ -115,7 +128,7 @@ def test_the_standard_error_is_that_of_a_mean_over_questions():
 def test_noise_is_not_predicted():
     features, _ = data(count=200)
     target = np.random.default_rng(9).normal(size=200)
-    found, *_ = judge(features, target, folds=5, repeats=5, bootstrap=200, rng=np.random.default_rng(0))
+    found, *_ = judge(features, target, alone(target), folds=5, repeats=5, bootstrap=200, rng=np.random.default_rng(0))
     difference = found["linear_minus_constant"]["rmse"]
     assert difference["value"] > 0
     assert abs(found["linear"]["spearman"]["value"]) < 4 * found["linear"]["spearman"]["stderr"]
@@ -129,7 +142,7 @@ def table(count, censored=()):
         values = dict(zip(FEATURES, line.tolist(), strict=True))
         numbers = {"samples_to_success": None if none else number % 3 + 1}
         numbers |= {"expected_samples_to_success": 9.0 if none else 1.5, "censored": none}
-        rows.append({"question_id": f"q{number:03d}", **values, **numbers})
+        rows.append({"question_id": f"q{number:03d}", "question": f"text {number}", **values, **numbers})
     return rows
 
 

@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from dps.analysis.report.findings import mixing_finding
-from dps.analysis.report.mixing import (
+from dps.analysis.mixing import (
     ChainTrace,
     acceptance_by_cut,
     acceptance_by_resampled,
@@ -20,14 +19,15 @@ from dps.analysis.report.mixing import (
     idle,
     intraclass_correlation,
     judge,
-    keeping,
+    mixing_finding,
     r_hat,
     same_answer,
     spread,
     trace,
+    traces_of,
 )
-from dps.analysis.report.statistics import Estimate
-from dps.analysis.report.words import nats, share
+from dps.analysis.words import nats, share
+from dps.estimates import Estimate
 from feature_store import StepTrace
 from tests.factories import make_question
 
@@ -75,17 +75,14 @@ def test_stages_are_the_runs_of_one_horizon_within_a_chain():
 
 
 def test_chains_without_recorded_steps_are_left_out():
-    questions = [make_question(0, k=3, steps=2), make_question(1, k=3)]
-    kept = {}
-    assert list(keeping(questions, kept)) == questions
-    assert [len(kept[f"q{i:05d}"]) for i in (0, 1)] == [3, 0]
+    kept = {f"q{i}": traces_of(make_question(i, k=3, steps=2 if i == 0 else None)) for i in (0, 1)}
+    assert [len(traces) for traces in kept.values()] == [3, 0]
     assert len(chains_of(kept).question) == 3
-    assert chains_of({"q00001": kept["q00001"]}) is None
+    assert chains_of({"q1": kept["q1"]}) is None
 
 
 def test_the_order_of_questions_does_not_matter():
-    traces = {}
-    list(keeping((make_question(i, k=2, steps=3) for i in (3, 0, 2, 1)), traces))
+    traces = {f"q{i}": traces_of(make_question(i, k=2, steps=3)) for i in (3, 0, 2, 1)}
     assert diagnose(chains_of(traces)) == diagnose(chains_of(dict(sorted(traces.items()))))
 
 
@@ -119,11 +116,11 @@ def test_acceptance_by_cut_is_exact_at_the_edges_of_deciles():
     # Cuts 0..29 of 30 tokens: three to each decile, 3/30 being the first of the second; the first of three is accepted.
     cut = np.arange(30)
     bins = acceptance_by_cut(run([chain(np.zeros(30), length=30, cut=cut, accepted=cut % 3 == 0)]))
-    assert [b.num_steps for b in bins] == [3] * 10
-    assert [b.acceptance.value for b in bins] == pytest.approx([1 / 3] * 10)
-    assert [(b.low, b.high) for b in bins] == [(i / 10, (i + 1) / 10) for i in range(10)]
+    assert [b["num_steps"] for b in bins] == [3] * 10
+    assert [b["acceptance"] for b in bins] == pytest.approx([1 / 3] * 10)
+    assert [(b["low"], b["high"]) for b in bins] == [(i / 10, (i + 1) / 10) for i in range(10)]
     odd = acceptance_by_cut(run([chain(np.zeros(11), length=11, cut=np.arange(11))]))  # 1/11 is below a tenth
-    assert [b.num_steps for b in odd] == [2, *[1] * 9]
+    assert [b["num_steps"] for b in odd] == [2, *[1] * 9]
 
 
 def test_acceptance_by_cut_depends_on_the_cut_alone():
@@ -131,19 +128,18 @@ def test_acceptance_by_cut_depends_on_the_cut_alone():
     one = chain(np.zeros(100), length=100, cut=cut, accepted=cut >= 70)
     two = chain(np.zeros(1), length=1, cut=0, accepted=True)  # one token, all of it at stake
     bins = acceptance_by_cut(run([one], [two]))
-    assert [round(b.acceptance.value, 12) for b in bins] == [round(1 / 11, 12), *[0] * 6, 1, 1, 1]
-    assert bins[0].acceptance.num_questions == 2
+    assert [round(b["acceptance"], 12) for b in bins] == [round(1 / 11, 12), *[0] * 6, 1, 1, 1]
     # Question 0 has 10 steps and no acceptance, question 1 one of one.
-    assert bins[0].acceptance.stderr == pytest.approx(math.sqrt(2 * ((10 / 11) ** 2 * 2)) / 11)
-    assert math.isnan(bins[9].acceptance.stderr)
+    assert bins[0]["acceptance_stderr"] == pytest.approx(math.sqrt(2 * ((10 / 11) ** 2 * 2)) / 11)
+    assert bins[9]["acceptance_stderr"] is None
 
 
 def test_acceptance_by_tokens_at_stake():
     lengths = np.array([1, 2, 3, 4, 7, 8, 15, 16])
     accepted = np.array([1, 0, 1, 1, 1, 0, 0, 1], bool)
     bins = acceptance_by_resampled(run([chain(np.zeros(8), length=lengths + 4, cut=4, accepted=accepted)]))
-    assert [(b.low, b.high, b.num_steps) for b in bins] == [(1, 1, 1), (2, 3, 2), (4, 7, 2), (8, 15, 2), (16, 31, 1)]
-    assert [b.acceptance.value for b in bins] == [1, 0.5, 1, 0, 1]
+    assert [(b["low"], b["high"], b["num_steps"]) for b in bins] == [(1, 1, 1), (2, 3, 2), (4, 7, 2), (8, 15, 2), (16, 31, 1)]
+    assert [b["acceptance"] for b in bins] == [1, 0.5, 1, 0, 1]
 
 
 def test_frozen_chains_and_idle_steps():
