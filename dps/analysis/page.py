@@ -57,7 +57,7 @@ def render_page(result: Result, figures: Mapping[str, str]) -> str:
         "result.html.j2",
         report=result,
         groups=grouped(rows),
-        costs={name for name in COSTS if any(row[name] is not None for row in rows)},
+        costs={name for name in COSTS if all(row[name] is not None for row in rows)},
         marks=_marks(result),
         figures=dict.fromkeys(told) | {name: inline_svg(svg, name, told[name]) for name, svg in figures.items()},
         curves=_curves("curves", result),
