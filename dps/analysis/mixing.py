@@ -28,7 +28,7 @@ _SAME = 1e-4  # nats; two responses whose log p differ by less are taken for the
 _TINY = 1e-12  # rounding
 SURE = 2.0
 """Standard errors of a change of log p that is called surely there in words."""
-_NOTHING = Estimate(math.nan, math.nan, 0)
+NOTHING = Estimate(math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,27 +51,25 @@ class Chains:
     """The traced chains of a run, flat: C chains, their U stages and their S steps, each in order."""
 
     answer_class: np.ndarray
-    """Class of each chain's answer: shape (C,), int64."""
+    """Class of each chain's answer: shape (C,)."""
     question: np.ndarray
-    """Number of each chain's question: shape (C,), int64."""
+    """Number of each chain's question, as ``step_question`` and ``stage_question``: shape (C,)."""
     steps: StepTrace
     """All steps, shape (S,)."""
     step_question: np.ndarray
-    """The question of each step: shape (S,), int64."""
     stage_chain: np.ndarray
-    """The chain of each stage: shape (U,), int64."""
+    """The chain of each stage: shape (U,)."""
     stage_question: np.ndarray
-    """The question of each stage: shape (U,), int64."""
     stage_horizon: np.ndarray
-    """The horizon of each stage: shape (U,), int32, tokens."""
+    """Its horizon, tokens: shape (U,)."""
     first: np.ndarray
-    """Index of each stage's first step: shape (U,), int64."""
+    """Index of its first step: shape (U,)."""
     count: np.ndarray
-    """Number of its steps: shape (U,), int64."""
+    """Number of its steps: shape (U,)."""
     end_logprob: np.ndarray
-    """Log p after its last step: shape (U,), float64, nats."""
+    """Log p after its last step, nats: shape (U,)."""
     last: np.ndarray
-    """Which stages are the last of their chain: shape (U,), bool; C of them."""
+    """Whether it is the last of its chain: shape (U,), bool."""
 
 
 def chains_of(traces: Mapping[str, Sequence[ChainTrace]]) -> Chains | None:
@@ -111,7 +109,7 @@ def clustered(values: np.ndarray, question: np.ndarray) -> Estimate:
         Cameron and Miller, A practitioner's guide to cluster-robust inference, 2015, section II.
     """
     if len(values) == 0:
-        return _NOTHING
+        return NOTHING
     counts = np.bincount(question)
     there = counts > 0
     return ratio(np.bincount(question, weights=values)[there], counts[there].astype(np.float64))
@@ -160,82 +158,63 @@ def idle(chains: Chains) -> Estimate:
 # -- log p over the steps of a stage -----------------------------------------------------------------------------------
 
 
-def trace(chains: Chains, stages: np.ndarray) -> list[tuple[Estimate, int]]:
-    """Return the mean change of log p since the state after a stage's first step, after steps 1, 2, ..., n.
+def trace(chains: Chains, stages: np.ndarray) -> list[dict[str, Any]]:
+    """Return the mean change of log p since the state after a stage's first step, after steps 1, 2, ..., n, nats.
 
     Every change is within one stage of one chain, of those in the mask of shape (U,); a step number counts the stages
-    that got that far. The state before the first step is not recorded, so the change that the first step makes is not
-    in it.
-
-    Returns:
-        The estimate in nats and the number of stages for each step number, from 1.
+    that got that far. The state before the first step is not recorded, so that step's own change is not in it.
     """
-    found = []
+    rows = []
     for step in range(int(chains.count[stages].max(initial=0))):
         reached = stages & (chains.count > step)
         start = chains.first[reached]
-        change = chains.steps.logprob[start + step] - chains.steps.logprob[start]
-        found.append((clustered(change, chains.stage_question[reached]), int(reached.sum())))
-    return found
+        change = clustered(
+            chains.steps.logprob[start + step] - chains.steps.logprob[start], chains.stage_question[reached]
+        )
+        rows.append({"step": step + 1, **_pair("logprob_change", change), "num_stages": int(reached.sum())})
+    return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Doubling:
-    """What the second half of the steps of some stages gave."""
+def stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
+    """Return what some stages, a mask of shape (U,) with at most one of each chain, say of the steps, JSON values.
 
-    num_stages: int
-    """Stages with at least two steps, which all of this is over."""
-    least_steps: int
-    """Fewest steps of such a stage."""
-    most_steps: int
-    """Most steps."""
-    gain: Estimate
-    """Mean change of log p from the state after step n/2 (rounded down) to that after step n, nats."""
-    total: Estimate
-    """Mean change from the state after step 1 to that after step n, nats."""
-    per_token: Estimate
-    """``gain`` over the mean length of the response, nats per token."""
-    share: float
-    """``gain / total``; NaN where the total is not clearly positive."""
-    spread: float
-    """Standard deviation of log p after step n between trajectories of one question, nats; NaN without pairs."""
-    frozen: Estimate
-    """Share of the stages that never accepted a step."""
-    verdict: str
-    """See :func:`judge`."""
-
-
-def doubling(chains: Chains, stages: np.ndarray) -> Doubling | None:
-    """Return what going from n/2 to n steps gave in these stages; None if none of them has two steps.
-
-    That is the doubling that the run itself contains. Going on from n to 2n steps gives less where log p has relaxed
-    most of the way, and at most twice as much where it still drifts along a line. Under the schedule ``paper`` a
-    chain's last stage is the one that happened to end in EOS, so it is chosen by its outcome; the stages of one horizon
-    are all those that reached it. ``stages`` is a mask of shape (U,), with at most one stage of each chain.
+    The *second half* is what going from n/2 (rounded down) to n steps gave, over the stages with at least two: the
+    doubling that the run itself contains. Going on from n to 2n steps gives less where log p has relaxed most of the
+    way, and at most twice as much where it still drifts along a line. Under the schedule ``paper`` a chain's last stage
+    is the one that happened to end in EOS, so it is chosen by its outcome; the stages of one horizon are all those that
+    reached it. ``gain`` is the change from the state after step 1 to that after step n, ``spread`` the standard
+    deviation of log p after step n between trajectories of one question, ``verdict`` that of :func:`judge`.
     """
+    within = np.repeat(stages, chains.count)
+    counts = chains.count[stages]
     chosen = stages & (chains.count >= 2)
-    if not chosen.any():
-        return None
-    first, count, question = chains.first[chosen], chains.count[chosen], chains.stage_question[chosen]
-    logprob, end = chains.steps.logprob, chains.end_logprob[chosen]
-    change = end - logprob[first + count // 2 - 1]
-    gain, total = clustered(change, question), clustered(end - logprob[first], question)
-    lengths = chains.steps.length[first + count - 1]
-    there = np.bincount(question) > 0
-    sums = [np.bincount(question, weights=values)[there] for values in (change, lengths)]
-    between, stuck = spread(end, question), frozen(chains, chosen)
-    return Doubling(
-        num_stages=int(chosen.sum()),
-        least_steps=int(count.min()),
-        most_steps=int(count.max()),
-        gain=gain,
-        total=total,
-        per_token=ratio(*sums),
-        share=gain.value / total.value if total.value > SURE * total.stderr else math.nan,
-        spread=between,
-        frozen=stuck,
-        verdict=judge(gain, between, stuck.value),
-    )
+    gain = total = per_token = NOTHING
+    between, verdict = math.nan, "unclear"
+    if chosen.any():
+        first, count, question = chains.first[chosen], chains.count[chosen], chains.stage_question[chosen]
+        logprob, end = chains.steps.logprob, chains.end_logprob[chosen]
+        change = end - logprob[first + count // 2 - 1]
+        gain, total = clustered(change, question), clustered(end - logprob[first], question)
+        there = np.bincount(question) > 0
+        lengths = chains.steps.length[first + count - 1]
+        per_token = ratio(*(np.bincount(question, weights=values)[there] for values in (change, lengths)))
+        between = spread(end, question)
+        verdict = judge(gain, between, frozen(chains, chosen).value)
+    share = gain.value / total.value if total.value > SURE * total.stderr else math.nan
+    return {
+        "num_chains": int(stages.sum()),
+        "least_steps": int(counts.min()),
+        "most_steps": int(counts.max()),
+        **_pair("acceptance", clustered(chains.steps.accepted[within].astype(float), chains.step_question[within])),
+        **_pair("frozen", frozen(chains, stages)),
+        **_pair("gain", total),
+        **_pair("second_half_gain", gain),
+        **_pair("second_half_gain_per_token", per_token),
+        "second_half_share_of_gain": json_number(share),
+        "spread": json_number(between),
+        "verdict": verdict,
+        "second_half_gain_in_spreads": gain.value / between if between > 0 and not math.isnan(gain.value) else None,
+    }
 
 
 def judge(gain: Estimate, spread: float, frozen: float) -> str:
@@ -263,7 +242,7 @@ def judge(gain: Estimate, spread: float, frozen: float) -> str:
 
 
 def spread(values: np.ndarray, question: np.ndarray) -> float:
-    """Return the pooled standard deviation within questions, ``sqrt(sum_q SS_q / sum_q (k_q - 1))``; NaN without pairs."""
+    """Return the pooled standard deviation within questions, ``sqrt(sum SS_q / sum (k_q - 1))``; NaN without pairs."""
     counts, _, squares = _moments(values, question)
     freedom = float((counts - 1).sum())
     return math.sqrt(float(squares.sum()) / freedom) if freedom else math.nan
@@ -275,7 +254,7 @@ def same_answer(chains: Chains) -> Estimate:
     A trajectory without an answer agrees with none. NaN where no question has two trajectories, or none has an answer.
     """
     if (chains.answer_class < 0).all():
-        return _NOTHING
+        return NOTHING
     shares = []
     for number in np.unique(chains.question):
         classes = chains.answer_class[chains.question == number]
@@ -345,7 +324,7 @@ def r_hat(chains: Chains) -> Estimate:
             sums[number] = sums.get(number, np.zeros(2)) + weight * pair
     table = np.array([*sums.values()]).reshape(-1, 2)
     if not table[:, 1].sum() > _TINY:
-        return _NOTHING
+        return NOTHING
     square = ratio(table[:, 0], table[:, 1])
     root = math.sqrt(square.value)
     return Estimate(root, square.stderr / (2 * root), square.num_questions)
@@ -390,11 +369,11 @@ def diagnose(chains: Chains) -> dict[str, Any]:
         **_pair("acceptance", clustered(steps, chains.step_question)),
         "acceptance_by_cut": acceptance_by_cut(chains),
         "acceptance_by_resampled_tokens": acceptance_by_resampled(chains),
-        "trace_last_stage": _trace_rows(chains, last),
-        "trace_all_stages": _trace_rows(chains, every),
-        "last_stage": _stage_row(chains, last),
+        "trace_last_stage": trace(chains, last),
+        "trace_all_stages": trace(chains, every),
+        "last_stage": stage_row(chains, last),
         "stages": [
-            {"horizon": int(horizon), **_stage_row(chains, chains.stage_horizon == horizon)}
+            {"horizon": int(horizon), **stage_row(chains, chains.stage_horizon == horizon)}
             for horizon in np.unique(chains.stage_horizon)
         ],
         **_pair("same_answer", same_answer(chains)),
@@ -402,36 +381,6 @@ def diagnose(chains: Chains) -> dict[str, Any]:
         **_pair("r_hat", r_hat(chains)),
         **_pair("idle_steps", idle(chains)),
     }
-
-
-def _trace_rows(chains: Chains, stages: np.ndarray) -> list[dict[str, Any]]:
-    return [
-        {"step": number, **_pair("logprob_change", change), "num_stages": count}
-        for number, (change, count) in enumerate(trace(chains, stages), 1)
-    ]
-
-
-def _stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
-    """Return what is said of one stage, or of every chain's last one."""
-    within = np.repeat(stages, chains.count)
-    half = doubling(chains, stages)
-    counts = chains.count[stages]
-    row = {
-        "num_chains": int(stages.sum()),
-        "least_steps": int(counts.min()),
-        "most_steps": int(counts.max()),
-        **_pair("acceptance", clustered(chains.steps.accepted[within].astype(float), chains.step_question[within])),
-        **_pair("frozen", frozen(chains, stages)),
-        **_pair("gain", half.total if half else _NOTHING),
-        **_pair("second_half_gain", half.gain if half else _NOTHING),
-        **_pair("second_half_gain_per_token", half.per_token if half else _NOTHING),
-        "second_half_share_of_gain": json_number(half.share if half else math.nan),
-        "spread": json_number(half.spread if half else math.nan),
-        "verdict": half.verdict if half else "unclear",
-    }
-    gain, between = row["second_half_gain"], row["spread"]
-    row["second_half_gain_in_spreads"] = gain / between if between and gain is not None else None
-    return row
 
 
 def _pair(name: str, value: Estimate) -> dict[str, float | None]:

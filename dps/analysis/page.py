@@ -284,13 +284,13 @@ def _curves(name: str, result: Result) -> Markup:
 
 
 def _curve(policy: Mapping[str, Any], costs: Sequence[str]) -> dict[str, Any]:
-    """Return a policy's points; ``marked`` says that every one is a policy of its own (a fixed k)."""
+    """Return a policy's points; ``marked`` says which are policies of their own (a fixed k of the table)."""
     chosen = policy["operating_point"]
     alone = chosen is not None and len(policy["curve"]) == 1
     return {
         "name": policy["policy"],
         "group": group_of(policy),
-        "marked": policy["family"] in ("fixed", "oracle"),
+        "marked": [] if chosen is not None else [point["name"] is not None for point in policy["curve"]],
         "points": [] if alone else [_point(point, costs, _what(policy, point)) for point in policy["curve"]],
         "at": None if chosen is None else _point(chosen, costs, *_operating(chosen)),
     }

@@ -30,7 +30,16 @@ def live(name, correct, tokens, k=5, family="controller"):
     point = outcome(correct, tokens, k)
     ks = np.full(len(correct), k)
     return ReplayedPolicy(
-        name, family, "power", np.full(1, 0.5), (point,), np.ones(1, bool), point, np.full(1, 0.5), ks, point.correct == 1
+        name,
+        family,
+        "power",
+        np.full(1, 0.5),
+        (point,),
+        np.ones(1, bool),
+        point,
+        np.full(1, 0.5),
+        ks,
+        point.correct == 1,
     )
 
 
@@ -43,7 +52,9 @@ def matched(policies, count=None, seed=0):
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0))
 def test_the_mixture_spends_the_policys_tokens_and_is_a_real_policy(seed, place):
     rng = np.random.default_rng(seed)
-    low, high = (outcome(rng.integers(0, 2, 30), rng.integers(*ends, 30), k) for ends, k in (((10, 30), 2), ((40, 90), 4)))
+    low, high = (
+        outcome(rng.integers(0, 2, 30), rng.integers(*ends, 30), k) for ends, k in (((10, 30), 2), ((40, 90), 4))
+    )
     spent = (1 - place) * low.tokens.mean() + place * high.tokens.mean()
     values, below, above, weight = accuracy_at([low, high], np.full(30, spent))
     expected = (1 - place) * low.correct.mean() + place * high.correct.mean()
@@ -86,7 +97,10 @@ def test_the_interval_has_the_uncertainty_of_the_tokens_in_it():
     rng = np.random.default_rng(0)
     count, cost = 400, rng.gamma(4.0, 25.0, 400)
     curve = [(k, rng.random(count) < 0.9 - 0.6 / k, k * cost * rng.uniform(0.8, 1.2, count)) for k in (1, 2, 4, 8)]
-    rival, policy = fixed("plain", curve), live("gbdt", rng.random(count) < 0.8, 2.5 * cost * rng.uniform(0.5, 1.5, count))
+    rival, policy = (
+        fixed("plain", curve),
+        live("gbdt", rng.random(count) < 0.8, 2.5 * cost * rng.uniform(0.5, 1.5, count)),
+    )
     entry = matched([policy, rival])["gbdt", "fixed (plain)"]
     weights = resamples(count, 2000, 3)
     tokens, accuracy = (np.stack([weights @ getattr(p, n) for p in rival.curve], 1) for n in ("tokens", "correct"))
@@ -103,7 +117,12 @@ def test_the_strongest_of_several_rivals_has_an_interval_that_allows_for_its_cho
     found = matched([live("gbdt", rng.random(150) < 0.7, 20), *rivals])
     for entry in found.values():
         assert entry["together"]["rivals"] == 6
-        assert entry["together"]["low"] < entry["difference"]["low"] < entry["difference"]["high"] < entry["together"]["high"]
+        assert (
+            entry["together"]["low"]
+            < entry["difference"]["low"]
+            < entry["difference"]["high"]
+            < entry["together"]["high"]
+        )
 
 
 def test_the_area_between_parallel_curves_is_their_distance():

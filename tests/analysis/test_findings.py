@@ -56,7 +56,9 @@ def test_a_rival_that_wins_comes_first():
         "Self-consistency over cheap samples wins: fixed (plain) reaches 99.9 % with 900 tokens a question where "
         "fixed-k8 spends 900, fixed-k8 95.0 % (+4.9 points, [+"
     )
-    assert sentences[1].startswith("Self-consistency over cheap samples wins: fixed (plain) reaches 99.4 % with 500 tokens")
+    assert sentences[1].startswith(
+        "Self-consistency over cheap samples wins: fixed (plain) reaches 99.4 % with 500 tokens"
+    )
     assert "are ahead of fixed-k2 and fixed-k4, each comparison judged on its own" in sentences[2]
     assert "and a loss of 1 point to it is excluded (+4.0 points" in the(sentences, "plain-k4 reaches 99.0 % with 0.11")
 
@@ -64,7 +66,10 @@ def test_a_rival_that_wins_comes_first():
 @pytest.mark.parametrize(
     ("changes", "first"),
     [
-        ({"plain": (0.3, 0.5)}, "fixed-k8 is ahead of the best self-consistency over cheap samples (fixed (plain), with"),
+        (
+            {"plain": (0.3, 0.5)},
+            "fixed-k8 is ahead of the best self-consistency over cheap samples (fixed (plain), with",
+        ),
         ({"plain": (0.3, 0.5), "plain_tokens": (50, 300)}, "; what more samples would reach was not measured."),
         ({"plain": (0.9, 0.945)}, "At equal tokens cheap samples (fixed (plain)) are ahead of fixed-k2 and fixed-k4"),
         ({"plain": (0.9, 0.949), "plain_tokens": (100, 600)}, "are ahead of"),
@@ -77,7 +82,9 @@ def test_how_cheap_samples_do_is_said_first(changes, first):
 def test_a_rival_that_is_not_told_apart_with_fewer_tokens_says_so():
     rival = fixed("plain", [(4, right(0.3, 60), 100), (32, right(0.949, 3), 600)])
     [sentence] = [s for s in findings(result_of(power(0.9), rival)) if "is not told apart from fixed-k8 at 0.67" in s]
-    assert "fixed (plain) reaches 95.0 % with 600 tokens a question where fixed-k8 spends 900, fixed-k8 95.0 %" in sentence
+    assert (
+        "fixed (plain) reaches 95.0 % with 600 tokens a question where fixed-k8 spends 900, fixed-k8 95.0 %" in sentence
+    )
     assert "these data cannot decide" in sentence
 
 
@@ -94,8 +101,9 @@ def test_a_cheaper_rival_is_not_named_for_its_luck():
     count = 1000
     good = fixed("plain", [(2, np.arange(count) >= 100, 50), (4, np.arange(count) >= 1, 100)])
     sentences = findings(result_of(power(0.9, 1.0, count=count), good))
-    assert "plain-k4 reaches 99.9 % with 0.11 of the tokens of fixed-k8, and a loss of 1 point to it is excluded" in the(
-        sentences, "plain-k4"
+    assert (
+        "plain-k4 reaches 99.9 % with 0.11 of the tokens of fixed-k8, and a loss of 1 point to it is excluded"
+        in the(sentences, "plain-k4")
     )
 
 
@@ -126,7 +134,9 @@ def test_a_loss_is_excluded_or_not(lost, count, words):
 
 
 def test_a_controller_against_fixed_k_at_its_tokens():
-    assert "fixed k = 4 and 8 mixed, the same tokens, gives 83.9 %: the controller beats it" in the(evaluation(), "gbdt needs")
+    assert "fixed k = 4 and 8 mixed, the same tokens, gives 83.9 %: the controller beats it" in the(
+        evaluation(), "gbdt needs"
+    )
     assert "the controller loses to it" in the(evaluation(gbdt=0.6), "gbdt needs")
     assert "the two cannot be told apart" in the(evaluation(gbdt=0.84), "gbdt needs")
     assert "fixed k = 4, the same tokens, gives 82.5 %" in the(evaluation(gbdt_tokens=450), "gbdt needs")

@@ -14,7 +14,6 @@ from dps.analysis.mixing import (
     chains_of,
     clustered,
     diagnose,
-    doubling,
     frozen,
     idle,
     intraclass_correlation,
@@ -23,6 +22,7 @@ from dps.analysis.mixing import (
     r_hat,
     same_answer,
     spread,
+    stage_row,
     trace,
     traces_of,
 )
@@ -138,7 +138,13 @@ def test_acceptance_by_tokens_at_stake():
     lengths = np.array([1, 2, 3, 4, 7, 8, 15, 16])
     accepted = np.array([1, 0, 1, 1, 1, 0, 0, 1], bool)
     bins = acceptance_by_resampled(run([chain(np.zeros(8), length=lengths + 4, cut=4, accepted=accepted)]))
-    assert [(b["low"], b["high"], b["num_steps"]) for b in bins] == [(1, 1, 1), (2, 3, 2), (4, 7, 2), (8, 15, 2), (16, 31, 1)]
+    assert [(b["low"], b["high"], b["num_steps"]) for b in bins] == [
+        (1, 1, 1),
+        (2, 3, 2),
+        (4, 7, 2),
+        (8, 15, 2),
+        (16, 31, 1),
+    ]
     assert [b["acceptance"] for b in bins] == [1, 0.5, 1, 0, 1]
 
 
@@ -159,44 +165,39 @@ def test_frozen_chains_and_idle_steps():
 def test_the_trace_is_paired_within_chains():
     # Levels that differ by thousands, changes that do not: the standard error is that of the changes.
     chains = run([chain([-1000, -999, -998])], [chain([0, 1, 4])], [chain([5])])
-    assert [(e.value, n) for e, n in trace(chains, every(chains))] == [(0, 3), (1, 2), (3, 2)]
-    assert [e.stderr for e, _ in trace(chains, every(chains))] == pytest.approx([0, 0, 1])
+    rows = trace(chains, every(chains))
+    assert [(row["logprob_change"], row["num_stages"]) for row in rows] == [(0, 3), (1, 2), (3, 2)]
+    assert [row["logprob_change_stderr"] for row in rows] == pytest.approx([0, 0, 1])
 
 
-def test_doubling_is_worked_out_exactly():
+def test_the_second_half_is_worked_out_exactly():
     # n = 4: from step 2 to step 4 the chains gain 3, 1 and 2; since step 1, 4, 3 and 2. Spread within question 0 only.
     chains = run(
         [chain([0, 1, 2, 4], length=20), chain([0, 2, 2, 3], length=30)], [chain([5, 5, 6, 7], length=[9, 9, 9, 40])]
     )
-    found = doubling(chains, every(chains))
-    assert (found.num_stages, found.least_steps, found.most_steps) == (3, 4, 4)
-    assert found.gain.value == pytest.approx((3 + 1 + 2) / 3)
-    assert found.gain.stderr == pytest.approx(0)
-    assert found.total.value == pytest.approx((4 + 3 + 2) / 3)
-    assert found.total.stderr == pytest.approx(math.sqrt(2 * (1**2 + 1**2)) / 3)
-    assert found.share == pytest.approx(6 / 9)
-    assert found.per_token.value == pytest.approx(6 / 90)
-    assert found.spread == pytest.approx(math.sqrt(0.5))
-    assert found.frozen.value == 0
+    row = stage_row(chains, every(chains))
+    assert (row["num_chains"], row["least_steps"], row["most_steps"]) == (3, 4, 4)
+    assert (row["second_half_gain"], row["second_half_gain_stderr"]) == (
+        pytest.approx((3 + 1 + 2) / 3),
+        pytest.approx(0),
+    )
+    assert row["gain"] == pytest.approx((4 + 3 + 2) / 3)
+    assert row["gain_stderr"] == pytest.approx(math.sqrt(2 * (1**2 + 1**2)) / 3)
+    assert row["second_half_share_of_gain"] == pytest.approx(6 / 9)
+    assert row["second_half_gain_per_token"] == pytest.approx(6 / 90)
+    assert row["spread"] == pytest.approx(math.sqrt(0.5))
+    assert row["frozen"] == 0
 
 
-def test_an_odd_number_of_steps_is_halved_downwards():
-    found = doubling(run([chain([0, 1, 3, 6, 10])]), np.ones(1, bool))
-    assert found.gain.value == 10 - 1
-    assert found.total.value == 10
-
-
-def test_chains_of_one_step_have_no_second_half():
+def test_odd_and_single_steps_are_halved_downwards():
+    row = stage_row(run([chain([0, 1, 3, 6, 10])]), np.ones(1, bool))
+    assert (row["second_half_gain"], row["gain"]) == (10 - 1, 10)
     chains = run([chain([1], [2])], [chain([3])])
-    assert doubling(chains, every(chains)) is None
+    assert stage_row(chains, every(chains))["second_half_gain"] is None
     mixed = run([chain([1])], [chain([3, 4])], [chain([3, 6])])
-    assert doubling(mixed, every(mixed)).num_stages == 2
-    assert len(trace(chains, every(chains))) == 1
-
-
-def test_no_share_of_a_gain_that_is_not_there():
+    assert stage_row(mixed, every(mixed))["second_half_gain"] == 2
     chains = run(*[[chain([0, 0, 0, sign])] for sign in (-1, 1, -1, 1)])
-    assert math.isnan(doubling(chains, every(chains)).share)
+    assert stage_row(chains, every(chains))["second_half_share_of_gain"] is None  # of a gain that is not there
 
 
 @pytest.mark.parametrize(
@@ -249,15 +250,15 @@ def autoregression(rho, start, *, num_questions=300, k=4, num_steps=10, seed=0):
 )
 def test_the_verdict_on_chains_that_mix_and_that_do_not(rho, start, expected):
     chains = autoregression(rho, start)
-    found = doubling(chains, chains.last)
-    assert found.verdict == expected
+    row = stage_row(chains, chains.last)
+    assert row["verdict"] == expected
     truth = start * (rho**10 - rho**5)
-    assert abs(found.gain.value - truth) < 4 * found.gain.stderr
+    assert abs(row["second_half_gain"] - truth) < 4 * row["second_half_gain_stderr"]
 
 
 def test_few_questions_are_unclear():
     chains = autoregression(0.3, -3.0, num_questions=5)
-    assert doubling(chains, chains.last).verdict == "unclear"
+    assert stage_row(chains, chains.last)["verdict"] == "unclear"
 
 
 # -- agreement ---------------------------------------------------------------------------------------------------------

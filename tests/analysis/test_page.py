@@ -336,5 +336,3 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against tokens" in text
     assert "and time" not in text
-
-

@@ -119,7 +119,9 @@ def test_questions_of_one_text_are_in_one_fold():
 
 def test_the_standard_error_is_that_of_a_mean_over_questions():
     features, target = data(count=300, noise=20.0)
-    found, linear, _ = judge(features, target, alone(target), folds=5, repeats=1, bootstrap=2000, rng=np.random.default_rng(0))
+    found, linear, _ = judge(
+        features, target, alone(target), folds=5, repeats=1, bootstrap=2000, rng=np.random.default_rng(0)
+    )
     sizes = np.abs(linear - target)
     assert found["linear"]["mae"]["value"] == pytest.approx(sizes.mean())
     assert found["linear"]["mae"]["stderr"] == pytest.approx(sizes.std(ddof=1) / np.sqrt(300), rel=0.06)

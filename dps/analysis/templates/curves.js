@@ -73,11 +73,11 @@
 
     /* Points in order of tokens, the operating point among them. */
     const curves = data.policies.map((policy) => {
-      const points = policy.points.map((point) => ({ point, main: policy.marked }));
+      const points = policy.points.map((point, i) => ({ point, main: policy.marked[i] ?? false }));
       if (policy.at) points.push({ point: policy.at, main: true });
       points.sort((a, b) => a.point[COSTS] - b.point[COSTS]);
       const start = points.findIndex(({ point }) => point === policy.at);
-      const group = make("g", { class: policy.marked ? "curve marked" : "curve", role: "slider", tabindex: "0", "aria-label": policy.name }, layer);
+      const group = make("g", { class: policy.marked.length ? "curve marked" : "curve", role: "slider", tabindex: "0", "aria-label": policy.name }, layer);
       group.setAttribute("aria-valuemin", "1");
       group.setAttribute("aria-valuemax", `${points.length}`);
       const curve = {
@@ -176,6 +176,7 @@
     }
     svg.addEventListener("pointermove", point);
     svg.addEventListener("pointerdown", point);
+    svg.addEventListener("mousedown", (event) => event.preventDefault()); // or the curve on top would get the focus
     svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && leave());
 
     function layout() {
