@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.policies import Outcome, ReplayedPolicy
+from dps.analysis.policies import ReplayedPolicy
+from dps.analysis.table import Outcome
 from dps.analysis.words import plain
 from dps.estimates import (
     LEVEL,

@@ -49,8 +49,8 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
             notes.append(f"{table.name} holds no complete question yet and is left out.")
     if not whole:
         raise InputError(
-            f"Expected complete questions in {', '.join(map(str, places))}, found none yet: let `dps {kind_word(kind)}` "
-            "go on, then try again."
+            f"Expected complete questions in {', '.join(map(str, places))}, found none yet: let "
+            f"`dps {'evaluate' if evaluations else 'harvest'}` go on, then try again."
         )
     common = common_questions(whole, graded=False)
     if not common:
@@ -83,11 +83,6 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
             questions=shown,
         )
     )
-
-
-def kind_word(kind: str) -> str:
-    """Return the command that makes stores of a kind."""
-    return "evaluate" if kind == "evaluation" else "harvest"
 
 
 def _rank(table: StoreTable) -> int:

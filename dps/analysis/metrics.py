@@ -66,7 +66,9 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
         "output": str(output),
         "runs": {run.name: str(run.folder) for run in runs},
         "notes": notes,
-        **dict.fromkeys(("samples", "predictor", "pass_at_k"), []),
+        "samples": [],
+        "predictor": [],
+        "pass_at_k": [],
     }
     if config.trajectories_only:
         return measured

@@ -1,5 +1,4 @@
-"""The page of a result, or of several side by side: dictionaries and figures go in, HTML that needs nothing else comes
-out.
+"""The page of a result, or of several: dictionaries and figures go in, HTML that needs nothing else comes out.
 
 Scripts are in the page, and its Content-Security-Policy names their digests: nothing else runs, nothing is loaded.
 """

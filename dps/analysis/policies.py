@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dps.analysis.table import StoreTable
+from dps.analysis.table import Outcome, StoreTable
 from dps.decide import RULES
 from dps.decide.labels import continue_score
 from dps.decide.orders import Walk, at_stop, in_order, orders_of, walk
@@ -25,24 +25,6 @@ ORDERS = 32
 """Orders of a question's trajectories that everything is averaged over, if nothing else is set."""
 _QUESTIONS = 256
 """Questions that are averaged over orders at a time: bounds the memory, changes no result."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What a policy gives on each of Q questions, averaged over their orders. All arrays have shape (Q,), float64."""
-
-    correct: np.ndarray
-    """Share of the orders whose answer is right; NaN where the question has no grade."""
-    tokens: np.ndarray
-    """Sampled tokens, rejected ones included."""
-    accepted: np.ndarray
-    """How many of them are in the responses."""
-    k: np.ndarray
-    """Trajectories."""
-    compute_s: np.ndarray
-    """Measured compute seconds; NaN of a replayed policy."""
-    latency_s: np.ndarray
-    """Seconds from admission to answer; NaN of a replayed policy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +105,7 @@ def live(table: StoreTable) -> ReplayedPolicy:
     """Return what a live policy did, as one point."""
     of = table.live
     assert of is not None
-    point = Outcome(of.correct, of.tokens, of.accepted, of.k, of.compute_s, of.latency_s)
+    point = of.outcome
     threshold = table.manifest.policy.get("threshold")
     at = np.full(1, np.nan if threshold is None else float(threshold))
     return ReplayedPolicy(
@@ -135,8 +117,8 @@ def live(table: StoreTable) -> ReplayedPolicy:
         listed=np.ones(1, bool),
         chosen=point,
         chosen_thresholds=at[~np.isnan(at)],
-        natural_k=of.k.astype(np.int64),
-        natural_correct=of.correct == 1,
+        natural_k=point.k.astype(np.int64),
+        natural_correct=point.correct == 1,
     )
 
 
@@ -233,15 +215,10 @@ def oracle(series: str, walked: Walk) -> ReplayedPolicy:
 
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     """Return a policy on some questions only: a mask of shape (Q,)."""
-
-    def on(point: Outcome) -> Outcome:
-        columns = (point.correct, point.tokens, point.accepted, point.k, point.compute_s, point.latency_s)
-        return Outcome(*(column[rows] for column in columns))
-
     return replace(
         policy,
-        curve=tuple(map(on, policy.curve)),
-        chosen=None if policy.chosen is None else on(policy.chosen),
+        curve=tuple(point.on(rows) for point in policy.curve),
+        chosen=None if policy.chosen is None else policy.chosen.on(rows),
         natural_k=None if policy.natural_k is None else policy.natural_k[rows],
         natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
     )

@@ -2,8 +2,8 @@
 
 Two targets. ``samples_to_success`` is the published one: the number of the first right trajectory, on the questions
 that have one, so the hardest questions are left out. ``expected_samples_to_success`` is its mean over all orders of the
-trajectories, on all questions; one that is censored counts with the least that it can be, n + 1. The first trajectory of
-the counted policy is in the metrics and in the published label, so a good fit of it may say little of how many more
+trajectories, on all questions; one that is censored counts with the least that it can be, n + 1. The counted policy's
+first trajectory is in the metrics and in the published label, so a good fit of that may say little of how many more
 trajectories a question needs.
 
 Every question is predicted from the others: in each of several random splits into folds, least squares is fitted on the

@@ -14,10 +14,10 @@ import numpy as np
 
 from dps.analysis import compare
 from dps.analysis.findings import findings
-from dps.analysis.policies import Outcome, ReplayedPolicy, restricted
+from dps.analysis.policies import ReplayedPolicy, restricted
 from dps.analysis.questions import GROUPS, difficulty_of
 from dps.analysis.reliability import reliability
-from dps.analysis.table import StoreTable, describe_readings, describe_source
+from dps.analysis.table import Outcome, StoreTable, common_questions, describe_readings, describe_source
 from dps.analysis.words import json_number, listing, plain, points_of, questions
 from dps.decide.thresholds import effective_margin
 from dps.estimates import FEWEST, MARGIN, Estimate, bounded, estimate, fewest_questions, needed, paired, resamples
@@ -77,13 +77,14 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
     tables, policies = analysis.tables, analysis.policies
     first = tables[0]
     ids = first.question_ids
-    graded = np.isin(ids, compare_ids(tables))
+    graded = np.isin(ids, common_questions(tables, graded=True))
     weights = resamples(int(graded.sum()), analysis.resamples, [analysis.seed, 1]) if graded.any() else None
     reference = policies[0] if policies[0].family == "fixed" and policies[0].series == "power" else None
     judged = [restricted(policy, graded) for policy in policies]
-    clock = _clock(analysis)
+    seconds, clock = _clock(analysis)
+    sources = [describe_source(*pair) for pair in zip(tables, analysis.whole, strict=True)]
     entries = [
-        _policy(policy, one, reference, weights, clock, analysis.margin)
+        _policy(policy, one, reference, weights, seconds, analysis.margin)
         for policy, one in zip(policies, judged, strict=True)
     ]
     power = next((table.samples for table in tables if table.series == "power"), None)
@@ -98,8 +99,8 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "ks": list(analysis.ks),
         "margin": analysis.margin,
         "reference": None if reference is None else f"fixed-k{reference.thresholds[-1]:g}",
-        "notes": [*analysis.notes, *_notes(analysis, entries)],
-        "sources": [describe_source(*pair) for pair in zip(tables, analysis.whole, strict=True)],
+        "notes": [*analysis.notes, *_notes(analysis, entries, sources)],
+        "sources": sources,
         "policies": entries,
         "gain": _gain(reference, analysis.ks),
         "matched_tokens": [] if weights is None else compare.matched_tokens(judged, weights),
@@ -114,7 +115,7 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         ],
         "mixing": list(analysis.mixing),
         "readings": [entry for table in tables if (entry := describe_readings(table)) is not None],
-        "clock": None if clock is None else clock.plain,
+        "clock": clock,
         "provenance": {
             "model": first.manifest.model,
             "benchmark": first.manifest.benchmark,
@@ -127,31 +128,19 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
     return {**result, "findings": findings(result), "questions": analysis.questions}
 
 
-def compare_ids(tables: Sequence[StoreTable]) -> list[str]:
-    """Return the questions that have a grade in every table."""
-    return sorted(set.intersection(*(set(table.graded) for table in tables)))
-
-
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Clock:
-    seconds: np.ndarray
-    """Seconds per token, then each question's prefill: shape (1 + Q,)."""
-    plain: dict[str, Any]
-
-
-def _clock(analysis: Analysis) -> _Clock | None:
-    """Return what a token and each question's prompt take on the calibrated clock; None where no store has one."""
+def _clock(analysis: Analysis) -> tuple[np.ndarray | None, dict[str, Any] | None]:
+    """Return seconds per token with each question's prefill, shape (1 + Q,), and what the result says of the clock."""
     if analysis.clock is None:
-        return None
+        return None, None
     store, clock = analysis.clock
     table = analysis.tables[0]
     prompt = np.asarray((table.samples or table.live).prompt_tokens, dtype=np.float64)  # type: ignore[union-attr]
     prefill = prompt * clock["prefill_seconds_per_token"]
     means = {"prompt_tokens": float(prompt.mean()), "prefill_s": float(prefill.mean())}
-    return _Clock(np.append(clock["seconds_per_token"], prefill), {"store": store, **clock, **means})
+    return np.append(clock["seconds_per_token"], prefill), {"store": store, **clock, **means}
 
 
 def _policy(
@@ -159,7 +148,7 @@ def _policy(
     judged: ReplayedPolicy,
     reference: ReplayedPolicy | None,
     weights: np.ndarray | None,
-    clock: _Clock | None,
+    seconds: np.ndarray | None,
     margin: float,
 ) -> dict[str, Any]:
     """Return one policy: its curve, and its operating point beside the largest fixed k."""
@@ -167,7 +156,6 @@ def _policy(
     if weights is not None:
         bands = compare.percentiles(weights @ np.stack([point.correct for point in judged.curve]).T)
     largest = None if reference is None else reference.curve[-1]
-    seconds = None if clock is None else clock.seconds
 
     def beside(point: Outcome) -> dict[str, Any]:
         return {} if largest is None else compare.against(point, largest, seconds, margin)
@@ -178,7 +166,7 @@ def _policy(
         row = {
             "name": compare.row_name(policy.family, policy.label, policy.series, threshold) if listed else None,
             "threshold": json_number(threshold),
-            **_point(point, clock),
+            **_point(point, seconds),
         }
         row |= {
             name: None if band[i] is None else float(band[i]) for name, band in zip(("low", "high"), bands, strict=True)
@@ -198,7 +186,7 @@ def _policy(
         entry["operating_point"] = {
             "name": policy.label,
             "thresholds": sorted({float(t) for t in policy.chosen_thresholds}),  # type: ignore[union-attr]
-            **_point(policy.chosen, clock),
+            **_point(policy.chosen, seconds),
             **{name: json_number(getattr(accuracy, name)) for name in ("low", "high")},
             "share_at_k": compare.shares_at(policy.natural_k),  # type: ignore[arg-type]
             **beside(policy.chosen),
@@ -206,15 +194,15 @@ def _policy(
     if policy.own is not None:
         # Of the controllers of a cross-validation, the threshold in the middle.
         threshold = float(np.median(policy.own_threshold))  # type: ignore[arg-type]
-        entry["own_threshold"] = {"threshold": threshold, **_point(policy.own, clock), **beside(policy.own)}
+        entry["own_threshold"] = {"threshold": threshold, **_point(policy.own, seconds), **beside(policy.own)}
     return entry
 
 
-def _point(point: Outcome, clock: _Clock | None) -> dict[str, Any]:
+def _point(point: Outcome, seconds: np.ndarray | None) -> dict[str, Any]:
     """Return what a point gives and costs: means over questions, with standard errors."""
     accuracy = estimate(point.correct)
     row: dict[str, Any] = {"accuracy": json_number(accuracy.value), "stderr": json_number(accuracy.stderr)}
-    calibrated = None if clock is None else point.tokens * clock.seconds[0] + clock.seconds[1:]
+    calibrated = None if seconds is None else point.tokens * seconds[0] + seconds[1:]
     for name, values in zip(COSTS, (point.tokens, point.compute_s, point.latency_s, calibrated), strict=True):
         cost = Estimate(np.nan, np.nan, 0) if values is None else estimate(values)
         row |= {name: json_number(cost.value), f"{name}_stderr": json_number(cost.stderr)}
@@ -269,7 +257,7 @@ def _store(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
 # -- notes -------------------------------------------------------------------------------------------------------------
 
 
-def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]], sources: Sequence[dict[str, Any]]) -> list[str]:
     """Return what a careful reader must know before believing the numbers."""
     tables, count = analysis.tables, len(analysis.tables[0].question_ids)
     notes = []
@@ -282,8 +270,7 @@ def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]]) -> list[str]:
             table.series: len(table.question_ids) - len(table.graded) for table in tables
         },
         "Answers that the grader could not decide on count as not right": {
-            source["series"]: source["num_ungradable"]
-            for source in (describe_source(*pair) for pair in zip(tables, analysis.whole, strict=True))
+            source["series"]: source["num_ungradable"] for source in sources
         },
     }.items():
         if any(counts.values()):

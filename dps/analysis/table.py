@@ -7,7 +7,7 @@ of live policies the recorded answers, costs and decisions are kept. ``policies`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,11 @@ without an answer in that form, with an answer that the grader could not decide.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Live:
-    """What a live policy did on each of Q questions. All arrays have shape (Q,)."""
+class Outcome:
+    """What a policy gives on each of Q questions, averaged over their orders. All arrays have shape (Q,), float64."""
 
-    question_ids: tuple[str, ...]
-    """Q of them."""
     correct: np.ndarray
-    """1 where the recorded answer is right, 0 where wrong or not gradable, NaN where the question has no grade."""
+    """Share of the orders whose answer is right; NaN where the question has no grade."""
     tokens: np.ndarray
     """Sampled tokens, rejected ones included."""
     accepted: np.ndarray
@@ -40,13 +38,27 @@ class Live:
     k: np.ndarray
     """Trajectories."""
     compute_s: np.ndarray
-    """Measured compute seconds; the question's embedding and the controller's calls count."""
+    """Measured compute seconds; NaN of a replayed policy."""
     latency_s: np.ndarray
-    """Seconds from admission to answer."""
+    """Seconds from admission to answer; NaN of a replayed policy."""
+
+    def on(self, rows: np.ndarray | Sequence[int]) -> Outcome:
+        """Return some questions only: indices, or a mask of shape (Q,)."""
+        return Outcome(*(getattr(self, column.name)[rows] for column in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """What a live policy did on each of Q questions."""
+
+    question_ids: tuple[str, ...]
+    """Q of them."""
+    outcome: Outcome
+    """The recorded answers and costs; the question's embedding and the controller's calls count."""
     prompt_tokens: np.ndarray
-    """Length of each prompt."""
+    """Length of each prompt: shape (Q,)."""
     ungradable: np.ndarray
-    """1 where the question has a grade, but the grader could not decide on the recorded answer."""
+    """Whether the question has a grade, but the grader could not decide on the recorded answer: shape (Q,), bool."""
     decisions: tuple[tuple[tuple[int, float], ...], ...]
     """k and ``p_enough`` of every decision, by question."""
 
@@ -80,7 +92,7 @@ class StoreTable:
     @property
     def graded(self) -> tuple[str, ...]:
         """Those that count where answers are right or wrong."""
-        known = self.samples.has_grade if self.samples is not None else ~np.isnan(self.live.correct)  # type: ignore
+        known = self.samples.has_grade if self.samples is not None else ~np.isnan(self.live.outcome.correct)  # type: ignore
         return tuple(name for name, is_graded in zip(self.question_ids, known, strict=True) if is_graded)
 
     def on(self, question_ids: Sequence[str]) -> StoreTable:
@@ -89,12 +101,11 @@ class StoreTable:
             return replace(self, samples=self.samples.on(question_ids))
         place = {name: i for i, name in enumerate(self.question_ids)}
         rows = [place[name] for name in question_ids]
-        decisions = tuple(self.live.decisions[i] for i in rows)  # type: ignore[union-attr]
-        columns = {name: getattr(self.live, name)[rows] for name in _LIVE}
-        return replace(self, live=Live(tuple(question_ids), decisions=decisions, **columns))
-
-
-_LIVE = ("correct", "tokens", "accepted", "k", "compute_s", "latency_s", "prompt_tokens", "ungradable")
+        of = self.live
+        assert of is not None
+        decisions = tuple(of.decisions[i] for i in rows)
+        live = Live(tuple(question_ids), of.outcome.on(rows), of.prompt_tokens[rows], of.ungradable[rows], decisions)
+        return replace(self, live=live)
 
 
 def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
@@ -160,9 +171,9 @@ def _live(questions: Iterable[Question]) -> Live:
                 is_graded and question.correct is None,
             )
         )
-    columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(_LIVE)).T
+    columns = np.array(rows, dtype=np.float64).reshape(len(rows), 8).T
     decisions = tuple(tuple((d.k, d.p_enough) for d in question.decisions) for question in kept)
-    return Live(tuple(q.question_id for q in kept), decisions=decisions, **dict(zip(_LIVE, columns, strict=True)))
+    return Live(tuple(q.question_id for q in kept), Outcome(*columns[:6]), columns[6], columns[7] > 0, decisions)
 
 
 def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
@@ -197,7 +208,7 @@ def describe_readings(table: StoreTable) -> dict[str, Any] | None:
     kept = [table.readings[name] for name in table.question_ids if name in table.readings]
     if not kept:
         return None
-    shares = {name: plain(estimate(np.array(column))) for name, column in zip(_READINGS, zip(*kept, strict=True))}
+    shares = {name: plain(estimate(column)) for name, column in zip(_READINGS, np.transpose(kept), strict=True)}
     return {"series": table.series, "num_questions": len(kept), **shares}
 
 

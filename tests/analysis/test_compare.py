@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dps.analysis.compare import accuracy_at, against, areas, matched_tokens
-from dps.analysis.policies import Outcome, ReplayedPolicy
+from dps.analysis.policies import ReplayedPolicy
+from dps.analysis.table import Outcome
 from dps.estimates import resamples
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from dps.analysis import export
-from dps.analysis.metrics import run_metrics
 from dps.analysis.config import MetricsConfig
+from dps.analysis.metrics import run_metrics
 from dps.analysis.stores import find_runs
 from dps.errors import InputError
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.records import not_recorded
-
 from tests.analysis.runs import LOWTEMP, PLAIN, POWER, manifest, question, write_run, write_store
 
 PUBLISHED = [

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dps.analysis.metrics import render, run_metrics
 from dps.analysis.config import MetricsConfig
+from dps.analysis.metrics import render, run_metrics
 from dps.cli import run
 from dps.errors import InputError
 from feature_store import StoreWriter
-
 from tests.analysis.report.evaluations import dynamic_manifest
 from tests.analysis.report.evaluations import question as live_question
 from tests.analysis.report.evaluations import write_store as write_live

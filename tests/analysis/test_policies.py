@@ -104,7 +104,7 @@ def test_an_ungradable_answer_is_not_right_and_a_question_without_any_grade_does
         question(2, [1, 1], correct=None),
     ]
     table = table_of(tmp_path / "gbdt", dynamic_manifest(), records)
-    assert table.live.correct.tolist() == pytest.approx([np.nan, 0, 0], nan_ok=True)
+    assert table.live.outcome.correct.tolist() == pytest.approx([np.nan, 0, 0], nan_ok=True)
     assert table.live.ungradable.tolist() == [False, False, True]
 
 

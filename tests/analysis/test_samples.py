@@ -23,9 +23,8 @@ from dps.analysis.samples import (
     slice_columns,
 )
 from dps.errors import InputError
-from tests.factories import make_trajectory
-
 from tests.analysis.runs import question
+from tests.factories import make_trajectory
 
 
 def test_the_first_right_one_counts():
@@ -95,7 +94,7 @@ def test_names_of_the_published_slices():
     ]
 
 
-# -- pass@k -------------------------------------------------------------------------------------------------------------
+# -- pass@k -----------------------------------------------------------------------------------------------------------
 
 
 def enumerated(num_samples, num_right, k):
