@@ -53,6 +53,8 @@ class ReplayedPolicy:
     """Whether its answer is right there: shape (Q,), bool."""
     p_enough: np.ndarray | None = None
     """How sure the policy was at each checkpoint: shape (Q, O, C), float64; None where it is not asked."""
+    p_inc: dict[int, float] | None = None
+    """Mean of ``1 - p_enough`` at each k, over the questions that were asked there."""
     own: Outcome | None = None
     """What a trained controller gives at the threshold that it came with."""
     own_threshold: float | np.ndarray | None = None
@@ -106,6 +108,9 @@ def live(table: StoreTable) -> ReplayedPolicy:
     of = table.live
     assert of is not None
     point = of.outcome
+    asked: dict[int, list[float]] = {}
+    for k, p_enough in sorted(decision for decisions in of.decisions for decision in decisions):
+        asked.setdefault(k, []).append(1 - p_enough)
     threshold = table.manifest.policy.get("threshold")
     at = np.full(1, np.nan if threshold is None else float(threshold))
     return ReplayedPolicy(
@@ -119,6 +124,7 @@ def live(table: StoreTable) -> ReplayedPolicy:
         chosen_thresholds=at[~np.isnan(at)],
         natural_k=point.k.astype(np.int64),
         natural_correct=point.correct == 1,
+        p_inc={k: float(np.mean(values)) for k, values in asked.items()},
     )
 
 
@@ -162,6 +168,7 @@ def dynamic(
         natural_k=np.asarray(walked.ks)[stop[:, 0]],
         natural_correct=at_stop(walked.correct[:, 0], stop[:, 0]),
         p_enough=p_enough,
+        p_inc=dict(zip(walked.ks, p_inc.mean(axis=(0, 1)).tolist(), strict=False)),
         own=own,
         own_threshold=own_threshold,
     )

@@ -177,6 +177,7 @@ def _policy(
         "name": policy.name,
         "family": policy.family,
         "series": policy.series,
+        "p_inc": None if policy.p_inc is None else {str(k): json_number(value) for k, value in policy.p_inc.items()},
         "curve": curve,
         "operating_point": None,
         "own_threshold": None,

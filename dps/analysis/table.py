@@ -154,26 +154,24 @@ def _keeping(
 
 
 def _live(questions: Iterable[Question]) -> Live:
-    kept = sorted(questions, key=lambda question: question.question_id)
     rows = []
-    for question in kept:
+    for question in questions:
         used, is_graded = question.trajectories, has_grade(question)
-        compute_s = sum(t.compute_s for t in used) + question.prefill_s + question.embedding_s + question.controller_s
-        rows.append(
-            (
-                float(bool(question.correct)) if is_graded else np.nan,
-                sum(t.num_generated_tokens for t in used),
-                sum(float(t.block_num_tokens.sum()) for t in used),
-                len(used),
-                compute_s,
-                question.latency_s,
-                question.num_prompt_tokens,
-                is_graded and question.correct is None,
-            )
+        values = (
+            float(bool(question.correct)) if is_graded else np.nan,
+            sum(t.num_generated_tokens for t in used),
+            sum(float(t.block_num_tokens.sum()) for t in used),
+            len(used),
+            sum(t.compute_s for t in used) + question.prefill_s + question.embedding_s + question.controller_s,
+            question.latency_s,
+            question.num_prompt_tokens,
+            is_graded and question.correct is None,
         )
-    columns = np.array(rows, dtype=np.float64).reshape(len(rows), 8).T
-    decisions = tuple(tuple((d.k, d.p_enough) for d in question.decisions) for question in kept)
-    return Live(tuple(q.question_id for q in kept), Outcome(*columns[:6]), columns[6], columns[7] > 0, decisions)
+        rows.append((question.question_id, values, tuple((d.k, d.p_enough) for d in question.decisions)))
+    rows.sort(key=lambda row: row[0])
+    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 8).T
+    ids, decisions = tuple(row[0] for row in rows), tuple(row[2] for row in rows)
+    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7] > 0, decisions)
 
 
 def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dps.analysis.stores import find_runs
 from dps.errors import InputError
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.records import not_recorded
-from tests.analysis.runs import LOWTEMP, PLAIN, POWER, manifest, question, write_run, write_store
+from tests.analysis.runs import LOWTEMP, POWER, manifest, question, write_run, write_store
 
 PUBLISHED = [
     *("question", "correct_answer", "naive_completion", "naive_answer", "std_completion", "std_answer"),
@@ -137,18 +137,6 @@ def test_what_was_not_recorded_is_blank(tmp_path):
     assert two["mcmc_token_logprob"] != ""
 
 
-def test_numbers_that_json_lacks_are_null(tmp_path):
-    base = question(0, [1])
-    (only,) = base.trajectories
-    values = only.token_logprob.copy()
-    values[:2] = -np.inf, np.nan
-    record = replace(base, trajectories=(replace(only, token_logprob=values),))
-    StoreWriter.open(tmp_path / "power", manifest("power", count=1)).commit([record])
-    (row,) = table(tmp_path / "power", tmp_path / "out", series=True)
-    found = json.loads(row["mcmc_token_logprob"], parse_constant=lambda word: pytest.fail(word))
-    assert found[:2] == [None, None]
-
-
 # -- which runs there are ----------------------------------------------------------------------------------------------
 
 
@@ -166,18 +154,6 @@ def test_runs_have_names_that_tell_them_apart(tmp_path):
     assert [run.name for run in find_runs(folders)] == ["a-evaluation", "b-evaluation"]
     assert [run.name for run in find_runs([folders[1], folders[0]])] == ["b-evaluation", "a-evaluation"]
     assert [run.name for run in find_runs(folders[:1])] == ["evaluation"]
-
-
-def test_questions_of_several_policies_are_read_side_by_side(tmp_path):
-    folder = write_run(tmp_path / "run", plain=PLAIN[:2])
-    (run,) = find_runs([folder])
-    found = [{name: q.question_id for name, q in records.items()} for records in run.questions(["power", "plain"])]
-    assert found == [
-        {"plain": "q00000", "power": "q00000"},
-        {"plain": "q00001", "power": "q00001"},
-        {"power": "q00002"},
-        {"power": "q00003"},
-    ]
 
 
 def test_what_cannot_be_read_together_is_refused(tmp_path):

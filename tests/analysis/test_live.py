@@ -1,5 +1,7 @@
 """Trained controllers decide in a replay as they do live, over plain samples too and one trajectory at a time."""
 
+import pytest
+
 from dps.cli import run
 from feature_store import Store
 from scripts.check_replay_live import AGREE, compare
@@ -9,6 +11,7 @@ LENGTH = ["--sampler.block_size=24", "--sampler.max_new_tokens=72"]
 K = ["--k.start=1", "--k.step=1", "--k.maximum=5"]
 
 
+@pytest.mark.slow
 def test_one_plain_sample_at_a_time_live_and_in_replay(tmp_path):
     common = [*PLAIN, *LENGTH, *K, "--compute.threads=1"]
     others = ["--benchmark.split=test", "--benchmark.limit=12"]

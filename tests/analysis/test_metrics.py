@@ -108,16 +108,6 @@ def test_the_same_runs_give_the_same_bytes(written, tmp_path):
     assert other["predictor"] != found["predictor"]
 
 
-@pytest.mark.parametrize("change", [{"folds": 3}, {"repeats": 3}, {"bootstrap": 51}, {"seed": 1}])
-def test_every_setting_of_the_predictor_is_read(written, tmp_path, change):
-    settings = {"bootstrap": 50, "repeats": 2}
-    first, second = (
-        run_metrics([written[0] / "run"], MetricsConfig(output=str(tmp_path / str(len(c))), **{**settings, **c}))
-        for c in ({}, change)
-    )
-    assert first["predictor"] != second["predictor"]
-
-
 def test_files_of_an_earlier_command_are_neither_replaced_nor_mixed(tmp_path):
     folders = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
     quick = {"output": str(tmp_path / "out"), "folds": 2, "repeats": 1, "bootstrap": 5}
@@ -142,14 +132,6 @@ def test_two_runs_are_pooled(tmp_path):
     assert [row["num_right"] for row in found["samples"]] == [2 * sum(row) for row in POWER]
     assert {row["k"] for row in found["pass_at_k"] if row["policy"] == "power"} == set(range(1, 9))
     assert found["pass_at_k"][7]["pass_at_k"] == 3 / 4
-
-
-def test_the_counted_policy_can_be_another(tmp_path):
-    folder = write_run(tmp_path / "run")
-    write_store(folder / "max_swap", "max_swap", [[1, 1, 1]] * 4)
-    found = run_metrics([folder], MetricsConfig(mcmc_policy="max_swap", folds=2, repeats=1, bootstrap=5))
-    assert list(dict.fromkeys(row["policy"] for row in found["pass_at_k"])) == ["max_swap", "plain", "lowtemp", "power"]
-    assert {row["samples_to_success"] for row in found["samples"]} == {1}
 
 
 def test_notes_say_what_a_reader_must_know(tmp_path):

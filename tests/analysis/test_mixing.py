@@ -26,7 +26,7 @@ from dps.analysis.mixing import (
     trace,
     traces_of,
 )
-from dps.analysis.words import nats, share
+from dps.analysis.words import nats
 from dps.estimates import Estimate
 from feature_store import StepTrace
 from tests.factories import make_question
@@ -81,11 +81,6 @@ def test_chains_without_recorded_steps_are_left_out():
     assert chains_of({"q1": kept["q1"]}) is None
 
 
-def test_the_order_of_questions_does_not_matter():
-    traces = {f"q{i}": traces_of(make_question(i, k=2, steps=3)) for i in (3, 0, 2, 1)}
-    assert diagnose(chains_of(traces)) == diagnose(chains_of(dict(sorted(traces.items()))))
-
-
 # -- standard errors ---------------------------------------------------------------------------------------------------
 
 
@@ -95,18 +90,6 @@ def test_the_clustered_standard_error_is_that_worked_out_by_hand():
     assert found.value == 3
     assert found.stderr == pytest.approx(math.sqrt(3 / 2 * (9 + 9 + 0)) / 4)
     assert found.num_questions == 3
-
-
-def test_copies_within_a_question_are_no_evidence():
-    values, question = np.random.default_rng(0).normal(size=20), np.arange(20)
-    once, often = clustered(values, question), clustered(np.repeat(values, 50), np.repeat(question, 50))
-    assert once.stderr == pytest.approx(np.std(values, ddof=1) / math.sqrt(20))
-    assert (often.value, often.stderr) == (pytest.approx(once.value), pytest.approx(once.stderr))
-
-
-def test_numbers_of_questions_without_values_do_not_count():
-    assert clustered(np.array([1.0, 2.0]), np.array([3, 9])) == Estimate(1.5, 0.5, 2)
-    assert clustered(np.zeros(0), np.zeros(0, int)).num_questions == 0
 
 
 # -- acceptance --------------------------------------------------------------------------------------------------------
@@ -121,17 +104,6 @@ def test_acceptance_by_cut_is_exact_at_the_edges_of_deciles():
     assert [(b["low"], b["high"]) for b in bins] == [(i / 10, (i + 1) / 10) for i in range(10)]
     odd = acceptance_by_cut(run([chain(np.zeros(11), length=11, cut=np.arange(11))]))  # 1/11 is below a tenth
     assert [b["num_steps"] for b in odd] == [2, *[1] * 9]
-
-
-def test_acceptance_by_cut_depends_on_the_cut_alone():
-    cut = np.arange(100)
-    one = chain(np.zeros(100), length=100, cut=cut, accepted=cut >= 70)
-    two = chain(np.zeros(1), length=1, cut=0, accepted=True)  # one token, all of it at stake
-    bins = acceptance_by_cut(run([one], [two]))
-    assert [round(b["acceptance"], 12) for b in bins] == [round(1 / 11, 12), *[0] * 6, 1, 1, 1]
-    # Question 0 has 10 steps and no acceptance, question 1 one of one.
-    assert bins[0]["acceptance_stderr"] == pytest.approx(math.sqrt(2 * ((10 / 11) ** 2 * 2)) / 11)
-    assert bins[9]["acceptance_stderr"] is None
 
 
 def test_acceptance_by_tokens_at_stake():
@@ -256,11 +228,6 @@ def test_the_verdict_on_chains_that_mix_and_that_do_not(rho, start, expected):
     assert abs(row["second_half_gain"] - truth) < 4 * row["second_half_gain_stderr"]
 
 
-def test_few_questions_are_unclear():
-    chains = autoregression(0.3, -3.0, num_questions=5)
-    assert stage_row(chains, chains.last)["verdict"] == "unclear"
-
-
 # -- agreement ---------------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +290,6 @@ def test_r_hat_compares_only_chains_that_ended_alike():
     assert math.isnan(r_hat(run([chain([1, 1, 1]), chain([2, 2, 2])])).value)  # nothing moves
 
 
-def test_r_hat_tells_chains_that_forget_from_chains_that_do_not():
-    assert r_hat(autoregression(0.0, 0.0, num_steps=20)).value == pytest.approx(1, abs=0.01)
-    assert r_hat(autoregression(0.99, 0.0, num_steps=20)).value > 3
-
-
 # -- the entry and its sentence ----------------------------------------------------------------------------------------
 
 
@@ -337,16 +299,6 @@ def test_the_entry_is_json_and_complete_for_the_smallest_run():
         assert json.loads(json.dumps(entry, allow_nan=False)) == entry
         assert entry["num_chains"] == len(chains.question)
         assert mixing_finding({"store": "power", **entry})
-
-
-def test_the_entry_has_a_row_for_every_horizon():
-    entry = diagnose(run([chain([0, 1], [0, 2]), chain([0, 3])], [chain([0, 4], [0, 5])]))
-    assert [(row["horizon"], row["num_chains"], row["gain"]) for row in entry["stages"]] == [
-        (10, 3, pytest.approx(8 / 3)),
-        (20, 2, 3.5),
-    ]
-    assert entry["last_stage"]["num_chains"] == 3
-    assert entry["last_stage"]["gain"] == pytest.approx(10 / 3)
 
 
 def sentence(chains, **kwargs):
@@ -394,7 +346,3 @@ def test_the_sentence_names_the_last_stage_where_stages_differ():
 )
 def test_nats(value, stderr, expected):
     assert nats(value, stderr) == expected
-
-
-def test_negative_shares_have_a_minus_sign():
-    assert (share(-0.05, 0.02), share(-0.001)) == ("−0.05 ± 0.02", "0.00")

@@ -79,6 +79,7 @@ def test_a_live_policy_keeps_its_answer_and_pays_for_its_controller(tmp_path):
     policy = live(table)
     assert table.question_ids == ("q00000", "q00001")
     assert table.live.decisions == ((), ((2, 0.9),))
+    assert policy.p_inc == {2: pytest.approx(0.1)}
     assert (policy.label, policy.family, policy.natural_k.tolist()) == ("gbdt", "controller", [6, 2])
     assert policy.chosen.compute_s == pytest.approx([6 * 0.02 + 0.006, 2 * 0.02 + 0.006])
     assert policy.chosen.latency_s.tolist() == [9.0, 9.0]

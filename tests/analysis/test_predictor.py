@@ -33,13 +33,6 @@ def test_a_linear_truth_is_found_exactly():
     assert np.abs(constant - target.mean()).max() < target.std() / 2
 
 
-def test_least_squares_is_that_of_numpy():
-    features, target = data(noise=2.0)
-    design = np.column_stack([np.ones(len(target)), features])
-    expected = design @ np.linalg.lstsq(design, target, rcond=None)[0]
-    np.testing.assert_allclose(fit_linear(features, target).predict(features), expected, atol=1e-8)
-
-
 def test_missing_values_are_training_means():
     features, target = data(noise=2.0)
     features[::7, 2] = np.nan
@@ -127,15 +120,6 @@ def test_the_standard_error_is_that_of_a_mean_over_questions():
     assert found["linear"]["mae"]["stderr"] == pytest.approx(sizes.std(ddof=1) / np.sqrt(300), rel=0.06)
 
 
-def test_noise_is_not_predicted():
-    features, _ = data(count=200)
-    target = np.random.default_rng(9).normal(size=200)
-    found, *_ = judge(features, target, alone(target), folds=5, repeats=5, bootstrap=200, rng=np.random.default_rng(0))
-    difference = found["linear_minus_constant"]["rmse"]
-    assert difference["value"] > 0
-    assert abs(found["linear"]["spearman"]["value"]) < 4 * found["linear"]["spearman"]["stderr"]
-
-
 def table(count, censored=()):
     features, _ = data(count)
     rows = []
@@ -173,9 +157,3 @@ def test_a_target_without_spread_has_no_correlation():
     (result, _), _ = predict(rows, **SETTINGS, seed=0)
     assert result["linear"]["spearman"] == {"value": None, "stderr": None}
     assert result["linear"]["rmse"]["value"] == pytest.approx(0, abs=1e-12)
-
-
-def test_the_seed_decides_everything():
-    rows = table(40, censored=range(6))
-    assert predict(rows, **SETTINGS, seed=1) == predict(rows, **SETTINGS, seed=1)
-    assert predict(rows, **SETTINGS, seed=1) != predict(rows, **SETTINGS, seed=2)
