@@ -1,6 +1,7 @@
 """Whole reports from stores on disk: files, schema, determinism, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from dps.analysis.evaluation import read_report
+from dps.analysis.figures import drawn_with
 from dps.analysis.findings import rows_of
 from dps.analysis.terminal import render_table
-from dps.analysis.write import write_result
+from dps.analysis.write import what_varies, write_result
 from dps.cli import run
 from dps.errors import InputError
 from feature_store.records import Decision, no_steps
@@ -56,8 +58,8 @@ def test_all_files_are_written_and_the_json_is_what_was_returned(written):
 
 def test_the_same_stores_give_the_same_bytes(written, evaluation, tmp_path):
     output, _ = written
-    write_report([evaluation / name for name in ("lowtemp", "power", "plain", "mlp-h", "gbdt")], tmp_path, "Another")
-    write_report([evaluation], tmp_path, "A <b>title</b> & more")
+    folders = [evaluation / name for name in ("lowtemp", "power", "plain", "mlp-h", "gbdt")]
+    write_report(folders, tmp_path, "A <b>title</b> & more")
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
 
@@ -98,7 +100,7 @@ def test_rules_are_not_called_controllers_and_policies_are_compared_on_common_qu
     folder = write_evaluation(tmp_path / "evaluation")
     shown = [question(n, [1, 1], decisions=[Decision(2, 0.9)]) for n in range(30, 50)]
     write_store(folder / "a", dynamic_manifest("esc"), shown)
-    report = write_report([folder], tmp_path / "report")
+    report = read_report([folder])
     names = list(rows(report))
     assert names.index("mlp-h") < names.index("esc") < names.index("plain-k1")
     assert not any("controller" in finding for finding in report["findings"] if finding.startswith("esc "))
@@ -185,27 +187,28 @@ def alone(output, folder, **changes):
     return folder
 
 
-def test_page_and_figures_are_made_again_from_report_json_alone(written, tmp_path, capsys):
-    output, report = written
+def test_page_and_figures_are_made_again_from_report_json_alone(mixed, tmp_path, capsys):
+    _, output, report = mixed
     folder = alone(output, tmp_path / "alone")
-    for said in ("Made again from JSON alone.", "Made again, byte for byte as before: report.html, report.png,"):
-        assert run(["report", str(folder)]) == 0
-        out = capsys.readouterr().out
-        assert said in out
-        assert render_table(report) in out
-        assert report["findings"][0] in out
-        for name in FILES - {"report.json"}:
-            assert (folder / name).read_bytes() == (output / name).read_bytes(), name
-
-
-def test_what_may_vary_is_said(written, tmp_path, capsys):
-    older = alone(written[0], tmp_path / "older", figures={"matplotlib": "1.0", "freetype": "2.1"})
-    (older / "report.png").write_bytes(b"drawn by another version")
-    assert run(["report", str(older)]) == 0
-    said = "report.png has other bytes than before: the figures were drawn by matplotlib 1.0 with FreeType 2.1 at first"
-    assert said in capsys.readouterr().out
-    assert run(["report", str(older), "--title", "Another"]) == 0
+    (folder / "report.png").write_bytes(b"drawn by another version")
+    assert run(["report", str(folder), "--title", "Another"]) == 0
+    out = capsys.readouterr().out
+    assert render_table(report) in out
+    assert report["findings"][0] in out
+    assert "report.png has other bytes than before: the title or this toolkit's pages are others now" in out
+    assert run(["report", str(folder)]) == 0
+    for path in output.iterdir():
+        if path.name not in ("report.json", "report.html"):
+            assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (folder / "report.html").read_bytes() == (output / "report.html").read_bytes()
     assert "report.html has other bytes than before" in capsys.readouterr().out
+
+
+def test_what_may_vary_is_said():
+    result = {"figures": {"matplotlib": "1.0", "freetype": "2.1"}}
+    assert "drawn by matplotlib 1.0 with FreeType 2.1 at first" in what_varies(result, {"a.png": b"1"}, {"a.png": b"2"})
+    assert what_varies(result, {"a.png": b"1"}, {"a.png": b"1"}) == "Made again, byte for byte as before: a.png."
+    assert what_varies({"figures": drawn_with()}, {}, {"a.png": b"1"}) == "Made again from JSON alone."
 
 
 @pytest.mark.parametrize(
@@ -284,11 +287,11 @@ def test_without_recorded_steps_nothing_is_said_of_mixing(written):
 
 
 def test_the_figure_of_an_earlier_report_does_not_stay(mixed, evaluation, tmp_path):
-    stores, _, _ = mixed
-    write_report(stores[:1], tmp_path)
-    assert (tmp_path / "report_mixing.png").exists()
-    write_report([evaluation / "power"], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == FILES
+    _, output, _ = mixed
+    assert {path.name for path in output.iterdir()} == FILES | {"report_mixing.png", "report_mixing.svg"}
+    shutil.copytree(output, tmp_path / "again")
+    write_report([evaluation / "power"], tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES
 
 
 def test_mixing_of_the_same_chains_is_shown_once_and_of_others_apart(mixed, tmp_path):
@@ -297,7 +300,7 @@ def test_mixing_of_the_same_chains_is_shown_once_and_of_others_apart(mixed, tmp_
     other = {**power_manifest().sampler, "num_mh_steps": 10}
     more = write_store(tmp_path / "mlp-h", dynamic_manifest("mlp-h", sampler=other), traced(12, k=2, steps=10))
     assert [entry["store"] for entry in read_report([power, same, plain])["mixing"]] == ["power"]
-    report = write_report([power, more], tmp_path / "out")
+    report = read_report([power, more])
     assert [entry["store"] for entry in report["mixing"]] == ["power", "mlp-h"]
     assert [entry["last_stage"]["most_steps"] for entry in report["mixing"]] == [5, 10]
     findings = [f for f in report["findings"] if "Metropolis-Hastings steps" in f]
