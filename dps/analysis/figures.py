@@ -44,6 +44,7 @@ _STYLE = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.4,
     "text.color": INK,
+    "text.parse_math": False,  # names of policies are no formulas
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,

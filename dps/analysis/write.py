@@ -191,7 +191,7 @@ def write_again(folder: Path, name: str, output: Path, title: str | None = None)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, TemplateError) as error:
         raise InputError(
             f"Expected {Path(folder) / name}.json as dps {name} wrote it, but a part is missing or of another type "
-            f"({error}): run dps {name} again on its stores."
+            f"({' '.join(str(error).split())}): run dps {name} again on its stores."
         ) from error
     return result
 

@@ -307,6 +307,16 @@ def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
+    name = "--></script><script>alert(1)</script> $\\frac$"
+    text = (made[0] / "replay.json").read_text(encoding="utf-8").replace('"gbdt"', json.dumps(name))
+    (tmp_path / "replay.json").write_text(text, encoding="utf-8")
+    assert run(["report", str(tmp_path)]) == 0
+    source = (tmp_path / "replay.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in source
+    assert parsed(tmp_path / "replay.html")[0].open == []
+
+
 def test_an_evaluation_has_the_same_page(tmp_path):
     power = [question(i, [1, 0, 1, 1, 0, 1, 1, 1], question=HOSTILE) for i in range(6)]
     write_store(tmp_path / "evaluation" / "power", power_manifest(), power)
