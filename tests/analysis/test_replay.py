@@ -169,19 +169,6 @@ def test_rivals_are_compared_at_every_k_that_is_stored(harvest, rivals):
     assert [p["threshold"] for p in fixed_rival["curve"]] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_the_strongest_of_several_rivals_has_an_interval_that_allows_for_its_choice(harvest, rivals):
-    report = run_replay(harvest, ReplayConfig(rivals=(str(rivals),), resamples=300), no_controller)
-    of_rules = [m for m in report["matched_tokens"] if m["policy"] == "esc" and m["rival_series"] == "power"]
-    counted = [m for m in of_rules if m["rival_family"] in ("rule", "chance")]
-    assert {m["together"]["rivals"] for m in counted} == {len(counted)}
-    for m in counted:
-        assert m["together"]["low"] <= m["difference"]["low"] <= m["difference"]["value"]
-        assert m["difference"]["high"] <= m["together"]["high"]
-    assert all("together" not in m for m in of_rules if m["rival_family"] == "fixed")
-    first = report["findings"][0]
-    assert "the strongest of 2 on these questions" in first
-
-
 def test_too_few_questions_are_said_and_nothing_is_called_without_loss(harvest, tmp_path):
     config = ReplayConfig(controllers={"mlp": str(crossval(tmp_path / "mlp"))}, resamples=100)
     report = run_replay(harvest, config, no_controller)
