@@ -12,7 +12,7 @@ import pytest
 from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
 from dps.benchmarks.grading import read
 from dps.benchmarks.mathematics import MathGrader, equal, extract_math, library, normalize
-from dps.benchmarks.mathematics.forms import read_form
+from dps.benchmarks.mathematics.forms import read_answer
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER
 from dps.benchmarks.workers import WorkerFailed, WorkerPool
 from tests.benchmarks.data import slice_path
@@ -102,7 +102,7 @@ def test_real_gold_answers_of_the_training_questions_are_readable():
     assert len(golds) == 2904
     wrong = [gold for gold in golds if equal(gold, extract_math(rf"Thus $\boxed{{{gold}}}$.") or "") is not True]
     assert wrong == []
-    assert [gold for gold in golds if read_form(gold).kind == "opaque"] == []
+    assert [gold for gold in golds if read_answer(gold).form.kind == "opaque"] == []
 
 
 def test_real_math500_questions():

@@ -50,15 +50,33 @@ class Form:
     """Brackets of a tuple, shape of a matrix, sign of an equation or relation."""
 
 
-@lru_cache(maxsize=2_000)
-def form_of(normal: str) -> Form:
-    """Return what a text in normal form consists of."""
-    return _form(normal, 0)
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer normalized and parsed."""
+
+    normal: str
+    """Normal form, empty if the text is too long, too deep, or nothing."""
+    form: Form
+    """All of it."""
+    letter: Form | None
+    """Letter of a choice before the rest, None where there is none: ``B`` of ``\\textbf{(B)}\\ 12``."""
+    content: Form
+    """What stands behind the letter, or all of it."""
 
 
-def read_form(text: str) -> Form:
-    """Return what any text consists of: an answer, a gold answer."""
-    return form_of(normalize(text))
+def read_answer(text: str) -> Answer:
+    """Return what any text consists of: an answer, a gold answer. Equal texts are read once."""
+    return _answer(normalize(text))
+
+
+@lru_cache(maxsize=10_000)
+def _answer(normal: str) -> Answer:
+    form = _form(normal, 0)
+    labelled = _LABELLED.fullmatch(normal)
+    if labelled is None:
+        return Answer(normal, form, None, form)
+    letter, content = (_form(normalize(part), 0) for part in labelled.groups())
+    return Answer(normal, form, letter, content)
 
 
 def as_list(form: Form) -> Form | None:
@@ -311,6 +329,7 @@ def _is_computed(form: Form) -> bool:
     return form.kind == "value" and (form.value is not None or not re.search(r"[a-zA-Z]", plain))
 
 
+_LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\}(?=.)|\([A-H]\)(?=\d|\\frac|\\sqrt))\s*(.+)")
 _WORDS = re.compile(
     r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\(?\\text\{[A-Z]\}\)?|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 
+from dps.benchmarks.mathematics.forms import read_answer, stated_value
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, normalize, plain_characters
 from dps.benchmarks.mathematics.values import format_number, parse_number
 from dps.benchmarks.mathematics.words import digits_for_words
@@ -205,12 +206,10 @@ def _after(tail: str, place: int) -> str:
 
 def _final_number(content: str) -> str | None:
     """Return the number that a final answer is, with or without a name before it and a unit behind; None for others."""
-    from dps.benchmarks.mathematics.forms import form_of, stated_value
-
     if len(content) > LONGEST_ANSWER:
         return None
     content = _RESTATED.sub("", _MIXED.sub(r"\1 \2", " ".join(content.split())))
-    form = stated_value(form_of(normalize(digits_for_words(content))))
+    form = stated_value(read_answer(digits_for_words(content)).form)
     return _written(form.value, form.percent) if form is not None and form.value is not None else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 
 from dps.benchmarks.mathematics.words import multiplied, spelt_number
 
@@ -126,6 +127,11 @@ def normalize(text: str, *, words: bool = True) -> str:
     """
     if len(text) > LONGEST_ANSWER:
         return ""
+    return _normalized(text, words)
+
+
+@lru_cache(maxsize=10_000)
+def _normalized(text: str, words: bool) -> str:
     plain = unboxed(plain_characters(text))
     for _ in range(_MOST_PASSES):
         before, plain = plain, _respelt(plain, words)
