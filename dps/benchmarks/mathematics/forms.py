@@ -157,9 +157,11 @@ def _listed(text: str, level: int) -> Form | None:
 def _signed_twice(text: str, level: int) -> Form | None:
     if _DOUBLE_SIGN.search(text) is None:
         return None
-    signed = (_DOUBLE_SIGN.sub(lambda sign: signs[sign[1]], text) for signs in _SIGNS_OF_TWO)
+    upper, lower = (
+        _DOUBLE_SIGN.sub(lambda sign, plus=plus: "+" if sign[1] == plus else "-", text) for plus in ("pm", "mp")
+    )
     # The plus of +3 stands where nothing is added.
-    forms = tuple(_form(_LEADING_PLUS.sub("", one), level) for one in signed)
+    forms = tuple(_form(_LEADING_PLUS.sub("", one), level) for one in (upper, lower))
     return Form("list", text, parts=_without_repeated_names(forms))
 
 
@@ -315,7 +317,6 @@ _NAME = re.compile(
 _FUNCTION = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|pi|cdot|times|div|binom)(?![a-zA-Z])")
 _APPROXIMATE = re.compile(r"\\(?:approx|simeq|doteq)(?![a-zA-Z])|≈")
 _DOUBLE_SIGN = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
-_SIGNS_OF_TWO = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
 _LEADING_PLUS = re.compile(r"(?:(?<==)|(?<=^))\+")
 _MATRIX = re.compile(r"[(\[]?\\begin\{pmatrix\}((?:(?!\\begin).)*)\\end\{pmatrix\}[)\]]?")
 _RELATION = re.compile(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z]))")
