@@ -16,7 +16,10 @@ from fractions import Fraction
 
 from dps.benchmarks.mathematics.convention import Convention
 from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_answer, stated_value
-from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
+from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, same_worth, worth
+
+_TOLERANCE = Fraction(1, 10**6)
+"""Relative tolerance between an irrational number and a decimal."""
 
 
 def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
@@ -105,7 +108,10 @@ def _same_values(gold: Form, answer: Form, budget: Budget) -> bool | None:
 
 def _decimal_of(form: Form, value: Worth, other: Worth) -> bool:
     """Whether a decimal stands for an irrational number."""
-    return "." in form.text and value.exact is not None and is_close(other, Fraction(value.exact))
+    if "." not in form.text or value.exact is None or other.exact is not None or len(other.points) != 1:
+        return False
+    real, imaginary = map(Fraction, other.points[0])
+    return imaginary == 0 and abs(real - Fraction(value.exact)) <= abs(real) * _TOLERANCE
 
 
 def _worth_of(form: Form, budget: Budget) -> Worth | None:

@@ -27,8 +27,6 @@ LIMIT_S = 5.0
 """Seconds for one expression."""
 QUESTION_LIMIT_S = 10.0
 """Processor seconds for all expressions of a question; those that are left then have no verdict."""
-TOLERANCE = Fraction(1, 10**6)
-"""Relative tolerance between an irrational number and a decimal."""
 
 _REMEMBERED = 10_000
 _QUESTIONS = 4_096
@@ -52,12 +50,6 @@ class Worth:
     def of(cls, value: Fraction) -> Worth:
         """Return the worth of a rational number."""
         return cls(written(value))
-
-    @property
-    def decimal(self) -> Decimal | None:
-        """An irrational real constant to 30 digits, None for anything else."""
-        is_real = self.exact is None and len(self.points) == 1 and self.points[0] and _is_real(self.points[0])
-        return Decimal(self.points[0][0]) if is_real else None
 
 
 class Budget:
@@ -114,12 +106,6 @@ def same_worth(gold: Worth, answer: Worth) -> bool:
     both = [(a, b) for a, b in zip(gold.points, answer.points, strict=True) if a is not None and b is not None]
     real = [(a, b) for a, b in both if _is_real(a) and _is_real(b)]
     return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
-
-
-def is_close(irrational: Worth, decimal: Fraction) -> bool:
-    """Return whether a decimal is an irrational number to a relative tolerance of 1e-6."""
-    value = irrational.decimal
-    return value is not None and abs(Fraction(value) - decimal) <= abs(Fraction(value)) * TOLERANCE
 
 
 def _read_here(latex: str, scale: Scale) -> Worth | str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import takewhile
 
 from dps.benchmarks.mathematics.evaluation import Tree, rational_value
 from dps.benchmarks.mathematics.spelling import normalize
@@ -59,15 +60,12 @@ def format_number(number: Fraction) -> str:
     >>> format_number(Fraction(1000)), format_number(Fraction(-1, 8)), format_number(Fraction(2, 6))
     ('1000', '-0.125', '1/3')
     """
-    twos, rest = _multiplicity(number.denominator, 2)
-    fives, rest = _multiplicity(rest, 5)
-    places = max(twos, fives)
-    if rest != 1 or places > MAX_NUMBER_LENGTH // 2:
+    places = next((n for n in range(MAX_NUMBER_LENGTH // 2) if 10**n % number.denominator == 0), None)
+    if places is None:
         return f"{number.numerator}/{number.denominator}"
-    if places == 0:
-        return str(number.numerator)
-    digits = str(abs(int(number * 10**places))).rjust(places + 1, "0")
-    return f"{'-' if number < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
+    whole, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
+    return ("-" if number < 0 else "") + whole + ("." + decimals if places else "")
 
 
 def canonical_number(text: str) -> str | None:
@@ -228,44 +226,26 @@ class _Reader:
             return ("^", self._group(), 1 / degree)
         if token == "|" and not self._in_bars:
             return ("abs", self._within("|"))
-        return self._symbol(token)
-
-    def _symbol(self, token: str) -> Tree:
-        name = token.removeprefix("\\")
-        if not name.isalpha() or (len(token) > 1 and token not in _GREEK and token != r"\pi"):
-            raise _Doubt
-        if self._skip("_"):
-            name += f"_{self._index()}"
-        if self._next == "[" or (self._next == "(" and not self._has_sum_in_brackets()):  # f(x)
-            raise _Doubt
-        return (name,) if name in ("e", "pi") else name
-
-    def _has_sum_in_brackets(self) -> bool:
-        content = self.tokens[self.place :]
-        return not {"+", "-"}.isdisjoint(content[: content.index(")")] if ")" in content else [])
-
-    def _index(self) -> str:
-        index = self._take()
-        if index == "{":
-            start = self.place
-            while self._next.isalnum():
-                self._take()
-            index = "{" + "".join(self.tokens[start : self.place]) + "}"
-            if self._take() != "}":
+        if _SYMBOL.fullmatch(token):
+            in_brackets = takewhile(lambda inner: inner != ")", self.tokens[self.place :])
+            if self._next == "[" or (self._next == "(" and {"+", "-"}.isdisjoint(in_brackets)):  # f(x)
                 raise _Doubt
-        elif not index.isalnum() or len(index) > 1:
-            raise _Doubt
-        return index
+            return ("e",) if token == "e" else token.removeprefix("\\")
+        if token == r"\pi" and self._next != "_":
+            return ("pi",)
+        raise _Doubt
 
     def _group(self) -> Tree:
         """Read what a command or an exponent takes: braces, or a single digit or letter."""
-        if self._skip("{"):
-            return self._within("}")
         token = self._take()
+        if token == "{":
+            return self._within("}")
         if len(token) == 1 and token.isdigit():
             return Fraction(int(token))
-        if token == r"\pi" or (len(token) == 1 and token.isalpha()):
-            return (token.removeprefix("\\"),) if token in ("e", r"\pi") else token
+        if token in ("e", r"\pi"):
+            return (token.removeprefix("\\"),)
+        if len(token) == 1 and token.isalpha():
+            return token
         raise _Doubt
 
     def _within(self, closing: str) -> Tree:
@@ -283,23 +263,17 @@ def _is_numeral(token: str) -> bool:
     return token[:1].isdigit() or token[:1] == "."
 
 
-def _multiplicity(number: int, prime: int) -> tuple[int, int]:
-    """Return how often a prime divides a number, and what is left."""
-    count = 0
-    while number % prime == 0:
-        number //= prime
-        count += 1
-    return count, number
-
-
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _FUNCTIONS = {r"\sin": "sin", r"\cos": "cos", r"\tan": "tan", r"\cot": "cot", r"\sec": "sec", r"\csc": "csc",
               r"\arcsin": "asin", r"\arccos": "acos", r"\arctan": "atan", r"\log": "log", r"\ln": "log"}  # fmt: skip
-_GREEK = {rf"\{name}" for name in ("alpha", "beta", "delta", "epsilon", "theta", "lambda", "mu", "rho", "sigma", "tau",
-                                   "phi", "psi", "omega")}  # fmt: skip
+_SYMBOL = re.compile(
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|psi|omega)(?![a-zA-Z]))"
+    r"(?:_(?:[a-zA-Z0-9](?![0-9])|\{[a-zA-Z0-9]+\}))?"
+)
 _NUMERIC = re.compile(r"(?:[-+0-9.,/^!(){}\[\] ]|\\(?:frac|cdot|times|div|sqrt|binom)(?![a-zA-Z]))+")
 _DOUBTFUL = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|d[a-zA-Z])|I")
 """A word, a differential, the imaginary unit."""
 _TOKEN = re.compile(
-    r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|\\[a-zA-Z]+|[a-zA-Z]|[-+/^!(){}\[\]|_]"
+    rf"[0-9]{{1,3}}(?:,[0-9]{{3}})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|{_SYMBOL.pattern}|\\[a-zA-Z]+"
+    r"|[-+/^!(){}\[\]|_]"
 )
