@@ -69,13 +69,14 @@ def evaluate(tree: Tree, scale: Scale = "none") -> tuple[str | None, list[tuple[
 
 
 def rational_value(tree: Tree) -> Fraction | None:
-    """Return the value of a constant whose every part is rational; None for any other."""
+    """Return the value of an expression of numbers whose every part is rational; None for any other."""
+    inexact_parts: list[Number] = []
     try:
         with _lock, _mp.workdps(_PRECISIONS[0]):
-            value = _value(tree, 0, [])
+            value = _value(tree, 0, inexact_parts)
     except (ZeroDivisionError, TooLarge):
         return None
-    return value if isinstance(value, Fraction) and not _names_of(tree) else None
+    return None if inexact_parts else value
 
 
 def written(value: Fraction) -> str:
@@ -114,15 +115,15 @@ def _names_of(tree: Tree) -> set[str]:
 
 def _value_at(tree: Tree, point: int) -> tuple[Number | None, bool]:
     """Return the value at a point, None where there is none (a division by zero), and whether all parts are real."""
-    complex_parts: list[Number] = []
+    inexact_parts: list[Number] = []
     try:
-        value = _value(tree, point, complex_parts)
+        value = _value(tree, point, inexact_parts)
     except ZeroDivisionError:
         return None, True
-    return _snapped(value), not complex_parts
+    return _snapped(value), not any(isinstance(part, _mp.mpc) for part in inexact_parts)
 
 
-def _value(tree: Tree, point: int, complex_parts: list[Number]) -> Number:
+def _value(tree: Tree, point: int, inexact_parts: list[Number]) -> Number:
     if isinstance(tree, Fraction):
         return tree
     if isinstance(tree, str):
@@ -130,11 +131,11 @@ def _value(tree: Tree, point: int, complex_parts: list[Number]) -> Number:
     operation, *arguments = tree
     if operation in CONSTANTS:
         return +CONSTANTS[operation]
-    values = [_value(argument, point, complex_parts) for argument in arguments]
+    values = [_value(argument, point, inexact_parts) for argument in arguments]
     apply = _OPERATIONS.get(operation)
     value = apply(values) if apply else _applied(operation, values)
-    if isinstance(value, _mp.mpc):
-        complex_parts.append(value)
+    if not isinstance(value, Fraction):
+        inexact_parts.append(value)
     return value
 
 
