@@ -151,7 +151,13 @@ def _coordinate(name: str, point: int) -> Fraction:
 
 def _sum(values: list[Number]) -> Number:
     if all(isinstance(value, Fraction) for value in values):
-        return _kept(sum(values, Fraction(0)))
+        total: Number = Fraction(0)
+        for value in values:
+            total = _kept(total + value)
+            if not isinstance(total, Fraction):
+                break
+        else:
+            return total
     terms = [_inexact(value) for value in values]
     total = _mp.fsum(terms)
     is_zero = abs(total) <= max(map(abs, terms)) * _mp.mpf(10) ** (20 - _mp.dps)

@@ -80,7 +80,7 @@ def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
         known = _known.get(key)
     if known is None:
         known = _read_here(latex, scale)
-        if known is None and "," in latex and not _TAKES_SEVERAL.search(latex):
+        if known is None and re.search("[,=]", latex) and not _TAKES_MORE.search(latex):
             known = "unreadable"
         if known is None:
             if budget.left_s <= 0:
@@ -151,8 +151,8 @@ def _remember(memory: OrderedDict, key: object, value: object, most: int) -> obj
 
 _IMPOSSIBLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}|[\"?@#&;]|__|\\(?:text|begin)(?![a-zA-Z])")
 """No expression has a word, or one of these signs, in it; the worker need not be asked."""
-_TAKES_SEVERAL = re.compile("gcd|lcm|max|min")
-"""Functions of numbers between commas; no other expression has a comma."""
+_TAKES_MORE = re.compile("gcd|lcm|max|min|sum|prod|int|lim")
+"""Functions of numbers between commas, and with bounds; no other expression has a comma or an equals sign."""
 _known: OrderedDict[tuple[str, Scale], Worth | str] = OrderedDict()
 _budgets: OrderedDict[tuple[str, str, str | None], Budget] = OrderedDict()
 _lock = threading.Lock()

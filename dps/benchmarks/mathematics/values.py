@@ -106,7 +106,7 @@ class _Reader:
             return None
         try:
             reader = cls(tokens)
-        except (_Doubt, IndexError):
+        except (_Doubt, IndexError, RecursionError):
             return None
         return reader if reader.place == len(tokens) else None
 
@@ -162,17 +162,15 @@ class _Reader:
         if self._next in _FUNCTIONS:
             return self._function()
         base = self._atom()
-        while self._skip("!"):
-            base = ("factorial", base)
-        return self._raised(base)
+        return self._raised(("factorial", base) if self._skip("!") else base)
 
     def _raised(self, base: Tree) -> Tree:
-        if not self._skip("^"):
-            return base
-        exponent = self._group()
+        power = base
+        if self._skip("^"):
+            power = ("^", base, Fraction(self._take()) if self._next.isdigit() else self._group())
         if self._next in ("^", "_", "!"):
             raise _Doubt
-        return ("^", base, exponent)
+        return power
 
     def _function(self) -> Tree:
         r"""Read a function: of brackets, or of the factors up to the next function: \sin 2x\cos y."""
@@ -190,10 +188,7 @@ class _Reader:
         if self._next == "(":
             if self.tokens[self.place - 1] != command:
                 raise _Doubt
-            value = self._raised((_FUNCTIONS[command], self._atom(), *base))
-            if self._next == "!":
-                raise _Doubt
-            return value
+            return self._raised((_FUNCTIONS[command], self._atom(), *base))
         factors = [self._argument()]
         while not self._ends() and self._next not in _FUNCTIONS:
             if _is_numeral(self._next):
