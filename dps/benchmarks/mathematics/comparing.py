@@ -4,8 +4,7 @@ The gold answer decides what is asked for: units, percent signs, the base of a n
 missing in an answer, but must not be others; a text that may be a list or a number with thousands (``100,200``) is what
 the gold answer is.
 
-A key is made of one answer and the question alone. Keys are equal or not, so the classes are an equivalence relation
-whatever the order of the answers, and those of a few answers are the same when more come.
+A key is made of one answer and the question alone, so that classes do not depend on the order or number of answers.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
         gold: The gold answer.
         answer: The other.
         asked: Formulas of the question in normal form; an answer may repeat one before an equals sign.
-        budget: Time that is left for the question; without one, that of a question is allowed.
+        budget: Time that is left for the question, None for all of it.
     """
     right, given = read_answer(gold), read_answer(answer)  # normalize and parse, once for every text
     if not right.normal or not given.normal:  # too long, too deep, or nothing

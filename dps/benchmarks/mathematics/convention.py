@@ -1,8 +1,7 @@
 r"""What a question says of the form of its answer, so that votes need no gold answer.
 
 An answer without a unit, percent sign, base or variable's name is the same as one with it only if the question says
-which is meant; otherwise each is a class of its own. This depends on the question alone, never on the other answers,
-so that classes do not depend on the order of the answers or on how many there are yet.
+which is meant; otherwise each is a class of its own. The other answers have no part in this.
 """
 
 from __future__ import annotations

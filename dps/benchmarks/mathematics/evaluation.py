@@ -48,10 +48,8 @@ class TooLarge(Exception):
 def evaluate(tree: Tree, scale: Scale = "none") -> tuple[str | None, list[tuple[str, str] | None]]:
     """Return what an expression is worth.
 
-    Args:
-        tree: The expression.
-        scale: ``any`` divides the values by the first that is not zero (an equation's sides may be multiplied by
-            anything), ``positive`` by its absolute value.
+    The scale ``any`` divides the values by the first that is not zero (an equation's sides may be multiplied by
+    anything), ``positive`` by its absolute value.
 
     Returns:
         Of a rational constant numerator/denominator, else None; and real and imaginary part to 30 digits at each

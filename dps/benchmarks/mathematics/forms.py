@@ -91,10 +91,6 @@ def stated_value(form: Form, asked: frozenset[str] = frozenset()) -> Form | None
 
     ``x = 5``, ``5 = x``, ``f(2) = 5`` and ``2 + 3 = 5`` state 5, and so does what the question asks for (``m+n = 5``);
     ``2x = 5`` and ``x^2 = 5`` do not. What is no equation states itself.
-
-    Args:
-        form: The answer.
-        asked: Formulas of the question in normal form.
     """
     if form.kind != "equation":
         return form

@@ -52,12 +52,11 @@ class Worth:
         return cls(written(value))
 
 
+@dataclass(slots=True)
 class Budget:
-    """The processor seconds that the expressions of a question may still take."""
+    """The processor seconds that the library may still take for a question."""
 
-    def __init__(self, limit_s: float = QUESTION_LIMIT_S) -> None:
-        """Start with nothing spent."""
-        self.left_s = limit_s
+    left_s: float = QUESTION_LIMIT_S
 
 
 def budget_of(item: Item) -> Budget:
@@ -103,8 +102,8 @@ def same_worth(gold: Worth, answer: Worth) -> bool:
         return True
     if gold.exact is not None or answer.exact is not None or len(gold.points) != len(answer.points):
         return False
-    both = [(a, b) for a, b in zip(gold.points, answer.points, strict=True) if a is not None and b is not None]
-    real = [(a, b) for a, b in both if _is_real(a) and _is_real(b)]
+    pairs = zip(gold.points, answer.points, strict=True)
+    real = [(a, b) for a, b in pairs if a and b and Decimal(a[1]) == Decimal(b[1]) == 0]
     return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
 
 
@@ -134,10 +133,6 @@ def _ask(latex: str, scale: Scale, budget: Budget) -> Worth | str:
     if reply["status"] != "read":
         return "unreadable" if reply["status"] == "unreadable" else "undecided"
     return Worth(reply["exact"], tuple(None if point is None else tuple(point) for point in reply["points"]))
-
-
-def _is_real(point: tuple[str, str]) -> bool:
-    return Decimal(point[1]) == 0
 
 
 def _remember(memory: OrderedDict, key: object, value: object, most: int) -> object:

@@ -39,16 +39,7 @@ def strict_math(text: str) -> str | None:
 
 
 def extract_number(text: str, *, flexible: bool = True) -> str | None:
-    r"""Return a response's numeric answer in canonical form.
-
-    Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with
-    words after a ``####`` that ends the response, the last "answer is", and then any ``####`` that begins with a
-    number, since ``#### 2 boxes of pencils`` may be a heading.
-
-    Args:
-        text: The decoded response.
-        flexible: Take the last number of the response where none of these is found.
-    """
+    r"""Return a response's numeric answer in canonical form, without a percent sign, see :func:`number_in`."""
     number = number_in(text, flexible=flexible)
     return None if number is None else number.removesuffix("%")
 
@@ -60,7 +51,12 @@ def strict_number(text: str) -> str | None:
 
 
 def number_in(text: str, *, flexible: bool = True) -> str | None:
-    """Return what :func:`extract_number` does, with a percent sign where one stands behind the number (``50%``)."""
+    r"""Return a response's numeric answer in canonical form, a percent sign where one stands behind it (``50%``).
+
+    Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with
+    words after a ``####`` that ends the response, the last "answer is", any ``####`` that begins with a number, since
+    ``#### 2 boxes of pencils`` may be a heading, and if ``flexible`` the last number of all.
+    """
     return next(filter(None, _numbers(before_next_question(text), flexible)), None)
 
 
@@ -89,9 +85,8 @@ def tagged_answers(text: str) -> list[str]:
 def boxed_contents(text: str) -> list[str]:
     r"""Return what stands in each of the last ``\boxed{}`` and ``\fbox{}``, in order of the closing brace.
 
-    One pass, because a model that is stuck may open thousands of boxes and close none; and at most the last 32, each
-    of at most :data:`LONGEST_ANSWER` characters (the content of a longer one is empty), because boxes within boxes
-    would repeat the response as often as there are boxes.
+    One pass over the text, at most the last 32, and no content (an empty one) of more than 1,000 characters, because
+    a model that is stuck may open thousands of boxes and close none, or put one within another.
     """
     return [content for content, _, _ in _boxes(text)]
 
@@ -204,11 +199,7 @@ def _final_number(content: str) -> str | None:
 
 
 def _clause_number(text: str) -> str | None:
-    """Return the number that a clause states: the first one, or the first after the last equals sign.
-
-    >>> _clause_number("2 + 3 = 5 apples. That is 2 more.")
-    '5'
-    """
+    """Return the number that a clause states: the first one, or the first after the last equals sign."""
     clause = _SENTENCE_END.split(text[:LONGEST_ANSWER])[0]
     numbers = _NUMBER.finditer(_readable(clause.rpartition("=")[2]))
     return next(filter(None, map(_phrase, numbers)), None)

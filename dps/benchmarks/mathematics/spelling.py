@@ -92,12 +92,8 @@ def _root(sign: re.Match[str]) -> str:
 def normalize(text: str, *, words: bool = True) -> str:
     r"""Return LaTeX in one spelling: no dollar signs, sizes of brackets, kinds of fractions, no final full stop.
 
-    A mixed number becomes one fraction, spaces between thousands go. What is too long or nested too deeply is no
-    answer, and gives an empty text. Applied twice, it changes nothing more.
-
-    Args:
-        text: An answer.
-        words: Read one that is a number in words, too.
+    A mixed number becomes one fraction, spaces between thousands go, and with ``words`` a number in words is one in
+    digits. What is too long or nested too deeply gives an empty text. Applied twice, it changes nothing more.
 
     >>> normalize(r"$\left( 3, \dfrac{\pi}2 \right).$"), normalize(r"2\frac12"), normalize("3,5, 7")
     ('(3,\\frac{\\pi}{2})', '\\frac{5}{2}', '3, 5, 7')

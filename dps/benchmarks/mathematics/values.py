@@ -26,9 +26,8 @@ class _Doubt(Exception):
 def parse_number(text: str) -> Fraction | None:
     r"""Return the exact number that a text is, or None if it is not a number and nothing else.
 
-    Thousands separators, currency and percent signs, a final full stop and the usual markup are taken off; decimals,
-    exponents, fractions, mixed numbers, products, powers, ``2 million`` are read. Words (``seven``) and sums are not:
-    ``2020-05-01`` is a date, and :func:`value_of` is for what is known to be mathematics.
+    Currency, percent signs and markup are taken off; decimals, exponents, fractions, mixed numbers, products, powers,
+    ``2 million`` are read. Words (``seven``) and sums are not: ``2020-05-01`` is a date, :func:`value_of` reads sums.
 
     >>> parse_number("$1,000.00"), parse_number(r"2\frac12"), parse_number("12 apples")
     (Fraction(1000, 1), Fraction(5, 2), None)
@@ -85,10 +84,7 @@ def read_expression(normal: str) -> Tree | None:
 
 
 class _Reader:
-    """Reads tokens from left to right, as school does: powers, products, sums.
-
-    It recurses with the brackets, of which a normal form has few within one another.
-    """
+    """Reads tokens from left to right, as school does: powers, products, sums; recurses with the brackets."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.place, self._depth, self._in_bars = tokens, 0, 0, False
