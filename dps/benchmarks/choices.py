@@ -15,7 +15,10 @@ import string
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+
+from dps.benchmarks.grading import Item, number_classes
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -381,3 +384,30 @@ def _mentioned(text: str, choices: Sequence[str]) -> str | None:
         if found[1] in _letters(choices) and not (begins and after.strip()) and not joined and not _DENIED.match(after):
             return found[1]
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceGrader:
+    """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
+
+    The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.
+    """
+
+    in_background: bool = False
+
+    def extract(self, text: str, item: Item) -> str | None:
+        """Return the letter of the choice that the response gives, see :func:`find_choice`."""
+        return find_choice(text, item.metadata["choices"])
+
+    def extract_strict(self, text: str, item: Item) -> str | None:
+        r"""Return the letter in the last ``\boxed{}``."""
+        return find_boxed_letter(text, item.metadata["choices"])
+
+    def grade(self, answer: str | None, item: Item) -> bool | None:
+        """See :class:`Grader`: no answer is wrong."""
+        gold = None if item.gold is None else read_choice(item.gold, item.metadata["choices"])
+        return None if gold is None else answer == gold
+
+    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
+        """See :class:`Grader`."""
+        return number_classes(answers)

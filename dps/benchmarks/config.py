@@ -42,6 +42,11 @@ class BenchmarkConfig:
     """Texts that end a response with the token that completes them, as an EOS would. Where not set, the template's own:
     what a base model writes when it goes on to a next question."""
 
+    def __post_init__(self) -> None:
+        """Make the stop strings a tuple, whatever a file or another process had them in."""
+        if self.stop is not None:
+            object.__setattr__(self, "stop", tuple(self.stop))
+
 
 def check_config(config: BenchmarkConfig, splits: Sequence[str] | None = None) -> None:
     """Check what can be checked before any question is read.

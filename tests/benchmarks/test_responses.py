@@ -10,12 +10,13 @@ import tracemalloc
 
 import pytest
 
-from dps.benchmarks.grade_file import grade_file
-from dps.benchmarks.responses import check_responses, read_responses
+from dps.benchmarks.responses import check_responses, grade_file, read_responses
+from dps.cli import run
+from tests.benchmarks.data import cases
 
+CASES = cases("responses")
 TWO = {"prompt": "def two():\n", "test": "def check(f):\n    assert f() == 2\n", "entry_point": "two"}
-PROGRAM = "def two():\n    return %d\n"
-CHOICES = ["one", "two", "three"]
+FIELDS = ("answer", "correct", "strict_answer", "strict_correct", "class")
 
 
 def dps(*arguments):
@@ -39,34 +40,14 @@ def graded(path, output=None):
     return [json.loads(text) for text in output.read_text().splitlines()]
 
 
-LINES = [
-    (line(id=1, response="It is 12 in all.", gold=12), ("12", True, None, False, None)),
-    (line(id="b", response="<think>#### 12</think>#### 13", gold="12"), ("13", False, "13", False, None)),
-    (line("math", r"\boxed{\frac12}", "0.5"), (r"\frac{1}{2}", True, r"\frac{1}{2}", True, None)),
-    (line("choice", "The answer is B", "two", choices=CHOICES), ("B", True, None, False, None)),
-    (line("choice", r"\boxed{C}", "C", choices=CHOICES), ("C", True, "C", True, None)),
-    (line("choice", r"\boxed{C}", "a", choices=CHOICES), ("C", False, "C", False, None)),
-    (line("text", "#### Paris.", "paris"), ("paris", True, "paris", True, None)),
-    (line("text", "", "paris"), (None, False, None, False, None)),
-    (line("text", "Paris", None), ("paris", None, None, None, None)),
-    ({k: v for k, v in line("math", r"\boxed{x}").items() if k != "gold"}, ("x", None, "x", None, None)),
-    (line("number", "<think>7", 7), (None, False, None, False, None)),
-    (line("number", "7", "3 * 2 = 6, and 1\n#### 7"), ("7", True, None, False, None)),
-    (line("code", "    return 2", None, **TWO), (PROGRAM % 2, True, PROGRAM % 2, True, None)),
-    (line("code", "    return 3", "    return 2", **TWO), (PROGRAM % 3, False, PROGRAM % 3, False, None)),
-]  # fmt: skip
-FIELDS = ("answer", "correct", "strict_answer", "strict_correct", "class")
-
-
 def test_every_kind_of_line_as_a_command(tmp_path):
-    path = write(tmp_path / "mine.jsonl", [given for given, _ in LINES])
+    path = write(tmp_path / "mine.jsonl", [given for given, _ in CASES["lines"]])
     done = dps("grade", path)
     assert done.returncode == 0, done.stderr
     verdicts = [json.loads(text) for text in (tmp_path / "mine-graded.jsonl").read_text().splitlines()]
-    assert [list(verdict) for verdict in verdicts] == [["id", *FIELDS]] * len(LINES)
-    assert [verdict["id"] for verdict in verdicts] == [given["id"] for given, _ in LINES]
-    for verdict, (_, expected) in zip(verdicts, LINES, strict=True):
-        assert tuple(verdict[name] for name in FIELDS) == expected
+    assert [list(verdict) for verdict in verdicts] == [["id", *FIELDS]] * len(CASES["lines"])
+    for verdict, (given, expected) in zip(verdicts, CASES["lines"], strict=True):
+        assert [verdict["id"], *(verdict[name] for name in FIELDS)] == [given["id"], *expected]
     table = {words[0]: list(map(int, words[1:])) for words in map(str.split, done.stdout.splitlines()[1:6])}
     assert table == {
         "number": [4, 2, 2, 0, 1, 2],  # responses, right, wrong, ungradable, without answer, strict differs
@@ -79,18 +60,14 @@ def test_every_kind_of_line_as_a_command(tmp_path):
     assert str(tmp_path / "mine-graded.jsonl") in done.stdout
     again = dps("grade", path)
     assert again.returncode == 0
-    assert again.stdout.startswith(done.stdout.rpartition("\n" + str(tmp_path))[0])
     assert "All of them were graded before, nothing was done: delete the output" in again.stdout
-    assert dps("grade", path, "--output", tmp_path / "new" / "out.jsonl").returncode == 0
-    assert (tmp_path / "new" / "out.jsonl").read_bytes() == (tmp_path / "mine-graded.jsonl").read_bytes()
 
 
 def test_lines_of_a_group_get_classes_wherever_they_stand(tmp_path):
     groups = ["a", "b", None, "a", "b", "a", 3, "b"]
     said = ["#### 7", "#### 1", "#### 7", "7.0", "no idea", "8", "7", "2"]
     lines = [line(response=text, group=group) for group, text in zip(groups, said, strict=True)]
-    path = write(tmp_path / "g.jsonl", lines)
-    assert [verdict["class"] for verdict in graded(path)] == [0, 0, None, 0, -1, 1, 0, 1]
+    assert [verdict["class"] for verdict in graded(write(tmp_path / "g.jsonl", lines))] == [0, 0, None, 0, -1, 1, 0, 1]
     program = [line("code", text, **TWO, group=1) for text in ("    return 2", "    return 1 + 1", "    return 3")]
     assert [v["correct"] for v in graded(write(tmp_path / "c.jsonl", program), tmp_path / "c")] == [True, True, False]
 
@@ -112,41 +89,10 @@ def test_verdicts_are_those_of_the_graders_in_order_however_long_some_take(tmp_p
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [
-        ("{", "Line 2 of own.jsonl is not JSON ("),
-        ("[1]", "Line 2 of own.jsonl is not a JSON object"),
-        ('"x"', "is not a JSON object"),
-        ("[" * 100_000, "Line 2 of own.jsonl is nested too deeply"),
-        ('{"id": 1, "kind": "number", "response": NaN}', "is not JSON (NaN is no JSON number)"),
-        ({"kind": "number", "response": "7"}, "Line 2 of own.jsonl has no id"),
-        (line(id=1.5), "should have a text or an integer as id, but has 1.5"),
-        (line(id=True), "should have a text or an integer as id, but has true"),
-        ({"id": 1, "response": "7"}, "has no field kind, only: id, response"),
-        (line("numbers"), "should have one of number, math, choice, text, code as kind, but has 'numbers'"),
-        (line(["number"]), "should have one of number"),
-        ({"id": 1, "kind": "number"}, "has no field response, only: id, kind"),
-        (line(response=None), "should have a text as response, but has null"),
-        (line(response=["7"]), 'should have a text as response, but has ["7"]'),
-        (line(gold=["7"]), 'should have a text or a number as gold, but has ["7"]'),
-        (line(gold=False), "should have a text or a number as gold, but has false"),
-        (line("text", gold=" . "), "should have a text or a number as gold, but has ' . '"),
-        (line("choice", gold="A"), "has no field choices"),
-        (line("choice", gold="A", choices="AB"), 'should have a list of texts as choices, but has "AB"'),
-        (line("choice", gold="A", choices=["one"]), "should have 2 to 26 choices, but has 1"),
-        (line("choice", gold="four", choices=CHOICES), "a letter of A to C, or one of its choices, as gold"),
-        (line("choice", gold="D", choices=CHOICES), "as gold, but has 'D'"),
-        (line("choice", gold="x", choices=["x", "x"]), "as gold, but has 'x'"),
-        ({k: v for k, v in line("code", **TWO).items() if k != "test"}, "has no field test"),
-        (line("code", **{**TWO, "entry_point": ""}), "should have a text as entry_point"),
-        (line(group=[1]), "should have a text or an integer as group, but has [1]"),
-        (line(question=3), "should have a text as question, but has 3"),
-        (line(gold="8", group="g"), "is of the group 'g' like line 1, but has another kind, gold or question"),
-        (line("math", group="g"), "is of the group 'g' like line 1"),
-    ],
-)  # fmt: skip
+    [*CASES["bad"], ("[" * 100_000, "Line 2 of own.jsonl is nested too deeply")],
+    ids=lambda value: str(value)[:60],
+)
 def test_a_bad_line_is_one_sentence_before_anything_is_graded(tmp_path, capsys, bad, message):
-    from dps.cli import run
-
     path = write(tmp_path / "own.jsonl", [line(group="g"), bad])
     assert run(["grade", str(path)]) == 2
     error = capsys.readouterr().err.strip()
@@ -165,8 +111,6 @@ def test_a_bad_line_is_one_sentence_before_anything_is_graded(tmp_path, capsys, 
     ],
 )
 def test_files_that_are_none(tmp_path, capsys, content, message):
-    from dps.cli import run
-
     path = tmp_path / "own.jsonl"
     path.write_bytes(content)
     assert run(["grade", str(path)]) == 2
@@ -184,19 +128,16 @@ def test_unusual_but_right_lines(tmp_path):
         json.dumps(line("text", response="#### Żółć", gold="żółć", extra=[1])),
         json.dumps(line("math", response="\ud800", gold="\ud800")),
         json.dumps(line("code", response="    return '\ud800'", **TWO)),
+        json.dumps(line(prompt="?<think>\n")),
+        json.dumps(line(response="8</think>7", prompt="?<think>\n")),
     ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(texts).encode())
-    assert [verdict["correct"] for verdict in graded(path)][:3] == [True, True, True]
-
-
-def test_a_prompt_that_opens_the_thinking_is_known(tmp_path):
-    path = write(tmp_path / "p.jsonl", [line(prompt="?<think>\n"), line(response="8</think>7", prompt="?<think>\n")])
-    assert [verdict["answer"] for verdict in graded(path)] == [None, "7"]
+    verdicts = graded(path)
+    assert [verdict["correct"] for verdict in verdicts][:3] == [True, True, True]
+    assert [verdict["answer"] for verdict in verdicts][-2:] == [None, "7"]
 
 
 def test_an_output_that_is_something_else_stays_as_it_is(tmp_path, capsys):
-    from dps.cli import run
-
     path = write(tmp_path / "own.jsonl", [line(), line()])
     for content in ("my notes", "my notes\n", json.dumps(line()) + "\n", '{"id": "other"}\n', "[]\n3\n"):
         output = tmp_path / "notes"
@@ -212,28 +153,26 @@ def test_an_output_that_is_something_else_stays_as_it_is(tmp_path, capsys):
 
 def test_what_a_killed_run_left_is_gone_on_from(tmp_path):
     lines = [line(response=str(n % 5), gold=2, id=n, group=n % 4 if n % 3 else None) for n in range(50)]
-    path = write(tmp_path / "own.jsonl", lines)
-    whole = tmp_path / "whole.jsonl"
+    path, whole, output = write(tmp_path / "own.jsonl", lines), tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     graded(path, whole)
     content = whole.read_bytes()
     ends = [n + 1 for n, byte in enumerate(content) if byte == ord("\n")]
     for size in (0, ends[0], ends[6] + 10, ends[40], ends[47] + 1, ends[48]):
-        output = tmp_path / "part.jsonl"
         output.write_bytes(content[:size])
         found = grade_file(path, output, check_responses(path))
         assert output.read_bytes() == content
         assert found.kept == sum(end <= size for end in ends)
-        assert found.tallies["number"].responses == 50
-        assert found.tallies["number"].right == 10
+        assert (found.tallies["number"].responses, found.tallies["number"].right) == (50, 10)
     output.write_bytes(content[: ends[3]])
     os.utime(path, (time.time() + 100,) * 2)
     with pytest.raises(Exception, match=r"is older than .*own\.jsonl"):
         grade_file(path, output, check_responses(path))
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_whole_lines_and_goes_on(tmp_path):
-    slow = line("code", "    import time\n    time.sleep(0.4)\n    return 2", **TWO)
-    lines = [{**slow, "id": n, "response": slow["response"].replace("0.4", f"0.4{n}")} for n in range(60)]
+    slow = "    import time\n    time.sleep(0.4%d)\n    return 2"
+    lines = [line("code", slow % n, **TWO) | {"id": n} for n in range(60)]
     path, output = write(tmp_path / "own.jsonl", lines), tmp_path / "own-graded.jsonl"
     command = [sys.executable, "-m", "dps", "grade", str(path)]
     restored = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (ignored in the background)
@@ -247,13 +186,12 @@ def test_interrupted_it_leaves_whole_lines_and_goes_on(tmp_path):
     assert "Traceback" not in error
     assert "the same command goes on from there" in error
     content = output.read_bytes()
+    count = content.count(b"\n")
     assert content.endswith(b"\n")
-    assert 3 <= content.count(b"\n") < 60
-    assert [json.loads(text)["id"] for text in content.splitlines()] == list(range(content.count(b"\n")))
-    for number in range(content.count(b"\n"), 60):  # what is left need not take so long
-        lines[number]["response"] = "    return 2"
+    assert 3 <= count < 60
+    assert [json.loads(text)["id"] for text in content.splitlines()] == list(range(count))
     done_at = output.stat().st_mtime
-    write(path, lines)
+    write(path, [*lines[:count], *({**rest, "response": "    return 2"} for rest in lines[count:])])
     os.utime(path, (done_at - 1,) * 2)
     assert dps("grade", path).returncode == 0
     assert output.read_bytes().startswith(content)
@@ -263,8 +201,8 @@ def test_interrupted_it_leaves_whole_lines_and_goes_on(tmp_path):
 def test_a_long_file_takes_little_memory(tmp_path):
     path = tmp_path / "long.jsonl"
     with path.open("w") as file:
-        for number in range(20_000):
-            file.write(json.dumps(line(response="so " * 300 + "#### 7", id=number, group=number // 8)) + "\n")
+        for number in range(4_000):
+            file.write(json.dumps(line(response="so " * 1_500 + "#### 7", id=number, group=number // 8)) + "\n")
     assert path.stat().st_size > 18_000_000
     tracemalloc.start()
     for _ in read_responses(path):
@@ -272,5 +210,5 @@ def test_a_long_file_takes_little_memory(tmp_path):
     found = grade_file(path, tmp_path / "out.jsonl", check_responses(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.tallies["number"].right == 20_000
+    assert found.tallies["number"].right == 4_000
     assert peak < 8_000_000
