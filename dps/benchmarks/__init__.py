@@ -34,9 +34,7 @@ NAMES: tuple[str, ...] = get_args(get_type_hints(BenchmarkConfig)["name"])
 def load_benchmark(config: BenchmarkConfig, model: str | None = None) -> Benchmark:
     """Load the selected questions of a benchmark, once for each settings and content; nothing heavy is imported.
 
-    Args:
-        config: Which questions.
-        model: Name of the model that will be asked; the embedded one is asked one's own questions in its own form.
+    The embedded model is asked one's own questions in a form of its own; of other models the name does not matter.
 
     Raises:
         InputError: If they cannot be read, or none are left.
@@ -58,10 +56,7 @@ def _loaded(config: BenchmarkConfig, embedded: bool, stamp: tuple[int, ...] | No
 def grader_of(name: str, golds: Sequence[str | None], template: str = "") -> Grader:
     """Return the grader of a benchmark's responses.
 
-    Args:
-        name: The benchmark's name.
-        golds: The gold answers; with the template they say how responses to one's own questions are read.
-        template: The template of the prompt for a base model.
+    The gold answers and the template of the plain prompt say how responses to one's own questions are read.
 
     Raises:
         InputError: If there is no such benchmark.

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from dps.benchmarks.grading import Item, number_classes
+from dps.benchmarks.grading import Item, KeyGrader
 from dps.benchmarks.mathematics.reading import before_next_question, boxed_contents, tagged_answers
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, one_line
 from dps.benchmarks.mathematics.values import canonical_number, parse_number
@@ -92,14 +92,13 @@ def _after_hashes(response: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class TextGrader:
+class TextGrader(KeyGrader):
     """Answers that are numbers or words: found by a function, compared as exact numbers or normalized texts."""
 
     flexible: Callable[[str], str | None] = extract_text
     """Finds an answer wherever it stands."""
     strict: Callable[[str], str | None] = strict_text
     """Finds an answer in the form that the prompt asked for."""
-    in_background: bool = False
 
     def extract(self, text: str, item: Item) -> str | None:
         """See :class:`Grader`."""
@@ -109,32 +108,21 @@ class TextGrader:
         """See :class:`Grader`."""
         return self.strict(text)
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
-        """See :class:`Grader`: no answer is wrong."""
-        if item.gold is None:
-            return None
-        return answer is not None and answer_key(answer) == answer_key(item.gold)
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """See :class:`Grader`."""
-        return number_classes([None if answer is None else answer_key(answer) for answer in answers])
+    def key(self, answer: str, item: Item) -> Hashable:
+        """See :func:`answer_key`."""
+        return answer_key(answer)
 
 
 @dataclass(frozen=True, slots=True)
-class OpenGrader:
-    """Responses that are answers as a whole and are judged elsewhere: by a person, or by an annotator's program."""
+class OpenGrader(KeyGrader):
+    """Responses that are answers as a whole and are judged elsewhere: by a person, or by an annotator's program.
 
-    in_background: bool = False
+    Every different text is a class of its own, so that a vote falls to the best log-probability.
+    """
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the whole response, None if it is empty."""
         return text.strip() or None
 
-    extract_strict = extract
-
     def grade(self, answer: str | None, item: Item) -> None:
         """Return None: nothing is graded here."""
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return a class of its own for every different text, so that a vote falls to the best log-probability."""
-        return number_classes(answers)

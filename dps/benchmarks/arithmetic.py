@@ -61,15 +61,12 @@ class Step(NamedTuple):
     """One line of a solution, ``left op right``."""
 
     left: int
-    """A number, or the number of an earlier step whose result is meant."""
+    """A number, or (``left_is_step``) the number of an earlier step whose result is meant; ``right`` likewise."""
     op: str
     """``+``, ``-``, ``*`` or ``%`` (remainder)."""
     right: int
-    """Like ``left``."""
     left_is_step: bool = False
-    """Whether ``left`` names a step."""
     right_is_step: bool = False
-    """Whether ``right`` names a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,6 @@ class Problem:
     """One problem with its answer and its solution."""
 
     question: str
-    """What is asked."""
     answer: str
     """The right answer, an integer in canonical form."""
     kind: str
@@ -129,12 +125,7 @@ class Draws:
 
 
 def generate_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """Draw problems with different questions from one split.
-
-    Args:
-        split: ``corpus`` (what the embedded model learns from), ``train`` or ``test``.
-        count: How many, at least 0.
-        seed: Any non-negative integer; the same seed gives the same problems, and a smaller count their beginning.
+    """Draw problems with different questions from one split; a smaller count gives the beginning of a larger one's.
 
     Raises:
         ValueError: For an unknown split.

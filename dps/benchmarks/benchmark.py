@@ -27,7 +27,6 @@ class Prompts:
     chat: str
     """The user's message for an instruct model, which the tokenizer's chat template wraps."""
     plain: str
-    """The whole prompt for a base model."""
     stop: tuple[str, ...] = ()
     """What a base model goes on with after its answer: the plain prompt's stop strings."""
 
@@ -37,7 +36,6 @@ class Benchmark:
     """The selected questions, with everything that is done to them and to their answers."""
 
     config: BenchmarkConfig
-    """What was asked for."""
     items: list[Item]
     """The selected questions in order, at least one."""
     source: str
@@ -45,11 +43,9 @@ class Benchmark:
     sha256: str
     """Digest of the file's content; of generated questions, of the first ones."""
     chat_template: str
-    """The user's message for an instruct model."""
     plain_template: str
     """The whole prompt for a base model."""
     grader: Grader
-    """Reads the responses."""
     plain_stop: tuple[str, ...] = ()
     """Stop strings of the prompt for a base model, where ``config.stop`` names none."""
     remarks: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dps.benchmarks.grading import Item, number_classes
+from dps.benchmarks.grading import Item, KeyGrader
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -127,10 +127,6 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
     Looked for, in this order: the last ``\boxed{}`` or ``\fbox{}`` that holds a choice; the last statement ("The answer
     is ...", "Answer: ...", "... is correct"); a last line, else a first line, that is a choice; a last sentence such as
     "So B."; the last ``(B)`` or "option B". Two choices together ("A and B") are none, and neither is a list of them.
-
-    Args:
-        text: The decoded response; from a next question of its own on it is left out.
-        choices: The choices' texts in the order of their letters.
     """
     response = _before_next_question(text)
     most = _most_characters(choices)
@@ -144,12 +140,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def find_boxed_letter(text: str, choices: Sequence[str]) -> str | None:
-    r"""Return the capital letter that stands alone in the last ``\boxed{}``; fonts and brackets around it are allowed.
-
-    Args:
-        text: The decoded response; from a next question of its own on it is left out.
-        choices: The choices' texts in the order of their letters.
-    """
+    r"""Return the capital letter that stands alone, but for fonts and brackets, in the last ``\boxed{}``."""
     response = _before_next_question(text)
     boxes = [box for box in _boxes(response, _MARGIN) if response.startswith(r"\boxed", box[0])][-1:]
     if not boxes or _joined(response, *boxes[0][:2]):
@@ -387,13 +378,11 @@ def _mentioned(text: str, choices: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceGrader:
+class ChoiceGrader(KeyGrader):
     """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
 
     The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.
     """
-
-    in_background: bool = False
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the letter of the choice that the response gives, see :func:`find_choice`."""
@@ -407,7 +396,3 @@ class ChoiceGrader:
         """See :class:`Grader`: no answer is wrong."""
         gold = None if item.gold is None else read_choice(item.gold, item.metadata["choices"])
         return None if gold is None else answer == gold
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """See :class:`Grader`."""
-        return number_classes(answers)

@@ -51,10 +51,6 @@ class BenchmarkConfig:
 def check_config(config: BenchmarkConfig, splits: Sequence[str] | None = None) -> None:
     """Check what can be checked before any question is read.
 
-    Args:
-        config: The settings.
-        splits: The benchmark's splits; None if any word will do.
-
     Raises:
         InputError: For a limit, offset, split, seed, template or stop string that cannot be meant.
     """

@@ -23,11 +23,6 @@ STYLES: tuple[str, ...] = get_args(Style)
 def given_questions(questions: Sequence[str], style: Style = "number", prompt: str = "auto") -> Benchmark:
     """Return an ungraded benchmark of these questions.
 
-    Args:
-        questions: Their texts, at least one.
-        style: ``number`` asks for reasoning and a number; ``arithmetic`` is the embedded model's form.
-        prompt: ``auto``, ``chat`` or ``plain``, see :class:`BenchmarkConfig`.
-
     Raises:
         InputError: If there is no question, or the style is unknown.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dps.benchmarks.thinking import answer_part
 
@@ -50,6 +50,35 @@ class Grader(Protocol):
         ...
 
 
+class KeyGrader:
+    """What graders have in common whose answers are the same where their keys are equal."""
+
+    __slots__ = ()
+    in_background: ClassVar[bool] = False
+
+    def extract_strict(self, text: str, item: Item) -> str | None:
+        """See :class:`Grader`."""
+        return self.extract(text, item)
+
+    def grade(self, answer: str | None, item: Item) -> bool | None:
+        """See :class:`Grader`: no answer is wrong."""
+        if item.gold is None:
+            return None
+        return False if answer is None else self.is_right(answer, item)
+
+    def is_right(self, answer: str, item: Item) -> bool | None:
+        """Whether an answer is the gold one."""
+        return self.key(answer, item) == self.key(item.gold, item)
+
+    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
+        """See :class:`Grader`."""
+        return number_classes([None if answer is None else self.key(answer, item) for answer in answers])
+
+    def key(self, answer: str, item: Item) -> Hashable:
+        """Return what equivalent answers have in common."""
+        return answer
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a response says."""
@@ -65,14 +94,7 @@ class Reading:
 
 
 def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
-    """Read one response; what a reasoning model thinks before it answers is no answer, see ``thinking``.
-
-    Args:
-        grader: The benchmark's grader.
-        text: The response.
-        item: The question.
-        prompt: What the model was given; some prompts end in an open ``<think>``.
-    """
+    """Read one response to a prompt; what a reasoning model thinks before it answers is no answer, see ``thinking``."""
     said = answer_part(text, prompt)
     answer, strict = (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
     correct = grader.grade(answer, item)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dps.benchmarks import arithmetic
 from dps.benchmarks.answers import canonical_answer
@@ -36,7 +36,7 @@ class OwnGrader:
 
     asked: _Asked
     """What a question without a gold answer is read for: what its prompt asks for."""
-    in_background: bool = False
+    in_background: ClassVar[bool] = False
 
     def extract(self, text: str, item: Item) -> str | None:
         """See :class:`Grader`."""
@@ -59,11 +59,7 @@ class OwnGrader:
 
 
 def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
-    """Load the questions of ``config.path``.
-
-    Args:
-        config: The settings.
-        embedded: Whether the embedded model is asked, which has a form of its own.
+    """Load the questions of ``config.path``; the embedded model is asked in a form of its own.
 
     Raises:
         InputError: If the file cannot be read, or a record cannot be a question.
@@ -86,12 +82,10 @@ def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
 
 
 def grader(golds: Sequence[str | None], template: str = "") -> Grader:
-    """Return what reads the responses.
+    """Return what reads the responses to questions with these gold answers.
 
-    Args:
-        golds: The gold answers.
-        template: The plain prompt's, or what stands for it: of a store its manifest's ``plain_template``, so that its
-            responses are read in the same way again.
+    ``template`` is the plain prompt's, or of a store its manifest's ``plain_template``, so that its responses are read
+    in the same way again.
     """
     if template == arithmetic.PROMPTS.plain:
         return arithmetic.GRADER

@@ -36,10 +36,7 @@ class WinRate:
 def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
     """Return the store's answers in the form of ``model_outputs``, without what a reasoning model thought before them.
 
-    Args:
-        store: A store of open responses.
-        k: Use the first k trajectories of each question; all of them if None. Of several the one with the highest
-            log-probability is taken.
+    Of the first k trajectories of a question (of all if k is None) the one with the highest log-probability is taken.
 
     Raises:
         InputError: If a question has fewer than k trajectories, or a question no response.
@@ -80,13 +77,9 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
 
 
 def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
-    """Run the user's annotator on an outputs file and read the preferences that it wrote.
+    """Run the user's annotator on an outputs file and read the preferences that it wrote into ``annotations.json``.
 
-    Args:
-        command: With {outputs} and {folder} where the paths go, e.g. ``alpaca_eval --model_outputs {outputs}
-            --output_path {folder}``. It runs without a shell.
-        outputs: The ``model_outputs`` file.
-        folder: Where the annotator writes; a file ``annotations.json`` is looked for in it.
+    The command has {outputs} and {folder} where the paths go, and runs without a shell.
 
     Raises:
         InputError: If the command cannot be run, fails, or leaves no preferences.

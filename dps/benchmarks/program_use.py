@@ -86,12 +86,7 @@ def definition_of(nodes: Iterable[ast.stmt], name: str) -> ast.AST | None:
 
 
 def loaded_names(nodes: Iterable[ast.AST], *, at_once: bool = False) -> set[str]:
-    """Return the names that statements use and that are not a function's own.
-
-    Args:
-        nodes: The statements.
-        at_once: Only those that are needed when the statements run, not those within functions.
-    """
+    """Return the names that statements use (``at_once``: when they run) and that are not a function's own."""
     names: set[str] = set()
     for node in nodes:
         waiting, own, loaded = [node], set(), set()

@@ -13,13 +13,13 @@ import json
 import math
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
-from dps.benchmarks.grading import Item, number_classes
+from dps.benchmarks.grading import Item, KeyGrader
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
 from dps.benchmarks.sandbox import run_examples, run_test
 from dps.benchmarks.workers import idle_cores
@@ -35,14 +35,14 @@ _verdicts: dict[bytes, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class CodeGrader:
+class CodeGrader(KeyGrader):
     """Reads responses that complete a Python function.
 
     An item's metadata has ``prompt`` (the function's head with its docstring), ``test`` (source that defines
     ``check(candidate)``) and ``entry_point`` (the function's name).
     """
 
-    in_background: bool = True
+    in_background: ClassVar[bool] = True
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the whole program of a response in any form, see :func:`~dps.benchmarks.program_text.find_program`."""
@@ -52,26 +52,29 @@ class CodeGrader:
         """Return the program of code blocks that define the function, or of a text that continues the prompt."""
         return find_strict_program(text, item.metadata["prompt"], item.metadata["entry_point"])
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
+    def is_right(self, answer: str, item: Item) -> bool | None:
         """Return whether the program passes the test; None where the test itself is at fault."""
-        if item.gold is None:
-            return None
-        if answer is None:
-            return False
         kind = _remembered(answer, item, ())
         return None if kind == "broken" else kind == "passed"
 
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return each program's class: the same outputs on the prompt's examples.
+    def key(self, answer: str, item: Item) -> str:
+        """Return a digest of what a program gives for the prompt's examples.
 
         Without examples, and for programs that fail on all of them, only equal source (but for comments and layout) is
         the same.
         """
         examples = examples_of(item.metadata["prompt"], item.metadata["entry_point"])
-        return number_classes([None if answer is None else _behaviour(answer, item, examples) for answer in answers])
+        if outputs := _remembered(answer, item, examples) if examples else "":
+            return outputs
+        tree = parsed(answer) if len(answer) <= LONGEST_PROGRAM else None
+        try:
+            return _digest(answer if tree is None else ast.dump(tree)).hex()
+        except (ValueError, RecursionError, MemoryError):  # too deep to be printed, or a number of too many digits
+            return _digest(answer).hex()
 
 
-def examples_of(prompt: str, entry_point: str) -> list[str]:
+@lru_cache(maxsize=256)
+def examples_of(prompt: str, entry_point: str) -> tuple[str, ...]:
     """Return the calls of the function in a prompt's docstring, as expressions, in order.
 
     Read are lines that begin with ``>>>``, and calls before ``==``, ``=>``, ``->``, ``➞`` or "returns".
@@ -84,7 +87,7 @@ def examples_of(prompt: str, entry_point: str) -> list[str]:
     shown = [line for line in lines if not line.strip().startswith((">>>", "def "))]
     sources += [call for line in shown if (call := _call_in(line, entry_point)) is not None]
     calls = (source for source in dict.fromkeys(sources) if f"{entry_point}(" in source and _is_expression(source))
-    return list(islice(calls, _MOST_EXAMPLES))
+    return tuple(islice(calls, _MOST_EXAMPLES))
 
 
 def _call_in(line: str, entry_point: str) -> str | None:
@@ -104,18 +107,6 @@ def _is_expression(source: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
-
-
-def _behaviour(program: str, item: Item, examples: list[str]) -> str:
-    """Return a digest of what programs of one class have in common."""
-    outputs = _remembered(program, item, tuple(examples)) if examples else ""
-    if outputs:
-        return outputs
-    tree = parsed(program) if len(program) <= LONGEST_PROGRAM else None
-    try:
-        return _digest(program if tree is None else ast.dump(tree)).hex()
-    except (ValueError, RecursionError, MemoryError):  # too deep to be printed, or a number of too many digits
-        return _digest(program).hex()
 
 
 def _canonical(output: Any) -> Any:

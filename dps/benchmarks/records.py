@@ -69,7 +69,6 @@ class RecordFile:
     name: str
     """The file's name without its folder, so that an identity does not depend on where it lies."""
     sha256: str
-    """Digest of the content."""
     records: list[Record]
 
 
@@ -80,13 +79,10 @@ class HubFile:
     title: str
     """The benchmark's name."""
     repository: str
-    """Id of the data set."""
     revision: str
-    """Commit."""
     filename: str
     """Path in the repository: Parquet, CSV, JSON or JSON lines."""
     licence: str
-    """As the authors state it."""
     gated: bool = False
     """Whether one must ask for access."""
     shown: bool = True
@@ -101,10 +97,7 @@ class HubFile:
 def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFile:
     """Read a benchmark's records from ``config.path``, or from the hub where no path is set.
 
-    Args:
-        config: The settings.
-        file: The file on the hub.
-        fields: What a local file's records must have, for the error's advice.
+    ``fields`` says in words what a local file's records must have.
 
     Raises:
         InputError: If they cannot be read.
@@ -124,11 +117,7 @@ def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFi
 
 
 def fetch(file: HubFile, advice: str) -> Path:
-    """Return the local copy of a hub file, fetched if it is not in the cache.
-
-    Args:
-        file: Which.
-        advice: What else a user can do.
+    """Return the local copy of a hub file, fetched if it is not in the cache; ``advice`` is what else a user can do.
 
     Raises:
         InputError: If it cannot be fetched; of a gated data set the sentence says how to get access.
@@ -184,9 +173,7 @@ def read_records(path: str | Path) -> RecordFile:
 def read_lines(path: Path, form: str) -> Iterator[Record]:
     """Yield the objects of a file of JSON lines, one line in memory at a time; blank lines are passed over.
 
-    Args:
-        path: The file.
-        form: What a line should be, for the error's advice.
+    ``form`` says in words what a line should be.
 
     Raises:
         InputError: At the first line that is no object.

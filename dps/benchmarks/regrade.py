@@ -29,9 +29,7 @@ class Changes:
     """What grading again did."""
 
     num_questions: int
-    """Questions of the store."""
     num_trajectories: int = 0
-    """Responses that were read."""
     answers: int = 0
     """Responses whose extracted answer is another now."""
     grades: int = 0
@@ -52,12 +50,7 @@ class Changes:
 
 
 def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda count: None) -> Changes:
-    """Write a copy of a store with everything read and graded again.
-
-    Args:
-        folder: The store.
-        output: Folder of the copy; nothing is left of one that is interrupted.
-        progress: Called with the number of questions that were graded since the last call.
+    """Write a copy of a store with everything read and graded again; nothing is left of one that is interrupted.
 
     Raises:
         InputError: If the output holds a store already, or the store's benchmark is not known.

@@ -43,9 +43,7 @@ class Response:
     id: Name
     """As it stands there; several lines may have the same."""
     kind: str
-    """What it is read for."""
     text: str
-    """The response."""
     item: Item
     """The question, as graders take it."""
     prompt: str
@@ -66,13 +64,10 @@ class Group:
     """The lines of a group."""
 
     first: int
-    """Number of its first line."""
     question: bytes
     """Digest of the question that they answer."""
     last: int = 0
-    """Number of its last line."""
     size: int = 0
-    """Its lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +75,7 @@ class Checked:
     """What a file of responses holds."""
 
     num_responses: int
-    """Its lines, but for blank ones."""
     groups: dict[Name, Group]
-    """Its groups by name."""
 
 
 @dataclass(slots=True)
@@ -227,13 +220,9 @@ def _letter(record: Record, gold: str, choices: list[str]) -> str:
 def grade_file(
     path: Path, output: Path, checked: Checked, progress: Callable[[int], None] = lambda count: None
 ) -> Graded:
-    """Grade a file of responses line by line.
+    """Grade a file of responses line by line, into a file of verdicts in the same order.
 
-    Args:
-        path: The file.
-        output: File of the verdicts, a line each, in the same order. If it holds the first of them, the rest is added.
-        checked: What :func:`check_responses` found in it.
-        progress: Called with the number of lines that were done since the last call.
+    If the output holds the first of them, the rest is added. ``progress`` is called with numbers of lines done.
 
     Raises:
         InputError: If the output is there and is not the beginning of this, or cannot be written.
@@ -286,7 +275,6 @@ class _Unit:
     """What is graded at once: a response, or all of a group."""
 
     responses: list[tuple[str, str]] = field(default_factory=list)
-    """Texts and prompts."""
     result: Future[list[tuple[Reading, int | None]]] | None = None
     """Readings and classes; set when the unit is complete."""
 

@@ -31,9 +31,7 @@ class Limits:
     wall_s: float = 10.0
     """Seconds until it is killed."""
     cpu_s: int = 8
-    """Processor seconds."""
     memory_bytes: int = 1 << 30
-    """Address space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def run_test(program: str, *, prompt: str, test: str, entry_point: str, limits: 
         prompt: Source that the test may use, such as helpers; trusted.
         test: Source that defines ``check(candidate)``; trusted.
         entry_point: Name of the function.
-        limits: Time and memory.
+        limits: What the program may take.
 
     Raises:
         InputError: If this system cannot confine a program.

@@ -160,30 +160,29 @@ def decode(value: Any, depth: int = 0) -> Any:
         raise NotPlain("a message that is no value") from error
 
 
+def _write(place: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(place, data) :]
+
+
 class Channel:
     """Lines of JSON over two file descriptors."""
 
     def __init__(self, receive: int, send: int) -> None:
-        self._receive, self._send, self._held = receive, send, b""
+        self._receive, self._send = os.fdopen(receive, "rb"), send
 
     def send(self, message: Any) -> None:
         """Write one message."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MOST_BYTES:
             raise NotPlain("too many bytes")
-        while data:
-            data = data[os.write(self._send, data) :]
+        _write(self._send, data)
 
     def receive(self) -> Any:
         """Read one message; EOFError if there is none any more, NotPlain if it is too long or no JSON."""
-        while b"\n" not in self._held:
-            part = os.read(self._receive, 1 << 16)
-            if not part:
-                raise EOFError
-            self._held += part
-            if len(self._held) > MOST_BYTES:
-                raise NotPlain("too many bytes")
-        line, _, self._held = self._held.partition(b"\n")
+        line = self._receive.readline(MOST_BYTES)
+        if not line.endswith(b"\n"):
+            raise NotPlain("too many bytes") if len(line) == MOST_BYTES else EOFError
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -261,10 +260,7 @@ class Stub:
 def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -> dict[str, Any]:
     """Run the test with the candidate's function, or its examples, and return the verdict.
 
-    Args:
-        job: What to run.
-        channel: To the candidate.
-        say: Tells the parent how far this has come, so that it knows whose fault it is when there is no verdict.
+    ``say`` tells the parent how far this has come, so that it knows whose fault it is when there is no verdict.
     """
     stub = Stub(channel, say)
     try:
@@ -356,17 +352,10 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 
 
 def confine(limits: dict[str, int], readable: list[str]) -> None:
-    """Give up everything that a program under test does not need.
+    """Give up everything that a program under test does not need; OSError if the kernel does not offer this.
 
     Afterwards this process can read the standard library and write nothing; it cannot start processes or threads, open
     sockets, signal others, or change its limits.
-
-    Args:
-        limits: ``cpu_s``, ``memory_bytes``.
-        readable: Files and folders that may be read.
-
-    Raises:
-        OSError: If the kernel does not offer this.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -451,9 +440,7 @@ def main() -> None:
     os.close(nowhere)
 
     def say(message: Any) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(verdicts, data) :]
+        _write(verdicts, json.dumps(message).encode() + b"\n")
 
     try:
         confine(job["limits"], job["readable"])

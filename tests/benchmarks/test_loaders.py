@@ -9,6 +9,7 @@ import sys
 import types
 
 import huggingface_hub
+import huggingface_hub.errors as hub_errors
 import pandas
 import pytest
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -210,8 +211,8 @@ class Gone:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gpqa", huggingface_hub.errors.GatedRepoError("gated", response=Gone()), "is a gated data set: .*hf auth login"),
-        ("gsm8k", huggingface_hub.errors.LocalEntryNotFoundError("x"), "could not be fetched .*set benchmark.path to"),
+        ("gpqa", hub_errors.GatedRepoError("gated", response=Gone()), "is a gated data set: .*hf auth login"),
+        ("gsm8k", hub_errors.LocalEntryNotFoundError("x"), "could not be fetched .*set benchmark.path to"),
         ("humaneval", None, "needs pyarrow: pip install pyarrow, or set benchmark.path"),
     ],
 )
@@ -257,7 +258,7 @@ def test_data_lists_and_downloads(monkeypatch, tmp_path, capsys):
 
     def fetch(repository, name, *, repo_type, revision):
         if "gpqa" in repository:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+            raise hub_errors.LocalEntryNotFoundError("offline")
         return str(fetched)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)

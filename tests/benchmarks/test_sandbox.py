@@ -183,7 +183,7 @@ def test_other_values_do_not_travel():
      ["decimal", "one"], ["decimal", 1], ["decimal", ["x"]], ["fraction", [["int", "0x1"], ["int", "0x0"]]], [[], 1],
      ["fraction", [["int", "0x1"]]], ["fraction", [1, 2]], ["Counter", 1], ["OrderedDict", [1]], ["float", 1],
      ["deque", [["list", []], ["text", "a"]]], ["keys", [["list", []]]], ["items", [[1]]], ["values", 1],
-     ["Counter", [["tuple", [["list", []], None]]]], ["own", []], ["complex", []]],
+     ["Counter", [["tuple", [["list", []], None]]]], ["own", []]],
     ids=repr,
 )  # fmt: skip
 def test_messages_that_are_no_values(message):
