@@ -14,6 +14,7 @@ import tokenize
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
+from typing import Any
 
 from dps.benchmarks.program_use import (
     DEFINITIONS,
@@ -85,10 +86,10 @@ def find_program(text: str, prompt: str, entry_point: str) -> str | None:
     return next((program for program in bodies if program is not None), None)
 
 
-def parsed(source: str) -> ast.Module | None:
-    """Return a source's syntax tree; None if it is no Python, or too deep for the parser."""
+def parsed(source: str, mode: str = "exec") -> Any:
+    """Return a source's syntax tree; None if it is no Python (``eval``: no expression), or too deep for the parser."""
     try:
-        return ast.parse(source)
+        return ast.parse(source, mode=mode)
     except _UNREADABLE:
         return None
 

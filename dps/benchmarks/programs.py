@@ -86,7 +86,7 @@ def examples_of(prompt: str, entry_point: str) -> tuple[str, ...]:
         sources = [line.strip()[3:].strip() for line in lines if line.strip().startswith(">>>")]
     shown = [line for line in lines if not line.strip().startswith((">>>", "def "))]
     sources += [call for line in shown if (call := _call_in(line, entry_point)) is not None]
-    calls = (source for source in dict.fromkeys(sources) if f"{entry_point}(" in source and _is_expression(source))
+    calls = (source for source in dict.fromkeys(sources) if f"{entry_point}(" in source and parsed(source, "eval"))
     return tuple(islice(calls, _MOST_EXAMPLES))
 
 
@@ -99,14 +99,6 @@ def _call_in(line: str, entry_point: str) -> str | None:
             shown = re.match(r"""[`'"]?\s*(?:==|=>|->|➞|=|returns?\b|should\b|\#)""", line[place + 1 :])
             return line[start : place + 1] if shown else None
     return None
-
-
-def _is_expression(source: str) -> bool:
-    try:
-        ast.parse(source, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
 
 
 def _canonical(output: Any) -> Any:

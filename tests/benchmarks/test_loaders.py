@@ -21,8 +21,9 @@ from dps.benchmarks.grading import read
 from dps.benchmarks.mathematics import parse_number
 from dps.benchmarks.sources import SOURCES, may_be_shown
 from dps.errors import InputError
-from tests.benchmarks.data import Base, Instruct, load, slice_path
+from tests.benchmarks.data import Base, Instruct, cases, load, slice_path
 
+CASES = cases("loaders")
 CHOICES = {"Correct Answer": "right", "Incorrect Answer 1": "a", "Incorrect Answer 2": "b", "Incorrect Answer 3": "c"}
 GSM8K = [
     {"question": "How many?", "answer": "First 3 + 4 = <<3+4=7>>7.\nThen 2 * 7 = 14.\n#### 1,014"},
@@ -142,20 +143,7 @@ def test_alpaca_eval_asks_each_instruction_once(tmp_path):
     assert benchmark.render(benchmark.items[0], Base()) == "Sing."
 
 
-@pytest.mark.parametrize(
-    ("name", "record", "message"),
-    [
-        ("gsm8k", {"question": "a", "answer": "14"}, "has no number after #### in its answer"),
-        ("gsm8k", {"question": "a", "answer": "#### many"}, "has no number after #### in its answer"),
-        ("gsm8k", {"question": "a", "answer": None}, "has no number after #### in its answer"),
-        ("gsm8k", {"question": "a"}, "has no field answer, only: question"),
-        ("math500", {"problem": "x", "answer": "2"}, "has no field unique_id"),
-        ("math500", {"problem": "x", "answer": 2, "id": "a"}, "should have a text as answer, but has 2"),
-        ("humaneval", {"task_id": "x", "prompt": "p"}, "has no field test"),
-        ("gpqa", {"Question": "x", "Correct Answer": "a"}, "has no field Incorrect Answer 1"),
-        ("alpaca_eval", {"prompt": "x"}, "has no field instruction"),
-    ],
-)
+@pytest.mark.parametrize(("name", "record", "message"), CASES["records"])
 def test_a_record_of_something_else_is_one_sentence(tmp_path, name, record, message):
     with pytest.raises(InputError, match=f"^Entry 1 of x.json {message}"):
         load(name, write(tmp_path / "x.json", [record]))
@@ -163,7 +151,7 @@ def test_a_record_of_something_else_is_one_sentence(tmp_path, name, record, mess
 
 def test_the_same_id_twice_is_refused(tmp_path):
     path = write(tmp_path / "m.json", [{"problem": text, "answer": "2", "id": "a"} for text in "xy"])
-    with pytest.raises(InputError, match="^Entry 2 of m.json has the id 'math500-a', which entry 1 has already"):
+    with pytest.raises(InputError, match=r"^Entry 2 of m.json has the id 'math500-a', which entry 1 has already"):
         load("math500", path)
 
 
@@ -329,23 +317,7 @@ def test_a_benchmark_travels_to_a_worker():
     assert copy.grader.extract("#7", None) == "7"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"split": "validation"}, "split of arithmetic to be one of corpus, train, test, got 'validation'"),
-        ({"name": "gsm8k", "split": "dev", "path": "x"}, "split of gsm8k to be one of train, test, got 'dev'"),
-        ({"limit": 0}, "limit to be at least 1 or not set, got 0"),
-        ({"offset": -1}, "offset to be at least 0, got -1"),
-        ({"seed": -1}, "seed to be at least 0 or not set, got -1"),
-        ({"template": "What is {q}?"}, r"Expected \{question\} in benchmark.template"),
-        ({"path": "x.jsonl"}, "no benchmark.path, since arithmetic questions are generated"),
-        ({"name": "jsonl"}, "Expected benchmark.path, the file with your questions"),
-        ({"name": "gsm8k", "path": "no/such.jsonl"}, "no/such.jsonl is not there: check benchmark.path"),
-        ({"name": "jsonl", "path": "."}, "is a folder"),
-        ({"stop": ("x", "")}, "no empty text in benchmark.stop"),
-        ({"name": "squad"}, "one of arithmetic, gsm8k, math500, .*jsonl, got 'squad'"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), CASES["settings"])
 def test_bad_settings_are_one_sentence(settings, message):
     with pytest.raises(InputError, match=message) as caught:
         load_benchmark(BenchmarkConfig(**settings))

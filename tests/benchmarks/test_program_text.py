@@ -54,27 +54,12 @@ def test_a_function_of_coroutines_is_a_definition():
     assert isinstance(ast.parse(program).body[-1], ast.AsyncFunctionDef)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "text"),
-    [
-        ('import math\r\ndef area(r):\r\n    """Doc."""\r\n', "    return math.pi * r * r\n"),
-        ('import math\ndef area(r):\n    """Doc."""', "    return math.pi * r * r\n"),
-        ("import math\ndef area(r):\n", "    return math.pi * r * r\n"),
-        ("import math\ndef area(r):\n  'Doc.'\n", "  return math.pi * r * r\n"),
-        ("import math\ndef area(r):\n\t'Doc.'\n", "\treturn math.pi * r * r\n"),
-        ("import math\ndef area(r):\n\t'Doc.'\n", "x = r\nreturn math.pi * x * r\n"),
-        ("", "import math\n" + CODE),
-        ("import math\nasync def area(r):\n", f"```\n{CODE}```"),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "text"), CASES["prompts"])
 def test_prompts_of_other_forms(prompt, text):
     assert works(find_program(text, prompt, "area"))
 
 
-@pytest.mark.parametrize(
-    "prose",
-    ["That's all.", "See (the note", "for each of them", '"""open', "  dedented badly", "$ x", "1. One", "} x"],
-)
+@pytest.mark.parametrize("prose", CASES["prose"])
 def test_leading_code_ends_where_python_does(prose):
     code = "import a\n@b\ndef f(x):\n    if x:\n        return '''\nx'''\n    else:\n        return 1\n"
     assert leading_code(code + prose + "\nmore\n").strip() == code.strip()

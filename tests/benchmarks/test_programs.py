@@ -15,7 +15,7 @@ import pytest
 from dps.benchmarks import Item, programs
 from dps.benchmarks.grading import read
 from dps.benchmarks.programs import CodeGrader, examples_of
-from tests.benchmarks.data import load, slice_path
+from tests.benchmarks.data import cases, load, slice_path
 
 PROMPT = '''import math
 
@@ -51,22 +51,7 @@ def classes(prompt, bodies):
     return CodeGrader().classes(answers, item_of(prompt, "area" if "def area" in prompt else "f"))
 
 
-@pytest.mark.parametrize(
-    ("text", "correct", "strict"),
-    [
-        (RIGHT, True, True),
-        (RIGHT + "\n\nprint(area(3))\n", True, True),
-        (RIGHT + "\ndef area(r):\n    return 0\n", True, True),
-        ("Here:\n```python\ndef area(r):\n    return math.pi * r * r\n```\nIt works.", True, True),
-        ("```python\ndef area(r):\n    return math.pi * r * r\n\nassert area(1) == 3\nprint(input())\n```", True, True),
-        ("Sure:\n\nfrom math import pi\nK = pi\n\n\ndef area(r):\n    return K * r * r\n\nThat's all.", True, False),
-        ("    return r\n", False, False),
-        ("    raise ValueError\n", False, False),
-        ("    return None\n", False, False),
-        ("I cannot do that.", False, False),
-        ("    return '\ud800'\n", False, False),
-    ],
-)
+@pytest.mark.parametrize(("text", "correct", "strict"), cases("programs")["graded"])
 def test_programs_are_graded_by_the_test(text, correct, strict):
     reading = read(CodeGrader(), text, ITEM)
     assert (reading.correct, reading.strict_correct) == (correct, strict)
@@ -98,7 +83,7 @@ def test_examples_in_the_common_forms():
         "    >>> x = f(9)\n"
         '    """\n'
     )
-    assert examples_of(prompt, "f") == ["f(7)", "f(1)", "f([1, 2])", "f(4)"]
+    assert examples_of(prompt, "f") == ("f(7)", "f(1)", "f([1, 2])", "f(4)")
 
 
 def test_equal_outputs_are_one_class():
