@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,10 @@ _NUM_DIGESTED = 32
 _NUM_BUCKETS = 16
 _BUCKETS: dict[str, range] = {"corpus": range(0, 12), "train": range(12, 14), "test": range(14, 16)}
 
+_NUM_STEPS = {2: 0.34, 3: 0.34, 4: 0.19, 5: 0.09, 6: 0.04}
+"""Shares of numbers of steps, more often small: a step is about nine tokens."""
+_STYLES = {"gentle": 0.22, "steep": 0.25, "mixed": 0.53}
+"""Shares of small additions and subtractions, of products by two digits, and of both."""
 _NAMES = ("Mia", "Ben", "Tom", "Lea", "Sam", "Ida")
 _ITEMS = ("apples", "cards", "stones", "coins", "books", "shells")
 _GOODS = ("pens", "cups", "lamps", "maps", "hats", "bags")
@@ -114,7 +119,7 @@ class Draws:
         """Return one of the options, all equally likely."""
         return options[int(self.uniform() * len(options))]
 
-    def weighted(self, shares: dict[str, float]) -> str:
+    def weighted(self, shares: dict[_T, float]) -> _T:
         """Return a key with the probability that is its value; the values sum to 1."""
         left = self.uniform()
         for key, share in shares.items():
@@ -163,8 +168,8 @@ def extract_answer(text: str) -> str | None:
     '111'
     """
     _, mark, tail = text.rpartition("#")
-    found = re.fullmatch(r"\s*(-?[0-9]{1,100})\s*", tail) if mark else None
-    return str(int(found.group(1))) if found else None
+    number = re.fullmatch(r"\s*(-?[0-9]{1,100})\s*", tail) if mark else None
+    return str(int(number[1])) if number else None
 
 
 def _extract_any(text: str) -> str | None:
@@ -208,13 +213,9 @@ def load(config: BenchmarkConfig) -> Benchmark:
 
 def apply(left: int, op: str, right: int) -> int:
     """Return ``left op right``; a remainder has the divisor's sign, and is 0 where the divisor is 0."""
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    if op == "*":
-        return left * right
-    return left % right if right else 0
+    if op == "%":
+        return left % right if right else 0
+    return {"+": operator.add, "-": operator.sub, "*": operator.mul}[op](left, right)
 
 
 def results_of(steps: Sequence[Step]) -> list[int]:
@@ -264,18 +265,6 @@ def _problem(question: str, kind: str, steps: Sequence[Step], misreading: Sequen
     return Problem(question, str(results_of(steps)[-1]), kind, level, tuple(steps), misreading=tuple(misreading))
 
 
-def _num_steps(draws: Draws) -> int:
-    """Draw a number of steps, 2 to 6, more often small: a step is about nine tokens."""
-    u = draws.uniform()
-    return 2 if u < 0.34 else 3 if u < 0.68 else 4 if u < 0.87 else 5 if u < 0.96 else 6
-
-
-def _draw_style(draws: Draws) -> str:
-    """Draw ``gentle`` (small additions and subtractions), ``steep`` (products by two digits) or ``mixed``."""
-    u = draws.uniform()
-    return "gentle" if u < 0.22 else "steep" if u < 0.47 else "mixed"
-
-
 def _draw_run(draws: Draws, style: str, start: int, num_steps: int) -> Iterator[Step]:
     """Draw operations on a running value, such that the results stay within what the task uses."""
     value = start
@@ -295,8 +284,10 @@ def _draw_run(draws: Draws, style: str, start: int, num_steps: int) -> Iterator[
 
 def _draw_chain(draws: Draws) -> Problem:
     """Draw ``From left to right: 14+23*3-5``."""
-    style = _draw_style(draws)
-    num_steps = draws.integer(3, 6) if style == "gentle" else min(4 if style == "steep" else 6, _num_steps(draws))
+    style = draws.weighted(_STYLES)
+    num_steps = (
+        draws.integer(3, 6) if style == "gentle" else min(4 if style == "steep" else 6, draws.weighted(_NUM_STEPS))
+    )
     start = draws.integer(3, 30 if style == "steep" else 60)
     steps = list(_draw_run(draws, style, start, num_steps))
     text = "".join(f"{step.op}{step.right}" for step in steps)
@@ -342,7 +333,7 @@ def _draw_tree(draws: Draws, num_steps: int, steps: list[Step], digits: int) -> 
 def _draw_brackets(draws: Draws) -> Problem:
     """Draw ``Compute (14+23)*3-(8+5)``, with the usual precedence and at least one pair of brackets."""
     digits = 1 if draws.chance(0.2) else 2
-    num_steps = _num_steps(draws)
+    num_steps = draws.weighted(_NUM_STEPS)
     while True:
         steps: list[Step] = []
         tree = _draw_tree(draws, num_steps, steps, digits)
@@ -352,8 +343,8 @@ def _draw_brackets(draws: Draws) -> Problem:
 
 def _draw_story(draws: Draws) -> Problem:
     """Draw a word problem about one person's things, sometimes with a sentence that does not matter."""
-    style = _draw_style(draws)
-    num_steps = draws.integer(2, 5) if style == "gentle" else min(4, _num_steps(draws))
+    style = draws.weighted(_STYLES)
+    num_steps = draws.integer(2, 5) if style == "gentle" else min(4, draws.weighted(_NUM_STEPS))
     name, friend = _pair(draws, _NAMES)
     items, others = _pair(draws, _ITEMS)
     start = draws.integer(3, 30 if style == "steep" else 60)

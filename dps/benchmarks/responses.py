@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import string
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dps.benchmarks.answers import canonical_answer
+from dps.benchmarks.choices import LETTERS, read_choice
 from dps.benchmarks.grading import Item, Reading, read, read_all
 from dps.benchmarks.kinds import KINDS, grader_of_kind
 from dps.benchmarks.records import Record, read_lines, shortened
@@ -78,45 +78,36 @@ class Checked:
     groups: dict[Name, Group]
 
 
+_COUNTED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "responses": lambda verdict: True,
+    "right": lambda verdict: verdict["correct"] is True,
+    "wrong": lambda verdict: verdict["correct"] is False,
+    "ungradable": lambda verdict: verdict["correct"] is None,
+    "no answer": lambda verdict: verdict["answer"] is None,
+    "strict differs": lambda verdict: verdict["correct"] is not verdict["strict_correct"],
+}
+"""What is counted of the responses of a kind: ungradable are those without a gold answer, too."""
+
+
 @dataclass(slots=True)
-class Tally:
-    """What became of the responses of a kind."""
-
-    responses: int = 0
-    right: int = 0
-    wrong: int = 0
-    ungradable: int = 0
-    """Without a gold answer, or with a verdict that could not be reached."""
-    without_answer: int = 0
-    """In which no answer is found, whatever their grade."""
-    disagreements: int = 0
-    """Whose grade is another where only the strict form of an answer counts."""
-
-    def add(self, verdict: dict[str, Any]) -> None:
-        """Count one."""
-        self.responses += 1
-        self.right += verdict["correct"] is True
-        self.wrong += verdict["correct"] is False
-        self.ungradable += verdict["correct"] is None
-        self.without_answer += verdict["answer"] is None
-        self.disagreements += verdict["correct"] is not verdict["strict_correct"]
-
-
-@dataclass(frozen=True, slots=True)
 class Graded:
     """What grading a file did."""
 
-    tallies: dict[str, Tally]
-    """By kind, of the kinds that occur."""
-    kept: int
+    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in KINDS})
+    """By kind, by what is counted."""
+    kept: int = 0
     """Responses that an earlier, interrupted run had graded."""
 
+    def add(self, kind: str, verdict: dict[str, Any]) -> None:
+        """Count a response."""
+        self.tallies[kind].update(name for name, holds in _COUNTED.items() if holds(verdict))
+
     def words(self) -> str:
-        """Return a table of the counts, a line for each kind."""
-        titles = ("kind", "responses", "right", "wrong", "ungradable", "no answer", "strict differs")
-        rows = [titles, *((kind, *(f"{count:,}" for count in astuple(t))) for kind, t in self.tallies.items())]
+        """Return a table of the counts, a line for each kind that occurs."""
+        rows = [["kind", *_COUNTED]]
+        rows += [[kind, *(f"{tally[name]:,}" for name in _COUNTED)] for kind, tally in self.tallies.items() if tally]
         lines = ["".join(cell.rjust(16) if i else cell.ljust(8) for i, cell in enumerate(row)) for row in rows]
-        if self.kept == sum(tally.responses for tally in self.tallies.values()):
+        if self.kept == sum(tally["responses"] for tally in self.tallies.values()):
             lines.append("All of them were graded before, nothing was done: delete the output to grade them again.")
         elif self.kept:
             lines.append(f"{self.kept:,} of them were graded by a run that was interrupted.")
@@ -190,7 +181,11 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
             raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
         if not 2 <= len(choices) <= 26:
             raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
-        return None if gold is None else _letter(record, str(gold), choices), {"choices": choices}
+        letter = None if gold is None else read_choice(str(gold), choices)
+        if letter is None and gold is not None:
+            letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
+            raise record.error(f"should have a letter of {letters}, or one of its choices, as gold, but has {gold!r}.")
+        return letter, {"choices": choices}
     if gold is None:
         return None, {}
     text = str(gold)
@@ -199,22 +194,6 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     if not text.strip() or (kind == "text" and canonical_answer(text) is None):
         raise record.error(f"should have a text or a number as gold, but has {gold!r}; {_NO_GOLD}")
     return text, {}
-
-
-def _letter(record: Record, gold: str, choices: list[str]) -> str:
-    """Return the letter of the right choice, which may be given by its letter or by its text."""
-    letters, plain = string.ascii_uppercase[: len(choices)], gold.strip().strip("().").strip()
-    if len(plain) == 1 and plain in letters:
-        return plain
-    texts = [" ".join(text.split()).casefold() for text in (*choices, gold)]
-    same = [letter for letter, text in zip(letters, texts, strict=False) if text == texts[-1]]
-    if not same and len(plain) == 1 and plain.upper() in letters:
-        same = [plain.upper()]
-    if len(same) != 1:
-        raise record.error(
-            f"should have a letter of {letters[0]} to {letters[-1]}, or one of its choices, as gold, but has {gold!r}."
-        )
-    return same[0]
 
 
 def grade_file(
@@ -227,18 +206,17 @@ def grade_file(
     Raises:
         InputError: If the output is there and is not the beginning of this, or cannot be written.
     """
-    tallies = {kind: Tally() for kind in KINDS}
-    kept = size = 0
+    graded, size = Graded(), 0
     for kind, verdict, end in _there(path, output):
-        tallies[kind].add(verdict)
-        kept, size = kept + 1, end
-    progress(kept)
-    with _whole_lines(output, size) as write, closing(_verdicts(path, checked, kept)) as verdicts:
+        graded.add(kind, verdict)
+        graded.kept, size = graded.kept + 1, end
+    progress(graded.kept)
+    with _whole_lines(output, size) as write, closing(_verdicts(path, checked, graded.kept)) as verdicts:
         for kind, verdict in verdicts:
             write(json.dumps(verdict).encode() + b"\n")
-            tallies[kind].add(verdict)
+            graded.add(kind, verdict)
             progress(1)
-    return Graded({kind: tally for kind, tally in tallies.items() if tally.responses}, kept)
+    return graded
 
 
 def _there(path: Path, output: Path) -> Iterator[tuple[str, dict[str, Any], int]]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dps.benchmarks.benchmark import Item
-from dps.benchmarks.grading import Grader, read_trajectory
+from dps.benchmarks.grading import Grader, read
 from dps.decide import Controller, InRun, Policy, Rule
 from dps.decide.aggregate import answer_of
 from dps.decide.features import CheckpointFeatures, checkpoint_features
@@ -436,7 +436,7 @@ def _read(entry: _Live, grader: Grader) -> None:
     item = entry.source.item
     found = dict(sorted(entry.trajectories.items()))
     for index in entry.unread:
-        reading = read_trajectory(grader, found[index], item, entry.source.prompt)
+        reading = read(grader, found[index].text, item, entry.source.prompt)
         found[index] = replace(
             found[index],
             answer=reading.answer,

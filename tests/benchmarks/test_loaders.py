@@ -64,11 +64,6 @@ def test_a_larger_limit_adds_questions_and_changes_none(own_file):
         assert load(limit=3, offset=1, **settings).identity() == small.identity()
 
 
-def test_questions_of_different_splits_are_different():
-    train, test = ({i.question for i in load("arithmetic", split=s, limit=300).items} for s in ("train", "test"))
-    assert not train & test
-
-
 def test_shuffling_permutes_and_keeps_ids(own_file):
     plain, shuffled = load("jsonl", own_file), load("jsonl", own_file, seed=1)
     assert [i.question_id for i in plain.items] == [f"own-test-{n:05d}" for n in range(5)]
@@ -272,22 +267,6 @@ def test_prompts_follow_the_tokenizer_and_the_settings():
     assert own.render(item, Base()) == rf"Say \boxed{{n}}. {question} So:"
     assert own.render(item, Instruct()) == rf"<user>Say \boxed{{n}}. {question} So:<assistant>"
     assert benchmark.render(Item("x", "Is {question} {0}?", None), Base()) == "Q: Is {question} {0}?\nA: "
-
-
-def test_a_real_chat_template():
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    benchmark = load("arithmetic", limit=1)
-    rendered = benchmark.render(benchmark.items[0], tokenizer)
-    assert rendered.startswith(f"<|user|>Can you solve the following math problem? {benchmark.items[0].question}")
-    assert rendered.endswith("<|assistant|>")
 
 
 def test_identity_names_the_questions_by_content_and_not_by_folder(own_file, tmp_path):

@@ -162,7 +162,7 @@ def test_what_a_killed_run_left_is_gone_on_from(tmp_path):
         found = grade_file(path, output, check_responses(path))
         assert output.read_bytes() == content
         assert found.kept == sum(end <= size for end in ends)
-        assert (found.tallies["number"].responses, found.tallies["number"].right) == (50, 10)
+        assert (found.tallies["number"]["responses"], found.tallies["number"]["right"]) == (50, 10)
     output.write_bytes(content[: ends[3]])
     os.utime(path, (time.time() + 100,) * 2)
     with pytest.raises(Exception, match=r"is older than .*own\.jsonl"):
@@ -211,5 +211,5 @@ def test_a_long_file_takes_little_memory(tmp_path):
     found = grade_file(path, tmp_path / "out.jsonl", check_responses(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.tallies["choice"].right == 1_000
+    assert found.tallies["choice"]["right"] == 1_000
     assert peak < 4_000_000
