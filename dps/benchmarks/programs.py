@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from dps.benchmarks.grading import Item, KeyGrader
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
-from dps.benchmarks.sandbox import run_examples, run_test
+from dps.benchmarks.sandbox import run_program
 from dps.benchmarks.workers import idle_cores
 
 _MOST_EXAMPLES = 20
@@ -154,13 +154,13 @@ def _remembered(program: str, item: Item, examples: tuple[str, ...]) -> str:
     with _lock:
         if key in _verdicts:
             return _verdicts[key]
+    check = {"examples": examples} if examples else {"test": test}
     with _running:
-        if examples:
-            verdict = run_examples(program, examples=list(examples), prompt=prompt, entry_point=entry_point)
-            failed = all(isinstance(output, dict) for output in verdict.outputs)  # exceptions
-            result = "" if failed else _digest(json.dumps([_canonical(output) for output in verdict.outputs])).hex()
-        else:
-            result = run_test(program, test=test, prompt=prompt, entry_point=entry_point).kind
+        verdict = run_program(program, check | {"prompt": prompt, "entry_point": entry_point})
+    result = verdict.kind
+    if examples:
+        failed = all(isinstance(output, dict) for output in verdict.outputs)  # exceptions
+        result = "" if failed else _digest(json.dumps([_canonical(output) for output in verdict.outputs])).hex()
     with _lock:
         while len(_verdicts) >= _KEPT:
             del _verdicts[next(iter(_verdicts))]  # the oldest

@@ -46,6 +46,7 @@ class Verdict:
     """Of examples, what each gave: encoded values, or the exception."""
 
 
+_LIMITS = Limits()
 _NO_VERDICT = {
     "": Verdict("broken", "the sandbox did not start"),
     "waiting": Verdict("failed", "no function in time"),
@@ -55,35 +56,18 @@ _NO_VERDICT = {
 """What it means when nothing more is heard of a checker that last said this."""
 
 
-def run_test(program: str, *, prompt: str, test: str, entry_point: str, limits: Limits | None = None) -> Verdict:
-    """Run a program's function through a test.
+def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -> Verdict:
+    """Run a program's function through a test, or evaluate examples with it; what is left of it is killed.
 
     Args:
-        program: The candidate's source, which defines ``entry_point``.
-        prompt: Source that the test may use, such as helpers; trusted.
-        test: Source that defines ``check(candidate)``; trusted.
-        entry_point: Name of the function.
+        program: The candidate's source.
+        check: ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
+            ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted.
         limits: What the program may take.
 
     Raises:
         InputError: If this system cannot confine a program.
     """
-    return _run(program, {"prompt": prompt, "test": test, "entry_point": entry_point}, limits or Limits())
-
-
-def run_examples(
-    program: str, *, prompt: str, examples: list[str], entry_point: str, limits: Limits | None = None
-) -> Verdict:
-    """Evaluate expressions with a program's function; the outputs are those of the verdict ``examples``.
-
-    Raises:
-        InputError: If this system cannot confine a program.
-    """
-    return _run(program, {"prompt": prompt, "examples": examples, "entry_point": entry_point}, limits or Limits())
-
-
-def _run(program: str, check: dict[str, Any], limits: Limits) -> Verdict:
-    """Start both sides, wait for the checker's verdict, kill what is left."""
     common = {
         "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "parent": os.getpid()},
         "readable": _readable(),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from dps.benchmarks import sandbox, workers
-from dps.benchmarks.sandbox import Limits, run_examples, run_test
+from dps.benchmarks.sandbox import Limits, run_program
 from dps.benchmarks.sandbox_child import NotPlain, decode, encode
 from dps.errors import InputError
 from tests.benchmarks.data import cases
@@ -31,11 +31,11 @@ QUICK = Limits(wall_s=1.5, cpu_s=1, memory_bytes=256 << 20)
 
 
 def verdict(program, test=TEST, limits=QUICK):
-    return run_test(program, prompt=PROMPT, test=test, entry_point="f", limits=limits)
+    return run_program(program, {"prompt": PROMPT, "test": test, "entry_point": "f"}, limits)
 
 
 def outputs(program, *examples, prompt=PROMPT):
-    found = run_examples(program, prompt=prompt, examples=list(examples), entry_point="f", limits=QUICK)
+    found = run_program(program, {"prompt": prompt, "examples": examples, "entry_point": "f"}, QUICK)
     assert found.kind == "examples"
     return found.outputs
 
@@ -242,7 +242,7 @@ for name in ("workers", "sandbox"):
     module = sys.modules[f"dps.benchmarks.{name}"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 for program in sys.argv[2:]:
-    v = module.run_examples(program, prompt="", examples=["f(1)"], entry_point="f")
+    v = module.run_program(program, {"prompt": "", "examples": ["f(1)"], "entry_point": "f"})
     print(v.kind, v.outputs)
 """
 
