@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -81,14 +81,7 @@ def graded(question: Question, grader: Grader, aggregator: str) -> Question:
     item = Item(question.question_id, question.question, question.gold, question.metadata)
     readings = read_all(grader, [(t.text, question.prompt) for t in question.trajectories], item)
     trajectories = tuple(
-        replace(
-            trajectory,
-            answer=reading.answer,
-            correct=reading.correct,
-            strict_answer=reading.strict_answer,
-            strict_correct=reading.strict_correct,
-            answer_class=number,
-        )
+        replace(trajectory, **asdict(reading), answer_class=number)
         for trajectory, (reading, number) in zip(question.trajectories, readings, strict=True)
     )
     answer, correct = answer_of(trajectories, aggregator)

@@ -94,11 +94,7 @@ _TYPES: dict[str, tuple[type, Callable[[Any, Any], Any], Callable[[Any, Any], An
     "mapping": (Mapping, lambda v, p: p(v.items()), lambda c, p: dict(p(c))),
     "own": (UserList | UserString, lambda v, p: p([v.data]), lambda c, p: p(c)[0]),
     "iterator": (Iterator, lambda v, p: p(itertools.islice(v, MOST_PARTS + 1)), lambda c, p: iter(p(c))),
-    "decimal": (
-        type(None),
-        lambda v, p: _decimal().__str__(v),
-        lambda c, p: _decimal()(_text(c)),
-    ),
+    "decimal": (type(None), lambda v, p: _decimal().__str__(v), lambda c, p: _decimal()(_text(c))),
     "fraction": (type(None), lambda v, p: p((v.numerator, v.denominator)), lambda c, p: _fraction(*p(c))),
 }
 """By tag: the type, how a value is written as JSON (``p`` writes its parts), and how that is read again."""

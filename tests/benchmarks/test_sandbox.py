@@ -274,3 +274,9 @@ def test_where_the_kernel_cannot_confine_nothing_is_run(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_CHILD", child)
     with pytest.raises(InputError, match=r"only where the kernel can confine them, with Landlock and seccomp"):
         verdict(RIGHT)
+
+
+@pytest.mark.parametrize(("cores", "at_a_time"), [(8, 7), (2, 1), (1, 1)])
+def test_grading_leaves_a_core_to_the_run(monkeypatch, cores, at_a_time):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert workers.idle_cores() == at_a_time
