@@ -101,7 +101,7 @@ class LineProcess:
 
     def stop(self) -> None:
         """Kill the process and its children."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.alive:  # a number that was given back may be another's
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout):
