@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from feature_store.columns import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
+from feature_store.columns import FORMAT, VERSION
 from feature_store.errors import StoreError
 from feature_store.files import replace_file, write_once
 from feature_store.hostile import check_manifest, read_json
@@ -19,8 +19,8 @@ MANIFEST = "manifest.json"
 """Its file name."""
 _DIGEST = "sha256"
 _IDS = "question_ids"
-_LATER = (_IDS, "device")
-"""Entries that earlier releases did not write."""
+_OPTIONAL = (_IDS, "device")
+"""Entries that are left out where they are None."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -30,7 +30,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         FileExistsError: If there is one.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    for name in _LATER:
+    for name in _OPTIONAL:
         if content[name] is None:
             del content[name]
     write_once(folder / MANIFEST, _encoded(json.loads(json.dumps(content, default=str))))
@@ -78,23 +78,22 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path} is not the manifest of a {FORMAT}: give the folder of a harvest or of an evaluation.")
     version = content.get("version")
-    if version not in VERSIONS:
+    if version != VERSION:
         raise StoreError(
-            f"The store {folder} is of version {version} by its {MANIFEST}, but this program reads versions "
-            f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
+            f"The store {folder} is of version {version} by its {MANIFEST}, but this program reads version "
+            f"{VERSION}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
-    if missing := known - {*_LATER} - content.keys():
+    if missing := known - {*_OPTIONAL} - content.keys():
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
-    digest = content.pop(_DIGEST, None)  # stores of earlier releases have none
-    if digest is not None and digest != _digest(content):
+    if content.pop(_DIGEST, None) != _digest(content):
         raise StoreError(
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
-    for name in _LATER:
+    for name in _OPTIONAL:
         content.setdefault(name, None)
     check_manifest(content, path)
     return Manifest(**{name: content[name] for name in known})

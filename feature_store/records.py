@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-ENDINGS = ("eos", "stop", "length", "early", "gave_up")
-"""How a response ended: in an EOS token, in a stop string (which counts as EOS), cut at T_max, by an early-stop rule
-(which changes the law of the output), or not at all: its question was given up, the response is that of the stage
-before. The store keeps the number in this order."""
-SUBJECTS = ("enough", "solvable")
-"""What a decision is about: whether k is enough, or whether any k can give the right answer. The store keeps the number
-in this order."""
+ENDINGS = ("eos", "stop", "length", "early")
+"""How a response ended: in an EOS token, in a stop string (which counts as EOS), cut at T_max, or by an early-stop rule
+(which changes the law of the output). The store keeps the number in this order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,41 +42,6 @@ def no_steps() -> StepTrace:
 def not_recorded() -> np.ndarray:
     """Return the per-token values of a response of which none were recorded: shape (0,), float32."""
     return np.zeros(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """What a chain was at the end of a stage from which it went on; the fields are those of :class:`Trajectory`.
-
-    Features take it for the trajectory: nothing is known of its answer, and its response was not cut.
-    """
-
-    block: int
-    """Number of the stage, from 1."""
-    num_generated_tokens: int
-    """Tokens that were sampled until then, rejected ones included."""
-    mh_proposed: int
-    """Metropolis-Hastings steps taken until then."""
-    mh_accepted: int
-    """How many of them were accepted."""
-    block_num_tokens: np.ndarray
-    """Accepted tokens per block of the response as it was: shape (c,), int32."""
-    block_logprob: np.ndarray
-    """Sum of base log-probabilities per block, nats: shape (c,), float64."""
-    block_entropy: np.ndarray
-    """Sum of the base model's next-token entropies per block, nats: shape (c,), float64."""
-    block_top1: np.ndarray
-    """Sum of the base model's top-1 probabilities per block: shape (c,), float64."""
-    hidden: np.ndarray
-    """Hidden states averaged over each block's predicting positions: shape (c, D), float32; D is 0 where not read."""
-
-    answer_class: ClassVar[int] = -1
-    ending: ClassVar[str] = "unfinished"
-
-    @property
-    def base_logprob(self) -> float:
-        """Log p of the response as it was, nats."""
-        return float(self.block_logprob.sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,16 +104,6 @@ class Trajectory:
     """Entropy of the base model's law that each token was drawn under, nats: shape (n,) or (0,), float32."""
     token_top1: np.ndarray = field(default_factory=not_recorded)
     """Probability of that law's most likely token: shape (n,) or (0,), float32."""
-    snapshots: tuple[Snapshot, ...] = ()
-    """What it was at the ends of the stages that were asked for and from which it went on, in order of block."""
-
-    def at(self, block: int | None) -> Trajectory | Snapshot:
-        """Return what it was at the end of a stage, or itself if it had ended by then or there is no such stage.
-
-        Args:
-            block: Number of a stage of which snapshots were taken; None for the end.
-        """
-        return next((snapshot for snapshot in self.snapshots if snapshot.block == block), self)
 
     @property
     def ended_with_eos(self) -> bool:
@@ -167,11 +118,7 @@ class Decision:
     k: int
     """Number of trajectories that it saw."""
     p_enough: float
-    """Its estimate of the probability that k is enough, in [0, 1]; of what ``about`` says where that is another."""
-    block: int | None = None
-    """The block after which it was asked while they ran; None where all had ended."""
-    about: str = "enough"
-    """What the probability is of, one of :data:`SUBJECTS`."""
+    """Its estimate of the probability that k is enough, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,7 +205,7 @@ class Manifest:
     calibration: dict[str, float]
     """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
     device: str | None = None
-    """Name of the GPU or processor whose clock that is; None where an earlier release began the store."""
+    """Name of the GPU or processor whose clock that is; None where no clock was measured."""
     config: dict[str, Any] = field(default_factory=dict)
     """The whole resolved configuration of the command, for the record."""
     fingerprint: str = ""
@@ -266,4 +213,4 @@ class Manifest:
     software: dict[str, str] = field(default_factory=dict)
     """Versions of the packages that made it."""
     question_ids: list[str] | None = None
-    """Ids of all questions that the store is to have, sorted; None where an earlier release began it."""
+    """Ids of all questions that the store is to have, sorted; None where nothing says which."""

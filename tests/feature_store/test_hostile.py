@@ -13,8 +13,10 @@ import pytest
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.files import replace_file, write_once
 from feature_store.lock import held
+from feature_store.manifest import _encoded
 from feature_store.store import problems
 from tests.factories import make_manifest, make_question
+from tests.feature_store.test_store import sign
 
 
 @pytest.fixture
@@ -127,6 +129,7 @@ def test_metadata_that_are_no_object_are_damage(store, text):
         for name, values in (("metadata", encoded), ("metadata_offset", np.array([0, *[len(encoded)] * 4]))):
             del file[f"questions/{name}"]
             file[f"questions/{name}"] = values
+    sign(segment(store))
     with pytest.raises(StoreError, match="truncated or damaged"):
         list(Store.open(store))
 
@@ -225,10 +228,10 @@ def test_files_are_not_written_through_links(tmp_path, write):
 
 
 def changed_manifest(store, **changes):
-    """Change fields of a manifest, as somebody would who leaves the checksum out."""
-    content = json.loads((store / "manifest.json").read_text())
+    """Change fields of a manifest, and its checksum with them."""
+    content = {**json.loads((store / "manifest.json").read_text()), **changes}
     content.pop("sha256")
-    (store / "manifest.json").write_text(json.dumps({**content, **changes}))
+    (store / "manifest.json").write_bytes(_encoded(content))
 
 
 WRONG = [
