@@ -1,4 +1,4 @@
-"""What one does with a finished store: look at it, merge several, export its scalars."""
+"""What one does with a finished store: look at it, merge several, join its segments, export its scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from feature_store.errors import StoreError
-from feature_store.files import new_file, new_folder
+from feature_store.files import new_file, new_folder, sync_folder
+from feature_store.lock import held
 from feature_store.manifest import differences, read_manifest
 from feature_store.records import Question, Trajectory
 from feature_store.store import FRAME, Store, StoreWriter, examine, problems, segments
@@ -150,6 +151,41 @@ def _merge(stores: Sequence[Store], writer: StoreWriter, progress: Callable[[int
     return Merged(len(where), repeated)
 
 
+def compact(
+    folder: Path, questions: int = 512, progress: Callable[[int], None] = lambda count: None
+) -> tuple[int, int]:
+    """Join a store's segments into few large ones, in order of question id.
+
+    The new segments are on the disk before an old one goes; a store that a kill left in between holds some questions
+    twice, which readers count once, and another call finishes the work.
+
+    Args:
+        folder: The store; no other run may write to it.
+        questions: Questions of a segment.
+        progress: Called with the number of questions that were written since the last call.
+
+    Returns:
+        Segments before and after.
+
+    Raises:
+        StoreError: If a segment cannot be read or written, or another run holds the folder.
+    """
+    folder = Path(folder)
+    with held(folder):
+        store, before = Store.open(folder), segments(folder)
+        if len(before) <= max(1, -(-len(store) // questions)):
+            return len(before), len(before)
+        writer = StoreWriter.attach(folder)
+        written = []
+        for batch in _batches(iter(store), questions):
+            written.append(writer.commit(batch, writer="all"))
+            progress(len(batch))
+        for path in before:
+            path.unlink()
+        sync_folder(folder)
+        return len(before), len(written)
+
+
 def export(folder: Path, output: Path) -> int:
     """Write one row per trajectory with its scalar values, as CSV, packed CSV or Parquet, by the file's ending.
 
@@ -212,6 +248,6 @@ def _same_trajectories(one: Question, other: Question) -> bool:
     return [content(t) for t in one.trajectories] == [content(t) for t in other.trajectories]
 
 
-def _batches(questions: Iterator[Question]) -> Iterator[list[Question]]:
-    while batch := list(islice(questions, _BATCH)):
+def _batches(questions: Iterator[Question], size: int = _BATCH) -> Iterator[list[Question]]:
+    while batch := list(islice(questions, size)):
         yield batch

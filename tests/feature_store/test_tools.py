@@ -13,7 +13,7 @@ import pytest
 
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.lock import LOCK, held
-from feature_store.tools import export, info, merge, verify
+from feature_store.tools import compact, export, info, merge, verify
 from tests.factories import make_manifest, make_question
 
 
@@ -149,3 +149,31 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
     assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     with held(folder):
         pass  # it was given back
+
+
+def test_compaction_keeps_every_question_and_survives_a_kill(tmp_path, monkeypatch):
+    folder = write(tmp_path / "s", range(9))
+    whole = write(tmp_path / "whole", range(9))
+    before = [q.question_id for q in Store.open(folder)]
+    unlink = type(folder).unlink
+
+    def killed(path, *arguments, **settings):
+        if path.suffix == ".h5":
+            raise KeyboardInterrupt
+        unlink(path, *arguments, **settings)
+
+    monkeypatch.setattr(type(folder), "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact(folder, questions=4)
+    monkeypatch.undo()
+    assert len(list(folder.glob("*.h5"))) == 9 + 3  # the new ones beside the old ones
+    assert [q.question_id for q in Store.open(folder)] == before
+    assert compact(folder, questions=4) == (12, 3)
+    assert compact(folder, questions=4) == (3, 3)
+    assert verify(folder) == []
+    for one, other in zip(Store.open(folder), Store.open(whole), strict=True):
+        assert one.question_id == other.question_id
+        assert [t.tokens.tolist() for t in one.trajectories] == [t.tokens.tolist() for t in other.trajectories]
+    writer = StoreWriter.attach(folder)
+    writer.commit([make_question(20)])
+    assert len(Store.open(folder)) == 10
