@@ -18,10 +18,6 @@ TEMPORARY = ".tmp"
 def write_once(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, bring it to the disk, then give it its own name.
 
-    Args:
-        path: The final name; nothing may stand there.
-        content: All of it.
-
     Raises:
         FileExistsError: If ``path`` exists.
     """
@@ -36,9 +32,7 @@ def write_once(path: Path, content: bytes) -> None:
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write a file that takes the place of what has its name, whole or not at all; a link there is not followed.
 
-    Args:
-        path: The final name.
-        content: All of it. A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
+    A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
     """
     encoded = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = _temporary(path, encoded)
@@ -51,10 +45,7 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, which gets its own name when it is whole.
-
-    Args:
-        path: The final name; its folder is made if missing.
+    """Give a temporary file to write, which gets its own name when it is whole; its folder is made if missing.
 
     Raises:
         StoreError: If a file with other content stands there: it is left as it is.
@@ -76,11 +67,8 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which gets its own name when it is whole; otherwise nothing is left of it.
 
-    Args:
-        path: The final name; nothing or an empty folder may stand there.
-
     Raises:
-        StoreError: If something stands there.
+        StoreError: If something but an empty folder stands there.
     """
     if path.is_dir() and (names := sorted(entry.name for entry in path.iterdir())):
         raise StoreError(f"Expected an empty folder for the new store, but {path} holds {names[0]}: choose another.")
@@ -144,12 +132,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files of killed writers; those of writers that still run stay.
-
-    Args:
-        folder: Where to look.
-        pattern: Glob pattern of the final names that may have been under way.
-    """
+    """Remove the temporary files of killed writers, by the pattern of their final names; those of running ones stay."""
     for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
         process = leftover.name.removesuffix(TEMPORARY).rpartition(".")[2]
         if process.isdecimal() and not _runs(int(process)):

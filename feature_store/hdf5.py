@@ -11,15 +11,7 @@ import h5py
 
 
 def open_hdf5(path: Path | str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file on any file system.
-
-    Args:
-        path: The file.
-        mode: As of ``h5py.File``.
-
-    Raises:
-        OSError: As ``h5py.File``.
-    """
+    """Open an HDF5 file on any file system; arguments and errors are those of ``h5py.File``."""
     return h5py.File(path, mode, locking=False)
 
 

@@ -54,10 +54,6 @@ def check_file(path: Path) -> None:
 def open_in_place(path: Path, flags: int) -> int:
     """Open a file that is written where it stands, without following a link; make it if it is missing.
 
-    Args:
-        path: The file.
-        flags: How to open it, of ``os.open``.
-
     Returns:
         The descriptor.
 
@@ -95,11 +91,7 @@ def _check_kind(path: Path, mode: int) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return a JSON value from a file that nobody vouches for.
-
-    Raises:
-        ValueError: If it is none, nested too deep, or too large for the memory.
-    """
+    """Return a JSON value; raises ValueError for what is none, nested too deep, or too large for the memory."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -145,10 +137,6 @@ _IN_WORDS = {str: "a text", dict: "an object", int: "a whole number", list: "a l
 
 def check_manifest(content: dict[str, Any], path: Path) -> None:
     """Refuse a manifest whose fields have other types than the format says.
-
-    Args:
-        content: Its fields; all that :class:`~feature_store.records.Manifest` has are there.
-        path: The file, for messages.
 
     Raises:
         StoreError: With the first field that is wrong.
@@ -208,11 +196,7 @@ class HostileFile(ValueError):
 
 
 def dataset_in(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a dataset of a file, if the file itself holds its values.
-
-    Args:
-        file: The open file.
-        name: The dataset's full name.
+    """Return a dataset by its full name, if the file itself holds its values.
 
     Raises:
         HostileFile: If a link leads elsewhere, the values lie in other files, they are packed in a way that the format

@@ -111,17 +111,13 @@ class Store:
     def scan(self, *, hidden: bool = True) -> Iterator[Question]:
         """Yield every question once with what features need, segment by segment, in little memory.
 
-        Nothing is held beyond a piece of one segment, however large the store and in whatever order its questions were
-        sampled; so they do not come in order of id.
+        Nothing is held beyond a piece of one segment, so questions do not come in order of id.
 
         Args:
             hidden: Whether trajectories get their hidden states; without, D is 0.
 
         Yields:
             Questions whose trajectories have no text, tokens, per-token values and steps.
-
-        Raises:
-            StoreError: If a segment cannot be read.
         """
         for path in dict.fromkeys(sorted(self._where.values())):
             for question in scan_segment(path, hidden=hidden):
@@ -196,11 +192,7 @@ class StoreWriter:
         return cls(store.folder, store.manifest, set(store.question_ids))
 
     def commit(self, questions: Sequence[Question], writer: str = "w0") -> Path:
-        """Write complete questions as a new segment; when this returns they are on the disk.
-
-        Args:
-            questions: At least one.
-            writer: Name of this writer among those of the store.
+        """Write complete questions as a new segment of this writer; when this returns they are on the disk.
 
         Returns:
             The segment's path.
@@ -242,11 +234,7 @@ def _create(folder: Path, manifest: Manifest) -> None:
 
 
 def check_same_run(folder: Path, manifest: Manifest) -> None:
-    """Refuse a store whose trajectories come from other settings, and say which.
-
-    Args:
-        folder: The store.
-        manifest: What the run's own manifest would be.
+    """Refuse a store whose trajectories come from other settings than this manifest's, and say which.
 
     Raises:
         StoreError: If the store is of another run.
