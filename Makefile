@@ -12,10 +12,10 @@ quickstart: install
 
 # Passing under load matters more than the last second: one thread a process, whatever the machine is set to.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-all: install-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
