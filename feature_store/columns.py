@@ -10,8 +10,8 @@ FORMAT = "dps-feature-store"
 VERSION = 5
 """The one version that is written and read. Stores of versions 1 to 4 came before the first release."""
 
-
-_DTYPES = {"text": "uint8", "json": "uint8", "vectors": "float32", "yes": "int8", "flag": "int8", "ending": "int8"}
+_TEXTS = ("text", "text or none", "json")
+_BYTES = {**dict.fromkeys(_TEXTS, "uint8"), "vectors": "float32", **dict.fromkeys(("yes", "flag", "ending"), "int8")}
 
 
 class Column(NamedTuple):
@@ -19,84 +19,71 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    """A NumPy type, or what needs translation: ``text`` (UTF-8 bytes with offsets), ``json`` (text of a JSON object),
-    ``vectors`` (float32 rows of one size), ``yes`` (int8: 1 or 0), ``flag`` (the same, or -1 for None), ``ending``
-    (int8)."""
-    unit: str = ""
-    optional: bool = False
-    """Text only: may be absent, which a column ``<name>_present`` says."""
+    """A NumPy type, or what needs translation: ``text`` (UTF-8 bytes with offsets), ``text or none`` (text that may be
+    absent, which a column ``<name>_present`` says), ``json`` (text of a JSON object), ``vectors`` (float32 rows of one
+    size), ``yes`` (int8: 1 or 0), ``flag`` (the same, or -1 for None), ``ending`` (int8)."""
+    unit: str
 
     @property
     def is_text(self) -> bool:
         """Whether the values are UTF-8 bytes with offsets."""
-        return self.kind in ("text", "json")
+        return self.kind in _TEXTS
+
+    @property
+    def optional(self) -> bool:
+        """Whether a text may be absent."""
+        return self.kind == "text or none"
 
     @property
     def dtype(self) -> np.dtype:
         """Type of the values in the file."""
-        return np.dtype(_DTYPES.get(self.kind, self.kind))
+        return np.dtype(_BYTES.get(self.kind, self.kind))
+
+
+def _columns(names: str, kind: str, unit: str = "") -> tuple[Column, ...]:
+    return tuple(Column(name, kind, unit) for name in names.split())
 
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "questions": (
-        Column("question_id", "text"),
-        Column("question", "text"),
-        Column("prompt", "text"),
-        Column("gold", "text", optional=True),
-        Column("metadata", "json"),
-        Column("num_prompt_tokens", "int32", "token"),
-        Column("embedding", "vectors"),
-        Column("prefill_s", "float64", "s"),
-        Column("embedding_s", "float64", "s"),
-        Column("controller_s", "float64", "s"),
-        Column("latency_s", "float64", "s"),
-        Column("answer", "text", optional=True),
-        Column("correct", "flag"),
+        *_columns("question_id question prompt", "text"),
+        *_columns("gold answer", "text or none"),
+        *_columns("metadata", "json"),
+        *_columns("num_prompt_tokens", "int32", "token"),
+        *_columns("embedding", "vectors"),
+        *_columns("prefill_s embedding_s controller_s latency_s", "float64", "s"),
+        *_columns("correct", "flag"),
     ),
-    "decisions": (Column("k", "int32"), Column("p_enough", "float64")),
+    "decisions": (*_columns("k", "int32"), *_columns("p_enough", "float64")),
     "trajectories": (
-        Column("index", "int32"),
-        Column("text", "text"),
-        Column("answer", "text", optional=True),
-        Column("answer_class", "int32"),
-        Column("correct", "flag"),
-        Column("strict_answer", "text", optional=True),
-        Column("strict_correct", "flag"),
-        Column("ending", "ending"),
-        Column("base_logprob", "float64", "nat"),
-        Column("proposal_logprob", "float64", "nat"),
-        Column("num_generated_tokens", "int64", "token"),
-        Column("mh_proposed", "int64"),
-        Column("mh_accepted", "int64"),
-        Column("compute_s", "float64", "s"),
-        Column("started_s", "float64", "s"),
-        Column("finished_s", "float64", "s"),
+        *_columns("text", "text"),
+        *_columns("answer strict_answer", "text or none"),
+        *_columns("index answer_class", "int32"),
+        *_columns("correct strict_correct", "flag"),
+        *_columns("ending", "ending"),
+        *_columns("base_logprob proposal_logprob", "float64", "nat"),
+        *_columns("num_generated_tokens", "int64", "token"),
+        *_columns("mh_proposed mh_accepted", "int64"),
+        *_columns("compute_s started_s finished_s", "float64", "s"),
     ),
-    "tokens": (Column("tokens", "int32"),),
-    "series": (
-        Column("token_logprob", "float32", "nat"),
-        Column("token_entropy", "float32", "nat"),
-        Column("token_top1", "float32"),
-    ),
+    "tokens": _columns("tokens", "int32"),
+    "series": (*_columns("token_logprob token_entropy", "float32", "nat"), *_columns("token_top1", "float32")),
     "blocks": (
-        Column("block_num_tokens", "int32", "token"),
-        Column("block_logprob", "float64", "nat"),
-        Column("block_entropy", "float64", "nat"),
-        Column("block_top1", "float64"),
-        Column("hidden", "vectors"),
+        *_columns("block_num_tokens", "int32", "token"),
+        *_columns("block_logprob block_entropy", "float64", "nat"),
+        *_columns("block_top1", "float64"),
+        *_columns("hidden", "vectors"),
     ),
     "steps": (
-        Column("horizon", "int32", "token"),
-        Column("length", "int32", "token"),
-        Column("cut_position", "int32", "token"),
-        Column("accepted", "yes"),
-        Column("logprob", "float64", "nat"),
+        *_columns("horizon length cut_position", "int32", "token"),
+        *_columns("accepted", "yes"),
+        *_columns("logprob", "float64", "nat"),
     ),
 }
-"""The tables, in order."""
+"""The tables, in order; the last column of each has one value a row."""
 
 RAGGED = ("tokens", "series", "blocks", "steps")
-"""Tables whose rows are the entries of arrays of a trajectory, in this order in ``trajectories``."""
+"""Tables whose rows are the entries of arrays of a trajectory."""
 OFFSETS = {"questions": ("decisions", "trajectories"), "trajectories": RAGGED}
 """Tables with offsets into others: row i has the rows ``offset[i] : offset[i + 1]`` of the other."""
 
@@ -110,14 +97,10 @@ LONG = (
 def _datasets() -> dict[str, tuple[np.dtype, int]]:
     layout = {}
     for table, columns in COLUMNS.items():
-        for column in columns:
-            name = f"{table}/{column.name}"
-            layout[name] = (column.dtype, 2 if column.kind == "vectors" else 1)
-            if column.is_text:
-                layout[f"{name}_offset"] = (np.dtype(np.int64), 1)
-            if column.optional:
-                layout[f"{name}_present"] = (np.dtype(np.int8), 1)
-        layout |= {f"{table}/{inner}_offset": (np.dtype(np.int64), 1) for inner in OFFSETS.get(table, ())}
+        offsets = [*OFFSETS.get(table, ()), *(column.name for column in columns if column.is_text)]
+        layout |= {f"{table}/{name}_offset": (np.dtype(np.int64), 1) for name in offsets}
+        layout |= {f"{table}/{column.name}_present": (np.dtype(np.int8), 1) for column in columns if column.optional}
+        layout |= {f"{table}/{c.name}": (c.dtype, 2 if c.kind == "vectors" else 1) for c in columns}
     return layout
 
 

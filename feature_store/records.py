@@ -46,10 +46,7 @@ def not_recorded() -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """One finished chain of a question.
-
-    The number of blocks is ``b``, the response length ``n``, the hidden size ``D`` (0 where there are no features).
-    """
+    """One finished chain of a question: n tokens in b blocks, hidden size D (0 where there are no features)."""
 
     index: int
     """Which of the question's trajectories this is, from 0. It names the random stream."""
@@ -88,7 +85,7 @@ class Trajectory:
     block_top1: np.ndarray
     """Sum of the base model's top-1 probabilities per block: shape (b,), float64."""
     hidden: np.ndarray
-    """Hidden states averaged over each block's predicting positions: shape (b, D), float32; D is 0 where not read."""
+    """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
     steps: StepTrace = field(default_factory=no_steps)
     """Its Metropolis-Hastings steps; empty where they were not recorded."""
     ending: str = "eos"
@@ -98,8 +95,7 @@ class Trajectory:
     strict_correct: bool | None = None
     """Whether that answer is right; None where it cannot be graded or was not looked for."""
     token_logprob: np.ndarray = field(default_factory=not_recorded)
-    """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded. Their float64
-    sums are ``base_logprob`` and ``block_logprob``."""
+    """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded."""
     token_entropy: np.ndarray = field(default_factory=not_recorded)
     """Entropy of the base model's law that each token was drawn under, nats: shape (n,) or (0,), float32."""
     token_top1: np.ndarray = field(default_factory=not_recorded)
@@ -113,7 +109,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a controller said at one checkpoint of a live run."""
+    """A controller's estimate at one checkpoint of a live run."""
 
     k: int
     """Number of trajectories that it saw."""
@@ -123,7 +119,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """One complete question of a run, with its trajectories in order of index."""
+    """One complete question of a run; ``prefill_s``, ``embedding_s`` and ``controller_s`` are measured compute."""
 
     question_id: str
     """Unique in the run."""
@@ -136,15 +132,11 @@ class Question:
     metadata: dict[str, Any]
     """What else the benchmark says of it (kind, level, ...): JSON values."""
     num_prompt_tokens: int
-    """Length of the tokenized prompt."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32; E is 0 where none was computed."""
     prefill_s: float
-    """Measured compute seconds of the question's prefills."""
     embedding_s: float
-    """Measured compute seconds of its embedding."""
     controller_s: float
-    """Measured compute seconds of controller calls made for it."""
     latency_s: float
     """Wall-clock seconds from the question's admission to its answer."""
     answer: str | None
@@ -168,12 +160,9 @@ def content_of(question: str) -> str:
 
 
 def representatives(contents: Mapping[str, str]) -> dict[str, str]:
-    """Return for each question the first id, in order, of those with the same content.
+    """Return for each question the first id, in order, of those with the same content (see :func:`content_of`).
 
     Whoever divides questions into parts divides these, so that the same question never stands in two parts.
-
-    Args:
-        contents: Content of each question, see :func:`content_of`, by id.
     """
     first: dict[str, str] = {}
     for question_id in sorted(contents):
@@ -189,13 +178,11 @@ class Manifest:
     kind: str
     """``harvest`` (fixed k with features, for training) or ``evaluation`` (one policy's run)."""
     policy: dict[str, Any]
-    """``{"name": "power" | "plain" | "lowtemp" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2,
-    "maximum": 8, ...}``. Every prefix k of a ``fixed`` store (start, start + step, ..., maximum, or those of a list
-    ``ks``) is a policy of its own."""
+    """``{"name": "power" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2, "maximum": 8}``, or a
+    list ``ks`` in the place of these numbers. Every prefix k of a ``fixed`` store is a policy of its own."""
     aggregator: str
     """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
     seed: int
-    """The run's seed."""
     model: dict[str, Any]
     """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""
     benchmark: dict[str, Any]

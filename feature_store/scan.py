@@ -29,26 +29,21 @@ _PIECE = 32 * 2**20
 
 
 def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Iterator[Question]:
-    """Yield the questions of a segment with what features need, in little memory whatever the segment's size.
+    """Yield the questions of a segment with what features need: no text, tokens, per-token values and steps.
 
     Args:
         path: The segment.
         hidden: Whether trajectories get their hidden states; without, D is 0 and they are not read.
         piece: Most bytes of hidden states to hold at a time; a question that has more is a piece of its own.
 
-    Yields:
-        Questions whose trajectories have no text, tokens, per-token values and steps.
-
     Raises:
-        StoreError: As :func:`read_segment`. Hidden states are compared with their checksum when the last of them has
-            been read.
+        StoreError: As :func:`read_segment`; for changed hidden states when the last of them has been read.
     """
     arrays = load(path, [name for name in DATASETS if name != _HIDDEN and not name.startswith(LONG)])
-    count = len(arrays["trajectories/index"])
-    rows = {"trajectories": count, "blocks": len(arrays["blocks/block_num_tokens"])}
+    count, num_blocks = len(arrays["trajectories/index"]), len(arrays["blocks/block_num_tokens"])
     for name, (dtype, dimensions) in DATASETS.items():  # what is left out is empty
         if name not in arrays:
-            size = count + 1 if name.endswith("_offset") else rows["blocks"] if name == _HIDDEN else 0
+            size = count + 1 if name.endswith("_offset") else num_blocks if name == _HIDDEN else 0
             arrays[name] = np.zeros((size, 0)[:dimensions], dtype)
     questions = decode(arrays, path)
     if not hidden:
@@ -75,7 +70,6 @@ def scan_segment(path: Path, *, hidden: bool = True, piece: int = _PIECE) -> Ite
 
 def _with_hidden(question: Question, vectors: np.ndarray) -> Question:
     """Return the question with these rows as the hidden states of its trajectories' blocks."""
-    sizes = accumulate((len(t.hidden) for t in question.trajectories), initial=0)
-    parts = [vectors[i:j] for i, j in pairwise(sizes)]
-    trajectories = zip(question.trajectories, parts, strict=True)
-    return replace(question, trajectories=tuple(replace(t, hidden=part) for t, part in trajectories))
+    ends = accumulate((len(t.hidden) for t in question.trajectories), initial=0)
+    parts = zip(question.trajectories, pairwise(ends), strict=True)
+    return replace(question, trajectories=tuple(replace(t, hidden=vectors[i:j]) for t, (i, j) in parts))

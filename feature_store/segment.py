@@ -8,11 +8,11 @@ the first NUL, which a model may well write.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ _FLAGS = (None, False, True)
 def encode_segment(questions: Sequence[Question]) -> bytes:
     """Return the HDF5 file of complete questions.
 
-    Raises:
-        StoreError: If questions or trajectories of the segment have vectors of different sizes, a trajectory's
-            steps are not those that it counts, its per-token values not those of its tokens, or its ending unknown.
+    Raises StoreError if questions or trajectories of the segment have vectors of different sizes, a trajectory's steps
+    are not those that it counts, its per-token values not those of its tokens, or its ending is unknown.
     """
     arrays = to_arrays(questions)
     digests = [column_digest(name, arrays[name]) for name in sorted(arrays)]
@@ -50,42 +49,30 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
         file.attrs["column_sha256"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_SIZE)
         for name, array in arrays.items():
             # Small columns gain nothing from compression and cost a chunk each.
-            options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-            chosen = options if array.nbytes > 4096 else {}
+            packed = array.nbytes > 4096
+            options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if packed else {}
             # Columns that are read without the others have a checksum each: zlib's if they are compressed, else this.
-            if array.size and (name in _IDS or not (chosen or name.startswith(LONG))):
-                chosen = {**chosen, "fletcher32": True}
-            dataset = file.create_dataset(name, data=array, **chosen)
+            if array.size and (name in _IDS or not (packed or name.startswith(LONG))):
+                options["fletcher32"] = True
+            dataset = file.create_dataset(name, data=array, **options)
             if unit := UNITS.get(name):
                 dataset.attrs["unit"] = np.bytes_(unit)
         return image_of(file)
 
 
 def read_segment(path: Path) -> list[Question]:
-    """Read all questions of a segment, and compare its content with its checksums.
-
-    Raises:
-        StoreError: If the file is not a whole segment of the version that is read, or was changed.
-    """
+    """Read all questions of a segment; raises StoreError unless it is a whole one of this version and unchanged."""
     return decode(load(path, DATASETS), path)
 
 
 def read_checksum(path: Path) -> str:
-    """Read the checksum that a segment states of its content; nothing else is read.
-
-    Raises:
-        StoreError: If the file is not a segment of the version that is read.
-    """
+    """Read the checksum that a segment states of its content, and nothing else; errors as :func:`read_segment`."""
     with reading(path) as file:
         return _joint(list(column_digests(file, path).values()))
 
 
 def read_question_ids(path: Path) -> list[str]:
-    """Read only the question ids of a segment.
-
-    Raises:
-        StoreError: If the file is not a segment of the version that is read.
-    """
+    """Read only the question ids of a segment; errors as :func:`read_segment`."""
     data, offsets = (load(path, _IDS)[name] for name in _IDS)
     if not _fit(offsets, len(offsets) - 1, len(data)):
         raise damaged(path)
@@ -121,11 +108,7 @@ def _joint(digests: Sequence[bytes]) -> str:
 
 
 def column_digests(file: h5py.File, path: Path) -> dict[str, bytes]:
-    """Return the checksum of each dataset by name, as the segment states it.
-
-    Raises:
-        StoreError: If the segment does not state them, or not those of its own checksum.
-    """
+    """Return the checksum of each dataset by name as the segment states it; they must be those of its own checksum."""
     stored = attribute_in(file, "column_sha256")
     if stored is None or (stored.dtype, stored.shape) != (np.uint8, (len(DATASETS), _DIGEST_SIZE)):
         raise damaged(path)
@@ -139,48 +122,30 @@ def column_digests(file: h5py.File, path: Path) -> dict[str, bytes]:
 
 
 def to_arrays(questions: Sequence[Question]) -> dict[str, np.ndarray]:
-    """Return every dataset of a segment of these questions, by its full name."""
+    """Return every dataset of a segment of these questions by its full name; errors as :func:`encode_segment`."""
     trajectories = [t for q in questions for t in q.trajectories]
-    for trajectory in trajectories:
-        _check(trajectory)
     decisions = [d for q in questions for d in q.decisions]
     arrays: dict[str, np.ndarray] = {}
     for table, records in (("questions", questions), ("decisions", decisions), ("trajectories", trajectories)):
         for column in COLUMNS[table]:
             arrays |= _encoded(f"{table}/{column.name}", column, [getattr(r, column.name) for r in records])
-    arrays["questions/decisions_offset"] = _offsets([len(q.decisions) for q in questions])
-    arrays["questions/trajectories_offset"] = _offsets([len(q.trajectories) for q in questions])
+    for table in OFFSETS["questions"]:
+        arrays[f"questions/{table}_offset"] = _offsets(getattr(q, table) for q in questions)
     for table in RAGGED:
         holders = [t.steps for t in trajectories] if table == "steps" else trajectories
-        for column in COLUMNS[table]:
-            arrays[f"{table}/{column.name}"] = _joined([getattr(holder, column.name) for holder in holders], column)
-        sizes = [len(getattr(holder, COLUMNS[table][0].name)) for holder in holders]
-        arrays[f"trajectories/{table}_offset"] = _offsets(sizes)
+        columns = [[getattr(holder, column.name) for holder in holders] for column in COLUMNS[table]]
+        for trajectory, parts in zip(trajectories, zip(*columns, strict=True), strict=True):
+            if len({len(part) for part in parts}) > 1:
+                raise StoreError(
+                    f"Expected trajectory {trajectory.index} to have as many values in each column of /{table}, got "
+                    f"{', '.join(str(len(part)) for part in parts)}: record all of them, or none."
+                )
+        for column, parts in zip(COLUMNS[table], columns, strict=True):
+            arrays[f"{table}/{column.name}"] = _joined(parts, column)
+        arrays[f"trajectories/{table}_offset"] = _offsets(columns[0])
+    if (rule := _broken_rule(arrays)) is not None:
+        raise StoreError(f"Expected {rule}: correct what recorded it.")
     return arrays
-
-
-def _check(trajectory: Trajectory) -> None:
-    """Refuse a trajectory whose parts do not fit together."""
-    index = trajectory.index
-    if trajectory.ending not in ENDINGS:
-        raise StoreError(
-            f"Expected the ending of trajectory {index} to be one of {', '.join(ENDINGS)}, got "
-            f"{trajectory.ending!r}: name one of these."
-        )
-    sizes = [len(getattr(trajectory, column.name)) for column in COLUMNS["series"]]
-    if set(sizes) not in ({0}, {len(trajectory.tokens)}):
-        raise StoreError(
-            f"Expected the per-token values of trajectory {index} to be {len(trajectory.tokens)} each, one "
-            f"per token, got {', '.join(map(str, sizes))}: record all of them, or none."
-        )
-    lengths = {len(getattr(trajectory.steps, column.name)) for column in COLUMNS["steps"]}
-    accepted = int(trajectory.steps.accepted.sum())
-    if lengths != {0} and (lengths, accepted) != ({trajectory.mh_proposed}, trajectory.mh_accepted):
-        raise StoreError(
-            f"Expected the trace of trajectory {index} to have its {trajectory.mh_proposed} steps, "
-            f"{trajectory.mh_accepted} of them accepted, got columns of {', '.join(map(str, sorted(lengths)))} steps, "
-            f"{accepted} accepted: record every step, or none."
-        )
 
 
 def _encoded(name: str, column: Column, values: list[Any]) -> dict[str, np.ndarray]:
@@ -188,10 +153,7 @@ def _encoded(name: str, column: Column, values: list[Any]) -> dict[str, np.ndarr
     if column.is_text:
         texts = [json.dumps(value) for value in values] if column.kind == "json" else values
         parts = [b"" if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
-        arrays = {
-            name: np.frombuffer(b"".join(parts), np.uint8),
-            f"{name}_offset": _offsets([len(part) for part in parts]),
-        }
+        arrays = {name: np.frombuffer(b"".join(parts), np.uint8), f"{name}_offset": _offsets(parts)}
         if column.optional:
             arrays[f"{name}_present"] = np.array([value is not None for value in values], np.int8)
         return arrays
@@ -200,57 +162,57 @@ def _encoded(name: str, column: Column, values: list[Any]) -> dict[str, np.ndarr
     if column.kind == "flag":
         values = [_FLAGS.index(value) - 1 for value in values]
     elif column.kind == "ending":
-        values = [ENDINGS.index(value) for value in values]
+        values = [ENDINGS.index(value) if value in ENDINGS else -1 for value in values]
     return {name: np.array(values, dtype=column.dtype)}
 
 
 def _joined(parts: list[np.ndarray], column: Column) -> np.ndarray:
-    vectors = column.kind == "vectors"
+    """Return the entries of all parts one after another."""
     if not parts:
-        return np.zeros((0, 0) if vectors else (0,), column.dtype)
-    if vectors and len({part.shape[1] for part in parts}) > 1:
-        sizes = ", ".join(map(str, sorted({part.shape[1] for part in parts})))
-        raise StoreError(f"Expected vectors of one size in a segment, got sizes {sizes}: commit them to stores apart.")
+        return np.zeros((0, 0) if column.kind == "vectors" else (0,), column.dtype)
+    if len(sizes := {part.shape[1:] for part in parts}) > 1:
+        shown = ", ".join(str(size) for (size,) in sorted(sizes))
+        raise StoreError(f"Expected vectors of one size in a segment, got sizes {shown}: commit them to stores apart.")
     return np.concatenate(parts).astype(column.dtype, copy=False)
 
 
-def _offsets(sizes: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+def _offsets(parts: Iterable[Any]) -> np.ndarray:
+    """Return where each part begins and the last ends, when they lie one after another."""
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
 # -- arrays to records -------------------------------------------------------------------------------------------------
 
 
 def decode(arrays: dict[str, np.ndarray], path: Path) -> list[Question]:
-    """Return the questions of these datasets.
-
-    Raises:
-        StoreError: If they do not fit together.
-    """
-    _check_shapes(arrays, path)
+    """Return the questions of these datasets; raises StoreError if they do not fit together."""
+    if not _lengths_fit(arrays) or _broken_rule(arrays) is not None:
+        raise damaged(path)
     try:
-        rows = {table: _rows(arrays, table) for table in ("questions", "decisions", "trajectories")}
-        ragged = {table: _slices(arrays, table) for table in RAGGED}
+        questions, decisions, trajectories = (
+            _rows(arrays, name) for name in ("questions", "decisions", "trajectories")
+        )
     except (ValueError, MemoryError) as error:  # of texts, and of JSON that is none or nested too deep
         raise damaged(path) from error
-    trajectories = [
+    ragged = zip(*(_parts(arrays, table) for table in RAGGED), strict=True)
+    made = [
         Trajectory(**row, **tokens, **series, **blocks, steps=StepTrace(**steps))
-        for row, tokens, series, blocks, steps in zip(
-            rows["trajectories"], *(ragged[table] for table in RAGGED), strict=True
-        )
+        for row, (tokens, series, blocks, steps) in zip(trajectories, ragged, strict=True)
     ]
-    decisions = [Decision(**row) for row in rows["decisions"]]
-    inner = zip(_ranges(arrays, "questions/decisions"), _ranges(arrays, "questions/trajectories"), strict=True)
+    asked = [Decision(**row) for row in decisions]
+    inner = zip(
+        *(pairwise(arrays[f"questions/{table}_offset"].tolist()) for table in OFFSETS["questions"]), strict=True
+    )
     return [
-        Question(**row, decisions=tuple(decisions[d0:d1]), trajectories=tuple(trajectories[t0:t1]))
-        for row, ((d0, d1), (t0, t1)) in zip(rows["questions"], inner, strict=True)
+        Question(**row, decisions=tuple(asked[d0:d1]), trajectories=tuple(made[t0:t1]))
+        for row, ((d0, d1), (t0, t1)) in zip(questions, inner, strict=True)
     ]
 
 
 def _rows(arrays: dict[str, np.ndarray], table: str) -> list[dict[str, Any]]:
     """Return a table's rows as Python values."""
-    columns = [_decoded(arrays, f"{table}/{column.name}", column) for column in COLUMNS[table]]
     names = [column.name for column in COLUMNS[table]]
+    columns = [_decoded(arrays, f"{table}/{column.name}", column) for column in COLUMNS[table]]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -259,45 +221,39 @@ def _decoded(arrays: dict[str, np.ndarray], name: str, column: Column) -> Any:
     if column.is_text:
         texts: list[Any] = _texts(values, arrays[f"{name}_offset"])
         if column.kind == "json":
-            return [_object(text) for text in texts]
+            objects = [parse_json(text) for text in texts]
+            if not all(isinstance(value, dict) for value in objects):
+                raise ValueError("expected JSON objects")
+            return objects
         if column.optional:
             return [text if here else None for text, here in zip(texts, arrays[f"{name}_present"], strict=True)]
         return texts
     if column.kind == "flag":
-        return [_FLAGS[min(max(value, -1), 1) + 1] for value in values.tolist()]
+        return [_FLAGS[value + 1] for value in values.clip(-1, 1).tolist()]
     if column.kind == "ending":
         return [ENDINGS[value] for value in values.tolist()]
     return values if column.kind == "vectors" else values.tolist()
 
 
-def _object(text: str) -> dict[str, Any]:
-    value = parse_json(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _slices(arrays: dict[str, np.ndarray], table: str) -> list[dict[str, np.ndarray]]:
+def _parts(arrays: dict[str, np.ndarray], table: str) -> list[dict[str, np.ndarray]]:
     """Return each trajectory's own part of a table of arrays."""
-    columns = {column.name: arrays[f"{table}/{column.name}"] for column in COLUMNS[table]}
-    columns |= {column.name: columns[column.name].astype(bool) for column in COLUMNS[table] if column.kind == "yes"}
-    return [
-        {name: values[i:j] for name, values in columns.items()} for i, j in _ranges(arrays, f"trajectories/{table}")
-    ]
-
-
-def _ranges(arrays: dict[str, np.ndarray], name: str) -> Iterator[tuple[int, int]]:
-    return itertools.pairwise(arrays[f"{name}_offset"].tolist())
+    columns = {
+        column.name: values.astype(bool) if column.kind == "yes" else values
+        for column in COLUMNS[table]
+        for values in (arrays[f"{table}/{column.name}"],)
+    }
+    ranges = pairwise(arrays[f"trajectories/{table}_offset"].tolist())
+    return [{name: values[i:j] for name, values in columns.items()} for i, j in ranges]
 
 
 def _texts(data: np.ndarray, offsets: np.ndarray) -> list[str]:
     content = data.tobytes()
-    return [content[i:j].decode("utf-8", "surrogatepass") for i, j in itertools.pairwise(offsets)]
+    return [content[i:j].decode("utf-8", "surrogatepass") for i, j in pairwise(offsets)]
 
 
-def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Refuse a segment whose offsets, lengths and counts do not fit together."""
-    rows = {table: len(arrays[f"{table}/{COLUMNS[table][-1].name}"]) for table in COLUMNS}
+def _lengths_fit(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether a segment's columns have as many entries as their tables rows, and offsets those of what they cut."""
+    rows = {table: len(arrays[f"{table}/{columns[-1].name}"]) for table, columns in COLUMNS.items()}
     for table, columns in COLUMNS.items():
         fits = [_fit(arrays[f"{table}/{inner}_offset"], rows[table], rows[inner]) for inner in OFFSETS.get(table, ())]
         for column in columns:
@@ -308,20 +264,8 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
             else:
                 fits.append(len(arrays[name]) == rows[table])
         if not all(fits):
-            raise damaged(path)
-    endings = arrays["trajectories/ending"]
-    num_tokens, num_values = (np.diff(arrays[f"trajectories/{name}_offset"]) for name in ("tokens", "series"))
-    offsets = arrays["trajectories/steps_offset"]
-    counted = np.diff(offsets)
-    accepted = np.diff(np.concatenate([[0], np.cumsum(arrays["steps/accepted"], dtype=np.int64)])[offsets])
-    whole = (counted == arrays["trajectories/mh_proposed"]) & (accepted == arrays["trajectories/mh_accepted"])
-    sound = (
-        (endings >= 0) & (endings < len(ENDINGS)),
-        (num_values == num_tokens) | (num_values == 0),
-        whole | (counted == 0),
-    )
-    if not all(of.all() for of in sound):
-        raise damaged(path)
+            return False
+    return True
 
 
 def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
@@ -334,15 +278,29 @@ def _fit(offsets: np.ndarray, rows: int, total: int) -> bool:
     )
 
 
+def _broken_rule(arrays: dict[str, np.ndarray]) -> str | None:
+    """Return which rule a trajectory's parts break, in words; None if all of them fit together."""
+    endings = arrays["trajectories/ending"]
+    tokens, values, steps = (np.diff(arrays[f"trajectories/{table}_offset"]) for table in ("tokens", "series", "steps"))
+    accepted_before = np.concatenate([[0], np.cumsum(arrays["steps/accepted"], dtype=np.int64)])
+    accepted = np.diff(accepted_before[arrays["trajectories/steps_offset"]])
+    counted = (steps == arrays["trajectories/mh_proposed"]) & (accepted == arrays["trajectories/mh_accepted"])
+    rules = {
+        f"to end in one of {', '.join(ENDINGS)}": (endings >= 0) & (endings < len(ENDINGS)),
+        "to have one per-token value of a kind for each token, or none": (values == tokens) | (values == 0),
+        "to have a trace of as many steps and acceptances as it counts, or none": counted | (steps == 0),
+    }
+    for rule, holds in rules.items():
+        if not holds.all():
+            return f"trajectory {arrays['trajectories/index'][holds.argmin()]} {rule}"
+    return None
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read datasets of a segment and compare each with its checksum.
-
-    Raises:
-        StoreError: For whatever h5py finds wrong, as a sentence that names the file; if a dataset was changed.
-    """
+    """Read datasets of a segment and compare each with its checksum; raises StoreError for any fault."""
     with reading(path) as file:
         digests = column_digests(file, path)
         arrays = {name: dataset_of(file, name, path)[...] for name in names}
@@ -361,11 +319,7 @@ def dataset_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open a segment.
-
-    Raises:
-        StoreError: For whatever h5py finds wrong until the end, as a sentence that names the file.
-    """
+    """Open a segment; whatever h5py finds wrong until the end is a StoreError that names the file."""
     try:
         check_file(path)
         with open_hdf5(path) as file:
@@ -385,9 +339,8 @@ def reading(path: Path) -> Iterator[h5py.File]:
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
         # h5py raises any of these for damage.
         if isinstance(error, OSError) and error.errno:  # the system's word, not HDF5's: the content may well be whole
-            raise StoreError(
-                f"{path} cannot be opened ({os.strerror(error.errno)}): check it and its permissions."
-            ) from error
+            why = os.strerror(error.errno)
+            raise StoreError(f"{path} cannot be opened ({why}): check it and its permissions.") from error
         raise damaged(path) from error
 
 

@@ -14,7 +14,7 @@ from feature_store import Store, StoreError, StoreWriter
 from feature_store.files import replace_file, write_once
 from feature_store.lock import held
 from feature_store.manifest import _encoded
-from feature_store.store import problems
+from feature_store.tools import verify
 from tests.factories import make_manifest, make_question
 from tests.feature_store.test_store import sign
 
@@ -99,7 +99,7 @@ def test_data_that_are_not_in_the_file_are_refused(store, name, make):
     if not name.startswith(("tokens/", "trajectories/steps")):  # which a scan does not read
         with pytest.raises(StoreError, match=r"^[^\n]*segment-w0-000000\.h5 [^\n]*\.$"):
             list(Store.open(store).scan())
-    assert len(problems(store)) == 1
+    assert len(verify(store)) == 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
 
 
