@@ -72,24 +72,7 @@ def test_of_two_copies_the_first_segments_counts(tmp_path):
     found = {q.question_id: q for q in Store.open(tmp_path).scan()}
     assert list(found) == ["q00000", "q00001", "q00002"]
     assert content(found["q00000"]) == content(first) != content(second)
-
-
-@pytest.mark.parametrize("hidden", [True, False])
-def test_a_flipped_byte_is_noticed_or_changes_nothing(tmp_path, hidden):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(i, hidden_size=32) for i in range(4)])
-    whole, expected = segment.read_bytes(), [content(q) for q in scan_segment(segment, hidden=hidden)]
-    noticed = 0
-    for offset in np.random.default_rng(0).integers(0, len(whole), 120).tolist():
-        damaged = bytearray(whole)
-        damaged[offset] ^= 0x10
-        segment.write_bytes(damaged)
-        try:
-            served = [content(q) for q in scan_segment(segment, hidden=hidden)]
-        except StoreError as error:
-            noticed += str(segment) in str(error)
-            continue
-        assert served == expected
-    assert noticed > 20
+    assert [content(q) for q in Store.open(tmp_path)] == [content(q) for q in found.values()]
 
 
 def test_the_checksum_follows_the_content(tmp_path):
@@ -108,6 +91,7 @@ READ = (
     "questions/embedding",
     "questions/num_prompt_tokens",
     "questions/question",
+    "questions/question_id",
     "trajectories/base_logprob",
     "trajectories/correct",
     "trajectories/num_generated_tokens",
@@ -130,13 +114,6 @@ def test_a_value_that_a_program_changed_is_not_served(tmp_path, name):
     change(segment, name)
     with pytest.raises(StoreError, match=rf"{segment.name} does not match its checksum: it was changed after"):
         list(Store.open(tmp_path).scan())
-
-
-def test_a_changed_id_is_noticed_when_the_store_is_opened(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(1)])
-    change(segment, "questions/question_id", ord("7"))
-    with pytest.raises(StoreError, match=rf"{segment.name} does not match its checksum"):
-        Store.open(tmp_path)
 
 
 def test_what_a_scan_does_not_read_is_left_to_verify(tmp_path):

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from feature_store import Decision, Store, StoreError, StoreWriter
 from feature_store import store as store_module
-from feature_store.columns import COLUMNS, DATASETS
+from feature_store.columns import COLUMNS
 from feature_store.records import not_recorded
-from feature_store.segment import column_digest
 
 from ..factories import make_dynamic_question, make_manifest, make_question, make_trajectory
 
 ROOT = Path(__file__).parents[2]
+SERIES = ("token_logprob", "token_entropy", "token_top1")
 
 
 def assert_same(a, b):
@@ -127,215 +127,11 @@ def test_another_run_is_refused_and_says_what_differs(tmp_path):
         StoreWriter.open(tmp_path, other)
 
 
-def test_two_copies_of_a_question_count_once(tmp_path):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    writer.commit([make_question(0)], writer="w1")
-    writer.commit([make_question(0, k=2), make_question(1)], writer="w0")
-    store = Store.open(tmp_path)
-    assert [q.k for q in store] == [2, 8]  # w0 comes before w1
-
-
 def test_segments_are_never_replaced(tmp_path):
     one, two = StoreWriter.open(tmp_path, make_manifest()), StoreWriter.attach(tmp_path)
     paths = [w.commit([make_question(i)]) for i, w in enumerate((one, two, one))]
     assert len(set(paths)) == 3
     assert len(Store.open(tmp_path)) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 4}, r"is of version 4 by its manifest\.json, but this program reads version 5"),
-        ({"format": "something-else"}, "is not the manifest of a dps-feature-store"),
-    ],
-)
-def test_other_formats_and_versions(tmp_path, change, message):
-    StoreWriter.open(tmp_path, make_manifest())
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(StoreError, match=message):
-        Store.open(tmp_path)
-
-
-def test_absent_and_damaged_manifests(tmp_path):
-    with pytest.raises(StoreError, match="there is no folder"):
-        Store.open(tmp_path / "absent")
-    with pytest.raises(StoreError, match=r"has no manifest\.json"):
-        Store.open(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be read as JSON"):
-        Store.open(tmp_path)
-
-
-def test_segment_of_another_version(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    with h5py.File(segment, "r+") as file:
-        file.attrs["version"] = 7
-    with pytest.raises(StoreError, match=r"segment-w0-000000\.h5 is a segment of version 7"):
-        Store.open(tmp_path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_segment_is_named(tmp_path, share):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(i) for i in range(3)])
-    content = segment.read_bytes()
-    segment.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(StoreError, match=rf"{segment} cannot be read: it is truncated or damaged\. Delete it"):
-        tuple(Store.open(tmp_path))
-
-
-def test_a_flipped_byte_is_found_or_harmless(tmp_path):
-    """Wherever the byte is: in data, compressed or not, or in HDF5's own structures."""
-    questions = [make_question(i, k=4, hidden_size=60) for i in range(2)]
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit(questions)
-    content = segment.read_bytes()
-    with h5py.File(segment) as file:
-        assert file["blocks/hidden"].compression == "gzip"
-        assert file["tokens/tokens"].compression is None
-    found = 0
-    for offset in np.random.default_rng(0).integers(0, len(content), 120):
-        damaged = bytearray(content)
-        damaged[offset] ^= 0xFF
-        segment.write_bytes(damaged)
-        try:
-            problems = Store.open(tmp_path).verify()
-        except StoreError as error:
-            problems = [str(error)]
-        if problems:
-            assert str(segment) in problems[0]
-            found += 1
-        else:  # in a gap of the file: nothing that is read has changed
-            assert_same(tuple(Store.open(tmp_path)), tuple(questions))
-    assert found > 30
-
-
-def sign(segment):
-    """Give a changed segment the checksums of what it holds now, as whoever writes one can."""
-    with h5py.File(segment, "r+") as file:
-        digests = [column_digest(name, file[name][...]) for name in sorted(DATASETS)]
-        file.attrs["column_sha256"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-        file.attrs["sha256"] = np.bytes_(hashlib.sha256(b"".join(digests)).hexdigest())
-
-
-def flip_a_bit_of(segment, name):
-    """Change one bit of a dataset's values, wherever they lie in the file."""
-    with h5py.File(segment) as file:
-        dataset = file[name].id
-        offset = dataset.get_offset() or dataset.get_chunk_info(0).byte_offset
-    content = bytearray(segment.read_bytes())
-    content[offset] ^= 1
-    segment.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("tokens/tokens", "does not match its checksum"),
-        ("blocks/block_entropy", "truncated or damaged"),  # HDF5 notices
-        ("trajectories/base_logprob", "truncated or damaged"),
-    ],
-)
-def test_a_flipped_bit_of_data_is_not_served_and_is_named_by_verify(tmp_path, name, message):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    writer.commit([make_question(0)], writer="w0")
-    segment = writer.commit([make_question(1)], writer="w1")
-    flip_a_bit_of(segment, name)
-    store = Store.open(tmp_path)
-    with pytest.raises(StoreError, match=message):
-        tuple(store)
-    assert [q.question_id for q in store.read(["q00000"])] == ["q00000"]  # the other segment is whole
-    (problem,) = store.verify()
-    assert str(segment) in problem
-    assert message in problem
-
-
-def test_a_changed_manifest_is_named(tmp_path):
-    StoreWriter.open(tmp_path, make_manifest())
-    path = tmp_path / "manifest.json"
-    text = path.read_text()
-    path.write_text(text.replace('"seconds_per_token": 0.001', '"seconds_per_token": 0.007'))
-    with pytest.raises(StoreError, match=r"manifest\.json does not match its checksum"):
-        Store.open(tmp_path)
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_a_column_that_does_not_fit_is_refused(tmp_path, name):
-    """Every dataset of the layout, one entry too long, of another type, and missing."""
-    good = (
-        StoreWriter.open(tmp_path, make_manifest())
-        .commit([make_question(0, steps=2), make_dynamic_question(1)])
-        .read_bytes()
-    )
-
-    def longer(file):
-        values = file[name][...]
-        del file[name]
-        file[name] = np.concatenate([values, values[-1:]]) if len(values) else np.zeros(3, values.dtype)
-
-    def other_type(file):
-        values = file[name][...]
-        del file[name]
-        file[name] = values.astype(np.float16)
-
-    def missing(file):
-        del file[name]
-
-    for damage in (longer, other_type, missing):
-        segment = tmp_path / "segment-w0-000000.h5"
-        segment.write_bytes(good)
-        with h5py.File(segment, "r+") as file:
-            damage(file)
-        with pytest.raises(
-            StoreError, match=r"w0-000000\.h5 (cannot be read: it is truncated|does not match its checksum)"
-        ):
-            tuple(Store.open(tmp_path))
-
-
-def test_string_attributes_of_either_kind_are_read(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    with h5py.File(segment, "r+") as file:
-        for name in ("format", "sha256"):
-            file.attrs[name] = file.attrs[name].decode()
-    assert Store.open(tmp_path).verify() == []
-
-
-def test_no_structure_is_without_a_checksum(tmp_path):
-    """Of HDF5's own structures only the global heap (signature GCOL) has none, and a flipped bit in it can hang it."""
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    content = segment.read_bytes()
-    assert b"GCOL" not in content
-    assert b"OHDR" in content  # object headers of HDF5 1.10, which have one
-
-
-def test_an_attribute_of_another_shape_is_damage(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    with h5py.File(segment, "r+") as file:
-        file.attrs["version"] = [1, 1]
-    with pytest.raises(StoreError, match=r"of version \[1 1\]"):
-        Store.open(tmp_path)
-
-
-def test_damaged_ids_are_not_read_as_other_ids(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0), make_question(1)])
-    with h5py.File(segment, "r+") as file:
-        file["questions/question_id_offset"][1] = -3
-    sign(segment)
-    with pytest.raises(StoreError, match="damaged"):
-        Store.open(tmp_path)
-
-
-def test_what_the_system_refuses_is_not_called_damage(tmp_path):
-    """Whoever cannot open a whole file must not be told to delete it."""
-    StoreWriter.open(tmp_path, make_manifest())
-    (tmp_path / "segment-w0-000000.h5").mkdir()
-    with pytest.raises(StoreError, match=r"cannot be opened \(Is a directory\): check it and its permissions"):
-        Store.open(tmp_path)
-
-
-# -- steps -------------------------------------------------------------------------------------------------------------
-
-
-# -- values per token, endings -----------------------------------------------------------------------------------------
 
 
 def with_last(question, **changes):
@@ -345,7 +141,7 @@ def with_last(question, **changes):
 
 
 def test_values_per_token_may_be_left_out(tmp_path):
-    none = dict.fromkeys(("token_logprob", "token_entropy", "token_top1"), not_recorded())
+    none = dict.fromkeys(SERIES, not_recorded())
     question = with_last(make_question(0, k=3), **none)
     StoreWriter.open(tmp_path, make_manifest()).commit([question])
     (read,) = Store.open(tmp_path)
@@ -353,58 +149,49 @@ def test_values_per_token_may_be_left_out(tmp_path):
     assert [len(t.token_logprob) > 0 for t in read.trajectories] == [True, True, False]
 
 
-@pytest.mark.parametrize("name", ["token_logprob", "token_entropy", "token_top1"])
-@pytest.mark.parametrize("count", [0, 1])
-def test_values_that_are_not_one_per_token_are_refused(tmp_path, name, count):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    with pytest.raises(StoreError, match=r"the per-token values of trajectory 1 to be \d+ each, .* or none"):
-        writer.commit([with_last(make_question(0, k=2), **{name: np.zeros(count, np.float32)})])
-    assert len(Store.open(tmp_path)) == 0
-
-
-def test_stored_values_that_are_not_one_per_token_are_damage(tmp_path):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2)])
-    with h5py.File(segment, "r+") as file:
-        file["trajectories/series_offset"][1] -= 1
-    sign(segment)
-    with pytest.raises(StoreError, match="truncated or damaged"):
-        tuple(Store.open(tmp_path))
-
-
-def test_log_p_of_tokens_is_never_halved(tmp_path):
-    """Float16 ends at 65504 and has three digits; float32 keeps seven."""
-    question = make_question(0, k=1)
-    exact = np.full(len(question.trajectories[0].tokens), -1e5 - 1 / 128, np.float32)
-    StoreWriter.open(tmp_path, make_manifest()).commit([with_last(question, token_logprob=exact)])
-    ((read,),) = (q.trajectories for q in Store.open(tmp_path))
-    assert_same(read.token_logprob, exact)
-
-
-def test_an_unknown_ending_is_refused(tmp_path):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    with pytest.raises(StoreError, match="one of eos, stop, length, early, got 'bored'"):
-        writer.commit([with_last(make_question(0, k=2), ending="bored")])
-
-
-@pytest.mark.parametrize("number", [-1, 4])
-def test_a_stored_ending_without_a_name_is_damage(tmp_path, number):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2)])
-    with h5py.File(segment, "r+") as file:
-        file["trajectories/ending"][1] = number
-    sign(segment)
-    with pytest.raises(StoreError, match="truncated or damaged"):
-        tuple(Store.open(tmp_path))
-
-
-def test_log_p_of_steps_is_never_halved(tmp_path):
-    """Differences of a hundredth of a nat at -3000 nats do not survive float16, nor all of their digits float32."""
+def test_log_p_is_never_halved(tmp_path):
+    """Float16 ends at 65504, and has three digits; float32 has seven, too few for the differences of steps."""
     question = make_question(0, k=1, steps=4)
     (trajectory,) = question.trajectories
-    exact = np.full(len(trajectory.steps.logprob), -3000.0 + 1e-9)
-    trajectory = dataclasses.replace(trajectory, steps=dataclasses.replace(trajectory.steps, logprob=exact))
-    StoreWriter.open(tmp_path, make_manifest()).commit([dataclasses.replace(question, trajectories=(trajectory,))])
+    of_tokens = np.full(len(trajectory.tokens), -1e5 - 1 / 128, np.float32)
+    of_steps = np.full(len(trajectory.steps.logprob), -3000.0 + 1e-9)
+    steps = dataclasses.replace(trajectory.steps, logprob=of_steps)
+    StoreWriter.open(tmp_path, make_manifest()).commit([with_last(question, token_logprob=of_tokens, steps=steps)])
     ((read,),) = (q.trajectories for q in Store.open(tmp_path))
-    assert_same(read.steps.logprob, exact)
+    assert_same((read.token_logprob, read.steps.logprob), (of_tokens, of_steps))
+
+
+LAST = make_question(0, k=2, steps=3).trajectories[-1]
+COUNTED = "Expected trajectory 1 to have a trace of as many steps and acceptances as it counts, or none"
+REFUSED = {
+    **{
+        f"{count} {name}": ({name: np.zeros(count, np.float32)}, r"as many values in each column of /series, got \d+, ")
+        for name in SERIES
+        for count in (0, 1)
+    },
+    "too few values": (
+        {name: getattr(LAST, name)[1:] for name in SERIES},
+        "Expected trajectory 1 to have one per-token value of a kind for each token, or none",
+    ),
+    "proposed": ({"mh_proposed": LAST.mh_proposed + 1}, COUNTED),
+    "accepted": ({"mh_accepted": LAST.mh_accepted - 1}, COUNTED),
+    "ragged": (
+        {"steps": dataclasses.replace(LAST.steps, horizon=LAST.steps.horizon[1:])},
+        r"Expected trajectory 1 to have as many values in each column of /steps, got 8, 9, 9, 9, 9",
+    ),
+    "blocks": ({"block_top1": LAST.block_top1[1:]}, "as many values in each column of /blocks"),
+    "ending": ({"ending": "bored"}, "Expected trajectory 1 to end in one of eos, stop, length, early"),
+    "sizes": ({"hidden": LAST.hidden[:, 1:]}, "Expected vectors of one size in a segment, got sizes 7, 8"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_record_that_does_not_fit_together_is_refused(tmp_path, changes, sentence):
+    writer = StoreWriter.open(tmp_path, make_manifest())
+    with pytest.raises(StoreError, match=sentence):
+        writer.commit([with_last(make_question(0, k=2, steps=3), **changes)])
+    assert len(Store.open(tmp_path)) == 0
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(("num_questions", "least", "most"), [(1, 21, 21), (8, 6, 10)])
@@ -414,42 +201,6 @@ def test_a_step_takes_about_the_bytes_that_the_page_says(tmp_path, num_questions
     with h5py.File(segment) as file:
         stored = sum(column.id.get_storage_size() for column in file["steps"].values())
     assert least <= stored / sum(t.mh_proposed for q in questions for t in q.trajectories) <= most
-
-
-@pytest.mark.parametrize("wrong", ["proposed", "accepted", "ragged"])
-def test_a_trace_that_is_not_of_all_steps_is_refused(tmp_path, wrong):
-    question = make_question(0, k=2, steps=3)
-    last = question.trajectories[-1]
-    changes = {
-        "proposed": {"mh_proposed": last.mh_proposed + 1},
-        "accepted": {"mh_accepted": last.mh_accepted - 1},
-        "ragged": {"steps": dataclasses.replace(last.steps, horizon=last.steps.horizon[1:])},
-    }[wrong]
-    bad = dataclasses.replace(question, trajectories=(question.trajectories[0], dataclasses.replace(last, **changes)))
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    with pytest.raises(
-        StoreError, match=r"Expected the trace of trajectory 1 to have its .* record every step, or none"
-    ):
-        writer.commit([bad])
-    assert len(Store.open(tmp_path)) == 0
-
-
-@pytest.mark.parametrize("name", ["trajectories/mh_proposed", "trajectories/mh_accepted", "steps/accepted"])
-def test_a_stored_trace_that_does_not_fit_its_counts_is_damage(tmp_path, name):
-    segment = StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2, steps=3)])
-    with h5py.File(segment, "r+") as file:
-        file[name][0] = 1 - file[name][0] if name == "steps/accepted" else file[name][0] + 1
-    sign(segment)
-    with pytest.raises(StoreError, match="truncated or damaged"):
-        tuple(Store.open(tmp_path))
-
-
-def test_mixed_sizes_are_refused(tmp_path):
-    writer = StoreWriter.open(tmp_path, make_manifest())
-    with pytest.raises(StoreError, match="sizes 5, 6"):
-        writer.commit([make_question(0, embedding_size=5), make_question(1, embedding_size=6)])
-    assert len(Store.open(tmp_path)) == 0
-    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_an_unwritable_folder_is_said(tmp_path):
@@ -565,15 +316,14 @@ def go(process):
     process.stdin.flush()
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """A store whose writer was killed with SIGKILL six times, and what it had reported by then."""
-    folder, reported = tmp_path_factory.mktemp("killed") / "new" / "store", set()
-    for attempt in range(6):
+def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path):
+    """SIGKILL at several moments of a commit; the first time before anything is reported."""
+    folder, reported = tmp_path / "new" / "store", set()
+    for attempt in range(4):
         process = start_writer(folder)
         go(process)
-        lines = [process.stdout.readline() for _ in range(4 * attempt)]  # the first time, before anything is reported
-        time.sleep(0.007 * attempt)  # then at several moments of a commit
+        lines = [process.stdout.readline() for _ in range(4 * attempt)]
+        time.sleep(0.011 * attempt)
         process.kill()
         reported |= set("".join([*lines, process.stdout.read()]).split())
         process.wait()
@@ -581,18 +331,17 @@ def killed(tmp_path_factory):
             assert reported <= set(Store.open(folder).question_ids)
         else:
             assert not reported
-    return folder, reported
-
-
-def test_a_killed_writer_loses_nothing_that_it_reported(killed):
-    folder, reported = killed
     store = Store.open(folder)
-    assert len(reported) >= 4 * (1 + 2 + 3 + 4 + 5)
-    assert reported <= set(store.question_ids)
+    assert len(reported) >= 4 * (1 + 2 + 3)
     # One that was killed between giving the name and saying so may have left one more, each time.
-    assert len(store) <= len(reported) + 6
+    assert len(store) <= len(reported) + 4
     assert store.verify() == []
     assert_same(tuple(store), tuple(make_question(int(name[1:]), k=2) for name in store.question_ids))
+    writer = StoreWriter.open(folder, make_manifest())
+    assert reported <= writer.committed
+    assert not list(folder.glob("*.tmp"))
+    writer.commit([make_question(99_999)])
+    assert "q99999" in Store.open(folder).question_ids
 
 
 KILLED_AT_A_BYTE = """
@@ -620,26 +369,17 @@ def test_a_writer_killed_in_the_middle_of_its_file_leaves_a_whole_store(tmp_path
     assert not half.exists()
 
 
-def test_a_store_resumes_after_kills(killed):
-    folder, reported = killed
-    writer = StoreWriter.open(folder, make_manifest())
-    assert reported <= writer.committed
-    assert not list(folder.glob("*.tmp"))
-    writer.commit([make_question(99_999)])
-    assert "q99999" in Store.open(folder).question_ids
-
-
 def test_two_processes_create_and_fill_one_store(tmp_path):
     """Both open it at once; their questions overlap, as after a crash."""
     folder = tmp_path / "store"
-    processes = [start_writer(folder, f"w{i}", first=8 * i, last=8 * i + 12) for i in range(2)]
+    processes = [start_writer(folder, f"w{i}", first=6 * i, last=6 * i + 9) for i in range(2)]
     for process in processes:
         go(process)
     for process in processes:
         process.communicate(timeout=60)
         assert process.returncode == 0
     store = Store.open(folder)
-    assert_same(tuple(store), tuple(make_question(i, k=2) for i in range(20)))
+    assert_same(tuple(store), tuple(make_question(i, k=2) for i in range(15)))
     assert store.verify() == []
     assert {path.name.split("-")[1] for path in folder.glob("*.h5")} == {"w0", "w1"}
     assert not list(folder.glob("*.tmp"))
@@ -669,45 +409,48 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
     assert {units[f"questions/{name}_s"] for name in ("prefill", "embedding", "controller", "latency")} == {"s"}
 
     def cut(table, column, row):
-        start, stop = data[f"{table}/{column}_offset"][row : row + 2]
-        return slice(start, stop)
+        return slice(*data[f"{table}/{column}_offset"][row : row + 2])
 
-    def text(table, column, row):
-        if f"{table}/{column}_present" in data and not data[f"{table}/{column}_present"][row]:
-            return None
-        return data[f"{table}/{column}"][cut(table, column, row)].tobytes().decode("utf-8", "surrogatepass")
-
-    def row_of(table, row, texts):
-        columns = [n.partition("/")[2] for n in data if n.startswith(f"{table}/")]
-        plain = [c for c in columns if not c.endswith(("_offset", "_present")) and c not in texts]
-        found = {c: data[f"{table}/{c}"][row] for c in plain} | {c: text(table, c, row) for c in texts}
-        flags = [name for name in ("correct", "strict_correct") if name in found]
-        return found | {name: {1: True, 0: False, -1: None}[int(found[name])] for name in flags}
-
-    def check(found, record, besides):
-        assert set(found) | set(besides) == {field.name for field in dataclasses.fields(record)}
-        for name, value in found.items():
+    def fields_of(table, row, record, *, texts=""):
+        """Compare a row with a record: plain columns, texts, and grades; return the names that are left."""
+        left = {field.name for field in dataclasses.fields(record)}
+        for name in left & {name.partition("/")[2] for name in data if name.startswith(f"{table}/")}:
+            value = data[f"{table}/{name}"][row] if name not in texts.split() else None
+            if value is None and data.get(f"{table}/{name}_present", np.ones(row + 1))[row]:
+                raw = data[f"{table}/{name}"][cut(table, name, row)].tobytes().decode("utf-8", "surrogatepass")
+                value = json.loads(raw) if name == "metadata" else raw
+            elif name in ("correct", "strict_correct"):
+                value = {1: True, 0: False, -1: None}[int(value)]
+            elif name == "ending":
+                value = ("eos", "stop", "length", "early")[value]
             np.testing.assert_array_equal(value, getattr(record, name), err_msg=name)
+            left.remove(name)
+        return left
 
+    def arrays_of(table, row, record):
+        """Compare a trajectory's rows of a table with a record; return the names of its columns."""
+        names = {name.partition("/")[2] for name in data if name.startswith(f"{table}/")}
+        for name in names:
+            values = data[f"{table}/{name}"][cut("trajectories", table, row)]
+            np.testing.assert_array_equal(values, getattr(record, name), err_msg=name)
+        return names
+
+    number = 0
     for row, question in enumerate(questions):
-        found = row_of("questions", row, ["question_id", "question", "prompt", "gold", "metadata", "answer"])
-        check(found | {"metadata": json.loads(found["metadata"])}, question, ("decisions", "trajectories"))
+        texts = "question_id question prompt gold metadata answer"
+        assert fields_of("questions", row, question, texts=texts) == {"decisions", "trajectories"}
         asked = cut("questions", "decisions", row)
-        decisions = list(zip(*(data[f"decisions/{name}"][asked].tolist() for name in ("k", "p_enough")), strict=True))
-        assert decisions == [dataclasses.astuple(d) for d in question.decisions]
-        chains = cut("questions", "trajectories", row)
-        assert chains.stop - chains.start == question.k
-        for number, trajectory in zip(range(chains.start, chains.stop), question.trajectories, strict=True):
-            found = row_of("trajectories", number, ["text", "answer", "strict_answer"])
-            found["ending"] = {0: "eos", 1: "stop", 2: "length", 3: "early"}[int(found["ending"])]
-            found["tokens"] = data["tokens/tokens"][cut("trajectories", "tokens", number)]
-            blocks = cut("trajectories", "blocks", number)
-            found |= {n.partition("/")[2]: data[n][blocks] for n in data if n.startswith("blocks/")}
-            values = cut("trajectories", "series", number)
-            found |= {n.partition("/")[2]: data[n][values] for n in data if n.startswith("series/")}
-            check(found, trajectory, ("steps",))
-            steps = cut("trajectories", "steps", number)
-            check({n.partition("/")[2]: data[n][steps] for n in data if n.startswith("steps/")}, trajectory.steps, ())
+        decisions = zip(*(data[f"decisions/{name}"][asked].tolist() for name in ("k", "p_enough")), strict=True)
+        assert list(decisions) == [dataclasses.astuple(d) for d in question.decisions]
+        assert cut("questions", "trajectories", row) == slice(number, number + question.k)
+        for trajectory in question.trajectories:
+            left = fields_of("trajectories", number, trajectory, texts="text answer strict_answer")
+            for table in ("tokens", "series", "blocks"):
+                left -= arrays_of(table, number, trajectory)
+            assert left == {"steps"}
+            steps = {field.name for field in dataclasses.fields(trajectory.steps)}
+            assert arrays_of("steps", number, trajectory.steps) == steps
+            number += 1
 
     of_columns = [
         hashlib.sha256(f"{name}|{data[name].dtype.str}|{data[name].shape}|".encode() + data[name].tobytes()).digest()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -101,25 +100,21 @@ def test_export_writes_every_scalar(tmp_path):
 
 def test_the_commands(tmp_path):
     parts = [write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [2])]
-    found = json.loads(dps("store", "info", *parts, "--json", "true").stdout)
-    assert [one["questions"] for one in found] == [2, 1]
-    assert "questions" in dps("store", "info", parts[0]).stdout
+    shown = json.loads(dps("store", "info", *parts, "--json", "true").stdout)
+    assert [one["questions"] for one in shown] == [2, 1]
     merged = dps("store", "merge", *parts, "--output", tmp_path / "all")
     assert merged.stdout.startswith("3 questions, 0 of them in several stores")
     assert json.loads(dps("store", "verify", tmp_path / "all", "--json", "true").stdout) == {str(tmp_path / "all"): []}
     assert dps("store", "export", tmp_path / "all", "--output", tmp_path / "x.csv").stdout.startswith("24 trajectories")
     [segment, *_] = sorted((tmp_path / "a").glob("*.h5"))
-    content = bytearray(segment.read_bytes())
-    content[len(content) // 2] ^= 1
-    segment.write_bytes(content)
+    segment.write_bytes(segment.read_bytes()[:-100])
     damaged = dps("store", "verify", *parts)
     assert damaged.returncode == 2
     assert segment.name in damaged.stderr
     assert "b: sound" in damaged.stdout
     for arguments in (["merge", parts[1]], ["export", parts[1]], ["info", tmp_path / "nowhere"]):
         refused = dps("store", *arguments)
-        assert refused.returncode == 2, arguments
-        assert refused.stderr.count("\n") == 1
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), arguments
 
 
 def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
@@ -137,15 +132,8 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
         pass
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        try:
-            with held(folder):
-                break
-        except StoreError:
-            time.sleep(0.05)
-    else:
-        pytest.fail("a killed run still holds the folder")
+    with held(folder):  # nothing is left of the killed one
+        pass
     assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     with held(folder):
         pass  # it was given back
