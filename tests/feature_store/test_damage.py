@@ -181,7 +181,7 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
     ways = (lambda s: list(s), lambda s: list(s.scan()), lambda s: list(s.scan(hidden=False)))
     noticed = [0, 0, 0]
     expected = [pickle.dumps(read(Store.open(tmp_path))) for read in ways]
-    for offset in np.random.default_rng(0).integers(0, len(content), 80):
+    for offset in np.random.default_rng(0).integers(0, len(content), 50):
         damaged = bytearray(content)
         damaged[offset] ^= 0xFF
         segment.write_bytes(damaged)
@@ -192,7 +192,7 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
                 noticed[way] += str(segment) in str(error)
             else:  # in a gap of the file, or in what is not read
                 assert served == expected[way]
-    assert noticed[0] >= noticed[1] >= noticed[2] > 15
+    assert noticed[0] >= noticed[1] >= noticed[2] > 10
 
 
 def test_string_attributes_of_either_kind_are_read(store):
@@ -290,9 +290,7 @@ def test_a_manifest_with_entries_of_other_types_is_a_sentence(store, changes, na
     content = {**json.loads((store / "manifest.json").read_text()), **changes}
     del content["sha256"]
     (store / "manifest.json").write_bytes(_encoded(content))
-    with pytest.raises(
-        StoreError, match=rf"Expected {re.escape(name)} of .*manifest\.json to be .*, got .*\.$"
-    ):
+    with pytest.raises(StoreError, match=rf"Expected {re.escape(name)} of .*manifest\.json to be .*, got .*\.$"):
         Store.open(store)
 
 

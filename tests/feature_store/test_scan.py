@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from feature_store import Store, StoreError, StoreWriter, Trajectory
+from feature_store import Store, StoreError, StoreWriter
 from feature_store.columns import COLUMNS
 from feature_store.scan import scan_segment
 from tests.factories import make_manifest, make_question
@@ -14,16 +14,10 @@ from tests.factories import make_manifest, make_question
 LEFT_OUT = {"text", "tokens", "steps", *(column.name for column in COLUMNS["series"])}
 
 
-def content(question):
+def content(record, left_out=("trajectories", *LEFT_OUT)):
     """Everything of a question that a scan keeps, comparable."""
-    kept = [field.name for field in fields(Trajectory) if field.name not in LEFT_OUT]
-    plain = {f.name: getattr(question, f.name) for f in fields(question) if f.name not in ("trajectories", "embedding")}
-
-    def values(of, names):
-        return [np.asarray(getattr(of, name)).tolist() for name in names]
-
-    rows = [values(t, kept) for t in question.trajectories]
-    return plain, question.embedding.tolist(), rows
+    plain = [np.asarray(getattr(record, f.name)).tolist() for f in fields(record) if f.name not in left_out]
+    return [*plain, *(content(t) for t in getattr(record, "trajectories", ()))]
 
 
 def interleaved(folder, count=12, **settings):
@@ -47,10 +41,8 @@ def test_a_scan_gives_every_question_once_with_what_features_need(tmp_path):
 
 
 def test_hidden_states_are_read_in_pieces(tmp_path):
-    StoreWriter.open(tmp_path, make_manifest()).commit(
-        questions := [make_question(i, hidden_size=64) for i in range(9)]
-    )
-    (segment,) = tmp_path.glob("*.h5")
+    questions = [make_question(i, hidden_size=64) for i in range(9)]
+    segment = StoreWriter.open(tmp_path, make_manifest()).commit(questions)
     sizes = [sum(t.hidden.nbytes for t in q.trajectories) for q in questions]
     for piece in (1, max(sizes), 2 * max(sizes), sum(sizes)):
         pieces = {}

@@ -46,10 +46,17 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)
 
 
+def with_last(question, **changes):
+    """The question with other values in its last trajectory."""
+    *others, last = question.trajectories
+    return dataclasses.replace(question, trajectories=(*others, dataclasses.replace(last, **changes)))
+
+
 def test_round_trip_of_every_field(tmp_path):
     steps = [None, 1, 5]
     questions = [make_question(i, k=1 + i % 8, steps=steps[i % 3]) for i in range(9)]
     questions.append(make_dynamic_question(9, ks=(2, 4, 6), steps=3))
+    questions[4] = with_last(questions[4], **dict.fromkeys(SERIES, not_recorded()))
     writer = StoreWriter.open(tmp_path, make_manifest())
     writer.commit(questions[5:])
     writer.commit(questions[:5], writer="w1")
@@ -81,29 +88,18 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 def test_round_trip_of_odd_values(tmp_path_factory, rows, size):
     questions = []
     for number, (words, maybe, flag, value, k) in enumerate(rows):
-        trajectories = tuple(
-            dataclasses.replace(
-                make_trajectory(i, hidden_size=size, num_tokens=1 + i),
-                text=words,
-                answer=maybe,
-                correct=flag,
-                base_logprob=value,
-                block_entropy=np.full(1, np.nan),
-            )
-            for i in range(k)
-        )
-        questions.append(
-            dataclasses.replace(
-                make_question(number, k=1, embedding_size=size),
-                question=words,
-                gold=maybe,
-                answer=maybe,
-                correct=flag,
-                metadata={"words": words.encode("utf-8", "replace").decode(), "none": None},
-                trajectories=trajectories,
-                decisions=(Decision(2, value),) * (number % 2),
-            )
-        )
+        both = {"answer": maybe, "correct": flag}
+        chains = [make_trajectory(i, hidden_size=size, num_tokens=1 + i) for i in range(k)]
+        odd = {"text": words, "base_logprob": value, "block_entropy": np.full(1, np.nan), **both}
+        changes = {
+            "question": words,
+            "gold": maybe,
+            "metadata": {"words": words.encode("utf-8", "replace").decode(), "none": None},
+            "trajectories": tuple(dataclasses.replace(t, **odd) for t in chains),
+            "decisions": (Decision(2, value),) * (number % 2),
+        }
+        question = make_question(number, k=1, embedding_size=size)
+        questions.append(dataclasses.replace(question, **changes, **both))
     folder = tmp_path_factory.mktemp("odd")
     StoreWriter.open(folder, make_manifest()).commit(questions)
     assert_same(tuple(Store.open(folder)), tuple(questions))
@@ -125,28 +121,6 @@ def test_another_run_is_refused_and_says_what_differs(tmp_path):
     other = make_manifest(fingerprint="other", seed=3, sampler={**make_manifest().sampler, "alpha": 2.0})
     with pytest.raises(StoreError, match=r"sampler\.alpha was 4\.0 and is now 2\.0; seed was 0 and is now 3"):
         StoreWriter.open(tmp_path, other)
-
-
-def test_segments_are_never_replaced(tmp_path):
-    one, two = StoreWriter.open(tmp_path, make_manifest()), StoreWriter.attach(tmp_path)
-    paths = [w.commit([make_question(i)]) for i, w in enumerate((one, two, one))]
-    assert len(set(paths)) == 3
-    assert len(Store.open(tmp_path)) == 3
-
-
-def with_last(question, **changes):
-    """The question with other values in its last trajectory."""
-    *others, last = question.trajectories
-    return dataclasses.replace(question, trajectories=(*others, dataclasses.replace(last, **changes)))
-
-
-def test_values_per_token_may_be_left_out(tmp_path):
-    none = dict.fromkeys(SERIES, not_recorded())
-    question = with_last(make_question(0, k=3), **none)
-    StoreWriter.open(tmp_path, make_manifest()).commit([question])
-    (read,) = Store.open(tmp_path)
-    assert_same(read, question)
-    assert [len(t.token_logprob) > 0 for t in read.trajectories] == [True, True, False]
 
 
 def test_log_p_is_never_halved(tmp_path):
@@ -253,16 +227,19 @@ def test_a_process_that_creates_the_store_first_wins(tmp_path, monkeypatch, comm
     assert StoreWriter.open(tmp_path, make_manifest()).manifest == first
 
 
-def test_a_file_system_without_links(tmp_path, monkeypatch):
+@pytest.mark.parametrize("links", [True, False])
+def test_segments_are_never_replaced(tmp_path, monkeypatch, links):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
     one, two = StoreWriter.open(tmp_path, make_manifest()), StoreWriter.attach(tmp_path)
-    (tmp_path / "segment-w0-000001.h5").write_bytes(one.commit([make_question(0)]).read_bytes())
-    (tmp_path / "segment-w0-000000.h5").unlink()  # now the number of segments is not the next free one
+    one.commit([make_question(0)]).rename(tmp_path / "segment-w0-000001.h5")
+    # Now the number of segments is not the next free one.
     assert two.commit([make_question(1)]).name == "segment-w0-000002.h5"
-    assert Store.open(tmp_path).question_ids == ["q00000", "q00001"]
+    assert one.commit([make_question(2)]).name == "segment-w0-000003.h5"
+    assert Store.open(tmp_path).question_ids == ["q00000", "q00001", "q00002"]
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_what_was_there(tmp_path):
