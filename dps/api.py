@@ -65,14 +65,16 @@ def answer(
         '111'
     """
     check_rows(rows, "rows")
-    questions = [questions] if isinstance(questions, str) else list(questions)
     check_seed(seed)
     if isinstance(controller, str | Path):
         from lightning_modules.load import load_controller
 
         controller = load_controller(controller)
-    embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
-    benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
+    embedded = EMBEDDED in (model, getattr(model, "name", None))
+    benchmark = given_questions(
+        [questions] if isinstance(questions, str) else list(questions),
+        style or ("arithmetic" if embedded else "number"),
+    )
     settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
@@ -90,7 +92,6 @@ def answer(
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=1.0,
-        snapshot_blocks=(),
     )
     records = run_policy(
         loaded,

@@ -26,7 +26,7 @@ def open_engine(
     benchmark: Benchmark,
     prompts: Iterable[Sequence[int]],
     memory_share: float,
-    snapshot_blocks: Sequence[int],
+    snapshot_blocks: Sequence[int] = (),
 ) -> Engine:
     """Open the engine that these settings mean. Nothing has a default, so that no caller can leave anything out.
 
