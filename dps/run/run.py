@@ -238,10 +238,15 @@ def _fill(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Fill the stores; their folders are held against other runs meanwhile."""
+    paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
+    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
+    check_there(settings.model)
+    if any(plan.task.features for plan in plans) or any(EMBEDDING in controller.parts for controller in controllers):
+        open_embedder(settings.features.embedder).check_there()
     with ExitStack() as stack:
         for plan in plans:
             stack.enter_context(held(plan.folder))
-        return _fill_held(plans, settings, resolved, load_controller)
+        return _fill_held(plans, settings, resolved, load_controller, controllers)
 
 
 def _fill_held(
@@ -249,15 +254,11 @@ def _fill_held(
     settings: WorkSettings,
     resolved: dict[str, Any],
     load_controller: LoadController | None,
+    controllers: Sequence[Any],
 ) -> list[Summary]:
     """Write the manifests, fill the stores, report progress."""
-    paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
-    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
     benchmark = load_benchmark(settings.benchmark, settings.model.name)
     _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
-    check_there(settings.model)
-    if any(plan.task.features for plan in plans) or any(EMBEDDING in controller.parts for controller in controllers):
-        open_embedder(settings.features.embedder).check_there()
     # Worker processes start first, so that they import while this one loads the model.
     pool = _pool(settings, load_controller)
     settings = for_worker(settings, 0) if pool is None else settings
