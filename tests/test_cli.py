@@ -165,7 +165,7 @@ def test_a_run_of_other_settings_is_refused(capsys, tmp_path, monkeypatch):
 
 def test_baselines_of_another_law_run_and_are_marked(tmp_path):
     policies = ["power", "max-swap", "early-entropy", "early-perplexity", "early-self-confidence"]
-    options = ["--benchmark.limit=4", "--k.maximum=2", "--sampler.early_stop_min_tokens=8"]
+    options = ["--benchmark.limit=4", "--k.maximum=2", "--sampler.early_stop_min_tokens=8", "--compute.rows=16"]
     thresholds = "--early_stop_thresholds={entropy: 9.0, perplexity: 1.0}"  # always past, never past
     command = ["evaluate", f"--output={tmp_path}", f"--policies=[{','.join(policies)}]", thresholds, *SMALL, *options]
     assert run(command) == 0
