@@ -1,5 +1,6 @@
 """The command line as tests run it: in this process where the process itself is not what is tested."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,12 @@ from pathlib import Path
 from dps.cli import run
 
 ROOT = Path(__file__).parents[1]
+CASES = json.loads(Path(__file__).with_name("commands.json").read_text())
+"""Tables of the tests. Refused ones: words, what the sentence says, and files that lie in the current folder."""
 SMALL = [
-    "--benchmark.name=arithmetic",
-    "--sampler.block_size=24",
-    "--sampler.max_new_tokens=48",
-    "--sampler.num_mh_steps=1",
-    "--compute.rows=64",
-]
+    "--benchmark.name=arithmetic", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
+    "--sampler.num_mh_steps=1", "--compute.rows=64",
+]  # fmt: skip
 
 
 def dps(*arguments, cwd=ROOT, timeout=240, **options):

@@ -20,11 +20,8 @@ from dps.errors import InputError
 from dps.hub import is_hub_id
 from dps.model_config import check_device
 from feature_store import Store, StoreError, StoreWriter
-from tests.commands import ROOT, SMALL, refused
+from tests.commands import CASES, ROOT, SMALL, refused
 from tests.factories import make_manifest, make_question
-
-REFUSALS = json.loads(Path(__file__).with_name("refusals.json").read_text())
-"""Each: words of a command line, what its sentence says, and files that lie in the current folder."""
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def no_model(monkeypatch):
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
 
 
-@pytest.mark.parametrize("row", REFUSALS, ids=lambda row: ascii(" ".join(row[0]))[1:-1])
+@pytest.mark.parametrize("row", CASES["refused"], ids=lambda row: ascii(" ".join(row[0]))[1:-1])
 def test_what_cannot_be_meant_is_one_sentence(row, no_model, tmp_path, monkeypatch, capsys):
     words, sentence, files = row if len(row) == 3 else (*row, {})
     monkeypatch.chdir(tmp_path)
@@ -88,21 +85,7 @@ def test_a_question_with_half_a_character_is_refused_from_python():
         answer(["fine", "1+\ud800"])
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("-5+3", "-- -5+3"),
-        ("-5+3 --seed -1", "--seed -1 -- -5+3"),
-        ("--seed -1 -5", "--seed -1 -- -5"),
-        ("--seed=3 -5", "--seed=3 -- -5"),
-        ("--5+3", "-- --5+3"),
-        ("-- -5", "-- -5"),
-        ("5 --controller -odd", "5 --controller -odd"),
-        ("-h", "-h"),
-        ("--help", "--help"),
-        ("--bogus 5", "--bogus 5"),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), CASES["minus"])
 def test_a_question_may_begin_with_a_minus(words, expected):
     assert readable("sample", words.split()) == expected.split()
     for question in ("-x = 3, what is x?", "-- really?"):

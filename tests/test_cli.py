@@ -20,7 +20,7 @@ from dps.model_config import embedded_path
 from feature_store import Store
 from lightning_modules import load_controller
 from scripts.check_replay_live import AGREE, compare
-from tests.commands import ROOT, SMALL, dps, refused
+from tests.commands import CASES, ROOT, SMALL, dps, refused
 
 CONTROLLERS = ("gbdt", "mlp-h", "mlp-hq")
 
@@ -88,26 +88,18 @@ def test_an_output_that_cannot_be_written_is_a_sentence():
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["harvest"], "every question that was finished is kept, the same command goes on from there"),
-        (["harvest", "--plan=json"], "nothing of it is kept, the same command begins again"),
-        (["report", "x"], "nothing of it is kept, the same command begins again"),
-        (["fit", "--config=configs/mlp_hq.yaml"], "every epoch that was finished is kept, the same command goes on"),
-        (["grade", "."], "nothing of it is kept, the same command begins again"),
-    ],
-)
+@pytest.mark.parametrize(("words", "sentence"), CASES["interrupted"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_has_an_exit_code_and_a_sentence(words, sentence, number, code, capsys, monkeypatch):
     def interrupted(arguments):
         signal.raise_signal(number)
 
+    command, *rest = words.split()
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(cli.COMMANDS, words[0], cli.COMMANDS[words[0]]._replace(run=interrupted))
-    assert run(words) == code
+    monkeypatch.setitem(cli.COMMANDS, command, cli.COMMANDS[command]._replace(run=interrupted))
+    assert run([command, *rest]) == code
     signal.signal(signal.SIGTERM, before)
-    assert f"dps {words[0]}: interrupted; {sentence}" in capsys.readouterr().err
+    assert f"dps {command}: interrupted; {sentence}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -197,19 +189,7 @@ def test_stop_strings_come_from_the_benchmark(tmp_path):
     assert "stop" in {t.ending for t in stopped}
 
 
-@pytest.mark.parametrize(
-    ("p_enough", "threshold", "words"),
-    [
-        (0.991, 0.04, "enough: 99.1 % (stops from 96.0 %)"),
-        (0.75, 0.25, "enough: 75.0 % (stops from 75.0 %)"),
-        (0.9899, 0.0101, "enough: 99.0 % (stops from 99.0 %)"),
-        (0.95996, 0.04, "enough: 95.996 % (stops from 96.000 %)"),
-        (0.99998, 0.00001, "enough: 99.998 % (stops from 99.999 %)"),
-        (0.5, 0.04, "enough: 50.0 % (stops from 96.0 %)"),
-        (0.3, 1.0, "enough: 30.0 % (stops from 0.0 %)"),
-        (1.0, -1.0, "enough: 100.0 % (never stops before the most)"),
-    ],
-)
+@pytest.mark.parametrize(("p_enough", "threshold", "words"), CASES["confidence"])
 def test_what_a_controller_said_stands_beside_what_it_stops_at(p_enough, threshold, words):
     """The digits show the decision: never the same number on both sides where more trajectories are added."""
     assert confidence(p_enough, threshold) == words

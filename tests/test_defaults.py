@@ -7,26 +7,11 @@ import pytest
 
 from dps.cli import run
 from feature_store import Store
-from tests.commands import ROOT, SMALL
+from tests.commands import CASES, ROOT, SMALL
 from tests.test_cli import resolved
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("harvest", {"benchmark.split": "train", "benchmark.limit": 320, "sampler.max_new_tokens": 72}),
-        ("harvest --model.name=embedded", {"sampler.block_size": 24, "sampler.num_mh_steps": 5}),
-        ("harvest --benchmark.split=test --benchmark.limit=3", {"benchmark.split": "test", "benchmark.limit": 3}),
-        ("harvest --model.name=some/model", {"sampler.max_new_tokens": 3072, "benchmark.limit": None}),
-        ("harvest --benchmark.name=gsm8k", {"benchmark.split": "test", "sampler.max_new_tokens": 72}),
-        ("harvest --config=preset.yaml", {"sampler.max_new_tokens": 3072, "sampler.num_mh_steps": 10}),
-        ("harvest --config=preset.yaml --model.name=embedded", {"sampler.max_new_tokens": 72}),
-        ("harvest --sampler.num_mh_steps=1", {"sampler.num_mh_steps": 1, "sampler.block_size": 24}),
-        ("evaluate", {"benchmark.split": "test", "benchmark.limit": 240, "policies": ["power", "plain", "lowtemp"]}),
-        ("evaluate --model.name=some/model", {"sampler.block_size": 192, "benchmark.limit": None}),
-        ("bench", {"sampler.max_new_tokens": 72, "benchmark.limit": None}),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), CASES["defaults"])
 def test_defaults_fit_the_model_and_the_questions(words, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("preset.yaml").write_text("model: {name: some/model}\n")
