@@ -8,10 +8,9 @@ import pytest
 from dps.cli import run
 from dps.model_config import embedded_path
 from feature_store import Store
-from tests.commands import SMALL, refused
+from tests.commands import CASES, SMALL, refused
 
 CHAT = "{% for m in messages %}{{ m.content + '<end>' }}{% endfor %}"
-PARTS = "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endfor %}"
 
 
 def changed_model(tmp_path, file="tokenizer_config.json", **changes):
@@ -29,15 +28,7 @@ def harvest(folder, tmp_path, *more):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (PARTS, "Expected the tokenizer's chat template to write the question into the prompt"),
-        ("{{ raise_exception('Roles must alternate') }}", "cannot render a user's message (Roles must alternate)"),
-        ("{% for m in messages %}", "cannot render a user's message (Unexpected end of template"),
-        ([{"name": "rag", "template": CHAT}], "to be named default, but it has only rag"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message"), CASES["prompts"])
 def test_a_chat_template_that_makes_no_prompt_is_one_sentence(tmp_path, capsys, template, message):
     folder = changed_model(tmp_path, chat_template=template)
     assert message in refused(capsys, *harvest(folder, tmp_path))
@@ -45,20 +36,7 @@ def test_a_chat_template_that_makes_no_prompt_is_one_sentence(tmp_path, capsys, 
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "value", "option", "message"),
-    [
-        ("config.json", "<eos>", None, "eos_token_id"),
-        ("generation_config.json", [1, "2"], None, "eos_token_id"),
-        ("config.json", [[1]], None, "eos_token_id"),
-        ("generation_config.json", True, None, "eos_token_id"),
-        ("config.json", 1.0, None, "eos_token_id"),
-        (None, None, '--model.eos=["<|im_end|>"]', "Expected tokens of the model"),
-        (None, None, "--model.eos=[98]", "Expected tokens of the model"),
-        (None, None, "--model.eos=[-1]", "Expected tokens of the model"),
-        (None, None, '--benchmark.stop=["<eos>x"]', "'<eos>x' is the special token '<eos>' with other text"),
-    ],
-)
+@pytest.mark.parametrize(("file", "value", "option", "message"), CASES["endings"])
 def test_an_ending_that_is_no_token_is_one_sentence(tmp_path, capsys, file, value, option, message):
     folder = changed_model(tmp_path, file, eos_token_id=value) if file else changed_model(tmp_path)
     assert message in refused(capsys, *harvest(folder, tmp_path, *([option] if option else [])))
