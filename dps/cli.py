@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from dps.arguments import readable
 from dps.commands.analysis import run_metrics, run_replay, run_report
@@ -25,73 +24,43 @@ from dps.commands.training import run_training
 from dps.errors import InputError, WorkersDied
 from feature_store.errors import StoreError
 
-
-class Command(NamedTuple):
-    """One command."""
-
-    run: Callable[[list[str]], None]
-    """Does it, with what stands behind the command's name."""
-    help: str
-    """What it does, in one line of the overview."""
-    keeps: str | None = None
-    """What it has kept when it is interrupted; None where the same command begins again."""
-
-
-COMMANDS = {
-    "quickstart": Command(
-        run_quickstart,
-        "the whole pipeline on the embedded model: harvest, train, evaluate, report",
-        keeps="what was finished",
-    ),
-    "sample": Command(run_sample, "ask one question and watch the number of trajectories grow"),
-    "harvest": Command(
-        run_harvest,
-        "sample questions k times with features, into a store for training",
-        keeps="every question that was finished",
-    ),
-    "fit": Command(
-        partial(run_training, "fit"),
-        "train a controller on a store          (fit --config configs/mlp_hq.yaml)",
-        keeps="every epoch that was finished",
-    ),
-    "crossval": Command(
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "quickstart": (run_quickstart, "the whole pipeline on the embedded model: harvest, train, evaluate, report"),
+    "sample": (run_sample, "ask one question and watch the number of trajectories grow"),
+    "harvest": (run_harvest, "sample questions k times with features, into a store for training"),
+    "fit": (partial(run_training, "fit"), "train a controller on a store          (fit --config configs/mlp_hq.yaml)"),
+    "crossval": (
         partial(run_training, "crossval"),
         "train on folds of a store, predict every question by a controller that has not seen it",
-        keeps="every fold and epoch that was finished",
     ),
-    "tune": Command(
-        partial(run_training, "tune"),
-        "search for a controller's best settings (needs Optuna)",
-        keeps="every trial that was finished",
-    ),
-    "validate": Command(partial(run_training, "validate"), "measure a trained controller on its validation questions"),
-    "test": Command(partial(run_training, "test"), "measure it on its test questions"),
-    "predict": Command(
-        partial(run_training, "predict"), "write its probabilities for every question of a store as CSV"
-    ),
-    "ship": Command(run_ship, "a trained controller as a folder to hand on, with a card of what was measured"),
-    "evaluate": Command(
-        run_evaluate,
-        "run fixed, plain and controlled policies live on the model",
-        keeps="every question that was finished",
-    ),
-    "replay": Command(run_replay, "every policy over a harvest's stored trajectories, at all thresholds, in seconds"),
-    "report": Command(run_report, "tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON"),
-    "grade": Command(
-        run_grade,
-        "grade responses without a model: a store's again, or those of a file from anywhere",
-        keeps="every verdict that was written",
-    ),
-    "outputs": Command(run_outputs, "write responses for alpaca_eval, and let an annotator of yours judge them"),
-    "data": Command(run_data, "list the benchmarks and their licences, or download them"),
-    "store": Command(run_store, "info, verify, merge, export: what one does with a finished store"),
-    "metrics": Command(run_metrics, "published CSV tables, samples to success and their predictor, pass@k, from runs"),
-    "bench": Command(
-        run_bench,
-        "measure the sampler's speed against the published loop and plain sampling",
-        keeps="every measurement that was finished",
-    ),
+    "tune": (partial(run_training, "tune"), "search for a controller's best settings (needs Optuna)"),
+    "validate": (partial(run_training, "validate"), "measure a trained controller on its validation questions"),
+    "test": (partial(run_training, "test"), "measure it on its test questions"),
+    "predict": (partial(run_training, "predict"), "write its probabilities for every question of a store as CSV"),
+    "ship": (run_ship, "a trained controller as a folder to hand on, with a card of what was measured"),
+    "evaluate": (run_evaluate, "run fixed, plain and controlled policies live on the model"),
+    "replay": (run_replay, "every policy over a harvest's stored trajectories, at all thresholds, in seconds"),
+    "report": (run_report, "tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON"),
+    "grade": (run_grade, "grade responses without a model: a store's again, or those of a file from anywhere"),
+    "outputs": (run_outputs, "write responses for alpaca_eval, and let an annotator of yours judge them"),
+    "data": (run_data, "list the benchmarks and their licences, or download them"),
+    "store": (run_store, "info, verify, merge, export: what one does with a finished store"),
+    "metrics": (run_metrics, "published CSV tables, samples to success and their predictor, pass@k, from runs"),
+    "bench": (run_bench, "measure the sampler's speed against the published loop and plain sampling"),
 }
+"""Every command: what does it, with the words behind the command's name, and its line of the overview."""
+
+_KEPT = {
+    "quickstart": "what was finished",
+    "harvest": "every question that was finished",
+    "evaluate": "every question that was finished",
+    "fit": "every epoch that was finished",
+    "crossval": "every fold and epoch that was finished",
+    "tune": "every trial that was finished",
+    "bench": "every measurement that was finished",
+    "grade": "every verdict that was written",
+}
+"""What a command that was interrupted has kept; the others begin again."""
 
 _OVERVIEW = """usage: dps COMMAND [options]     (dps COMMAND --help explains the options)
 
@@ -118,7 +87,7 @@ def run(arguments: list[str]) -> int:
         SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_OVERVIEW.format(commands="\n".join(f"  {name:<13}{each.help}" for name, each in COMMANDS.items())))
+        print(_OVERVIEW.format(commands="\n".join(f"  {name:<13}{line}" for name, (_, line) in COMMANDS.items())))
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
@@ -134,7 +103,7 @@ def run(arguments: list[str]) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; our own know where they write
     command = f"dps {name}"
     try:
-        COMMANDS[name].run(readable(name, rest))
+        COMMANDS[name][0](readable(name, rest))
     except (InputError, StoreError) as error:
         return _refuse(command, str(error))
     except WorkersDied as error:
@@ -156,12 +125,11 @@ def run(arguments: list[str]) -> int:
 
 def _after_interruption(name: str, arguments: list[str]) -> str:
     """Return what an interrupted command leaves, and what the same command does then."""
-    keeps = COMMANDS[name].keeps
     planning = any(argument.startswith("--plan") for argument in arguments)
     copying = name == "grade" and any(Path(argument).is_dir() for argument in arguments)  # of a store, whole or not
-    if keeps is None or planning or copying:
+    if name not in _KEPT or planning or copying:
         return "nothing of it is kept, the same command begins again"
-    return f"{keeps} is kept, the same command goes on from there"
+    return f"{_KEPT[name]} is kept, the same command goes on from there"
 
 
 class _Terminated(KeyboardInterrupt):

@@ -19,8 +19,8 @@ from dps.cli import run
 from dps.errors import InputError
 from dps.hub import is_hub_id
 from dps.model_config import check_device
-from feature_store import Store, StoreError, StoreWriter
-from tests.commands import CASES, ROOT, SMALL, refused
+from feature_store import StoreWriter
+from tests.commands import CASES, SMALL, refused
 from tests.factories import make_manifest, make_question
 
 
@@ -110,17 +110,6 @@ def test_a_controller_may_be_a_path(tmp_path):
     for path in (tmp_path / "nothing", str(tmp_path)):
         with pytest.raises(InputError, match="Expected a trained controller at"):
             answer("2+2", controller=path)
-    shipped = ROOT / "docs/results/gsm8k-qwen2.5-coder-0.5b/controllers/gbdt"
-    with pytest.raises(InputError, match="was trained on the model"):  # read, and of another model
-        answer("2+2", controller=str(shipped))
-
-
-def test_a_path_opens_a_store(tmp_path):
-    StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    for path in (tmp_path, str(tmp_path)):
-        assert Store(path).question_ids == Store.open(path).question_ids == ["q00000"]
-    with pytest.raises(StoreError, match="there is no folder"):
-        Store(tmp_path / "nothing")
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_embeddings_are_the_models_alone_as_together():
 def test_an_embedder_is_quiet_and_lazy():
     code = (
         "import sys\nfrom dps.embedding import QuestionEmbedder\n"
-        f"embedder = QuestionEmbedder({''!r})\n"
+        f"embedder = QuestionEmbedder({str(FOLDER)!r})\n"
         "assert 'torch' not in sys.modules and 'sentence_transformers' not in sys.modules\n"
         "assert embedder.embed(['how many'] * 100).shape[0] == 100\n"
     )
