@@ -77,14 +77,3 @@ def test_a_turn_whose_end_would_not_end_a_response_is_said(recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match=rf"ends an answer by <\|im_end\|> \(token {number}\).*--model.eos="):
         warn_of_endless_turns(model, chat)
-
-
-def test_prompts_are_encoded_by_what_made_them():
-    model = with_tokenizer(chat_tokenizer("\n<s>" + CHATML))
-    for prompt in ("chat", "plain"):
-        benchmark = given_questions(["x?"], prompt=prompt)
-        text = benchmark.render(benchmark.items[0], model.tokenizer)
-        tokens = model.encode(text)
-        assert isinstance(text, ChatPrompt) == (prompt == "chat")
-        assert tokens.count(model.tokenizer.bos_token_id) == 1
-        assert model.tokenizer.eos_token_id not in tokens
