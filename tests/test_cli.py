@@ -19,7 +19,6 @@ from dps.commands.running import confidence
 from dps.model_config import embedded_path
 from feature_store import Store
 from lightning_modules import load_controller
-from scripts.check_replay_live import AGREE, compare
 from tests.commands import CASES, ROOT, SMALL, dps, refused
 
 CONTROLLERS = ("gbdt", "mlp-h", "mlp-hq")
@@ -284,6 +283,8 @@ class TestPipeline:
                     assert mine.tokens.tolist() == theirs.tokens.tolist()
 
     def test_replay_decides_as_the_live_controllers_did(self, folder, tmp_path):
+        from scripts.check_replay_live import AGREE, compare
+
         harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", f"--output={tmp_path}", "--compute.rows=64"]
         assert run([*harvest, "--benchmark.split=test", "--benchmark.limit=16", "--compute.workers=1"]) == 0
         controllers = {name: folder / "controllers" / name for name in CONTROLLERS}
