@@ -149,7 +149,7 @@ def run_sample(arguments: list[str]) -> None:
     """``dps sample``: ask one question."""
     from dps.arguments import check_seed
     from dps.config import KRange, SampleConfig
-    from dps.model_config import EMBEDDED, ModelConfig, check_model_name
+    from dps.model_config import EMBEDDED, ModelConfig, check_there
     from dps.sampler.settings import SamplerConfig
 
     parser = parser_of("sample")
@@ -161,7 +161,6 @@ def run_sample(arguments: list[str]) -> None:
     config.check()
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
-    check_model_name(model_config)
     check_seed(config.seed)
     if config.controller is not None:
         check_controller_file(config.controller)
@@ -169,6 +168,7 @@ def run_sample(arguments: list[str]) -> None:
     from dps.benchmarks.given import given_questions
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
+    check_there(model_config)
     from dps.api import answer
     from dps.model import load_model
     from lightning_modules.load import load_controller
