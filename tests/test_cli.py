@@ -16,6 +16,7 @@ import yaml
 from dps import answer, cli
 from dps.cli import run
 from dps.commands.running import confidence
+from dps.decide import RULES
 from dps.model_config import embedded_path
 from feature_store import Store
 from lightning_modules import load_controller
@@ -251,15 +252,11 @@ class TestPipeline:
     def test_quickstart_leaves_everything(self, folder):
         for name in ("report.html", "report.png", "report.svg", "report.json"):
             assert (folder / name).stat().st_size > 1000
-        report = json.loads((folder / "report.json").read_text())
-        rows = {row["policy"]: row for row in report["policies"]}
-        fixed = {"fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", "plain-k8", "lowtemp-k8"}
-        rules = {"adaptive-consistency", "esc", "sprt", "entropy", "self-confidence", "uab", "random"}
-        assert {*fixed, *CONTROLLERS, *rules} <= set(rows)
-        keys = {"policy", "accuracy", "accuracy_stderr", "latency_s", "compute_s", "tokens", "mean_k", "num_questions"}
-        assert all(keys <= set(row) and row["num_questions"] == 16 for row in rows.values())
-        assert rows["fixed-k8"]["tokens"] > rows["fixed-k2"]["tokens"]
-        assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
+        page = (folder / "report.html").read_text()
+        assert all(name in page for name in (*CONTROLLERS, *RULES))
+        assert "http" not in page.replace("http://www.w3.org", "")
+        for name in ("power", "plain", "lowtemp", *CONTROLLERS, *RULES):
+            assert len(Store.open(folder / "evaluation" / name)) == 16
 
     def test_harvest_has_every_feature(self, folder):
         store = Store.open(folder / "harvest")
