@@ -254,7 +254,7 @@ class TestPipeline:
             assert (folder / name).stat().st_size > 1000
         page = (folder / "report.html").read_text()
         assert all(name in page for name in (*CONTROLLERS, *RULES))
-        assert "http" not in page.replace("http://www.w3.org", "")
+        assert not re.search(r"""(src|href)=["']?https?:""", page), "the page loads something"
         for name in ("power", "plain", "lowtemp", *CONTROLLERS, *RULES):
             assert len(Store.open(folder / "evaluation" / name)) == 16
 
