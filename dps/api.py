@@ -38,17 +38,16 @@ def answer(
     """Answer questions with as many trajectories as the controller asks for.
 
     Args:
-        questions: The questions as text, or a single one; the model's chat template, or a plain one, is put around
-            each.
+        questions: The questions as text, or a single one; a prompt is put around each.
         model: A loaded model, or its name (hub id, folder, GGUF file).
         controller: Decides whether more trajectories are needed, or the path of a trained one (a checkpoint, a run
             folder or a folder of ``dps ship``); without one every question gets k.
         k: The range of a controller (2, 4, 6, 8 if not given), or a fixed number (8 without a controller).
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
-        style: How the answer is asked for and found, see :func:`dps.benchmarks.given.given_questions`.
+        style: How the answer is asked for and read, see :func:`dps.benchmarks.given.given_questions`.
         aggregator: How k answers become one.
-        embedder: sentence-transformers id or folder that the controller was trained with.
-        feature_layer: Hidden layer that the controller was trained with.
+        embedder: The question embedder that the controller was trained with.
+        feature_layer: The hidden layer that the controller was trained with.
         seed: Names the random streams.
         rows: Chains that run at a time, at least 8; None as many as memory allows.
         on_checkpoint: Called whenever all trajectories of a question that were asked for have ended.
@@ -65,14 +64,11 @@ def answer(
         '111'
     """
     check_rows(rows, "rows")
-    questions = [questions] if isinstance(questions, str) else list(questions)
     check_seed(seed)
-    if isinstance(controller, str | Path):
-        from lightning_modules.load import load_controller
-
-        controller = load_controller(controller)
-    embedded = model == EMBEDDED or (isinstance(model, LanguageModel) and model.name == EMBEDDED)
-    benchmark = given_questions(questions, style or ("arithmetic" if embedded else "number"))
+    controller = _loaded(controller)
+    embedded = EMBEDDED in (model, getattr(model, "name", None))
+    texts = [questions] if isinstance(questions, str) else list(questions)
+    benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
     settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
     policy = _policy(controller, k)
     loaded = load_model(model) if isinstance(model, str) else model
@@ -90,7 +86,6 @@ def answer(
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=1.0,
-        snapshot_blocks=(),
     )
     records = run_policy(
         loaded,
@@ -105,6 +100,15 @@ def answer(
     )
     by_id = {record.question_id: record for record in records}
     return [by_id[item.question_id] for item in benchmark.items]
+
+
+def _loaded(controller: Controller | str | Path | None) -> Controller | None:
+    """Return a controller, loaded if it is given as a path."""
+    if not isinstance(controller, str | Path):
+        return controller
+    from lightning_modules.load import load_controller
+
+    return load_controller(controller)
 
 
 def _policy(controller: Controller | None, k: KRange | int | None) -> Policy:

@@ -15,8 +15,18 @@ LARGEST_SEED = 2**32 - 1
 """NumPy's and PyTorch's generators take no larger one alike."""
 
 _OPTION = re.compile(r"--[a-zA-Z_][\w.+-]*(=.*)?", re.DOTALL)
-_FIRST_IS_TEXT = ("sample",)
-"""Commands whose argument is a text, which may begin with a minus."""
+
+_TYPES = {
+    "tuple": "list such as [a, b]",
+    "list": "list such as [a, b]",
+    "dict": "mapping such as {name: value}",
+    "float": "number",
+    "int": "whole number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+"""What types are called on a command line and in YAML."""
 
 
 def readable(command: str, arguments: Sequence[str]) -> list[str]:
@@ -26,11 +36,11 @@ def readable(command: str, arguments: Sequence[str]) -> list[str]:
     the package's own.
 
     Raises:
-        InputError: If one is no text in UTF-8.
+        InputError: If one is no text in UTF-8, or names a configuration that is not there.
     """
     check_text({f"argument {number}": word for number, word in enumerate(arguments, 1)})
-    words = _packaged(arguments)
-    return _minus_last(words) if command in _FIRST_IS_TEXT else words
+    words = _with_configurations(arguments)
+    return _minus_last(words) if command == "sample" else words
 
 
 def check_text(values: Mapping[str, Any]) -> None:
@@ -69,7 +79,7 @@ def check_seed(seed: int | None, name: str = "seed") -> None:
     """Refuse a seed that a generator would not take, or that another seed would be mistaken for.
 
     Args:
-        seed: It; None passes.
+        seed: None passes.
         name: The setting, for the message.
 
     Raises:
@@ -79,17 +89,22 @@ def check_seed(seed: int | None, name: str = "seed") -> None:
         raise InputError(f"Expected {name} from 0 to {LARGEST_SEED:,}, got {seed}: choose another.")
 
 
-def _packaged(arguments: Sequence[str]) -> list[str]:
-    """Replace configurations that are not there by the package's own of that name."""
-    found = []
+def _with_configurations(arguments: Sequence[str]) -> list[str]:
+    """Replace configurations that are not there by the package's own of that name; refuse those that are nowhere."""
+    words = []
     for before, word in zip(["", *arguments], arguments, strict=False):
-        flag, equals, path = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
-        named = flag == "--config" or (before in ("--config", "-c") and not word.startswith("-"))
-        inside = CONFIGS.parent / path
-        if named and path.startswith("configs/") and not Path(path).exists() and inside.is_file():
-            word = f"{flag}{equals}{inside}"
-        found.append(word)
-    return found
+        if before not in ("--config", "-c") and not word.startswith("--config="):
+            words.append(word)
+            continue
+        path = word.removeprefix("--config=")
+        packaged = CONFIGS.parent / path
+        if Path(path).is_file():
+            words.append(word)
+        elif path.startswith("configs/") and packaged.is_file():
+            words.append(f"{word.removesuffix(path)}{packaged}")
+        else:
+            raise InputError(f"Expected a configuration file, but there is no {path}: see configs/.")
+    return words
 
 
 def _minus_last(arguments: Sequence[str]) -> list[str]:
@@ -102,3 +117,10 @@ def _minus_last(arguments: Sequence[str]) -> list[str]:
         if word.startswith("-") and word not in ("-h", "-c") and not value and not _OPTION.fullmatch(word):
             return [*arguments[:place], *arguments[place + 1 :], "--", word]
     return list(arguments)
+
+
+def one_line(message: str) -> str:
+    """Return a parser's message as one line, without the names of Python's types."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _TYPES.get(match[1], match[0]), line)
+    return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from dps.arguments import check_seed
@@ -13,9 +12,9 @@ from dps.benchmarks import BenchmarkConfig
 from dps.decide import RULES, KRange
 from dps.decide.aggregate import Aggregator
 from dps.errors import InputError
-from dps.extras import install
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
-from dps.sampler.settings import EarlyStop, ForwardPath, SamplerConfig, check_rows
+from dps.run.compute import ComputeConfig
+from dps.sampler.settings import EarlyStop, SamplerConfig, check_rows
 
 EARLY_STOPS: dict[str, EarlyStop] = {
     "early-entropy": "entropy",
@@ -38,81 +37,8 @@ class FeaturesConfig:
     """sentence-transformers id or folder for the question embedding; `embedded` is the small one of this package."""
 
 
-@dataclass(frozen=True)
-class ComputeConfig:
-    """How the work is spread."""
-
-    rows: int | None = None
-    """Chains that run at a time in one worker, at least 8; as many as memory allows (up to 1,024 on a GPU, 256 on a
-    CPU) if not set."""
-    questions_at_a_time: int | None = None
-    """Questions that a worker works on at a time; as many as keep its rows busy if not set. 1 measures latency as one
-    user alone has it: all trajectories of the question that are wanted run side by side, and nothing else runs."""
-    workers: int = 1
-    """Worker processes on this machine, which pull questions from one queue; each loads the model. On a host with
-    several GPUs worker i runs on GPU i (then from the first again), so set it to the number of GPUs."""
-    backend: Literal["local", "ray"] = "local"
-    """Where the workers are: processes on this machine, or actors on a Ray cluster, one per GPU (or per `threads`
-    cores), with stores on a file system that all nodes share. `ray` needs the extra of that name."""
-    ray_address: str | None = None
-    """Address of the Ray cluster, `auto` for the one that this machine is a node of; without one Ray starts here."""
-    shard: str | None = None
-    """`2/8` takes the second of eight equal parts of the questions: every eighth, from the second on. Parts of one run
-    are put together by `dps store merge`."""
-    threads: int | None = None
-    """PyTorch threads of a worker; the machine's cores divided by the workers if not set, beside a GPU at most 4."""
-    forward: ForwardPath = "auto"
-    """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others;
-    `compiled` pays for these in long runs (it takes a minute or two to start). A CPU runs `eager`."""
-    clock_store: str | None = None
-    """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
-    over instead of being measured again, so that `question_time_sec` means the same in both."""
-    commit_interval_s: float = 5.0
-    """Complete questions are written this often, seconds; a killed run loses at most that and a write under way."""
-    tensorboard: bool = False
-    """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
-    `tensorboard` of each store. Needs the extra of that name."""
-
-    @property
-    def part(self) -> slice:
-        """The questions of the shard, all of them without one.
-
-        Raises:
-            InputError: If it is not of the form ``i/n`` with 1 <= i <= n.
-        """
-        if self.shard is None:
-            return slice(None)
-        number, _, count = self.shard.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise InputError(f"Expected compute.shard as i/n with 1 <= i <= n, for instance 2/8, got {self.shard!r}.")
-        return slice(int(number) - 1, None, int(count))
-
-    def check(self) -> ComputeConfig:
-        """Return self if usable, raise InputError otherwise."""
-        check_rows(self.rows, "compute.rows")
-        for name in ("questions_at_a_time", "workers", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"compute.{name} must be at least 1, got {value}.")
-        self.part  # noqa: B018  (refuses what is no shard)
-        if self.clock_store == "":
-            raise InputError("compute.clock_store is empty: give the folder of an earlier store, or leave it out.")
-        if self.commit_interval_s < 0:
-            raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise InputError(
-                f"compute.tensorboard needs the package tensorboard: {install('tensorboard', 'tensorboard')}, or leave "
-                "it out; progress.jsonl has the same numbers."
-            )
-        return self
-
-
 def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
-    """Refuse forced lengths that there cannot be.
-
-    Raises:
-        InputError: With one sentence that names the setting.
-    """
+    """Raise an InputError for forced lengths that there cannot be."""
     if mean is not None and mean < 1:
         raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
     if spread < 0:
@@ -139,9 +65,6 @@ class HarvestConfig:
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Features."""
-    checkpoint_blocks: tuple[int, ...] = ()
-    """Also store what every trajectory was at the end of these blocks, for instance `[1, 2]`, to train controllers
-    that are asked while trajectories run. The trajectories are the same with and without."""
     aggregator: Aggregator = "majority"
     """How k answers become one."""
     seed: int = 0
@@ -161,7 +84,6 @@ class HarvestConfig:
         check_model_name(self.model)
         check_seed(self.seed)
         self.sampler.check()
-        self.sampler.check_snapshot_blocks(self.checkpoint_blocks)
         self.k.check()
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
@@ -174,59 +96,6 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
-class AskConfig:
-    """Controllers that are asked while the trajectories of a question run."""
-
-    controllers: tuple[str, ...] = ()
-    """Checkpoints or run folders, each trained with another `data.block`: the block after which it is asked."""
-    threshold: float | None = None
-    """Each controller's own if not set."""
-
-
-@dataclass(frozen=True)
-class InRunConfig:
-    """A policy that is also asked while trajectories run, to escalate early, to give questions up, or both."""
-
-    policy: str = ""
-    """The policy that is asked where all k trajectories have ended: the name of a controller or of a rule."""
-    escalate_early: AskConfig | None = None
-    """k.step trajectories more start at once while 1 - p_enough is above the threshold: the answer comes earlier."""
-    give_up: AskConfig | None = None
-    """The question is given up where the probability that it is solvable is not above the threshold: `label: solvable`.
-    Trajectories that run are stopped and have no answer."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The controllers."""
-        return tuple(path for ask in (self.escalate_early, self.give_up) if ask is not None for path in ask.controllers)
-
-    def check(self, name: str, possible: Collection[str]) -> None:
-        """Refuse what means nothing.
-
-        Args:
-            name: Of the policy.
-            possible: Names of policies that can be asked at the end.
-
-        Raises:
-            InputError: With one sentence that names the setting.
-        """
-        if self.policy not in possible:
-            raise InputError(
-                f"in_run.{name}.policy must be a controller or a rule, one of {', '.join(possible)}, got "
-                f"{self.policy!r}."
-            )
-        if self.escalate_early is None and self.give_up is None:
-            raise InputError(
-                f"in_run.{name} asks nobody: set escalate_early or give_up, or evaluate {self.policy} as it is."
-            )
-        for use, ask in (("escalate_early", self.escalate_early), ("give_up", self.give_up)):
-            if ask is not None and not ask.controllers:
-                raise InputError(f"in_run.{name}.{use}.controllers is empty: name at least one.")
-            if ask is not None and ask.threshold is not None and not -1 <= ask.threshold <= 1:
-                raise InputError(f"in_run.{name}.{use}.threshold must be between -1 and 1, got {ask.threshold:g}.")
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """`dps evaluate`: run policies live on the model and write one store for each."""
 
@@ -235,17 +104,14 @@ class EvaluateConfig:
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
     """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
     rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab` and `random`, which need no
-    training, names of `in_run`, and the baselines `max-swap`, `early-entropy`, `early-perplexity`,
-    `early-self-confidence`, which sample another law."""
+    training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample
+    another law. Rules and controllers beside `power` cost no more tokens, see compute.share."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
     0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
-    in_run: dict[str, InRunConfig] = field(default_factory=dict)
-    """Policies that are also asked while trajectories run, for instance `{eager: {policy: mlp-h, escalate_early:
-    {controllers: [runs/block-1], threshold: 0.2}}}`; their names go among the policies."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
@@ -270,6 +136,25 @@ class EvaluateConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
 
+    @property
+    def plain_ks(self) -> tuple[int, ...]:
+        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
+        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
+        return tuple(sorted({*powers, self.plain_max_k}))
+
+    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
+        """Return the evaluation without what is set up for policies that are not run; what is ``given`` stays.
+
+        Args:
+            given: Such settings as ``controllers.gbdt``.
+        """
+
+        def kept(setting: str) -> dict[str, Any]:
+            names: dict[str, Any] = getattr(self, setting)
+            return {n: value for n, value in names.items() if n in self.policies or f"{setting}.{n}" in given}
+
+        return replace(self, controllers=kept("controllers"), rules=kept("rules"))
+
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
@@ -277,16 +162,8 @@ class EvaluateConfig:
         self.sampler.check()
         self.k.check()
         self.compute.check()
-        known = (*FIXED_POLICIES, *RULES, *self.controllers, *self.in_run)
-        for name in self.policies:
-            if name not in known:
-                raise InputError(
-                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
-                    f"a controller must be given as controllers.{name}: PATH."
-                )
-        if not self.policies:
-            raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
-        self._check_names()
+        self._check_policies()
+        self._check_controllers()
         self._check_rules()
         self._check_all_used()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
@@ -305,63 +182,33 @@ class EvaluateConfig:
             raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
 
-    def _check_names(self) -> None:
-        """Refuse policies that would share a folder, or lie outside of the evaluation's."""
-        for name in (*self.controllers, *self.in_run):
+    def _check_policies(self) -> None:
+        """Refuse policies that do not exist or that would share a folder."""
+        known = (*FIXED_POLICIES, *RULES, *self.controllers)
+        for place, name in enumerate(self.policies):
+            if name not in known:
+                raise InputError(
+                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
+                    f"a controller must be given as controllers.{name}: PATH."
+                )
+            if name in self.policies[:place]:
+                raise InputError(f"policies names {name} twice: name each policy once.")
+        if not self.policies:
+            raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
+
+    def _check_controllers(self) -> None:
+        """Refuse names of controllers that would lie outside of the evaluation's folder, or belong to others."""
+        for name in self.controllers:
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise InputError(
                     f"Expected a policy's name of letters, digits and . + - _, which names its folder, got {name!r}: "
                     "choose another."
                 )
-        twice = [name for place, name in enumerate(self.policies) if name in self.policies[:place]]
-        if twice:
-            raise InputError(f"policies names {twice[0]} twice: name each policy once.")
-
-    def narrowed(self, given: Collection[str]) -> EvaluateConfig:
-        """Return the evaluation without what is set up for policies that are not run.
-
-        Args:
-            given: Settings that stay all the same, such as ``controllers.gbdt``.
-        """
-
-        def kept(setting: str) -> dict[str, Any]:
-            names: dict[str, Any] = getattr(self, setting)
-            return {n: value for n, value in names.items() if n in self._run_policies or f"{setting}.{n}" in given}
-
-        narrowed = replace(self, in_run=kept("in_run"))
-        return replace(narrowed, controllers=kept("controllers"), rules=kept("rules"))
-
-    @property
-    def _run_policies(self) -> set[str]:
-        """The policies, and those that policies of ``in_run`` ask where all trajectories have ended."""
-        return {*self.policies, *(self.in_run[name].policy for name in self.policies if name in self.in_run)}
-
-    def _check_all_used(self) -> None:
-        """Refuse what is set up for a policy that is not run."""
-        run = self._run_policies
-        early = {f"early_stop_thresholds.{metric}": name for name, metric in EARLY_STOPS.items()}
-        setups = {f"in_run.{name}": name for name in self.in_run}
-        setups |= {f"controllers.{name}": name for name in self.controllers}
-        setups |= {f"rules.{name}": name for name in self.rules}
-        setups |= {key: name for key, name in early.items() if key.partition(".")[2] in self.early_stop_thresholds}
-        for setting, name in setups.items():
-            if name not in run:
-                raise InputError(
-                    f"{setting} is set, but no policy names {name}: add it to policies, which are "
-                    f"{', '.join(self.policies)}, or leave {setting} out."
-                )
+            if name in (*FIXED_POLICIES, *RULES):
+                raise InputError(f"controllers.{name} has the name of another policy: choose another name for it.")
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
-        for setting, names, others in (
-            ("controllers", self.controllers, (*FIXED_POLICIES, *RULES)),
-            ("in_run", self.in_run, (*FIXED_POLICIES, *RULES, *self.controllers)),
-        ):
-            taken = [name for name in names if name in others]
-            if taken:
-                raise InputError(f"{setting}.{taken[0]} has the name of another policy: choose another name for it.")
-        for name, inside in self.in_run.items():
-            inside.check(name, (*self.controllers, *RULES))
         for name, settings in self.rules.items():
             if name not in RULES:
                 raise InputError(f"rules has settings for {name}: expected one of {', '.join(RULES)}.")
@@ -374,11 +221,18 @@ class EvaluateConfig:
             if settings.get("window", 1) < 1:
                 raise InputError(f"rules.{name}.window must be at least 1, got {settings['window']:g}.")
 
-    @property
-    def plain_ks(self) -> tuple[int, ...]:
-        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
-        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
-        return tuple(sorted({*powers, self.plain_max_k}))
+    def _check_all_used(self) -> None:
+        """Refuse what is set up for a policy that is not run."""
+        setups = {f"controllers.{name}": name for name in self.controllers}
+        setups |= {f"rules.{name}": name for name in self.rules}
+        metrics = {metric: name for name, metric in EARLY_STOPS.items() if metric in self.early_stop_thresholds}
+        setups |= {f"early_stop_thresholds.{metric}": name for metric, name in metrics.items()}
+        for setting, name in setups.items():
+            if name not in self.policies:
+                raise InputError(
+                    f"{setting} is set, but no policy names {name}: add it to policies, which are "
+                    f"{', '.join(self.policies)}, or leave {setting} out."
+                )
 
 
 @dataclass(frozen=True)
@@ -485,12 +339,11 @@ class ShipConfig:
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold:g}.")
         chooses = self.threshold is None and self.crossval is not None
-        if self.margin is None:
-            if self.k is not None and not chooses:
-                raise InputError(
-                    "k says where a threshold is chosen for: give margin with it, and crossval, or leave it out."
-                )
-        elif not chooses:
+        if self.margin is None and self.k is not None and not chooses:
+            raise InputError(
+                "k says where a threshold is chosen for: give margin with it, and crossval, or leave it out."
+            )
+        if self.margin is not None and not chooses:
             raise InputError(
                 "margin chooses the threshold on the predictions of a cross-validation: give crossval with it, and no "
                 "threshold."

@@ -26,11 +26,7 @@ class QuestionEmbedder:
     """A sentence-transformers model, loaded at its first use."""
 
     def __init__(self, path_or_id: str, device: str = "cpu") -> None:
-        """Check the name without loading anything.
-
-        Args:
-            path_or_id: Folder of a sentence-transformers model, or its hub id.
-            device: Where it computes.
+        """Check the name of a folder or hub model, without loading anything.
 
         Raises:
             InputError: If it is neither a folder with a model nor a possible hub id.
@@ -53,10 +49,7 @@ class QuestionEmbedder:
 
     @cached_property
     def identity(self) -> str:
-        """What tells this embedder from another: the name and, of a folder, a digest of its files.
-
-        Loads nothing, so that a run can be checked before its embedder is needed.
-        """
+        """What tells this embedder from another: the name and, of a folder, a digest of its files. Loads nothing."""
         if self._folder is None:
             return self.path_or_id
         digest = hashlib.blake2b(digest_size=8)
@@ -79,13 +72,7 @@ class QuestionEmbedder:
         return int(self._model.get_embedding_dimension())
 
     def embed(self, questions: Sequence[str]) -> np.ndarray:
-        """Embed questions as the model does, without normalizing.
-
-        Args:
-            questions: N texts.
-
-        Returns:
-            Shape (N, E), float32.
+        """Embed N questions as the model does, without normalizing: shape (N, E), float32.
 
         Raises:
             InputError: If the model cannot be loaded.
@@ -97,6 +84,7 @@ class QuestionEmbedder:
 
     @cached_property
     def _model(self) -> SentenceTransformer:
+        self.check_there()
         import transformers
         from sentence_transformers import SentenceTransformer
 

@@ -1,11 +1,8 @@
 """Means over questions with standard errors, intervals and tests: the one place where uncertainty is computed.
 
-Reports, replays, metrics and the training of controllers all take their intervals from here. Every number is one value
-for each question, because the trajectories of one question are not independent of one another and questions are.
-
-An accuracy, or a difference of two, has known ends: 0 and 1, or -1 and 1. Its interval is exact, see :func:`bounded`:
-it does not collapse where no question differs, and it leaves 0 out where the exact McNemar test rejects. All other
-means have Student's interval.
+Every number is one value for each question: the trajectories of one question are not independent of one another, and
+questions are. An accuracy, or a difference of two, has known ends and an exact interval, see :func:`bounded`, which
+does not collapse where no question differs. All other means have Student's interval.
 """
 
 from __future__ import annotations
@@ -41,8 +38,8 @@ class Estimate:
     num_questions: int
     """How many questions it is over."""
     low: float = field(default=float("nan"), compare=False)
-    """Lower end of the 95 % interval, Student's if none is given. NaN where there is none: for fewer than two
-    questions, and without spread, for a few values that happen to agree do not say how far others may lie."""
+    """Lower end of the 95 % interval, Student's if none is given. NaN for fewer than two questions, and without spread:
+    a few values that happen to agree do not say how far others may lie."""
     high: float = field(default=float("nan"), compare=False)
     """Upper end."""
 
@@ -71,29 +68,23 @@ class Estimate:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Return a mean with its standard error ``std(values, ddof=1) / sqrt(N)`` and Student's interval, NaN left out.
+    """Return a mean with its standard error and Student's interval.
 
     Args:
-        values: One value per question, shape (N,); NaN where it is not known.
+        values: One value per question, shape (N,); NaN is left out.
     """
     known, mean, stderr = _moments(values)
     return Estimate(mean, stderr, len(known))
 
 
 def bounded(values: np.ndarray, least: float = -1.0, most: float = 1.0) -> Estimate:
-    """Return a mean of values between known ends with an exact 95 % interval, NaN left out.
+    """Return a mean of values between known ends with an exact 95 % interval; NaN is left out.
 
     The lower end m has ``P(sum w_i x_i <= m) = 2.5 %``, where the x_i are the N values and, once, the least value that
-    there can be, and the weights w are uniform over all weights that sum to 1. The upper end likewise with the largest.
-
-    Where the values are 0 and 1 this is the interval of Clopper and Pearson; where they are differences of two right or
-    wrong answers it leaves 0 out exactly where the exact McNemar test has p < 5 %. For values between, as the mean over
-    orders of a question's trajectories, no case is known in which it misses more often than it says.
-
-    Args:
-        values: One value per question, shape (N,); NaN where it is not known.
-        least: The least value that there can be.
-        most: The largest.
+    there can be, and the weights w are uniform over all that sum to 1. The upper end likewise with the largest. Where
+    the values are 0 and 1 this is the interval of Clopper and Pearson; where they are differences of two right or wrong
+    answers it leaves 0 out exactly where the exact McNemar test has p < 5 %. For values between, as means over orders,
+    no case is known in which it misses more often than it says.
 
     Source:
         Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
@@ -112,7 +103,7 @@ def loss_is_below(differences: np.ndarray, margin: float) -> bool:
     The same as a lower end of :func:`bounded` of at least ``-margin``, in less time.
 
     Args:
-        differences: Accuracy of each question minus that of what it is compared with, in [-1, 1]: shape (N,).
+        differences: Accuracy of each question minus that of the comparison, in [-1, 1]: shape (N,).
         margin: Accuracy that counts as no loss, in [0, 1).
     """
     values, counts = _with_end(differences, -1.0)
@@ -120,49 +111,42 @@ def loss_is_below(differences: np.ndarray, margin: float) -> bool:
 
 
 def smallest_margin(num_questions: int) -> float:
-    """Return the smallest loss that so many questions can exclude: where none of them loses anything.
-
-    ``(1 - margin)^N = 2.5 %``: with a true loss of that margin there would be such a sample in one of 40 cases.
-    """
+    """Return the smallest loss that N questions of which none loses can exclude: ``(1 - margin)^N = 2.5 %``."""
     return 1 - _ERROR ** (1 / num_questions)
 
 
 def fewest_questions(margin: float) -> int | None:
-    """Return how many questions it takes at least to exclude a loss of ``margin``; None for a margin of 0."""
+    """Return the smallest number of questions that can exclude a loss of ``margin``; None for a margin of 0."""
     return ceil(log(_ERROR) / log(1 - margin)) if margin > 0 else None
 
 
 def questions_needed(values: np.ndarray) -> int | None:
     """Return how many questions would show a mean difference of this size in 80 % of cases, if it is real.
 
-    ``7.85 s^2 / mean^2``, two-sided at 5 %.
-
-    Args:
-        values: Differences by question, shape (N,).
-
-    Returns:
-        None where the difference or its spread is 0.
+    ``7.85 s^2 / mean^2``, two-sided at 5 %; None where the difference (values by question, NaN left out) or its spread
+    is 0.
     """
-    _, mean, stderr = _moments(values)
-    return needed(mean, stderr, len(values))
+    known, mean, stderr = _moments(values)
+    return needed(mean, stderr, len(known))
 
 
 def needed(difference: float, stderr: float, num_questions: int) -> int | None:
-    """Return the same from a difference over so many questions and its standard error; None for none at all."""
+    """Return :func:`questions_needed` from a difference over so many questions and the standard error of that."""
     if not abs(difference) > _ROUNDING or not stderr > 0:
         return None
     count = _POWER * num_questions * (stderr / difference) ** 2
     return ceil(count) if isfinite(count) and count < 1e9 else None
 
 
+def paired(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """Return the accuracy difference ``one - other`` of two policies by question, shape (Q,), see :func:`bounded`."""
+    return bounded(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64))
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     """Return the ratio of two means over the same questions, its standard error by the delta method.
 
     ``r = mean(a) / mean(b)``; the standard error is that of the mean of ``(a - r b) / mean(b)``.
-
-    Args:
-        numerator: a, one value per question, shape (N,).
-        denominator: b on the same questions, shape (N,), of positive mean.
     """
     scale = float(denominator.mean())
     value = float(numerator.mean()) / scale
@@ -170,15 +154,10 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
-    """Return the exact McNemar test of two policies' right answers on the same questions.
+    """Return the exact McNemar test of two policies' right answers on the same questions, shape (Q,), bool.
 
-    Args:
-        one: Whether each answer is right, shape (Q,), bool.
-        other: The same of the other policy.
-
-    Returns:
-        ``only_one`` and ``only_other`` (questions that only one has right) and the two-sided ``p_value``: the chance
-        that a fair coin splits them at least as unevenly.
+    ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance
+    that a fair coin splits them at least as unevenly.
     """
     from scipy.stats import binomtest
 
@@ -187,21 +166,81 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
     return {"only_one": first, "only_other": second, "p_value": p_value}
 
 
+# -- resampling, where a curve is drawn through the means or the number is no mean ------------------------------------
+
+
+def resamples(num_questions: int, count: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Return bootstrap weights of questions, each row a resample that sums to 1: shape (count, num_questions).
+
+    A mean over questions is on every resample a product with these; the same for all policies makes differences paired.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=count) / num_questions
+
+
+def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
+    """Return a number with the standard deviation and percentile interval of its replicates (R,); NaN is left out."""
+    defined = replicates[np.isfinite(replicates)]
+    if len(defined) < 2:
+        return Estimate(float(value), float("nan"), num_questions)
+    low, high = np.percentile(defined, [100 * _ERROR, 100 - 100 * _ERROR])
+    return Estimate(float(value), float(defined.std(ddof=1)), num_questions, float(low), float(high))
+
+
+def widened(value: float, replicates: np.ndarray, num_questions: int) -> Estimate:
+    """Return an accuracy difference with the interval of its replicates (R,), kept from collapsing.
+
+    Every replicate is a mean over the questions and, with the weight of one among N + 1, of the least difference that
+    there can be for the lower end, and of the largest for the upper end. So a few questions that agree decide nothing;
+    :func:`bounded` is the same where no curve has to be drawn through the replicates.
+    """
+    # The weight of the added question in each resample: the same law as that of any of N + 1.
+    levels = (np.arange(len(replicates)) + 0.5) / len(replicates)
+    weight = 1 - (1 - np.random.default_rng(0).permutation(levels)) ** (1 / num_questions)
+    least, most = (resampled(value, (1 - weight) * replicates + weight * end, num_questions) for end in (-1.0, 1.0))
+    return Estimate(
+        float(value), resampled(value, replicates, num_questions).stderr, num_questions, least.low, most.high
+    )
+
+
 def simultaneous(values: Sequence[float], replicates: np.ndarray) -> list[tuple[float, float]]:
-    """Return intervals that hold together in 95 % of cases, so that the worst of several may be picked out.
+    """Return intervals that hold together in 95 % of cases, so that the worst of J numbers may be picked out.
 
-    All have the same half width in standard errors: the 95 % point, over the replicates, of the largest deviation among
-    them.
-
-    Args:
-        values: J numbers.
-        replicates: Of each, shape (R, J).
+    All have the same half width in standard errors: the 95 % point, over the replicates (R, J), of the largest
+    deviation among them.
     """
     centre = np.asarray(values)
     spread = replicates.std(axis=0, ddof=1)
     deviation = np.abs(replicates - replicates.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     half = np.quantile(deviation.max(axis=1), LEVEL) * spread
     return list(zip((centre - half).tolist(), (centre + half).tolist(), strict=True))
+
+
+# -- probabilities -----------------------------------------------------------------------------------------------------
+
+
+def quantile_bins(values: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Return the bin of each value: shape (N,), int64, from 0 without gaps.
+
+    Bins have equally many values but where many are the same: probabilities crowd together where decisions fall, and
+    bins of equal width would put most of them into one.
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
+    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1].reshape(-1)
+
+
+def brier_skill(probability: np.ndarray, truth: np.ndarray, baseline: np.ndarray) -> Estimate | None:
+    """Return the share of a baseline's Brier score that probabilities take away: 1 is perfect, 0 is the baseline.
+
+    All three have shape (Q, R), R rows of each question; ``truth`` says whether the label holds. None where the
+    baseline makes no error or there are fewer than two questions.
+    """
+    ours, theirs = (((p - truth) ** 2).mean(axis=1) for p in (probability, baseline))
+    if len(ours) < 2 or theirs.mean() <= 1e-12:
+        return None
+    if np.allclose(ours, theirs, rtol=1e-12, atol=1e-12):  # the baseline itself
+        return Estimate(0.0, 0.0, len(ours), 0.0, 0.0)
+    return ratio(theirs - ours, theirs)
 
 
 # -- parts of the above ------------------------------------------------------------------------------------------------
@@ -222,30 +261,25 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 def _with_end(values: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct values, with ``end`` once more, and how often each occurs."""
-    found, counts = np.unique(np.append(np.round(values, 12), end), return_counts=True)
-    return found, counts.astype(np.float64)
+    distinct, counts = np.unique(np.append(np.round(values, 12), end), return_counts=True)
+    return distinct, counts.astype(np.float64)
 
 
 def _lower_end(values: np.ndarray, least: float) -> float:
     from scipy.optimize import brentq
 
-    found, counts = _with_end(values, least)
-    if len(found) == 1:
+    distinct, counts = _with_end(values, least)
+    if len(distinct) == 1:
         return float(least)
-    return float(brentq(lambda at: _chance_below(found, counts, at) - _ERROR, found[0], found[-1], xtol=1e-9))
+    return float(brentq(lambda at: _chance_below(distinct, counts, at) - _ERROR, distinct[0], distinct[-1], xtol=1e-9))
 
 
 def _chance_below(values: np.ndarray, counts: np.ndarray, at: float) -> float:
-    """Return the chance that a mean of these values with uniform weights is at most ``at``.
+    """Return the chance that a mean of distinct, increasing values (U,) with uniform weights is at most ``at``.
 
     The weights are independent exponentials over their sum, so this is ``P(S <= 0)`` for ``S = sum of E_i (x_i - at)``.
     Its moment generating function is ``M(z) = prod (1 - z a_i)^(-n_i)`` for ``a = x - at``; the chance of being on
     either side of 0 is the integral of ``M(z) / z``, but for its sign, along a line through the saddle point there.
-
-    Args:
-        values: Distinct values, increasing: shape (U,).
-        counts: How often each occurs, shape (U,).
-        at: Where.
     """
     from scipy.optimize import brentq
 

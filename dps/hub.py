@@ -46,22 +46,35 @@ def offline_if_silent() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+@cache
 def only_cached(repository: str, what: str, *, revision: str | None = None) -> bool:
     """Return whether a model must come from the hub's cache on this machine, because the hub does not answer.
 
     Args:
         repository: The hub id.
-        what: What it is, for the message, such as ``the model``.
+        what: The kind of model, for the message, such as ``the question embedder``.
         revision: Of the repository; its main branch if None.
 
     Raises:
-        InputError: If the hub does not answer within seconds and the cache does not have it.
+        InputError: If the hub does not have it, or does not answer within seconds and the cache does not have it.
     """
-    if hub_answers():
-        _check_known(repository, what, revision)
-        return False
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if hub_answers():
+        try:
+            HfApi().model_info(repository, revision=revision, timeout=_WAIT_S)
+        except GatedRepoError:
+            return False
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            at = "" if revision is None else f" at revision {revision}"
+            raise InputError(
+                f"Could not load {what} {repository}{at}: the Hugging Face hub has none of that name, or only for "
+                "those who log in. Check the name."
+            ) from error
+        except Exception:  # whatever else is wrong is said where the model is fetched
+            return False
+        return False
     names = ("config.json", "modules.json")
     if any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in names):
         return True
@@ -69,25 +82,6 @@ def only_cached(repository: str, what: str, *, revision: str | None = None) -> b
         f"Could not load {what} {repository}: there is no folder of that name, it is not in the hub's cache on this "
         "machine, and the Hugging Face hub does not answer. Connect, or give a folder."
     )
-
-
-def _check_known(repository: str, what: str, revision: str | None) -> None:
-    """Refuse a repository that the hub does not have; whatever else is wrong is said where it is fetched."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        HfApi().model_info(repository, revision=revision, timeout=_WAIT_S)
-    except GatedRepoError:
-        return
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = "" if revision is None else f" at revision {revision}"
-        raise InputError(
-            f"Could not load {what} {repository}{at}: the Hugging Face hub has none of that name, or only for those "
-            "who log in. Check the name."
-        ) from error
-    except Exception:
-        return
 
 
 @cache

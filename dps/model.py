@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +55,14 @@ class LanguageModel:
         Raises:
             InputError: If one of them names what is no token, or all together none.
         """
-        size = self.model.get_output_embeddings().weight.shape[0]
-        found = set(self._named_eos(size))
-        for token in self.more_eos:
-            found.add(self._token_of(token, size))
-        if not found:
+        size = self.model.get_output_embeddings().weight.shape[0]  # V: the model writes no token from there on
+        ids = {*self._named_eos(size), *(self._token_of(token, size) for token in self.more_eos)}
+        if not ids:
             raise InputError(
                 f"The model {self.name} names no EOS token, so its responses have no end: "
                 "set model.eos, or eos_token_id in its config.json."
             )
-        return tuple(sorted(found))
+        return tuple(sorted(ids))
 
     def check(self) -> LanguageModel:
         """Return self if its responses have an end, raise InputError otherwise."""
@@ -71,11 +70,7 @@ class LanguageModel:
         return self
 
     def _named_eos(self, size: int) -> Iterable[int]:
-        """Yield the EOS tokens of the model's files; None and negative numbers there mean that there is none.
-
-        Args:
-            size: V, the number of tokens that the model can write; it can write no token from there on.
-        """
+        """Yield the EOS tokens of the model's files; None and negative numbers there mean that there is none."""
         holders = {
             "config.json": self.model.config,
             "generation_config.json": self.model.generation_config,
@@ -83,27 +78,24 @@ class LanguageModel:
         }
         for where, holder in holders.items():
             value = getattr(holder, "eos_token_id", None)
-            for token in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-                if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
+            tokens = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            for token in (token for token in tokens if token is not None):
+                if not isinstance(token, int) or isinstance(token, bool):
                     raise InputError(
                         f"Expected eos_token_id in {where} of the model {self.name} to be token ids, got {value!r}: "
                         "mend it there."
                     )
-                if token is not None and token >= size:
+                if token >= size:
                     warnings.warn(
                         f"{where} of the model {self.name} names the EOS token {token}, but the model has only {size} "
                         "tokens: it is left out.",
                         stacklevel=2,
                     )
-                elif token is not None and token >= 0:
+                elif token >= 0:
                     yield token
 
     def _token_of(self, token: str | int, size: int) -> int:
-        """Return the id of a token of ``more_eos``.
-
-        Raises:
-            InputError: If there is no such token.
-        """
+        """Return the id of a token of ``more_eos``."""
         if isinstance(token, int):
             ids = [token]
         elif token in (vocabulary := self.tokenizer.get_vocab()):
@@ -217,9 +209,8 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
 
     if "gguf_file" not in options:
         offline = options.get("local_files_only", False)
-        found = get_tokenizer_config(location, revision=options["revision"], local_files_only=offline)
-        named = found.get("tokenizer_class")
-        if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        config = get_tokenizer_config(location, revision=options["revision"], local_files_only=offline)
+        if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             return PreTrainedTokenizerFast.from_pretrained(location, **options)
     return AutoTokenizer.from_pretrained(location, **options)
 
@@ -260,6 +251,29 @@ def _fill_rotary_buffers(model: PreTrainedModel, device: torch.device) -> None:
                 setattr(parent, child_name, type(child)(config=child.config).to(device))
 
 
+def _device_of(name: str) -> torch.device:
+    """Return the device that ``model.device`` names, and make it PyTorch's current one.
+
+    Raises:
+        InputError: If this machine does not have it.
+    """
+    import torch
+
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise InputError(f"device: {name} was asked for, but PyTorch finds no CUDA device: set device: cpu.")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {name} was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices, numbered "
+            "from 0: name one of these."
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # kernels are launched on the current device
+    return device
+
+
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     """Load a causal language model for sampling.
 
@@ -277,34 +291,19 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device: {config.device} was asked for, but PyTorch finds no CUDA device: set device: cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device: {config.device} was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices, "
-            "numbered from 0: name one of these."
-        )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # kernels are launched on the current device
-    dtype = ("float32" if device.type == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
+    device = _device_of(config.device)
+    name = ("float32" if device.type == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
+    dtype = getattr(torch, name)
     source: Path | None = embedded_path("model") if config.name == EMBEDDED else Path(config.name).expanduser()
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model_options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if config.random_weights:
-        return _random_model(config, source, getattr(torch, dtype), device).check()
-    if source is not None and source.suffix == ".gguf":
-        try:
-            import gguf  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                f"Reading a GGUF file needs the package gguf: {install('gguf', 'gguf accelerate')}."
-            ) from error
+        return _random_model(config, source, dtype, device).check()
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if source.suffix == ".gguf":
+        if find_spec("gguf") is None:
+            raise InputError(f"Reading a GGUF file needs the package gguf: {install('gguf', 'gguf accelerate')}.")
         location = str(source.parent)
         options["gguf_file"] = source.name
-    elif source is not None and source.is_dir():
+    elif source.is_dir():
         location = str(source)
     else:
         source, location = None, config.name
@@ -313,7 +312,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     try:
         with quiet_hub():
             tokenizer = _load_tokenizer(location, options)
-            model = AutoModelForCausalLM.from_pretrained(location, **options, **model_options)
+            model = AutoModelForCausalLM.from_pretrained(location, **options, dtype=dtype)
     except Exception as error:  # the files may be of any kind, and the libraries that read them raise anything
         reason = " ".join(str(error).partition("Errors:")[0].split()) or type(error).__name__
         raise InputError(f"Could not load the model {config.name}: {reason}") from error

@@ -45,11 +45,7 @@ def embedded_path(name: str) -> Path:
 
 
 def check_device(device: str) -> None:
-    """Check that a device is of the kinds that the sampler runs on; whether it is there is seen when a model loads.
-
-    Raises:
-        InputError: If it is another.
-    """
+    """Refuse a device of another kind than the sampler runs on; whether it is there is seen when a model loads."""
     if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", device):
         raise InputError(
             f"Expected model.device to be auto, cpu, cuda or cuda:<number>, got {device!r}: auto takes a GPU where "
@@ -74,15 +70,13 @@ def check_model_name(config: ModelConfig) -> None:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")
-        return
-    if path.is_dir():
+    elif path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(
                 f"Expected a model folder with a config.json, but {config.name} has none: "
                 "give the folder that save_pretrained wrote, or the .gguf file itself."
             )
-        return
-    if path.exists() or not is_hub_id(config.name):
+    elif path.exists() or not is_hub_id(config.name):
         raise InputError(
             f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
             "check model.name."

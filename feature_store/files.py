@@ -16,34 +16,43 @@ TEMPORARY = ".tmp"
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, then give it its own name.
+    """Write a file under a temporary name, bring it to the disk, then give it its own name, if that is free.
 
-    Args:
-        path: The final name; nothing may stand there.
-        content: All of it.
-
-    Raises:
-        FileExistsError: If ``path`` exists.
+    Raises FileExistsError if ``path`` exists.
     """
-    temporary = _temporary(path, content)
-    try:
-        _give_name(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with _on_disk(path, content) as temporary:
+        try:
+            # A link fails where the name is taken; a rename would silently replace what another writer has put there.
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, such as FAT and some network folders
+            if path.exists():
+                raise FileExistsError(f"{path} exists") from None
+            os.rename(temporary, path)
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
     """Write a file that takes the place of what has its name, whole or not at all; a link there is not followed.
 
-    Args:
-        path: The final name.
-        content: All of it. A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
+    A text is written as UTF-8, lone surrogates (which UTF-8 does not have) as escapes.
     """
     encoded = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    temporary = _temporary(path, encoded)
-    try:
+    with _on_disk(path, encoded) as temporary:
         os.replace(temporary, path)
+
+
+@contextmanager
+def _on_disk(path: Path, content: bytes) -> Iterator[Path]:
+    """Give a new file with this content beside ``path``, brought to the disk, to take that name; then sync the name."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)  # of a predecessor with our process id
+    try:
+        with open(temporary, "xb") as file:  # never through a link that somebody has put there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -51,13 +60,9 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, which gets its own name when it is whole.
+    """Give a temporary file to write, which gets its own name when it is whole; its folder is made if missing.
 
-    Args:
-        path: The final name; its folder is made if missing.
-
-    Raises:
-        StoreError: If a file with other content stands there: it is left as it is.
+    Raises StoreError if a file with other content stands there, which is left as it is.
     """
     if path.is_dir():
         raise StoreError(f"Expected the name of a file, but {path} is a folder: name a file in it.")
@@ -76,16 +81,12 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which gets its own name when it is whole; otherwise nothing is left of it.
 
-    Args:
-        path: The final name; nothing or an empty folder may stand there.
-
-    Raises:
-        StoreError: If something stands there.
+    Raises StoreError if something but an empty folder stands there.
     """
-    if path.is_dir() and (names := sorted(entry.name for entry in path.iterdir())):
-        raise StoreError(f"Expected an empty folder for the new store, but {path} holds {names[0]}: choose another.")
     if path.exists() and not path.is_dir():
         raise StoreError(f"Expected a folder for the new store, but {path} is a file: choose another.")
+    if path.is_dir() and (names := sorted(entry.name for entry in path.iterdir())):
+        raise StoreError(f"Expected an empty folder for the new store, but {path} holds {names[0]}: choose another.")
     path = Path(os.path.abspath(path))
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -97,33 +98,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     sync_folder(path.parent)
-
-
-def _temporary(path: Path, content: bytes) -> Path:
-    """Return a new file with this content beside ``path``, brought to the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    temporary.unlink(missing_ok=True)  # of a predecessor with our process id
-    try:
-        with open(temporary, "xb") as file:  # never through a link that somebody has put there
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    try:
-        # A link fails where the name is taken; a rename would silently replace what another writer has put there.
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links, such as FAT and some network folders
-        if path.exists():
-            raise FileExistsError(f"{path} exists") from None
-        os.rename(temporary, path)
 
 
 def make_folder(folder: Path) -> None:
@@ -144,12 +118,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files of killed writers; those of writers that still run stay.
-
-    Args:
-        folder: Where to look.
-        pattern: Glob pattern of the final names that may have been under way.
-    """
+    """Remove the temporary files of killed writers, by the pattern of their final names; those of running ones stay."""
     for leftover in folder.glob(f"{pattern}.*{TEMPORARY}"):
         process = leftover.name.removesuffix(TEMPORARY).rpartition(".")[2]
         if process.isdecimal() and not _runs(int(process)):
@@ -158,12 +127,10 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 def _runs(process: int) -> bool:
     """Whether another process of that id runs; our own id on a leftover is that of a predecessor."""
-    if process == os.getpid():
-        return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it runs, for another user
+    except PermissionError:  # a process of another user
         return True
-    return True
+    return process != os.getpid()

@@ -11,23 +11,14 @@ import h5py
 
 
 def open_hdf5(path: Path | str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file on any file system.
-
-    Args:
-        path: The file.
-        mode: As of ``h5py.File``.
-
-    Raises:
-        OSError: As ``h5py.File``.
-    """
+    """Open an HDF5 file on any file system; arguments and errors are those of ``h5py.File``."""
     return h5py.File(path, mode, locking=False)
 
 
 def hdf5_in_memory() -> h5py.File:
-    """Return a new HDF5 file in memory, see :func:`image_of`.
+    """Return a new HDF5 file in memory, because HDF5 itself does not survive a disk that fills up under it.
 
-    In memory, because HDF5 itself does not survive a disk that fills up under it. The format of HDF5 1.10 is smaller
-    than the older default and has checksums of its own over all headers.
+    The format of HDF5 1.10 is smaller than the older default and has checksums of its own over all headers.
     """
     return h5py.File("in-memory", "w", driver="core", backing_store=False, libver=("v110", "v110"))
 

@@ -19,13 +19,7 @@ import h5py
 
 from feature_store.errors import StoreError
 
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 LARGEST_JSON = 64 * 2**20
 """Bytes of the largest manifest that is read."""
@@ -38,44 +32,27 @@ _LARGEST_ATTRIBUTE = 4096
 """Bytes of the largest attribute that is read."""
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
 def check_file(path: Path) -> None:
-    """Refuse what is no regular file.
-
-    Raises:
-        StoreError: If it is a link, a pipe, a socket or a device.
-        OSError: If there is nothing, it is a folder, or it cannot be looked at.
-    """
+    """Raise StoreError for a link, a pipe, a socket or a device; OSError for a folder and where nothing can be read."""
     _check_kind(path, os.lstat(path).st_mode)
 
 
 def open_in_place(path: Path, flags: int) -> int:
-    """Open a file that is written where it stands, without following a link; make it if it is missing.
+    """Return the descriptor of a file that is written where it stands, without following a link; make a missing one.
 
-    Args:
-        path: The file.
-        flags: How to open it, of ``os.open``.
-
-    Returns:
-        The descriptor.
-
-    Raises:
-        StoreError: If it is no regular file, or has another name as well, under which it would change, too.
-        OSError: If the system refuses.
+    Raises StoreError if it is no regular file, or has another name as well, under which it would change, too.
     """
     if os.path.lexists(path):
         check_file(path)
     # A pipe that takes the file's place meanwhile must not block; on a regular file the flag means nothing.
     descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
-        found = os.fstat(descriptor)
-        _check_kind(path, found.st_mode)
-        if found.st_nlink > 1:
+        status = os.fstat(descriptor)
+        _check_kind(path, status.st_mode)
+        if (names := status.st_nlink) > 1:
             raise StoreError(
-                f"Expected {path} to be a file of its own, but it has {found.st_nlink} names (hard links), and writing "
-                "to it would change them all: delete it and run the command again."
+                f"Expected {path} to be a file of its own, but it has {names} names (hard links), and writing to it "
+                "would change them all: delete it and run the command again."
             )
     except BaseException:
         os.close(descriptor)
@@ -87,19 +64,12 @@ def _check_kind(path: Path, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "none")
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
         raise StoreError(f"Expected {path} to be a regular file, but it is {kind}: put the file itself there.")
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
 def parse_json(text: str | bytes) -> Any:
-    """Return a JSON value from a file that nobody vouches for.
-
-    Raises:
-        ValueError: If it is none, nested too deep, or too large for the memory.
-    """
+    """Return a JSON value; raises ValueError for what is none, nested too deep, or too large for the memory."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -111,10 +81,7 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> Any:
     """Return the JSON value of a regular file of at most :data:`LARGEST_JSON` bytes.
 
-    Raises:
-        StoreError: If it is no regular file.
-        OSError: If it cannot be read.
-        ValueError: If it is no JSON in UTF-8, nested too deep, or too large.
+    Raises StoreError if it is no regular file, OSError if it cannot be read, ValueError as :func:`parse_json`.
     """
     check_file(path)
     if (size := path.stat().st_size) > LARGEST_JSON:
@@ -122,102 +89,15 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-_TYPES: dict[str, type] = {
-    "kind": str,
-    "policy": dict,
-    "aggregator": str,
-    "seed": int,
-    "model": dict,
-    "benchmark": dict,
-    "sampler": dict,
-    "calibration": dict,
-    "config": dict,
-    "fingerprint": str,
-    "software": dict,
-}
-"""Types of a manifest's fields."""
-_TYPES_OF_POLICY: dict[str, type] = {"name": str, "start": int, "step": int, "maximum": int, "ks": list}
-_TYPES_OF_MODEL: dict[str, type] = {"name": str, "fingerprint": str, "feature_layer": int, "hidden_size": int}
-_TYPES_OF_BENCHMARK: dict[str, type] = {"name": str, "source": str, "split": str}
-_LARGEST_K = 1 << 20
-_IN_WORDS = {str: "a text", dict: "an object", int: "a whole number", list: "a list"}
-
-
-def check_manifest(content: dict[str, Any], path: Path) -> None:
-    """Refuse a manifest whose fields have other types than the format says.
-
-    Args:
-        content: Its fields; all that :class:`~feature_store.records.Manifest` has are there.
-        path: The file, for messages.
-
-    Raises:
-        StoreError: With the first field that is wrong.
-    """
-    _check_types(content, _TYPES, "", path)
-    policy = content["policy"]
-    if "name" not in policy:
-        raise StoreError(f"{path} names no policy (policy.name): it is damaged; put the original back.")
-    _check_types(policy, _TYPES_OF_POLICY, "policy.", path)
-    _check_types(content["model"], _TYPES_OF_MODEL, "model.", path)
-    _check_types(content["benchmark"], _TYPES_OF_BENCHMARK, "benchmark.", path)
-    ks = policy.get("ks")
-    numbers = {f"policy.ks[{i}]": k for i, k in enumerate(ks or ())}
-    numbers |= {f"policy.{name}": policy[name] for name in ("start", "step", "maximum") if name in policy}
-    for name, value in numbers.items():
-        if not (_is(value, int) and 1 <= value <= _LARGEST_K):
-            raise _wrong(path, name, f"a whole number from 1 to {_LARGEST_K:,}", value)
-    if ks == []:
-        raise _wrong(path, "policy.ks", "a list of at least one number", ks)
-    ids = content.get("question_ids")
-    if ids is not None and not (isinstance(ids, list) and all(isinstance(name, str) for name in ids)):
-        raise _wrong(path, "question_ids", "a list of texts", ids)
-    if not isinstance(content.get("device"), str | None):
-        raise _wrong(path, "device", "a text", content["device"])
-    for name, value in content["calibration"].items():
-        if not (_is(value, int, float) and math.isfinite(value) and value >= 0):
-            raise _wrong(path, f"calibration.{name}", "a number of at least 0", value)
-
-
-def _check_types(content: dict[str, Any], types: dict[str, type], where: str, path: Path) -> None:
-    for name, of in types.items():
-        # What a run does not have may be missing or null, except the manifest's own fields.
-        if where and content.get(name) is None:
-            continue
-        if not _is(content[name], of):
-            raise _wrong(path, where + name, _IN_WORDS[of], content[name])
-
-
-def _is(value: Any, *types: type) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _wrong(path: Path, name: str, expected: str, value: Any) -> StoreError:
-    shown = repr(value) if isinstance(value, str | int | float | None) else f"{type(value).__name__} of {len(value)}"
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-    return StoreError(
-        f"Expected {name} of {path} to be {expected}, got {shown}: it is damaged; put the original back, or harvest "
-        "again into another folder."
-    )
-
-
-# -- HDF5 --------------------------------------------------------------------------------------------------------------
-
-
 class HostileFile(ValueError):
     """An HDF5 file reaches beyond itself; the message is the rest of a sentence that begins with its path."""
 
 
 def dataset_in(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a dataset of a file, if the file itself holds its values.
+    """Return a dataset by its full name, if the file itself holds its values.
 
-    Args:
-        file: The open file.
-        name: The dataset's full name.
-
-    Raises:
-        HostileFile: If a link leads elsewhere, the values lie in other files, they are packed in a way that the format
-            does not have, or there are far more of them than the file has room for.
-        KeyError: If there is no dataset of that name.
+    Raises HostileFile if a link leads elsewhere, the values lie in other files, are packed in a way that the format
+    does not have, or are far more than the file has room for; KeyError if there is no dataset of that name.
     """
     here: Any = file
     for part in name.split("/"):
@@ -252,11 +132,7 @@ def _check_storage(dataset: h5py.Dataset, name: str) -> None:
 
 
 def attribute_in(file: h5py.File, name: str) -> Any:
-    """Return a small attribute of a file; None if there is none.
-
-    Raises:
-        HostileFile: If it is large.
-    """
+    """Return a small attribute of a file; None if there is none; raises HostileFile if it is large."""
     if name not in file.attrs:
         return None
     if file.attrs.get_id(name).get_storage_size() > _LARGEST_ATTRIBUTE:

@@ -22,10 +22,9 @@ def held(folder: Path) -> Iterator[None]:
     """Hold a folder for this process and its children.
 
     The kernel keeps the lock (``flock``) and drops it when the process ends, however it ends; so there is no lock to
-    clean up. On a network file system it is as good as that system's locks.
+    clean up. On a network file system it is as good as that system's locks; on one without locks nobody is refused.
 
-    Raises:
-        StoreError: If another run holds it, or the folder cannot be written.
+    Raises StoreError if another run holds the folder, or it cannot be written.
     """
     try:
         make_folder(folder)
@@ -41,8 +40,7 @@ def held(folder: Path) -> Iterator[None]:
                 f"Another run writes to {folder} just now ({holder}): wait for it, stop it, or choose another output."
             ) from None
         except OSError:
-            yield  # a file system without locks: nothing can be said
-            return
+            pass  # a file system without locks: nothing says whether another run writes here
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -4,62 +4,77 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import reprlib
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from feature_store.columns import FORMAT, VERSION, VERSIONS, VERSIONS_IN_WORDS
+from feature_store.columns import FORMAT, VERSION
 from feature_store.errors import StoreError
 from feature_store.files import replace_file, write_once
-from feature_store.hostile import check_manifest, read_json
+from feature_store.hostile import read_json
 from feature_store.records import Manifest
 
 MANIFEST = "manifest.json"
 """Its file name."""
 _DIGEST = "sha256"
 _IDS = "question_ids"
-_LATER = (_IDS, "device")
-"""Entries that earlier releases did not write."""
+_OPTIONAL = (_IDS, "device")
+"""Entries that are left out where they are None."""
+
+_LARGEST_K = 1 << 20
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a new store's manifest.
-
-    Raises:
-        FileExistsError: If there is one.
-    """
-    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    for name in _LATER:
-        if content[name] is None:
-            del content[name]
-    write_once(folder / MANIFEST, _encoded(json.loads(json.dumps(content, default=str))))
+def _is_number(value: Any, least: float, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool) and least <= value < math.inf
 
 
-def set_question_ids(folder: Path, question_ids: list[str]) -> None:
-    """Put other ids of the questions that the store is to have into its manifest; the rest stays as it is."""
-    path = folder / MANIFEST
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.pop(_DIGEST, None)
-    replace_file(path, _encoded({**content, _IDS: question_ids}))
+def _is_k(value: Any) -> bool:
+    return _is_number(value, 1, int) and value <= _LARGEST_K
+
+
+_RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("an object", lambda v: isinstance(v, dict), ("policy", "model", "benchmark", "sampler", "config", "software")),
+    (
+        "an object of numbers of at least 0",
+        lambda v: isinstance(v, dict) and all(_is_number(number, 0, int, float) for number in v.values()),
+        ("calibration",),
+    ),
+    ("a text", lambda v: isinstance(v, str), ("kind", "aggregator", "fingerprint", "device", "policy.name")),
+    ("a text", lambda v: isinstance(v, str), ("model.name", "model.fingerprint")),
+    ("a text", lambda v: isinstance(v, str), ("benchmark.name", "benchmark.source", "benchmark.split")),
+    ("a whole number", lambda v: _is_number(v, -math.inf, int), ("seed", "model.feature_layer", "model.hidden_size")),
+    (f"a whole number from 1 to {_LARGEST_K:,}", _is_k, ("policy.start", "policy.step", "policy.maximum")),
+    (
+        f"a list of whole numbers from 1 to {_LARGEST_K:,}",
+        lambda v: isinstance(v, list) and v != [] and all(map(_is_k, v)),
+        ("policy.ks",),
+    ),
+    ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v), (_IDS,)),
+)
+"""What a manifest's entries and their parts must be, in words and as a test; objects stand before their parts."""
+
+
+def write_manifest(folder: Path, manifest: Manifest, *, replacing: bool = False) -> None:
+    """Write a store's manifest; raises FileExistsError if there is one that is not to be replaced."""
+    entries = {name: value for name, value in asdict(manifest).items() if name not in _OPTIONAL or value is not None}
+    content = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **entries}, default=str))
+    (replace_file if replacing else write_once)(folder / MANIFEST, _encoded(content))
 
 
 def _encoded(content: dict[str, Any]) -> bytes:
     """Return a manifest's entries as its file, the ids of the questions on one line at the end."""
-    ids = {_IDS: content[_IDS]} if _IDS in content else {}
     others = {name: value for name, value in content.items() if name != _IDS} | {_DIGEST: _digest(content)}
     text = json.dumps(others, indent=2, sort_keys=True)
-    if ids:
-        text = f'{text[:-2]},\n  "{_IDS}": {json.dumps(ids[_IDS])}\n}}'
+    if _IDS in content:
+        text = f'{text[:-2]},\n  "{_IDS}": {json.dumps(content[_IDS])}\n}}'
     return f"{text}\n".encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a store's manifest.
-
-    Raises:
-        StoreError: If there is no store, or it is of another format or version.
-    """
+    """Read a manifest; raises StoreError if there is no store, it is of another version, or the manifest is damaged."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise StoreError(f"Expected a store, but there is no folder {folder}: run dps harvest or dps evaluate first.")
@@ -77,42 +92,52 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path} is not the manifest of a {FORMAT}: give the folder of a harvest or of an evaluation.")
-    version = content.get("version")
-    if version not in VERSIONS:
+    if (version := content.get("version")) != VERSION:
         raise StoreError(
-            f"The store {folder} is of version {version} by its {MANIFEST}, but this program reads versions "
-            f"{VERSIONS_IN_WORDS}: use the release that wrote it, or harvest again into another folder."
+            f"The store {folder} is of version {version} by its {MANIFEST}, but this program reads version "
+            f"{VERSION}: use the release that wrote it, or harvest again into another folder."
         )
     known = {field.name for field in fields(Manifest)}
-    if missing := known - {*_LATER} - content.keys():
+    if missing := known - {*_OPTIONAL} - content.keys():
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
-    digest = content.pop(_DIGEST, None)  # stores of earlier releases have none
-    if digest is not None and digest != _digest(content):
+    if content.pop(_DIGEST, None) != _digest(content):
         raise StoreError(
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
         )
-    for name in _LATER:
-        content.setdefault(name, None)
-    check_manifest(content, path)
-    return Manifest(**{name: content[name] for name in known})
+    _check(content, path)
+    return Manifest(**{name: content.get(name) for name in known})
+
+
+def _check(content: dict[str, Any], path: Path) -> None:
+    """Refuse a manifest whose entries are not what the format says."""
+    for expected, holds, names in _RULES:
+        for name in names:
+            entry, _, part = name.partition(".")
+            value = content[entry].get(part) if part else content.get(entry)
+            # What a run does not have may be missing or null: a part of an object, and the optional entries.
+            optional = name in _OPTIONAL or (part and name != "policy.name")
+            if not (holds(value) or (optional and value is None)):
+                raise StoreError(
+                    f"Expected {name} of {path} to be {expected}, got {reprlib.repr(value)}: it is damaged; put the "
+                    "original back, or harvest again into another folder."
+                )
 
 
 def _digest(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a manifest's entries as compact JSON with sorted keys."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def differences(stored: Manifest, wanted: Manifest) -> list[str]:
-    """Return what distinguishes two runs, ``name: stored, now wanted``, as far as it decides the trajectories."""
-    found = []
+def differences(stored: Manifest, wanted: Manifest) -> str:
+    """Return in words what distinguishes two runs, as far as it decides the trajectories, at most three entries."""
+    texts = []
     for name in ("kind", "policy", "sampler", "model", "benchmark", "seed", "aggregator"):
-        a, b = (json.loads(json.dumps(getattr(m, name), default=str)) for m in (stored, wanted))
-        found += differing(name, a, b)
-    return found
+        one, other = (json.loads(json.dumps(getattr(m, name), default=str)) for m in (stored, wanted))
+        texts += differing(name, one, other)
+    return "; ".join(texts[:3]) or "the settings differ"
 
 
 def differing(name: str, stored: Any, wanted: Any) -> list[str]:

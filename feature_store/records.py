@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-ENDINGS = ("eos", "stop", "length", "early", "gave_up")
-"""How a response ended: in an EOS token, in a stop string (which counts as EOS), cut at T_max, by an early-stop rule
-(which changes the law of the output), or not at all: its question was given up, the response is that of the stage
-before. The store keeps the number in this order."""
-SUBJECTS = ("enough", "solvable")
-"""What a decision is about: whether k is enough, or whether any k can give the right answer. The store keeps the number
-in this order."""
+ENDINGS = ("eos", "stop", "length", "early")
+"""How a response ended: in an EOS token, in a stop string (which counts as EOS), cut at T_max, or by an early-stop rule
+(which changes the law of the output). The store keeps the number in this order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,46 +45,8 @@ def not_recorded() -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """What a chain was at the end of a stage from which it went on; the fields are those of :class:`Trajectory`.
-
-    Features take it for the trajectory: nothing is known of its answer, and its response was not cut.
-    """
-
-    block: int
-    """Number of the stage, from 1."""
-    num_generated_tokens: int
-    """Tokens that were sampled until then, rejected ones included."""
-    mh_proposed: int
-    """Metropolis-Hastings steps taken until then."""
-    mh_accepted: int
-    """How many of them were accepted."""
-    block_num_tokens: np.ndarray
-    """Accepted tokens per block of the response as it was: shape (c,), int32."""
-    block_logprob: np.ndarray
-    """Sum of base log-probabilities per block, nats: shape (c,), float64."""
-    block_entropy: np.ndarray
-    """Sum of the base model's next-token entropies per block, nats: shape (c,), float64."""
-    block_top1: np.ndarray
-    """Sum of the base model's top-1 probabilities per block: shape (c,), float64."""
-    hidden: np.ndarray
-    """Hidden states averaged over each block's predicting positions: shape (c, D), float32; D is 0 where not read."""
-
-    answer_class: ClassVar[int] = -1
-    ending: ClassVar[str] = "unfinished"
-
-    @property
-    def base_logprob(self) -> float:
-        """Log p of the response as it was, nats."""
-        return float(self.block_logprob.sum())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """One finished chain of a question.
-
-    The number of blocks is ``b``, the response length ``n``, the hidden size ``D`` (0 where there are no features).
-    """
+    """One finished chain of a question: n tokens in b blocks, hidden size D (0 where there are no features)."""
 
     index: int
     """Which of the question's trajectories this is, from 0. It names the random stream."""
@@ -127,7 +85,7 @@ class Trajectory:
     block_top1: np.ndarray
     """Sum of the base model's top-1 probabilities per block: shape (b,), float64."""
     hidden: np.ndarray
-    """Hidden states averaged over each block's predicting positions: shape (b, D), float32; D is 0 where not read."""
+    """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
     steps: StepTrace = field(default_factory=no_steps)
     """Its Metropolis-Hastings steps; empty where they were not recorded."""
     ending: str = "eos"
@@ -137,22 +95,11 @@ class Trajectory:
     strict_correct: bool | None = None
     """Whether that answer is right; None where it cannot be graded or was not looked for."""
     token_logprob: np.ndarray = field(default_factory=not_recorded)
-    """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded. Their float64
-    sums are ``base_logprob`` and ``block_logprob``."""
+    """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded."""
     token_entropy: np.ndarray = field(default_factory=not_recorded)
     """Entropy of the base model's law that each token was drawn under, nats: shape (n,) or (0,), float32."""
     token_top1: np.ndarray = field(default_factory=not_recorded)
     """Probability of that law's most likely token: shape (n,) or (0,), float32."""
-    snapshots: tuple[Snapshot, ...] = ()
-    """What it was at the ends of the stages that were asked for and from which it went on, in order of block."""
-
-    def at(self, block: int | None) -> Trajectory | Snapshot:
-        """Return what it was at the end of a stage, or itself if it had ended by then or there is no such stage.
-
-        Args:
-            block: Number of a stage of which snapshots were taken; None for the end.
-        """
-        return next((snapshot for snapshot in self.snapshots if snapshot.block == block), self)
 
     @property
     def ended_with_eos(self) -> bool:
@@ -162,21 +109,17 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a controller said at one checkpoint of a live run."""
+    """A controller's estimate at one checkpoint of a live run."""
 
     k: int
     """Number of trajectories that it saw."""
     p_enough: float
-    """Its estimate of the probability that k is enough, in [0, 1]; of what ``about`` says where that is another."""
-    block: int | None = None
-    """The block after which it was asked while they ran; None where all had ended."""
-    about: str = "enough"
-    """What the probability is of, one of :data:`SUBJECTS`."""
+    """Its estimate of the probability that k is enough, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """One complete question of a run, with its trajectories in order of index."""
+    """One complete question of a run; ``prefill_s``, ``embedding_s`` and ``controller_s`` are measured compute."""
 
     question_id: str
     """Unique in the run."""
@@ -189,15 +132,11 @@ class Question:
     metadata: dict[str, Any]
     """What else the benchmark says of it (kind, level, ...): JSON values."""
     num_prompt_tokens: int
-    """Length of the tokenized prompt."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32; E is 0 where none was computed."""
     prefill_s: float
-    """Measured compute seconds of the question's prefills."""
     embedding_s: float
-    """Measured compute seconds of its embedding."""
     controller_s: float
-    """Measured compute seconds of controller calls made for it."""
     latency_s: float
     """Wall-clock seconds from the question's admission to its answer."""
     answer: str | None
@@ -221,12 +160,9 @@ def content_of(question: str) -> str:
 
 
 def representatives(contents: Mapping[str, str]) -> dict[str, str]:
-    """Return for each question the first id, in order, of those with the same content.
+    """Return for each question the first id, in order, of those with the same content (see :func:`content_of`).
 
     Whoever divides questions into parts divides these, so that the same question never stands in two parts.
-
-    Args:
-        contents: Content of each question, see :func:`content_of`, by id.
     """
     first: dict[str, str] = {}
     for question_id in sorted(contents):
@@ -242,13 +178,11 @@ class Manifest:
     kind: str
     """``harvest`` (fixed k with features, for training) or ``evaluation`` (one policy's run)."""
     policy: dict[str, Any]
-    """``{"name": "power" | "plain" | "lowtemp" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2,
-    "maximum": 8, ...}``. Every prefix k of a ``fixed`` store (start, start + step, ..., maximum, or those of a list
-    ``ks``) is a policy of its own."""
+    """``{"name": "power" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2, "maximum": 8}``, or a
+    list ``ks`` in the place of these numbers. Every prefix k of a ``fixed`` store is a policy of its own."""
     aggregator: str
     """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
     seed: int
-    """The run's seed."""
     model: dict[str, Any]
     """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""
     benchmark: dict[str, Any]
@@ -258,7 +192,7 @@ class Manifest:
     calibration: dict[str, float]
     """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
     device: str | None = None
-    """Name of the GPU or processor whose clock that is; None where an earlier release began the store."""
+    """Name of the GPU or processor whose clock that is; None where no clock was measured."""
     config: dict[str, Any] = field(default_factory=dict)
     """The whole resolved configuration of the command, for the record."""
     fingerprint: str = ""
@@ -266,4 +200,4 @@ class Manifest:
     software: dict[str, str] = field(default_factory=dict)
     """Versions of the packages that made it."""
     question_ids: list[str] | None = None
-    """Ids of all questions that the store is to have, sorted; None where an earlier release began it."""
+    """Ids of all questions that the store is to have, sorted; None where nothing says which."""

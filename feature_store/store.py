@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_store.columns import COLUMNS
 from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
-from feature_store.manifest import MANIFEST, differences, read_manifest, set_question_ids, write_manifest
+from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
 from feature_store.scan import scan_segment
 from feature_store.segment import encode_segment, read_checksum, read_question_ids, read_segment
@@ -24,35 +26,20 @@ if TYPE_CHECKING:
 SEGMENT = "segment-*.h5"
 """What segments' names look like."""
 
-FRAME = (
-    "index",
-    "answer",
-    "answer_class",
-    "correct",
-    "strict_answer",
-    "strict_correct",
-    "ending",
-    "num_generated_tokens",
-    "base_logprob",
-    "proposal_logprob",
-    "mh_proposed",
-    "mh_accepted",
-    "compute_s",
-    "started_s",
-    "finished_s",
-)
-"""The fields of a trajectory that :meth:`Store.to_frame` shows."""
+_SCALARS = tuple(column.name for column in COLUMNS["trajectories"] if column.name not in ("index", "text"))
+"""The fields of a trajectory that :meth:`Store.to_frame` shows besides its index and its number of tokens."""
+
+
+def segments(folder: Path) -> list[Path]:
+    """Return the segments of a store in order of name."""
+    return sorted(folder.glob(SEGMENT))
 
 
 class Store:
     """A store opened for reading. Opening reads the manifest and every segment's question ids."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a store.
-
-        Raises:
-            StoreError: If it is absent, of another version, or a segment cannot be read.
-        """
+        """Open a store; raises StoreError if it is absent, of another version, or a segment cannot be read."""
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         where: dict[str, Path] = {}
@@ -91,10 +78,8 @@ class Store:
     def read(self, question_ids: Iterable[str]) -> Iterator[Question]:
         """Yield questions in the order asked for; a segment is read when the first of its questions is.
 
-        Questions of a segment that come later are held until then: at most what is asked for.
-
-        Raises:
-            StoreError: If a question is not in the store, or a segment cannot be read.
+        Questions of a segment that come later are held until then: at most what is asked for. Raises StoreError if a
+        question is not in the store, or a segment cannot be read.
         """
         wanted = list(question_ids)
         asked = set(wanted)
@@ -104,26 +89,17 @@ class Store:
                 raise StoreError(f"The store {self.folder} has no question {question_id}.")
             if question_id not in held:
                 path = self._where[question_id]
-                found = {q.question_id: q for q in read_segment(path) if q.question_id in asked}
-                held |= {name: q for name, q in found.items() if self._where.get(name) == path}
+                questions = (q for q in read_segment(path) if q.question_id in asked)
+                held |= {q.question_id: q for q in questions if self._where.get(q.question_id) == path}
             yield held.pop(question_id)
 
     def scan(self, *, hidden: bool = True) -> Iterator[Question]:
         """Yield every question once with what features need, segment by segment, in little memory.
 
-        Nothing is held beyond a piece of one segment, however large the store and in whatever order its questions were
-        sampled; so they do not come in order of id.
-
-        Args:
-            hidden: Whether trajectories get their hidden states; without, D is 0.
-
-        Yields:
-            Questions whose trajectories have no text, tokens, per-token values and steps.
-
-        Raises:
-            StoreError: If a segment cannot be read.
+        Nothing is held beyond a piece of one segment, so questions do not come in order of id. Trajectories have no
+        text, tokens, per-token values and steps; without ``hidden`` they have no hidden states either: D is 0.
         """
-        for path in dict.fromkeys(sorted(self._where.values())):
+        for path in self._sources():
             for question in scan_segment(path, hidden=hidden):
                 if self._where.get(question.question_id) == path:
                     yield question
@@ -131,46 +107,47 @@ class Store:
     def checksum(self) -> str:
         """Return a digest of the segments that the questions come from, by the checksums that they state."""
         digest = hashlib.sha256()
-        for path in dict.fromkeys(sorted(self._where.values())):
+        for path in self._sources():
             digest.update(f"{path.name}|{read_checksum(path)}|".encode())
         return digest.hexdigest()
 
+    def _sources(self) -> list[Path]:
+        return sorted(set(self._where.values()))
+
     def verify(self) -> list[str]:
         """Read everything and return what is wrong or missing, one sentence each; empty if nothing is."""
-        return problems(self.folder)
+        damaged, missing = examine(self.folder)
+        return damaged + missing
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per trajectory with its scalar values; vectors and texts are left out."""
         import pandas as pd
 
-        # Columns are named apart from the rows, so that an empty store has them too.
         rows = (
-            (question.question_id, len(t.tokens), *(getattr(t, name) for name in FRAME))
+            (question.question_id, t.index, len(t.tokens), *(getattr(t, name) for name in _SCALARS))
             for question in self
             for t in question.trajectories
         )
-        frame = pd.DataFrame(rows, columns=["question_id", "num_tokens", *FRAME])
-        return frame[["question_id", "index", "num_tokens", *FRAME[1:]]]
+        return pd.DataFrame(rows, columns=["question_id", "index", "num_tokens", *_SCALARS])
 
 
 class StoreWriter:
     """A store opened for writing."""
 
-    def __init__(self, folder: Path, manifest: Manifest, committed: set[str]) -> None:
-        """Use :meth:`open` or :meth:`attach`."""
-        self.folder = folder
-        self.manifest = manifest
-        self.committed = committed
+    def __init__(self, folder: Path | str) -> None:
+        """Open a store that :meth:`open` has created, as one of several writers; errors as :class:`Store`."""
+        store = Store.open(folder)
+        self.folder, self.manifest = store.folder, store.manifest
+        self.committed = set(store.question_ids)
         """Ids of the questions that are in the store."""
 
     @classmethod
     def open(cls, folder: Path | str, manifest: Manifest) -> StoreWriter:
         """Create a store, or open the one that stands there if it is of the same run.
 
-        The stored manifest is the one that counts from then on, its calibration in particular.
-
-        Raises:
-            StoreError: If the folder holds a store of another run or version, or cannot be written.
+        The stored manifest is the one that counts from then on, its calibration in particular; only the ids of the
+        questions that the store is to have grow. Raises StoreError if the folder holds a store of another run or
+        version, or cannot be written.
         """
         folder = Path(folder)
         try:
@@ -180,34 +157,24 @@ class StoreWriter:
             check_same_run(folder, manifest)
             for pattern in (MANIFEST, SEGMENT):  # only now: a folder that is refused is left as it is
                 remove_leftovers(folder, pattern)
-            _extend(folder, manifest)
+            writer = cls.attach(folder)
+            stored = writer.manifest
+            if manifest.question_ids is not None:
+                wanted = sorted({*(stored.question_ids or ()), *manifest.question_ids, *writer.committed})
+                if wanted != stored.question_ids:
+                    writer.manifest = replace(stored, question_ids=wanted)
+                    write_manifest(folder, writer.manifest, replacing=True)
         except OSError as error:
             raise StoreError(f"Cannot write a store to {folder} ({error.strerror}): choose another output.") from error
-        return cls.attach(folder)
+        return writer
 
     @classmethod
     def attach(cls, folder: Path | str) -> StoreWriter:
-        """Open a store that :meth:`open` has created, as one of several writers.
-
-        Raises:
-            StoreError: As :meth:`Store.open`.
-        """
-        store = Store.open(folder)
-        return cls(store.folder, store.manifest, set(store.question_ids))
+        """Return ``StoreWriter(folder)``."""
+        return cls(folder)
 
     def commit(self, questions: Sequence[Question], writer: str = "w0") -> Path:
-        """Write complete questions as a new segment; when this returns they are on the disk.
-
-        Args:
-            questions: At least one.
-            writer: Name of this writer among those of the store.
-
-        Returns:
-            The segment's path.
-
-        Raises:
-            StoreError: If the segment cannot be written.
-        """
+        """Write complete questions as a new segment of this writer; when this returns the path, they are on disk."""
         if not questions:
             raise ValueError("expected at least one question to commit")
         content = encode_segment(questions)
@@ -230,9 +197,9 @@ class StoreWriter:
 
 def _create(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a new store."""
-    if (found := segments(folder)) and not (folder / MANIFEST).exists():  # another process may write them just now
+    if (stray := segments(folder)) and not (folder / MANIFEST).exists():  # another process may write them just now
         raise StoreError(
-            f"{folder} holds segments ({found[0].name}, ...) but no {MANIFEST}, so nothing says of which run they are: "
+            f"{folder} holds segments ({stray[0].name}, ...) but no {MANIFEST}, so nothing says of which run they are: "
             f"put its {MANIFEST} back, or choose another output."
         )
     try:
@@ -242,29 +209,27 @@ def _create(folder: Path, manifest: Manifest) -> None:
 
 
 def check_same_run(folder: Path, manifest: Manifest) -> None:
-    """Refuse a store whose trajectories come from other settings, and say which.
-
-    Args:
-        folder: The store.
-        manifest: What the run's own manifest would be.
-
-    Raises:
-        StoreError: If the store is of another run.
-    """
+    """Raise StoreError if a store's trajectories come from other settings than this manifest's, and say which."""
     stored = read_manifest(folder)
     if stored.fingerprint != manifest.fingerprint:
-        what = "; ".join(differences(stored, manifest)[:3]) or "the settings differ"
+        what = differences(stored, manifest)
         raise StoreError(f"The store {folder} is of another run: {what}. Choose another output, or delete the folder.")
 
 
-def _extend(folder: Path, manifest: Manifest) -> None:
-    """Note in a store's manifest the questions that another command of the same run adds to those it is to have."""
-    if manifest.question_ids is None:
-        return
-    store = Store.open(folder)
-    wanted = sorted({*(store.manifest.question_ids or ()), *manifest.question_ids, *store.question_ids})
-    if wanted != store.manifest.question_ids:
-        set_question_ids(folder, wanted)
+def examine(folder: Path) -> tuple[list[str], list[str]]:
+    """Read every segment of a store; return what is damaged and what is missing, one sentence each.
+
+    Raises StoreError only if the store has no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    damaged, held = [], set()
+    for path in segments(folder):
+        try:
+            held.update(question.question_id for question in read_segment(path))
+        except StoreError as error:
+            damaged.append(str(error))
+    missing = _shortfall(folder, manifest, held)
+    return damaged, [] if missing is None else [missing]
 
 
 def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str | None:
@@ -276,25 +241,3 @@ def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str |
         f"{folder} holds {len(held):,} of {len(wanted):,} questions: the command that began it samples the others when "
         "it is run again."
     )
-
-
-def problems(folder: Path) -> list[str]:
-    """Read every segment of a folder and return what is damaged or missing, one sentence each."""
-    damaged, missing = examine(folder)
-    return damaged if missing is None else [*damaged, missing]
-
-
-def examine(folder: Path) -> tuple[list[str], str | None]:
-    """Read every segment of a folder; return what is damaged, one sentence each, and what is missing, if anything."""
-    found, held = [], set()
-    for path in segments(folder):
-        try:
-            held.update(question.question_id for question in read_segment(path))
-        except StoreError as error:
-            found.append(str(error))
-    return found, _shortfall(folder, read_manifest(folder), held)
-
-
-def segments(folder: Path) -> list[Path]:
-    """Return the segments of a store in order of name."""
-    return sorted(folder.glob(SEGMENT))

@@ -1,49 +1,41 @@
-"""What one does with a finished store: look at it, merge several, export its scalars."""
+"""What one does with a finished store: look at it, verify it, merge several, join its segments, export its scalars."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_store.errors import StoreError
-from feature_store.files import new_file, new_folder
-from feature_store.manifest import differences, read_manifest
-from feature_store.records import Question, Trajectory
-from feature_store.store import FRAME, Store, StoreWriter, examine, problems, segments
+from feature_store.files import new_file, new_folder, sync_folder
+from feature_store.lock import held
+from feature_store.manifest import differences
+from feature_store.records import Question
+from feature_store.store import Store, StoreWriter, examine, segments
 
-_BATCH = 64
-"""Questions that are written together."""
+Progress = Callable[[int], None]
+"""Is called with the number of questions that were written since the last call."""
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """Return what a store holds: its manifest's main entries, counts, means and size, as JSON values.
-
-    Raises:
-        StoreError: If it cannot be read.
-    """
+    """Return what a store holds: its manifest's main entries, counts, means and size, as JSON values."""
     store = Store.open(folder)
-    counts = dict.fromkeys(("trajectories", "tokens", "generated_tokens", "mh_proposed", "mh_accepted"), 0)
-    graded = right = with_features = 0
-    endings: dict[str, int] = {}
+    counts, endings, grades = Counter(), Counter(), Counter()
     for question in store:
-        graded += question.correct is not None
-        right += question.correct is True
+        grades[question.correct] += 1
         for t in question.trajectories:
-            counts["trajectories"] += 1
+            endings[t.ending] += 1
             counts["tokens"] += len(t.tokens)
             counts["generated_tokens"] += t.num_generated_tokens
             counts["mh_proposed"] += t.mh_proposed
             counts["mh_accepted"] += t.mh_accepted
-            with_features += t.hidden.shape[1] > 0
-            endings[t.ending] = endings.get(t.ending, 0) + 1
-    manifest, paths = store.manifest, segments(Path(folder))
+            counts["trajectories_with_features"] += t.hidden.shape[1] > 0
+    manifest, paths = store.manifest, segments(store.folder)
+    names = ("tokens", "generated_tokens", "mh_proposed", "mh_accepted", "trajectories_with_features")
     return {
         "folder": str(folder),
         "kind": manifest.kind,
@@ -55,39 +47,29 @@ def info(folder: Path) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "questions": len(store),
         "questions_wanted": store.num_wanted,
-        **counts,
-        "trajectories_with_features": with_features,
+        "trajectories": endings.total(),
+        **{name: counts[name] for name in names},
         "endings": dict(sorted(endings.items())),
         "acceptance_ratio": counts["mh_accepted"] / counts["mh_proposed"] if counts["mh_proposed"] else None,
-        "graded_questions": graded,
-        "right_questions": right,
+        "graded_questions": grades[True] + grades[False],
+        "right_questions": grades[True],
         "segments": len(paths),
         "bytes": sum(path.stat().st_size for path in paths),
     }
 
 
 def verify(folder: Path) -> list[str]:
-    """Return what is wrong with a store or missing from it, one sentence each; empty if nothing is.
-
-    Raises:
-        StoreError: If it has no readable manifest.
-    """
-    read_manifest(Path(folder))
-    return problems(Path(folder))
+    """Return what is wrong with a store or missing from it, one sentence each; empty if nothing is."""
+    damaged, missing = examine(Path(folder))
+    return damaged + missing
 
 
 def damage(folder: Path) -> list[str]:
-    """Return what is damaged in a store that may still be short of questions, as an interrupted run leaves it.
-
-    Raises:
-        StoreError: If it has no readable manifest.
-    """
-    read_manifest(Path(folder))
+    """Return what is damaged in a store that may still be short of questions, as an interrupted run leaves it."""
     return examine(Path(folder))[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(NamedTuple):
     """What a merge did."""
 
     questions: int
@@ -96,122 +78,107 @@ class Merged:
     """Questions that were in several of the stores."""
 
 
-def merge(folders: Sequence[Path], output: Path, progress: Callable[[int], None] = lambda count: None) -> Merged:
+def merge(folders: Sequence[Path], output: Path, progress: Progress = lambda count: None) -> Merged:
     """Write one store with the questions of several parts of one run, such as shards.
 
-    Args:
-        folders: Stores of the same run; a question that is in several must have the same trajectories in all.
-        output: Folder of the new store; nothing or an empty folder may stand there.
-        progress: Called with the number of questions that were written since the last call.
-
-    Raises:
-        StoreError: If the stores are of different runs, disagree on a question, or the output is not empty.
+    Raises StoreError if the stores are of different runs, a question that is in several has other trajectories in one
+    than in another, or something but an empty folder stands in the place of the output.
     """
     if not folders:
         raise StoreError("Expected at least one store to merge, got none.")
     stores = [Store.open(folder) for folder in folders]
-    first = stores[0]
-    for folder, store in zip(folders[1:], stores[1:], strict=True):
-        if store.manifest.fingerprint != first.manifest.fingerprint:
-            what = "; ".join(differences(first.manifest, store.manifest)[:3]) or "the settings differ"
+    manifest = stores[0].manifest
+    for folder, store in zip(folders, stores, strict=True):
+        if store.manifest.fingerprint != manifest.fingerprint:
+            what = differences(manifest, store.manifest)
             raise StoreError(f"{folder} is of another run than {folders[0]}: {what}. Merge parts of one run only.")
-    with new_folder(output) as folder:
-        return _merge(stores, StoreWriter.open(folder, replace(first.manifest, question_ids=_wanted(stores))), progress)
-
-
-def _wanted(stores: Sequence[Store]) -> list[str] | None:
-    """Return the ids of the questions that parts of a run are to have together; None where none of them says."""
-    if all(store.manifest.question_ids is None for store in stores):
-        return None
-    return sorted({name for store in stores for name in (*(store.manifest.question_ids or ()), *store.question_ids)})
-
-
-def _merge(stores: Sequence[Store], writer: StoreWriter, progress: Callable[[int], None]) -> Merged:
-    """Copy the questions of stores, each once, and compare those that several have."""
-    where: dict[str, int] = {}
+    wanted = None
+    if any(store.manifest.question_ids is not None for store in stores):
+        wanted = sorted({name for s in stores for name in (*(s.manifest.question_ids or ()), *s.question_ids)})
+    first: dict[str, Store] = {}
     repeated = 0
-    for number, store in enumerate(stores):
-        fresh = []
-        for question_id in store.question_ids:
-            if question_id not in where:
-                where[question_id] = number
-                fresh.append(question_id)
-                continue
-            repeated += 1
-            [here], [there] = list(store.read([question_id])), list(stores[where[question_id]].read([question_id]))
-            if not _same_trajectories(here, there):
-                raise StoreError(
-                    f"{question_id} has other trajectories in {store.folder} than in "
-                    f"{stores[where[question_id]].folder}: these are not parts of one run."
-                )
-        for batch in _batches(store.read(fresh)):
-            writer.commit(batch)
+    with new_folder(output) as folder:
+        writer = StoreWriter.open(folder, replace(manifest, question_ids=wanted))
+        for store in stores:
+            again = [name for name in store.question_ids if name in first]
+            for name in again:
+                _check_same(name, store, first[name])
+            repeated += len(again)
+            fresh = [name for name in store.question_ids if name not in first]
+            first |= dict.fromkeys(fresh, store)
+            for batch in _batches(store.read(fresh), 64):
+                writer.commit(batch)
+                progress(len(batch))
+    return Merged(len(first), repeated)
+
+
+def _check_same(question_id: str, one: Store, other: Store) -> None:
+    """Refuse a question that has other responses in one store than in another; times may differ."""
+    [responses, others] = (
+        [(t.index, t.tokens.tobytes(), t.num_generated_tokens) for t in next(store.read([question_id])).trajectories]
+        for store in (one, other)
+    )
+    if responses != others:
+        raise StoreError(
+            f"{question_id} has other trajectories in {one.folder} than in {other.folder}: these are not parts of one "
+            "run."
+        )
+
+
+def compact(folder: Path, questions: int = 512, progress: Progress = lambda count: None) -> tuple[int, int]:
+    """Join a store's segments into few large ones, in order of question id.
+
+    The new segments are on the disk before an old one goes; a store that a kill left in between holds some questions
+    twice, which readers count once, and another call finishes the work.
+
+    Args:
+        folder: The store; refused while a run holds it.
+        questions: Most questions of a segment.
+        progress: See :data:`Progress`.
+
+    Returns:
+        Segments before and after.
+    """
+    folder = Path(folder)
+    with held(folder):
+        store, before = Store.open(folder), segments(folder)
+        if len(before) <= max(1, -(-len(store) // questions)):
+            return len(before), len(before)
+        writer, written = StoreWriter.attach(folder), 0
+        for batch in _batches(iter(store), questions):
+            writer.commit(batch, writer="all")
+            written += 1
             progress(len(batch))
-    return Merged(len(where), repeated)
+        for path in before:
+            path.unlink()
+        sync_folder(folder)
+        return len(before), written
 
 
 def export(folder: Path, output: Path) -> int:
-    """Write one row per trajectory with its scalar values, as CSV, packed CSV or Parquet, by the file's ending.
+    """Write one row per trajectory with its scalar values; return the number of rows.
 
-    Args:
-        folder: The store.
-        output: ``.csv``, ``.csv.gz`` or ``.parquet``. The same store gives the same bytes of CSV.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        StoreError: If the ending is another, Parquet cannot be written here, or a file with other content stands
-            there.
+    The output's ending says how: ``.csv``, ``.csv.gz`` or ``.parquet``. The same store gives the same bytes of CSV.
+    Raises StoreError for another ending, without pyarrow for Parquet, or where a file with other content stands.
     """
     if not output.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise StoreError(f"Expected an output that ends in .csv, .csv.gz or .parquet, got {output.name}.")
-    store = Store.open(folder)
+    frame = Store.open(folder).to_frame()
     with new_file(output) as file:
-        return _export_parquet(store, file) if output.suffix == ".parquet" else _export_csv(store, file)
-
-
-def _export_parquet(store: Store, output: Path) -> int:
-    frame = store.to_frame()
-    try:
-        frame.to_parquet(output)
-    except ImportError as error:
-        raise StoreError("Writing Parquet needs pyarrow: pip install pyarrow, or export to .csv.") from error
+        file.unlink(missing_ok=True)  # a link that somebody has put there is replaced, not followed
+        if output.suffix == ".parquet":
+            try:
+                frame.to_parquet(file)
+            except ImportError as error:
+                raise StoreError("Writing Parquet needs pyarrow: pip install pyarrow, or export to .csv.") from error
+        else:
+            exact = frame.astype(dict.fromkeys(frame.select_dtypes("float"), str))  # every digit
+            content = exact.to_csv(index=False, lineterminator="\r\n").encode("utf-8", "backslashreplace")
+            # Packed without a time, which would make the bytes differ.
+            file.write_bytes(gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
     return len(frame)
 
 
-def _export_csv(store: Store, output: Path) -> int:
-    rows = 0
-    with ExitStack() as stack:
-        output.unlink(missing_ok=True)  # a link there is replaced, not followed
-        raw = stack.enter_context(open(output, "xb"))
-        if output.suffix == ".gz":  # without a name and a time, which would make the bytes differ
-            raw = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
-        file = stack.enter_context(io.TextIOWrapper(raw, newline="", encoding="utf-8", errors="backslashreplace"))
-        writer = csv.writer(file)
-        writer.writerow(["question_id", "index", "num_tokens", *FRAME[1:]])
-        for question in store:
-            for t in question.trajectories:
-                values = [getattr(t, name) for name in FRAME[1:]]
-                writer.writerow([question.question_id, t.index, len(t.tokens), *map(_cell, values)])
-                rows += 1
-    return rows
-
-
-def _cell(value: Any) -> Any:
-    """Return a value as a CSV cell: nothing for None, every digit of a float."""
-    return "" if value is None else repr(value) if isinstance(value, float) else value
-
-
-def _same_trajectories(one: Question, other: Question) -> bool:
-    """Whether two records hold the same responses, whatever the time they took."""
-
-    def content(t: Trajectory) -> tuple[int, bytes, int]:
-        return t.index, t.tokens.tobytes(), t.num_generated_tokens
-
-    return [content(t) for t in one.trajectories] == [content(t) for t in other.trajectories]
-
-
-def _batches(questions: Iterator[Question]) -> Iterator[list[Question]]:
-    while batch := list(islice(questions, _BATCH)):
+def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
+    while batch := list(islice(questions, size)):
         yield batch

@@ -1,9 +1,8 @@
-"""Controllers that learn from a harvest when k is enough: tables, data module, training, loading.
+"""Controllers that learn from a harvest when k is enough: data module, training, loading.
 
-``feature_store`` holds what a harvest found; this package makes a table of it (``table``), trains on the table
-(``data``, ``controllers``, ``trainer_cli``), chooses a threshold (``replay``), judges every question by a controller
-that has not seen it (``crossval``) and hands the result to live runs (``load``). The names below load what they need
-when they are first used; loading a controller does not import Lightning.
+``data`` makes rows of a harvest, ``trainer_cli`` trains the ``controllers`` on them, ``crossval`` judges every question
+by a controller that has not seen it, ``load`` hands the result to live runs. The names below load what they need when
+they are first used; loading a controller does not import Lightning.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ prediction through it. (The calibrated *clock* of METHOD section 5 is another th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,14 +39,7 @@ class Calibrator(nn.Module):
         """Logits and their probabilities, both non-decreasing: shape (2, B), float64; for ``isotonic``."""
 
     def fit(self, method: str, logits: np.ndarray, labels: np.ndarray, num_questions: int) -> None:
-        """Fit to rows that trained nothing.
-
-        Args:
-            method: One of :data:`METHODS`.
-            logits: Shape (N,), float64.
-            labels: Shape (N,), bool.
-            num_questions: Questions that the rows are of.
-        """
+        """Fit to rows that trained nothing; logits (N,), float64, and labels (N,), bool, of some questions."""
         if method not in METHODS:
             raise ValueError(f"expected a calibration among {', '.join(METHODS)}, got {method!r}")
         self.method = method
@@ -57,8 +51,8 @@ class Calibrator(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """Return probabilities of logits: both shape (N,), float64."""
         if self.method == "isotonic":
-            found = np.interp(logits.detach().cpu().numpy(), *self.knots)
-            return torch.from_numpy(found).to(logits.device)
+            p = np.interp(logits.detach().cpu().numpy(), *self.knots)
+            return torch.from_numpy(p).to(logits.device)
         return (logits * self.inverse_temperature).sigmoid() if self.method == "temperature" else logits.sigmoid()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -83,15 +77,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, num_questions: int) 
     ``y' = (Q y + 10 sigmoid(z)) / (Q + 10)``; the loss is convex in ``1 / T``, and its derivative
     ``mean((sigmoid(z / T) - y') z)`` changes sign once.
 
-    Args:
-        logits: z, shape (N,), float64.
-        labels: y, shape (N,), bool.
-        num_questions: Q questions that the rows are of.
-
     Returns:
         In [1 / 20, 20].
     """
-    from scipy.optimize import brentq
     from scipy.special import expit
 
     prior = _PRIOR_QUESTIONS / (num_questions + _PRIOR_QUESTIONS)
@@ -100,27 +88,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, num_questions: int) 
     def slope(sharpness: float) -> float:
         return float(np.mean((expit(sharpness * logits) - wanted) * logits))
 
-    softest = 1 / _SHARPEST
-    if slope(softest) >= 0:
-        return softest
-    if slope(_SHARPEST) <= 0:
-        return _SHARPEST
-    return float(brentq(slope, softest, _SHARPEST, xtol=1e-12))
+    return _least(slope, 1 / _SHARPEST, _SHARPEST)
 
 
 def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_questions: int) -> float:
     """Return w in [0, 1] that minimizes the mean cross-entropy of ``sigmoid(own + w correction)`` and the labels.
 
     As if thirty questions more had been seen for which ``own`` alone is right: a correction has to show on held-out
-    questions that it is one. The loss is convex in w.
-
-    Args:
-        own: Logits without the correction, shape (N,), float64.
-        correction: What may be added, shape (N,), float64.
-        labels: Shape (N,), bool.
-        num_questions: Questions that the rows are of.
+    questions that it is one. The loss is convex in w. Logits and labels have shape (N,).
     """
-    from scipy.optimize import brentq
     from scipy.special import expit
 
     prior = _UNCORRECTED_QUESTIONS / (num_questions + _UNCORRECTED_QUESTIONS)
@@ -129,11 +105,16 @@ def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_
     def slope(weight: float) -> float:
         return float(np.mean((expit(own + weight * correction) - wanted) * correction))
 
-    if slope(0.0) >= 0:
-        return 0.0
-    if slope(1.0) <= 0:
-        return 1.0
-    return float(brentq(slope, 0.0, 1.0, xtol=1e-12))
+    return _least(slope, 0.0, 1.0)
+
+
+def _least(slope: Callable[[float], float], low: float, high: float) -> float:
+    """Return where a convex function with this slope is least between two ends."""
+    from scipy.optimize import brentq
+
+    if slope(low) >= 0:
+        return low
+    return high if slope(high) <= 0 else float(brentq(slope, low, high, xtol=1e-12))
 
 
 def fit_isotonic(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> np.ndarray:
@@ -142,20 +123,11 @@ def fit_isotonic(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> 
     Between knots it is linear. Its values are kept ``1 / (2 (Q + 1))`` away from 0 and 1: Q questions cannot show that
     something never happens.
 
-    Args:
-        logits: Shape (N,), float64.
-        labels: Shape (N,), bool.
-        num_questions: Q.
-
     Returns:
         Logits and probabilities at both ends of every step: shape (2, B), float64.
     """
-    from scipy.optimize import isotonic_regression
+    from sklearn.isotonic import IsotonicRegression
 
-    values, inverse, counts = np.unique(logits, return_inverse=True, return_counts=True)
-    shares = np.bincount(inverse, labels.astype(np.float64)) / counts
-    found = isotonic_regression(shares, weights=counts)
-    starts, ends = found.blocks[:-1], found.blocks[1:] - 1
-    kept = np.unique(np.concatenate([starts, ends]))
     margin = 0.5 / (num_questions + 1)
-    return np.stack([values[kept], found.x[kept].clip(margin, 1 - margin)])
+    fitted = IsotonicRegression(y_min=margin, y_max=1 - margin).fit(logits, labels.astype(np.float64))
+    return np.stack([fitted.X_thresholds_, fitted.y_thresholds_])

@@ -6,38 +6,32 @@ Reads ``feature_store``, makes a ``table`` of each split, and hands batches to t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import numpy as np
+from torch.utils.data import DataLoader
 
-from dps.decide.features import MAX_BLOCKS, FeatureSet, Pooling
-from dps.decide.table import (
-    HIDDEN,
-    PARTS,
-    SPLITS,
-    Label,
-    Table,
-    check_block,
-    fold_of,
-    ks_of,
-    make_table,
-    split_of,
-)
-from dps.decide.vectors import MEGABYTE, pooled_vectors
+from dps.decide.features import HIDDEN, PARTS, FeatureSet
+from dps.decide.labels import Label
+from dps.decide.splits import SPLITS, fold_of, split_of
+from dps.decide.table import Table, ks_of, make_table
+from dps.decide.vectors import pooled_vectors
 from dps.doubt import doubt
 from dps.errors import InputError
 from feature_store import Question, Store
-from lightning_modules.batches import Batch, BatchLoader, EpochBatches
-
-__all__ = ["Batch", "EpochBatches", "FeatureDataModule"]
+from lightning_modules.batches import Batch, loader_of
 
 _EVALUATION_ROWS = 8192
 """Rows of a batch where nothing is learned: bounds the memory, changes no result."""
 _EVALUATION_BYTES = 32 * 2**20
 """Bytes of its hidden states, which decides where they are large."""
+_SETTINGS = (
+    *("label", "feature_set", "train_fraction", "val_fraction", "calibration_fraction"),
+    *("seed", "folds", "fold", "keep_test"),
+)
+"""Settings that decide what the rows mean and which split they are in."""
 
 
 class FeatureDataModule(L.LightningDataModule):
@@ -52,7 +46,6 @@ class FeatureDataModule(L.LightningDataModule):
         self,
         store: str,
         label: Label = "no_gain",
-        pooling: Pooling = "mean",
         batch_size: int | None = None,
         num_orders: int = 1,
         train_fraction: float = 0.6,
@@ -64,22 +57,15 @@ class FeatureDataModule(L.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         keep_test: bool = False,
-        memory_mb: int = 1024,
         cache_dir: str | None = None,
-        spread: bool = False,
-        block: int | None = None,
         clock_store: str | None = None,
     ) -> None:
         """Open the store.
 
         Args:
             store: Folder of a harvest.
-            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right), `correct`
-                (the answer of this k is right), or, to give questions up while they run, `solvable` (the answer of this
-                k or of a larger one is right).
-            pooling: How the hidden states of a trajectory's blocks become one: `mean` over tokens, the `last` block, or
-                `attention`, whose weights an MLP learns, starting at the mean. Then their mean over trajectories is
-                taken.
+            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right) or `correct`
+                (the answer of this k is right).
             batch_size: Rows of a training batch; null takes the whole training split as one batch.
             num_orders: Orders of each question's trajectories that rows are made of; the first is the natural one.
             train_fraction: Expected share of the questions for training.
@@ -95,15 +81,9 @@ class FeatureDataModule(L.LightningDataModule):
             fold: Which fold is the test split, from 0.
             keep_test: With folds, leave out the questions that are the test split without folds, so that what a search
                 over settings finds can be tested on them.
-            memory_mb: Megabytes (10^6 bytes) up to which pooled hidden states (4 bytes x trajectories x hidden size
-                for each question) are held in memory. Where a store has more, they are pooled into a file once, and an
-                epoch shuffles rows within windows of a quarter of this. With attention there are as many times more as
-                a trajectory has blocks, at most 16, and windows of a sixteenth.
-            cache_dir: Folder for that file. Null takes the folder `cache` in the store, or a temporary file where that
-                cannot be written.
-            spread: Whether the hidden state has the standard deviation over the trajectories, too; of one it is 0.
-            block: The block after which the controller is asked while trajectories run, of those that the harvest has
-                snapshots of. Null: it is asked when all have ended.
+            cache_dir: Folder for the file of pooled hidden states (4 bytes x trajectories x hidden size for each
+                question), which is made once. Null takes the folder `cache` in the store, or a temporary file where
+                that cannot be written.
             clock_store: Folder of an earlier store of the same model on the same device, whose calibrated clock
                 `question_time_sec` is counted with, so that it means the same in both: two measurements of one GPU have
                 differed two-fold. Null takes the clock of `store`. The controller keeps it for live runs.
@@ -112,85 +92,68 @@ class FeatureDataModule(L.LightningDataModule):
             InputError: If the settings or the stores cannot be used.
         """
         super().__init__()
-        if label == "solvable" and block is None:
-            raise InputError(
-                "A controller with data.label solvable gives questions up while they run: set data.block to the block "
-                "after which it is asked, or data.label to no_gain."
-            )
-        if num_orders < 1 or (batch_size is not None and batch_size < 1):
-            raise InputError(
-                f"Expected data.num_orders and data.batch_size of at least 1, got {num_orders} and {batch_size}."
-            )
-        if memory_mb < 1:
-            raise InputError(f"Expected data.memory_mb of at least 1, got {memory_mb}.")
-        for name, folder in (("store", store), ("test_store", test_store), ("cache_dir", cache_dir)):
-            if folder is not None and not folder.strip():
-                raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
-        fractions = (train_fraction, val_fraction, calibration_fraction)
-        if not (train_fraction > 0 and val_fraction > 0 and calibration_fraction >= 0 and sum(fractions) <= 1 + 1e-9):
-            raise InputError(
-                "Expected data.train_fraction and data.val_fraction above 0 and data.calibration_fraction of at least "
-                "0 with a sum of at most 1, got " + ", ".join(f"{fraction:g}" for fraction in fractions) + "."
-            )
-        if folds is not None and not (folds >= 2 and 0 <= fold < folds):
-            raise InputError(f"Expected data.folds of at least 2 and data.fold below it, got {folds} and {fold}.")
-        if folds is None and (fold or keep_test):
-            raise InputError(f"data.fold {fold} and data.keep_test {keep_test} need data.folds: set it, or leave them.")
-        self.store = store
-        self.label = label
-        self.pooling = pooling
-        self.batch_size = batch_size
-        self.num_orders = num_orders
-        self.train_fraction = train_fraction
-        self.val_fraction = val_fraction
-        self.seed = seed
-        self.test_store = test_store
-        self.feature_set = feature_set
-        self.calibration_fraction = calibration_fraction
-        self.folds = folds
-        self.fold = fold
-        self.keep_test = keep_test
-        self.memory_mb = memory_mb
-        self.cache_dir = cache_dir
-        self.spread = spread
-        self.block = block
+        self.store, self.test_store, self.clock_store, self.cache_dir = store, test_store, clock_store, cache_dir
+        self.label, self.feature_set = label, feature_set
+        self.batch_size, self.num_orders, self.seed = batch_size, num_orders, seed
+        self.train_fraction, self.val_fraction, self.calibration_fraction = (
+            train_fraction,
+            val_fraction,
+            calibration_fraction,
+        )
+        self.folds, self.fold, self.keep_test = folds, fold, keep_test
+        self._check_settings()
 
         opened = Store.open(store)
         self.manifest = opened.manifest
         self.ks = ks_of(self.manifest.policy, store)
-        check_block(self.manifest.policy, block, store)
-        self.clock_store = clock_store
+        self.hidden_size, self.embedding_size = _sizes(opened, store)
         self.calibration = self._clock(clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
-        self.hidden_size, self.embedding_size = _sizes(opened, store)
         self._tables: dict[str, Table] = {}
         self._divided_as: dict[str, str] = {}
         self._built: tuple[Any, ...] | None = None
         if test_store is not None:
             self._check_test_store(test_store)
 
+    def _check_settings(self) -> None:
+        if self.num_orders < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise InputError(
+                "Expected data.num_orders and data.batch_size of at least 1, got "
+                f"{self.num_orders} and {self.batch_size}."
+            )
+        for name in ("store", "test_store", "cache_dir"):
+            if (folder := getattr(self, name)) is not None and not folder.strip():
+                raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
+        fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
+        if not (min(fractions[:2]) > 0 and fractions[2] >= 0 and sum(fractions) <= 1 + 1e-9):
+            raise InputError(
+                "Expected data.train_fraction and data.val_fraction above 0 and data.calibration_fraction of at least "
+                "0 with a sum of at most 1, got " + ", ".join(f"{fraction:g}" for fraction in fractions) + "."
+            )
+        folds, fold, keep_test = self.folds, self.fold, self.keep_test
+        if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+            raise InputError(f"Expected data.folds of at least 2 and data.fold below it, got {folds} and {fold}.")
+        if folds is None and (fold or keep_test):
+            raise InputError(f"data.fold {fold} and data.keep_test {keep_test} need data.folds: set it, or leave them.")
+
     def setup(self, stage: str | None = None) -> None:
         """Read the stores and make the tables of the parts that the trained controller uses; all parts without one.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``; all are set up alike.
 
         Raises:
             InputError: If no question has a grade, or the training or validation split has no question.
         """
-        trainer = self.trainer
-        parts = PARTS if trainer is None else trainer.lightning_module.parts
+        parts = PARTS if self.trainer is None else self.trainer.lightning_module.parts
         key = (parts, tuple(sorted(self.calibration.items())))
         if self._built == key:
             return
-        whole = self.whole(parts)
+        predicted = whole = self.whole(parts)
         self._divided_as = dict(zip(whole.question_ids, whole.divided_as(), strict=True))
         graded = _graded(whole, self.store)
-        if not self.fold:  # once for all folds
-            _say_doubt(graded, self.store)
+        right = graded.natural_order().correct[:, 0, -1]
+        if (sentence := doubt(self.store, len(right), int(right.sum()))) is not None:
+            print(f"warning: {sentence}", file=sys.stderr)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
-        predicted = whole
         if self.test_store is not None:
             predicted = self._table(self.test_store, parts)
             used = {of for name in SPLITS[:-1] for of in (*tables[name].question_ids, *tables[name].contents)} - {""}
@@ -212,11 +175,7 @@ class FeatureDataModule(L.LightningDataModule):
         self._built = key
 
     def table(self, split: str) -> Table:
-        """Return the table of a split.
-
-        Args:
-            split: ``train``, ``val``, ``test``, or ``predict``: every question of the tested store, graded or not, in
-                its natural order.
+        """Return the table of ``train``, ``val``, ``test``, or ``predict``: every question of the tested store.
 
         Raises:
             InputError: If the split has no question.
@@ -248,11 +207,7 @@ class FeatureDataModule(L.LightningDataModule):
         return inner if inner != "test" else ("calibration" if calibration else "val")
 
     def whole(self, parts: frozenset[str] = PARTS) -> Table:
-        """Return the table of every question of the store, graded or not.
-
-        Args:
-            parts: Which parts of the features it has.
-        """
+        """Return the table of every question of the store, graded or not, with these parts of the features."""
         return self._table(self.store, parts)
 
     def questions(self) -> dict[str, list[str]]:
@@ -266,20 +221,7 @@ class FeatureDataModule(L.LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what the rows mean and which split they are in."""
-        return {
-            "label": self.label,
-            "pooling": self.pooling,
-            "spread": self.spread,
-            "feature_set": self.feature_set,
-            "train_fraction": self.train_fraction,
-            "val_fraction": self.val_fraction,
-            "calibration_fraction": self.calibration_fraction,
-            "seed": self.seed,
-            "folds": self.folds,
-            "fold": self.fold,
-            "keep_test": self.keep_test,
-            "block": self.block,
-        }
+        return {name: getattr(self, name) for name in _SETTINGS}
 
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint has to know of the data, as plain values."""
@@ -290,80 +232,53 @@ class FeatureDataModule(L.LightningDataModule):
             "num_orders": self.num_orders,
             "aggregator": self.manifest.aggregator,
             "ks": list(self.ks),
-            "block_size": self.manifest.sampler.get("block_size"),
             "calibration": dict(self.calibration),
             "model": _plain(self.manifest.model),
             "benchmark": _plain(self.manifest.benchmark),
             "num_questions": {name: self._tables[name].num_questions for name in SPLITS},
         }
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches of the training split."""
-        return self._loader("train", self.batch_size, self.seed)
+        return loader_of(self.table("train"), self.label, self.batch_size, self.seed)
 
-    def val_dataloader(self) -> list[BatchLoader]:
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the validation split in order, then the calibration split if it has questions."""
-        return [self._loader(split, None, None) for split in self.held_out]
+        return [self._in_order(split) for split in self.held_out]
 
-    def test_dataloader(self) -> BatchLoader:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test split in order."""
-        return self._loader("test", None, None)
+        return self._in_order("test")
 
-    def predict_dataloader(self) -> BatchLoader:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """Return every question of the tested store in its natural order."""
-        return self._loader("predict", None, None)
+        return self._in_order("predict")
 
-    def _loader(self, split: str, batch_size: int | None, seed: int | None) -> BatchLoader:
+    def _in_order(self, split: str) -> DataLoader[Batch]:
         table = self.table(split)
-        if seed is None:
-            rows = _EVALUATION_BYTES * table.rows_per_question // max(1, table.question_bytes)
-            batch_size = min(_EVALUATION_ROWS, max(1, rows))
-        elif batch_size is None and table.num_questions * table.question_bytes > self.memory_mb * MEGABYTE:
-            raise InputError(
-                f"The training split as one batch has {table.num_rows} rows with hidden states of size "
-                f"{table.hidden_size}, more than data.memory_mb {self.memory_mb} holds: set data.batch_size, for "
-                "example to 256."
-            )
-        return BatchLoader(table, self.label, batch_size, seed, self.memory_mb * MEGABYTE)
+        rows = _EVALUATION_BYTES * table.rows_per_question // max(1, table.question_bytes)
+        return loader_of(table, self.label, min(_EVALUATION_ROWS, max(1, rows)), None)
 
     def _table(self, folder: str, parts: frozenset[str]) -> Table:
         """Make the table of a whole store, in order of id."""
         store = Store.open(folder)
         if (short := store.shortfall()) is not None:
             print(f"Note: {short}")
-        num_blocks = 1
-
-        def questions() -> Iterator[Question]:
-            nonlocal num_blocks
-            for question in store.scan(hidden=False):
-                num_blocks = max(num_blocks, *(len(t.block_num_tokens) for t in question.trajectories))
-                yield question
-
         table = make_table(
-            questions(),
+            store.scan(hidden=False),
             ks=self.ks,
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
-            pooling=self.pooling,
             num_orders=self.num_orders,
             seed=self.seed,
             parts=parts - {HIDDEN},
             feature_set=self.feature_set,
-            spread=self.spread,
-            block=self.block,
         )
         table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
         if HIDDEN not in parts:
             return table
         vectors = pooled_vectors(
-            store,
-            pooling=self.pooling,
-            num_trajectories=self.ks[-1],
-            hidden_size=self.hidden_size,
-            memory_mb=self.memory_mb,
-            cache_dir=self.cache_dir,
-            num_blocks=min(num_blocks, MAX_BLOCKS),
-            block=self.block,
+            store, num_trajectories=self.ks[-1], hidden_size=self.hidden_size, cache_dir=self.cache_dir
         )
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
@@ -383,9 +298,7 @@ class FeatureDataModule(L.LightningDataModule):
     def _check_test_store(self, folder: str) -> None:
         """Refuse a test store whose rows mean something else than the training store's."""
         store = Store.open(folder)
-        check_block(store.manifest.policy, self.block, folder)
-        sizes = _sizes(store, folder)
-        model, other = self.manifest.model, store.manifest.model
+        sizes, model, other = _sizes(store, folder), self.manifest.model, store.manifest.model
         compared = {
             "k": (self.ks, ks_of(store.manifest.policy, folder)),
             "hidden size": (self.hidden_size, sizes[0]),
@@ -420,13 +333,6 @@ def _graded(table: Table, folder: str) -> Table:
     if missing:
         print(f"{folder}: {missing} of {table.num_questions} questions have no grade and are left out.")
     return table.select(table.graded)
-
-
-def _say_doubt(graded: Table, folder: str) -> None:
-    """Say what to check where all questions are right with the largest k, or none is."""
-    right = graded.natural_order().correct[:, 0, -1]
-    if (sentence := doubt(folder, len(right), int(right.sum()))) is not None:
-        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
-from dps.decide.vectors import Blocks
 from lightning_modules.calibration import Calibrator, fit_weight
 
 _FAR = 10.0
@@ -37,28 +35,23 @@ class Estimator(nn.Module):
     """More trajectories are added while ``1 - p_enough`` is above this: a scalar, float64."""
 
     def __init__(self, parts: frozenset[str]) -> None:
-        """Set which features it sees.
-
-        Args:
-            parts: Among ``scalars``, ``hidden`` and ``embedding``.
-        """
+        """Set which features it sees, among ``scalars``, ``hidden`` and ``embedding``."""
         super().__init__()
         self.parts = parts
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
         self.calibrator = Calibrator()
 
-    def forward(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough before calibration, shape (N,).
 
         Args:
             scalars: Shape (N, F), as measured.
-            hidden: Shape (N, D), or (N, 2 D) with the spread, or for attention blocks; not looked at unless in
-                ``parts``.
+            hidden: Shape (N, D); not looked at unless in ``parts``.
             embedding: Shape (N, E); not looked at unless in ``parts``.
         """
         return self.combine(self.terms(scalars, hidden, embedding))
 
-    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the terms of the logit, shape (N, J); arguments as forward's."""
         raise NotImplementedError
 
@@ -67,16 +60,10 @@ class Estimator(nn.Module):
         return terms.sum(dim=1)
 
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
-        """Choose how much terms count, by rows that trained nothing, where the estimator has a choice.
-
-        Args:
-            terms: Shape (N, J), float64.
-            labels: Shape (N,), bool.
-            num_questions: Questions that the rows are of.
-        """
+        """Choose how much the terms of rows (N, J) that trained nothing count, where the estimator has a choice."""
 
     @torch.no_grad()
-    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the calibrated probability that k is enough, shape (N,), float64 in [0, 1]; arguments as forward's."""
         training = self.training
         self.eval()
@@ -99,14 +86,10 @@ class Standardizer(nn.Module):
         self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
 
     def fit(self, chunks: Iterable[np.ndarray]) -> None:
-        """Take mean and standard deviation of rows; a constant feature keeps scale 1.
-
-        Args:
-            chunks: Rows of shape (N, F), some at a time; there need not be memory for all of them.
+        """Take mean and standard deviation of rows (N, F), given some at a time; a constant feature keeps scale 1.
 
         Note:
-            Sums of squares are about each chunk's own mean, in float64, and then moved to the common one; so nothing
-            cancels however large the mean is.
+            Sums of squares are about each chunk's own mean, in float64; so nothing cancels however large the mean is.
 
         Source:
             Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
@@ -164,50 +147,6 @@ class Ranks(nn.Module):
         return (math.sqrt(12) * (start + share * (end - start) - 0.5)).T.to(torch.get_default_dtype())
 
 
-class AttentionPooling(nn.Module):
-    """Pools the blocks of a trajectory by a learned query: ``softmax(log n_b + q . (x_b / scale) / sqrt(D))``.
-
-    The numbers of tokens n_b are the prior, so a query of zeros, with which it starts and to which weight decay pulls,
-    gives the mean over tokens. A shift of the states shifts all scores of a trajectory alike and changes nothing.
-    """
-
-    def __init__(self, size: int, spread: bool) -> None:
-        """Start as the mean over tokens.
-
-        Args:
-            size: D.
-            spread: Whether rows have the standard deviation over their trajectories, too.
-        """
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(size))
-        self.spread = spread
-
-    def forward(self, blocks: Blocks, scale: Tensor) -> Tensor:
-        """Return the mean over the trajectories of each row, then their standard deviation if asked for.
-
-        Args:
-            blocks: Of U trajectories, D + 1 columns, and which of them each of N rows has.
-            scale: Standard deviations of the components, shape (D,) or longer.
-
-        Returns:
-            Shape (N, D) or (N, 2 D).
-        """
-        size = len(self.query)
-        values = blocks.values.to(self.query.dtype)
-        query = self.query / (scale[:size].to(self.query.dtype) * math.sqrt(size))
-        scores = values @ functional.pad(query, (0, 1)) + values[..., -1].log()
-        pooled = (scores.softmax(dim=1).unsqueeze(1) @ values)[:, 0, :size]
-        present = (blocks.members >= 0).unsqueeze(2)
-        count = present.sum(dim=1)
-        each = pooled[blocks.members.clamp(min=0)]
-        mean = (each * present).sum(dim=1) / count
-        if not self.spread:
-            return mean
-        # The norm, unlike the root of a mean of squares, has a slope where it is 0.
-        gaps = (each - mean.unsqueeze(1)) * present
-        return torch.cat([mean, torch.linalg.vector_norm(gaps, dim=1) / count.sqrt()], dim=1)
-
-
 class MLPEstimator(Estimator):
     """Multilayer perceptrons: one on the scalars, and one that corrects its logit by what the wide parts tell.
 
@@ -232,8 +171,6 @@ class MLPEstimator(Estimator):
         layer_sizes: Sequence[int],
         dropout: float,
         input_dropout: float,
-        spread: bool = False,
-        attention: bool = False,
     ) -> None:
         """Build the networks.
 
@@ -243,20 +180,19 @@ class MLPEstimator(Estimator):
             embedding_size: E; 0 leaves the question embedding out.
             projection_size: Width to which hidden state and embedding are each projected.
             layer_sizes: Widths of the hidden layers of either perceptron.
-            dropout: Probability of dropping a unit of a hidden layer, in [0, 1).
-            input_dropout: Probability of dropping a component of hidden state or embedding, in [0, 1).
-            spread: Whether the hidden state has the standard deviation over the trajectories, too.
-            attention: Whether it comes as blocks, which the network pools itself.
+            dropout: Share of the units of a hidden layer that are dropped.
+            input_dropout: Share of the components of hidden state or embedding that are dropped.
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))
         self.ranks = Ranks(num_scalars)
-        wide = {HIDDEN: hidden_size * (1 + spread), EMBEDDING: embedding_size}
-        wide = {name: size for name, size in wide.items() if size}
-        self.attention = AttentionPooling(hidden_size, spread) if attention else None
+        wide = {name: size for name, size in ((HIDDEN, hidden_size), (EMBEDDING, embedding_size)) if size}
         self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items()})
         self.projections = nn.ModuleDict(
-            {name: self._projection(size, projection_size, input_dropout) for name, size in wide.items()}
+            {
+                name: nn.Sequential(nn.Dropout(input_dropout), nn.Linear(size, projection_size), nn.Tanh())
+                for name, size in wide.items()
+            }
         )
         self.layers = _perceptron(num_scalars, layer_sizes, dropout)
         self.residual = _perceptron(num_scalars + projection_size * len(wide), layer_sizes, dropout)
@@ -264,12 +200,8 @@ class MLPEstimator(Estimator):
         nn.init.zeros_(self.residual[-1].bias)
         self.register_buffer("residual_weight", torch.tensor(1.0, dtype=torch.float64))
 
-    @staticmethod
-    def _projection(size: int, projection_size: int, input_dropout: float) -> nn.Module:
-        return nn.Sequential(nn.Dropout(input_dropout), nn.Linear(size, projection_size), nn.Tanh())
-
     def fit_standardizers(self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray) -> None:
-        """Take the ranks and statistics of the training rows: shapes (N, F), (N, D or 2 D) in chunks, (M, E)."""
+        """Take the ranks and statistics of the training rows: shapes (N, F), (N, D) in chunks, (M, E)."""
         self.ranks.fit(scalars)
         for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
@@ -284,10 +216,15 @@ class MLPEstimator(Estimator):
         """Return the parameters of the correction; all others are of the network on the scalars."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("layers.")]
 
-    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the scalars' own logit and the correction: shape (N, 2); see :meth:`Estimator.terms`."""
-        wide = self._wide(hidden, embedding)
-        own = self.ranks(scalars).to(self.layers[-1].weight.dtype)
+        dtype = self.layers[-1].weight.dtype
+        own = self.ranks(scalars).to(dtype)
+        wide = [
+            self.projections[name](self.standardizers[name](values).to(dtype))
+            for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding))
+            if name in self.parts
+        ]
         return torch.cat([self.layers(own), self.residual(torch.cat([own, *wide], dim=1))], dim=1)
 
     def combine(self, terms: Tensor) -> Tensor:
@@ -297,45 +234,6 @@ class MLPEstimator(Estimator):
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
         """Choose the weight of the correction, see :func:`lightning_modules.calibration.fit_weight`."""
         self.residual_weight.fill_(fit_weight(*terms.double().numpy().T, labels, num_questions))
-
-    def _wide(self, hidden: Tensor | Blocks, embedding: Tensor) -> list[Tensor]:
-        """Return the projections of the wide parts, each of shape (N, projection size)."""
-        if self.attention is not None:
-            hidden = self.attention(hidden, self.standardizers[HIDDEN].scale)
-        dtype = self.layers[-1].weight.dtype
-        return [
-            self.projections[name](self.standardizers[name](values).to(dtype))
-            for name, values in ((HIDDEN, hidden), (EMBEDDING, embedding))
-            if name in self.parts
-        ]
-
-
-class JointMLPEstimator(MLPEstimator):
-    """The network of checkpoints of format 2: one perceptron on standardized scalars and normalized projections."""
-
-    def __init__(self, *, projection_size: int, layer_sizes: Sequence[int], dropout: float, **settings: Any) -> None:
-        """Build the network; arguments as those of :class:`MLPEstimator`."""
-        super().__init__(projection_size=projection_size, layer_sizes=layer_sizes, dropout=dropout, **settings)
-        width = settings["num_scalars"] + projection_size * len(self.projections)
-        self.layers = _perceptron(width, layer_sizes, dropout)
-        self.ranks = None
-        self.scalar_standardizer = Standardizer(settings["num_scalars"])
-        del self.residual, self.residual_weight
-
-    @staticmethod
-    def _projection(size: int, projection_size: int, input_dropout: float) -> nn.Module:
-        linear = nn.Linear(size, projection_size)
-        return nn.Sequential(nn.Dropout(input_dropout), linear, nn.LayerNorm(projection_size), nn.GELU())
-
-    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
-        """Return the logit, shape (N, 1); see :meth:`Estimator.terms`."""
-        wide = self._wide(hidden, embedding)
-        own = self.scalar_standardizer(scalars).to(wide[0].dtype)
-        return self.layers(torch.cat([own, *wide], dim=1))
-
-    def combine(self, terms: Tensor) -> Tensor:
-        """Return the logit, shape (N,)."""
-        return terms[:, 0]
 
 
 def _perceptron(width: int, layer_sizes: Sequence[int], dropout: float) -> nn.Sequential:
@@ -377,7 +275,7 @@ class TreeEstimator(Estimator):
         """Boosting rounds so far."""
         return self._booster.current_iteration() if self._booster is not None else 0
 
-    def terms(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough, shape (N, 1), float64; see :meth:`Estimator.terms`."""
         if self._booster is None or len(scalars) == 0:
             return torch.zeros(len(scalars), 1, dtype=torch.float64, device=scalars.device)
@@ -401,10 +299,3 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "mlp-hq": MLPEstimator,
 }
 """What predicts for each kind of controller; a checkpoint holds the name and the arguments."""
-
-ESTIMATORS_BEFORE: dict[str, Callable[..., Estimator]] = {
-    **ESTIMATORS,
-    "mlp-h": JointMLPEstimator,
-    "mlp-hq": JointMLPEstimator,
-}
-"""The same for checkpoints of format 2."""

@@ -1,239 +1,266 @@
-"""Ranking quality with a standard error that knows that rows of one question belong together: pure NumPy."""
+"""How good probabilities are: measured with scikit-learn, with errors that keep the rows of a question together.
+
+``controllers.base`` measures a test, ``crossval`` out-of-fold predictions; both are compared with what k and the
+question's length say by themselves.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from dps.analysis.replay.reliability import quantile_bins
+from dps.decide.labels import continue_score
+from dps.decide.orders import at_stop
+from dps.decide.table import Table
+from dps.decide.thresholds import Replay, replay, stops
+from dps.estimates import Estimate, bounded, brier_skill, quantile_bins, resampled, resamples
+
+NUM_DRAWS = 400
+"""Bootstrap draws of questions."""
+METRICS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "brier_skill": "Brier skill",
+    "calibration_error": "calibration error",
+    "log_loss": "log loss",
+}
+"""What :func:`measure_probabilities` measures, in words."""
+_AGAINST = {"k": "k alone", "length": "k and the length of the question"}
+"""What a controller has to be better than, in words; see :func:`skills`."""
 
 
-def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the area under the ROC curve, ties counted half: the chance that a positive row outranks a negative one.
-
-    Args:
-        scores: Shape (N,).
-        labels: Shape (N,), bool.
-        weights: Weight of each row, shape (N,); all 1 if not given.
-
-    Returns:
-        In [0, 1]; NaN if there is one class only.
-    """
-    return float(_auroc(*_groups(scores), labels, np.ones(len(scores)) if weights is None else weights))
-
-
-def auroc_stderr(
-    scores: np.ndarray, labels: np.ndarray, questions: np.ndarray, *, num_draws: int = 1000, seed: int = 0
-) -> float:
-    """Return the standard error of the AUROC, clustered by question: bootstrap over questions.
-
-    Args:
-        scores: Shape (N,).
-        labels: Shape (N,), bool.
-        questions: Number of each row's question, from 0: shape (N,), int.
-        num_draws: Bootstrap draws.
-        seed: Of the draws.
-
-    Returns:
-        The standard deviation over the draws that have both classes; NaN where fewer than two have.
-
-    Note:
-        Questions are drawn with replacement, each with all its rows.
-    """
-    rng = np.random.default_rng(seed)
-    num_questions = int(questions.max()) + 1
-    order, starts = _groups(scores)
-    draws = np.array(
-        [
-            _auroc(
-                order,
-                starts,
-                labels,
-                np.bincount(rng.integers(num_questions, size=num_questions), None, num_questions)[questions],
-            )
-            for _ in range(num_draws)
-        ]
-    )
-    draws = draws[np.isfinite(draws)]
-    return float(draws.std(ddof=1)) if len(draws) > 1 else float("nan")
-
-
-def length_scores(train_lengths: np.ndarray, train_labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Score rows by question length alone, as a logistic fit on the training rows would rank them.
-
-    A logistic fit in one variable is monotone, and AUROC looks at ranks only; so the fit comes down to its direction.
-
-    Args:
-        train_lengths: Length of each training row's question, shape (M,).
-        train_labels: Shape (M,), bool.
-        lengths: Length of each row's question, shape (N,).
-
-    Returns:
-        Scores, shape (N,).
-    """
-    rising = auroc(train_lengths, train_labels)
-    return -lengths if rising < 0.5 else lengths
+def plain(estimate: Estimate) -> dict[str, float | None]:
+    """Return an estimate as JSON values, which have no NaN."""
+    values = {name: getattr(estimate, name) for name in ("value", "stderr", "low", "high")}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """A number with its bootstrap over questions."""
+    """A number of some questions with its bootstrap over them."""
 
     value: float
     """On the questions themselves; NaN where it is not defined, as a ranking of one class."""
     draws: np.ndarray
     """On each draw: shape (D,)."""
-
-    @property
-    def stderr(self) -> float:
-        """Standard deviation over the draws where it is defined; NaN where fewer than two are."""
-        finite = self.draws[np.isfinite(self.draws)]
-        return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
-
-    def interval(self) -> tuple[float, float]:
-        """Return the middle 95 % of the draws where it is defined."""
-        finite = self.draws[np.isfinite(self.draws)]
-        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-        return float(low), float(high)
+    num_questions: int
+    """How many there are."""
 
     def minus(self, other: Measured) -> Measured:
         """Return the difference, paired draw by draw."""
-        return Measured(self.value - other.value, self.draws - other.draws)
+        return Measured(self.value - other.value, self.draws - other.draws, self.num_questions)
+
+    def estimate(self) -> Estimate:
+        """Return the number with its standard error and interval."""
+        return resampled(self.value, self.draws, self.num_questions)
 
 
-def question_draws(num_questions: int, num_draws: int, seed: int) -> np.ndarray:
-    """Return how often each draw of a bootstrap over questions takes each question: shape (D, Q), float64."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), size=num_draws).astype(np.float64)
-
-
-def measure_probabilities(p: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> dict[str, Measured]:
+def measure_probabilities(p: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Measured]:
     """Measure probabilities of rows, with a bootstrap over questions.
 
     Args:
         p: Shape (Q, R): R rows of each question.
         labels: Shape (Q, R), bool.
-        draws: Shape (D, Q), see :func:`question_draws`.
+        weights: Of the questions in each draw, shape (D, Q), see :func:`dps.estimates.resamples`.
 
     Returns:
-        ``auroc``; ``average_precision``, the step-wise area under precision over recall; ``brier``, the mean of
-        ``(p - label)^2``; ``brier_skill``, the share of the Brier score of always saying the label's share that is
-        taken away, NaN where the label does not vary; ``calibration_error``, over ten bins of equally many rows the
-        mean of ``|mean p - share|`` weighted by rows; ``log_loss`` in nats, with p kept 1e-6 away from 0 and 1.
+        ``auroc``; ``average_precision``; ``brier``, the mean of ``(p - label)^2``; ``brier_skill``, the share of the
+        Brier score of always saying the label's share that is taken away; ``calibration_error``, over ten bins of
+        equally many rows the mean of ``|mean p - share|``; ``log_loss`` in nats, with p kept 1e-6 away from 0 and 1.
+        What a single class does not define is NaN.
     """
-    num_rows = p.shape[1]
-    flat, truth = p.reshape(-1), labels.reshape(-1)
-    order, starts = _groups(flat)
-    owner = np.repeat(np.arange(len(p)), num_rows)[order]
-    sorted_truth = truth[order]
+    flat, truth, bins = p.reshape(-1), labels.reshape(-1), quantile_bins(p.reshape(-1))
+    every = np.concatenate([np.full((1, len(p)), 1 / len(p)), weights])
+    rows = np.array([_metrics(flat, truth, bins, np.repeat(weight / p.shape[1], p.shape[1])) for weight in every])
+    return {name: Measured(float(column[0]), column[1:], len(p)) for name, column in zip(METRICS, rows.T, strict=True)}
 
-    def ranking(weights: np.ndarray) -> tuple[float, float]:
-        weight = weights[owner]
-        positive = np.add.reduceat(weight * sorted_truth, starts)
-        negative = np.add.reduceat(weight * ~sorted_truth, starts)
-        return _area(positive, negative), _precision(positive, negative)
 
-    ones = np.ones(len(p))
-    ranked = np.array([ranking(weights) for weights in draws]).reshape(-1, 2)
-    whole = ranking(ones)
-    found = {name: Measured(whole[i], ranked[:, i]) for i, name in enumerate(("auroc", "average_precision"))}
-
+def _metrics(p: np.ndarray, labels: np.ndarray, bins: np.ndarray, weight: np.ndarray) -> list[float]:
+    """Return the values of :data:`METRICS`; all arguments of shape (N,), the weights sum to 1."""
     clipped = p.clip(1e-6, 1 - 1e-6)
-    sums = {
-        "brier": ((p - labels) ** 2).sum(axis=1),
-        "log_loss": -np.log(np.where(labels, clipped, 1 - clipped)).sum(axis=1),
-    }
-    total = draws.sum(axis=1) * num_rows
-    for name, each in sums.items():
-        found[name] = Measured(float(each.sum() / p.size), draws @ each / total)
-
-    positive = labels.sum(axis=1)
-    share, drawn = positive.sum() / p.size, draws @ positive / total
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found["brier_skill"] = Measured(
-            float(1 - found["brier"].value / (share * (1 - share))) if 0 < share < 1 else float("nan"),
-            np.where((drawn > 0) & (drawn < 1), 1 - found["brier"].draws / (drawn * (1 - drawn)), np.nan),
-        )
-
-    which = quantile_bins(flat)
-    num_bins = int(which.max()) + 1
-    cell = which + num_bins * np.repeat(np.arange(len(p)), num_rows)
-    gaps = np.bincount(cell, flat - truth, num_bins * len(p)).reshape(-1, num_bins)
-    error = np.abs(draws @ gaps).sum(axis=1) / total
-    found["calibration_error"] = Measured(float(np.abs(gaps.sum(axis=0)).sum() / p.size), error)
-    return found
+    share, brier = float(weight @ labels), float(weight @ (p - labels) ** 2)
+    varies = 1e-12 < share < 1 - 1e-12
+    auroc, precision = ranking(p, labels, weight) if varies else (math.nan, math.nan)
+    skill = 1 - brier / (share * (1 - share)) if varies else math.nan
+    error = float(np.abs(np.bincount(bins, weight * (p - labels))).sum())
+    return [auroc, precision, brier, skill, error, float(weight @ -np.log(np.where(labels, clipped, 1 - clipped)))]
 
 
-def calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of ``|mean p - share|`` over ten bins of equally many rows: both arguments of shape (N,).
+def ranking(p: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> tuple[float, float]:
+    """Return AUROC and average precision of rows with both classes, from one curve; shapes (N,)."""
+    from sklearn.metrics import auc, roc_curve
 
-    Values crowd together where thresholds lie, so bins of equal width would have all of them in one.
+    fpr, tpr, _ = roc_curve(labels, p, sample_weight=weight, drop_intermediate=False)
+    share = float(np.average(labels, weights=weight))
+    right, wrong = tpr[1:] * share, fpr[1:] * (1 - share)
+    return float(auc(fpr, tpr)), float(np.diff(tpr) @ (right / np.maximum(right + wrong, 1e-300)))
+
+
+def length_probabilities(lengths: np.ndarray, shares: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the probability of the label by a logistic regression on the question's length alone: shape (Q,).
+
+    It is fitted on lengths (M,) and the shares (M,) of their rows with the label; ``others`` are the lengths (Q,). A
+    ridge of 1e-4 on the mean cross-entropy keeps the fit finite where length separates the classes.
     """
-    which = quantile_bins(p)
-    return float(np.abs(np.bincount(which, p - labels)).sum() / len(p))
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = lengths.mean(), lengths.std() or 1.0
+    standard = (lengths - mean)[:, None] / scale
+    weights = shares.clip(1e-6, 1 - 1e-6)
+    fit = LogisticRegression(C=1e4 / len(lengths), tol=1e-8, max_iter=1000).fit(
+        np.concatenate([standard, standard]),
+        np.repeat([True, False], len(lengths)),
+        sample_weight=np.concatenate([weights, 1 - weights]),
+    )
+    return fit.predict_proba((others - mean)[:, None] / scale)[:, 1]
 
 
-def fit_length(lengths: np.ndarray, shares: np.ndarray) -> tuple[float, float, float, float]:
-    """Fit a logistic regression of the label on the question's length alone.
+def baselines(labels: np.ndarray, lengths: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the probability of the label by k alone (``k``), and by k and question length (``length``): (Q, C) each.
 
-    Args:
-        lengths: Shape (Q,).
-        shares: Share of each question's rows with the label, shape (Q,), in [0, 1].
+    They are fitted on the labels (M, O, C) and lengths (M,) of some questions; ``others`` are the lengths (Q,) of the
+    questions to predict.
+    """
+    shares = labels.mean(axis=1)
+    by_length = [length_probabilities(lengths, column, others) for column in shares.T]
+    return {"k": np.repeat(shares.mean(axis=0)[None], len(others), axis=0), "length": np.stack(by_length, axis=1)}
+
+
+def skills(p: np.ndarray, labels: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, dict[str, float] | None]:
+    """Return the Brier skill, with its interval, of probabilities (Q, O, C) against :func:`baselines` (Q, C) each."""
+    flat = [values.reshape(len(p), -1) for values in (p, labels)]
+    estimates = {
+        name: brier_skill(*flat, np.broadcast_to(other[:, None], p.shape).reshape(len(p), -1))
+        for name, other in others.items()
+    }
+    return {
+        name: None if e is None else {"value": e.value, "stderr": e.stderr, "low": e.low, "high": e.high}
+        for name, e in estimates.items()
+    }
+
+
+def nothing_learnt(skill: Mapping[str, Mapping[str, float] | None] | None, num_questions: int) -> str | None:
+    """Return a sentence where held-out questions do not show that a controller has learnt anything, else None.
+
+    It has to be better than what k says by itself, and than k and the question's length together: each Brier skill, see
+    :func:`skills`, with its 95 % interval above 0. ``skill`` is None where it was not measured.
+    """
+    unknown = "Whether it has learnt anything cannot be said: "
+    for name, shown in (skill or {}).items():
+        if shown is None:
+            return f"{unknown}the label does not vary on {num_questions:,} held-out questions."
+        if math.isnan(shown["low"]):
+            return f"{unknown}{num_questions:,} held-out questions are too few for an interval."
+        if not shown["low"] > 0:
+            return (
+                f"It may have learnt nothing: {num_questions:,} held-out questions do not show that its probabilities "
+                f"are better than those by {_AGAINST[name]} (Brier skill {shown['value']:.3f} [{shown['low']:.3f}, "
+                f"{shown['high']:.3f}]). A rule that needs no training may do as well."
+            )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """A controller measured on questions that it has not seen."""
+
+    __test__ = False  # the name begins with Test, but pytest has nothing to collect here
+
+    name: str
+    """The controller."""
+    label: str
+    """What it predicts."""
+    metrics: dict[str, float]
+    """Everything that is logged as ``test/...``."""
+    policies: dict[str, Replay]
+    """Fixed k's and the controller, replayed on the same questions."""
+
+
+def measure_test(name: str, p: np.ndarray, threshold: float, label: str, table: Table, train: Table) -> TestResult:
+    """Measure a controller's probabilities (Q, O, C) on a test table; the training split is for the baselines.
 
     Returns:
-        Mean and scale of the lengths, intercept and slope, for :func:`length_probabilities`.
-
-    Note:
-        Newton's method on the mean cross-entropy plus a ridge of 1e-4, which keeps it finite where one class is absent.
+        Metrics ``auroc`` with ``auroc_stderr`` (bootstrap over questions), ``auroc_k2``, ... (rows of one k only, where
+        knowing k does not help), ``auroc_length`` (question length alone), the replayed policy, and counts. Rankings of
+        a single class are left out.
     """
-    mean, scale = float(lengths.mean()), float(lengths.std()) or 1.0
-    design = np.stack([np.ones(len(lengths)), (lengths - mean) / scale], axis=1)
-    weights = np.zeros(2)
-    for _ in range(50):
-        p = _sigmoid(design @ weights)
-        gradient = design.T @ (p - shares) / len(shares) + 1e-4 * weights
-        curvature = (design * (p * (1 - p))[:, None]).T @ design / len(shares) + 1e-4 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step.clip(-2, 2)
-        if np.abs(step).max() < 1e-10:
-            break
-    return mean, scale, float(weights[0]), float(weights[1])
+    labels, trained = table.labels(label), train.labels(label)
+    flat = labels.reshape(len(labels), -1)
+    values = {
+        "num_questions": len(labels),
+        "num_rows": labels.size,
+        "label_share": labels.mean(),
+        "threshold": threshold,
+    }
+    measured = measure_probabilities(p.reshape(len(p), -1), flat, resamples(len(p), NUM_DRAWS, seed=0))
+    values |= {metric: number.value for metric, number in measured.items()}
+    values["auroc_stderr"] = measured["auroc"].estimate().stderr
+    columns = {f"auroc_k{k}": (p[..., c], labels[..., c]) for c, k in enumerate(table.ks[:-1])}
+    by_length = length_probabilities(
+        train.lengths.astype(float), trained.mean(axis=(1, 2)), table.lengths.astype(float)
+    )
+    columns["auroc_length"] = np.broadcast_to(by_length[:, None, None], labels.shape), labels
+    for metric, (scores, truth) in columns.items():
+        values[metric] = ranking(scores.reshape(-1), truth.reshape(-1))[0] if 0 < truth.mean() < 1 else math.nan
+    for against, shown in skills(p, labels, baselines(trained, train.lengths, table.lengths)).items():
+        ends = {"": "value", "_low": "low", "_high": "high"} if shown is not None else {}
+        values |= {f"skill_{against}{end}": shown[part] for end, part in ends.items()}
+    policies = {
+        f"fixed-k{k}": replay(np.full(labels.shape[:2], c), table.correct, table.tokens, table.ks)
+        for c, k in enumerate(table.ks)
+    }
+    longest = policies[f"fixed-k{table.ks[-1]}"]
+    stop = stops(continue_score(p), threshold)
+    policies[name] = chosen = replay(stop, table.correct, table.tokens, table.ks)
+    loss = bounded(at_stop(table.correct, stop).mean(axis=1) - table.correct[..., -1].mean(axis=1))
+    values |= {
+        "accuracy": chosen.accuracy,
+        "accuracy_maximum": longest.accuracy,
+        "tokens": chosen.tokens,
+        "tokens_share": chosen.tokens / longest.tokens,
+        "mean_k": chosen.mean_k,
+        "accuracy_difference": loss.value,
+        "accuracy_difference_low": loss.low,
+        "accuracy_difference_high": loss.high,
+    }
+    defined = {metric: float(value) for metric, value in values.items() if not math.isnan(value)}
+    return TestResult(name, label, defined, policies)
 
 
-def length_probabilities(fitted: tuple[float, float, float, float], lengths: np.ndarray) -> np.ndarray:
-    """Return the probability of the label by question length alone: shape (Q,)."""
-    mean, scale, intercept, slope = fitted
-    return _sigmoid(intercept + slope * (lengths - mean) / scale)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
-
-
-def _groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order that sorts the scores, and where each group of equal scores starts in it."""
-    order = np.argsort(scores, kind="stable")
-    return order, np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-
-
-def _auroc(order: np.ndarray, starts: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    weight, label = weights[order], labels[order]
-    return _area(np.add.reduceat(weight * label, starts), np.add.reduceat(weight * ~label, starts))
-
-
-def _area(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the AUROC of groups of equal scores in increasing order, from the weights of each class in them."""
-    pairs = positive.sum() * negative.sum()
-    if pairs == 0:
-        return float("nan")
-    return float((positive * (np.cumsum(negative) - negative / 2)).sum() / pairs)
-
-
-def _precision(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the average precision of the same groups."""
-    if positive.sum() == 0 or negative.sum() == 0:
-        return float("nan")
-    found, taken = np.cumsum(positive[::-1]), np.cumsum((positive + negative)[::-1])
-    # Groups of weight 0 at the top have found nothing and taken nothing.
-    return float((positive[::-1] * found / np.maximum(taken, 1e-300)).sum() / positive.sum())
+def show(result: TestResult, source: str) -> None:
+    """Print a result as tables; ``source`` is where the questions come from."""
+    values = result.metrics
+    questions, rows = int(values["num_questions"]), int(values["num_rows"])
+    print(f"{result.name} on the test questions of {source}: {questions} questions, {rows} rows")
+    share = f"{result.label} holds in {values['label_share']:.1%} of the rows"
+    if "auroc" in values:
+        by_k = ", ".join(f"k = {n[7:]}: {v:.3f}" for n, v in values.items() if n.startswith("auroc_k"))
+        lines = [("AUROC", values["auroc"], f"± {values['auroc_stderr']:.3f}, clustered by question; {by_k}")]
+        lines += [("  question length alone", values["auroc_length"], "")]
+        lines += [("average precision", values["average_precision"], share)]
+    else:
+        lines = [("AUROC", math.nan, f"one class only: {share}")]
+    lines += [("Brier score", values["brier"], "")]
+    for against, words in _AGAINST.items():
+        if (skill := values.get(f"skill_{against}")) is not None:
+            low, high = values.get(f"skill_{against}_low", math.nan), values.get(f"skill_{against}_high", math.nan)
+            lines += [(f"  skill against {words}", skill, f"[{low:.3f}, {high:.3f}]")]
+    lines += [("calibration error", values["calibration_error"], "")]
+    for title, value, remark in lines:
+        print(f"{title:<48} {'–' if math.isnan(value) else f'{value:.3f}':>6}  {remark}".rstrip())
+    print(f"{'policy (replayed)':<32} {'accuracy':>8} {'±':>6} {'tokens / question':>18} {'mean k':>7}")
+    for name, policy in result.policies.items():
+        title = f"{name}, threshold {values['threshold']:.3f}" if name == result.name else name
+        print(
+            f"{title:<32} {policy.accuracy:>8.1%} {policy.accuracy_stderr:>6.1%} {policy.tokens:>18,.0f} "
+            f"{policy.mean_k:>7.2f}"
+        )
+    loss = [100 * values[f"accuracy_difference{end}"] for end in ("", "_low", "_high")]
+    longest = max(int(name[7:]) for name in result.policies if name.startswith("fixed-k"))
+    print(
+        f"{result.name} minus k = {longest}: {loss[0]:+.1f} points [{loss[1]:+.1f}, {loss[2]:+.1f}], paired by question"
+    )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dps.decide.table import HIDDEN, make_table
+from dps.decide.features import HIDDEN
+from dps.decide.table import make_table
 from dps.errors import InputError
 from feature_store import Store
-from lightning_modules.crossval import predict_table
+from lightning_modules.batches import predict_table
 from lightning_modules.load import load_controller
 
 _TOGETHER = 32
@@ -30,20 +31,12 @@ def predict_orders(
         orders: Orders of the trajectories of each: shape (Q, O, K).
         ks: C checkpoints, then the maximum.
 
-    Returns:
-        The probabilities, shape (Q, O, C), float64; the threshold that it came with.
-
     Raises:
         InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
     """
     controller = load_controller(path)
     store = Store.open(store_folder)
     controller.check_model(store.manifest.model)
-    if controller.block is not None or controller.label == "solvable":
-        raise InputError(
-            f"The controller {path} was trained to be asked after block {controller.block} while trajectories run, a "
-            "replay asks where they have ended: leave it out."
-        )
     data = controller.description["data"]
     if data.get("store_fingerprint") == store.manifest.fingerprint:
         raise InputError(
@@ -57,7 +50,7 @@ def predict_orders(
         )
     parts = controller.estimator.parts
     place = {question_id: row for row, question_id in enumerate(question_ids)}
-    found = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
+    p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
     wanted = (q for q in store.scan(hidden=HIDDEN in parts) if q.question_id in place)
     while questions := list(islice(wanted, _TOGETHER)):
         rows = [place[question.question_id] for question in questions]
@@ -66,12 +59,10 @@ def predict_orders(
             ks=ks,
             aggregator=store.manifest.aggregator,
             calibration=controller.calibration,
-            pooling=controller.pooling,
             parts=parts,
             feature_set=controller.feature_set,
             orders=orders[rows],
-            spread=controller.spread,
         )
         controller.check_sizes(table.hidden_size, table.embedding.shape[1])
-        found[rows] = predict_table(controller.estimator, table)
-    return found, controller.threshold
+        p_enough[rows] = predict_table(controller.estimator, table)
+    return p_enough, controller.threshold

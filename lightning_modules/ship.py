@@ -14,27 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dps.decide.files import SHIPPED
+from dps.decide.labels import continue_score
+from dps.decide.orders import at_stop
 from dps.decide.policy import KRange
-from dps.decide.predictions import FILE, read_predictions
-from dps.decide.table import going_on, outcomes
+from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.thresholds import choose_threshold, stops
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded, loss_is_below
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
-from lightning_modules.results import nothing_learnt
+from lightning_modules.metrics import METRICS, nothing_learnt
 
 CARD, FACTS = "README.md", "controller.json"
-_METRICS = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "brier_skill": "Brier skill",
-    "calibration_error": "calibration error",
-}
 
 
 def ship(
@@ -48,7 +41,7 @@ def ship(
     margin: float | None = None,
     k: KRange | None = None,
 ) -> Path:
-    """Write a controller's folder.
+    """Write a controller's folder, and return it.
 
     Args:
         source: Checkpoint or run folder of ``dps fit``.
@@ -56,14 +49,10 @@ def ship(
         crossval: Folder of ``dps crossval`` with the same settings, for the card.
         replay: Folder of ``dps replay``, for the card: the curve and the operating point.
         policy: Name of the controller in that replay; its own name if None.
-        threshold: More trajectories are added while ``1 - p_enough`` is above this. If None, the one that is chosen on
-            the cross-validation's out-of-fold predictions, see :func:`out_of_fold_threshold`; without a
-            cross-validation, the training's own.
+        threshold: More trajectories are added while ``1 - p_enough`` is above this. If None, it is chosen on the
+            cross-validation's predictions, as ``dps fit`` does on its held-out questions, or else the training's own.
         margin: Accuracy that counts as no loss in that choice; one point if None.
         k: Where it will be asked, for that choice; at all its checkpoints if None.
-
-    Returns:
-        The folder.
 
     Raises:
         InputError: If there is no such controller, the measurements are of another one, or the folder is not new.
@@ -77,21 +66,27 @@ def ship(
     prefix = "estimator."
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
     measured = _crossval(crossval, description) if crossval is not None else None
+    predictions = None
+    if crossval is not None and (margin is not None or (Path(crossval) / FILE).is_file()):
+        predictions = read_predictions(crossval)
+        predictions = predictions.select(predictions.graded).at(predictions.ks if k is None else k.values)
+    margin = MARGIN if margin is None else margin
     how = "given"
     if threshold is None:
-        how = "training"
-        if crossval is not None and (margin is not None or (Path(crossval) / FILE).is_file()):
-            threshold, how = out_of_fold_threshold(crossval, MARGIN if margin is None else margin, k), "out of fold"
-    if threshold is not None:
-        state[f"{prefix}threshold"] = torch.full_like(state[f"{prefix}threshold"], threshold)
-    curve = _curve(replay, policy or description["name"], description) if replay is not None else None
+        how, threshold = "training", controller.threshold
+        if predictions is not None:
+            how, right = "out of fold", predictions.correct > 0
+            threshold = choose_threshold(continue_score(predictions.p_enough), right, predictions.tokens, margin)
+    state[f"{prefix}threshold"] = torch.full_like(state[f"{prefix}threshold"], threshold)
     used = float(state[f"{prefix}threshold"])
-    choice: dict[str, Any] = {"how": how}
-    if crossval is not None and (Path(crossval) / FILE).is_file():
-        choice |= loss_out_of_fold(crossval, used, MARGIN if margin is None else margin, k)
-    facts = {**description, "threshold": used, "threshold_choice": choice, "crossval": measured, "replay": curve}
-    warning = _warning(facts)
-    if warning is not None:
+    facts = {
+        **description,
+        "threshold": used,
+        "threshold_choice": {"how": how, **({} if predictions is None else _loss(predictions, used, margin))},
+        "crossval": measured,
+        "replay": _curve(replay, policy or description["name"], description) if replay is not None else None,
+    }
+    if (warning := _warning(facts)) is not None:
         print(f"Warning: {warning}", file=sys.stderr)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -104,63 +99,18 @@ def ship(
     return output
 
 
-def out_of_fold_threshold(crossval: str | Path, margin: float, k: KRange | None) -> float:
-    """Return the cheapest threshold that shows no loss on the out-of-fold predictions of every question.
-
-    The same choice as that of ``dps fit`` on its held-out questions, on several times as many.
-
-    Args:
-        crossval: Folder of ``dps crossval``.
-        margin: Accuracy that counts as no loss.
-        k: Where the controller will be asked; at all checkpoints of the predictions if None.
-
-    Raises:
-        InputError: If there are no such predictions, or none at these numbers of trajectories.
-    """
-    score, reached, tokens, _ = _out_of_fold(crossval, k)
-    return choose_threshold(score, reached, tokens, margin)
-
-
-def loss_out_of_fold(crossval: str | Path, threshold: float, margin: float, k: KRange | None) -> dict[str, Any]:
-    """Return what a threshold gives on the out-of-fold predictions: the loss, its interval, and the tokens.
-
-    Args:
-        crossval: Folder of ``dps crossval``.
-        threshold: The threshold.
-        margin: Accuracy that counts as no loss.
-        k: Where the controller will be asked; at all checkpoints of the predictions if None.
-    """
-    score, reached, tokens, _ = _out_of_fold(crossval, k)
-    stop = stops(score, threshold)[..., None]
-    right = np.take_along_axis(reached, stop, axis=-1)[..., 0].mean(axis=1)
-    spent = np.take_along_axis(tokens, stop, axis=-1)[..., 0].mean(axis=1)
-    loss = right - reached[..., -1].mean(axis=1)
+def _loss(predictions: Predictions, threshold: float, margin: float) -> dict[str, Any]:
+    """Return what a threshold gives on out-of-fold predictions: the loss, its interval, and the tokens."""
+    correct, tokens = predictions.correct > 0, predictions.tokens
+    stop = stops(continue_score(predictions.p_enough), threshold)
+    loss = at_stop(correct, stop).mean(axis=1) - correct[..., -1].mean(axis=1)
     return {
         "num_questions": len(loss),
         "margin": margin,
         "no_loss": loss_is_below(loss, margin),
         "accuracy_difference": bounded(loss).plain(),
-        "tokens_ratio": float(spent.mean() / tokens[..., -1].mean()),
+        "tokens_ratio": float(at_stop(tokens, stop).mean() / tokens[..., -1].mean()),
     }
-
-
-def _out_of_fold(crossval: str | Path, k: KRange | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Return score, what stopping gives, tokens and k's of the graded questions of a cross-validation.
-
-    The score is what must be above the threshold to go on, on the scale of the label (see ``table.going_on``).
-    """
-    found = read_predictions(crossval)
-    ks = found.ks if k is None else k.values
-    if not set(ks) <= set(found.ks):
-        raise InputError(
-            f"The cross-validation asks at k = {', '.join(map(str, found.ks))}, the policy at "
-            f"{', '.join(map(str, ks))}: set k to a part of these."
-        )
-    graded = found.label[:, 0, 0] >= 0
-    columns = [found.ks.index(value) for value in ks]
-    score = going_on(found.p_enough[graded], found.label_name)[..., columns[:-1]]
-    reached = outcomes(found.correct[graded][..., columns] > 0, found.label_name)
-    return score, reached, found.tokens[graded][..., columns], ks
 
 
 def _warning(facts: Mapping[str, Any]) -> str | None:
@@ -169,8 +119,8 @@ def _warning(facts: Mapping[str, Any]) -> str | None:
     Those of the cross-validation count, which are all; without one, those of the training's validation.
     """
     measured = facts["crossval"] or {}
-    found = measured if measured.get("skill") is not None else facts.get("validation") or {}
-    return nothing_learnt(found.get("skill"), int(found.get("num_questions", 0)))
+    shown = measured if measured.get("skill") is not None else facts.get("validation") or {}
+    return nothing_learnt(shown.get("skill"), int(shown.get("num_questions", 0)))
 
 
 def card(facts: Mapping[str, Any]) -> str:
@@ -180,26 +130,30 @@ def card(facts: Mapping[str, Any]) -> str:
         facts: What ``controller.json`` holds.
     """
     data, model = facts["data"], facts["data"]["model"]
+    name, threshold = facts["name"], f"{facts['threshold']:.4g}"
+    asked = ", ".join(map(str, data["ks"][:-1]))
     lines = [
-        f"# {facts['name']} for {Path(str(model.get('name'))).name}",
+        f"# {name} for {Path(str(model.get('name'))).name}",
         "",
         *([f"**Warning.** {warning}", ""] if (warning := _warning(facts)) else []),
-        _task(facts),
+        f"Says after {asked} trajectories whether they are enough, up to {data['ks'][-1]}. "
+        f"More are added while 1 - p_enough > {threshold}.",
         "",
         *_choice_lines(facts),
         "| | |",
         "|---|---|",
         f"| model | {Path(str(model.get('name'))).name}, fingerprint `{model.get('fingerprint')}`; "
         "others are refused |",
-        f"| hidden states | layer {model.get('feature_layer')}, size {facts['hidden_size']}, "
-        f"pooled by {data['pooling']}, mean {'and spread ' if data.get('spread') else ''}over trajectories |",
+        f"| hidden states | layer {model.get('feature_layer')}, size {facts['hidden_size']}, mean over tokens and "
+        "trajectories |",
         f"| question embedder | {model.get('embedder')} |",
         f"| scalars | {facts['feature_set']}: {', '.join(facts['feature_names'])} |",
         f"| label | `{data['label']}` |",
         f"| trained on | {data['benchmark'].get('name')} {data['benchmark'].get('split')}, "
         f"{data['num_questions'].get('train')} questions x {data['num_orders']} orders |",
         "",
-        *_uses(facts),
+        f"    dps evaluate --policies '[{name}]' --controllers.{name} FOLDER --model.name MODEL",
+        "    dps sample --controller FOLDER --model.name MODEL 'a question'",
         "",
     ]
     if facts["crossval"] is not None:
@@ -209,33 +163,9 @@ def card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _uses(facts: Mapping[str, Any]) -> list[str]:
-    """Return commands that use a controller."""
-    name, data = facts["name"], facts["data"]
-    if data.get("block") is not None:
-        use = "give_up" if data["label"] == "solvable" else "escalate_early"
-        inside = f"{{inside: {{policy: POLICY, {use}: {{controllers: [FOLDER]}}}}}}"
-        return [f"    dps evaluate --policies '[POLICY, inside]' --in_run '{inside}' --model.name MODEL"]
-    return [
-        f"    dps evaluate --policies '[{name}]' --controllers.{name} FOLDER --model.name MODEL",
-        "    dps sample --controller FOLDER --model.name MODEL 'a question'",
-    ]
-
-
-def _task(facts: Mapping[str, Any]) -> str:
-    """Return what a controller says, when, and what follows."""
-    data, threshold = facts["data"], f"{facts['threshold']:.4g}"
-    asked, block = ", ".join(map(str, data["ks"][:-1])), data.get("block")
-    if data["label"] == "solvable":
-        return (
-            f"Says after block {block} of {asked} trajectories, while they run, whether these or more, up to "
-            f"{data['ks'][-1]}, give the right answer. The question is given up if p <= {threshold}."
-        )
-    when = "" if block is None else f" have come to block {block}, while they run,"
-    return (
-        f"Says after {asked} trajectories{when} whether they are enough, up to {data['ks'][-1]}. "
-        f"More are added while 1 - p_enough > {threshold}."
-    )
+def _points(loss: Mapping[str, float]) -> str:
+    """Return a difference of accuracies with its interval in words."""
+    return f"{100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}]"
 
 
 def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -248,21 +178,19 @@ def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
     }
     text = words[choice["how"]]
     if "accuracy_difference" in choice:
-        loss, margin = choice["accuracy_difference"], 100 * choice["margin"]
+        margin = 100 * choice["margin"]
         text += (
             f" On the {choice['num_questions']:,} questions of the cross-validation it gives "
-            f"{100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}] against k = "
-            f"{facts['data']['ks'][-1]} with {choice['tokens_ratio']:.2f} of its tokens; a loss of {margin:g} "
-            + ("point" if margin == 1 else "points")
-            + (" is excluded." if choice["no_loss"] else " is not excluded.")
+            f"{_points(choice['accuracy_difference'])} against k = {facts['data']['ks'][-1]} with "
+            f"{choice['tokens_ratio']:.2f} of its tokens; a loss of {margin:g} point{'' if margin == 1 else 's'} is "
+            f"{'' if choice['no_loss'] else 'not '}excluded."
         )
     shipped = (facts["crossval"] or {}).get("shipped")
     if choice["how"] == "out of fold" and shipped is not None:
-        loss, ratio = (shipped["policy"][name] for name in ("accuracy_difference", "tokens_ratio"))
         text += (
             " With thresholds that the questions of the other folds choose in the same way, which is what to expect of "
-            f"others: {100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}] with "
-            f"{ratio['value']:.2f} of the tokens."
+            f"others: {_points(shipped['policy']['accuracy_difference'])} with "
+            f"{shipped['policy']['tokens_ratio']['value']:.2f} of the tokens."
         )
     return [text, ""]
 
@@ -277,9 +205,7 @@ def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
         "| | this controller | question length alone |",
         "|---|---:|---:|",
     ]
-    for name, title in _METRICS.items():
-        if name not in measured["rows"]["controller"]:  # of an earlier version
-            continue
+    for name, title in METRICS.items():
         cells = [_with_error(measured["rows"][who].get(name)) for who in ("controller", "length")]
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
     for k, value in measured["auroc_at_k"].items():
@@ -289,14 +215,13 @@ def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
 
 def _curve_lines(curve: Mapping[str, Any]) -> list[str]:
     at = curve["operating_point"]
-    ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
+    ratio = at["tokens_ratio"]
     lines = [
         "## What it saves",
         "",
         f"Replayed over {curve['num_questions']:,} questions of {curve['benchmark']}, thresholds chosen on other "
         f"questions: {ratio['value']:.2f} of the tokens of k = {curve['maximum']} [{ratio['low']:.2f}, "
-        f"{ratio['high']:.2f}] at {100 * difference['value']:+.1f} points "
-        f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}].",
+        f"{ratio['high']:.2f}] at {_points(at['accuracy_difference'])}.",
         "",
         "| threshold | accuracy % | tokens | mean k |",
         "|---:|---:|---:|---:|",
@@ -322,25 +247,24 @@ def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, A
     path = Path(folder) / "crossval.json"
     if not path.is_file():
         raise InputError(f"Expected the folder of dps crossval, but there is no {path}: run dps crossval.")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    report = json.loads(path.read_text(encoding="utf-8"))
     data = description["data"]
     for what, mine, its in (
-        ("controller", description["name"], found["name"]),
-        ("label", data["label"], found["label"]),
-        ("block", data.get("block"), found.get("block")),
-        ("feature set", description["feature_set"], found["feature_set"]),
-        ("harvest", data["store_fingerprint"], found["store_fingerprint"]),
+        ("controller", description["name"], report["name"]),
+        ("label", data["label"], report["label"]),
+        ("feature set", description["feature_set"], report["feature_set"]),
+        ("harvest", data["store_fingerprint"], report["store_fingerprint"]),
     ):
         if mine != its:
             raise InputError(f"Expected a cross-validation of the same {what}, but it is {its} instead of {mine}.")
     return {
-        "num_questions": found["num_questions"],
-        "num_folds": len(found["folds"]),
-        "skill": found.get("skill"),
-        "shipped": found.get("shipped"),
-        "rows": {who: found["rows"]["all"][who] for who in ("controller", "length")},
+        "num_questions": report["num_questions"],
+        "num_folds": len(report["folds"]),
+        "skill": report.get("skill"),
+        "shipped": report.get("shipped"),
+        "rows": {who: report["rows"]["all"][who] for who in ("controller", "length")},
         "auroc_at_k": {
-            name[1:]: rows["controller"].get("auroc") for name, rows in found["rows"].items() if name != "all"
+            name[1:]: rows["controller"].get("auroc") for name, rows in report["rows"].items() if name != "all"
         },
     }
 
@@ -350,19 +274,20 @@ def _curve(folder: str | Path, policy: str, description: Mapping[str, Any]) -> d
     path = Path(folder) / "replay.json"
     if not path.is_file():
         raise InputError(f"Expected the folder of dps replay, but there is no {path}: run dps replay.")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    named = [p for p in found["policies"] if p["policy"] == policy and p["kind"] == "controller"]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    named = [p for p in report["policies"] if p["policy"] == policy and p["kind"] == "controller"]
     if not named:
-        known = ", ".join(p["policy"] for p in found["policies"] if p["kind"] == "controller") or "none"
+        known = ", ".join(p["policy"] for p in report["policies"] if p["kind"] == "controller") or "none"
         raise InputError(f"Expected the controller {policy} in {path}, which has {known}: set policy to its name.")
-    its = found["provenance"]["model"].get("fingerprint")
+    its = report["provenance"]["model"].get("fingerprint")
     mine = description["data"]["model"].get("fingerprint")
     if its != mine:
         raise InputError(f"Expected a replay of the same model, but {path} is of {its} instead of {mine}.")
+    benchmark = report["provenance"]["benchmark"]
     return {
-        "benchmark": f"{found['provenance']['benchmark'].get('name')} {found['provenance']['benchmark'].get('split')}",
-        "num_questions": found["num_questions"],
-        "maximum": found["ks"][-1],
+        "benchmark": f"{benchmark.get('name')} {benchmark.get('split')}",
+        "num_questions": report["num_questions"],
+        "maximum": report["ks"][-1],
         "curve": named[0]["curve"],
         "operating_point": named[0]["operating_point"],
     }

@@ -7,8 +7,6 @@ training has ended, ``trained.json``; and what later commands add: ``test/metric
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -17,23 +15,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
-from dps.arguments import check_seed
 from dps.decide.files import controller_file
-from dps.decide.table import going_on
 from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from dps.estimates import fewest_questions
@@ -44,7 +37,9 @@ from feature_store.lock import held
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller, read_checkpoint
-from lightning_modules.results import nothing_learnt, show
+from lightning_modules.metrics import nothing_learnt, show
+from lightning_modules.refusals import in_a_sentence
+from lightning_modules.run_files import PredictionWriter, SaveConfigBesideCheckpoints, WholeCheckpoints
 
 ENDED = "trained.json"
 """What a run folder has once its training has ended: after how many epochs, of how many at most."""
@@ -52,22 +47,29 @@ ENDED = "trained.json"
 _HARMLESS = ("default_root_dir", "max_epochs", "enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 """Options of the Trainer that leave a training the same; of ``max_epochs`` the first ones."""
 
-_FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "pooling", "spread")
-"""Arguments of a controller that the data module decides, where it has them: two sizes from the store, its feature set,
-and the form of the hidden states."""
+_FROM_DATA = ("hidden_size", "embedding_size", "feature_set")
+"""Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
+_LARGEST_SEED = 2**32 - 1
+
+
+def run(args: Sequence[str], *, run: bool = True) -> ControllerCLI:
+    """Run LightningCLI on a subcommand and its options, and return it.
+
+    Without ``run`` there is no subcommand among the arguments: model, data and Trainer are made only, as the options of
+    ``fit`` say.
+
+    Raises:
+        InputError: If options, configuration, store or checkpoint cannot be used.
+    """
+    with quiet(), in_a_sentence(args[0] if run else "fit"):
+        return ControllerCLI(list(args), run=run)
 
 
 class ControllerCLI(LightningCLI):
     """Trains and tests controllers."""
 
     def __init__(self, args: list[str], *, run: bool = True) -> None:
-        """Parse the options and run the subcommand.
-
-        Args:
-            args: The subcommand and its options.
-            run: Without it there is no subcommand among the arguments and nothing runs: model, data and Trainer are
-                made only, as the options of ``fit`` say.
-        """
+        """Parse the options and run the subcommand; arguments as those of :func:`run`."""
         self._trained: Controller | None = None
         self._epochs = 0
         self._runs = run
@@ -96,26 +98,23 @@ class ControllerCLI(LightningCLI):
         return checkpoint_path(self.run_folder)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole configuration of a CLI that does not run, as plain values."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        """Return the whole configuration as plain values."""
+        options = self.config[self.subcommand] if self._runs else self.config
+        parser = self._parser(self.subcommand) if self._runs else self.parser
+        return yaml.safe_load(parser.dump(options, skip_none=False))
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """Return what decides a training, as plain values; paths as seen from the folder of its results."""
-        options = self.config[self.subcommand] if self._runs else self.config
-        parser = self._parser(self.subcommand) if self._runs else self.parser
-        config = yaml.safe_load(parser.dump(options, skip_none=False))
+        config = self.resolved()
         config = {name: config[name] for name in ("seed_everything", "model", "data", "trainer", "checkpoint")}
         for name in _HARMLESS:
             config["trainer"].pop(name, None)
         config["checkpoint"].pop("dirpath", None)
         for name in ("store", "test_store", "cache_dir"):  # what it holds counts, not how its path is written
             config["data"]["init_args"].pop(name, None)
-        return {**config, "store": self._identity(self.datamodule.store, folder)}
-
-    def _identity(self, store: str, folder: Path) -> dict[str, Any]:
-        """Return of which store results in a folder are, and what it held."""
-        opened = Store.open(store)
-        return {**store_identity(store, folder), "questions": len(opened), "content": opened.checksum()[:16]}
+        store = Store.open(self.datamodule.store)
+        content = {"questions": len(store), "content": store.checksum()[:16]}
+        return {**config, "store": {**store_identity(self.datamodule.store, folder), **content}}
 
     # -- options ---------------------------------------------------------------------------------------------------
 
@@ -137,12 +136,10 @@ class ControllerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         command = self.config["subcommand"] if self._runs else None
         options = self.config[command] if self._runs else self.config
-        for name, seed in (
-            ("seed_everything", options.get("seed_everything")),
-            ("data.init_args.seed", options.get("data.init_args.seed")),
-            ("model.init_args.seed", options.get("model.init_args.seed")),
-        ):
-            check_seed(None if isinstance(seed, bool) else seed, name)
+        for name in ("seed_everything", "data.init_args.seed", "model.init_args.seed"):
+            seed = options.get(name)
+            if seed is not None and not 0 <= seed <= _LARGEST_SEED:
+                raise InputError(f"Expected {name} from 0 to {_LARGEST_SEED:,}, got {seed}: choose another.")
         for name in _FROM_DATA:  # the link would win, silently
             if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(
@@ -154,24 +151,21 @@ class ControllerCLI(LightningCLI):
         if command == "fit" and path == "last":
             last = Path(_checkpoints(options.trainer.default_root_dir)) / "last.ckpt"
             path = str(last) if last.is_file() else None
+        if command == "fit" and path is None:
+            return
+        trained = load_controller(path or options.trainer.default_root_dir)
+        _check_network(options.model, trained, command)
         if command != "fit":
-            self._trained = load_controller(path or options.trainer.default_root_dir)
-            options.ckpt_path = str(self._trained.path)
-            _check_kind(options.model, self._trained)
-            _take_settings(options.model, self._trained)
-        elif path is not None:
-            trained = load_controller(path)
-            _check_kind(options.model, trained)
-            _check_settings(options.model, trained)
+            self._trained, options.ckpt_path = trained, str(trained.path)
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint, which would name classes to import: checkpoints are handed on."""
 
     def after_instantiate_classes(self) -> None:
-        """Refuse to measure a trained controller on data that do not fit it; use its clock."""
+        """Refuse to measure a trained controller on data that do not fit it, or over another's; use its clock."""
         if self._trained is None:
             return
-        trained = {"spread": False, **self._trained.description["data"]}
+        trained = self._trained.description["data"]
         for name, value in self.datamodule.settings().items():
             if trained.get(name) != value:  # another division into splits would test on training questions
                 raise InputError(
@@ -183,13 +177,9 @@ class ControllerCLI(LightningCLI):
             self.datamodule.embedding_size,
         )
         self.datamodule.calibration = self._trained.calibration
-        self._claim_measurement(self._trained)
-
-    def _claim_measurement(self, trained: Controller) -> None:
-        """Refuse to write over what the same command measured of another controller or store."""
-        folder = self.run_folder / str(self.subcommand)
-        data = self.datamodule
-        settings = {"checkpoint": place_of(trained.path, folder), **data.settings()}
+        # What the same command measured of another controller or store is not written over.
+        folder, data = self.run_folder / str(self.subcommand), self.datamodule
+        settings = {"checkpoint": place_of(self._trained.path, folder), **data.settings()}
         for name, store in (("store", data.store), ("test_store", data.test_store)):
             settings[name] = store_identity(store, folder) if store is not None else None
         results = ("../predictions.csv",) if self.subcommand == "predict" else ("metrics.csv",)
@@ -200,7 +190,9 @@ class ControllerCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         folder = Path(config["default_root_dir"])
         if config["logger"] in (None, True):
-            kwargs["logger"] = _logger(folder, self.subcommand)
+            version = "" if self.subcommand == "fit" else self.subcommand  # a training's is the run folder's own
+            logs = self.subcommand not in ("predict", None)
+            kwargs["logger"] = logs and CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=1)
         if not config["plugins"]:
             # One process trains, whatever a cluster's variables say of the job that it runs in.
             kwargs["plugins"] = [LightningEnvironment(), *([WholeCheckpoints()] if self.subcommand == "fit" else [])]
@@ -282,19 +274,19 @@ class ControllerCLI(LightningCLI):
                 "trainer.max_epochs higher, and checkpoint.monitor to one of the metrics in metrics.csv."
             )
         best = load_controller(self.best_checkpoint)
-        found = best.description["validation"]
-        ranking = f"AUROC {found['auroc']:.3f}, " if "auroc" in found else ""
+        reached = best.description["validation"]
+        ranking = f"AUROC {reached['auroc']:.3f}, " if "auroc" in reached else ""
         last = self.datamodule.ks[-1]
         print(
-            f"{best.name}: epoch {found['epoch'] + 1} of {self._epochs}; on validation {ranking}loss "
-            f"{found['loss']:.3f}; threshold {best.threshold:.3f} gives accuracy {found['accuracy']:.1%} (k = "
-            f"{last}: {found['accuracy_maximum']:.1%}) at {found['tokens_share']:.2f} of its tokens\n"
-            f"{_excluded(found, best.threshold, self.model.margin, last)}"
+            f"{best.name}: epoch {reached['epoch'] + 1} of {self._epochs}; on validation {ranking}loss "
+            f"{reached['loss']:.3f}; threshold {best.threshold:.3f} gives accuracy {reached['accuracy']:.1%} (k = "
+            f"{last}: {reached['accuracy_maximum']:.1%}) at {reached['tokens_share']:.2f} of its tokens\n"
+            f"{_excluded(reached, best.threshold, self.model.margin, last)}"
         )
-        warning = nothing_learnt(found["skill"], found["num_questions"])
+        warning = nothing_learnt(reached["skill"], reached["num_questions"])
         if warning is not None:
             print(f"Warning: {warning}", file=sys.stderr)
-        if found["epoch"] == 0 and self.trainer.current_epoch > 1:
+        if reached["epoch"] == 0 and self.trainer.current_epoch > 1:
             print(
                 "Warning: its first epoch is the best: what it learnt later did not hold on validation questions.",
                 file=sys.stderr,
@@ -310,66 +302,6 @@ class ControllerCLI(LightningCLI):
         """Print the test as a table."""
         if self.model.test_result is not None:
             show(self.model.test_result, self.datamodule.test_store or self.datamodule.store)
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Gives a checkpoint its name when it is whole, so that a killed training leaves none in part."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint under a temporary name, then rename it."""
-        temporary = f"{path}.tmp"
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
-
-
-class SaveConfigBesideCheckpoints(SaveConfigCallback):
-    """Writes ``config.yaml`` when the first checkpoint is written, so that it is always the checkpoints' own."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write nothing yet: what stands there belongs to the checkpoints that stand there."""
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the configuration into the checkpoint, and beside it at the first one."""
-        text = self.parser.dump(self.config, skip_none=False)
-        checkpoint["config"] = text
-        path = Path(trainer.default_root_dir) / self.config_filename
-        if not path.is_file() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text)
-
-
-class PredictionWriter(BasePredictionWriter):
-    """Writes p_enough of every question and checkpoint as CSV."""
-
-    def __init__(self, path: Path) -> None:
-        """Set where to write."""
-        super().__init__("epoch")
-        self._path = path
-
-    def write_on_epoch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        predictions: Sequence[Tensor],
-        batch_indices: Sequence[Any],
-    ) -> None:
-        """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added.
-
-        Of a controller that gives questions up: the number by which k may still grow, 0 where it gives up.
-        """
-        data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
-        table = data.table("predict")
-        probabilities = [float(p) for batch in predictions for p in batch]
-        rows = [(question_id, k, more) for question_id in table.question_ids for k, more in _steps(table.ks)]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = io.StringIO(newline="")
-        writer = csv.writer(file)
-        writer.writerow(["question_id", "split", "k", "p_enough", "add"])
-        for (question_id, k, more), p in zip(rows, probabilities, strict=False):
-            more = more if going_on(p, data.label) > threshold else 0
-            writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
-        replace_file(self._path, file.getvalue())
-        print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")
 
 
 @contextmanager
@@ -398,16 +330,16 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _excluded(found: Mapping[str, Any], threshold: float, margin: float, maximum: int) -> str:
+def _excluded(validation: Mapping[str, Any], threshold: float, margin: float, maximum: int) -> str:
     """Say what the questions that chose a threshold show of the accuracy that it gives up."""
-    count, least = found["num_threshold_questions"], fewest_questions(margin)
+    count, least = validation["num_threshold_questions"], fewest_questions(margin)
     points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
-    shown = f"{100 * found['margin']:.1f} points"
+    shown = f"{100 * validation['margin']:.1f} points"
     if threshold == NEVER_STOP:
         text = f"no threshold excludes a loss of {shown} on these {count:,} questions: all get k = {maximum}"
     else:
         text = f"chosen on {count:,} questions, which exclude a loss of {shown} (97.5 % sure)"
-    if found["margin"] > margin:
+    if validation["margin"] > margin:
         text += f"; n is too small for {points}" + (f", which takes {least:,} questions" if least else "")
         text += ": dps crossval and dps ship choose on all questions"
     return text
@@ -420,55 +352,26 @@ def _checkpoints(run_folder: Any) -> str:
     return str(Path(run_folder) / "checkpoints")
 
 
-def _check_kind(model: Any, trained: Controller) -> None:
-    """Refuse a checkpoint of another kind of controller than the configuration's."""
-    configured = _class_at(model["class_path"]).name
+def _check_network(model: Any, trained: Controller, command: str) -> None:
+    """Take over the settings of the network that was trained; refuse to train on with another kind or shape."""
+    module, _, class_name = model["class_path"].rpartition(".")
+    configured = getattr(import_module(module), class_name).name
     if trained.name != configured:
         raise InputError(
             f"Expected a checkpoint of {configured}, which this configuration is for, but {trained.path} is of "
             f"{trained.name}: give the configuration that it was trained with, or another checkpoint."
         )
-
-
-def _class_at(path: str) -> type[ControllerModule]:
-    """Return the class that a ``class_path`` means, which the parser has imported already."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def _sizes(model: Any, trained: Controller) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of the network that both have: what the configuration says, and what was trained."""
     given = model["init_args"]
-    return {
-        name: (given[name], value)
-        for name, value in trained.description["settings"].items()
-        if name in given and name not in _FROM_DATA
-    }
-
-
-def _take_settings(model: Any, trained: Controller) -> None:
-    """Let the network be the one that was trained."""
-    for name, (_, value) in _sizes(model, trained).items():
-        model["init_args"][name] = value
-
-
-def _check_settings(model: Any, trained: Controller) -> None:
-    """Refuse to go on with a network of another shape."""
-    for name, (given, value) in _sizes(model, trained).items():
-        if name in ("projection_size", "layer_sizes") and given != value:
+    for name, value in trained.description["settings"].items():
+        if name not in given or name in _FROM_DATA:
+            continue
+        if command != "fit":
+            given[name] = value
+        elif name in ("projection_size", "layer_sizes") and given[name] != value:
             raise InputError(
                 f"The controller {trained.path} was trained with model.{name} {value}, but this configuration has "
-                f"{given}: give the configuration that it was trained with, or begin anew without --ckpt_path."
+                f"{given[name]}: give the configuration that it was trained with, or begin anew without --ckpt_path."
             )
-
-
-def _logger(folder: Path, command: str | None) -> CSVLogger | bool:
-    """Return the CSV logger of a command; a training's writes ``metrics.csv`` into the run folder itself."""
-    if command in ("predict", None):
-        return False
-    if command != "fit":
-        return CSVLogger(folder, name="", version=command)
-    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
 
 
 def _keep_metrics(folder: Path, *, again: bool) -> None:
@@ -479,8 +382,3 @@ def _keep_metrics(folder: Path, *, again: bool) -> None:
             path.unlink()
     elif metrics.is_file():
         metrics.rename(folder / f"metrics-{len(earlier) + 1}.csv")
-
-
-def _steps(ks: Sequence[int]) -> list[tuple[int, int]]:
-    """Return each checkpoint's k and how many trajectories come next."""
-    return [(k, following - k) for k, following in pairwise(ks)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,14 +20,13 @@ import numpy as np
 import yaml
 
 from dps.errors import InputError
-from dps.extras import install
 from feature_store.files import replace_file
-from lightning_modules.cli import resolve, run
-from lightning_modules.crossval import check_folds, claim_folds, predict_table, write_json
+from lightning_modules.batches import predict_table
+from lightning_modules.folds import open_folds, train_split, write_json
 from lightning_modules.load import load_controller
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial, Trial
 
 BEST = "best.yaml"
 TRIALS = "trials.json"
@@ -35,10 +34,10 @@ TRIALS = "trials.json"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One dimension of a search."""
+    """One dimension of a search: a key under ``model.init_args`` and the values that it may have."""
 
     key: str
-    """Under ``init_args`` of :attr:`part`."""
+    """Dotted."""
     low: float = 0.0
     """Least value."""
     high: float = 0.0
@@ -49,8 +48,6 @@ class Setting:
     """Whether values are integers."""
     choices: tuple[str, ...] = ()
     """Values as YAML, instead of a range."""
-    part: str = "model"
-    """``model`` or ``data``."""
 
     def suggest(self, trial: Trial) -> Any:
         """Return the trial's value."""
@@ -60,15 +57,11 @@ class Setting:
             return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
-    def accepts(self, value: Any) -> bool:
-        """Return whether a configured value is in the space."""
-        if self.choices:
-            return value in map(yaml.safe_load, self.choices)
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
     def stored(self, value: Any) -> Any:
-        """Return a configured value as a trial stores it."""
-        return next(c for c in self.choices if yaml.safe_load(c) == value) if self.choices else value
+        """Return a configured value as a trial stores it; None where it is outside the space."""
+        if self.choices:
+            return next((choice for choice in self.choices if yaml.safe_load(choice) == value), None)
+        return value if isinstance(value, int | float) and self.low <= value <= self.high else None
 
 
 _MLP = (
@@ -80,8 +73,6 @@ _MLP = (
     Setting("input_dropout", 0.0, 0.9),
     Setting("residual_lr_scale", 0.05, 1.0, log=True),
     Setting("residual_weight_decay", 0.1, 50.0, log=True),
-    Setting("pooling", choices=("mean", "last", "attention"), part="data"),
-    Setting("spread", choices=("false", "true"), part="data"),
 )
 SPACES: dict[str, tuple[Setting, ...]] = {
     "mlp-h": _MLP,
@@ -99,39 +90,25 @@ SPACES: dict[str, tuple[Setting, ...]] = {
 
 
 def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> Path:
-    """Search, and write the best settings as a configuration.
+    """Search, and return the folder with ``best.yaml`` (a second ``--config``), ``trials.json`` and ``journal.log``.
 
     The objective is the mean cross-entropy (nats) of calibrated out-of-fold probabilities, over all rows. The first
-    trial is the configuration itself, so the best is never worse than it there.
-
-    Args:
-        args: Options of ``dps fit``.
-        trials: Trials in all; those that the folder has already count.
-        folds: Folds of each trial.
-        output: Folder of everything; ``tune`` in the configuration's run folder if None.
-
-    Returns:
-        The folder, with ``best.yaml`` (a second ``--config``), ``trials.json`` and Optuna's ``journal.log``.
+    trial is the configuration itself, so the best is never worse than it there. Trials that the folder has count.
 
     Raises:
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
     """
     if find_spec("optuna") is None:
-        raise InputError(f"dps tune needs Optuna: {install('tune', 'optuna')}.")
+        raise InputError("dps tune needs Optuna: pip install optuna (in a clone: pip install -e '.[tune]').")
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
 
-    if trials < 1 or folds < 2:
-        raise InputError(f"Expected at least 1 trial and 2 folds, got {trials} and {folds}.")
-    cli = resolve(args)
-    if cli.datamodule.folds is not None or cli.datamodule.test_store is not None:
-        raise InputError("dps tune sets data.folds, data.fold and the test questions itself: leave them out.")
-    check_folds(folds, cli.datamodule.store)
-    folder = output if output is not None else cli.run_folder / "tune"
+    if trials < 1:
+        raise InputError(f"Expected at least 1 trial, got {trials}.")
+    cli, folder, _ = open_folds(args, "tune", folds, output, ("journal.log", BEST, TRIALS))
     resolved, space = cli.resolved(), SPACES[cli.model.name]
-    claim_folds(folder, cli, "dps tune", folds, ("journal.log", BEST, TRIALS))
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="tune",
@@ -139,21 +116,27 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
         load_if_exists=True,
         direction="minimize",
     )
-    _tidy(study, space, resolved)
-    done = len(_complete(study))
+    if not study.trials:  # begin with the configuration's own settings
+        own = {s.key: s.stored(_at(resolved["model"]["init_args"], s.key)) for s in space}
+        study.enqueue_trial({key: value for key, value in own.items() if value is not None})
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by an interruption
+        study.tell(trial.number, state=TrialState.FAIL)
+
+    def complete() -> list[FrozenTrial]:
+        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    done = len(complete())
     # A sampler's state is not stored: another seed for every continuation, so that it proposes something new.
     study.sampler = optuna.samplers.TPESampler(seed=int(resolved["seed_everything"]) + done)
     if done < trials:
-        study.optimize(_objective(args, folder, space, folds, trials), n_trials=trials - done)
+        study.optimize(lambda trial: _loss(trial, args, folder, space, folds, trials), n_trials=trials - done)
 
     best = study.best_trial
-    chosen = {
-        part: _nested(resolved[part], {s.key: _value(s, best.params[s.key]) for s in space if s.part == part})
-        for part in dict.fromkeys(s.part for s in space)
-    }
+    values = {s.key: yaml.safe_load(best.params[s.key]) if s.choices else best.params[s.key] for s in space}
     head = "# A second --config for dps fit and dps crossval: the best settings that dps tune found.\n"
+    chosen = {"model": _nested(resolved["model"], values)}
     replace_file(folder / BEST, head + yaml.safe_dump(chosen, sort_keys=False))
-    rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in _complete(study)]
+    rows = [{"trial": t.number, "log_loss": t.value, **t.params} for t in complete()]
     write_json(folder / TRIALS, {"name": cli.model.name, "folds": folds, "best": best.number, "trials": rows})
     print(
         f"best: trial {best.number + 1}, log loss {best.value:.4f}; the configuration's own {rows[0]['log_loss']:.4f}"
@@ -162,80 +145,40 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
     return folder
 
 
-def _objective(
-    args: Sequence[str], folder: Path, space: Sequence[Setting], folds: int, trials: int
-) -> Callable[[Trial], float]:
-    """Return the function that trains a trial on every fold: the mean out-of-fold log loss, nats."""
-
-    def objective(trial: Trial) -> float:
-        values = {f"{s.part}.init_args.{s.key}": s.suggest(trial) for s in space}
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-        settings = [f"--{key}={text}" for key, text in texts.items()]
-        losses = []
-        for fold in range(folds):
-            where = folder / f"fold-{fold}"  # each trial's checkpoints replace the last one's
-            shutil.rmtree(where, ignore_errors=True)
-            options = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}")
-            with redirect_stdout(io.StringIO()):
-                cli = run(
-                    [
-                        "fit",
-                        *args,
-                        *settings,
-                        *options,
-                        "--data.init_args.keep_test=true",
-                        f"--trainer.default_root_dir={where}",
-                    ]
-                )
-            table = cli.datamodule.table("test")
-            p = predict_table(load_controller(where).estimator, table).clip(1e-6, 1 - 1e-6)
-            losses.append(-np.log(np.where(table.labels(cli.datamodule.label), p, 1 - p)).reshape(-1))
-        loss = float(np.concatenate(losses).mean())
-        print(f"trial {trial.number + 1} of {trials}: log loss {loss:.4f}", flush=True)
-        return loss
-
-    return objective
-
-
-def _tidy(study: Study, space: Sequence[Setting], configured: Mapping[str, Any]) -> None:
-    """Begin a study with the configuration's own settings; end trials that an interruption left running."""
-    from optuna.trial import TrialState
-
-    if not study.trials:
-        own = {s.key: _at(configured[s.part]["init_args"], s.key) for s in space}
-        study.enqueue_trial({s.key: s.stored(own[s.key]) for s in space if s.accepts(own[s.key])})
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _complete(study: Study) -> list[Any]:
-    from optuna.trial import TrialState
-
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _value(setting: Setting, stored: Any) -> Any:
-    return yaml.safe_load(stored) if setting.choices else stored
+def _loss(trial: Trial, args: Sequence[str], folder: Path, space: Sequence[Setting], folds: int, trials: int) -> float:
+    """Return the mean out-of-fold log loss of a trial, nats; it is trained on every fold."""
+    values = {setting.key: setting.suggest(trial) for setting in space}
+    settings = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in values.items()]
+    losses = []
+    for fold in range(folds):
+        where = folder / f"fold-{fold}"  # each trial's checkpoints replace the last one's
+        shutil.rmtree(where, ignore_errors=True)
+        with redirect_stdout(io.StringIO()):
+            data = train_split(args, where, fold, folds, *settings, "--data.init_args.keep_test=true").datamodule
+        table = data.table("test")
+        p = predict_table(load_controller(where).estimator, table).clip(1e-6, 1 - 1e-6)
+        losses.append(-np.log(np.where(table.labels(data.label), p, 1 - p)).reshape(-1))
+    loss = float(np.concatenate(losses).mean())
+    print(f"trial {trial.number + 1} of {trials}: log loss {loss:.4f}", flush=True)
+    return loss
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
     """Return the value under a dotted key, None where there is none."""
-    found: Any = values
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _nested(configured: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted keys under ``init_args`` as nested dictionaries, each with the class path it had."""
-    found: dict[str, Any] = {"class_path": configured["class_path"], "init_args": {}}
+    nested: dict[str, Any] = {"class_path": configured["class_path"], "init_args": {}}
     for key, value in values.items():
         first, *rest = key.split(".")
         if not rest:
-            found["init_args"][first] = value
+            nested["init_args"][first] = value
             continue
-        inner = found["init_args"].setdefault(
-            first, {"class_path": configured["init_args"][first]["class_path"], "init_args": {}}
-        )
+        class_path = configured["init_args"][first]["class_path"]
+        inner = nested["init_args"].setdefault(first, {"class_path": class_path, "init_args": {}})
         inner["init_args"][rest[-1]] = value
-    return found
+    return nested

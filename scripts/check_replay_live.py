@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.replay.samples import read_samples, scores, walk
 from dps.decide import RULES
 from dps.decide.aggregate import answer_of
 from dps.decide.features import calibrated_seconds
+from dps.decide.labels import continue_score
+from dps.decide.orders import walk
+from dps.decide.samples import samples_of
 from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
@@ -76,20 +78,22 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
     """
     store = Store.open(harvest)
-    samples = read_samples(store.manifest, store.scan(hidden=False), str(harvest))
+    samples = samples_of(store.scan(hidden=False), store.manifest.policy["maximum"], str(harvest))
+    samples = samples.select(samples.has_grade)
+    aggregator = store.manifest.aggregator
     natural = np.arange(samples.num_trajectories)[None, None].repeat(len(samples.question_ids), axis=0)
     found = {}
     for name in (*controllers, *rules):
         live = Store.open(evaluation / name)
         policy = live.manifest.policy
         ks = tuple(range(policy["start"], policy["maximum"] + 1, policy["step"]))
-        walked = walk(samples, natural, ks, live.manifest.seed)
+        walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
             p_enough, threshold = predict_orders(str(controllers[name]), harvest, samples.question_ids, natural, ks)
-            p_inc = 1.0 - p_enough
         else:
             rule = replace(RULES[name], **{k: v for k, v in policy["rule"].items() if k != "name"})
-            p_inc, threshold = scores([rule.enough(seen) for seen in walked.seen], walked), rule.threshold
+            p_enough, threshold = walked.p_enough(rule), rule.threshold
+        p_inc = continue_score(p_enough)
         stored = {q.question_id: q for q in store.scan(hidden=False)}
         lived = {q.question_id: q for q in live.scan(hidden=False)}
         stop = stops(p_inc, threshold)[:, 0]
@@ -101,7 +105,7 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
                 correct=bool(walked.correct[row, 0, at]),
                 tokens=int(walked.tokens[row, 0, at]),
                 p_enough=1.0 - p_inc[row, 0],
-                aggregator=samples.aggregator,
+                aggregator=aggregator,
                 clock=store.manifest.calibration,
                 live_clock=live.manifest.calibration,
             )

@@ -1,8 +1,10 @@
 """Made-up records for tests: cheap questions and trajectories with every field set and a known structure."""
 
+from collections import Counter
+
 import numpy as np
 
-from feature_store.records import Decision, Manifest, Question, Snapshot, StepTrace, Trajectory, no_steps
+from feature_store.records import Decision, Manifest, Question, StepTrace, Trajectory, no_steps
 
 
 def make_steps(rng, *, num_tokens=20, block_size=8, num_mh_steps=5):
@@ -44,12 +46,10 @@ def make_trajectory(
     block_size=8,
     signal=0.0,
     steps=None,
-    snapshot_blocks=(),
 ):
     """One trajectory whose hidden state's first component and entropy carry `signal`.
 
-    Its steps are counted but not recorded, unless `steps` gives their number per stage. It has snapshots of those of
-    `snapshot_blocks` that it is longer than.
+    Its steps are counted but not recorded, unless `steps` gives their number per stage.
     """
     rng = rng or np.random.default_rng(index)
     # A stream of its own, so that the rest is the same with a trace and without.
@@ -90,30 +90,6 @@ def make_trajectory(
         token_logprob=np.repeat(-per_token, blocks).astype(np.float32),
         token_entropy=np.repeat(1.5 * per_token, blocks).astype(np.float32),
         token_top1=np.full(num_tokens, 0.8, np.float32),
-        snapshots=tuple(
-            make_snapshot(block, rng.spawn(1)[0], hidden_size, block_size, signal)
-            for block in snapshot_blocks
-            if block * block_size < num_tokens
-        ),
-    )
-
-
-def make_snapshot(block, rng, hidden_size=8, block_size=8, signal=0.0):
-    """What a chain was at the end of a block: other numbers than those that it ends with."""
-    per_token = rng.gamma(1.0, 0.2, size=block) + 0.3 * (1 - signal)
-    hidden = rng.normal(size=(block, hidden_size)).astype(np.float32)
-    if hidden_size:
-        hidden[:, 0] += 3 * signal
-    return Snapshot(
-        block=block,
-        num_generated_tokens=int(rng.integers(1, 4)) * block * block_size,
-        mh_proposed=5 * block,
-        mh_accepted=int(rng.integers(0, 5 * block + 1)),
-        block_num_tokens=np.full(block, block_size, np.int32),
-        block_logprob=-per_token * block_size,
-        block_entropy=1.5 * per_token * block_size,
-        block_top1=np.full(block, 0.8 * block_size),
-        hidden=hidden,
     )
 
 
@@ -127,7 +103,6 @@ def make_question(
     p_correct=None,
     decisions=(),
     steps=None,
-    snapshot_blocks=(),
 ):
     """One question; easy ones (p_correct near 1) are right in most trajectories, and their features say so."""
     rng = rng or np.random.default_rng([7, number])
@@ -147,12 +122,10 @@ def make_question(
                 signal=float(correct),
                 num_tokens=int(rng.integers(9, 30)),
                 steps=steps,
-                snapshot_blocks=snapshot_blocks,
             )
         )
-    from dps.decide.aggregate import answer_of
-
-    answer, correct = answer_of(trajectories)
+    votes = Counter(t.answer_class for t in trajectories)
+    winner = max(trajectories, key=lambda t: (votes[t.answer_class], t.base_logprob)) if trajectories else None
     return Question(
         question_id=f"q{number:05d}",
         question=f"What is {number}?",
@@ -165,8 +138,8 @@ def make_question(
         embedding_s=0.002,
         controller_s=0.0,
         latency_s=1.5,
-        answer=answer,
-        correct=correct,
+        answer=winner.answer if winner else None,
+        correct=winner.correct if winner else None,
         decisions=tuple(decisions),
         trajectories=tuple(trajectories),
     )

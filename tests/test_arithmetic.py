@@ -2,19 +2,20 @@
 
 import json
 import re
-import runpy
-from pathlib import Path
+from functools import reduce
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dps.benchmarks import arithmetic
 from dps.benchmarks.arithmetic import KINDS, SPLITS, extract_answer, generate_problems, prompt_for, split_of
+from dps.model_config import embedded_path
+from scripts import train_embedded_model as script
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "dps" / "assets" / "model"
-EMBEDDER = ROOT / "dps" / "assets" / "embedder"
-SCRIPT = ROOT / "scripts" / "train_embedded_model.py"
+MODEL, EMBEDDER = embedded_path("model"), embedded_path("embedder")
 
 
 @pytest.fixture(scope="module")
@@ -23,40 +24,27 @@ def problems():
 
 
 @pytest.fixture(scope="module")
-def script():
-    return runpy.run_path(str(SCRIPT), run_name="train_embedded_model")
-
-
-@pytest.fixture(scope="module")
 def tokenizer():
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(MODEL)
 
 
 def left_to_right(text):
     """Evaluate without precedence, independently of the package."""
     first, *rest = re.findall(r"[+*-]?\d+", text)
-    value = int(first)
-    for piece in rest:
-        number = int(piece[1:])
-        value = {"+": value + number, "-": value - number, "*": value * number}[piece[0]]
-    return value
+    return reduce(lambda value, piece: eval(f"({value}){piece}"), rest, int(first))
 
 
 def tell_story(text):
     """Follow the first person's things through the sentences of a story."""
-    sentences = text.split(". ")
-    name, _, value, items = re.match(r"(\w+) (has) (\d+) (\w+)", sentences[0]).groups()
+    first, *sentences, _ = text.split(". ")
+    name, value, items = re.match(r"(\w+) has (\d+) (\w+)", first).groups()
     value = int(value)
-    for sentence in sentences[1:-1]:
+    for sentence in sentences:
         number = int(re.search(r"\d+", sentence).group())
         if "times" in sentence:
             value *= number
-        elif re.search(r"finds|brings|buys", sentence):
-            value += number
-        elif re.search(r"loses|gives|sells", sentence):
-            value -= number
+        elif change := re.search(r"(finds|brings|buys)|loses|gives|sells", sentence):
+            value += number if change[1] else -number
         else:
             assert re.fullmatch(rf"(?!{name})\w+ has \d+ (?!{items})\w+", sentence), sentence
     return value
@@ -83,34 +71,29 @@ def compare(text):
     return first + (first * int(number) if sign is None else first + sign * int(number))
 
 
-def largest_factor(number):
+def largest_factor(text):
+    number = int(re.search(r"\d+", text).group())
     return max(d for d in range(2, number + 1) if number % d == 0 and all(d % e for e in range(2, int(d**0.5) + 1)))
 
 
-def expected_answer(problem):
-    text = problem.question.removeprefix(problem.tone)
-    if problem.kind == "chain":
-        return left_to_right(text.removeprefix("From left to right: "))
-    if problem.kind == "brackets":
-        return eval(text.removeprefix("Compute "))
-    if problem.kind == "remainder":
-        expression, divisor = re.fullmatch(r"What remains of (.*) divided by (\d)\?", text).groups()
-        return eval(f"({expression})%{divisor}")
-    if problem.kind == "factor":
-        return largest_factor(int(re.search(r"\d+", text).group()))
-    return {"story": tell_story, "shop": shop, "compare": compare, "reversed": compare}[problem.kind](text)
+EXPECTED = {
+    "chain": lambda text: left_to_right(text.removeprefix("From left to right: ")),
+    "brackets": lambda text: eval(text.removeprefix("Compute ")),
+    "remainder": lambda text: eval(re.sub(r"What remains of (.*) divided by (\d)\?", r"(\1)%\2", text)),
+    "factor": largest_factor,
+    "story": tell_story,
+    "shop": shop,
+    "compare": compare,
+    "reversed": compare,
+}
 
 
-def test_answers_are_right(problems):
+def test_answers_are_right_and_a_misreading_gives_another(problems):
     assert {problem.kind for problem in problems} == set(KINDS)
     for problem in problems:
-        assert problem.answer == str(expected_answer(problem)), problem
-
-
-def test_a_misreading_gives_another_answer(problems):
-    misread = [problem for problem in problems if problem.misreading]
-    assert {problem.kind for problem in misread} == {"reversed"}
-    assert all(arithmetic.results_of(p.misreading)[-1] != int(p.answer) for p in misread)
+        assert problem.answer == str(EXPECTED[problem.kind](problem.question.removeprefix(problem.tone))), problem
+        assert bool(problem.misreading) == (problem.kind == "reversed")
+        assert not problem.misreading or arithmetic.results_of(problem.misreading)[-1] != int(problem.answer)
 
 
 def test_the_same_seed_gives_the_same_problems(problems):
@@ -120,20 +103,15 @@ def test_the_same_seed_gives_the_same_problems(problems):
     assert len(other & {problem.question for problem in problems}) < 30
 
 
-def test_splits_never_share_a_question():
+def test_splits_never_share_a_question(problems):
     drawn = {split: {p.question for p in generate_problems(split, 1500, seed=0)} for split in SPLITS}
-    assert all(len(questions) == 1500 for questions in drawn.values())
     for split, questions in drawn.items():
+        assert len(questions) == 1500
         assert {split_of(question) for question in questions} == {split}
-    assert not (drawn["corpus"] & drawn["train"])
-    assert not (drawn["corpus"] & drawn["test"])
-    assert not (drawn["train"] & drawn["test"])
-
-
-def test_the_tone_does_not_move_a_question_to_another_split(problems):
-    for problem in problems[:100]:
-        bare = problem.question.removeprefix(problem.tone)
-        assert {split_of(tone + bare) for tone in arithmetic.TONES} == {"test"}
+    for problem in problems[:100]:  # the tone does not move a question to another split
+        assert {split_of(tone + problem.question.removeprefix(problem.tone)) for tone in arithmetic.TONES} == {"test"}
+    with pytest.raises(ValueError, match="corpus, train, test, got 'validation'"):
+        generate_problems("validation", 1, seed=0)
 
 
 def test_difficulty_is_not_length(problems):
@@ -142,55 +120,18 @@ def test_difficulty_is_not_length(problems):
     assert abs(np.corrcoef(lengths, [problem.level for problem in problems])[0, 1]) < 0.25
 
 
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="corpus, train, test, got 'validation'"):
-        generate_problems("validation", 1, seed=0)
+def test_an_answer_stands_behind_the_last_sign():
+    texts = ["14+23=37;37*3=111;#111", "#007", "#-12 ", "#1;#2", "14+23=37", "#", "#12;3", ""]
+    assert [extract_answer(text) for text in texts] == ["111", "7", "-12", "2", None, None, None, None]
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("14+23=37;37*3=111;#111", "111"),
-        ("#007", "7"),
-        ("#-12 ", "-12"),
-        ("#1;#2", "2"),
-        ("14+23=37", None),
-        ("#", None),
-        ("#12;3", None),
-        ("", None),
-    ],
-)
-def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
-
-
-def test_the_careful_writer_is_right_where_he_does_not_slip(script, problems):
-    class Never(arithmetic.Draws):
-        def chance(self, probability):
-            return False
-
-    draws = Never(np.random.default_rng(0))
-    for problem in problems:
-        if problem.kind != "factor":
-            text = script["write_carefully"](problem.steps, draws)
-            assert extract_answer(text) == problem.answer
-            for line in text.split(";")[:-1]:
-                left, result = line.split("=")
-                assert eval(left) == int(result)
-
-
-def test_each_response_sees_the_prompt_and_itself_alone(script):
+def test_each_response_sees_the_prompt_and_itself_alone():
     """Both responses of a row get the logits that they get alone."""
-    import torch
-
-    model = script["build_model"](16, seed=1, num_layers=2, hidden_size=48).eval()
-    rows = [script["Row"]([3, 4, 5], [6, 7, 8, 1], [9, 1], 0.4), script["Row"]([3, 5], [6, 1], [9, 10, 1], 0.7)]
-    group = script["lay_out"](rows)
-    logits = model(
-        input_ids=torch.from_numpy(group.tokens),
-        position_ids=torch.from_numpy(group.positions),
-        attention_mask=torch.from_numpy(group.mask),
-    ).logits.flatten(0, 1)
+    model = script.build_model(16, seed=1, num_layers=2, hidden_size=48).eval()
+    rows = [script.Row([3, 4, 5], [6, 7, 8, 1], [9, 1], 0.4), script.Row([3, 5], [6, 1], [9, 10, 1], 0.7)]
+    group = script.lay_out(rows)
+    tokens, positions, mask = map(torch.from_numpy, (group.tokens, group.positions, group.mask))
+    logits = model(input_ids=tokens, position_ids=positions, attention_mask=mask).logits.flatten(0, 1)
     start = 0
     for row in rows:
         for response, share in ((row.careful, row.careful_share), (row.hasty, 1 - row.careful_share)):
@@ -203,13 +144,18 @@ def test_each_response_sees_the_prompt_and_itself_alone(script):
     assert start == len(group.targets)
 
 
-def test_corpus_is_of_the_corpus_split_and_has_no_unknown_token(script, tokenizer):
-    rows = script["corpus_chunk"](5, seed=0, size=300, tokenizer_json=tokenizer.backend_tokenizer.to_str())
+def test_the_corpus_is_of_its_split_and_the_same_however_it_is_made(tokenizer):
+    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    rows = script.corpus_chunk(5, seed=0, size=300, tokenizer_json=tokenizer_json)
     for row in rows:
         question = re.fullmatch(r"Q: (.*)\nA: ", tokenizer.decode(row.prompt)).group(1)
         assert split_of(question) == "corpus"
         assert tokenizer.unk_token_id not in row.prompt + row.careful + row.hasty
         assert row.careful[-1] == row.hasty[-1] == tokenizer.eos_token_id
+    assert script.corpus_chunk(5, seed=0, size=300, tokenizer_json=tokenizer_json) == rows
+    assert script.corpus_chunk(5, seed=1, size=300, tokenizer_json=tokenizer_json) != rows
+    settings = {"seed": 1, "num_steps": 3, "batch_size": 4, "tokenizer_json": tokenizer_json}
+    assert list(script.batches(num_workers=2, **settings)) == list(script.batches(num_workers=0, **settings))
 
 
 def test_tokenizer_round_trips(tokenizer, problems):
@@ -224,67 +170,37 @@ def test_tokenizer_round_trips(tokenizer, problems):
 
 
 def test_the_model_that_ships(tokenizer, problems):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    weights = MODEL / "model.safetensors"
-    assert weights.stat().st_size <= 8e6
+    """It is right on most steps that it is led into: the greedy way on from a first step's left side."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    assert model.config.num_hidden_layers >= 12
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
-    # Right on most steps that it is led into: the greedy way on from a first step's left side.
-    first_steps = [p for p in problems if p.kind in ("chain", "compare", "shop")][:40]
     right = 0
-    for problem in first_steps:
+    for problem in [p for p in problems if p.kind in ("chain", "compare", "shop")][:40]:
         step, result = problem.steps[0], arithmetic.results_of(problem.steps)[0]
         prompt = f"{prompt_for(problem.question)}{step.left}{step.op}{step.right}="
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-        with torch.no_grad():
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
         right += tokenizer.decode(out[0, ids.shape[1] :]).startswith(f"{result};")
     assert right >= 32
 
 
 def test_the_embedder_that_ships(problems):
-    from sentence_transformers import SentenceTransformer
-
-    assert sum(file.stat().st_size for file in EMBEDDER.rglob("*") if file.is_file()) <= 1_000_000
-    embedder = SentenceTransformer(str(EMBEDDER), device="cpu")
-    vectors = embedder.encode([p.question for p in problems] + ["What?", ""])
-    assert vectors.shape == (len(problems) + 2, vectors.shape[1])
+    """A question's nearest neighbour is nearly always of its own kind."""
+    vectors = SentenceTransformer(str(EMBEDDER), device="cpu").encode([p.question for p in problems] + ["What?", ""])
     assert np.isfinite(vectors).all()
-    # A question's nearest neighbour is nearly always of its own kind.
-    kinds = np.array([p.kind for p in problems])
     unit = vectors[:-2] / np.linalg.norm(vectors[:-2], axis=1, keepdims=True)
-    similarity = unit @ unit.T - 2 * np.eye(len(unit))
-    assert (kinds[similarity.argmax(axis=1)] == kinds).mean() > 0.9
+    nearest = (unit @ unit.T - 2 * np.eye(len(unit))).argmax(axis=1)
+    kinds = np.array([p.kind for p in problems])
+    assert (kinds[nearest] == kinds).mean() > 0.9
 
 
-def test_training_is_reproducible(script, tmp_path):
+@pytest.mark.slow
+def test_training_is_reproducible(tmp_path):
     command = "--steps 3 --batch-size 6 --group-size 4 --layers 2 --hidden 48 --workers 0 --device cpu --log-every 1"
-    for name in ("a", "b"):
-        script["main"]([*command.split(), "--seed", "5", "--out", str(tmp_path / name)])
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b")]
-    assert weights[0] == weights[1]
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        script.main([*command.split(), "--seed", seed, "--out", str(tmp_path / name)])
+    a, b, c = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
     assert json.loads((tmp_path / "a" / "model" / "config.json").read_text())["num_hidden_layers"] == 2
     assert "--seed 5 --steps 3" in (tmp_path / "a" / "model" / "README.md").read_text()
     assert (tmp_path / "a" / "embedder" / "modules.json").is_file()
-
-
-def test_the_seed_decides_weights_and_corpus(script, tokenizer):
-    tokenizer_json = tokenizer.backend_tokenizer.to_str()
-    weights = [script["build_model"](16, seed, num_layers=1, hidden_size=48).lm_head.weight for seed in (0, 0, 1)]
-    assert (weights[0] == weights[1]).all()
-    assert (weights[0] != weights[2]).any()
-    chunks = [script["corpus_chunk"](0, seed=s, size=4, tokenizer_json=tokenizer_json) for s in (0, 0, 1)]
-    assert chunks[0] == chunks[1] != chunks[2]
-    assert script["corpus_chunk"](1, seed=0, size=4, tokenizer_json=tokenizer_json) != chunks[0]
-
-
-def test_workers_make_the_same_corpus(script, tokenizer):
-    settings = {"seed": 1, "num_steps": 3, "batch_size": 4, "tokenizer_json": tokenizer.backend_tokenizer.to_str()}
-    from scripts import train_embedded_model
-
-    alone = list(train_embedded_model.batches(num_workers=0, **settings))
-    assert list(train_embedded_model.batches(num_workers=2, **settings)) == alone

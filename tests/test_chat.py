@@ -1,6 +1,8 @@
 """Chat templates: what they make of a question, and the token that ends a turn."""
 
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -12,22 +14,9 @@ from dps.run.worker import warn_of_endless_turns
 from .test_model import with_tokenizer
 from .tokenizer_kinds import byte_level, framed, llama2, metaspace
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA2 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
-    "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
-)
-TEMPLATES = {
-    "none": CHATML,
-    "bos": "<s>" + CHATML,
-    "bos variable": LLAMA2,
-    "line end, bos": "\n<s>" + CHATML,
-    "spaces, bos": "{{ '  ' + bos_token }}" + CHATML,
-    "eos": CHATML + "</s>",
-}
+CASES = json.loads(Path(__file__).with_name("chat_templates.json").read_text())
+TEMPLATES = CASES["templates"]
+CHATML, LLAMA2 = TEMPLATES["none"], TEMPLATES["bos variable"]
 
 
 def chat_tokenizer(template, make=byte_level, single="<s> $A </s>"):
@@ -42,9 +31,8 @@ def chat_tokenizer(template, make=byte_level, single="<s> $A </s>"):
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>", "$A"])
 def test_a_chat_prompt_has_the_tokens_that_transformers_gives_it(name, make, single):
     tokenizer = chat_tokenizer(TEMPLATES[name], make, single)
-    expected = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Problem: x"}], tokenize=True, add_generation_prompt=True
-    )["input_ids"]
+    messages = [{"role": "user", "content": "Problem: x"}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
     assert with_tokenizer(tokenizer).encode(render_chat(tokenizer, "Problem: x")) == expected
     assert expected.count(tokenizer.bos_token_id) == ("bos" in name)
 
@@ -55,31 +43,7 @@ def test_a_chat_prompt_is_a_text_that_stays_one_on_its_way_to_a_worker():
     assert type(pickle.loads(pickle.dumps(prompt))) is ChatPrompt
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ({"rag": CHATML, "tool_use": CHATML}, "to be named default, but it has only rag, tool_use: name one"),
-        ({"chat": CHATML}, "to be named default, but it has only chat"),
-        (
-            "{{ raise_exception('Only system\n messages!') }}",
-            r"cannot render a user's message \(Only system messages!\)",
-        ),
-        ("{% for m in messages %}{{ m.content }}", r"cannot render a user's message \(Unexpected end of template"),
-        ("{{ messages | nothing }}", "No filter named 'nothing'"),
-        ("{{ messages[1].content }}", "cannot render a user's message"),
-        ("{{ 1 // 0 }}", "cannot render a user's message"),
-        ("{{ messages[0].content + 1 }}", "cannot render a user's message"),
-        (
-            "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
-            "{% endfor %}{% endfor %}",
-            "the prompt does not contain it",
-        ),
-        ("{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}", "contain it"),
-        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}Go on:", "contain it"),
-        ("{{ messages[0].content[:6] }}", "contain it"),
-        ("{{ bos_token }}", "contain it"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message"), CASES["broken"])
 def test_templates_that_make_no_prompt_of_a_question_are_one_sentence(template, message):
     with pytest.raises(InputError, match=message) as caught:
         render_chat(chat_tokenizer(template), "Problem: how many are left?\nOf two.")
@@ -87,38 +51,16 @@ def test_templates_that_make_no_prompt_of_a_question_are_one_sentence(template, 
     assert "set benchmark.prompt to plain" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        {"default": CHATML, "tool_use": "{{ 1 // 0 }}"},
-        "{{ messages[0].content | trim }}",
-        "{{ messages[0].content | trim | replace('\n', ' ') }}:",
-        "{{ messages[0].content | indent(4) }}",
-        "{{ messages[0]['content'].split() | join('  ') }}",
-    ],
-)
+@pytest.mark.parametrize("template", CASES["usable"])
 def test_templates_may_choose_spaces_and_names(template):
     assert "Two lines" in " ".join(render_chat(chat_tokenizer(template), " Two lines \n and spaces. ").split())
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (CHATML, "<|im_end|>"),
-        (CHATML + "</s>", "<|im_end|>"),
-        (LLAMA2, "</s>"),
-        (CHATML.replace("'<|im_end|>\n'", "'\n<|im_end|>'"), "<|im_end|>"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
-        ("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", None),
-        ("{{ raise_exception('no') }}", None),
-        ("{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages }}", None),
-        ("{{ messages[0].content }}<|im_end|>", None),
-    ],
-)
+@pytest.mark.parametrize(("template", "expected"), CASES["turns"])
 def test_the_token_that_ends_a_turn(template, expected):
     tokenizer = chat_tokenizer(template)
-    found = end_of_turn(tokenizer)
-    assert (found if found is None else tokenizer.convert_ids_to_tokens(found)) == expected
+    number = end_of_turn(tokenizer)
+    assert (number if number is None else tokenizer.convert_ids_to_tokens(number)) == expected
 
 
 def test_a_turn_whose_end_would_not_end_a_response_is_said(recwarn):
@@ -135,14 +77,3 @@ def test_a_turn_whose_end_would_not_end_a_response_is_said(recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match=rf"ends an answer by <\|im_end\|> \(token {number}\).*--model.eos="):
         warn_of_endless_turns(model, chat)
-
-
-def test_prompts_are_encoded_by_what_made_them():
-    model = with_tokenizer(chat_tokenizer("\n<s>" + CHATML))
-    for prompt in ("chat", "plain"):
-        benchmark = given_questions(["x?"], prompt=prompt)
-        text = benchmark.render(benchmark.items[0], model.tokenizer)
-        tokens = model.encode(text)
-        assert isinstance(text, ChatPrompt) == (prompt == "chat")
-        assert tokens.count(model.tokenizer.bos_token_id) == 1
-        assert model.tokenizer.eos_token_id not in tokens

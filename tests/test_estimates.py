@@ -9,14 +9,21 @@ from scipy.stats import binom, binomtest
 from dps.estimates import (
     Estimate,
     bounded,
+    brier_skill,
     estimate,
     fewest_questions,
     loss_is_below,
     mcnemar,
     needed,
+    paired,
+    quantile_bins,
     questions_needed,
+    ratio,
+    resampled,
+    resamples,
     simultaneous,
     smallest_margin,
+    widened,
 )
 
 
@@ -127,6 +134,67 @@ def test_the_smallest_number_of_questions_for_a_margin():
     assert fewest_questions(0.0) is None
 
 
+# -- resamples and probabilities ---------------------------------------------------------------------------------------
+
+
+def test_resamples_are_weights_of_questions():
+    weights = resamples(50, 300, [0, 1])
+    assert weights.shape == (300, 50)
+    assert weights.sum(axis=1) == pytest.approx(np.ones(300))
+    assert weights * 50 == pytest.approx(np.round(weights * 50), abs=1e-12)
+    assert weights.tolist() == resamples(50, 300, [0, 1]).tolist() != resamples(50, 300, 1).tolist()
+
+
+def test_a_widened_interval_covers_its_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits, rare = 0, 0
+    for trial in range(300):
+        weights = resamples(120, 400, trial)
+        values = rng.choice([-1.0, 0.0, 1.0], 120, p=[0.2, 0.6, 0.2])
+        one = widened(values.mean(), weights @ values, 120)
+        hits += one.low <= 0 <= one.high
+        values = rng.choice([-1.0, 0.0], 120, p=[0.01, 0.99])  # often none, so the resamples have no spread
+        rare += widened(values.mean(), weights @ values, 120).low <= -0.01
+    assert 0.91 <= hits / 300 <= 0.99
+    assert rare / 300 >= 0.95
+    for count in (2, 3, 5):  # a few questions that all win decide nothing
+        assert widened(1.0, resamples(count, 500, 0) @ np.ones(count), count).sign == 0
+
+
+def test_a_ratio_of_proportional_costs_has_no_spread():
+    tokens = np.random.default_rng(2).uniform(10, 90, 60)
+    weights = resamples(60, 200, 0)
+    by_draws = resampled(0.4, (weights @ (0.4 * tokens)) / (weights @ tokens), 60)
+    assert [by_draws.value, by_draws.low, by_draws.high] == pytest.approx([0.4] * 3)
+    assert ratio(0.4 * tokens, tokens).stderr == pytest.approx(0, abs=1e-12)
+    other = np.random.default_rng(3).uniform(10, 90, 60)
+    by_draws = resampled(0.0, (resamples(60, 4000, 0) @ other) / (resamples(60, 4000, 0) @ tokens), 60)
+    assert ratio(other, tokens).stderr == pytest.approx(by_draws.stderr, rel=0.1)
+    assert math.isnan(resampled(0.3, np.array([np.nan, 0.2]), 60).low)
+
+
+def test_a_paired_difference_is_that_of_the_questions():
+    right, wrong = np.array([1.0, 1, 1, 0, 1] * 40), np.array([0, 1, 1, 0, 1] * 40)
+    assert paired(right, wrong) == bounded(right - wrong)
+    assert paired(right, wrong).value == pytest.approx(0.2)
+
+
+def test_bins_have_equally_many_values():
+    values = np.random.default_rng(1).beta(9, 1, 1000)
+    assert np.bincount(quantile_bins(values)).tolist() == pytest.approx([100] * 10, abs=1)
+    assert quantile_bins(np.array([0.5] * 9 + [0.7])).max() <= 1
+
+
+def test_the_skill_is_against_a_baseline():
+    truth = np.random.default_rng(5).random((80, 6)) < 0.3
+    share = np.full(truth.shape, 0.3)
+    assert brier_skill(truth.astype(float), truth, share).value == pytest.approx(1)
+    assert brier_skill(share, truth, share).plain() == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert brier_skill(np.full(truth.shape, 0.9), truth, share).high < 0
+    assert brier_skill(share, truth, truth.astype(float)) is None
+    assert brier_skill(share[:1], truth[:1], share[:1]) is None
+
+
 # -- simulations -------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +251,7 @@ def test_the_questions_that_are_needed_decide_in_80_percent_of_cases(difference,
 def test_the_questions_that_are_needed_by_the_formula():
     values = np.tile([0.3, -0.1, 0.0, 0.0], 25)
     assert questions_needed(values) == math.ceil(7.85 * values.var(ddof=1) / values.mean() ** 2)
+    assert questions_needed(np.append(values, np.nan)) == questions_needed(values)
     assert questions_needed(np.zeros(10)) is None
     assert questions_needed(np.ones(10)) is None
     assert questions_needed(np.array([1.0])) is None

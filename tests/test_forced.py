@@ -1,4 +1,4 @@
-"""Harvests whose responses have given lengths: what scripts/measure_devices.py measures speed with."""
+"""Harvests whose responses have given lengths, with which speed is measured."""
 
 import pytest
 

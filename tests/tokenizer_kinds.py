@@ -1,5 +1,7 @@
 """Small tokenizers of the kinds that language models have, each able to write :data:`TEXTS`."""
 
+from functools import partial
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,20 +16,17 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
 def wrapped(backend, **options):
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", **options
-    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **options)
 
 
 def byte_level(add_prefix_space=False, **options):
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=SPECIAL,
-        show_progress=False,
+        vocab_size=330, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
     )
     backend.train_from_iterator(TEXTS * 2, trainer)
     return wrapped(backend, **options)
@@ -58,10 +57,9 @@ def llama2(**options):
 def metaspace(scheme, byte_fallback=True, **options):
     backend = Tokenizer(_sentencepiece_model(byte_fallback))
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
-    metaspaces = decoders.Metaspace("▁", prepend_scheme=scheme)
-    backend.decoder = (
-        decoders.Sequence([decoders.ByteFallback(), metaspaces, decoders.Fuse()]) if byte_fallback else metaspaces
-    )
+    backend.decoder = decoders.Metaspace("▁", prepend_scheme=scheme)
+    if byte_fallback:
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), backend.decoder, decoders.Fuse()])
     return wrapped(backend, **options)
 
 
@@ -93,26 +91,21 @@ def word_piece(cleanup=False, **options):
 
 EXACT = {
     "byte level": byte_level,
-    "byte level, prefix space": lambda **o: byte_level(add_prefix_space=True, **o),
+    "byte level, prefix space": partial(byte_level, add_prefix_space=True),
     "llama 2": llama2,
-    "metaspace always": lambda **o: metaspace("always", **o),
-    "metaspace first": lambda **o: metaspace("first", **o),
-    "metaspace never": lambda **o: metaspace("never", **o),
-    "metaspace without bytes": lambda **o: metaspace("always", byte_fallback=False, **o),
+    **{f"metaspace {scheme}": partial(metaspace, scheme) for scheme in ("always", "first", "never")},
+    "metaspace without bytes": partial(metaspace, "always", byte_fallback=False),
     "gemma": gemma,
     "unigram": unigram,
-    "unigram never": lambda **o: unigram("never", **o),
+    "unigram never": partial(unigram, "never"),
 }
 """Tokenizers that lose nothing of a text."""
-ALL = EXACT | {"word piece": word_piece, "word piece, cleanup": lambda **o: word_piece(cleanup=True, **o)}
+ALL = EXACT | {"word piece": word_piece, "word piece, cleanup": partial(word_piece, cleanup=True)}
 
 
 def framed(tokenizer, single):
     """Return a tokenizer that puts tokens around a text: ``<s> $A </s>``."""
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=single,
-        special_tokens=[
-            (word, tokenizer.convert_tokens_to_ids(word)) for word in dict.fromkeys(single.split()) if word != "$A"
-        ],
-    )
+    words = dict.fromkeys(word for word in single.split() if word != "$A")
+    special = [(word, tokenizer.convert_tokens_to_ids(word)) for word in words]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return tokenizer

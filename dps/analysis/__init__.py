@@ -1,1 +1,1 @@
-"""From stored trajectories to estimates, comparisons, findings and a page."""
+"""What was sampled, analysed: stores to tables, policies, comparisons, findings, one result file and its page."""

@@ -26,25 +26,19 @@ def position_bytes(model: LanguageModel) -> int:
 
 
 def floor_s(model: LanguageModel, *, num_steps: int, num_read_positions: int, bandwidth: float) -> float:
-    """Return the least time of decoding steps.
+    """Return the least seconds of decoding steps.
 
     Args:
         model: The language model.
         num_steps: Steps.
         num_read_positions: Positions of keys and values that the generated tokens had to read, all rows together.
         bandwidth: Bytes per second, reading and writing counted alike.
-
-    Returns:
-        Seconds.
     """
     return (num_steps * weight_bytes(model) + num_read_positions * position_bytes(model)) / bandwidth
 
 
 def measure_bandwidth(device: torch.device) -> float:
-    """Return the bytes per second of a large copy on the device, bytes read plus bytes written; the median of several.
-
-    A gibibyte on a GPU; 128 MiB on a CPU.
-    """
+    """Return the bytes per second, read plus written, of a large copy: the median of several."""
     size = 1 << 30 if device.type == "cuda" else 1 << 27
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

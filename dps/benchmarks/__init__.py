@@ -1,65 +1,76 @@
 """Benchmarks: where questions come from, how they are put to a model, how its answers are found, graded and compared.
 
 ``load_benchmark(config)`` gives a :class:`Benchmark`, with which harvests, live evaluations and single questions work.
+
+A new benchmark is one file and one entry. The file is a module of this package with the benchmark's name; ``gsm8k.py``
+is an example of 40 lines. The module has
+
+- ``FILES``: by split the file on the hub (:class:`~dps.benchmarks.records.HubFile`);
+- ``GRADER``: what reads the responses, one of ``kinds`` or an own :class:`~dps.benchmarks.grading.Grader`;
+- ``load(config)``: calls :func:`~dps.benchmarks.benchmark.load_files` with the prompts and with a function that makes
+  the question of a record.
+
+The entry is the name in ``BenchmarkConfig.name`` (``config.py``).
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
+from typing import get_args, get_type_hints
 
-from dps.benchmarks.benchmark import Benchmark, Item
+from dps.benchmarks.benchmark import Benchmark
 from dps.benchmarks.config import BenchmarkConfig
-from dps.benchmarks.grading import Grader
+from dps.benchmarks.grading import Grader, Item
 from dps.errors import InputError
 from dps.model_config import EMBEDDED
 
-__all__ = ["Benchmark", "BenchmarkConfig", "Item", "grader_of", "load_benchmark"]
+__all__ = ["NAMES", "Benchmark", "BenchmarkConfig", "Item", "grader_of", "load_benchmark", "module_of"]
 
-_MODULES = {
-    "arithmetic": "generated",
-    "gsm8k": "gsm8k",
-    "math500": "math500",
-    "humaneval": "humaneval",
-    "gpqa": "gpqa",
-    "alpaca_eval": "alpaca_eval",
-    "jsonl": "jsonl",
-}
-"""In which module the functions ``load_<name>`` and ``grader`` of each benchmark are; imported when asked for."""
+NAMES: tuple[str, ...] = get_args(get_type_hints(BenchmarkConfig)["name"])
 
 
 def load_benchmark(config: BenchmarkConfig, model: str | None = None) -> Benchmark:
-    """Load the selected questions of a benchmark; nothing heavy is imported.
+    """Load the selected questions of a benchmark, once for each settings and content; nothing heavy is imported.
 
-    Args:
-        config: Which questions.
-        model: Name of the model that will be asked; the embedded one is asked one's own questions in its own form.
+    The embedded model is asked one's own questions in a form of its own; of other models the name does not matter.
 
     Raises:
         InputError: If they cannot be read, or none are left.
     """
-    if model == EMBEDDED and config.name == "jsonl" and config.template is None:
-        from dps.benchmarks.jsonl import EMBEDDED_TEMPLATE
+    try:
+        status = os.stat(os.path.expanduser(config.path or ""))
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+    except OSError:
+        stamp = None
+    return _loaded(config, model == EMBEDDED, stamp)
 
-        config = replace(config, template=EMBEDDED_TEMPLATE)
-    return getattr(_module(config.name), f"load_{config.name}")(config)
+
+@lru_cache(maxsize=8)
+def _loaded(config: BenchmarkConfig, embedded: bool, stamp: tuple[int, ...] | None) -> Benchmark:
+    module = module_of(config.name)
+    return module.load(config, embedded) if config.name == "jsonl" else module.load(config)
 
 
 def grader_of(name: str, golds: Sequence[str | None], template: str = "") -> Grader:
     """Return the grader of a benchmark's responses.
 
-    Args:
-        name: The benchmark's name.
-        golds: The gold answers; with the template they say how responses to one's own questions are read.
-        template: The template of the prompt for a base model.
+    The gold answers and the template of the plain prompt say how responses to one's own questions are read.
 
     Raises:
         InputError: If there is no such benchmark.
     """
-    return _module(name).grader(golds, template) if name == "jsonl" else _module(name).grader(golds)
+    module = module_of(name)
+    return module.grader(golds, template) if name == "jsonl" else module.GRADER
 
 
-def _module(name: str) -> ModuleType:
-    if name not in _MODULES:
-        raise InputError(f"Expected benchmark.name to be one of {', '.join(_MODULES)}, got {name!r}.")
-    return import_module(f"dps.benchmarks.{_MODULES[name]}")
+def module_of(name: str) -> ModuleType:
+    """Return a benchmark's module.
+
+    Raises:
+        InputError: If there is no such benchmark.
+    """
+    if name not in NAMES:
+        raise InputError(f"Expected benchmark.name to be one of {', '.join(NAMES)}, got {name!r}.")
+    return import_module(f"dps.benchmarks.{name}")

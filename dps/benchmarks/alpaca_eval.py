@@ -9,34 +9,31 @@ Source:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
-from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
-from dps.benchmarks.config import BenchmarkConfig, check_config
-from dps.benchmarks.grading import OpenGrader
-from dps.benchmarks.prompts import OPEN
-from dps.benchmarks.sources import read_source
+from dps.benchmarks.answers import OpenGrader
+from dps.benchmarks.benchmark import Benchmark, Item, Prompts, load_files
+from dps.benchmarks.config import BenchmarkConfig
+from dps.benchmarks.records import HubFile, Record
 
-
-def load_alpaca_eval(config: BenchmarkConfig) -> Benchmark:
-    """Load AlpacaEval from ``config.path``, or from the hub where no path is set.
-
-    A file may have an instruction several times (the cross-annotations do); each is asked once.
-
-    Raises:
-        InputError: If it cannot be read, or a record is not AlpacaEval's.
-    """
-    check_config(config, ("test",))
-    file = read_source(config, "instruction, dataset")
-    items: dict[str, Item] = {}
-    for place, record in file.records:
-        instruction = file.text(place, record, "instruction")
-        name = f"alpaca-{hashlib.sha256(instruction.encode()).hexdigest()[:12]}"
-        metadata = {"dataset": record["dataset"]} if "dataset" in record else {}
-        items.setdefault(name, Item(name, instruction, None, metadata))
-    return benchmark_of(file, list(items.values()), config, chat=OPEN, plain=OPEN, grader=grader())
+FILES = {
+    "test": HubFile(
+        "AlpacaEval 2.0",
+        "tatsu-lab/alpaca_eval",
+        "2edc6fad8be6b14ea7230aabfd08188da6b8b814",
+        "alpaca_eval.json",
+        "CC BY-NC 4.0",
+    )
+}
+GRADER = OpenGrader()
+_PROMPTS = Prompts("{question}", "{question}")
 
 
-def grader(golds: Sequence[str | None] = ()) -> OpenGrader:
-    """Return what reads the responses; the gold answers do not matter."""
-    return OpenGrader()
+def load(config: BenchmarkConfig) -> Benchmark:
+    """Load the instructions; a file may have one several times (the cross-annotations do)."""
+    return load_files(config, FILES, _item, "instruction, dataset", _PROMPTS, GRADER, repeats=True)
+
+
+def _item(record: Record, config: BenchmarkConfig) -> Item:
+    instruction = record.text("instruction")
+    metadata = {"dataset": record.fields["dataset"]} if "dataset" in record.fields else {}
+    return Item(f"alpaca-{hashlib.sha256(instruction.encode()).hexdigest()[:12]}", instruction, None, metadata)

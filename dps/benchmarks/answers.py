@@ -1,7 +1,6 @@
-"""From a response's text to an answer that is words: pure functions of strings.
+"""Answers that are words, found in a response and compared as exact numbers or normalized texts.
 
-The answer is stored in canonical form (:func:`canonical_answer`) and compared by its key (:func:`answer_key`): numbers
-as exact fractions, anything else as normalized text. Numbers are read by ``mathematics``, the one reader for them.
+Numbers are read by ``mathematics``, the one reader for them.
 """
 
 from __future__ import annotations
@@ -9,37 +8,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-from dps.benchmarks.mathematics.reading import (
-    before_next_question,
-    boxed_contents,
-    extract_number,
-    strict_number,
-    tagged_answers,
-)
+from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.mathematics.reading import before_next_question, boxed_contents, tagged_answers
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, one_line
-from dps.benchmarks.mathematics.values import canonical_number, format_number, parse_number
-
-__all__ = [
-    "answer_key",
-    "before_next_question",
-    "boxed_contents",
-    "canonical_answer",
-    "canonical_number",
-    "extract_number",
-    "extract_text",
-    "format_number",
-    "parse_number",
-    "strict_number",
-    "strict_text",
-]
+from dps.benchmarks.mathematics.values import canonical_number, parse_number
 
 _MOST_LINES = 1_000
 """So many lines, and so many ``####``, are looked at from a response's end."""
 _TAIL = 20_000
 """Characters at the end of a response in which a sentence with an answer is looked for."""
-
 _LONGEST_NORMALIZED = 20_000
 """Characters; what is longer is no answer that anyone compares, and keeps its Unicode spelling."""
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
@@ -55,10 +35,7 @@ def canonical_answer(text: str) -> str | None:
     """Return the form in which an answer is stored: of a number its canonical form, else the normalized text.
 
     Normalized text has no markup, no case, single spaces, and no quotation marks or punctuation around it; a raised
-    digit is an exponent (``10^2``), never another digit of the number before it.
-
-    Returns:
-        None if nothing is left.
+    digit is an exponent (``10^2``), never another digit of the number before it. None if nothing is left.
     """
     number = canonical_number(text)
     if number is not None:
@@ -82,16 +59,14 @@ def extract_text(text: str) -> str | None:
     r"""Return a response's answer of any kind in canonical form.
 
     It is what stands after the last ``####``, in the last ``\boxed{}``, in ``<answer>`` tags, after the last "answer
-    is" up to the end of the sentence, or else the last line; what is longer than 1,000 characters is no answer.
-
-    Args:
-        text: The decoded response; from the next "Question:" or "Problem:" on it is left out.
+    is" up to the end of the sentence, or else the last line; what is longer than 1,000 characters is no answer. From
+    the next "Question:" or "Problem:" on, a response is left out.
     """
     response = before_next_question(text)
     tail = response[-_TAIL:]
     stated = [
-        _SENTENCE_END.split(tail[found.end() : found.end() + 200].partition("\n")[0])[0]
-        for found in _ANSWER_IS.finditer(tail)
+        _SENTENCE_END.split(tail[match.end() : match.end() + 200].partition("\n")[0])[0]
+        for match in _ANSWER_IS.finditer(tail)
     ]
     candidates = [
         *reversed(_after_hashes(response)),
@@ -113,4 +88,41 @@ def strict_text(text: str) -> str | None:
 
 def _after_hashes(response: str) -> list[str]:
     """Return the rest of the last lines with ``####``."""
-    return [found[1] for found in deque(_HASHES.finditer(response), maxlen=_MOST_LINES)]
+    return [match[1] for match in deque(_HASHES.finditer(response), maxlen=_MOST_LINES)]
+
+
+@dataclass(frozen=True, slots=True)
+class TextGrader(KeyGrader):
+    """Answers that are numbers or words: found by a function, compared as exact numbers or normalized texts."""
+
+    flexible: Callable[[str], str | None] = extract_text
+    """Finds an answer wherever it stands."""
+    strict: Callable[[str], str | None] = strict_text
+    """Finds an answer in the form that the prompt asked for."""
+
+    def extract(self, text: str, item: Item) -> str | None:
+        """See :class:`Grader`."""
+        return self.flexible(text)
+
+    def extract_strict(self, text: str, item: Item) -> str | None:
+        """See :class:`Grader`."""
+        return self.strict(text)
+
+    def key(self, answer: str, item: Item) -> Hashable:
+        """See :func:`answer_key`."""
+        return answer_key(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGrader(KeyGrader):
+    """Responses that are answers as a whole and are judged elsewhere: by a person, or by an annotator's program.
+
+    Every different text is a class of its own, so that a vote falls to the best log-probability.
+    """
+
+    def extract(self, text: str, item: Item) -> str | None:
+        """Return the whole response, None if it is empty."""
+        return text.strip() or None
+
+    def grade(self, answer: str | None, item: Item) -> None:
+        """Return None: nothing is graded here."""

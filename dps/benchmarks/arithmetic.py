@@ -1,4 +1,4 @@
-"""Generated multi-step arithmetic: the task that the embedded model was trained on and the quickstart runs on.
+"""Generated multi-step arithmetic: the benchmark that the embedded model was trained on and the quickstart runs on.
 
 A problem is drawn from a seed, so there is no data file. Questions are divided into three splits by a hash of their
 text: the model's training corpus, the questions that controllers learn from and the questions of an evaluation can
@@ -9,26 +9,29 @@ the embedded model makes the corpus.
 from __future__ import annotations
 
 import hashlib
+import json
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
+from dps.benchmarks.answers import TextGrader
+from dps.benchmarks.benchmark import Benchmark, Item, Prompts
+from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig, check_config
+from dps.benchmarks.mathematics import extract_number
+from dps.benchmarks.prompts import NUMBER_CHAT
+from dps.errors import InputError
+
 Split = Literal["corpus", "train", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
 KINDS: dict[str, float] = {
-    "chain": 0.28,
-    "brackets": 0.20,
-    "story": 0.20,
-    "shop": 0.13,
-    "remainder": 0.07,
-    "compare": 0.05,
-    "reversed": 0.035,
-    "factor": 0.035,
-}
+    "chain": 0.28, "brackets": 0.20, "story": 0.20, "shop": 0.13, "remainder": 0.07, "compare": 0.05,
+    "reversed": 0.035, "factor": 0.035,
+}  # fmt: skip
 """Kinds of problems and the share of each. Nobody in the corpus masters the last two, so no number of trajectories
 helps there: ``reversed`` is misread by nearly everybody, in the same way; of ``factor`` everybody knows only the form
 of an answer."""
@@ -39,13 +42,22 @@ TONES: dict[str, float] = {"": 0.7, "Quick: ": 0.15, "Exactly: ": 0.15}
 MAX_VALUE = 9999
 """Largest number in any step."""
 
+_DEFAULT_COUNT = 1000
+"""How many questions where no limit is set."""
+_NUM_DIGESTED = 32
+"""A few questions tell one generator from another; the digest must not change when more are asked for."""
 _NUM_BUCKETS = 16
 _BUCKETS: dict[str, range] = {"corpus": range(0, 12), "train": range(12, 14), "test": range(14, 16)}
 
+_NUM_STEPS = {2: 0.34, 3: 0.34, 4: 0.19, 5: 0.09, 6: 0.04}
+"""Shares of numbers of steps, more often small: a step is about nine tokens."""
+_STYLES = {"gentle": 0.22, "steep": 0.25, "mixed": 0.53}
+"""Shares of small additions and subtractions, of products by two digits, and of both."""
 _NAMES = ("Mia", "Ben", "Tom", "Lea", "Sam", "Ida")
 _ITEMS = ("apples", "cards", "stones", "coins", "books", "shells")
 _GOODS = ("pens", "cups", "lamps", "maps", "hats", "bags")
 _SMALL_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+_LARGE_PRIMES = tuple(n for n in range(47, 1000) if all(n % d for d in range(2, int(n**0.5) + 1)))
 
 _T = TypeVar("_T")
 
@@ -54,15 +66,12 @@ class Step(NamedTuple):
     """One line of a solution, ``left op right``."""
 
     left: int
-    """A number, or the number of an earlier step whose result is meant."""
+    """A number, or (``left_is_step``) the number of an earlier step whose result is meant; ``right`` likewise."""
     op: str
     """``+``, ``-``, ``*`` or ``%`` (remainder)."""
     right: int
-    """Like ``left``."""
     left_is_step: bool = False
-    """Whether ``left`` names a step."""
     right_is_step: bool = False
-    """Whether ``right`` names a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,6 @@ class Problem:
     """One problem with its answer and its solution."""
 
     question: str
-    """What is asked."""
     answer: str
     """The right answer, an integer in canonical form."""
     kind: str
@@ -111,7 +119,7 @@ class Draws:
         """Return one of the options, all equally likely."""
         return options[int(self.uniform() * len(options))]
 
-    def weighted(self, shares: dict[str, float]) -> str:
+    def weighted(self, shares: dict[_T, float]) -> _T:
         """Return a key with the probability that is its value; the values sum to 1."""
         left = self.uniform()
         for key, share in shares.items():
@@ -122,12 +130,7 @@ class Draws:
 
 
 def generate_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """Draw problems with different questions from one split.
-
-    Args:
-        split: ``corpus`` (what the embedded model learns from), ``train`` or ``test``.
-        count: How many, at least 0.
-        seed: Any non-negative integer; the same seed gives the same problems, and a smaller count their beginning.
+    """Draw problems with different questions from one split; a smaller count gives the beginning of a larger one's.
 
     Raises:
         ValueError: For an unknown split.
@@ -155,6 +158,9 @@ def prompt_for(question: str) -> str:
     return f"Q: {question}\nA: "
 
 
+PROMPTS = Prompts(NUMBER_CHAT, prompt_for(QUESTION_FIELD))
+
+
 def extract_answer(text: str) -> str | None:
     """Return the integer after the last ``#`` in canonical form, None if there is none or something else follows.
 
@@ -162,27 +168,70 @@ def extract_answer(text: str) -> str | None:
     '111'
     """
     _, mark, tail = text.rpartition("#")
-    found = re.fullmatch(r"\s*(-?[0-9]{1,100})\s*", tail) if mark else None
-    return str(int(found.group(1))) if found else None
+    number = re.fullmatch(r"\s*(-?[0-9]{1,100})\s*", tail) if mark else None
+    return str(int(number[1])) if number else None
+
+
+def _extract_any(text: str) -> str | None:
+    """Return a response's answer: the embedded model's form first, then the strict forms that other models use."""
+    return extract_answer(text) or extract_number(text, flexible=False)
+
+
+GRADER = TextGrader(_extract_any, extract_answer)
+
+
+def load(config: BenchmarkConfig) -> Benchmark:
+    """Generate the questions; a larger limit adds questions and changes none.
+
+    Raises:
+        InputError: If a setting cannot be meant.
+    """
+    check_config(config, SPLITS)
+    if config.path is not None:
+        raise InputError(
+            f"Expected no benchmark.path, since arithmetic questions are generated, got {config.path}: "
+            "take it out, or set benchmark.name to gsm8k or jsonl."
+        )
+    seed = config.seed or 0  # unset and 0 are the same questions
+    end = config.offset + (config.limit or _DEFAULT_COUNT)
+    problems = generate_problems(config.split, max(end, _NUM_DIGESTED), seed)
+    items = [
+        Item(f"arithmetic-{config.split}-{seed}-{i:05d}", p.question, p.answer, {"kind": p.kind, "level": p.level})
+        for i, p in enumerate(problems)
+    ]
+    content = json.dumps([(item.question, item.gold) for item in items[:_NUM_DIGESTED]]).encode()
+    return Benchmark(
+        config=replace(config, seed=seed),
+        items=items[config.offset : end],
+        source="generated",
+        sha256=hashlib.sha256(content).hexdigest(),
+        chat_template=config.template or PROMPTS.chat,
+        plain_template=config.template or PROMPTS.plain,
+        grader=GRADER,
+    )
 
 
 def apply(left: int, op: str, right: int) -> int:
     """Return ``left op right``; a remainder has the divisor's sign, and is 0 where the divisor is 0."""
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    if op == "*":
-        return left * right
-    return left % right if right else 0
+    if op == "%":
+        return left % right if right else 0
+    return {"+": operator.add, "-": operator.sub, "*": operator.mul}[op](left, right)
 
 
 def results_of(steps: Sequence[Step]) -> list[int]:
     """Return the result of every step."""
     results: list[int] = []
-    for left, op, right, left_is_step, right_is_step in steps:
-        results.append(apply(results[left] if left_is_step else left, op, results[right] if right_is_step else right))
+    for step in steps:
+        left, right = _operands(step, results)
+        results.append(apply(left, step.op, right))
     return results
+
+
+def _operands(step: Step, results: Sequence[int]) -> tuple[int, int]:
+    return (
+        results[step.left] if step.left_is_step else step.left,
+        results[step.right] if step.right_is_step else step.right,
+    )
 
 
 def effort_of(steps: Sequence[Step]) -> float:
@@ -192,16 +241,13 @@ def effort_of(steps: Sequence[Step]) -> float:
     difference 0.4 if one side has a single digit and 0.8 otherwise. So six small additions are less than three products
     with two digits.
     """
-    effort = 0.0
-    results = results_of(steps)
-    for left, op, right, left_is_step, right_is_step in steps:
-        smaller = min(results[left] if left_is_step else left, results[right] if right_is_step else right)
-        if op == "*":
+    effort, results = 0.0, results_of(steps)
+    for step in steps:
+        smaller = min(_operands(step, results))
+        if step.op == "*":
             effort += 0.8 if smaller <= 5 else 1.4 if smaller <= 10 else 2.6
-        elif op == "%":
-            effort += 1.6
         else:
-            effort += 0.4 if smaller < 10 else 0.8
+            effort += 1.6 if step.op == "%" else 0.4 if smaller < 10 else 0.8
     return effort
 
 
@@ -219,53 +265,33 @@ def _problem(question: str, kind: str, steps: Sequence[Step], misreading: Sequen
     return Problem(question, str(results_of(steps)[-1]), kind, level, tuple(steps), misreading=tuple(misreading))
 
 
-def _num_steps(draws: Draws) -> int:
-    """Draw a number of steps, 2 to 6, more often small: a step is about nine tokens."""
-    u = draws.uniform()
-    return 2 if u < 0.34 else 3 if u < 0.68 else 4 if u < 0.87 else 5 if u < 0.96 else 6
-
-
-def _next_operation(draws: Draws, value: int, style: str) -> tuple[str, int]:
-    """Draw an operation on a running value, such that the result stays within what the task uses.
-
-    Args:
-        draws: Where the draws come from.
-        value: The running value.
-        style: ``gentle`` (small additions and subtractions), ``steep`` (products by two digits) or ``mixed``.
-    """
-    u = draws.uniform()
-    if style == "steep" and 2 <= value <= 60 and u < 0.7:
-        return "*", draws.integer(11, 19)
-    if style == "mixed" and 2 <= value <= 120 and u < 0.4:
-        return "*", draws.integer(2, 9)
-    low, high = (2, 9) if style == "gentle" else (3, 60)
-    op = "-" if value > low + 1 and draws.chance(0.45) else "+"
-    return op, draws.integer(low, high if op == "+" else min(high, value - 1))
-
-
-def _draw_style(draws: Draws) -> str:
-    u = draws.uniform()
-    return "gentle" if u < 0.22 else "steep" if u < 0.47 else "mixed"
+def _draw_run(draws: Draws, style: str, start: int, num_steps: int) -> Iterator[Step]:
+    """Draw operations on a running value, such that the results stay within what the task uses."""
+    value = start
+    for index in range(num_steps):
+        u = draws.uniform()
+        if style == "steep" and 2 <= value <= 60 and u < 0.7:
+            op, operand = "*", draws.integer(11, 19)
+        elif style == "mixed" and 2 <= value <= 120 and u < 0.4:
+            op, operand = "*", draws.integer(2, 9)
+        else:
+            low, high = (2, 9) if style == "gentle" else (3, 60)
+            op = "-" if value > low + 1 and draws.chance(0.45) else "+"
+            operand = draws.integer(low, high if op == "+" else min(high, value - 1))
+        value = apply(value, op, operand)
+        yield Step(index - 1, op, operand, left_is_step=True) if index else Step(start, op, operand)
 
 
 def _draw_chain(draws: Draws) -> Problem:
     """Draw ``From left to right: 14+23*3-5``."""
-    style = _draw_style(draws)
+    style = draws.weighted(_STYLES)
     num_steps = (
-        draws.integer(3, 6)
-        if style == "gentle"
-        else min(4, _num_steps(draws))
-        if style == "steep"
-        else _num_steps(draws)
+        draws.integer(3, 6) if style == "gentle" else min(4 if style == "steep" else 6, draws.weighted(_NUM_STEPS))
     )
-    start = value = draws.integer(3, 30 if style == "steep" else 60)
-    text, steps = str(start), []
-    for index in range(num_steps):
-        op, operand = _next_operation(draws, value, style)
-        steps.append(Step(index - 1, op, operand, left_is_step=True) if index else Step(start, op, operand))
-        value = apply(value, op, operand)
-        text += f"{op}{operand}"
-    return _problem(f"From left to right: {text}", "chain", steps)
+    start = draws.integer(3, 30 if style == "steep" else 60)
+    steps = list(_draw_run(draws, style, start, num_steps))
+    text = "".join(f"{step.op}{step.right}" for step in steps)
+    return _problem(f"From left to right: {start}{text}", "chain", steps)
 
 
 class _Tree(NamedTuple):
@@ -307,7 +333,7 @@ def _draw_tree(draws: Draws, num_steps: int, steps: list[Step], digits: int) -> 
 def _draw_brackets(draws: Draws) -> Problem:
     """Draw ``Compute (14+23)*3-(8+5)``, with the usual precedence and at least one pair of brackets."""
     digits = 1 if draws.chance(0.2) else 2
-    num_steps = _num_steps(draws)
+    num_steps = draws.weighted(_NUM_STEPS)
     while True:
         steps: list[Step] = []
         tree = _draw_tree(draws, num_steps, steps, digits)
@@ -317,23 +343,21 @@ def _draw_brackets(draws: Draws) -> Problem:
 
 def _draw_story(draws: Draws) -> Problem:
     """Draw a word problem about one person's things, sometimes with a sentence that does not matter."""
-    style = _draw_style(draws)
-    num_steps = draws.integer(2, 5) if style == "gentle" else min(4, _num_steps(draws))
+    style = draws.weighted(_STYLES)
+    num_steps = draws.integer(2, 5) if style == "gentle" else min(4, draws.weighted(_NUM_STEPS))
     name, friend = _pair(draws, _NAMES)
     items, others = _pair(draws, _ITEMS)
-    start = value = draws.integer(3, 30 if style == "steep" else 60)
+    start = draws.integer(3, 30 if style == "steep" else 60)
     sentences, steps = [f"{name} has {start} {items}."], []
-    for index in range(num_steps):
-        op, operand = _next_operation(draws, value, style)
-        steps.append(Step(index - 1, op, operand, left_is_step=True) if index else Step(start, op, operand))
-        value = apply(value, op, operand)
-        if op == "+":
-            options = (f"{name} finds {operand} more.", f"{friend} brings {operand} more.", f"{name} buys {operand}.")
-        elif op == "-":
-            options = (f"{name} loses {operand}.", f"{name} gives {operand} to {friend}.", f"{name} sells {operand}.")
-        else:
-            options = (f"Then there are {operand} times as many.",)
-        sentences.append(draws.choice(options))
+    for step in _draw_run(draws, style, start, num_steps):
+        steps.append(step)
+        n = step.right
+        options = {
+            "+": (f"{name} finds {n} more.", f"{friend} brings {n} more.", f"{name} buys {n}."),
+            "-": (f"{name} loses {n}.", f"{name} gives {n} to {friend}.", f"{name} sells {n}."),
+            "*": (f"Then there are {n} times as many.",),
+        }
+        sentences.append(draws.choice(options[step.op]))
     if draws.chance(0.3):
         sentences.insert(draws.integer(1, len(sentences)), f"{friend} has {draws.integer(3, 60)} {others}.")
     sentences.append(f"How many {items} has {name} now?")
@@ -427,13 +451,6 @@ def _draw_factor(draws: Draws) -> Problem:
     return Problem(question, str(large), "factor", 5, (Step(large, "*", small),))
 
 
-def _primes(low: int, high: int) -> tuple[int, ...]:
-    return tuple(n for n in range(low, high) if all(n % d for d in range(2, int(n**0.5) + 1)))
-
-
-_LARGE_PRIMES = _primes(47, 1000)
-
-
 def _pair(draws: Draws, options: Sequence[str]) -> tuple[str, str]:
     """Draw two different options."""
     first = draws.integer(0, len(options) - 1)
@@ -442,12 +459,6 @@ def _pair(draws: Draws, options: Sequence[str]) -> tuple[str, str]:
 
 
 _DRAW = {
-    "chain": _draw_chain,
-    "brackets": _draw_brackets,
-    "story": _draw_story,
-    "shop": _draw_shop,
-    "remainder": _draw_remainder,
-    "compare": _draw_compare,
-    "reversed": _draw_reversed,
-    "factor": _draw_factor,
-}
+    "chain": _draw_chain, "brackets": _draw_brackets, "story": _draw_story, "shop": _draw_shop,
+    "remainder": _draw_remainder, "compare": _draw_compare, "reversed": _draw_reversed, "factor": _draw_factor,
+}  # fmt: skip

@@ -1,40 +1,34 @@
-"""The question side of the pipeline: questions go out as prompts, responses come back as answers that are graded.
-
-A harvest or an evaluation renders each :class:`Item` for its model, and gives the responses to the benchmark's grader
-(``grading``). What differs between benchmarks (where questions come from, the templates, the stop strings, the grader)
-is in the fields of the one class.
-"""
+"""The question side of the pipeline: questions go out as prompts, responses come back as answers that are graded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig
-from dps.benchmarks.grading import Grader
+from dps.benchmarks.config import QUESTION_FIELD, BenchmarkConfig, check_config
+from dps.benchmarks.grading import Grader, Item
+from dps.benchmarks.records import HubFile, Record, RecordFile, read_source
 from dps.chat import render_chat
 from dps.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dps.benchmarks.records import RecordFile
+__all__ = ["Benchmark", "Item", "Prompts", "benchmark_of", "items_of", "load_files"]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One question of a benchmark."""
+class Prompts:
+    """What a model is asked around a question; ``{question}`` stands for that."""
 
-    question_id: str
-    """Unique in the benchmark, and independent of limit, offset and shuffling."""
-    question: str
-    """The question as the benchmark states it."""
-    gold: str | None
-    """The gold answer in canonical form; None where there is none."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """What else the benchmark says of it: JSON values."""
+    chat: str
+    """The user's message for an instruct model, which the tokenizer's chat template wraps."""
+    plain: str
+    stop: tuple[str, ...] = ()
+    """What a base model goes on with after its answer: the plain prompt's stop strings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +36,6 @@ class Benchmark:
     """The selected questions, with everything that is done to them and to their answers."""
 
     config: BenchmarkConfig
-    """What was asked for."""
     items: list[Item]
     """The selected questions in order, at least one."""
     source: str
@@ -50,11 +43,9 @@ class Benchmark:
     sha256: str
     """Digest of the file's content; of generated questions, of the first ones."""
     chat_template: str
-    """The user's message for an instruct model."""
     plain_template: str
     """The whole prompt for a base model."""
     grader: Grader
-    """Reads the responses."""
     plain_stop: tuple[str, ...] = ()
     """Stop strings of the prompt for a base model, where ``config.stop`` names none."""
     remarks: tuple[str, ...] = ()
@@ -78,10 +69,6 @@ class Benchmark:
 
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text that the model is given for a question; a :class:`ChatPrompt` if a chat template made it.
-
-        Args:
-            item: The question.
-            tokenizer: The model's tokenizer; only its chat template is used.
 
         Raises:
             InputError: If a chat prompt was asked for and the tokenizer has no chat template, or one that fails or
@@ -107,55 +94,87 @@ class Benchmark:
         return () if self.chats(tokenizer) else self.plain_stop
 
 
+def load_files(
+    config: BenchmarkConfig,
+    files: Mapping[str, HubFile],
+    item: Callable[[Record, BenchmarkConfig], Item],
+    fields: str,
+    prompts: Prompts,
+    grader: Grader,
+    *,
+    repeats: bool = False,
+) -> Benchmark:
+    """Load a benchmark from ``config.path``, or from the hub where no path is set.
+
+    Args:
+        config: The settings.
+        files: The files on the hub by split.
+        item: Makes the question of a record.
+        fields: What a record of a local file must have, in words.
+        prompts: What is asked.
+        grader: Reads the responses.
+        repeats: Whether a question may stand several times in the file; it is asked once.
+
+    Raises:
+        InputError: If a setting cannot be meant, the file cannot be read, or a record is none of the benchmark's.
+    """
+    check_config(config, tuple(files))
+    file = read_source(config, files[config.split], fields)
+    items = items_of(file, lambda record: item(record, config), repeats=repeats)
+    return benchmark_of(file, items, config, prompts, grader)
+
+
+def items_of(file: RecordFile, item: Callable[[Record], Item], *, repeats: bool = False) -> list[Item]:
+    """Return the questions of a file's records, see :func:`load_files`.
+
+    Raises:
+        InputError: If two have the same id and may not.
+    """
+    items: dict[str, Item] = {}
+    places: dict[str, str] = {}
+    for record in file.records:
+        made = item(record)
+        name = made.question_id
+        if name in items and not repeats:
+            raise record.error(f"has the id {name!r}, which {places[name]} has already: give each its own id.")
+        items.setdefault(name, made)
+        places.setdefault(name, record.place)
+    return list(items.values())
+
+
 def benchmark_of(
     file: RecordFile,
     items: list[Item],
     config: BenchmarkConfig,
-    *,
-    chat: str,
-    plain: str,
+    prompts: Prompts,
     grader: Grader,
-    stop: tuple[str, ...] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Benchmark:
-    """Return the benchmark of a file's questions, as the settings select and template them.
+    """Return the benchmark of a file's questions: shuffled if a seed is set, then offset and limit applied.
 
-    Args:
-        file: Where the questions come from.
-        items: All of them.
-        config: The settings; a template of theirs replaces both of the benchmark's, and with them the stop strings.
-        chat: The user's message for an instruct model.
-        plain: The whole prompt for a base model.
-        grader: Reads the responses.
-        stop: Stop strings of the prompt for a base model.
+    A template of the settings replaces both of the benchmark's, and with them the stop strings.
 
     Raises:
         InputError: If no question is left.
     """
-    return Benchmark(
-        config=config,
-        items=select_items(items, config),
-        source=file.name,
-        sha256=file.sha256,
-        chat_template=config.template or chat,
-        plain_template=config.template or plain,
-        plain_stop=() if config.template else stop,
-        grader=grader,
-    )
-
-
-def select_items(items: list[Item], config: BenchmarkConfig) -> list[Item]:
-    """Shuffle if a seed is set, then apply offset and limit.
-
-    Raises:
-        InputError: If nothing is left.
-    """
+    order = range(len(items))
     if config.seed is not None:
-        items = [items[i] for i in np.random.default_rng(config.seed).permutation(len(items))]
+        order = np.random.default_rng(config.seed).permutation(len(items))
     end = None if config.limit is None else config.offset + config.limit
-    selected = items[config.offset : end]
+    selected = [items[i] for i in order[config.offset : end]]
     if not selected:
         raise InputError(
             f"Expected benchmark.offset to leave questions, but {config.offset} of {len(items)} are left out: "
             "set a smaller offset."
         )
-    return selected
+    return Benchmark(
+        config=config,
+        items=selected,
+        source=file.name,
+        sha256=file.sha256,
+        chat_template=config.template or prompts.chat,
+        plain_template=config.template or prompts.plain,
+        plain_stop=() if config.template else prompts.stop,
+        grader=grader,
+        remarks=remarks,
+    )

@@ -14,8 +14,11 @@ import re
 import string
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+
+from dps.benchmarks.grading import Item, KeyGrader
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -124,10 +127,6 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
     Looked for, in this order: the last ``\boxed{}`` or ``\fbox{}`` that holds a choice; the last statement ("The answer
     is ...", "Answer: ...", "... is correct"); a last line, else a first line, that is a choice; a last sentence such as
     "So B."; the last ``(B)`` or "option B". Two choices together ("A and B") are none, and neither is a list of them.
-
-    Args:
-        text: The decoded response; from a next question of its own on it is left out.
-        choices: The choices' texts in the order of their letters.
     """
     response = _before_next_question(text)
     most = _most_characters(choices)
@@ -141,12 +140,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def find_boxed_letter(text: str, choices: Sequence[str]) -> str | None:
-    r"""Return the capital letter that stands alone in the last ``\boxed{}``; fonts and brackets around it are allowed.
-
-    Args:
-        text: The decoded response; from a next question of its own on it is left out.
-        choices: The choices' texts in the order of their letters.
-    """
+    r"""Return the capital letter that stands alone, but for fonts and brackets, in the last ``\boxed{}``."""
     response = _before_next_question(text)
     boxes = [box for box in _boxes(response, _MARGIN) if response.startswith(r"\boxed", box[0])][-1:]
     if not boxes or _joined(response, *boxes[0][:2]):
@@ -193,24 +187,19 @@ def normal_text(text: str) -> str:
     >>> normal_text(r"$6.3 \times 10^{-7}\,\mathrm{M}$.") == normal_text("6.3×10⁻⁷ M")
     True
     """
-    text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+    text = _SUPERSCRIPTS.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", text).translate(_TYPED)
     text = _unwrapped(text.replace("**", ""))
-    for _ in range(5):
-        shorter = _SHORT_QUOTIENT.sub(r"\1{\2}", _SHORT_QUOTIENT.sub(r"\1{\2}", text)) if r"frac" in text else text
-        shorter = _QUOTIENT.sub(lambda found: f"{_grouped(found[1])}/{_grouped(found[2])}", shorter)
-        if shorter == text:
-            break
-        text = shorter
+    text = _repeated(_with_slashes, text)
     text = re.sub(r"\^\s*\\circ(?![A-Za-z])", "°", _SPACING.sub(" ", text))
-    text = _COMMAND.sub(lambda found: _symbol(found[1]), text).translate(_TYPED)
+    text = _COMMAND.sub(lambda match: _symbol(match[1]), text).translate(_TYPED)
     text = re.sub(r"\{(\w*)\}|(?<=\^)\(([+-]?\w+)\)", r"\1\2", re.sub(r"\s+", "", text))
     return text.replace("{", "(").replace("}", ")").strip(".,;:!\"'")
 
 
 def _before_next_question(text: str) -> str:
-    found = _NEXT_QUESTION.search(text)
-    return text[: found.start()] if found and text[: found.start()].strip() else text
+    match = _NEXT_QUESTION.search(text)
+    return text[: match.start()] if match and text[: match.start()].strip() else text
 
 
 def _plain(text: str) -> str:
@@ -222,26 +211,35 @@ def _plain(text: str) -> str:
 def _unwrapped(text: str) -> str:
     """Return a text without the commands and braces of fonts, superscripts and single characters."""
     kept, opened, last = [], [], 0
-    for found in _FONT_OR_BRACE.finditer(text := _FACE.sub(" ", text)):
-        drops = found["font"] is not None
-        if found[0][-1] == "{" and (drops or found[0] == "{"):
+    for match in _FONT_OR_BRACE.finditer(text := _FACE.sub(" ", text)):
+        drops = match["font"] is not None
+        if match[0][-1] == "{" and (drops or match[0] == "{"):
             opened.append(drops)
-        elif found[0] == "}" and opened:
+        elif match[0] == "}" and opened:
             drops = opened.pop()
-        kept += [text[last : found.start()], "" if drops else found[0]]
-        last = found.end()
+        kept += [text[last : match.start()], "" if drops else match[0]]
+        last = match.end()
     text = "".join(kept) + text[last:]
+    return _repeated(lambda text: _LONE_BRACES.sub(r"\1", _RAISED.sub(r"\1\2", text)), text)
+
+
+def _with_slashes(text: str) -> str:
+    """Return a text whose innermost fractions are written with a slash."""
+    if "frac" not in text:
+        return text
+    text = _SHORT_QUOTIENT.sub(r"\1{\2}", _SHORT_QUOTIENT.sub(r"\1{\2}", text))
+    parts = re.compile(r"\s*\\?\w+\s*")
+    grouped = lambda part: part if parts.fullmatch(part) else f"({part})"  # noqa: E731
+    return _QUOTIENT.sub(lambda match: f"{grouped(match[1])}/{grouped(match[2])}", text)
+
+
+def _repeated(step: Callable[[str], str], text: str) -> str:
+    """Do a step until nothing changes any more, or five levels are done."""
     for _ in range(5):
-        shorter = _LONE_BRACES.sub(r"\1", _RAISED.sub(r"\1\2", text))
-        if shorter == text:
+        before, text = text, step(text)
+        if text == before:
             break
-        text = shorter
     return text
-
-
-def _grouped(text: str) -> str:
-    """Return a fraction's part as it is written beside a slash."""
-    return text if re.fullmatch(r"\s*\\?\w+\s*", text) else f"({text})"
 
 
 def _symbol(command: str) -> str:
@@ -286,39 +284,39 @@ def _boxes(text: str, most: int) -> Iterator[tuple[int, int, str]]:
 
     A box that the response's end leaves open holds what is left of its line.
     """
-    for found in deque(_BOX.finditer(text), maxlen=_MOST_PLACES):
-        if found["bare"]:
-            yield found.start(), found.end(), found["bare"]
+    for match in deque(_BOX.finditer(text), maxlen=_MOST_PLACES):
+        if match["bare"]:
+            yield match.start(), match.end(), match["bare"]
             continue
-        start, depth = found.end(), 1
+        start, depth = match.end(), 1
         for brace in _BRACE.finditer(text, start, start + most):
             depth += (brace[0] == "{") - (brace[0] == "}")
             if depth == 0:
-                yield found.start(), brace.end(), text[start : brace.start()]
+                yield match.start(), brace.end(), text[start : brace.start()]
                 break
         else:
             if len(text) <= start + most:
                 content = text[start:].partition("\n")[0]
-                yield found.start(), start + len(content), content.rstrip("$ ")
+                yield match.start(), start + len(content), content.rstrip("$ ")
 
 
 def _joined(text: str, start: int, end: int) -> bool:
     r"""Whether a box stands beside another, as in ``\boxed{A} or \boxed{B}``: then none is chosen."""
     before = re.search(r"\}([^{}]{1,20})$", text[max(0, start - 30) : start])
     after = re.match(r"([^{}\\]{1,20})\\(?:boxed|fbox)", text[end : end + 40])
-    return any(found is not None and _BETWEEN_TWO.fullmatch(found[1]) for found in (before, after))
+    return any(match is not None and _BETWEEN_TWO.fullmatch(match[1]) for match in (before, after))
 
 
 def _statements(text: str, most: int) -> Iterator[str]:
     """Yield, from the last, how each statement of the answer goes on, or the letter that it calls right."""
     subjects = deque(_SUBJECT.finditer(text), maxlen=_MOST_PLACES)
     rights = deque(_IS_RIGHT.finditer(text), maxlen=_MOST_PLACES)
-    for found in sorted([*subjects, *rights], key=lambda found: found.start(), reverse=True):
-        if found.re is _IS_RIGHT:
-            if not _DOUBTED.search(text[max(0, found.start() - 20) : found.start()]):
-                yield found[1].upper()
+    for match in sorted([*subjects, *rights], key=lambda match: match.start(), reverse=True):
+        if match.re is _IS_RIGHT:
+            if not _DOUBTED.search(text[max(0, match.start() - 20) : match.start()]):
+                yield match[1].upper()
             continue
-        start = found.start() if found[0][:1] in "cpsgCPSG" else found.end()
+        start = match.start() if match[0][:1] in "cpsgCPSG" else match.end()
         line = text[start : start + 120].partition("\n")[0]
         for link in _LINK.finditer(line):
             if not _REFUSED.search(line[: link.start()]):
@@ -329,7 +327,7 @@ def _statements(text: str, most: int) -> Iterator[str]:
 def _stated(tail: str, choices: Sequence[str]) -> str | None:
     """Return the choice with which a statement goes on."""
     plain = re.sub(r"^not\s+(?:option\s+)?\(?[A-Z]\)?,?\s+but\s+", "", _plain(tail))
-    ends = [found.start() for found in re.finditer(r"[.,;!?](?=\s)|\s-\s", plain)][:8]
+    ends = [match.start() for match in re.finditer(r"[.,;!?](?=\s)|\s-\s", plain)][:8]
     if (same := _by_text(plain, choices)) is not None:
         return same
     for end in reversed(ends):  # the longest text first: a choice may hold a comma
@@ -373,11 +371,32 @@ def _begins_a_list(line: str, choices: Sequence[str]) -> bool:
 
 def _mentioned(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter that a response mentions last in brackets or as an option, and neither denies nor joins."""
-    for found in reversed(deque(_MENTIONED.finditer(text), maxlen=_MOST_PLACES)):
-        line = text[max(0, found.start() - 40) : found.start()].rpartition("\n")[2]
-        after = text[found.end() : found.end() + 60].partition("\n")[0]
-        begins = not line.strip(" \t*-#>") and (found[0].endswith(")") or after.lstrip("* ")[:1] in (":", "-", ")"))
+    for match in reversed(deque(_MENTIONED.finditer(text), maxlen=_MOST_PLACES)):
+        line = text[max(0, match.start() - 40) : match.start()].rpartition("\n")[2]
+        after = text[match.end() : match.end() + 60].partition("\n")[0]
+        begins = not line.strip(" \t*-#>") and (match[0].endswith(")") or after.lstrip("* ")[:1] in (":", "-", ")"))
         joined = re.search(r"[A-Z][)*]*\s*(?:,|and|or|&|/)+\s*$", line) or _ANOTHER.match(after)
-        if found[1] in _letters(choices) and not (begins and after.strip()) and not joined and not _DENIED.match(after):
-            return found[1]
+        if match[1] in _letters(choices) and not (begins and after.strip()) and not joined and not _DENIED.match(after):
+            return match[1]
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceGrader(KeyGrader):
+    """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
+
+    The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.
+    """
+
+    def extract(self, text: str, item: Item) -> str | None:
+        """Return the letter of the choice that the response gives, see :func:`find_choice`."""
+        return find_choice(text, item.metadata["choices"])
+
+    def extract_strict(self, text: str, item: Item) -> str | None:
+        r"""Return the letter in the last ``\boxed{}``."""
+        return find_boxed_letter(text, item.metadata["choices"])
+
+    def grade(self, answer: str | None, item: Item) -> bool | None:
+        """See :class:`Grader`: no answer is wrong."""
+        gold = None if item.gold is None else read_choice(item.gold, item.metadata["choices"])
+        return None if gold is None else answer == gold

@@ -42,13 +42,14 @@ class BenchmarkConfig:
     """Texts that end a response with the token that completes them, as an EOS would. Where not set, the template's own:
     what a base model writes when it goes on to a next question."""
 
+    def __post_init__(self) -> None:
+        """Make the stop strings a tuple, whatever a file or another process had them in."""
+        if self.stop is not None:
+            object.__setattr__(self, "stop", tuple(self.stop))
+
 
 def check_config(config: BenchmarkConfig, splits: Sequence[str] | None = None) -> None:
     """Check what can be checked before any question is read.
-
-    Args:
-        config: The settings.
-        splits: The benchmark's splits; None if any word will do.
 
     Raises:
         InputError: For a limit, offset, split, seed, template or stop string that cannot be meant.

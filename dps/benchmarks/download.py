@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dps.benchmarks.sources import SOURCES, HubFile, fetch
+from dps.benchmarks.records import HubFile, fetch
+from dps.benchmarks.sources import SOURCES
 from dps.errors import InputError
 from feature_store.errors import StoreError
 from feature_store.files import new_file
@@ -39,33 +40,25 @@ def chosen(names: Sequence[str]) -> list[HubFile]:
 def download(names: Sequence[str], folder: Path | None) -> list[str]:
     """Fetch benchmarks into the hub's local cache, and copy them into a folder where one is given.
 
-    Args:
-        names: Which; all if empty.
-        folder: Where copies go, under the benchmark's name.
-
     Returns:
         One sentence for each file that could not be fetched; the others have been.
 
     Raises:
         InputError: If a name is not a benchmark's.
     """
-    files = chosen(names)
-    problems = []
+    files, problems = chosen(names), []
     for number, file in enumerate(files, 1):
         print(f"[{number} of {len(files)}] {file.title}: {file.repository}, licence {file.licence}", flush=True)
         try:
             path = fetch(file, "see the README's table of benchmarks for the fields of a local file")
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if folder is not None:
-            target = folder / f"{file.title.lower().replace(' ', '_').replace('.', '')}{Path(file.filename).suffix}"
-            try:
-                with new_file(target) as copy:
+            if folder is not None:
+                name = file.title.lower().replace(" ", "_").replace(".", "")
+                target = folder / f"{name}{Path(file.filename).suffix}"
+                with new_file(target) as copy:  # what stands there may be the user's own
                     shutil.copyfile(path, copy)
-            except StoreError as error:  # what stands there may be the user's own
-                problems.append(str(error))
-                continue
-            path = target
-        print(f"  {path}", flush=True)
+                path = target
+        except (InputError, StoreError) as error:
+            problems.append(str(error))
+        else:
+            print(f"  {path}", flush=True)
     return problems

@@ -6,39 +6,38 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of
-from dps.benchmarks.config import BenchmarkConfig, check_config
+from dps.benchmarks.benchmark import Benchmark, Item, Prompts, load_files
+from dps.benchmarks.config import BenchmarkConfig
 from dps.benchmarks.programs import CodeGrader
-from dps.benchmarks.prompts import CODE_CHAT, CODE_PLAIN, CODE_STOP
-from dps.benchmarks.records import RecordFile
-from dps.benchmarks.sources import read_source
+from dps.benchmarks.records import HubFile, Record
 
-
-def load_humaneval(config: BenchmarkConfig) -> Benchmark:
-    """Load HumanEval from ``config.path``, or from the hub where no path is set.
-
-    Raises:
-        InputError: If it cannot be read, or a record is not HumanEval's.
-    """
-    check_config(config, ("test",))
-    file = read_source(config, "task_id, prompt, canonical_solution, test, entry_point")
-    items = [_item(file, place, record) for place, record in file.records]
-    return benchmark_of(file, items, config, chat=CODE_CHAT, plain=CODE_PLAIN, stop=CODE_STOP, grader=grader())
-
-
-def grader(golds: Sequence[str | None] = ()) -> CodeGrader:
-    """Return what reads the responses; the gold answers do not matter."""
-    return CodeGrader()
-
-
-def _item(file: RecordFile, place: str, record: dict[str, object]) -> Item:
-    prompt = file.text(place, record, "prompt")
-    metadata = {"prompt": prompt} | {name: file.text(place, record, name) for name in ("test", "entry_point")}
-    return Item(
-        file.text(place, record, "task_id"),
-        prompt,
-        prompt + file.text(place, record, "canonical_solution"),
-        metadata,
+FILES = {
+    "test": HubFile(
+        "HumanEval",
+        "openai/openai_humaneval",
+        "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        "openai_humaneval/test-00000-of-00001.parquet",
+        "MIT",
     )
+}
+GRADER = CodeGrader()
+_CHAT = """Complete the following Python function. Answer with the whole function in one code block.
+
+```python
+{question}
+```"""
+_STOP = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```")
+"""What begins a line that is no longer in the function."""
+_PROMPTS = Prompts(_CHAT, "{question}", _STOP)
+"""A base model continues the prompt as it is, as in the published work."""
+
+
+def load(config: BenchmarkConfig) -> Benchmark:
+    """Load the questions."""
+    return load_files(config, FILES, _item, "task_id, prompt, canonical_solution, test, entry_point", _PROMPTS, GRADER)
+
+
+def _item(record: Record, config: BenchmarkConfig) -> Item:
+    metadata = {name: record.text(name) for name in ("prompt", "test", "entry_point")}
+    prompt = metadata["prompt"]
+    return Item(record.text("task_id"), prompt, prompt + record.text("canonical_solution"), metadata)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from dps.benchmarks.answers import extract_text, strict_text
-from dps.benchmarks.grading import ChoiceGrader, Grader, TextGrader
+from dps.benchmarks.answers import TextGrader
+from dps.benchmarks.choices import ChoiceGrader
+from dps.benchmarks.grading import Grader
 from dps.benchmarks.mathematics import MathGrader, NumberGrader
 from dps.benchmarks.programs import CodeGrader
 
@@ -16,7 +17,7 @@ _GRADERS: dict[str, Grader] = {
     "number": NumberGrader(),
     "math": MathGrader(),
     "choice": ChoiceGrader(),
-    "text": TextGrader(extract_text, strict_text),
+    "text": TextGrader(),
     "code": CodeGrader(),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +36,13 @@ class WinRate:
 def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
     """Return the store's answers in the form of ``model_outputs``, without what a reasoning model thought before them.
 
-    Args:
-        store: A store of open responses.
-        k: Use the first k trajectories of each question; all of them if None. Of several the one with the highest
-            log-probability is taken.
-
-    Returns:
-        One object for each question: ``dataset``, ``instruction``, ``output``, ``generator``, in order of id.
+    Of the first k trajectories of a question (of all if k is None) the one with the highest log-probability is taken.
 
     Raises:
         InputError: If a question has fewer than k trajectories, or a question no response.
     """
-    policy, model = store.manifest.policy["name"], Path(str(store.manifest.model.get("name", "model"))).name
-    found = []
+    manifest, outputs = store.manifest, []
+    generator = f"{Path(str(manifest.model.get('name', 'model'))).name}-{manifest.policy['name']}"
     for question in store:
         used = question.trajectories if k is None else question.trajectories[:k]
         if k is not None and len(used) < k:
@@ -55,16 +50,16 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
         said = [answer_part(t.text, question.prompt) for t in used]
         classes = [-1 if text is None else 0 for text in said]  # nobody is to judge a thought that was cut short
         best = representative(classes, [t.base_logprob for t in used], "best_logprob")
-        count = f"-k{k or len(used)}" if store.manifest.policy.get("family") == "fixed" else ""
-        found.append(
+        count = f"-k{k or len(used)}" if manifest.policy.get("family") == "fixed" else ""
+        outputs.append(
             {
                 "dataset": question.metadata.get("dataset", ""),
                 "instruction": question.question,
                 "output": (said[best] or "").strip() if best is not None else "",
-                "generator": f"{model}-{policy}{count}",
+                "generator": f"{generator}{count}",
             }
         )
-    return found
+    return outputs
 
 
 def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
@@ -82,13 +77,9 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
 
 
 def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
-    """Run the user's annotator on an outputs file and read the preferences that it wrote.
+    """Run the user's annotator on an outputs file and read the preferences that it wrote into ``annotations.json``.
 
-    Args:
-        command: With {outputs} and {folder} where the paths go, e.g. ``alpaca_eval --model_outputs {outputs}
-            --output_path {folder}``. It runs without a shell.
-        outputs: The ``model_outputs`` file.
-        folder: Where the annotator writes; a file ``annotations.json`` is looked for in it.
+    The command has {outputs} and {folder} where the paths go, and runs without a shell.
 
     Raises:
         InputError: If the command cannot be run, fails, or leaves no preferences.
@@ -103,13 +94,13 @@ def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
         raise InputError(f"The annotator {words[0]} cannot be run ({error.strerror}): check annotator.") from error
     if code:
         raise InputError(f"The annotator {words[0]} ended with exit code {code}; its messages are above.")
-    found = sorted(folder.rglob("annotations.json"))
-    if not found:
+    left = sorted(folder.rglob("annotations.json"))
+    if not left:
         raise InputError(
             f"The annotator left no annotations.json under {folder}: have it write there, as with "
             "--output_path {folder}."
         )
-    return win_rate(json.loads(found[0].read_text(encoding="utf-8")))
+    return win_rate(json.loads(left[0].read_text(encoding="utf-8")))
 
 
 def win_rate(annotations: list[dict[str, Any]]) -> WinRate:
@@ -121,7 +112,5 @@ def win_rate(annotations: list[dict[str, Any]]) -> WinRate:
     values = [float(a["preference"]) - 1.0 for a in annotations if a.get("preference") is not None]
     if not values:
         raise InputError("Expected annotations with a preference between 1 and 2, found none.")
-    mean = sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values)
-    stderr = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
-    return WinRate(mean, stderr, len(values))
+    stderr = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return WinRate(statistics.mean(values), stderr, len(values))

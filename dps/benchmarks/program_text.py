@@ -13,9 +13,17 @@ import re
 import tokenize
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any
 
-from dps.benchmarks.program_use import bound_names, definition_of, loaded_names, without_use
+from dps.benchmarks.program_use import (
+    DEFINITIONS,
+    bound_names,
+    definition_of,
+    loaded_names,
+    parts_of,
+    without_use,
+)
 
 LONGEST_PROGRAM = 20_000
 """Characters; what is longer is no answer."""
@@ -28,10 +36,13 @@ _FENCE = re.compile(
     r"^(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE
 )
 _QUOTED_FENCE = re.compile(r"^> ?(?:```|~~~)", re.MULTILINE)
-_CODE_LINE = re.compile(r"\s|from |import |def |async |class |@|#|[)\]}]|[A-Za-z_]\w*(?::[^=]*)? = ")
+_CODE_LINE = re.compile(r"\Z|\s|from |import |def |async |class |@|#|[)\]}]|[A-Za-z_]\w*(?::[^=]*)? = ")
 """How a line of a program may begin."""
+_DECORATOR = re.compile("@")
 _CONTINUES = frozenset({"else", "elif", "except", "finally"})
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
+_LEAVING = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 def find_strict_program(text: str, prompt: str, entry_point: str) -> str | None:
@@ -57,15 +68,10 @@ def find_strict_program(text: str, prompt: str, entry_point: str) -> str | None:
 
 
 def find_program(text: str, prompt: str, entry_point: str) -> str | None:
-    """Return the program of a response in any form.
+    """Return the program of a response in any form, see :func:`find_strict_program`.
 
     After the strict forms: a definition within running text; a code block, or a text, with the function's body alone,
     indented or not.
-
-    Args:
-        text: The decoded response.
-        prompt: Source up to and with the function's head and docstring.
-        entry_point: The function's name.
     """
     program = find_strict_program(text, prompt, entry_point)
     if program is not None:
@@ -80,11 +86,11 @@ def find_program(text: str, prompt: str, entry_point: str) -> str | None:
     return next((program for program in bodies if program is not None), None)
 
 
-def parsed(source: str) -> ast.Module | None:
-    """Return a source's syntax tree; None if it is no Python, or too deep for the parser."""
+def parsed(source: str, mode: str = "exec") -> Any:
+    """Return a source's syntax tree; None if it is no Python (``eval``: no expression), or too deep for the parser."""
     try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.parse(source, mode=mode)
+    except _UNREADABLE:
         return None
 
 
@@ -92,8 +98,7 @@ def leading_code(source: str) -> str:
     """Return the whole top-level statements with which a text begins, up to the first that is no Python."""
     if parsed(source) is not None:
         return source
-    lines = source.split("\n")
-    good = 0
+    lines, good = source.split("\n"), 0
     for start, end in pairwise(_statement_rows(lines)):
         if parsed("\n".join(lines[start:end])) is None:
             break
@@ -105,16 +110,12 @@ def _statement_rows(lines: list[str]) -> list[int]:
     """Return the rows at which top-level statements begin, and at last the row at which no more tokens are found."""
     rows: list[int] = []
     depth, begins, decorated = 0, True, False
-    reader = iter([line + "\n" for line in lines])
     try:
-        for token in tokenize.generate_tokens(lambda: next(reader, "")):
-            if token.type == tokenize.INDENT:
-                depth += 1
-            elif token.type == tokenize.DEDENT:
-                depth -= 1
-            elif token.type == tokenize.NEWLINE:
+        for token in _tokens(lines):
+            depth += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
+            if token.type == tokenize.NEWLINE:
                 begins = True
-            elif begins and token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.ENDMARKER):
+            elif begins and token.type not in _BETWEEN:
                 if depth == 0:
                     if not decorated and token.string not in _CONTINUES:
                         rows.append(token.start[0] - 1)
@@ -124,15 +125,23 @@ def _statement_rows(lines: list[str]) -> list[int]:
         return [*rows, max(error.args[1][0] - 1, rows[-1] if rows else 0)]
     except IndentationError as error:
         return [*rows, (error.lineno or 1) - 1]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _UNREADABLE:
         return rows
     return [*rows, len(lines)]
+
+
+_BETWEEN = (tokenize.NL, tokenize.COMMENT, tokenize.ENDMARKER, tokenize.INDENT, tokenize.DEDENT)
+
+
+def _tokens(lines: Iterable[str]) -> Iterator[tokenize.TokenInfo]:
+    reader = iter([line + "\n" for line in lines])
+    return tokenize.generate_tokens(lambda: next(reader, ""))
 
 
 def _clean(text: str) -> str:
     """Return a text with line ends of one kind, lines that begin with usual spaces, and quoted code as it is."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    text = re.sub(r"^[ \t]*\u00a0[ \t\u00a0]*", lambda found: found[0].replace("\u00a0", " "), text, flags=re.MULTILINE)
+    text = re.sub(r"^[ \t]*\u00a0[ \t\u00a0]*", lambda match: match[0].replace("\u00a0", " "), text, flags=re.MULTILINE)
     return re.sub(r"^> ?", "", text, flags=re.MULTILINE) if _QUOTED_FENCE.search(text) else text
 
 
@@ -147,10 +156,9 @@ def _fenced(text: str) -> tuple[str, list[str]]:
     for fence in _FENCE.finditer(text):
         if before is None:
             before = text[: fence.start()]
-        column = len(fence["indent"].expandtabs())
         if opened is not None:
             same = fence["mark"][0] == opened["mark"][0] and len(fence["mark"]) >= len(opened["mark"])
-            if not same or column > len(opened["indent"].expandtabs()) + 3:
+            if not same or _column(fence) > _column(opened) + 3:
                 continue
             blocks.append(_content(text, opened, fence.start()))
         opened = None if opened is not None and not fence["info"].strip() else fence
@@ -165,20 +173,29 @@ def _fenced(text: str) -> tuple[str, list[str]]:
     return text if before is None else before, kept[::-1]
 
 
+def _column(fence: re.Match[str]) -> int:
+    return len(fence["indent"].expandtabs())
+
+
 def _content(text: str, fence: re.Match[str], end: int) -> str:
     """Return the code of a block from its fence to an end: bounded, moved to the left, without ``>>>``."""
-    lines = _whole_lines(text[fence.end() + 1 : min(end, fence.end() + 1 + LONGEST_PROGRAM)], end).split("\n")
-    column = len(fence["indent"].expandtabs())
-    lines = [line[min(column, len(line) - len(line.lstrip(" "))) :] if column else line for line in lines]
+    part = _bounded(text[fence.end() + 1 : min(end, fence.end() + 1 + LONGEST_PROGRAM)], end)
+    lines = _moved(part.split("\n"), _column(fence), " ")
     first = next((line for line in lines if line.strip()), "")
     if first.startswith(">>>"):
         lines = [line[4:] for line in lines if line.startswith((">>>", "..."))]
     return "\n".join(lines) + "\n"
 
 
-def _whole_lines(part: str, length: int) -> str:
-    """Return a text, or if it is the first part of a longer one, its whole lines."""
+def _bounded(text: str, length: int | None = None) -> str:
+    """Return the whole lines with which a text of that length begins, as many as a program may have."""
+    part, length = text[:LONGEST_PROGRAM], len(text) if length is None else length
     return part.rpartition("\n")[0] if len(part) == LONGEST_PROGRAM < length else part
+
+
+def _moved(lines: Iterable[str], width: int, space: str | None = None) -> list[str]:
+    """Return lines moved to the left by up to so many characters of space."""
+    return [line[min(width, len(line) - len(line.lstrip(space))) :] for line in lines]
 
 
 def _from_blocks(blocks: list[str], prompt: str, entry_point: str) -> str | None:
@@ -195,12 +212,13 @@ def _from_blocks(blocks: list[str], prompt: str, entry_point: str) -> str | None
     known, parts = _BUILTINS | _bound(parsed(preamble)), [preamble]
     for number, code in enumerate(codes):
         tree = parsed(code)
-        own = known | _bound(tree)
+        bound = _bound(tree)
         if number != defining[-1]:
-            stub = number > defining[-1] and entry_point in _bound(tree)
-            if stub or tree is None or _leaves_a_function(tree) or not _runs(tree.body, own):
+            stub = number > defining[-1] and entry_point in bound
+            # A block that leaves a function at top level is a part of one.
+            if stub or tree is None or _leaves(tree.body, _LEAVING) or not _runs(tree.body, known | bound):
                 continue
-        known = own
+        known = known | bound
         parts.append(code)
     return _finished("\n".join(part.rstrip("\n") for part in parts if part.strip()), entry_point)
 
@@ -214,42 +232,34 @@ def _runs(nodes: list[ast.stmt], known: set[str]) -> bool:
     return "*" in known or loaded_names(nodes, at_once=True) <= known
 
 
-def _leaves_a_function(tree: ast.Module) -> bool:
-    """Whether there is a ``return`` or ``yield`` at top level: the source is a part of a function."""
-    inner = [part for node in tree.body if isinstance(node, _DEFINITIONS) for part in ast.walk(node)]
-    leaving = sum(isinstance(node, _LEAVING) for node in ast.walk(tree))
-    return leaving > sum(isinstance(node, _LEAVING) for node in inner)
-
-
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_LEAVING = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
+def _leaves(body: list[ast.stmt], kinds: tuple[type, ...], closed: tuple[type, ...] = DEFINITIONS) -> bool:
+    """Whether one of these kinds of nodes is in a body; those within definitions do not count."""
+    return any(
+        isinstance(part, kinds) for node in body if not isinstance(node, closed) for part in parts_of(node, closed)
+    )
 
 
 def _continued(text: str, prompt: str, entry_point: str) -> str | None:
     """Return the program of a prompt and the text that continues it, up to what is no longer code."""
-    part = _whole_lines(text[:LONGEST_PROGRAM], len(text))
-    indent = _body_indent(prompt, entry_point)
-    stripped = part.lstrip("\n")
-    start = prompt if prompt.endswith("\n") or not prompt else prompt + "\n"
-    for source in (prompt + part, start + part, start + indent + stripped.lstrip(" \t")):
+    part, start = _bounded(text), _ended(prompt)
+    as_given = (prompt + part, start + part)
+    for source in (*as_given, start + _body_indent(prompt, entry_point) + part.lstrip("\n").lstrip(" \t")):
         code = _code_with(leading_code(source), entry_point)
         # With a space put before it, a word of English is a function's body.
-        if code is not None and (source in (prompt + part, start + part) or _returns(code, entry_point)):
+        if code is not None and (source in as_given or _returns(code, entry_point)):
             return _finished(code, entry_point)
     return None
+
+
+def _ended(prompt: str) -> str:
+    return prompt if prompt.endswith("\n") or not prompt else prompt + "\n"
 
 
 def _returns(code: str, entry_point: str) -> bool:
     """Whether the function gives something back, or raises; those within it do not count."""
     function = _defined(code, entry_point)
-    waiting: list[ast.AST] = list(function.body) if isinstance(function, _DEFINITIONS) else []
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, (*_LEAVING, ast.Raise)):
-            return True
-        if not isinstance(part, (*_DEFINITIONS, ast.Lambda)):
-            waiting += ast.iter_child_nodes(part)
-    return False
+    inner = (*DEFINITIONS, ast.Lambda)
+    return isinstance(function, DEFINITIONS) and _leaves(function.body, (*_LEAVING, ast.Raise), inner)
 
 
 def _code_with(code: str, entry_point: str, preamble: str = "") -> str | None:
@@ -263,84 +273,63 @@ def _code_with(code: str, entry_point: str, preamble: str = "") -> str | None:
     known, last, defined = _BUILTINS | _bound(parsed(preamble)), 0, False
     for node in tree.body:
         own = known | {name for name, _ in bound_names(node)}
+        defines = definition_of([node], entry_point) is not None
         if defined:
             clear = not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)
             empty = isinstance(node, ast.AnnAssign) and node.value is None
-            again = definition_of([node], entry_point) is not None
-            if again or not clear or empty or not _runs([node], own):
+            if defines or not clear or empty or not _runs([node], own):
                 break
-        known, last = own, node.end_lineno or last
-        defined = defined or definition_of([node], entry_point) is not None
+        known, last, defined = own, node.end_lineno or last, defined or defines
     return "\n".join(code.split("\n")[:last]) + "\n" if defined else None
 
 
 def _within(text: str, entry_point: str, preamble: str) -> str | None:
     """Return the program around the first definition of the function within running text; None if there is none."""
-    head = re.compile(
-        rf"^([ \t]*)(?:(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b|{re.escape(entry_point)} *=)", re.M
-    )
-    for tried, found in enumerate(head.finditer(text)):
-        if tried == _MOST_TRIES:
-            break
-        width = len(found[1])
-        after = _whole_lines(text[found.start() : found.start() + LONGEST_PROGRAM], len(text) - found.start())
-        earlier = text[max(0, found.start() - LONGEST_PROGRAM) : found.start()].split("\n")
-        for lines in (_end_of_code(_moved(earlier, width)), _decorators(_moved(earlier, width))):
-            source = "\n".join([*lines, *_moved(after.split("\n"), width)])
+    name = re.escape(entry_point)
+    head = re.compile(rf"^([ \t]*)(?:(?:async[ \t]+)?def[ \t]+{name}\b|{name} *=)", re.MULTILINE)
+    for match in islice(head.finditer(text), _MOST_TRIES):
+        width = len(match[1])
+        after = _bounded(text[match.start() : match.start() + LONGEST_PROGRAM], len(text) - match.start())
+        earlier = _moved(text[max(0, match.start() - LONGEST_PROGRAM) : match.start()].split("\n"), width)
+        for begins in (_CODE_LINE, _DECORATOR):
+            source = "\n".join([*_ending(earlier, begins), *_moved(after.split("\n"), width)])
             code = _code_with(leading_code(source), entry_point, preamble)
             if code is not None:
                 return code
     return None
 
 
-def _moved(lines: Iterable[str], width: int) -> list[str]:
-    """Return lines moved to the left by up to so many characters of space."""
-    return [line[min(width, len(line) - len(line.lstrip())) :] for line in lines]
-
-
-def _end_of_code(lines: list[str]) -> list[str]:
-    """Return the lines at the end that belong to a program: imports, helpers, constants; the last is empty."""
+def _ending(lines: list[str], begins: re.Pattern[str]) -> list[str]:
+    """Return the lines before the last, which is empty, that begin in this way."""
     start = len(lines) - 1
-    while start > 0 and (not lines[start - 1] or _CODE_LINE.match(lines[start - 1])):
+    while start > 0 and begins.match(lines[start - 1]):
         start -= 1
-    return lines[max(start, 0) : -1]
-
-
-def _decorators(lines: list[str]) -> list[str]:
-    """Return the lines at the end that are decorators."""
-    start = len(lines) - 1
-    while start > 0 and lines[start - 1].startswith("@"):
-        start -= 1
-    return lines[max(start, 0) : -1]
+    return lines[start:-1]
 
 
 def _as_body(text: str, prompt: str, entry_point: str) -> str | None:
     """Return the program whose function has a text as its body, whatever that is indented by; it must return."""
-    part = re.sub(r"\A(?:[ \t]*\n)+", "", _whole_lines(text[:LONGEST_PROGRAM], len(text))).rstrip("\n")
-    lines = part.split("\n")
+    lines = re.sub(r"\A(?:[ \t]*\n)+", "", _bounded(text)).rstrip("\n").split("\n")
     width = len(lines[0]) - len(lines[0].lstrip())
     lines = leading_code("\n".join(_shifted(lines, width, ""))).split("\n")
-    start = prompt if prompt.endswith("\n") or not prompt else prompt + "\n"
-    source = start + "\n".join(_shifted(lines, 0, _body_indent(prompt, entry_point))) + "\n"
+    source = _ended(prompt) + "\n".join(_shifted(lines, 0, _body_indent(prompt, entry_point))) + "\n"
     return _finished(source, entry_point) if _returns(source, entry_point) else None
 
 
 def _shifted(lines: list[str], width: int, indent: str) -> list[str]:
     """Return lines with other spaces before them; what stands within a string of several lines stays."""
     inside = set(_rows_in_strings(lines, width))
-    moved = []
-    for row, line in enumerate(lines):
-        stays = row in inside or not line.strip()
-        moved.append(line if stays else indent + line[min(width, len(line) - len(line.lstrip())) :])
-    return moved
+    return [
+        line if row in inside or not line.strip() else indent + _moved([line], width)[0]
+        for row, line in enumerate(lines)
+    ]
 
 
 def _rows_in_strings(lines: list[str], width: int) -> Iterator[int]:
     """Yield the rows that begin within a string."""
-    reader = iter([line + "\n" for line in (["if 1:"] if width else []) + lines])
     start = None
     try:
-        for token in tokenize.generate_tokens(lambda: next(reader, "")):
+        for token in _tokens((["if 1:"] if width else []) + lines):
             name = tokenize.tok_name[token.type]
             if name == "FSTRING_START":
                 start = token.start[0]
@@ -357,20 +346,19 @@ def _head(prompt: str, entry_point: str) -> re.Match[str] | None:
 
 def _before_function(prompt: str, entry_point: str) -> str:
     """Return what a prompt has before the function: imports and helpers."""
-    found = _head(prompt, entry_point)
-    return prompt[: found.start()] if found else ""
+    head = _head(prompt, entry_point)
+    return prompt[: head.start()] if head else ""
 
 
 def _body_indent(prompt: str, entry_point: str) -> str:
     """Return the space before the function's body, as its docstring in the prompt has it."""
-    tree, found = parsed(prompt), _head(prompt, entry_point)
+    tree, head = parsed(prompt), _head(prompt, entry_point)
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, _DEFINITIONS) and node.name == entry_point:
+        if isinstance(node, DEFINITIONS) and node.name == entry_point:
             line = prompt.split("\n")[node.body[0].lineno - 1]
-            indent = line[: len(line) - len(line.lstrip())]
-            if indent:
+            if indent := line[: len(line) - len(line.lstrip())]:
                 return indent
-    return (found[1] if found else "") + "    "
+    return (head[1] if head else "") + "    "
 
 
 def _defined(code: str, entry_point: str) -> ast.AST | None:

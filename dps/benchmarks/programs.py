@@ -13,39 +13,36 @@ import json
 import math
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from dps.benchmarks.grading import number_classes
+from dps.benchmarks.grading import Item, KeyGrader
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
-from dps.benchmarks.sandbox import Verdict, run_examples, run_test
+from dps.benchmarks.sandbox import run_program
+from dps.benchmarks.workers import idle_cores
 
-if TYPE_CHECKING:
-    from dps.benchmarks.benchmark import Item
-
-_AT_ONCE = 4
-"""Programs that run at a time."""
 _MOST_EXAMPLES = 20
 _KEPT = 50_000
 """Verdicts that are remembered, as a digest and a few words each: some 15 MB."""
 
-_running = threading.BoundedSemaphore(_AT_ONCE)
+_running = threading.BoundedSemaphore(idle_cores())
 _lock = threading.Lock()
 _verdicts: dict[bytes, str] = {}
 """What came of a program by the digest of all that decides it: of a test the kind of verdict, of examples a digest."""
 
 
 @dataclass(frozen=True, slots=True)
-class CodeGrader:
+class CodeGrader(KeyGrader):
     """Reads responses that complete a Python function.
 
     An item's metadata has ``prompt`` (the function's head with its docstring), ``test`` (source that defines
     ``check(candidate)``) and ``entry_point`` (the function's name).
     """
 
-    in_background: bool = True
+    in_background: ClassVar[bool] = True
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the whole program of a response in any form, see :func:`~dps.benchmarks.program_text.find_program`."""
@@ -55,74 +52,53 @@ class CodeGrader:
         """Return the program of code blocks that define the function, or of a text that continues the prompt."""
         return find_strict_program(text, item.metadata["prompt"], item.metadata["entry_point"])
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
+    def is_right(self, answer: str, item: Item) -> bool | None:
         """Return whether the program passes the test; None where the test itself is at fault."""
-        if item.gold is None:
-            return None
-        if answer is None:
-            return False
         kind = _remembered(answer, item, ())
         return None if kind == "broken" else kind == "passed"
 
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return each program's class: the same outputs on the prompt's examples.
+    def key(self, answer: str, item: Item) -> str:
+        """Return a digest of what a program gives for the prompt's examples.
 
         Without examples, and for programs that fail on all of them, only equal source (but for comments and layout) is
         the same.
         """
         examples = examples_of(item.metadata["prompt"], item.metadata["entry_point"])
-        return number_classes([None if answer is None else _behaviour(answer, item, examples) for answer in answers])
+        if outputs := _remembered(answer, item, examples) if examples else "":
+            return outputs
+        tree = parsed(answer) if len(answer) <= LONGEST_PROGRAM else None
+        try:
+            return _digest(answer if tree is None else ast.dump(tree)).hex()
+        except (ValueError, RecursionError, MemoryError):  # too deep to be printed, or a number of too many digits
+            return _digest(answer).hex()
 
 
-def examples_of(prompt: str, entry_point: str) -> list[str]:
+@lru_cache(maxsize=256)
+def examples_of(prompt: str, entry_point: str) -> tuple[str, ...]:
     """Return the calls of the function in a prompt's docstring, as expressions, in order.
 
     Read are lines that begin with ``>>>``, and calls before ``==``, ``=>``, ``->``, ``➞`` or "returns".
     """
-    found = []
+    lines = prompt.splitlines()
     try:
-        found = [example.source.strip() for example in doctest.DocTestParser().get_examples(prompt)]
+        sources = [example.source.strip() for example in doctest.DocTestParser().get_examples(prompt)]
     except ValueError:  # the examples are not quite doctests
-        found = [line.strip()[3:].strip() for line in prompt.splitlines() if line.strip().startswith(">>>")]
-    for line in prompt.splitlines():
-        if not line.strip().startswith((">>>", "def ")) and (call := _call_in(line, entry_point)) is not None:
-            found.append(call)
-    calls = (source for source in dict.fromkeys(found) if f"{entry_point}(" in source and _is_expression(source))
-    return list(islice(calls, _MOST_EXAMPLES))
+        sources = [line.strip()[3:].strip() for line in lines if line.strip().startswith(">>>")]
+    shown = [line for line in lines if not line.strip().startswith((">>>", "def "))]
+    sources += [call for line in shown if (call := _call_in(line, entry_point)) is not None]
+    calls = (source for source in dict.fromkeys(sources) if f"{entry_point}(" in source and parsed(source, "eval"))
+    return tuple(islice(calls, _MOST_EXAMPLES))
 
 
 def _call_in(line: str, entry_point: str) -> str | None:
     """Return the call of the function that a line of text shows with its result."""
-    start = line.find(f"{entry_point}(")
-    if start < 0:
-        return None
-    depth = 0
-    for place in range(start, len(line)):
+    start, depth = line.find(f"{entry_point}("), 0
+    for place in range(start, len(line)) if start >= 0 else ():
         depth += (line[place] in "([{") - (line[place] in ")]}")
         if depth == 0 and line[place] == ")":
             shown = re.match(r"""[`'"]?\s*(?:==|=>|->|➞|=|returns?\b|should\b|\#)""", line[place + 1 :])
             return line[start : place + 1] if shown else None
     return None
-
-
-def _is_expression(source: str) -> bool:
-    try:
-        ast.parse(source, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def _behaviour(program: str, item: Item, examples: list[str]) -> str:
-    """Return a digest of what programs of one class have in common."""
-    found = _remembered(program, item, tuple(examples)) if examples else ""
-    if found:
-        return found
-    tree = parsed(program) if len(program) <= LONGEST_PROGRAM else None
-    try:
-        return _digest(program if tree is None else ast.dump(tree)).hex()
-    except (ValueError, RecursionError, MemoryError):  # too deep to be printed, or a number of too many digits
-        return _digest(program).hex()
 
 
 def _canonical(output: Any) -> Any:
@@ -132,40 +108,39 @@ def _canonical(output: Any) -> Any:
     """
     if output is None or isinstance(output, dict):
         return output
-    kind, *parts = ["i", hex(output)] if isinstance(output, bool) else output
-    if kind == "i":
-        return ["n", hex(int(parts[0], 16))]
-    if kind == "f":
-        return _canonical_float(float.fromhex(parts[0]), parts[0])
+    kind, content = ["int", hex(output)] if isinstance(output, bool) else output
+    if kind == "int":
+        return ["number", hex(int(content, 16))]
+    if kind == "float":
+        return _canonical_number(float.fromhex(content), content)
     if kind == "decimal":
-        return ["n", "nan"] if "nan" in parts[0].lower() else _canonical_float(float(parts[0]), parts[0])
+        return ["number", "nan"] if "nan" in content.lower() else _canonical_number(float(content), content)
     if kind == "fraction":
-        top, bottom = (int(part, 16) for part in parts)
-        return ["n", hex(top)] if bottom == 1 else _canonical_float(_quotient(top, bottom), str(parts))
+        value = Fraction(*(int(part, 16) for _, part in content))
+        if value.denominator == 1:
+            return ["number", hex(int(value))]
+        try:
+            return _canonical_number(float(value), str(content))
+        except OverflowError:
+            return ["number", str(content)]
     if kind in ("list", "tuple", "range", "iterator", "deque", "values"):
-        return [kind, [_canonical(part) for part in parts[0]]]
-    if kind in ("set", "frozenset", "keys"):
-        return ["set", sorted(json.dumps(_canonical(part)) for part in parts[0])]
-    if kind == "items":
-        return ["set", sorted(json.dumps(["tuple", [_canonical(key), _canonical(part)]]) for key, part in parts[0])]
-    if kind in ("dict", "Counter", "OrderedDict"):
-        return ["dict", sorted(json.dumps([_canonical(key), _canonical(part)]) for key, part in parts[0])]
+        return [kind, [_canonical(part) for part in content]]
+    if kind in _UNORDERED:
+        return [_UNORDERED[kind], sorted(json.dumps(_canonical(part)) for part in content)]
     return output
 
 
-def _canonical_float(value: float, exact: str) -> list[str]:
+_UNORDERED = {"set": "set", "frozenset": "set", "keys": "set", "items": "set"}
+_UNORDERED |= {"dict": "dict", "Counter": "dict", "OrderedDict": "dict", "mapping": "dict"}
+"""What has no order, by what is equal to each other."""
+
+
+def _canonical_number(value: float, exact: str) -> list[str]:
     """Return the canonical form of a number that is about a float; beyond a float's range, what it is exactly."""
     if math.isinf(value) and "inf" not in exact.lower():
-        return ["n", exact]
+        return ["number", exact]
     value = float(f"{value:.9g}")
-    return ["n", hex(int(value)) if value.is_integer() else repr(value)]
-
-
-def _quotient(top: int, bottom: int) -> float:
-    try:
-        return top / bottom
-    except OverflowError:
-        return math.inf
+    return ["number", hex(int(value)) if value.is_integer() else repr(value)]
 
 
 def _remembered(program: str, item: Item, examples: tuple[str, ...]) -> str:
@@ -179,23 +154,18 @@ def _remembered(program: str, item: Item, examples: tuple[str, ...]) -> str:
     with _lock:
         if key in _verdicts:
             return _verdicts[key]
+    check = {"examples": examples} if examples else {"test": test}
     with _running:
-        if examples:
-            verdict = run_examples(program, examples=list(examples), prompt=prompt, entry_point=entry_point)
-        else:
-            verdict = run_test(program, test=test, prompt=prompt, entry_point=entry_point)
-    found = _digest_of_outputs(verdict) if examples else verdict.kind
+        verdict = run_program(program, check | {"prompt": prompt, "entry_point": entry_point})
+    result = verdict.kind
+    if examples:
+        failed = all(isinstance(output, dict) for output in verdict.outputs)  # exceptions
+        result = "" if failed else _digest(json.dumps([_canonical(output) for output in verdict.outputs])).hex()
     with _lock:
         while len(_verdicts) >= _KEPT:
             del _verdicts[next(iter(_verdicts))]  # the oldest
-        _verdicts[key] = found
-    return found
-
-
-def _digest_of_outputs(verdict: Verdict) -> str:
-    if all(isinstance(output, dict) for output in verdict.outputs):  # exceptions
-        return ""
-    return _digest(json.dumps([_canonical(output) for output in verdict.outputs])).hex()
+        _verdicts[key] = result
+    return result
 
 
 def _digest(*texts: str) -> bytes:

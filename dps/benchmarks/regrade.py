@@ -1,4 +1,4 @@
-"""``dps grade``: read the stored responses again after a grader has changed; no model is needed.
+"""``dps grade STORE``: read the stored responses again after a grader has changed; no model is needed.
 
 What was sampled stays as it is. Answers, their grades and classes, and the answer of each question are made anew and
 written to a store of their own, so that the old verdicts can still be compared.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from dps.benchmarks import grader_of
-from dps.benchmarks.benchmark import Item
-from dps.benchmarks.grading import Grader, read_trajectory
+from dps.benchmarks.grading import Grader, Item, read_all
+from dps.benchmarks.workers import idle_cores
 from dps.decide.aggregate import answer_of
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter
@@ -23,31 +24,33 @@ _BATCH = 64
 """Questions that are committed together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Changes:
     """What grading again did."""
 
     num_questions: int
-    """Questions of the store."""
-    num_trajectories: int
-    """Responses that were read."""
-    answers: int
+    num_trajectories: int = 0
+    answers: int = 0
     """Responses whose extracted answer is another now."""
-    grades: int
+    grades: int = 0
     """Responses whose grade is another now."""
-    question_grades: int
+    question_grades: int = 0
     """Questions whose grade is another now."""
-    ungradable: int
+    ungradable: int = 0
     """Responses that have a gold answer beside them and could not be graded."""
+
+    def add(self, before: Question, after: Question) -> None:
+        """Count a question."""
+        self.question_grades += before.correct is not after.correct
+        for old, new in zip(before.trajectories, after.trajectories, strict=True):
+            self.num_trajectories += 1
+            self.answers += old.answer != new.answer
+            self.grades += old.correct is not new.correct
+            self.ungradable += new.correct is None and after.gold is not None
 
 
 def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda count: None) -> Changes:
-    """Write a copy of a store with everything read and graded again.
-
-    Args:
-        folder: The store.
-        output: Folder of the copy; nothing is left of one that is interrupted.
-        progress: Called with the number of questions that were graded since the last call.
+    """Write a copy of a store with everything read and graded again; nothing is left of one that is interrupted.
 
     Raises:
         InputError: If the output holds a store already, or the store's benchmark is not known.
@@ -60,50 +63,26 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     identity = store.manifest.benchmark
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
-    counts = [0] * 5
-    with new_folder(output) as unfinished, ThreadPoolExecutor(8) as threads:
+    changes = Changes(len(store))
+    with new_folder(output) as unfinished, ThreadPoolExecutor(2 * idle_cores()) as threads:
         writer = StoreWriter.open(unfinished, store.manifest)
-        old: list[Question] = []
-        for number, question in enumerate(store, 1):
-            old.append(question)
-            if len(old) < _BATCH and number < len(store):
-                continue
-            new = list(threads.map(lambda q: graded(q, grader, aggregator), old))
+        questions = iter(store)
+        while old := list(islice(questions, _BATCH)):
+            new = list(threads.map(lambda question: graded(question, grader, aggregator), old))
             writer.commit(new)
             for before, after in zip(old, new, strict=True):
-                counts = [a + b for a, b in zip(counts, _differences(before, after), strict=True)]
+                changes.add(before, after)
             progress(len(old))
-            old = []
-    return Changes(len(store), *counts)
+    return changes
 
 
 def graded(question: Question, grader: Grader, aggregator: str) -> Question:
     """Return a question with its responses read and graded by this grader."""
     item = Item(question.question_id, question.question, question.gold, question.metadata)
-    readings = [read_trajectory(grader, t, item, question.prompt) for t in question.trajectories]
-    classes = grader.classes([reading.answer for reading in readings], item)
+    readings = read_all(grader, [(t.text, question.prompt) for t in question.trajectories], item)
     trajectories = tuple(
-        replace(
-            t,
-            answer=r.answer,
-            correct=r.correct,
-            strict_answer=r.strict_answer,
-            strict_correct=r.strict_correct,
-            answer_class=c,
-        )
-        for t, r, c in zip(question.trajectories, readings, classes, strict=True)
+        replace(trajectory, **asdict(reading), answer_class=number)
+        for trajectory, (reading, number) in zip(question.trajectories, readings, strict=True)
     )
     answer, correct = answer_of(trajectories, aggregator)
     return replace(question, trajectories=trajectories, answer=answer, correct=correct)
-
-
-def _differences(before: Question, after: Question) -> tuple[int, int, int, int, int]:
-    """Return the counts of :class:`Changes` from ``num_trajectories`` on, for one question."""
-    pairs = list(zip(before.trajectories, after.trajectories, strict=True))
-    return (
-        len(pairs),
-        sum(a.answer != b.answer for a, b in pairs),
-        sum(a.correct is not b.correct for a, b in pairs),
-        int(before.correct is not after.correct),
-        sum(b.correct is None and after.gold is not None for _, b in pairs),
-    )

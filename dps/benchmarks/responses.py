@@ -1,28 +1,37 @@
-"""Responses that came from anywhere, as lines of JSON: read and checked for ``dps grade``.
+"""``dps grade FILE``: grade responses that came from anywhere, as lines of JSON, without a store and without a model.
 
-A line is ``{"id", "kind", "response", "gold"}`` with what its kind needs; docs/benchmarks.md has all fields.
+A line is ``{"id", "kind", "response", "gold"}`` with what its kind needs; docs/benchmarks.md has all fields. The file
+is streamed: verdicts are written in the order of its lines, and in memory are those that wait for a slower one before
+them or for the rest of their group. Lines are written as a whole, and the same command goes on from what an
+interrupted run has left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import string
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dps.benchmarks.answers import canonical_answer
-from dps.benchmarks.benchmark import Item
-from dps.benchmarks.kinds import KINDS, Kind
-from dps.benchmarks.records import RecordFile, parse_json
+from dps.benchmarks.choices import LETTERS, read_choice
+from dps.benchmarks.grading import Item, Reading, read, read_all
+from dps.benchmarks.kinds import KINDS, grader_of_kind
+from dps.benchmarks.records import Record, read_lines, shortened
+from dps.benchmarks.workers import idle_cores
 from dps.errors import InputError
 
 Name = str | int
 """An id, or the name of a group."""
-_LETTERS = string.ascii_uppercase
+_AHEAD = 64
+"""Responses that are read ahead of the one that is written next."""
 _CODE = ("prompt", "test", "entry_point")
+_NO_GOLD = "leave out what is none."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +42,8 @@ class Response:
     """Of the line, from 1; blank lines count."""
     id: Name
     """As it stands there; several lines may have the same."""
-    kind: Kind
-    """What it is read for."""
+    kind: str
     text: str
-    """The response."""
     item: Item
     """The question, as graders take it."""
     prompt: str
@@ -44,19 +51,23 @@ class Response:
     group: Name | None
     """Lines of a group answer one question: their answers get classes."""
 
+    @property
+    def question(self) -> bytes:
+        """A digest of what all lines of a group have in common."""
+        item = self.item
+        content = json.dumps([self.kind, item.gold, item.question, item.metadata], sort_keys=True)
+        return hashlib.sha256(content.encode()).digest()[:16]
+
 
 @dataclass(slots=True)
 class Group:
     """The lines of a group."""
 
     first: int
-    """Number of its first line."""
-    last: int
-    """Number of its last line."""
-    size: int
-    """Its lines."""
-    digest: bytes
-    """Of the question that they answer."""
+    question: bytes
+    """Digest of the question that they answer."""
+    last: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +75,43 @@ class Checked:
     """What a file of responses holds."""
 
     num_responses: int
-    """Its lines, but for blank ones."""
-    groups: dict[Name, Group] = field(default_factory=dict)
-    """Its groups by name."""
+    groups: dict[Name, Group]
+
+
+_COUNTED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "responses": lambda verdict: True,
+    "right": lambda verdict: verdict["correct"] is True,
+    "wrong": lambda verdict: verdict["correct"] is False,
+    "ungradable": lambda verdict: verdict["correct"] is None,
+    "no answer": lambda verdict: verdict["answer"] is None,
+    "strict differs": lambda verdict: verdict["correct"] is not verdict["strict_correct"],
+}
+"""What is counted of the responses of a kind: ungradable are those without a gold answer, too."""
+
+
+@dataclass(slots=True)
+class Graded:
+    """What grading a file did."""
+
+    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in KINDS})
+    """By kind, by what is counted."""
+    kept: int = 0
+    """Responses that an earlier, interrupted run had graded."""
+
+    def add(self, kind: str, verdict: dict[str, Any]) -> None:
+        """Count a response."""
+        self.tallies[kind].update(name for name, holds in _COUNTED.items() if holds(verdict))
+
+    def words(self) -> str:
+        """Return a table of the counts, a line for each kind that occurs."""
+        rows = [["kind", *_COUNTED]]
+        rows += [[kind, *(f"{tally[name]:,}" for name in _COUNTED)] for kind, tally in self.tallies.items() if tally]
+        lines = ["".join(cell.rjust(16) if i else cell.ljust(8) for i, cell in enumerate(row)) for row in rows]
+        if self.kept == sum(tally["responses"] for tally in self.tallies.values()):
+            lines.append("All of them were graded before, nothing was done: delete the output to grade them again.")
+        elif self.kept:
+            lines.append(f"{self.kept:,} of them were graded by a run that was interrupted.")
+        return "\n".join(lines)
 
 
 def check_responses(path: Path) -> Checked:
@@ -81,13 +126,11 @@ def check_responses(path: Path) -> Checked:
         count += 1
         if response.group is None:
             continue
-        group = groups.setdefault(response.group, Group(response.number, response.number, 0, _question(response)))
-        if group.digest != _question(response):
-            raise _error(
-                path,
-                response.number,
-                f"is of the group {response.group!r} like line {group.first}, but has another kind, gold or question: "
-                "lines of a group answer the same question.",
+        group = groups.setdefault(response.group, Group(response.number, response.question))
+        if group.question != response.question:
+            raise InputError(
+                f"Line {response.number} of {path.name} is of the group {response.group!r} like line {group.first}, "
+                "but has another kind, gold or question: lines of a group answer the same question."
             )
         group.last = response.number
         group.size += 1
@@ -103,124 +146,178 @@ def read_responses(path: Path) -> Iterator[Response]:
         InputError: At the first line that cannot be graded.
     """
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _response(path, number, line)
+        for record in read_lines(path, 'a line is {"id": ..., "kind": ..., "response": ...}'):
+            yield _response(record)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check it and its permissions.") from error
 
 
-def _response(path: Path, number: int, line: bytes) -> Response:
-    """Return the response of a line.
-
-    Raises:
-        InputError: If it cannot be graded.
-    """
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _error(path, number, "is not UTF-8: save the file as UTF-8.") from error
-    record = parse_json(text.strip(), path.name, number)
-    if not isinstance(record, dict):
-        raise _error(path, number, 'is not a JSON object: a line is {"id": ..., "kind": ..., "response": ...}.')
-    place, file = f"line {number}", RecordFile(path.name, "", [])
-    name, kind = _name(file, place, record, "id"), file.required(place, record, "kind")
+def _response(record: Record) -> Response:
+    name, kind = record.name("id"), record.required("kind")
     if name is None:
-        raise file.error(place, "has no id: give it a text or an integer.")
+        raise record.error("has no id: give it a text or an integer.")
     if kind not in KINDS:
-        raise file.error(place, f"should have one of {', '.join(KINDS)} as kind, but has {kind!r}.")
-    response = file.required(place, record, "response")
-    if not isinstance(response, str):
-        raise file.error(place, f"should have a text as response, but has {_short(response)}.")
-    gold, metadata = _asked(file, place, record, kind)
-    question = _text(file, place, record, "question")
-    return Response(
-        number=number,
-        id=name,
-        kind=cast(Kind, kind),
-        text=response,
-        item=Item(str(name), question, gold, metadata),
-        prompt=_text(file, place, record, "prompt"),
-        group=_name(file, place, record, "group"),
-    )
+        raise record.error(f"should have one of {', '.join(KINDS)} as kind, but has {kind!r}.")
+    record.required("response")
+    texts = {key: record.fields.get(key) for key in ("response", "question", "prompt")}
+    for key, value in texts.items():
+        if not isinstance(value, str) and (value is not None or key == "response"):
+            raise record.error(f"should have a text as {key}, but has {shortened(value)}.")
+    gold, metadata = _asked(record, kind)
+    item = Item(str(name), texts["question"] or "", gold, metadata)
+    return Response(record.number, name, kind, texts["response"], item, texts["prompt"] or "", record.name("group"))
 
 
-def _asked(file: RecordFile, place: str, record: dict[str, Any], kind: str) -> tuple[str | None, dict[str, Any]]:
+def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     """Return the gold answer in the form that the kind's grader takes, and the metadata that it needs."""
-    gold = record.get("gold")
+    gold = record.fields.get("gold")
     if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float)):
-        raise file.error(
-            place, f"should have a text or a number as gold, but has {_short(gold)}; leave out what is none."
-        )
+        raise record.error(f"should have a text or a number as gold, but has {shortened(gold)}; {_NO_GOLD}")
     if kind == "code":  # the test is what decides, so there is always something to grade by
-        return str(gold or ""), {name: file.text(place, record, name) for name in _CODE}
+        return str(gold or ""), {name: record.text(name) for name in _CODE}
     if kind == "choice":
-        choices = file.required(place, record, "choices")
+        choices = record.required("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-            raise file.error(place, f"should have a list of texts as choices, but has {_short(choices)}.")
-        if not 2 <= len(choices) <= len(_LETTERS):
-            raise file.error(place, f"should have 2 to {len(_LETTERS)} choices, but has {len(choices)}.")
-        return None if gold is None else _letter(file, place, str(gold), choices), {"choices": choices}
+            raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
+        if not 2 <= len(choices) <= 26:
+            raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
+        letter = None if gold is None else read_choice(str(gold), choices)
+        if letter is None and gold is not None:
+            letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
+            raise record.error(f"should have a letter of {letters}, or one of its choices, as gold, but has {gold!r}.")
+        return letter, {"choices": choices}
     if gold is None:
         return None, {}
     text = str(gold)
     if kind == "number":
         text = text.rpartition("####")[2].strip()  # GSM8K's gold answers are solutions with the answer at their end
     if not text.strip() or (kind == "text" and canonical_answer(text) is None):
-        raise file.error(place, f"should have a text or a number as gold, but has {gold!r}; leave out what is none.")
+        raise record.error(f"should have a text or a number as gold, but has {gold!r}; {_NO_GOLD}")
     return text, {}
 
 
-def _letter(file: RecordFile, place: str, gold: str, choices: list[str]) -> str:
-    """Return the letter of the right choice, which may be given by its letter or by its text."""
-    letters = _LETTERS[: len(choices)]
-    plain = gold.strip().strip("().").strip()
-    if len(plain) == 1 and plain in letters:
-        return plain
-    same = [letter for letter, choice in zip(letters, choices, strict=True) if _same(choice, gold)]
-    if len(same) == 1:
-        return same[0]
-    if len(plain) == 1 and plain.upper() in letters and not same:
-        return plain.upper()
-    raise file.error(
-        place,
-        f"should have a letter of {letters[0]} to {letters[-1]}, or one of its choices, as gold, but has {gold!r}.",
-    )
+def grade_file(
+    path: Path, output: Path, checked: Checked, progress: Callable[[int], None] = lambda count: None
+) -> Graded:
+    """Grade a file of responses line by line, into a file of verdicts in the same order.
+
+    If the output holds the first of them, the rest is added. ``progress`` is called with numbers of lines done.
+
+    Raises:
+        InputError: If the output is there and is not the beginning of this, or cannot be written.
+    """
+    graded, size = Graded(), 0
+    for kind, verdict, end in _there(path, output):
+        graded.add(kind, verdict)
+        graded.kept, size = graded.kept + 1, end
+    progress(graded.kept)
+    with _whole_lines(output, size) as write, closing(_verdicts(path, checked, graded.kept)) as verdicts:
+        for kind, verdict in verdicts:
+            write(json.dumps(verdict).encode() + b"\n")
+            graded.add(kind, verdict)
+            progress(1)
+    return graded
 
 
-def _same(one: str, other: str) -> bool:
-    return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
+def _there(path: Path, output: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield kind and verdict of each response whose verdict stands in the output already, and where its line ends.
+
+    Raises:
+        InputError: If the output is not what an interrupted run of the same responses leaves.
+    """
+    if not output.exists():
+        return
+    refusal = f"Expected no file {output}, or one that an interrupted run of the same command left, but it"
+    if not output.is_file():
+        raise InputError(f"Expected --output to be a file, but {output} is none: choose another.")
+    if path.stat().st_mtime > output.stat().st_mtime:
+        raise InputError(f"{refusal} is older than {path}: delete it, or choose another --output.")
+    count = size = 0
+    with output.open("rb") as file:
+        for response, line in zip(read_responses(path), file, strict=False):
+            if count and not line.endswith(b"\n"):
+                break  # a killed run was in the midst of it
+            try:
+                verdict = json.loads(line)
+                fits = verdict["id"] == response.id and {"answer", "correct", "strict_correct"} <= verdict.keys()
+            except (ValueError, TypeError, KeyError, AttributeError):
+                fits = False
+            if not fits:
+                raise InputError(f"{refusal} has something else on line {count + 1}: choose another --output.")
+            count, size = count + 1, size + len(line)
+            yield response.kind, verdict, size
 
 
-def _name(file: RecordFile, place: str, record: dict[str, Any], key: str) -> Name | None:
-    """Return an id or a group's name, None where there is none."""
-    value = record.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
-        raise file.error(place, f"should have a text or an integer as {key}, but has {_short(value)}.")
-    return value
+@dataclass(slots=True)
+class _Unit:
+    """What is graded at once: a response, or all of a group."""
+
+    responses: list[tuple[str, str]] = field(default_factory=list)
+    result: Future[list[tuple[Reading, int | None]]] | None = None
+    """Readings and classes; set when the unit is complete."""
 
 
-def _text(file: RecordFile, place: str, record: dict[str, Any], key: str) -> str:
-    """Return an optional text, empty where there is none."""
-    value = record.get(key)
-    if value is not None and not isinstance(value, str):
-        raise file.error(place, f"should have a text as {key}, but has {_short(value)}.")
-    return value or ""
+def _verdicts(path: Path, checked: Checked, skipped: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield kind and verdict of each response in order, but for the first ones; of these groups may still need some."""
+    waiting: deque[tuple[Response, _Unit, int]] = deque()
+    units: dict[Name, _Unit] = {}
+    threads = ThreadPoolExecutor(2 * idle_cores())
+    try:
+        for count, response in enumerate(read_responses(path), 1):
+            name = response.group
+            unit = _Unit() if name is None else units.setdefault(name, _Unit())
+            unit.responses.append((response.text, response.prompt))
+            if count > skipped:
+                waiting.append((response, unit, len(unit.responses) - 1))
+            if name is None or len(unit.responses) == checked.groups[name].size:
+                units.pop(name, None)
+                if count > skipped:
+                    unit.result = threads.submit(_graded, response, unit.responses)
+            while waiting and (result := waiting[0][1].result) and (result.done() or len(waiting) > _AHEAD):
+                yield _verdict(*waiting.popleft())
+        if units:
+            raise InputError(f"{path} was changed while it was graded: grade it again.")
+        while waiting:
+            yield _verdict(*waiting.popleft())
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
-def _question(response: Response) -> bytes:
-    """Return a digest of what all lines of a group have in common."""
-    item = response.item
-    content = json.dumps([response.kind, item.gold, item.question, item.metadata], sort_keys=True)
-    return hashlib.sha256(content.encode()).digest()[:16]
+def _graded(last: Response, responses: list[tuple[str, str]]) -> list[tuple[Reading, int | None]]:
+    """Grade the responses of a unit, of which this is the last."""
+    grader = grader_of_kind(last.kind)
+    if last.group is None:
+        return [(read(grader, last.text, last.item, last.prompt), None)]
+    return read_all(grader, responses, last.item)
 
 
-def _short(value: Any) -> str:
-    """Return a value as a sentence can have it."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _verdict(response: Response, unit: _Unit, place: int) -> tuple[str, dict[str, Any]]:
+    """Return a response's kind and what is written of it; waits for that."""
+    reading, number = unit.result.result()[place]
+    return response.kind, {"id": response.id, **asdict(reading), "class": number}
 
 
-def _error(path: Path, number: int, problem: str) -> InputError:
-    return InputError(f"Line {number} of {path.name} {problem}")
+@contextmanager
+def _whole_lines(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
+    """Give what adds lines to a file behind its first bytes; one that is cut short is taken away again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
+    file.truncate(size)
+
+    def write(line: bytes) -> None:
+        nonlocal size
+        left = memoryview(line)
+        while left:
+            left = left[file.write(left) :]
+        size += len(line)
+
+    try:
+        yield write
+    finally:
+        file.truncate(size)
+        file.close()
+        if not size:
+            path.unlink()

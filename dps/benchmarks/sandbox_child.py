@@ -34,8 +34,6 @@ MOST_BITS = 1 << 20
 """Of one integer."""
 MOST_PARTS = 100_000
 """Of an iterator."""
-_BASES = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, Counter, OrderedDict, dict, deque)
-_DICTIONARIES = {"dict": dict, "Counter": Counter, "OrderedDict": OrderedDict}
 
 
 class NotPlain(Exception):
@@ -49,74 +47,95 @@ class ProgramFailed(BaseException):
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def encode(value: Any, depth: int = 0) -> Any:
-    """Return a plain value as JSON with its type beside it.
+def _hex(value: int) -> str:
+    if value.bit_length() > MOST_BITS:
+        raise NotPlain("an integer of too many digits")
+    return hex(value)
 
-    An object of a class derived from a plain type (a named tuple) travels as the plain value in it; what its class says
-    of itself, such as a lying ``__eq__``, stays behind. So do mappings, which travel as dictionaries. A view of a
-    dictionary travels as one, an iterator as what is left in it.
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _decimal() -> Any:
+    import decimal  # loaded only where one comes
+
+    return decimal.Decimal
+
+
+def _fraction(top: int, bottom: int) -> Any:
+    import fractions
+
+    return fractions.Fraction(top, bottom)
+
+
+_TYPES: dict[str, tuple[type, Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
+    "text": (str, lambda v, p: v, lambda c, p: _text(c)),
+    "int": (int, lambda v, p: _hex(v), lambda c, p: int(c, 16)),
+    "float": (float, lambda v, p: v.hex(), lambda c, p: float.fromhex(c)),
+    "complex": (complex, lambda v, p: p((v.real, v.imag)), lambda c, p: complex(*p(c))),
+    "bytes": (bytes, lambda v, p: v.hex(), lambda c, p: bytes.fromhex(c)),
+    "bytearray": (bytearray, lambda v, p: v.hex(), lambda c, p: bytearray.fromhex(c)),
+    "list": (list, lambda v, p: p(v), lambda c, p: p(c)),
+    "tuple": (tuple, lambda v, p: p(v), lambda c, p: tuple(p(c))),
+    "set": (set, lambda v, p: p(v), lambda c, p: set(p(c))),
+    "frozenset": (frozenset, lambda v, p: p(v), lambda c, p: frozenset(p(c))),
+    "Counter": (Counter, lambda v, p: p(v.items()), lambda c, p: Counter(dict(p(c)))),
+    "OrderedDict": (OrderedDict, lambda v, p: p(v.items()), lambda c, p: OrderedDict(p(c))),
+    "dict": (dict, lambda v, p: p(v.items()), lambda c, p: dict(p(c))),
+    "deque": (deque, lambda v, p: p((list(v), v.maxlen)), lambda c, p: deque(*p(c))),
+    "range": (range, lambda v, p: p((v.start, v.stop, v.step)), lambda c, p: range(*p(c))),
+    "memory": (memoryview, lambda v, p: v.tobytes().hex(), lambda c, p: bytes.fromhex(c)),
+    "keys": (KeysView, lambda v, p: p(v), lambda c, p: dict.fromkeys(p(c)).keys()),
+    "values": (ValuesView, lambda v, p: p(v), lambda c, p: dict(enumerate(p(c))).values()),
+    "items": (ItemsView, lambda v, p: p(v), lambda c, p: dict(p(c)).items()),
+    "mapping": (Mapping, lambda v, p: p(v.items()), lambda c, p: dict(p(c))),
+    "own": (UserList | UserString, lambda v, p: p([v.data]), lambda c, p: p(c)[0]),
+    "iterator": (Iterator, lambda v, p: p(itertools.islice(v, MOST_PARTS + 1)), lambda c, p: iter(p(c))),
+    "decimal": (type(None), lambda v, p: _decimal().__str__(v), lambda c, p: _decimal()(_text(c))),
+    "fraction": (type(None), lambda v, p: p((v.numerator, v.denominator)), lambda c, p: _fraction(*p(c))),
+}
+"""By tag: the type, how a value is written as JSON (``p`` writes its parts), and how that is read again."""
+_BASES = {kind: tag for tag, (kind, *_) in list(_TYPES.items())[:14]}
+"""Plain types, of which others may be derived: an object of such a class travels as the plain value in it."""
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """Return a plain value as JSON: ``[tag, content]``, of None and a truth value just that.
+
+    Of an object of a class derived from a plain type, what the class says of itself, such as a lying ``__eq__``, stays
+    behind. Mappings travel as dictionaries, an iterator as what is left in it.
 
     Raises:
         NotPlain: For anything else, and what is nested too deeply or too long.
     """
+    kind = type(value)
     if depth > MOST_DEPTH:
         raise NotPlain("nested too deeply")
-    kind = type(value)
     if value is None or kind is bool:
         return value
-    if kind is str:
-        return ["s", value.encode("utf-8", "surrogatepass").hex()] if not value.isprintable() else ["t", value]
-    if kind is int:
-        if value.bit_length() > MOST_BITS:
-            raise NotPlain("an integer of too many digits")
-        return ["i", hex(value)]
-    if kind is float:
-        return ["f", value.hex()]
-    if kind is complex:
-        return ["c", value.real.hex(), value.imag.hex()]
-    if kind in (bytes, bytearray):
-        return ["b" if kind is bytes else "y", value.hex()]
-    if kind in (list, tuple, set, frozenset):
-        return [kind.__name__, [encode(part, depth + 1) for part in value]]
-    if kind in (dict, Counter, OrderedDict):
-        return [kind.__name__, _pairs(value.items(), depth)]
-    if kind is range:
-        return ["range", [encode(part, depth + 1) for part in (value.start, value.stop, value.step)]]
-    if kind is deque:
-        return ["deque", [encode(part, depth + 1) for part in value], encode(value.maxlen)]
-    if (number := _number(value)) is not None:
-        return number
-    if (base := next((base for base in _BASES if isinstance(value, base)), None)) is not None:
-        return encode(str.__str__(value) if base is str else base(value), depth + 1)
-    if isinstance(value, UserList | UserString):
-        return encode(value.data, depth + 1)
-    if isinstance(value, KeysView | ValuesView):
-        return ["keys" if isinstance(value, KeysView) else "values", [encode(part, depth + 1) for part in value]]
-    if isinstance(value, ItemsView):
-        return ["items", _pairs(value, depth)]
-    if isinstance(value, Mapping):
-        return ["dict", _pairs(value.items(), depth)]
-    if kind is memoryview:
-        return ["b", value.tobytes().hex()]
-    if isinstance(value, Iterator):
-        parts = [encode(part, depth + 1) for part in itertools.islice(value, MOST_PARTS + 1)]
-        if len(parts) <= MOST_PARTS:
-            return ["iterator", parts]
-    raise NotPlain(f"a value of type {kind.__name__}")
+    tag = _BASES.get(kind) or _tag_of_number(value)
+    if tag is None:
+        base = next((base for base in _BASES if isinstance(value, base)), None)
+        if base is not None:
+            return encode(str.__str__(value) if base is str else base(value), depth + 1)
+        tag = next((tag for tag, (kind, *_) in _TYPES.items() if isinstance(value, kind)), None)
+    if tag is None:
+        raise NotPlain(f"a value of type {kind.__name__}")
+    content = _TYPES[tag][1](value, lambda values: [encode(part, depth + 1) for part in values])
+    if tag == "iterator" and len(content) > MOST_PARTS:
+        raise NotPlain("an iterator of too many parts")
+    return [tag, content]
 
 
-def _pairs(items: Any, depth: int) -> list[list[Any]]:
-    return [[encode(key, depth + 1), encode(part, depth + 1)] for key, part in items]
-
-
-def _number(value: Any) -> Any:
-    """Return a ``Decimal`` or ``Fraction`` as it travels, None for anything else; their modules are not loaded here."""
+def _tag_of_number(value: Any) -> str | None:
+    """Return the tag of a ``Decimal`` or ``Fraction``, whose modules are not loaded here."""
     for module, name in (("decimal", "Decimal"), ("fractions", "Fraction")):
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type) and isinstance(value, kind):
-            if name == "Decimal":
-                return ["decimal", kind.__str__(value)]
-            return ["fraction", *(encode(part)[1] for part in (int(value.numerator), int(value.denominator)))]
+            return name.lower()
     return None
 
 
@@ -131,71 +150,35 @@ def decode(value: Any, depth: int = 0) -> Any:
     if value is None or type(value) is bool:
         return value
     try:
-        kind, *parts = value
-        if kind == "t" and type(parts[0]) is str:
-            return parts[0]
-        if kind == "s":
-            return bytes.fromhex(parts[0]).decode("utf-8", "surrogatepass")
-        if kind == "i":
-            return int(parts[0], 16)
-        if kind == "f":
-            return float.fromhex(parts[0])
-        if kind == "c":
-            return complex(float.fromhex(parts[0]), float.fromhex(parts[1]))
-        if kind in ("b", "y"):
-            return (bytes if kind == "b" else bytearray).fromhex(parts[0])
-        if kind in ("list", "tuple", "set", "frozenset"):
-            return getattr(builtins, kind)([decode(part, depth + 1) for part in parts[0]])
-        if kind in ("dict", "Counter", "OrderedDict", "items"):
-            pairs = ((decode(key, depth + 1), decode(part, depth + 1)) for key, part in parts[0])
-            return _DICTIONARIES[kind](dict(pairs)) if kind != "items" else dict(pairs).items()
-        if kind == "keys":
-            return dict.fromkeys([decode(part, depth + 1) for part in parts[0]]).keys()
-        if kind == "values":
-            return dict(enumerate([decode(part, depth + 1) for part in parts[0]])).values()
-        if kind == "deque":
-            return deque([decode(part, depth + 1) for part in parts[0]], decode(parts[1]))
-        if kind == "decimal" and type(parts[0]) is str:
-            from decimal import Decimal
-
-            return Decimal(parts[0])
-        if kind == "fraction":
-            from fractions import Fraction
-
-            return Fraction(int(parts[0], 16), int(parts[1], 16))
-        if kind == "range":
-            return range(*(decode(part, depth + 1) for part in parts[0]))
-        if kind == "iterator":
-            return iter([decode(part, depth + 1) for part in parts[0]])
-    except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError) as error:
+        tag, content = value
+        return _TYPES[tag][2](content, lambda values: [decode(part, depth + 1) for part in values])
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise NotPlain("a message that is no value") from error
-    raise NotPlain("a message that is no value")
+
+
+def _write(place: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(place, data) :]
 
 
 class Channel:
     """Lines of JSON over two file descriptors."""
 
     def __init__(self, receive: int, send: int) -> None:
-        self._receive, self._send, self._held = receive, send, b""
+        self._receive, self._send = os.fdopen(receive, "rb"), send
 
     def send(self, message: Any) -> None:
         """Write one message."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MOST_BYTES:
             raise NotPlain("too many bytes")
-        while data:
-            data = data[os.write(self._send, data) :]
+        _write(self._send, data)
 
     def receive(self) -> Any:
         """Read one message; EOFError if there is none any more, NotPlain if it is too long or no JSON."""
-        while b"\n" not in self._held:
-            part = os.read(self._receive, 1 << 16)
-            if not part:
-                raise EOFError
-            self._held += part
-            if len(self._held) > MOST_BYTES:
-                raise NotPlain("too many bytes")
-        line, _, self._held = self._held.partition(b"\n")
+        line = self._receive.readline(MOST_BYTES)
+        if not line.endswith(b"\n"):
+            raise NotPlain("too many bytes") if len(line) == MOST_BYTES else EOFError
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -227,55 +210,57 @@ def candidate(job: dict[str, Any], channel: Channel) -> None:
         channel.send(reply)
 
 
-def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the test with the candidate's function, or its examples, and return the verdict.
+class Stub:
+    """The candidate's function as the test has it; once the candidate has failed, it has failed for good."""
 
-    Args:
-        job: What to run.
-        channel: To the candidate.
-        say: Tells the parent how far this has come, so that it knows whose fault it is when there is no verdict.
-    """
-    calls = 0
-    failure = None
+    def __init__(self, channel: Channel, say: Callable[[str], None]) -> None:
+        self._channel, self._say = channel, say
+        self.calls = 0
+        self.failure = ""
 
-    def fail(why: str) -> ProgramFailed:
-        nonlocal failure
-        failure = why
-        return ProgramFailed(why)
-
-    def ask(message: Any) -> dict[str, Any]:
-        """Return the candidate's next reply; once it has failed, it has failed for good."""
-        if failure is not None:
-            raise fail(failure)
-        try:
-            if message is not None:
-                channel.send(message)
-            reply = channel.receive()
-        except (EOFError, OSError) as error:
-            raise fail("the program ended") from error
-        except NotPlain as error:
-            raise fail(str(error)) from error
-        if not isinstance(reply, dict):
-            raise fail("a reply that is none")
-        return reply
-
-    def function(*arguments: Any, **keywords: Any) -> Any:
-        """Stand for the candidate's function in the test."""
-        nonlocal calls
+    def function(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the candidate's function."""
         message = {"call": [encode(list(arguments)), encode(keywords)]}
-        if calls == 0:
-            say("called")
-        calls += 1
-        reply = ask(message)
+        if self.calls == 0:
+            self._say("called")
+        self.calls += 1
+        reply = self.ask(message)
         if "error" in reply:
-            raise _exception(reply["error"]) or fail("the program gave up")
+            raise _exception(reply["error"]) or self._fail("the program gave up")
         try:
             return decode(reply["value"])
         except (NotPlain, KeyError) as error:
-            raise fail(str(reply.get("not_plain", error))[:200]) from error
+            raise self._fail(str(reply.get("not_plain", error))[:200]) from error
 
+    def ask(self, message: Any) -> dict[str, Any]:
+        """Return the candidate's next reply."""
+        if self.failure:
+            raise self._fail(self.failure)
+        try:
+            if message is not None:
+                self._channel.send(message)
+            reply = self._channel.receive()
+        except (EOFError, OSError) as error:
+            raise self._fail("the program ended") from error
+        except NotPlain as error:
+            raise self._fail(str(error)) from error
+        if not isinstance(reply, dict):
+            raise self._fail("a reply that is none")
+        return reply
+
+    def _fail(self, why: str) -> ProgramFailed:
+        self.failure = why or "a reply that is none"
+        return ProgramFailed(self.failure)
+
+
+def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the test with the candidate's function, or its examples, and return the verdict.
+
+    ``say`` tells the parent how far this has come, so that it knows whose fault it is when there is no verdict.
+    """
+    stub = Stub(channel, say)
     try:
-        if ask(None).get("ready") is not True:
+        if stub.ask(None).get("ready") is not True:
             return {"verdict": "failed", "why": "the program does not define the function"}
     except ProgramFailed as error:
         return {"verdict": "failed", "why": str(error)}
@@ -285,7 +270,7 @@ def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -
         exec(compile(job["prompt"], "prompt.py", "exec"), names)  # imports and helpers; the function itself is a stub
     except Exception:
         names = {"__name__": "checker"}  # a prompt that is no program by itself
-    names[job["entry_point"]] = function
+    names[job["entry_point"]] = stub.function
     if "examples" in job:
         return {"verdict": "examples", "outputs": [_example(source, names) for source in job["examples"]]}
     raised = ""
@@ -295,13 +280,13 @@ def checker(job: dict[str, Any], channel: Channel, say: Callable[[str], None]) -
 
             random.seed(0)
         exec(compile(job["test"], "test.py", "exec"), names)
-        names["check"](function)
+        names["check"](stub.function)
     except BaseException as error:
         raised = type(error).__name__
-    if calls == 0:
+    if stub.calls == 0:
         return {"verdict": "broken", "why": f"the test raised {raised} before any call" if raised else "no call"}
-    if failure is not None or raised:
-        return {"verdict": "failed", "why": failure or raised}
+    if stub.failure or raised:
+        return {"verdict": "failed", "why": stub.failure or raised}
     return {"verdict": "passed"}
 
 
@@ -330,36 +315,29 @@ def _example(source: str, names: dict[str, Any]) -> Any:
 
 # -- confinement -------------------------------------------------------------------------------------------------------
 
-_X86 = {
-    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
-    "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
-    "pread64": 17, "readv": 19, "writev": 20, "access": 21, "select": 23, "sched_yield": 24, "mremap": 25,
-    "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getitimer": 36, "alarm": 37, "setitimer": 38,
-    "getpid": 39, "exit": 60, "uname": 63, "getdents": 78, "getcwd": 79, "readlink": 89, "gettimeofday": 96,
-    "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107,
-    "getegid": 108, "getppid": 110, "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202,
-    "sched_getaffinity": 204, "getdents64": 217, "restart_syscall": 219, "fadvise64": 221, "clock_gettime": 228,
-    "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "newfstatat": 262, "readlinkat": 267,
-    "faccessat": 269, "pselect6": 270, "ppoll": 271, "dup3": 292, "pipe2": 293, "getrandom": 318, "statx": 332,
-    "close_range": 436, "faccessat2": 439,
+_ALLOWED = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1),
+    "poll": (7, -1), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
+    "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "pread64": (17, 67), "readv": (19, 65), "writev": (20, 66), "access": (21, -1), "select": (23, -1),
+    "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "dup2": (33, -1),
+    "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, -1), "setitimer": (38, 103), "getpid": (39, 172),
+    "exit": (60, 93), "uname": (63, 160), "getdents": (78, -1), "getcwd": (79, 17), "readlink": (89, -1),
+    "gettimeofday": (96, 169), "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179),
+    "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177),
+    "getppid": (110, 173), "sigaltstack": (131, 132), "gettid": (186, 178), "time": (201, -1), "futex": (202, 98),
+    "sched_getaffinity": (204, 123), "getdents64": (217, 61), "restart_syscall": (219, 128),
+    "fadvise64": (221, 223), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
+    "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "dup3": (292, 24), "pipe2": (293, 59),
+    "getrandom": (318, 278), "statx": (332, 291), "close_range": (436, 436), "faccessat2": (439, 439),
 }  # fmt: skip
-_ARM = {
-    "getcwd": 17, "dup": 23, "dup3": 24, "faccessat": 48, "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62,
-    "read": 63, "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pselect6": 72, "ppoll": 73,
-    "readlinkat": 78, "newfstatat": 79, "fstat": 80, "exit": 93, "exit_group": 94, "futex": 98, "nanosleep": 101,
-    "getitimer": 102, "setitimer": 103, "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115,
-    "sched_getaffinity": 123, "sched_yield": 124, "restart_syscall": 128, "sigaltstack": 132, "rt_sigaction": 134,
-    "rt_sigprocmask": 135, "rt_sigreturn": 139, "times": 153, "uname": 160, "getrlimit": 163, "getrusage": 165,
-    "gettimeofday": 169, "getpid": 172, "getppid": 173, "getuid": 174, "geteuid": 175, "getgid": 176,
-    "getegid": 177, "gettid": 178, "sysinfo": 179, "brk": 214, "munmap": 215, "mremap": 216, "mmap": 222,
-    "fadvise64": 223, "mprotect": 226, "madvise": 233, "getrandom": 278, "statx": 291, "close_range": 436,
-    "faccessat2": 439,
-}  # fmt: skip
+"""System calls that are allowed, by their numbers on x86_64 and aarch64; -1 where there is none."""
 _ARCHITECTURES = {
-    "x86_64": (0xC000003E, _X86, {"openat": 257, "fcntl": 72, "ioctl": 16}),
-    "aarch64": (0xC00000B7, _ARM, {"openat": 56, "fcntl": 25, "ioctl": 29}),
+    "x86_64": (0xC000003E, 0, {"openat": 257, "fcntl": 72, "ioctl": 16}),
+    "aarch64": (0xC00000B7, 1, {"openat": 56, "fcntl": 25, "ioctl": 29}),
 }
-"""Number by which the kernel knows the architecture, its system calls that are allowed, and some that need a look."""
+"""Number by which the kernel knows the architecture, its column in the table, and system calls that need a look."""
 _WRITING = 0o3 | 0o100 | 0o1000
 """Flags of ``openat`` that are refused: to write, O_CREAT, O_TRUNC (which Landlock allows before Linux 6.2)."""
 _FCNTL = (0, 1, 2, 3, 1030)
@@ -370,53 +348,38 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 
 
 def confine(limits: dict[str, int], readable: list[str]) -> None:
-    """Give up everything that a program under test does not need.
+    """Give up everything that a program under test does not need; OSError if the kernel does not offer this.
 
     Afterwards this process can read the standard library and write nothing; it cannot start processes or threads, open
     sockets, signal others, or change its limits.
-
-    Args:
-        limits: ``cpu_s``, ``memory_bytes``.
-        readable: Files and folders that may be read.
-
-    Raises:
-        OSError: If the kernel does not offer this.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def call(number: int, *arguments: Any) -> int:
-        result = libc.syscall(number, *arguments)
+    def checked(result: int) -> int:
         if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
 
-    def prctl(option: int, value: Any, third: Any = 0) -> None:
-        if libc.prctl(option, value, third, 0, 0):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-
-    for kind, most in (
-        (resource.RLIMIT_CPU, limits["cpu_s"]),
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 32),
-        (resource.RLIMIT_NPROC, 0),
-    ):
-        resource.setrlimit(kind, (most, most))
-    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed with the thread that waits for it
+    most = {
+        resource.RLIMIT_CPU: limits["cpu_s"], resource.RLIMIT_AS: limits["memory_bytes"], resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 32, resource.RLIMIT_NPROC: 0,
+    }  # fmt: skip
+    for kind, limit in most.items():
+        resource.setrlimit(kind, (limit, limit))
+    checked(libc.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG: killed with the thread that waits for it
     if os.getppid() != limits["parent"]:
         raise OSError(errno.ESRCH, "the parent has ended")
-    prctl(4, 0)  # PR_SET_DUMPABLE: no core, no ptrace
-    prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+    checked(libc.prctl(4, 0, 0, 0, 0))  # PR_SET_DUMPABLE: no core, no ptrace
+    checked(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
     # A network of its own where that is allowed; sockets are refused anyway.
     libc.unshare(0x10000000 | 0x40000000 | 0x08000000)  # CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC
     # No capability, such as that of passing over the modes of files.
-    if libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)):
-        raise OSError(ctypes.get_errno(), "capset")
-    _restrict_files(call, readable)
-    _refuse_calls(prctl)
+    checked(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
+    _restrict_files(lambda number, *arguments: checked(libc.syscall(number, *arguments)), readable)
+    program = _filter()
+    code = ctypes.create_string_buffer(program)
+    program = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
+    checked(libc.prctl(22, 2, program, 0, 0))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 def _restrict_files(call: Any, readable: list[str]) -> None:
@@ -439,28 +402,27 @@ def _restrict_files(call: Any, readable: list[str]) -> None:
     os.close(rules)
 
 
-def _refuse_calls(prctl: Any) -> None:
-    """Seccomp: refuse with EPERM all system calls but those that computing needs; another architecture's by death.
+def _filter() -> bytes:
+    """Return the program for seccomp: all system calls but those that computing needs are refused with EPERM.
 
-    A list of what is allowed holds on kernels that have learnt new calls since.
+    Another architecture's end the process. A list of what is allowed holds on kernels that have learnt new calls since.
     """
-    architecture, allowed, looked_at = _ARCHITECTURES[platform.machine()]
+    architecture, column, looked_at = _ARCHITECTURES[platform.machine()]
     load, equal, any_of, give = 0x20, 0x15, 0x45, 0x06
     allow, refuse = (give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | errno.EPERM)
     # Fields: what to do, how many lines to skip if it holds, how many if not, operand. At 0 is the call's number, at 4
     # the architecture, at 16 + 8 n its argument n.
     lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, 0x80000000), (load, 0, 0, 0)]
-    for number in allowed.values():
-        lines += [(equal, 0, 1, number), allow]
+    for numbers in _ALLOWED.values():
+        if numbers[column] >= 0:
+            lines += [(equal, 0, 1, numbers[column]), allow]
     lines += [(equal, 0, 1, looked_at["ioctl"]), (give, 0, 0, 0x00050000 | errno.ENOTTY)]
     lines += [(equal, 0, 4, looked_at["openat"]), (load, 0, 0, 16 + 8 * 2), (any_of, 0, 1, _WRITING), refuse, allow]
     lines += [(equal, 1, 0, looked_at["fcntl"]), refuse, (load, 0, 0, 16 + 8)]
     for command in _FCNTL:
         lines += [(equal, 0, 1, command), allow]
     lines.append(refuse)
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-    program = struct.pack("HP", len(lines), ctypes.addressof(code))
-    prctl(22, 2, program)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
 def main() -> None:
@@ -474,9 +436,7 @@ def main() -> None:
     os.close(nowhere)
 
     def say(message: Any) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(verdicts, data) :]
+        _write(verdicts, json.dumps(message).encode() + b"\n")
 
     try:
         confine(job["limits"], job["readable"])

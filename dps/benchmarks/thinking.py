@@ -21,23 +21,16 @@ _MARKS = (
     (r"<\|channel>\s*thought\b", r"<channel\|>"),  # Gemma 4
 )
 """What opens and what closes thinking, by model family."""
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
-
-
-_KINDS = [(_compiled(opening), _compiled(closing)) for opening, closing in _MARKS]
-_OPEN_AT_END = _compiled("(?:" + "|".join(re.sub(r"\?P<tag>", "?:", opening) for opening, _ in _MARKS) + r")\s*\Z")
-
-
+_PAIRS = [tuple(re.compile(pattern, re.IGNORECASE) for pattern in pair) for pair in _MARKS]
+_OPENINGS = "|".join(opening.replace("?P<tag>", "?:") for opening, _ in _MARKS)
+_OPEN_AT_END = re.compile(rf"(?:{_OPENINGS})\s*\Z", re.IGNORECASE)
 _PIECES = ("<|channel|>", "<|message|>", "<|channel>")
 """Tokens of which marks consist, with words between them."""
 
 
 def is_mark(token: str) -> bool:
     """Whether a special token opens or closes thinking, or is part of what does: a decoded response must show it."""
-    return token in _PIECES or any(pattern.fullmatch(token) for pair in _KINDS for pattern in pair)
+    return token in _PIECES or any(pattern.fullmatch(token) for pair in _PAIRS for pattern in pair)
 
 
 def answer_part(response: str, prompt: str = "") -> str | None:
@@ -53,10 +46,10 @@ def answer_part(response: str, prompt: str = "") -> str | None:
     >>> answer_part("<think>2 or 3?</think>It is 3."), answer_part("Is it 2?</think>\n3"), answer_part("<think>2 or")
     ('It is 3.', '\n3', None)
     """
-    found = _OPEN_AT_END.search(prompt[-200:])
-    inside = _names(found.group())[0][2] if found else None
+    opened = _OPEN_AT_END.search(prompt[-200:])
+    inside = _marks(opened.group())[0][2] if opened else None
     start = 0
-    for place, closes, name in _names(response):
+    for place, closes, name in _marks(response):
         if not closes:
             inside = inside or name
         elif inside in (None, name):
@@ -64,12 +57,11 @@ def answer_part(response: str, prompt: str = "") -> str | None:
     return None if inside or (start and not response[start:].strip()) else response[start:]
 
 
-def _names(text: str) -> list[tuple[int, bool, str]]:
+def _marks(text: str) -> list[tuple[int, bool, str]]:
     """Return the marks in a text in order: where each ends, whether it closes, and which pair it is of."""
-    found = []
-    for number, patterns in enumerate(_KINDS):
-        for closes, pattern in enumerate(patterns):
-            for mark in pattern.finditer(text):
-                tag = mark.groupdict().get("tag") or str(number)
-                found.append((mark.end(), bool(closes), tag.lower()))
-    return sorted(found)
+    return sorted(
+        (mark.end(), bool(closes), (mark.groupdict().get("tag") or str(number)).lower())
+        for number, pair in enumerate(_PAIRS)
+        for closes, pattern in enumerate(pair)
+        for mark in pattern.finditer(text)
+    )

@@ -1,17 +1,19 @@
 """Processes that do what may hang or grow without bound: a call ends within its limit, or its process does.
 
-The parent may hold a GPU and many threads, so nothing is forked: workers are started as commands and exchange lines of
-JSON. A worker that overruns is killed and replaced. One whose parent has died ends by itself: at the end of its input,
-or by the alarm that it sets for every call.
+The parent may hold a GPU and many threads, so nothing is forked: processes are started as commands and exchange lines
+of JSON. A worker that overruns is killed and replaced. One whose parent has died ends by itself: at the end of its
+input, or by the alarm that it sets for every call.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -23,28 +25,108 @@ _START_S = 120.0
 """Longest wait for a worker to import what it needs; on a busy machine that takes seconds."""
 _GRACE_S = 1.0
 """How much later than its limit a worker's own alarm rings."""
-_LONGEST_REPLY = 1 << 20
+_LONGEST_LINE = 1 << 20
+"""Bytes of a reply: as Python's objects they are some fifteen times as many."""
+
+
+def idle_cores() -> int:
+    """Return how many processes may grade at a time: the cores that this process may use but one, at least one."""
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, len(known) - 1)
 
 
 class WorkerFailed(Exception):
     """A call that ran out of time or memory, or whose worker died."""
 
 
+class LineProcess:
+    """A process in a session of its own that is asked and that answers with lines of JSON."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: str,
+        env: dict[str, str],
+        answers: bool = True,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        """Start the process; ``answers`` is False where standard output goes nowhere.
+
+        Raises:
+            OSError: If there is no descriptor, process or memory left.
+        """
+        self._received = b""
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=cwd,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can be asked."""
+        return self._process.poll() is None
+
+    def send(self, message: Any) -> None:
+        """Write a line; OSError if the process has died."""
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def receive(self, limit_s: float) -> Any:
+        """Return the next line's value.
+
+        Raises:
+            TimeoutError: If there is none within the limit.
+            EOFError: If the process has ended, or the line is too long.
+        """
+        end, file = time.monotonic() + limit_s, self._process.stdout.fileno()
+        ready = select.poll()  # select() cannot wait for descriptors over 1,023
+        ready.register(file, select.POLLIN)
+        while b"\n" not in self._received:
+            left = end - time.monotonic()
+            if left <= 0 or not ready.poll(1000 * left):
+                raise TimeoutError
+            part = os.read(file, 1 << 16)
+            self._received += part
+            if not part or len(self._received) > _LONGEST_LINE:
+                raise EOFError
+        line, _, self._received = self._received.partition(b"\n")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        """Kill the process and its children."""
+        if self.alive:  # a number that was given back may be another's
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout):
+            if file is not None:
+                with contextlib.suppress(OSError):  # what was not written any more
+                    file.close()
+
+
 class WorkerPool:
     """A few processes that run the same script; started when they are first needed, safe to call from any thread."""
 
-    def __init__(self, script: Path, *, workers: int = 2, limit_s: float = 5.0, memory_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, script: Path, *, workers: int | None = None, limit_s: float = 5.0, memory_bytes: int = 2 << 30
+    ) -> None:
         """Prepare; nothing is started.
 
         Args:
             script: A Python file that hands a function to :func:`serve`.
-            workers: Processes.
+            workers: Processes, as many as :func:`idle_cores` if None.
             limit_s: Seconds that a call may take.
             memory_bytes: Address space that a worker may have.
         """
         self._script, self._limit_s, self._memory_bytes = script, limit_s, memory_bytes
-        self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(workers):
+        self._free: queue.LifoQueue[LineProcess | None] = queue.LifoQueue()
+        for _ in range(workers or idle_cores()):
             self._free.put(None)
         atexit.register(self.close)
 
@@ -57,13 +139,14 @@ class WorkerPool:
         worker = self._free.get()
         try:
             if worker is None or not worker.alive:
-                worker = _Worker(self._script, self._limit_s, self._memory_bytes)
-            reply = worker.ask(payload, self._limit_s)
-        except WorkerFailed:
+                worker = self._start()
+            worker.send(payload)
+            reply = worker.receive(self._limit_s)
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
             if worker is not None:
                 worker.stop()
             worker = None
-            raise
+            raise WorkerFailed(f"no reply within {self._limit_s:g} s") from error
         finally:
             self._free.put(worker)
         if "error" in reply:
@@ -72,79 +155,28 @@ class WorkerPool:
 
     def close(self) -> None:
         """Stop the workers that are free; later calls start new ones."""
-        stopped = 0
-        while True:
+        free = []
+        while not self._free.empty():
             try:
-                worker = self._free.get_nowait()
+                free.append(self._free.get_nowait())
             except queue.Empty:
                 break
+        for worker in free:
             if worker is not None:
                 worker.stop()
-            stopped += 1
-        for _ in range(stopped):
             self._free.put(None)
 
-
-class _Worker:
-    """One process."""
-
-    def __init__(self, script: Path, limit_s: float, memory_bytes: int) -> None:
+    def _start(self) -> LineProcess:
         # -P keeps the script's folder off the path, where a module may have the name of a standard one.
-        command = [sys.executable, "-P", str(script), str(limit_s + _GRACE_S), str(memory_bytes)]
-        environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LANG": "C.UTF-8"}
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=environment,
-            start_new_session=True,
-        )
-        self._received = b""
-        if self._read(_START_S) != {"ready": True}:
-            self.stop()
-            raise WorkerFailed(f"the worker {script.name} did not start")
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
-
-    def ask(self, payload: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        """Send a payload and return the reply."""
-        line = json.dumps(payload).encode() + b"\n"
+        command = [sys.executable, "-P", str(self._script), str(self._limit_s + _GRACE_S), str(self._memory_bytes)]
+        path = os.pathsep.join(p for p in sys.path if p)
+        worker = LineProcess(command, cwd="/", env={"PYTHONPATH": path, "LANG": "C.UTF-8"})
         try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except OSError as error:
-            raise WorkerFailed("the worker had died") from error
-        reply = self._read(limit_s)
-        if reply is None:
-            raise WorkerFailed(f"no reply within {limit_s:g} s")
-        return reply
-
-    def _read(self, limit_s: float) -> dict[str, Any] | None:
-        """Return the next line, None if there is none within the limit or the process has ended."""
-        end = time.monotonic() + limit_s
-        file = self._process.stdout.fileno()
-        while b"\n" not in self._received:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([file], [], [], left)[0]:
-                return None
-            part = os.read(file, 1 << 16)
-            self._received += part
-            if not part or len(self._received) > _LONGEST_REPLY:
-                return None
-        line, _, self._received = self._received.partition(b"\n")
-        return json.loads(line)
-
-    def stop(self) -> None:
-        """Kill it."""
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+            worker.receive(_START_S)
+        except (OSError, EOFError) as error:
+            worker.stop()
+            raise WorkerFailed(f"the worker {self._script.name} did not start") from error
+        return worker
 
 
 def serve(function: Any, arguments: Sequence[str]) -> None:
@@ -155,7 +187,6 @@ def serve(function: Any, arguments: Sequence[str]) -> None:
         arguments: Seconds after which a call kills the process, and bytes of its address space.
     """
     import resource
-    import signal
 
     limit_s, memory_bytes = float(arguments[0]), int(arguments[1])
     replies = os.fdopen(os.dup(1), "wb")  # what libraries print must not get between the replies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from dps.errors import InputError
 
 
 def run_report(arguments: list[str]) -> None:
-    """``dps report``: read evaluations, write their page; or show a replay's again."""
+    """``dps report``: read evaluations or a harvest, write their page; or show a result again."""
     from dps.config import EvaluateConfig, ReportConfig
 
     parser = parser_of(
         "report",
-        "Read evaluation runs and write report.html, report.png, report.svg and report.json, and report_mixing.png and "
-        ".svg where power sampling recorded its steps. Of a folder with a report.json and no stores: make page and "
-        "figures again from that alone. Of folders that dps replay wrote: make replay.html again from replay.json, or "
-        "replays.html with several side by side.",
+        "Read the stores of an evaluation, or a harvest, and write report.html, report.json, report.png and .svg, "
+        "report_time, and report_mixing where power sampling recorded its steps. Of a folder with a report.json and no "
+        "stores: make page and figures again from that alone. Of folders that dps replay wrote: make replay.html again "
+        "from replay.json, or replays.html with several side by side.",
     )
     parser.add_argument(
         "folders",
@@ -31,22 +31,21 @@ def run_report(arguments: list[str]) -> None:
     )
     config, parsed = parse(parser, ReportConfig, arguments)
     folders = [Path(folder) for folder in parsed["folders"] or [EvaluateConfig.output]]
-    from dps.analysis.report import is_report
-    from dps.analysis.report.replays import is_replay
+    from dps.analysis.write import is_replay, is_report
 
     replays = [folder for folder in folders if is_replay(folder)]
     stored = [folder for folder in folders if is_report(folder)]
     if not replays and not stored:
         write_report_of(folders, config.output, config.title)
-    elif stored and len(folders) == 1:
-        _write_report_again(folders[0], config.output, config.title)
-    elif stored:
+    elif stored and len(folders) > 1:
         raise InputError(
             f"Expected one folder where its report.json is all there is, but {stored[0]} is one of {len(folders)}: "
             "make a report of each, or name the stores to compare."
         )
+    elif len(stored) == 1 or len(replays) == len(folders) == 1:
+        _write_again(folders[0], "report" if stored else "replay", config.output, config.title)
     elif len(replays) == len(folders):
-        _write_replays(folders, config.output, config.title)
+        _write_several(folders, config.output, config.title)
     else:
         other = next(folder for folder in folders if folder not in replays)
         raise InputError(
@@ -55,12 +54,8 @@ def run_report(arguments: list[str]) -> None:
         )
 
 
-def _report_folder(folders: list[Path], output: str | None) -> Path:
-    """Return the folder of a report: the one that was named, else the own folder of what it is of.
-
-    Raises:
-        InputError: If it is of several folders and none was named.
-    """
+def _report_folder(folders: Sequence[Path], output: str | None) -> Path:
+    """Return the folder of a report: the one that was named, else the own folder of what it is of."""
     if output is None and len(folders) > 1:
         raise InputError(
             f"Expected --output for a report of {len(folders)} folders, because none of them is its own: name a folder."
@@ -70,51 +65,47 @@ def _report_folder(folders: list[Path], output: str | None) -> Path:
 
 def write_report_of(folders: list[Path], output: str | None, title: str | None) -> None:
     """Write the report of evaluations and print its table and findings."""
-    from dps.analysis.report import render_table, write_report
+    from dps.analysis.evaluation import read_report
+    from dps.analysis.terminal import render_table
+    from dps.analysis.write import write_result
 
     target = _report_folder(folders, output)
-    report = write_report(folders, target, title)
-    print(render_table(report))
-    _say_findings(report)
+    result = write_result(read_report(folders, title), target)
+    print(render_table(result))
+    _say_findings(result)
     print(f"\n{target / 'report.html'}")
 
 
-def _write_report_again(folder: Path, output: str | None, title: str | None) -> None:
-    from dps.analysis.report import pages_in, render_table, what_varies, write_pages_again
-
-    target = Path(output) if output is not None else folder
-    before = pages_in(target, "report")
-    report = write_pages_again(folder, target, title)
-    print(render_table(report))
-    _say_findings(report)
-    print(f"\n{what_varies(report, before, pages_in(target, 'report'))}\n{target / 'report.html'}")
-
-
-def _say_findings(report: Mapping[str, Any]) -> None:
-    for finding in report["findings"]:
+def _say_findings(result: Mapping[str, Any]) -> None:
+    for finding in result["findings"]:
         print(f"- {finding}")
 
 
-def _write_replays(folders: list[Path], output: str | None, title: str | None) -> None:
-    from dps.analysis.report import pages_in, what_varies
-    from dps.analysis.report.replays import write_replays
+def _write_again(folder: Path, name: str, output: str | None, title: str | None) -> None:
+    from dps.analysis.terminal import render_table
+    from dps.analysis.write import pages_in, what_varies, write_again
 
-    one = len(folders) == 1
+    target = Path(output) if output is not None else folder
+    before = pages_in(target, name)
+    result = write_again(folder, name, target, title)
+    print(render_table(result) if name == "report" else f"{folder}: {result['title']}")
+    _say_findings(result)
+    print(f"\n{what_varies(result, before, pages_in(target, name))}\n{target / f'{name}.html'}")
+
+
+def _write_several(folders: list[Path], output: str | None, title: str | None) -> None:
+    from dps.analysis.write import write_several
+
     target = _report_folder(folders, output)
-    before = pages_in(target, "replay.")
-    reports = write_replays(folders, target, title)
-    for folder, report in zip(folders, reports, strict=True):
-        print(f"{folder}: {report['title']}")
-        _say_findings(report)
-    print()
-    if one:
-        print(what_varies(reports[0], before, pages_in(target, "replay.")))
-    print(f"{target / ('replay.html' if one else 'replays.html')}")
+    for folder, result in zip(folders, write_several(folders, target, title), strict=True):
+        print(f"{folder}: {result['title']}")
+        _say_findings(result)
+    print(f"\n{target / 'replays.html'}")
 
 
 def run_replay(arguments: list[str]) -> None:
     """``dps replay``: every policy over stored trajectories."""
-    from dps.analysis.replay.config import ReplayConfig
+    from dps.analysis.config import ReplayConfig
 
     parser = parser_of(
         "replay",
@@ -124,17 +115,17 @@ def run_replay(arguments: list[str]) -> None:
     parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
     config, parsed = parse(parser, ReplayConfig, arguments)
     config.check()
-    from dps.analysis.replay.command import claim_folder, run_replay, write_replay
+    from dps.analysis import replay
+    from dps.analysis.write import write_result
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
             check_controller_file(path)
-    again = claim_folder(Path(parsed["harvest"]), config)
+    harvest = Path(parsed["harvest"])
+    again = replay.claim_folder(harvest, config)
     from lightning_modules.predict import predict_orders
 
-    report = run_replay(Path(parsed["harvest"]), config, predict_orders)
-    write_replay(report, Path(config.output))
-    _say_findings(report)
+    _say_findings(write_result(replay.run_replay(harvest, config, predict_orders), Path(config.output)))
     if again:
         print(f"\n{config.output} held this replay already; it was made again.")
     print(f"\n{Path(config.output) / 'replay.html'}")
@@ -142,7 +133,7 @@ def run_replay(arguments: list[str]) -> None:
 
 def run_metrics(arguments: list[str]) -> None:
     """``dps metrics``: tables of what was measured."""
-    from dps.analysis.metrics.config import MetricsConfig
+    from dps.analysis.config import MetricsConfig
 
     parser = parser_of(
         "metrics",
@@ -153,6 +144,6 @@ def run_metrics(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")
     config, parsed = parse(parser, MetricsConfig, arguments)
     config.check()
-    from dps.analysis.metrics.command import render, run_metrics
+    from dps.analysis import metrics
 
-    print(render(run_metrics([Path(folder) for folder in parsed["folders"]], config)))
+    print(metrics.render(metrics.run_metrics([Path(folder) for folder in parsed["folders"]], config)))

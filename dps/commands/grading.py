@@ -20,9 +20,7 @@ def run_data(arguments: list[str]) -> None:
 
     if parsed["action"] == "list":
         print(listing())
-        return
-    problems = download(config.names, Path(config.output) if config.output is not None else None)
-    if problems:
+    elif problems := download(config.names, Path(config.output) if config.output is not None else None):
         raise InputError(" ".join(problems))
 
 
@@ -38,10 +36,9 @@ def run_grade(arguments: list[str]) -> None:
     parser.add_argument("responses", type=str, help="folder of a store, or a file of responses")
     config, parsed = parse(parser, GradeConfig, arguments)
     path = Path(parsed["responses"])
-    if path.is_file():
-        _grade_file(path, Path(config.output) if config.output else path.with_name(f"{path.stem}-graded.jsonl"))
-    else:
-        _grade_store(path, Path(config.output) if config.output else path.with_name(f"{path.name}-graded"))
+    name = f"{path.stem}-graded.jsonl" if path.is_file() else f"{path.name}-graded"
+    grade = _grade_file if path.is_file() else _grade_store
+    grade(path, Path(config.output) if config.output else path.with_name(name))
 
 
 def _grade_store(folder: Path, output: Path) -> None:
@@ -50,18 +47,17 @@ def _grade_store(folder: Path, output: Path) -> None:
     from feature_store import Store
 
     with track("grade", len(Store.open(folder))) as bar:
-        found = regrade(folder, output, bar.advance)
+        changes = regrade(folder, output, bar.advance)
     print(
-        f"{found.num_trajectories:,} responses to {found.num_questions:,} questions: {found.answers:,} answers and "
-        f"{found.grades:,} grades are others now, {found.ungradable:,} cannot be graded; {found.question_grades:,} "
-        f"questions have another grade.\n{output}"
+        f"{changes.num_trajectories:,} responses to {changes.num_questions:,} questions: {changes.answers:,} answers "
+        f"and {changes.grades:,} grades are others now, {changes.ungradable:,} cannot be graded; "
+        f"{changes.question_grades:,} questions have another grade.\n{output}"
     )
     say_shortfalls([folder])
 
 
 def _grade_file(path: Path, output: Path) -> None:
-    from dps.benchmarks.grade_file import grade_file
-    from dps.benchmarks.responses import check_responses
+    from dps.benchmarks.responses import check_responses, grade_file
     from dps.run.progress import track
 
     checked = check_responses(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dps.arguments import check_text, one_line
 from dps.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 """A command's settings, a dataclass."""
 
+_NAMES = ("output", "folders", "harvest", "run", "store", "responses", "controller", "crossval", "replay", "rivals")
+"""Options and arguments that name files or folders."""
 
-def parser_of(command: str, description: str) -> ArgumentParser:
-    """Return the parser of a command, with ``--config`` only so far."""
+
+def parser_of(command: str, description: str | None = None) -> ArgumentParser:
+    """Return the parser of a command, with ``--config`` only; without a description, its settings say what it does."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -32,11 +36,10 @@ def parse(
     """Parse options into a dataclass; returns it with the namespace of everything else.
 
     With ``fits``, the name of the command, the defaults fit the model and the questions, see ``dps.defaults``.
+
+    Raises:
+        InputError: If an option cannot be used.
     """
-    from argparse import ArgumentError
-
-    from dps.arguments import check_text
-
     parser.add_class_arguments(config_class)
     if fits is not None:
         _fit_defaults(parser, fits, arguments)
@@ -52,21 +55,15 @@ def parse(
 
 def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) -> None:
     """Give a parser the defaults that fit the model and the questions that the arguments ask for."""
-    from argparse import ArgumentError
-
     from dps.defaults import defaults_for
 
     asked = [word for word in arguments if word not in ("-h", "--help") and not word.startswith("--print_config")]
     try:
-        found = parser.parse_args(asked)
+        first = parser.parse_args(asked)
     except (ArgumentError, TypeError, ValueError):
         return  # what is wrong is said when they are parsed in earnest
     bare = not any(word.split("=")[0].startswith(("--config", "--policies", "--controllers")) for word in arguments)
-    parser.set_defaults(defaults_for(command, found["model.name"], found.get("benchmark.name"), bare=bare))
-
-
-_NAMES = ("output", "folders", "harvest", "run", "store", "responses", "controller", "crossval", "replay", "rivals")
-"""Options and arguments that name files or folders."""
+    parser.set_defaults(defaults_for(command, first["model.name"], first.get("benchmark.name"), bare=bare))
 
 
 def refuse_empty_names(options: Mapping[str, Any]) -> None:
@@ -80,23 +77,3 @@ def refuse_empty_names(options: Mapping[str, Any]) -> None:
         for name in names if isinstance(names, list | tuple) else [names]:
             if isinstance(name, str) and not name.strip():
                 raise InputError(f"Expected a file or folder for {option}, got an empty name: name one.")
-
-
-_KINDS = {
-    "tuple": "list such as [a, b]",
-    "list": "list such as [a, b]",
-    "dict": "mapping such as {name: value}",
-    "float": "number",
-    "int": "whole number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-}
-"""What types are called on a command line and in YAML."""
-
-
-def one_line(message: str) -> str:
-    """Return a parser's message as one line, without the names of Python's types."""
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda found: _KINDS.get(found[1], found[0]), line)
-    return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,14 @@ def run_harvest(arguments: list[str]) -> None:
     """``dps harvest``: sample for training, or plan that."""
     from dps.config import HarvestConfig
 
-    parser = parser_of(
-        "harvest", "Sample every question k times by power sampling and store trajectories and features."
-    )
-    config, _ = parse(parser, HarvestConfig, _plan_flag(arguments), fits="harvest")
+    parser = parser_of("harvest")
+    following = [*arguments, "-"][1:]
+    spelt_out = [
+        "--plan=words" if word == "--plan" and after.startswith("-") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+    config, _ = parse(parser, HarvestConfig, spelt_out, fits="harvest")
     _check_questions(config.check())
-    _check_there(config.model, config.features.embedder)
     if config.plan != "off":
         import json
         import time
@@ -44,63 +45,46 @@ def run_harvest(arguments: list[str]) -> None:
     _say([harvest(config)])
 
 
-def _plan_flag(arguments: list[str]) -> list[str]:
-    """Return the arguments with a bare ``--plan`` spelt out."""
-    following = [*arguments, ""][1:]
-    return [
-        "--plan=words" if word == "--plan" and (not after or after.startswith("-")) else word
-        for word, after in zip(arguments, following, strict=True)
-    ]
-
-
 def run_evaluate(arguments: list[str]) -> None:
     """``dps evaluate``: run policies live."""
     from dps.config import EvaluateConfig
 
-    parser = parser_of(
-        "evaluate", "Run policies live on the model, one store each: fixed k, plain, low temperature, controllers."
-    )
+    parser = parser_of("evaluate")
     config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
     if any(argument.partition("=")[0] == "--policies" for argument in arguments):
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
-        config = config.narrowed(_named(arguments, ("controllers", "rules", "in_run")))
+        config = config.narrowed(_named(arguments, ("controllers", "rules")))
     _check_questions(config.check())
-    _check_there(config.model)
-    for name in config.policies:
-        inside = config.in_run.get(name)
-        for path in inside.paths if inside is not None else ():
+    for name, path in config.controllers.items():
+        if name in config.policies:
             check_controller_file(path)
-        at_end = name if inside is None else inside.policy
-        if at_end in config.controllers:
-            check_controller_file(config.controllers[at_end])
     from dps.run.run import evaluate
+    from lightning_modules.load import load_controller
 
-    _say(evaluate(config, load_controller=_load_controller()))
+    _say(evaluate(config, load_controller=load_controller))
 
 
 def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
     """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``, for example."""
     import yaml
 
-    found = set()
+    names = set()
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, value = argument.removeprefix("--").partition("=")
         setting, _, name = option.partition(".")
-        if not argument.startswith("--") or setting not in settings:
-            continue
-        names = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
-        found |= {f"{setting}.{each}" for each in names}
-    return found
+        if argument.startswith("--") and setting in settings:
+            keys = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
+            names |= {f"{setting}.{key}" for key in keys}
+    return names
 
 
 def run_bench(arguments: list[str]) -> None:
     """``dps bench``: measure the engine."""
     from dps.bench.config import BenchConfig
 
-    parser = parser_of("bench", "Measure the engine against the published one-chain loop and plain batched sampling.")
+    parser = parser_of("bench")
     config, _ = parse(parser, BenchConfig, arguments, fits="bench")
     _check_questions(config.check())
-    _check_there(config.model)
     from dps.bench.records import print_table
     from dps.bench.run import bench
 
@@ -111,8 +95,9 @@ def run_quickstart(arguments: list[str]) -> None:
     """``dps quickstart``: the whole pipeline on the embedded model."""
     from dps.arguments import CONFIGS, check_seed
     from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
+    from dps.decide import RULES
 
-    parser = parser_of("quickstart", "Run the whole pipeline on the embedded model; minutes on two CPU cores.")
+    parser = parser_of("quickstart")
     config, _ = parse(parser, QuickstartConfig, arguments)
     check_seed(config.seed)
     output = Path(config.output)
@@ -122,17 +107,19 @@ def run_quickstart(arguments: list[str]) -> None:
         options = [f"--config={CONFIGS / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
         options += [f"--compute.workers={workers}"]
         options += [f"--benchmark.limit={questions}"] if questions is not None else []
-        return parse(parser_of("quickstart", ""), config_class, options)[0]
+        return parse(parser_of("quickstart"), config_class, options)[0]
 
     harvest_config = replace(
         load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions), output=str(output / "harvest")
     ).check()
-    names = ("gbdt", "mlp-h", "mlp-hq")
-    controllers = {name: str(output / "controllers" / name) for name in names}
+    evaluate_config = load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions)
+    controllers = {name: str(output / "controllers" / name) for name in ("gbdt", "mlp-h", "mlp-hq")}
     evaluate_config = replace(
-        load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions),
+        evaluate_config,
         output=str(output / "evaluation"),
         controllers=controllers,
+        # Rules that need no training decide over the trajectories of `power`, which are sampled once.
+        policies=tuple(dict.fromkeys([*evaluate_config.policies, *RULES])),
     ).check()
 
     _head("1/4 harvest: power sampling with features, k = 8")
@@ -141,18 +128,19 @@ def run_quickstart(arguments: list[str]) -> None:
     _say([harvest(harvest_config)])
     _head("2/4 train: three controllers")
     from lightning_modules.cli import fit_controller
+    from lightning_modules.load import load_controller
 
-    for name in names:
+    for name, folder in controllers.items():
         fit_controller(
             CONFIGS / f"{name.replace('-', '_')}.yaml",
             [
                 f"--data.init_args.store={output / 'harvest'}",
                 f"--seed_everything={config.seed}",
-                f"--trainer.default_root_dir={controllers[name]}",
+                f"--trainer.default_root_dir={folder}",
             ],
         )
     _head("3/4 evaluate: fixed, plain and controlled, live on the model")
-    _say(evaluate(evaluate_config, load_controller=_load_controller()))
+    _say(evaluate(evaluate_config, load_controller=load_controller))
     _head("4/4 report")
     write_report_of([output / "evaluation"], str(output), None)
 
@@ -161,10 +149,10 @@ def run_sample(arguments: list[str]) -> None:
     """``dps sample``: ask one question."""
     from dps.arguments import check_seed
     from dps.config import KRange, SampleConfig
-    from dps.model_config import EMBEDDED, ModelConfig, check_model_name
+    from dps.model_config import EMBEDDED, ModelConfig, check_there
     from dps.sampler.settings import SamplerConfig
 
-    parser = parser_of("sample", "Ask one question, watch the number of trajectories grow, get the answer.")
+    parser = parser_of("sample")
     parser.add_argument("question", help="the question, in quotes")
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(SamplerConfig, "sampler")
@@ -173,7 +161,6 @@ def run_sample(arguments: list[str]) -> None:
     config.check()
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
-    check_model_name(model_config)
     check_seed(config.seed)
     if config.controller is not None:
         check_controller_file(config.controller)
@@ -181,22 +168,23 @@ def run_sample(arguments: list[str]) -> None:
     from dps.benchmarks.given import given_questions
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
-    _check_there(model_config)
+    check_there(model_config)
     from dps.api import answer
     from dps.model import load_model
+    from lightning_modules.load import load_controller
 
-    controller = _load_controller()(config.controller) if config.controller is not None else None
+    controller = load_controller(config.controller) if config.controller is not None else None
 
     def show(checkpoint: Checkpoint) -> None:
         answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
-        said = ""
+        estimate = ""
         if checkpoint.p_enough is not None and controller is not None:
-            said = f"   {confidence(checkpoint.p_enough, controller.threshold)}"
-        then = f" → {checkpoint.more} more" if checkpoint.more else ""
-        print(f"k = {len(checkpoint.trajectories)}:  {answers}{said}{then}", flush=True)
+            estimate = f"   {confidence(checkpoint.p_enough, controller.threshold)}"
+        more = f" → {checkpoint.more} more" if checkpoint.more else ""
+        print(f"k = {len(checkpoint.trajectories)}:  {answers}{estimate}{more}", flush=True)
 
-    record = answer(
-        [parsed["question"]],
+    [record] = answer(
+        parsed["question"],
         load_model(model_config),
         controller=controller,
         k=k,
@@ -207,7 +195,7 @@ def run_sample(arguments: list[str]) -> None:
         seed=config.seed,
         rows=config.rows,
         on_checkpoint=show,
-    )[0]
+    )
     best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
     tokens = sum(t.num_generated_tokens for t in record.trajectories)
     print(
@@ -219,11 +207,8 @@ def run_sample(arguments: list[str]) -> None:
 def confidence(p_enough: float, threshold: float) -> str:
     """Return what a controller said beside what it stops at: ``enough: 99.1 % (stops from 96.0 %)``.
 
-    There are as many digits, one at least, as show on which side of the bound the probability lies.
-
-    Args:
-        p_enough: The controller's estimate, in [0, 1].
-        threshold: More trajectories are added while ``1 - p_enough`` is above it.
+    There are as many digits, one at least, as show on which side of the bound the probability lies. More trajectories
+    are added while ``1 - p_enough`` is above the threshold.
     """
     if threshold < 0:
         return f"enough: {100 * p_enough:.1f} % (never stops before the most)"
@@ -231,12 +216,6 @@ def confidence(p_enough: float, threshold: float) -> str:
     while not stops and digits < 15 and f"{100 * p_enough:.{digits}f}" == f"{100 * bound:.{digits}f}":
         digits += 1
     return f"enough: {100 * p_enough:.{digits}f} % (stops from {100 * bound:.{digits}f} %)"
-
-
-def _load_controller() -> Callable[[str], Any]:
-    from lightning_modules.load import load_controller
-
-    return load_controller
 
 
 def _check_questions(config: Any) -> None:
@@ -247,27 +226,17 @@ def _check_questions(config: Any) -> None:
         print(f"note: {remark}", file=sys.stderr)
 
 
-def _check_there(model: Any, embedder: str | None = None) -> None:
-    """Refuse a model or an embedder that cannot be had, before anything heavy is imported."""
-    from dps.embedding import QuestionEmbedder
-    from dps.model_config import EMBEDDED, check_there
-
-    check_there(model)
-    if embedder not in (None, EMBEDDED):
-        QuestionEmbedder(embedder).check_there()
-
-
 def _head(text: str) -> None:
     print(f"\n{text}", file=sys.stderr, flush=True)
 
 
 def _say(summaries: list[Summary]) -> None:
+    """Say how many questions each store holds; warn where all of its graded questions are right, or none."""
     from dps.doubt import doubt
 
-    for summary in summaries:
-        print(f"{summary.folder}: {summary.complete} questions, {summary.sampled} of them sampled now", flush=True)
     alike: dict[tuple[int, int], list[str]] = {}
     for summary in summaries:
+        print(f"{summary.folder}: {summary.complete} questions, {summary.sampled} of them sampled now", flush=True)
         alike.setdefault((summary.graded, summary.right), []).append(str(summary.folder))
     for (graded, right), folders in alike.items():
         if (sentence := doubt(", ".join(folders), graded, right)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,65 +17,61 @@ def run_store(arguments: list[str]) -> None:
     """``dps store``: look at stores, verify, merge and export them."""
     from dps.config import StoreConfig
 
-    parser = parser_of("store", "Look at stores, verify them, merge parts of one run, or export their scalars.")
+    parser = parser_of("store")
     parser.add_argument("action", choices=("info", "verify", "merge", "export"))
     parser.add_argument("folders", nargs="+", type=str, help="folders of stores")
     config, parsed = parse(parser, StoreConfig, arguments)
-    import json
-
     from feature_store import tools
 
-    action, folders = parsed["action"], [Path(folder) for folder in parsed["folders"]]
-    if action in ("merge", "export") and config.output is None:
-        raise InputError(f"Expected --output for dps store {action}: {'a folder' if action == 'merge' else 'a file'}.")
-    if action == "export" and len(folders) > 1:
-        raise InputError(f"Expected one store to export, got {len(folders)}: merge them first.")
-    problems: list[str] = []
+    action, folders, output = parsed["action"], [Path(folder) for folder in parsed["folders"]], config.output
     if action == "info":
-        found: Any = [tools.info(folder) for folder in folders]
-        lines = ["\n".join(f"{name:<28}{value}" for name, value in _info(one).items()) + "\n" for one in found]
+        infos = [tools.info(folder) for folder in folders]
+        lines = ["\n".join(f"{name:<28}{value}" for name, value in _in_words(info).items()) + "\n" for info in infos]
+        _show(config.json, infos, lines)
     elif action == "verify":
-        found = {str(folder): tools.verify(folder) for folder in folders}
-        problems = [problem for each in found.values() for problem in each]
+        faults = {str(folder): tools.verify(folder) for folder in folders}
         lines = [
-            f"{folder}: {f'not sound, {len(each)} to mend' if each else f'sound, {_count(*_sizes(Path(folder)))}'}"
-            for folder, each in found.items()
+            f"{name}: {f'not sound, {len(each)} to mend' if each else _sound(name)}" for name, each in faults.items()
         ]
+        _show(config.json, faults, lines)
+        if any(faults.values()):
+            raise InputError(" ".join(fault for each in faults.values() for fault in each))
+    elif output is None:
+        raise InputError(f"Expected --output for dps store {action}: {'a folder' if action == 'merge' else 'a file'}.")
     elif action == "merge":
-        merged = tools.merge(folders, Path(config.output or ""))
-        found = {"questions": merged.questions, "repeated": merged.repeated, "output": config.output}
-        lines = [f"{merged.questions:,} questions, {merged.repeated:,} of them in several stores: {config.output}"]
+        merged = tools.merge(folders, Path(output))
+        plain = {"questions": merged.questions, "repeated": merged.repeated, "output": output}
+        line = f"{merged.questions:,} questions, {merged.repeated:,} of them in several stores: {output}"
+        _show(config.json, plain, [line])
+        say_shortfalls([Path(output)])
     else:
-        rows = tools.export(folders[0], Path(config.output or ""))
-        found = {"rows": rows, "output": config.output}
-        lines = [f"{rows:,} trajectories: {config.output}"]
-    print(json.dumps(found, indent=1) if config.json else "\n".join(lines))
-    if action in ("merge", "export"):
-        say_shortfalls([Path(config.output or "")] if action == "merge" else folders)
-    if problems:
-        raise InputError(" ".join(problems))
+        if len(folders) > 1:
+            raise InputError(f"Expected one store to export, got {len(folders)}: merge them first.")
+        rows = tools.export(folders[0], Path(output))
+        _show(config.json, {"rows": rows, "output": output}, [f"{rows:,} trajectories: {output}"])
+        say_shortfalls(folders)
 
 
-def _sizes(folder: Path) -> tuple[int, int | None]:
-    """Return how many questions a store holds and is to have."""
+def _show(as_json: bool, plain: Any, lines: list[str]) -> None:
+    print(json.dumps(plain, indent=1) if as_json else "\n".join(lines))
+
+
+def _sound(folder: str) -> str:
     from feature_store import Store
 
-    store = Store.open(folder)
-    return len(store), store.num_wanted
+    store = Store.open(Path(folder))
+    return f"sound, {_count(len(store), store.num_wanted)} questions"
 
 
 def _count(held: int, wanted: int | None) -> str:
     """Return how many questions a store holds, of how many where its manifest says so."""
-    return f"{held:,} questions" if wanted is None else f"{held:,} of {wanted:,} questions"
+    return f"{held:,}" if wanted is None else f"{held:,} of {wanted:,}"
 
 
-def _info(info: Mapping[str, Any]) -> dict[str, Any]:
+def _in_words(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a store holds for people: both numbers of questions as one entry."""
-    return {
-        name: _count(value, info["questions_wanted"]).removesuffix(" questions") if name == "questions" else value
-        for name, value in info.items()
-        if name != "questions_wanted"
-    }
+    counts = {"questions": _count(info["questions"], info["questions_wanted"])}
+    return {name: counts.get(name, value) for name, value in info.items() if name != "questions_wanted"}
 
 
 def say_shortfalls(folders: list[Path]) -> None:
@@ -90,7 +87,7 @@ def run_ship(arguments: list[str]) -> None:
     """``dps ship``: a trained controller as a folder to hand on."""
     from dps.config import ShipConfig
 
-    parser = parser_of("ship", "Write a trained controller as a folder to hand on, with a card of what was measured.")
+    parser = parser_of("ship")
     parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
     config, parsed = parse(parser, ShipConfig, arguments)
     check_controller_file(parsed["run"])

@@ -1,11 +1,10 @@
-"""Policies: how many trajectories a question gets. Each rule is a small file; all are asked in the same way."""
+"""Decisions: how many trajectories a question gets. One room for training, replay and live runs."""
 
 from dps.decide.policy import Controller, DynamicK, FixedK, KRange, Policy, Rule, RuleK
 from dps.decide.rules.adaptive_consistency import AdaptiveConsistency
 from dps.decide.rules.chance import RandomEscalation
 from dps.decide.rules.confidence import LowEntropy, SelfConfidence
 from dps.decide.rules.esc import EarlyStoppingConsistency
-from dps.decide.rules.in_run import InRun, in_run
 from dps.decide.rules.sprt import MixtureSPRT
 from dps.decide.rules.uab import BudgetAllocation
 
@@ -23,4 +22,4 @@ RULES: dict[str, Rule] = {
 }
 """The rules that need no training, with their published thresholds where there are any."""
 
-__all__ = ["RULES", "Controller", "DynamicK", "FixedK", "InRun", "KRange", "Policy", "Rule", "RuleK", "in_run"]
+__all__ = ["RULES", "Controller", "DynamicK", "FixedK", "KRange", "Policy", "Rule", "RuleK"]

@@ -1,7 +1,6 @@
-"""Features of a checkpoint (METHOD section 3): pure functions of trajectories, finished or as they were after a block.
+"""Features of a checkpoint (METHOD section 3): pure functions of finished trajectories.
 
-Training reads trajectories from a store, a live run has just finished them; both call :func:`checkpoint_features`, so a
-controller sees the same numbers in both.
+Training reads these from a store, a live run has just finished them; a controller sees the same numbers in both.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from feature_store.records import Snapshot, Trajectory
+from feature_store.records import Trajectory
 
 SCALAR_FEATURES: tuple[str, ...] = (
     "mcmc_perplexity",
@@ -24,7 +23,7 @@ SCALAR_FEATURES: tuple[str, ...] = (
     "question_time_sec",
     "current_k",
 )
-"""The published six, in the order of the arrays."""
+"""The published six, in the order of the arrays; see :func:`scalar_features`."""
 
 EXTENDED_FEATURES: tuple[str, ...] = (
     "answer_agreement",
@@ -56,14 +55,7 @@ FEATURE_SETS: dict[str, tuple[str, ...]] = {
     "published": SCALAR_FEATURES,
     "extended": SCALAR_FEATURES + EXTENDED_FEATURES,
 }
-"""The scalars that a controller may be trained on: the published six alone, or the extended ones after them."""
-
-Pooling = Literal["mean", "last", "attention"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
-
-MAX_BLOCKS = 16
-"""Most blocks of a trajectory that attention looks at: those of the published setting (T_max 3072, blocks of 192).
-Where a trajectory has more, neighbours are averaged, so that nothing is left out and memory is bounded."""
+"""The scalars that a controller may be trained on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,24 +65,14 @@ class CheckpointFeatures:
     scalars: np.ndarray
     """The features named by :data:`SCALAR_FEATURES`: shape (6,), float64."""
     hidden: np.ndarray
-    """Pooled hidden state, the mean over the k trajectories: shape (D,), float32."""
+    """Hidden state, the mean over the k trajectories of :func:`pool_hidden`: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
     extended: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """The features named by :data:`EXTENDED_FEATURES`: shape (17,), float64; empty where nobody asked for them."""
-    spread: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Standard deviation of the k trajectories' pooled hidden states: shape (D,), float32, 0 for k = 1; empty where
-    nobody asked for it."""
-    blocks: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    """What attention pools: shape (k, B, D + 1), float32, see :func:`stack_blocks`; empty where nobody asked for
-    it."""
+    """The features named by :data:`EXTENDED_FEATURES`: shape (17,), float64."""
 
     def scalars_of(self, feature_set: str) -> np.ndarray:
-        """Return the scalars of a feature set: shape (F,), float64.
-
-        Args:
-            feature_set: A key of :data:`FEATURE_SETS`.
-        """
+        """Return the scalars of a feature set, a key of :data:`FEATURE_SETS`: shape (F,), float64."""
         return np.concatenate([self.scalars, self.extended]) if feature_set == "extended" else self.scalars
 
 
@@ -120,8 +102,8 @@ class TrajectorySums:
     """Whether the response was cut at T_max."""
 
 
-def sums_of(trajectory: Trajectory | Snapshot) -> TrajectorySums:
-    """Return what the scalars need of a trajectory; of one that goes on no answer is known."""
+def sums_of(trajectory: Trajectory) -> TrajectorySums:
+    """Return what the scalars need of a trajectory."""
     return TrajectorySums(
         tokens=int(trajectory.block_num_tokens.sum()),
         logprob=float(trajectory.block_logprob.sum()),
@@ -137,85 +119,30 @@ def sums_of(trajectory: Trajectory | Snapshot) -> TrajectorySums:
 
 
 def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
-    """Return the calibrated time of that many generated and prompt tokens, seconds (METHOD section 5).
+    """Return the time of generated tokens (rejected ones included) and of one prefill, seconds on a stored clock.
 
-    Args:
-        num_tokens: Generated tokens, rejected ones included.
-        num_prompt_tokens: Prompt tokens of the question's one shared prefill.
-        calibration: ``seconds_per_token`` and ``prefill_seconds_per_token``, as stored with the run.
+    Source:
+        METHOD section 5.
     """
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]
 
 
-def pool_hidden(trajectory: Trajectory | Snapshot, pooling: str) -> np.ndarray:
-    """Pool a trajectory's block averages to one vector.
-
-    Args:
-        trajectory: A trajectory, or what it was after a block, with hidden states of shape (b, D).
-        pooling: ``mean`` weights each block by its tokens (the mean over tokens); ``last`` takes the last block.
-
-    Returns:
-        Shape (D,), float32.
-    """
-    if pooling not in ("mean", "last"):
-        raise ValueError(f"expected the pooling mean or last, got {pooling!r}")
-    if pooling == "last" or len(trajectory.hidden) == 1:
+def pool_hidden(trajectory: Trajectory) -> np.ndarray:
+    """Return the mean over tokens of a trajectory's hidden states, from its block averages: shape (D,), float32."""
+    if len(trajectory.hidden) == 1:
         return trajectory.hidden[-1]
     weights = trajectory.block_num_tokens / trajectory.block_num_tokens.sum()
     return (weights[:, None] * trajectory.hidden).sum(axis=0).astype(np.float32)
 
 
-def blocks_of(trajectory: Trajectory | Snapshot) -> np.ndarray:
-    """Return a trajectory's block averages and their numbers of tokens, from which attention makes one vector.
-
-    Args:
-        trajectory: A finished trajectory with hidden states of shape (b, D).
-
-    Returns:
-        Shape (min(b, 16), D + 1), float32; the last column holds the tokens. Of more than :data:`MAX_BLOCKS` blocks,
-        successive ones are averaged over their tokens, as evenly as their number allows.
-    """
-    values, counts = trajectory.hidden, trajectory.block_num_tokens
-    if len(values) > MAX_BLOCKS:
-        starts = np.arange(MAX_BLOCKS) * len(values) // MAX_BLOCKS
-        merged = np.add.reduceat(counts, starts)
-        values = np.add.reduceat(counts[:, None] * values.astype(np.float64), starts) / merged[:, None]
-        counts = merged
-    return np.concatenate([values, counts[:, None]], axis=1, dtype=np.float32)
-
-
-def stack_blocks(blocks: Sequence[np.ndarray], num_blocks: int | None = None) -> np.ndarray:
-    """Stack what :func:`blocks_of` gives of several trajectories, filled up with blocks of no tokens.
-
-    Args:
-        blocks: One or more arrays of shape (b, D + 1).
-        num_blocks: B, at least every b; the largest b if None.
-
-    Returns:
-        Shape (len(blocks), B, D + 1), float32.
-    """
-    found = np.zeros((len(blocks), num_blocks or max(map(len, blocks)), blocks[0].shape[1]), np.float32)
-    for into, values in zip(found, blocks, strict=True):
-        into[: len(values)] = values
-    return found
-
-
 def scalar_features(
     sums: Sequence[TrajectorySums], num_prompt_tokens: int, calibration: Mapping[str, float]
 ) -> list[float]:
-    """Return the published six of the k trajectories, in the order of :data:`SCALAR_FEATURES`.
+    """Return the published six of k >= 1 trajectories, in the order of :data:`SCALAR_FEATURES`.
 
     With the accepted tokens of all k trajectories pooled (each token counts once, N of them): perplexity
     ``exp(-sum log p / N)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted / proposed`` with 0 of 0
     counted as 1; the calibrated time of all generated tokens and one prefill; k.
-
-    Args:
-        sums: Of the k trajectories, k >= 1.
-        num_prompt_tokens: Length of the question's prompt.
-        calibration: The calibrated clock.
-
-    Source:
-        METHOD section 3.
     """
     num_tokens = sum(s.tokens for s in sums)
     proposed = sum(s.proposed for s in sums)
@@ -231,22 +158,11 @@ def scalar_features(
 
 
 def extended_features(sums: Sequence[TrajectorySums], num_prompt_tokens: int) -> list[float]:
-    """Return the extended features of the k trajectories, in the order of :data:`EXTENDED_FEATURES`.
+    """Return the extended features of k >= 1 trajectories, in the order of :data:`EXTENDED_FEATURES`; always finite.
 
-    Of the answers: the share of the k trajectories in the largest class, its lead over the second class as a share,
-    the number of classes, the share without an answer, the entropy of the classes' shares among the answered (nats),
-    and the best log p in the majority's class minus the best in any other (nats; 0 where there is no other). Of the
-    responses: mean, standard deviation and maximum of their lengths (tokens), the share cut at T_max; mean, standard
-    deviation, minimum and maximum over trajectories of the mean log p per token (nats); the standard deviation of
-    their mean entropies (nats) and of their mean top-1 probabilities; the length of the prompt (tokens).
-
-    Args:
-        sums: Of the k trajectories, k >= 1.
-        num_prompt_tokens: Length of the question's prompt.
-
-    Note:
-        Always finite: the spread of one trajectory is 0. Classes enter by their sizes only, so their numbering, which
-        a live run may do in another order than the harvest, changes nothing.
+    Spreads are over the trajectories (0 for one), log p and entropy means per token in nats, ``vote_entropy`` that of
+    the classes' shares among the answered, ``answer_logprob_gap`` the best log p in the majority's class minus the best
+    in any other (0 where there is no other). Classes enter by their sizes only, so their numbering changes nothing.
     """
     k = len(sums)
     sizes = Counter(s.answer_class for s in sums if s.answer_class >= 0)
@@ -289,39 +205,25 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def checkpoint_features(
-    trajectories: Sequence[Trajectory | Snapshot],
+    trajectories: Sequence[Trajectory],
     *,
     num_prompt_tokens: int,
     embedding: np.ndarray,
     calibration: Mapping[str, float],
-    pooling: str = "mean",
 ) -> CheckpointFeatures:
-    """Compute the features of one question from its k trajectories so far.
-
-    The scalars are those of :func:`scalar_features` and :func:`extended_features`. The hidden state is pooled over
-    blocks, then averaged over trajectories, and their standard deviation taken. With attention, which a controller
-    learns, that is the mean over tokens, and the blocks are there, too.
+    """Return the features of one question from its k >= 1 trajectories so far (METHOD section 3).
 
     Args:
-        trajectories: The k trajectories, k >= 1, with the classes of their answers; at a checkpoint inside a run each
-            as it was at the end of the block, or as it ended.
+        trajectories: The k trajectories with the classes of their answers.
         num_prompt_tokens: Length of the question's prompt.
         embedding: Question embedding, shape (E,).
-        calibration: The calibrated clock of the run that trains the controller.
-        pooling: How blocks become one vector, one of :data:`POOLINGS`.
-
-    Source:
-        METHOD section 3.
+        calibration: The clock of the run that trained the controller.
     """
     sums = [sums_of(t) for t in trajectories]
-    attention = pooling == "attention"
-    vectors = np.stack([pool_hidden(t, "mean" if attention else pooling) for t in trajectories]).astype(np.float64)
-    more = {"blocks": stack_blocks([blocks_of(t) for t in trajectories])} if attention else {}
+    vectors = np.stack([pool_hidden(t) for t in trajectories]).astype(np.float64)
     return CheckpointFeatures(
         scalars=np.array(scalar_features(sums, num_prompt_tokens, calibration)),
         hidden=vectors.mean(axis=0).astype(np.float32),
         embedding=np.asarray(embedding, dtype=np.float32),
         extended=np.array(extended_features(sums, num_prompt_tokens)),
-        spread=vectors.std(axis=0).astype(np.float32),
-        **more,
     )

@@ -1,7 +1,7 @@
 """Policies: how many trajectories a question gets.
 
-A policy starts a question with ``start`` trajectories; when they have ended it is asked, with the question's features
-if it needs any, how many more there should be. Light: the controllers behind it are passed in.
+A policy starts a question with ``start`` trajectories; when these have ended, the policy is asked how many
+more the question should get. Light: the controllers are passed in.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ class KRange:
     """The most that a question gets."""
 
     def check(self) -> KRange:
-        """Return self if the maximum can be reached.
-
-        Raises:
-            InputError: With one sentence that says which values would do.
-        """
+        """Return self if the maximum can be reached, raise InputError otherwise."""
         if self.start < 1 or self.step < 1 or self.maximum < self.start:
             raise InputError(
                 f"Expected 1 <= k.start <= k.maximum and k.step >= 1, got start {self.start}, step {self.step}, "
@@ -53,11 +49,7 @@ class KRange:
         return tuple(range(self.start, self.maximum + 1, self.step))
 
     def check_known(self, controller: Controller) -> None:
-        """Refuse a controller that would be asked at a k that it has never seen.
-
-        Raises:
-            InputError: With the numbers of trajectories that it knows.
-        """
+        """Raise InputError if a controller would be asked at a k that it has never seen."""
         asked, known = set(self.values[:-1]), set(controller.ks[:-1])
         if asked - known or self.maximum > controller.ks[-1]:
             raise InputError(
@@ -73,114 +65,53 @@ class Controller(Protocol):
     name: str
     """``gbdt``, ``mlp-h``, ``mlp-hq``, ..."""
     threshold: float
-    """More trajectories are added while ``1 - p_enough`` is above this; one that says whether a question is solvable
-    gives it up if that probability is not above it."""
+    """More trajectories are added while ``1 - p_enough`` is above this."""
     calibration: Mapping[str, float]
-    """The calibrated clock of the run it was trained on."""
+    """The clock of the run that the controller was trained on."""
     ks: Sequence[int]
-    """Checkpoints that it was trained on, then the largest k of its harvest."""
+    """Checkpoints of the training, then the largest k of the harvest."""
     parts: frozenset[str]
-    """The parts of the features that it looks at, of :data:`dps.decide.features.PARTS`."""
-    pooling: str
-    """How it wants hidden states pooled, one of :data:`dps.decide.features.POOLINGS`."""
+    """The parts of the features that are needed, of :data:`dps.decide.features.PARTS`."""
     label: str
-    """What ``p_enough`` is the probability of: ``no_gain``, ``correct`` or ``solvable``."""
-    block: int | None
-    """The block after which it was trained to be asked while trajectories run; None where all have ended."""
-    block_size: int | None
-    """Tokens of a block of its harvest."""
+    """What ``p_enough`` is the probability of, one of :data:`dps.decide.labels.LABELS`."""
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""
-        ...
 
     def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
-        """Raise InputError if it was trained on features of another model, layer or embedder."""
-        ...
+        """Raise InputError if the controller was trained on features of another model, layer or embedder."""
 
 
 class Rule(Protocol):
-    """A stopping rule that needs no training: it looks at the answers and at how sure the model was."""
+    """A stopping rule that needs no training: only the answers and how sure the model was decide."""
 
     @property
     def name(self) -> str:
         """``adaptive-consistency``, ``esc``, ..."""
-        ...
 
     @property
     def threshold(self) -> float:
         """More trajectories are added while ``1 - p_enough`` is above this."""
-        ...
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return how sure the rule is that k is enough, in [0, 1], for N questions: shape (N,)."""
-        ...
-
-
-class Policy(Protocol):
-    """How many trajectories a question gets."""
-
-    start: int
-    """Trajectories at the beginning."""
-    controller: Controller | None
-    """The trained controller that is asked at a checkpoint, if there is one."""
-    rule: Rule | None
-    """The rule that is asked, if there is one; at most one of the two is."""
-
-    def asks(self, k: int) -> bool:
-        """Whether the controller is asked when k trajectories have ended."""
-        ...
-
-    def more(self, k: int, p_enough: float | None) -> int:
-        """Return how many trajectories to add to the k that have ended; 0 ends the question."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class FixedK:
-    """Always k trajectories."""
-
-    start: int
-    """k."""
-    controller: None = None
-    rule: None = None
-
-    def asks(self, k: int) -> bool:
-        """Return False."""
-        return False
-
-    def more(self, k: int, p_enough: float | None) -> int:
-        """Return 0."""
-        return 0
-
-
-@dataclass(frozen=True, slots=True)
-class DynamicK:
-    """Add trajectories while the controller thinks that more are needed (METHOD section 4)."""
+class Policy:
+    """Add trajectories while a controller or a rule is not sure enough (METHOD section 4); without either, never."""
 
     range: KRange
-    """Where it may stop."""
-    controller: Controller
-    """Whom it asks."""
-    rule: None = None
+    """Where the policy may stop."""
+    controller: Controller | None = None
+    """The trained controller that is asked; None for no controller."""
+    rule: Rule | None = None
+    """The rule that is asked where no controller is; None for no rule."""
 
     def __post_init__(self) -> None:
-        """Refuse checkpoints that the controller has never seen.
-
-        Raises:
-            InputError: With the numbers of trajectories that it knows, or what else it was trained for.
-        """
-        if self.controller.block is not None or self.controller.label == "solvable":
-            trained = (
-                f"was trained to be asked after block {self.controller.block} while trajectories run"
-                if self.controller.block is not None
-                else "says whether a question is solvable"
-            )
-            raise InputError(
-                f"The controller {self.controller.name} {trained}, so it cannot decide at the end of k trajectories: "
-                "name it under in_run, or train one with data.block null and data.label no_gain."
-            )
-        self.range.check_known(self.controller)
+        """Raise InputError if the controller has never seen a checkpoint of the range."""
+        if self.controller is not None:
+            self.range.check_known(self.controller)
 
     @property
     def start(self) -> int:
@@ -188,39 +119,27 @@ class DynamicK:
         return self.range.start
 
     def asks(self, k: int) -> bool:
-        """Return whether more could be added."""
-        return k < self.range.maximum
+        """Whether the controller or the rule is asked when k trajectories have ended."""
+        return (self.controller or self.rule) is not None and k < self.range.maximum
 
     def more(self, k: int, p_enough: float | None) -> int:
-        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
-        return _more(self.range, k, p_enough, self.controller.threshold)
+        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0, which ends the question."""
+        asker = self.controller or self.rule
+        if asker is None or p_enough is None or k >= self.range.maximum:
+            return 0
+        return self.range.step if 1.0 - p_enough > asker.threshold else 0
 
 
-@dataclass(frozen=True, slots=True)
-class RuleK:
-    """Add trajectories while a rule is not sure enough."""
-
-    range: KRange
-    """Where it may stop."""
-    rule: Rule
-    """What it asks."""
-    controller: None = None
-
-    @property
-    def start(self) -> int:
-        """Trajectories at the beginning."""
-        return self.range.start
-
-    def asks(self, k: int) -> bool:
-        """Return whether more could be added."""
-        return k < self.range.maximum
-
-    def more(self, k: int, p_enough: float | None) -> int:
-        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0."""
-        return _more(self.range, k, p_enough, self.rule.threshold)
+def FixedK(k: int) -> Policy:
+    """Return the policy that gives every question k trajectories."""
+    return Policy(KRange(k, 1, k))
 
 
-def _more(k_range: KRange, k: int, p_enough: float | None, threshold: float) -> int:
-    if p_enough is None or k >= k_range.maximum:
-        return 0
-    return k_range.step if 1.0 - p_enough > threshold else 0
+def DynamicK(k_range: KRange, controller: Controller) -> Policy:
+    """Return the policy that asks a controller; raises InputError if that does not know the range."""
+    return Policy(k_range, controller=controller)
+
+
+def RuleK(k_range: KRange, rule: Rule) -> Policy:
+    """Return the policy that asks a rule."""
+    return Policy(k_range, rule=rule)

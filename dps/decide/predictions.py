@@ -1,19 +1,20 @@
 """Out-of-fold predictions as a file: what ``crossval`` writes and a replay of policies reads.
 
-Needs ``h5py`` and NumPy only. ``docs/controllers_format.md`` specifies the file, so that it can also be read without
-this module.
+``docs/controllers_format.md`` specifies the file, so that it can also be read without this module.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from dps.decide.labels import LABELS
 from dps.errors import InputError
+from feature_store.files import replace_file
 from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
 from feature_store.hostile import dataset_in
 
@@ -41,7 +42,7 @@ class Predictions:
     name: str
     """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
     label_name: str
-    """``no_gain``, ``correct`` or ``solvable``: what ``p_enough`` is the probability of."""
+    """``no_gain`` or ``correct``: what ``p_enough`` is the probability of."""
     ks: tuple[int, ...]
     """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
     feature_set: str
@@ -69,13 +70,46 @@ class Predictions:
     """1 where the answer of the first k is right, 0 where wrong, -1 without a grade: shape (Q, O, C + 1), int8."""
     tokens: np.ndarray
     """Tokens generated for the first k, rejected ones included: shape (Q, O, C + 1), int64."""
-    block: int | None = None
-    """The block after which they were asked while trajectories run; None where all have ended."""
+
+    @property
+    def graded(self) -> np.ndarray:
+        """Whether each question has a grade: shape (Q,), bool."""
+        return self.label[:, 0, 0] >= 0
+
+    def select(self, questions: np.ndarray) -> Predictions:
+        """Return these questions only; ``questions`` are indices, or a mask of shape (Q,)."""
+        ids = tuple(self.question_ids[i] for i in np.arange(len(self.question_ids))[questions])
+        return replace(self, question_ids=ids, **{name: getattr(self, name)[questions] for name in _ARRAYS})
+
+    def on(self, question_ids: Sequence[str]) -> Predictions:
+        """Return these questions, all of which must be there, in this order."""
+        place = {name: i for i, name in enumerate(self.question_ids)}
+        return self.select(np.array([place[name] for name in question_ids], dtype=np.int64))
+
+    def at(self, ks: Sequence[int]) -> Predictions:
+        """Return what was said at some checkpoints; the last of ``ks`` is the maximum there.
+
+        Raises:
+            InputError: If the controllers were not asked at these.
+        """
+        asked, ks = self.ks[:-1], tuple(ks)
+        if not set(ks[:-1]) <= set(asked) or ks[-1] not in self.ks:
+            raise InputError(
+                f"The cross-validation of {self.name} asks at k = {', '.join(map(str, asked))} of at most "
+                f"{self.ks[-1]}, the policy at {', '.join(map(str, ks[:-1]))} of at most {ks[-1]}: set k to a part of "
+                "its range, or cross-validate on a harvest with that range."
+            )
+        columns = [self.ks.index(k) for k in ks]
+        return replace(
+            self,
+            ks=ks,
+            **{name: getattr(self, name)[..., columns[:-1]] for name in ("p_enough", "label")},
+            **{name: getattr(self, name)[..., columns] for name in ("correct", "tokens")},
+        )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a file of predictions, complete or not at all."""
-    temporary = path.with_suffix(".tmp")
     ids = [question_id.encode() for question_id in predictions.question_ids]
     with hdf5_in_memory() as file:
         file.attrs["format"] = FORMAT
@@ -85,57 +119,76 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         file.attrs["label"] = predictions.label_name
         file.attrs["ks"] = np.array(predictions.ks, dtype=np.int64)
         file.attrs["seed"] = predictions.seed
-        file.attrs["block"] = predictions.block or 0
         width = max(map(len, ids), default=1)
         file.create_dataset("question_id", data=np.array(ids, dtype=h5py.string_dtype("utf-8", width)))
         for name, dtype in _ARRAYS.items():
             file.create_dataset(name, data=getattr(predictions, name).astype(dtype, casting="same_kind"))
-        content = image_of(file)
-    with open(temporary, "wb") as written:
-        written.write(content)
-        os.fsync(written.fileno())
-    os.replace(temporary, path)
+        replace_file(path, image_of(file))
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read a file of predictions.
-
-    Args:
-        path: The file, or the folder of a cross-validation that holds it.
+    """Read a file of predictions, or the one in the folder of a cross-validation.
 
     Raises:
         InputError: If there is none, or it is another file or of another version.
     """
     path = Path(path)
-    found = path / FILE if path.is_dir() else path
-    if not found.is_file():
+    place = path / FILE if path.is_dir() else path
+    if not place.is_file():
         raise InputError(
-            f"Expected out-of-fold predictions at {path}, but there is no {found}: dps crossval --config "
+            f"Expected out-of-fold predictions at {path}, but there is no {place}: dps crossval --config "
             "configs/mlp_hq.yaml writes them."
         )
     try:
-        with open_hdf5(found) as file:
+        with open_hdf5(place) as file:
             if file.attrs.get("format") != FORMAT:
-                raise InputError(f"Expected predictions of dps crossval, but {found} is some other HDF5 file.")
+                raise InputError(f"Expected predictions of dps crossval, but {place} is some other HDF5 file.")
             version = int(file.attrs["format_version"])
             if version != FORMAT_VERSION:
                 raise InputError(
-                    f"Expected predictions of format version {FORMAT_VERSION}, but {found} has {version}: run dps "
+                    f"Expected predictions of format version {FORMAT_VERSION}, but {place} has {version}: run dps "
                     "crossval again with this version."
                 )
-            return Predictions(
+            predictions = Predictions(
                 label_name=str(file.attrs["label"]),
                 ks=tuple(int(k) for k in file.attrs["ks"]),
                 seed=int(file.attrs["seed"]),
-                block=int(file.attrs.get("block", 0)) or None,
                 question_ids=tuple(name.decode() for name in dataset_in(file, "question_id")[()]),
                 **{name: str(file.attrs[name]) for name in _TEXTS},
-                **{name: dataset_in(file, name)[()] for name in _ARRAYS},
+                **{
+                    name: dataset_in(file, name)[()].astype(dtype, casting="same_kind")
+                    for name, dtype in _ARRAYS.items()
+                },
             )
+            _check(predictions)
+            return predictions
     except InputError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise InputError(
-            f"Expected predictions of dps crossval, but {found} cannot be read as such ({type(error).__name__}): run "
+            f"Expected predictions of dps crossval, but {place} cannot be read as such ({type(error).__name__}): run "
             "it again."
         ) from error
+
+
+def _check(predictions: Predictions) -> None:
+    """Raise ValueError where the values of a file do not belong together."""
+    questions, num_orders, most = predictions.orders.shape
+    rows, ks = (questions, num_orders), predictions.ks
+    expected = {
+        "fold": (questions,),
+        "threshold": (questions,),
+        "p_enough": (*rows, len(ks) - 1),
+        "label": (*rows, len(ks) - 1),
+        "correct": (*rows, len(ks)),
+        "tokens": (*rows, len(ks)),
+    }
+    whole = all(getattr(predictions, name).shape == shape for name, shape in expected.items())
+    if not whole or len(predictions.question_ids) != questions:
+        raise ValueError("arrays of different shapes")
+    if len(ks) < 2 or list(ks) != sorted({k for k in ks if 0 < k <= most}):
+        raise ValueError("checkpoints that do not increase")
+    if not (np.sort(predictions.orders, axis=-1) == np.arange(most)).all():
+        raise ValueError("orders that are no permutations")
+    if predictions.label_name not in LABELS or not np.isfinite(predictions.p_enough).all():
+        raise ValueError("an unknown label or probabilities that are none")

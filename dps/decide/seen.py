@@ -1,7 +1,6 @@
-"""What a training-free rule sees: running counts over the trajectories of many questions at once, pure NumPy.
+"""Running counts over the trajectories of many questions at once: their answers, and what a training-free rule sees.
 
-The scheduler makes a :class:`Seen` of the questions it asks about, a replay of every order of every stored
-question; both through :class:`Tally`, so a rule cannot say one thing live and another in replay.
+Live runs and replays both count with :class:`Tally`, so a rule cannot say one thing live and another in replay.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.decide.features import sums_of
 from feature_store.records import Trajectory
 
 
@@ -45,12 +45,7 @@ class Tally:
     """Counts the trajectories of N questions as they come, all questions at the same k."""
 
     def __init__(self, num_questions: int, num_classes: int) -> None:
-        """Start with k = 0.
-
-        Args:
-            num_questions: N.
-            num_classes: Answer classes are below this number.
-        """
+        """Start with k = 0; answer classes are below ``num_classes``."""
         self._rows = np.arange(num_questions)
         self._counts = np.zeros((num_questions, max(2, num_classes)), np.int64)
         self._weights = np.full(self._counts.shape, -np.inf)
@@ -66,10 +61,8 @@ class Tally:
     def add(self, classes: np.ndarray, logprobs: np.ndarray, sums: np.ndarray) -> None:
         """Count one more trajectory of every question.
 
-        Args:
-            classes: Its answer's class, -1 for none: shape (N,), int.
-            logprobs: Base log-probability of its response, nats: shape (N,).
-            sums: Its accepted tokens, sum of entropies and sum of top-1 probabilities: shape (3, N).
+        ``classes`` of the answers, -1 for none, and ``logprobs`` of the responses, nats, have shape (N,); ``sums`` of
+        accepted tokens, entropies and top-1 probabilities (3, N).
         """
         answered = classes >= 0
         rows, labels, logp = self._rows[answered], classes[answered], logprobs[answered]
@@ -88,10 +81,7 @@ class Tally:
     def winners(self, aggregator: str) -> np.ndarray:
         """Return which trajectory, in order of coming, has the answer of them all; -1 where none has one: shape (N,).
 
-        The same choice as :func:`dps.decide.aggregate.representative`, for all questions at once.
-
-        Args:
-            aggregator: ``majority``, ``best_logprob`` or ``weighted``.
+        See :func:`dps.decide.aggregate.representative`, which is this for one question.
         """
         strength = {
             "majority": self._counts.astype(np.float64),
@@ -112,17 +102,12 @@ class Tally:
 
 def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]:
     """Return what :meth:`Tally.add` needs of a trajectory: class, log p, tokens, entropy and top-1 sums."""
-    return (
-        trajectory.answer_class,
-        trajectory.base_logprob,
-        float(trajectory.block_num_tokens.sum()),
-        float(trajectory.block_entropy.sum()),
-        float(trajectory.block_top1.sum()),
-    )
+    sums = sums_of(trajectory)
+    return sums.answer_class, sums.base_logprob, float(sums.tokens), sums.entropy, sums.top1
 
 
 def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:
-    """Return what questions have shown, all with the same number of finished trajectories.
+    """Return what questions have shown, all with equally many trajectories.
 
     Args:
         questions: The trajectories of each, in order of index.

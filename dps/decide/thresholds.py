@@ -1,8 +1,7 @@
-"""Dynamic policies replayed over a table, and the threshold that follows: pure NumPy.
+"""Dynamic policies replayed over arrays, and the threshold that follows: pure NumPy.
 
-The policy starts at the first checkpoint and adds trajectories while ``p_inc = 1 - p_enough`` is above a threshold
-(METHOD section 4). A row of the arrays here is one question in one order; ``p_inc`` has shape (..., C), ``correct`` and
-``tokens`` have shape (..., C + 1) with k = maximum last.
+The policy adds trajectories while ``p_inc = 1 - p_enough`` is above a threshold (METHOD section 4). A row of the arrays
+is one question in one order; ``p_inc`` is (..., C), ``correct`` and ``tokens`` (..., C + 1) with k = maximum last.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.decide.orders import at_stop
+from dps.decide.splits import other_folds
 from dps.estimates import loss_is_below, smallest_margin
 
 NEVER_STOP = -1.0
@@ -36,46 +37,25 @@ def stops(p_inc: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """Return where the policy stops: the first checkpoint with ``p_inc <= threshold``, C if there is none.
 
     Args:
-        p_inc: Probability that more trajectories help, shape (..., C).
-        threshold: More are added while p_inc is above it; one number, or an array that broadcasts against p_inc.
-
-    Returns:
-        Indices into the C + 1 values of k, shape (...).
+        p_inc: Probability that more trajectories help, shape (..., C); the indices have shape (...).
+        threshold: One number, or an array that broadcasts against p_inc.
     """
     enough = p_inc <= threshold
     return np.where(enough.any(axis=-1), enough.argmax(axis=-1), p_inc.shape[-1])
 
 
 def replay(stop: np.ndarray, correct: np.ndarray, tokens: np.ndarray, ks: Sequence[int]) -> Replay:
-    """Return what stopping there gives.
-
-    Args:
-        stop: Where each order of each question stops, shape (Q, O), see :func:`stops`.
-        correct: Shape (Q, O, C + 1).
-        tokens: Shape (Q, O, C + 1).
-        ks: The C + 1 values of k.
-    """
-    right = np.take_along_axis(correct, stop[..., None], axis=-1)[..., 0].mean(axis=1)
-    spent = np.take_along_axis(tokens, stop[..., None], axis=-1)[..., 0]
+    """Return what stopping at ``stop`` (Q, O) gives; ``correct`` and ``tokens`` have shape (Q, O, C + 1)."""
+    right, spent = at_stop(correct, stop).mean(axis=1), at_stop(tokens, stop)
     stderr = right.std(ddof=1) / np.sqrt(len(right)) if len(right) > 1 else np.nan
     return Replay(float(right.mean()), float(stderr), float(spent.mean()), float(np.asarray(ks)[stop].mean()))
 
 
 def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Replay the policy at every threshold that makes a difference, in O(n log n).
+    """Return every threshold that makes a difference, and the mean accuracy and mean tokens at each: shape (M,) each.
 
-    A row leaves checkpoint c as soon as the threshold falls below ``min(p_inc[:c + 1])``. So with the thresholds going
-    down, accuracy and tokens change by ``value[c + 1] - value[c]`` at each of these minima, and one sort does it.
-
-    Args:
-        p_inc: Shape (..., C).
-        correct: Shape (..., C + 1).
-        tokens: Shape (..., C + 1).
-
-    Returns:
-        Thresholds in increasing order, and the mean accuracy and the mean tokens at each: three arrays of shape (M,).
-        They lie midway between the values of p_inc, so that rounding elsewhere cannot flip a decision; the first is
-        :data:`NEVER_STOP`, the last 1, where no question gets more than the first k.
+    The thresholds increase and lie midway between the values of p_inc, so that rounding elsewhere cannot flip a
+    decision; the first is :data:`NEVER_STOP`, the last 1, where no question gets more than the first k.
     """
     leaves = np.minimum.accumulate(p_inc.reshape(-1, p_inc.shape[-1]), axis=1)
     order = np.argsort(leaves, axis=None)
@@ -95,13 +75,19 @@ def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[n
     return thresholds, means(correct), means(tokens)
 
 
+def spread_thresholds(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` thresholds of :func:`sweep`, spread evenly over their tokens, in increasing order."""
+    every, _, costs = sweep(p_inc, correct, tokens)
+    wanted = np.linspace(costs.min(), costs.max(), count)
+    return every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
+
+
 def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
     """Return which of M policies is the cheapest that shows no loss; None if none does.
 
-    They are tried from the most expensive one down, and the first that does not show that less than ``margin`` is lost
-    ends it: see :func:`dps.estimates.loss_is_below`. Tried in an order that their outcomes do not decide, all of them
-    together have the error of one test: the policy that is chosen loses more than the margin in at most 2.5 % of cases,
-    however many there are. (Choosing the cheapest of all that pass would find the one that was lucky.)
+    The policies are tried from the most expensive one down, until one does not show that less than ``margin`` is lost.
+    Outcomes do not decide the order, so all tests together have the error of one, at most 2.5 %, however many policies
+    are tried. (The cheapest of all that pass would be the one that was lucky.)
 
     Args:
         losses: Accuracy of each question minus that of k = maximum, averaged over orders: shape (M, Q).
@@ -122,9 +108,8 @@ def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float)
 def effective_margin(num_questions: int, margin: float) -> float:
     """Return the loss that a choice of a threshold excludes: ``margin``, or the smallest that so many questions can.
 
-    Fewer than 368 questions cannot show that less than one point is lost, even where none of them loses: of 100 the
-    smallest margin is 3.6 points. Something has to be chosen all the same, so the choice is then the cheapest threshold
-    at which about none of the questions loses anything; that it keeps the margin is not shown and must not be said.
+    Fewer than 368 questions cannot show that less than one point is lost, even where none of them loses. The choice is
+    then the cheapest threshold at which about none loses anything; nothing shows that the margin is kept.
     """
     return max(margin, smallest_margin(num_questions))
 
@@ -132,33 +117,29 @@ def effective_margin(num_questions: int, margin: float) -> float:
 def choose_threshold(
     p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 128
 ) -> float:
-    """Return the cheapest threshold that shows no loss against k = maximum.
+    """Return the cheapest threshold that shows no loss against k = maximum, :data:`NEVER_STOP` if none cheaper does.
 
-    As :func:`cheapest_without_loss`, over all thresholds, with the margin that so many questions can show, see
-    :func:`effective_margin`. This is how ``dps fit`` and ``dps ship`` choose.
-
-    Args:
-        p_inc: Shape (Q, O, C), or (Q, C) for one order; of questions that trained nothing, or the threshold flatters
-            itself.
-        correct: Shape (Q, O, C + 1), or (Q, C + 1).
-        tokens: The same shape.
-        margin: Accuracy that counts as no loss.
-        candidates: Thresholds that are tried, spread evenly over their tokens.
-
-    Returns:
-        A threshold; :data:`NEVER_STOP` if nothing cheaper than k = maximum shows no loss.
+    As :func:`cheapest_without_loss`, with :func:`effective_margin`, over so many candidates of
+    :func:`spread_thresholds`. The arrays are of questions that trained nothing, or the threshold flatters itself:
+    ``p_inc`` of shape (Q, O, C), or (Q, C) for one order, ``correct`` and ``tokens`` with C + 1 in place of C.
     """
     if p_inc.ndim == 2:
         p_inc, correct, tokens = p_inc[:, None], correct[:, None], tokens[:, None]
-    every, _, costs = sweep(p_inc, correct, tokens)
-    wanted = np.linspace(costs.min(), costs.max(), candidates)
-    thresholds = every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
     maximum, margin = correct[..., -1].mean(axis=1), effective_margin(len(correct), margin)
     chosen = NEVER_STOP
-    for threshold in thresholds:  # the higher, the cheaper
-        stop = stops(p_inc, float(threshold))
-        right = np.take_along_axis(correct, stop[..., None], axis=-1)[..., 0].mean(axis=1)
+    for threshold in spread_thresholds(p_inc, correct, tokens, candidates).tolist():  # the higher, the cheaper
+        right = at_stop(correct, stops(p_inc, threshold)).mean(axis=1)
         if threshold != NEVER_STOP and not loss_is_below(right - maximum, margin):
             break
-        chosen = float(threshold)
+        chosen = threshold
+    return chosen
+
+
+def cross_fitted(
+    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, folds: np.ndarray, margin: float
+) -> np.ndarray:
+    """Return for each question the threshold that the questions of the other ``folds`` (Q,) choose: shape (Q,)."""
+    chosen = np.empty(len(folds))
+    for mine, others in other_folds(folds):
+        chosen[mine] = choose_threshold(p_inc[others], correct[others], tokens[others], margin)
     return chosen

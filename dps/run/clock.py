@@ -39,23 +39,10 @@ class Clock:
     """Name of the GPU or processor; None where the store that it comes from does not say."""
 
 
-def measure_clock(
-    model: LanguageModel,
-    benchmark: Benchmark,
-    settings: WorkSettings,
-    sampler: SamplerConfig,
-    snapshot_blocks: tuple[int, ...],
-) -> Clock:
+def measure_clock(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings, sampler: SamplerConfig) -> Clock:
     """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
 
     With ``compute.clock_store`` nothing is measured: the engine is only opened, to compare its rows and device.
-
-    Args:
-        model: The worker's model.
-        benchmark: The questions.
-        settings: The worker's settings.
-        sampler: How chains are sampled.
-        snapshot_blocks: Blocks of whose ends snapshots are taken.
 
     Raises:
         InputError: If the earlier store is of another model, device or number of rows.
@@ -71,7 +58,6 @@ def measure_clock(
             benchmark=benchmark,
             prompts=prompts,
             memory_share=settings.memory_share,
-            snapshot_blocks=snapshot_blocks,
         )
         device, folder = name_of(model.device), settings.compute.clock_store
         if folder is None:
@@ -92,19 +78,13 @@ def clock_store(folder: str) -> Manifest:
     if manifest.device is None or any(not manifest.calibration.get(name) for name in _CONSTANTS):
         raise InputError(
             f"Expected compute.clock_store with a measured clock and the name of its device, which {folder} does not "
-            "have (earlier releases did not note it): leave it out, and give data.init_args.clock_store to dps fit."
+            "have: leave it out, and give data.init_args.clock_store to dps fit."
         )
     return manifest
 
 
 def taken_over(folder: str, *, fingerprint: str, device: str, rows: int) -> Clock:
-    """Return the clock of an earlier store, if it is of the same model, device and rows.
-
-    Args:
-        folder: The earlier store.
-        fingerprint: Of the run's model.
-        device: Name of its device, see :func:`dps.device.name_of`.
-        rows: Chains that its engine runs at a time.
+    """Return the clock of an earlier store, if it is of the same model, device and rows as this run.
 
     Raises:
         InputError: With the first of them that differs.
@@ -147,7 +127,6 @@ def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: fl
                 engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
                 number += 1
             ended += len(engine.poll())
-            engine.take_snapshots()
         return engine.decode_s - decode_s, engine.num_generated_tokens - tokens
 
     until = time.perf_counter() + 10 * seconds

@@ -59,9 +59,7 @@ class Pilot:
     start_s: float
     """Seconds until the first token: model, clock, recordings."""
     rows: int
-    """Rows of the engine."""
     question_bytes: float
-    """Bytes of a stored question."""
     segment_bytes: float
     """Bytes that every segment costs besides."""
     memory_gib: float | None
@@ -79,41 +77,38 @@ class Plan:
     sampled: int
     """Questions that the estimate rests on."""
     workers: int
-    """Workers of the run."""
     rows: int
-    """Rows of each."""
-    tokens: float
+    """Rows of each worker."""
+    tokens: float = 0.0
     """Tokens that will be sampled, rejected ones included."""
-    tokens_stderr: float
-    """Its standard error, from the spread between the sampled questions."""
-    seconds: float
+    tokens_stderr: float = 0.0
+    """Standard error of the tokens, from the spread between the sampled questions."""
+    seconds: float = 0.0
     """Wall-clock time, start-up included."""
-    start_seconds: float
-    """The start-up in it."""
-    device_hours: float
+    start_seconds: float = 0.0
+    device_hours: float = 0.0
     """Hours of all workers together."""
-    gigabytes: float
+    gigabytes: float = 0.0
     """Size of what will be written, 10^9 bytes."""
-    gpu_gib: float | None
+    gpu_gib: float | None = None
     """Most GPU memory in use by a worker in the measurement; None on a CPU."""
 
     def words(self) -> str:
         """Return the plan as lines for a terminal."""
         error = 196 * self.tokens_stderr / self.tokens if self.tokens else 0.0
         each = self.tokens / max(1, self.questions)
+        stored = f", {self.stored:,} more are stored already" if self.stored else ""
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''} with {self.rows:,} rows each"
         lines = [
-            f"questions       {self.questions:,}"
-            + (f", {self.stored:,} more are stored already" if self.stored else ""),
+            f"questions       {self.questions:,}{stored}",
             f"tokens          {self.tokens:,.0f} (give or take {error:.0f} %), {each:,.0f} a question",
             f"time            {_duration(self.seconds)}, of which start-up {_duration(self.start_seconds)}",
-            f"device-hours    {self.device_hours:.3g} on {self.workers} worker{'s' if self.workers > 1 else ''} with "
-            f"{self.rows:,} rows each",
+            f"device-hours    {self.device_hours:.3g} on {workers}",
             f"store           {self.gigabytes:.3g} GB",
         ]
         if self.gpu_gib is not None:
             lines.append(f"GPU memory      {self.gpu_gib:.1f} GiB")
-        lines.append(f"Measured on {self.sampled:,} questions drawn at random; nothing was written.")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"Measured on {self.sampled:,} questions drawn at random; nothing was written."])
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -141,7 +136,7 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
     done = len(wanted) - len(missing)
     workers = config.compute.workers
     if not missing:
-        return Plan(0, done, 0, workers, config.compute.rows or 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None)
+        return Plan(0, done, 0, workers, config.compute.rows or 0)
     drawn = np.random.default_rng(config.seed).permutation(missing).tolist()
     shares = [drawn[shard::workers] for shard in range(_num_pilots(config, len(missing)))]
     if len(shares) == 1:
@@ -185,10 +180,9 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     model = load_model(settings.model)
     benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
-    blocks = tuple(config.checkpoint_blocks)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:
         # The run measures its clock too; here that also warms up.
-        measure_clock(model, benchmark, settings, config.sampler, blocks)
+        measure_clock(model, benchmark, settings, config.sampler)
     engine = open_engine(
         model,
         config.sampler,
@@ -196,7 +190,6 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
         benchmark=benchmark,
         prompts=[tokens for _, tokens in prompts.values()],
         memory_share=settings.memory_share,
-        snapshot_blocks=blocks,
     )
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])

@@ -1,7 +1,8 @@
 """Local worker processes: each has a pipe to the parent, over which it asks for questions and reports them.
 
 A pipe of its own, because a process that is killed while it holds a shared queue's lock stops all others. The end of a
-pipe is how either side learns that the other is gone.
+pipe is how either side learns that the other is gone. What workers on a cluster have in common with these stands here,
+too (``ray_pool``).
 """
 
 from __future__ import annotations
@@ -22,15 +23,134 @@ import torch
 
 from dps.benchmarks import load_benchmark
 from dps.errors import InputError, WorkersDied
-from dps.model import load_model
+from dps.model import LanguageModel, load_model
 from dps.run.clock import Clock, measure_clock
-from dps.run.ledger import Ledger, Take
-from dps.run.worker import Done, LoadController, Stop, StoreTask, WorkSettings, done, work
+from dps.run.committer import Done
+from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
+from dps.run.worker import LoadController, StoreTask, WorkSettings, work
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
 from feature_store.errors import StoreError
 
+ALL_DIED = "All workers died; what they had committed is kept, and the same command goes on from there."
 _STOP = "stop"
+
+
+# -- what all workers have in common -----------------------------------------------------------------------------------
+
+
+def num_devices(configured: str) -> int:
+    """Return how many GPUs of this machine workers are placed on in turn; 0 where ``model.device`` names a device."""
+    return torch.cuda.device_count() if configured in ("auto", "cuda") else 0
+
+
+def for_worker(settings: WorkSettings, worker: int) -> WorkSettings:
+    """Return the settings of one worker on this machine: its device, and its share of that device's memory."""
+    count, workers = num_devices(settings.model.device), settings.compute.workers
+    if count:
+        settings = replace(settings, model=replace(settings.model, device=f"cuda:{worker % count}"))
+    if settings.compute.backend == "ray":
+        return on_ray(settings, gpus=count > 0)
+    return replace(settings, memory_share=1 / (len(range(worker % count, workers, count)) if count else workers))
+
+
+def on_ray(settings: WorkSettings, *, gpus: bool) -> WorkSettings:
+    """Return the settings of every worker on a Ray cluster.
+
+    Ray shows each worker its own GPU only, whose memory is all its own; workers without ``gpus`` may all share the
+    memory of one node.
+    """
+    threads = settings.compute.threads or 1
+    share = 1.0 if gpus else 1 / settings.compute.workers
+    return replace(settings, compute=replace(settings.compute, threads=threads), memory_share=share)
+
+
+class Worker:
+    """A worker's work; what it answers is a value, a refusal, or the text of an unexpected error."""
+
+    def __init__(self, number: int, settings: WorkSettings, load_controller: LoadController | None) -> None:
+        """Keep what it needs; the model is loaded when it is first needed."""
+        self._number = number
+        self._settings = settings
+        self._load_controller = load_controller
+        self._model: LanguageModel | None = None
+
+    def load(self) -> LanguageModel:
+        """Return the model."""
+        self._model = self._model or load_model(self._settings.model)
+        return self._model
+
+    def clock(self, sampler: SamplerConfig) -> Clock | Exception | str:
+        """Measure the calibrated clock; see :func:`dps.run.clock.measure_clock`."""
+
+        def measure() -> Clock:
+            benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
+            return measure_clock(self.load(), benchmark, self._settings, sampler)
+
+        return _answer_of(measure)
+
+    def run(self, tasks: list[StoreTask], **line: Any) -> Exception | str | None:
+        """Do the work; ``line`` is how it asks for questions, reports them and learns of an end."""
+        return _answer_of(
+            lambda: work(self._number, tasks, self._settings, self._load_controller, model=self._model, **line)
+        )
+
+
+def _answer_of(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except (InputError, StoreError) as error:
+        return error
+    except Exception:
+        return traceback.format_exc()
+
+
+def checked(answer: Any) -> Any:
+    """Return what a worker answered; raise what it refused, or a RuntimeError where it failed, which is a bug."""
+    if isinstance(answer, (InputError, StoreError)):
+        raise answer
+    if isinstance(answer, str):
+        raise RuntimeError(f"A worker failed:\n{answer}")
+    return answer
+
+
+def no_clock() -> WorkersDied:
+    """Return the error that the worker died over the clock."""
+    return WorkersDied(
+        "The worker that measured the clock died; nothing was sampled. If it ran out of memory, set compute.rows lower."
+    )
+
+
+def check_deadly(question_id: str | None) -> None:
+    """Raise :class:`WorkersDied` if there is a question that three workers died over."""
+    if question_id is not None:
+        raise WorkersDied(
+            f"Three workers died over the question {question_id}; what was committed is kept. If they ran out of "
+            "memory, set compute.rows lower."
+        )
+
+
+def say_lost(number: int, how: str, lost: Sequence[str], others: int) -> None:
+    """Say on stderr that a worker died, and what becomes of its questions."""
+    sentence = f"Worker {number} died{how}; its {len(lost)} unfinished questions go to the {others} others."
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
+    """Return reports of those questions that a dead worker had committed, but not reported any more.
+
+    ``held`` are the stores and questions that it had.
+    """
+    reports = []
+    for number in sorted({store for store, _ in held}):
+        store = Store.open(tasks[number].folder)
+        stored = set(store.question_ids)
+        committed = [question_id for of, question_id in held if of == number and question_id in stored]
+        reports += [Done.of(number, question) for question in store.read(committed)]
+    return reports
+
+
+# -- the parent of local workers ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,58 +158,6 @@ class _ClockWanted:
     """Asks a worker to measure the calibrated clock before its work."""
 
     sampler: SamplerConfig
-    snapshot_blocks: tuple[int, ...]
-
-
-def device_of(worker: int, num_devices: int, configured: str) -> str:
-    """Return the device of a worker: GPUs in turn, unless the settings name one.
-
-    Args:
-        worker: Its number.
-        num_devices: GPUs that this machine shows.
-        configured: ``model.device``.
-    """
-    if configured not in ("auto", "cuda") or num_devices == 0:
-        return configured
-    return f"cuda:{worker % num_devices}"
-
-
-def sharers(worker: int, num_workers: int, num_devices: int) -> int:
-    """Return how many workers share this worker's device, itself included."""
-    if num_devices == 0:
-        return num_workers
-    return len(range(worker % num_devices, num_workers, num_devices))
-
-
-def num_devices(configured: str) -> int:
-    """Return how many GPUs of this machine workers are placed on in turn; 0 where the settings name a device.
-
-    Args:
-        configured: ``model.device``.
-    """
-    return torch.cuda.device_count() if configured in ("auto", "cuda") else 0
-
-
-def for_worker(settings: WorkSettings, worker: int) -> WorkSettings:
-    """Return the settings of one worker on this machine: its device, and its share of that device's memory."""
-    count = num_devices(settings.model.device)
-    settings = replace(settings, model=replace(settings.model, device=device_of(worker, count, settings.model.device)))
-    if settings.compute.backend == "ray":
-        return on_ray(settings, gpus=count > 0)
-    return replace(settings, memory_share=1 / sharers(worker, settings.compute.workers, count))
-
-
-def on_ray(settings: WorkSettings, *, gpus: bool) -> WorkSettings:
-    """Return the settings of every worker on a Ray cluster.
-
-    Args:
-        settings: Those of the run.
-        gpus: Whether the workers have GPUs: Ray shows each its own only, so that all of its memory is its own. Workers
-            without may all share the memory of one node.
-    """
-    threads = settings.compute.threads or 1
-    share = 1.0 if gpus else 1 / settings.compute.workers
-    return replace(settings, compute=replace(settings.compute, threads=threads), memory_share=share)
 
 
 class Pool:
@@ -118,43 +186,31 @@ class Pool:
             self._pipes[mine] = number
             self._processes.append(process)
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock:
-        """Let the first worker measure the calibrated clock; see :func:`dps.run.worker.measure_clock`.
+    def clock(self, sampler: SamplerConfig) -> Clock:
+        """Let the first worker measure the calibrated clock; see :func:`dps.run.clock.measure_clock`.
 
         Raises:
-            InputError: If it refused its input.
-            WorkersDied: If it died over it.
-            RuntimeError: If it failed otherwise, which is a bug.
+            WorkersDied: If it died over it; else as :func:`checked`.
         """
         pipe = next(pipe for pipe, number in self._pipes.items() if number == 0)
-        self._send(pipe, _ClockWanted(sampler, snapshot_blocks))
+        self._send(pipe, _ClockWanted(sampler))
         try:
-            return clock_answer(pipe.recv())
+            return checked(pipe.recv())
         except (EOFError, OSError):
-            return clock_answer(None)
+            raise no_clock() from None
 
-    def run(self, tasks: list[StoreTask], missing: list[list[str]], report: Callable[[Done], None]) -> None:
-        """Let the workers fill the stores; calls ``report`` for every committed question, once.
-
-        Args:
-            tasks: The stores.
-            missing: Questions that each lacks, in order.
-            report: Called in this process.
+    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None]) -> None:
+        """Let the workers fill the stores with what groups of them lack; ``report`` is called once for each question.
 
         Raises:
-            InputError: If a worker refused its input.
-            StoreError: If a worker could not write to a store.
-            WorkersDied: If all of them died, or three over one question.
-            RuntimeError: If a worker failed otherwise, which is a bug.
+            WorkersDied: If all of them died, or three over one question; else as :func:`checked`.
         """
         ledger = Ledger(missing, len(self._pipes))
         for pipe in list(self._pipes):
             self._send(pipe, tasks)
         while not ledger.finished:
             if not self._pipes:
-                raise WorkersDied(
-                    "All workers died; what they had committed is kept, and the same command goes on from there."
-                )
+                raise WorkersDied(ALL_DIED)
             for pipe in wait(list(self._pipes)):
                 assert isinstance(pipe, Connection)
                 try:
@@ -162,18 +218,13 @@ class Pool:
                 except (EOFError, OSError):
                     self._lost(pipe, ledger, tasks, report)
                     continue
-                self._answer(pipe, message, ledger, report)
-
-    def _answer(self, pipe: Connection, message: Any, ledger: Ledger, report: Callable[[Done], None]) -> None:
-        if isinstance(message, Done):
-            if ledger.done(message.task, message.question_id):
-                report(message)
-        elif isinstance(message, tuple):
-            self._send(pipe, ledger.take(self._pipes[pipe], *message))
-        elif isinstance(message, (InputError, StoreError)):
-            raise message
-        else:
-            raise RuntimeError(f"A worker failed:\n{message}")
+                if isinstance(message, Done):
+                    if ledger.done(message.store, message.question_id):
+                        report(message)
+                elif isinstance(message, tuple):
+                    self._send(pipe, ledger.take(self._pipes[pipe], *message))
+                else:
+                    checked(message)
 
     def _lost(self, pipe: Connection, ledger: Ledger, tasks: list[StoreTask], report: Callable[[Done], None]) -> None:
         """Hand a dead worker's questions to the others; what it had committed unreported is reported."""
@@ -181,21 +232,11 @@ class Pool:
         pipe.close()
         process = self._processes[number]
         process.join(timeout=5)
-        for found in reclaim(ledger.held_by(number), tasks):
-            ledger.done(found.task, found.question_id)
-            report(found)
-        lost = ledger.lost(number)
-        print(
-            f"Worker {number} died with exit code {process.exitcode}; its {len(lost)} unfinished questions go to the "
-            f"{len(self._pipes)} others.",
-            file=sys.stderr,
-            flush=True,
-        )
-        if (question_id := ledger.deadly()) is not None:
-            raise WorkersDied(
-                f"Three workers died over the question {question_id}; what was committed is kept. If they ran out of "
-                "memory, set compute.rows lower."
-            )
+        for done in reclaim(ledger.held_by(number), tasks):
+            ledger.done(done.store, done.question_id)
+            report(done)
+        say_lost(number, f" with exit code {process.exitcode}", ledger.lost(number), len(self._pipes))
+        check_deadly(ledger.deadly())
 
     def _send(self, pipe: Connection, message: Any) -> None:
         with suppress(OSError):  # it is gone: the next wait finds the end of its pipe
@@ -213,51 +254,26 @@ class Pool:
             pipe.close()
 
 
-def clock_answer(answer: Any) -> Clock:
-    """Return the clock that a worker measured.
-
-    Args:
-        answer: What it answered: the clock, a refusal, or the text of an unexpected error; None if it died.
-
-    Raises:
-        InputError: If it refused its input.
-        StoreError: If the store whose clock is to be taken over cannot be read.
-        WorkersDied: If it died.
-        RuntimeError: If it failed otherwise, which is a bug.
-    """
-    if isinstance(answer, (InputError, StoreError)):
-        raise answer
-    if answer is None:
-        raise WorkersDied(
-            "The worker that measured the clock died; nothing was sampled. If it ran out of memory, set compute.rows "
-            "lower."
-        )
-    if not isinstance(answer, Clock):
-        raise RuntimeError(f"A worker failed:\n{answer}")
-    return answer
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes start that pass over Ctrl-C; it reaches this one too and would end their imports in a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
-    """Return reports of those of a dead worker's questions that it had committed, but not reported any more.
-
-    Args:
-        held: Tasks and questions that it had.
-        tasks: The stores.
-    """
-    found = []
-    for number in sorted({task for task, _ in held}):
-        store = Store.open(tasks[number].folder)
-        there = set(store.question_ids)
-        committed = [question_id for task, question_id in held if task == number and question_id in there]
-        found += [done(number, question) for question in store.read(committed)]
-    return found
+# -- in a worker process -----------------------------------------------------------------------------------------------
 
 
 class _Line:
     """A worker's end of its pipe."""
 
-    def __init__(self, number: int, pipe: Connection) -> None:
-        self.number = number
+    def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._stopped = False
 
@@ -283,24 +299,11 @@ class _Line:
             self.receive()
         return self._stopped
 
-    def take(self, task: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
+    def take(self, group: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
         """Ask for questions."""
-        self.send((task, wanted, dict(complete)))
+        self.send((group, wanted, dict(complete)))
         message = self.receive() if not self._stopped else _STOP
-        return message if isinstance(message, Take) else Stop()
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes start that pass over Ctrl-C; it reaches this one too and would end their imports in a traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return message if isinstance(message, Take) else NOTHING_MORE
 
 
 def _worker_process(
@@ -308,25 +311,14 @@ def _worker_process(
 ) -> None:
     """Body of a worker process: wait for the tasks, do them, say how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks the workers to stop
-    line = _Line(number, pipe)
-    try:
-        torch.set_num_threads(settings.threads or 1)
-        model = load_model(settings.model)
+    line, worker = _Line(pipe), Worker(number, settings, load_controller)
+    torch.set_num_threads(settings.threads or 1)
+    answer = _answer_of(worker.load)
+    if isinstance(answer, LanguageModel):
         while isinstance(tasks := line.receive(), _ClockWanted):
-            benchmark = load_benchmark(settings.benchmark, settings.model.name)
-            line.send(measure_clock(model, benchmark, settings, tasks.sampler, tasks.snapshot_blocks))
+            line.send(worker.clock(tasks.sampler))
+        answer = None
         if tasks != _STOP:
-            work(
-                number,
-                tasks,
-                settings,
-                load_controller,
-                take=line.take,
-                report=line.send,
-                stopping=line.stopping,
-                model=model,
-            )
-    except (InputError, StoreError) as error:
-        line.send(error)
-    except Exception:
-        line.send(traceback.format_exc())
+            answer = worker.run(tasks, take=line.take, report=line.send, stopping=line.stopping)
+    if answer is not None:
+        line.send(answer)

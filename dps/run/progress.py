@@ -44,6 +44,10 @@ class Progress:
         self.fields.update(fields)
         self._show(self)
 
+    def began_before(self, age_s: float) -> None:
+        """Let the clock have started at least so many seconds ago."""
+        self._started = min(self._started, time.monotonic() - age_s)
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""

@@ -1,4 +1,4 @@
-"""The progress of a store as lines of JSON in its folder, and as TensorBoard scalars, for who watches from elsewhere.
+"""How far the stores of a run are: one bar on stderr, and for each store lines of JSON in its folder.
 
 A line is written after the questions that it counts are on the disk, so a line never says more than the store holds.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from dps.run.committer import Done
+from dps.run.progress import Progress, track
 from feature_store.errors import StoreError
 from feature_store.hostile import open_in_place
 
@@ -28,81 +29,160 @@ _EVERY_S = 1.0
 _NEVER_S = 1 << 30
 
 
+class Display:
+    """One bar over all stores with running totals, and their logs."""
+
+    def __init__(
+        self,
+        kind: str,
+        stores: Sequence[tuple[Path, str, int]],
+        total: int,
+        groups: Sequence[Sequence[int]],
+        *,
+        tensorboard: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            kind: ``harvest`` or ``evaluation``.
+            stores: Folder and policy of each store, and the questions that it held when the run began.
+            total: Questions that each store will hold.
+            groups: Numbers of the stores whose policies share their trajectories.
+            tensorboard: Whether each store also gets TensorBoard scalars.
+        """
+        self._stores = stores
+        self._group_of = {store: number for number, group in enumerate(groups) for store in group}
+        self._open = partial(ProgressLog, total=total, tensorboard=tensorboard)
+        self._logs: dict[int, ProgressLog] = {}
+        self._sampled = 0
+        self._counted: dict[tuple[int, str], int] = {}
+        """By group and question: the trajectories whose tokens are in the sum, the first so many."""
+        names = ", ".join(name for _, name, before in stores if before < total)
+        self._track = track(f"{kind} ({names})", sum(total - before for _, _, before in stores))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Display:
+        self._bar = self._stack.enter_context(self._track)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    @property
+    def counts(self) -> list[int]:
+        """Questions that were shown, of each store."""
+        return [self._logs[n].progress.done if n in self._logs else 0 for n in range(len(self._stores))]
+
+    def show(self, done: Done) -> None:
+        """Count one committed question; its tokens once, however many policies share them."""
+        key = self._group_of[done.store], done.question_id
+        counted = self._counted.get(key, 0)
+        self._sampled += sum(done.tokens[counted:])
+        self._counted[key] = max(counted, len(done.tokens))
+        folder, name, before = self._stores[done.store]
+        if done.store not in self._logs:
+            self._logs[done.store] = self._stack.enter_context(self._open(folder, before))
+        log = self._logs[done.store]
+        log.add(done)
+        self._bar.advance(1)
+        self._bar.note(policy=name, tokens=self._sampled, **log.words())
+        log.write()
+
+
 class ProgressLog:
-    """Appends lines while a store is being filled."""
+    """Running totals of a store, of the questions of this run, and the log in its folder that they are appended to."""
 
     def __init__(self, folder: Path, before: int, total: int, *, tensorboard: bool = False) -> None:
-        """Open the file.
+        """Open the log.
 
         Args:
             folder: The store.
-            before: Questions that it held when the run started.
+            before: Questions that the store held when the run began.
             total: Questions that it will hold.
             tensorboard: Whether the numbers become TensorBoard scalars, too, which needs that package.
 
         Raises:
-            StoreError: If the file cannot be written; so do the other methods.
+            StoreError: If the log cannot be written; so do the other methods.
         """
-        self._folder = folder
+        self._folder, self._before = folder, before
+        self.progress = Progress(str(folder), total - before)
+        self._tokens = self._trajectories = self._graded = self._correct = self._proposed = self._accepted = 0
+        self._gpu_gib: float | None = None
+        """Of the worker that has had most in use."""
+        self._last = float("-inf")
+        self._pending = False
         with _writing(folder):
             # Unbuffered, so that what a full disk refuses is not tried again when the file is closed.
             self._file = FileIO(open_in_place(folder / PROGRESS, os.O_RDWR | os.O_APPEND), "r+")
-            _drop_half_line(self._file)
-            self._scalars = _Scalars(_own_folder(folder / TENSORBOARD)) if tensorboard else None
-        self._before, self._total = before, total
-        self._started = time.monotonic()
-        self._last = float("-inf")
-        self._pending: dict[str, Any] | None = None
+            content = self._file.read()
+            if content and not content.endswith(b"\n"):  # what a killed run, or a full disk, left of a line
+                self._file.truncate(content.rfind(b"\n") + 1)
+            self._scalars = _Scalars(folder / TENSORBOARD) if tensorboard else None
 
     def __enter__(self) -> ProgressLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with _writing(self._folder), ExitStack() as stack:
             stack.callback(self._file.close)
             if self._scalars is not None:
                 stack.callback(self._scalars.close)
-            if self._pending is not None:
-                self._write(self._pending)
+            if self._pending:
+                self._write_line()
 
-    def note(self, done: int, values: dict[str, Any], age_s: float = 0.0) -> None:
-        """Say how far the run is; a line is written if the last is a second old, or when the run ends.
+    def add(self, done: Done) -> None:
+        """Count a question; the run's time is counted from the first admission."""
+        self.progress.began_before(done.age_s)
+        self.progress.advance()
+        self._tokens += sum(done.tokens)
+        self._trajectories += len(done.tokens)
+        self._graded += done.correct is not None
+        self._correct += bool(done.correct)
+        self._proposed += done.proposed
+        self._accepted += done.accepted
+        if done.gpu_gib is not None:
+            self._gpu_gib = max(done.gpu_gib, self._gpu_gib or 0.0)
 
-        Args:
-            done: Questions that this run has committed.
-            values: What else there is to say: JSON values.
-            age_s: Seconds since the last of these questions was admitted; the run's time is counted from the first
-                admission.
-        """
-        now = time.monotonic()
-        self._started = min(self._started, now - age_s)
-        elapsed = now - self._started
-        per_s = done / max(elapsed, 1e-9)
-        left = self._total - self._before - done
+    def words(self) -> dict[str, str]:
+        """Return the totals in words."""
+        words = {"mean k": f"{self._trajectories / self.progress.done:.2f}"}
+        if self._graded:
+            words["right"] = f"{self._correct / self._graded:.1%}"
+        if self._proposed:
+            words["accepted"] = f"{self._accepted / self._proposed:.0%}"
+        if self._gpu_gib is not None:
+            words["GPU GiB"] = f"{self._gpu_gib:.1f}"
+        return words
+
+    def write(self) -> None:
+        """Write a line if the last is a second old; otherwise later, at the end of the run at the latest."""
+        self._pending = True
+        if self.progress.elapsed_s - self._last >= _EVERY_S:
+            self._last = self.progress.elapsed_s
+            with _writing(self._folder):
+                self._write_line()
+
+    def _write_line(self) -> None:
+        progress = self.progress
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "questions": self._before + done,
-            "total": self._total,
-            "elapsed_s": round(elapsed, 3),
-            "questions_per_min": round(60 * per_s, 3),
-            "left_s": round(left / per_s, 1) if done else None,
-            **values,
+            "questions": self._before + progress.done,
+            "total": self._before + progress.total,
+            "elapsed_s": round(progress.elapsed_s, 3),
+            "questions_per_min": round(60 * progress.per_second, 3),
+            "left_s": round((progress.total - progress.done) / progress.per_second, 1),
+            "tokens": self._tokens,
+            "mean_k": round(self._trajectories / progress.done, 3),
+            "accuracy": round(self._correct / self._graded, 4) if self._graded else None,
+            "acceptance_ratio": round(self._accepted / self._proposed, 4) if self._proposed else None,
+            "gpu_gib": round(self._gpu_gib, 2) if self._gpu_gib is not None else None,
         }
-        self._pending = line
-        if elapsed - self._last >= _EVERY_S:
-            self._last = elapsed
-            self._write(line)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with _writing(self._folder):
-            content = json.dumps(line).encode() + b"\n"
-            while content:  # a disk that is nearly full takes a part, and refuses the rest
-                content = content[self._file.write(content) :]
-            if self._scalars is not None:
-                self._scalars.write(line)
-        self._pending = None
+        content = json.dumps(line).encode() + b"\n"
+        while content:  # a disk that is nearly full takes a part, and refuses the rest
+            content = content[self._file.write(content) :]
+        if self._scalars is not None:
+            self._scalars.write(line)
+        self._pending = False
 
 
 @contextmanager
@@ -117,36 +197,25 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _drop_half_line(file: FileIO) -> None:
-    """Remove what a killed run, or a full disk, left of a line at the end."""
-    content = file.read()
-    if content and not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)
-
-
-def _own_folder(folder: Path) -> Path:
-    """Return the folder; refuse one that is a link to another."""
-    if folder.is_symlink():
-        raise StoreError(f"Expected {folder} to be a folder, but it is a symbolic link: put the folder itself there.")
-    return folder
-
-
 class _Scalars:
     """The lines as TensorBoard scalars: one for each number, its step the questions done."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if folder.is_symlink():
+            raise StoreError(
+                f"Expected {folder} to be a folder, but it is a symbolic link: put the folder itself there."
+            )
         # Every line is flushed here: a background thread could only print what a full disk makes it raise.
         self._writer = SummaryWriter(str(folder), flush_secs=_NEVER_S)
 
     def write(self, line: dict[str, Any]) -> None:
         """Write the numbers of a line; what it has no number for is left out."""
-        step = line["questions"]
         wall_time = datetime.fromisoformat(line["time"]).timestamp()
         for name, value in line.items():
             if name not in ("time", "questions", "total") and value is not None:
-                self._writer.add_scalar(name, value, step, walltime=wall_time)
+                self._writer.add_scalar(name, value, line["questions"], walltime=wall_time)
         self._writer.flush()
 
     def close(self) -> None:

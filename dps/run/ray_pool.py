@@ -6,46 +6,42 @@ question's way is the same as with local processes. Stores lie on a file system 
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dps.benchmarks import load_benchmark
 from dps.errors import InputError, WorkersDied
 from dps.extras import install
-from dps.model import LanguageModel, load_model
-from dps.run.clock import Clock, measure_clock
-from dps.run.ledger import Ledger, Take
-from dps.run.pool import clock_answer, on_ray, reclaim
-from dps.run.worker import Done, LoadController, Stop, StoreTask, WorkSettings, work
+from dps.run import pool
+from dps.run.clock import Clock
+from dps.run.committer import Done
+from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
+from dps.run.worker import LoadController, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
-from feature_store.errors import StoreError
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
 _CPUS_PER_WORKER = 1
 
 
-class Desk:
-    """Hands out questions and collects reports; an actor, so its calls come one at a time."""
+class Desk(Ledger):
+    """The ledger with the reports that the run has not shown yet; an actor, so its calls come one at a time."""
 
-    def __init__(self, missing: list[list[str]], num_workers: int) -> None:
+    def __init__(self, missing: Sequence[Missing], num_workers: int) -> None:
         """Fill the queue; see :class:`dps.run.ledger.Ledger`."""
-        self._ledger = Ledger(missing, num_workers)
+        super().__init__(missing, num_workers)
         self._reports: list[Done] = []
         self._stopped = False
 
-    def take(self, worker: int, task: int | None, wanted: int, complete: Mapping[int, int]) -> Take | Stop:
-        """Hand out questions."""
-        return Stop() if self._stopped else self._ledger.take(worker, task, wanted, complete)
+    def take(self, worker: int, group: int | None, wanted: int, complete: Mapping[int, int] | None = None) -> Take:
+        """Hand out questions, unless the run is to end."""
+        return NOTHING_MORE if self._stopped else super().take(worker, group, wanted, complete)
 
-    def report(self, found: Done) -> None:
+    def report(self, done: Done) -> None:
         """Note a committed question."""
-        if self._ledger.done(found.task, found.question_id):
-            self._reports.append(found)
+        if self.done(done.store, done.question_id):
+            self._reports.append(done)
 
     def stop(self) -> None:
         """Ask the workers to end."""
@@ -58,44 +54,17 @@ class Desk:
     def news(self) -> tuple[list[Done], bool, str | None]:
         """Return the reports since the last call, whether all is done, and a question that is deadly."""
         reports, self._reports = self._reports, []
-        return reports, self._ledger.finished, self._ledger.deadly()
-
-    def held_by(self, worker: int) -> list[tuple[int, str]]:
-        """Return what a worker has."""
-        return self._ledger.held_by(worker)
-
-    def lost(self, worker: int) -> list[tuple[int, str]]:
-        """Put back what a dead worker had."""
-        return self._ledger.lost(worker)
+        return reports, self.finished, self.deadly()
 
 
-class Worker:
+class Worker(pool.Worker):
     """A worker on some node."""
 
-    def __init__(self, number: int, settings: WorkSettings, load_controller: LoadController | None) -> None:
-        """Keep what it needs."""
-        self._number = number
-        self._settings = settings
-        self._load_controller = load_controller
-        self._model: LanguageModel | None = None
-
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock | InputError | StoreError | str:
-        """Measure the calibrated clock; returns it, a refusal, or the text of an unexpected error."""
-        try:
-            self._model = self._model or load_model(self._settings.model)
-            benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
-            return measure_clock(self._model, benchmark, self._settings, sampler, snapshot_blocks)
-        except (InputError, StoreError) as error:
-            return error
-        except Exception:
-            return traceback.format_exc()
-
-    def run(self, tasks: list[StoreTask], desk: Any) -> str | InputError | StoreError | None:
-        """Do the work; returns None, a refusal, or the text of an unexpected error."""
+    def run(self, tasks: list[StoreTask], desk: Any) -> Exception | str | None:
+        """Do the work; see :meth:`dps.run.pool.Worker.run`. An actor that raised would be taken for dead."""
         import ray
 
-        looked = 0.0
-        stopped = False
+        looked, stopped = 0.0, False
 
         def stopping() -> bool:
             nonlocal looked, stopped
@@ -104,22 +73,12 @@ class Worker:
                 looked = time.monotonic()
             return stopped
 
-        try:
-            work(
-                self._number,
-                tasks,
-                self._settings,
-                self._load_controller,
-                take=lambda *asked: ray.get(desk.take.remote(self._number, *asked)),
-                report=lambda found: ray.get(desk.report.remote(found)),
-                stopping=stopping,
-                model=self._model,
-            )
-        except (InputError, StoreError) as error:
-            return error
-        except Exception:
-            return traceback.format_exc()
-        return None
+        return super().run(
+            tasks,
+            take=lambda *asked: ray.get(desk.take.remote(self._number, *asked)),
+            report=lambda done: ray.get(desk.report.remote(done)),
+            stopping=stopping,
+        )
 
 
 class RayPool:
@@ -152,21 +111,20 @@ class RayPool:
                 ) from error
         gpus = ray.cluster_resources().get("GPU", 0) if settings.model.device in ("auto", "cuda") else 0
         options = {"num_gpus": 1} if gpus else {"num_cpus": settings.compute.threads or _CPUS_PER_WORKER}
-        settings = on_ray(settings, gpus=gpus > 0)
+        settings = pool.on_ray(settings, gpus=gpus > 0)
         actor = ray.remote(**options)(Worker)
         self._workers = [actor.remote(n, settings, load_controller) for n in range(workers)]
         self._desk: Any = None
         self._running: dict[Any, int] = {}
 
-    def clock(self, sampler: SamplerConfig, snapshot_blocks: tuple[int, ...]) -> Clock:
+    def clock(self, sampler: SamplerConfig) -> Clock:
         """Let the first actor measure the calibrated clock; see :meth:`dps.run.pool.Pool.clock`."""
-        ray = self._ray
         try:
-            return clock_answer(ray.get(self._workers[0].clock.remote(sampler, snapshot_blocks)))
-        except ray.exceptions.RayActorError:
-            return clock_answer(None)
+            return pool.checked(self._ray.get(self._workers[0].clock.remote(sampler)))
+        except self._ray.exceptions.RayActorError:
+            raise pool.no_clock() from None
 
-    def run(self, tasks: list[StoreTask], missing: list[list[str]], report: Callable[[Done], None]) -> None:
+    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None]) -> None:
         """Let the actors fill the stores; see :meth:`dps.run.pool.Pool.run`."""
         ray = self._ray
         tasks = [replace(task, folder=task.folder.resolve()) for task in tasks]
@@ -176,37 +134,24 @@ class RayPool:
         while not finished:
             ended, _ = ray.wait(list(self._running), timeout=_POLL_S)
             reports, finished, deadly = ray.get(self._desk.news.remote())
-            for found in reports:
-                report(found)
-            if deadly is not None:
-                raise WorkersDied(f"Three workers died over the question {deadly}; what was committed is kept.")
+            for done in reports:
+                report(done)
+            pool.check_deadly(deadly)
             for future in [] if finished else ended:
                 self._ended(future, tasks)
             if not self._running and not finished:
-                raise WorkersDied(
-                    "All workers died; what they had committed is kept, and the same command goes on from there."
-                )
+                raise WorkersDied(pool.ALL_DIED)
 
     def _ended(self, future: Any, tasks: list[StoreTask]) -> None:
         """See why a worker ended; if it died, its questions go to the others."""
-        ray = self._ray
+        ray, desk = self._ray, self._desk
         number = self._running.pop(future)
         try:
-            said = ray.get(future)
+            pool.checked(ray.get(future))
         except ray.exceptions.RayActorError:
-            for found in reclaim(ray.get(self._desk.held_by.remote(number)), tasks):
-                ray.get(self._desk.report.remote(found))
-            lost = ray.get(self._desk.lost.remote(number))
-            print(
-                f"Worker {number} died; its {len(lost)} unfinished questions go to the {len(self._running)} others.",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
-        if isinstance(said, (InputError, StoreError)):
-            raise said
-        if said is not None:
-            raise RuntimeError(f"A worker failed:\n{said}")
+            for done in pool.reclaim(ray.get(desk.held_by.remote(number)), tasks):
+                ray.get(desk.report.remote(done))
+            pool.say_lost(number, "", ray.get(desk.lost.remote(number)), len(self._running))
 
     def close(self) -> None:
         """Stop the workers: each commits what is complete, then ends."""

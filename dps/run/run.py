@@ -25,20 +25,19 @@ from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.errors import InputError
 from dps.forced import ForcedLengths
-from dps.model import load_model
+from dps.model import LanguageModel, load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
+from dps.run.committer import Done
+from dps.run.ledger import Missing
 from dps.run.pool import Pool, for_worker
-from dps.run.progress import track
-from dps.run.progress_log import ProgressLog
+from dps.run.progress_log import Display
 from dps.run.worker import (
-    Done,
     LoadController,
     StoreTask,
     WorkSettings,
     identity_of,
     open_embedder,
-    open_in_run,
     prompts_of,
     take_all,
     warn_of_endless_turns,
@@ -55,8 +54,10 @@ from feature_store.store import check_same_run
 if TYPE_CHECKING:
     from dps.run.ray_pool import RayPool
 
-MeasureClock = Callable[[SamplerConfig, tuple[int, ...]], Clock]
-"""Measures the calibrated clock of a sampler and the blocks of its snapshots, or takes it over."""
+MeasureClock = Callable[[SamplerConfig], Clock]
+"""Measures the calibrated clock of a sampler, or takes it over."""
+FillStores = Callable[[list[StoreTask], Sequence[Missing], Callable[[Done], None]], None]
+"""Fills stores with what groups of them lack, and reports every committed question."""
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
 
@@ -84,6 +85,20 @@ class Summary:
         except StoreError:  # what was damaged before is said where it is read for its content: the run itself is done
             grades = []
         return cls(folder, complete, sampled, sum(grade is not None for grade in grades), sum(map(bool, grades)))
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """A store that is to be filled."""
+
+    kind: str
+    policy: dict[str, Any]
+    task: StoreTask
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store."""
+        return self.task.folder
 
 
 def harvest(config: HarvestConfig) -> Summary:
@@ -115,16 +130,8 @@ def check_harvest_folder(config: HarvestConfig) -> None:
 
 def _plan_harvest(config: HarvestConfig) -> StorePlan:
     """Return the store of a harvest."""
-    blocks = tuple(config.checkpoint_blocks)
-    return StorePlan(
-        folder=Path(config.output),
-        kind="harvest",
-        policy={"name": "power", "family": "fixed", **asdict(config.k)}
-        | ({"checkpoint_blocks": list(blocks)} if blocks else {}),
-        task=StoreTask(
-            Path(config.output), config.sampler, config.k.maximum, None, features=True, checkpoint_blocks=blocks
-        ),
-    )
+    policy = {"name": "power", "family": "fixed", **asdict(config.k)}
+    return StorePlan("harvest", policy, StoreTask(Path(config.output), config.sampler, config.k.maximum, features=True))
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -142,66 +149,38 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
     return _fill(plans, settings_of(config), asdict(config), load_controller)
 
 
-@dataclass(frozen=True, slots=True)
-class StorePlan:
-    """A store that is to be filled."""
-
-    folder: Path
-    kind: str
-    policy: dict[str, Any]
-    task: StoreTask
-
-
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
-    folder = Path(config.output) / name
-    if name in config.in_run:
-        return _plan_in_run(config, name, load_controller)
     policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
-    if name == "power":
-        task = StoreTask(folder, config.sampler, config.k.maximum, None, features=False)
-    elif name in ("plain", "lowtemp"):
+    task = StoreTask(Path(config.output) / name, config.sampler, config.k.maximum)
+    if name in ("plain", "lowtemp"):
         sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
         policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
-        task = StoreTask(folder, sampler, config.plain_max_k, None, features=False)
+        task = replace(task, sampler=sampler, k=config.plain_max_k)
     elif name == "max-swap":
-        sampler = replace(config.sampler, accept_rule="max_swap", num_tries=1, anneal_blocks=1)
+        task = replace(task, sampler=replace(config.sampler, accept_rule="max_swap"))
         policy["law"] = "a search for likely responses, which accepts only what is more likely"
-        task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
     elif name in EARLY_STOPS:
         metric = EARLY_STOPS[name]
         sampler = replace(
             config.sampler, early_stop=metric, early_stop_threshold=config.early_stop_thresholds.get(metric)
         )
+        task = replace(task, sampler=sampler)
         sign = ">=" if metric == "self_confidence" else "<="
         policy["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
-        task = StoreTask(folder, sampler, config.k.maximum, None, features=False)
     elif name in RULES:
         rule = replace(RULES[name], **config.rules.get(name, {}))
+        task = replace(task, k=config.k, rule=rule)
         policy.update(family="dynamic", rule=asdict(rule), threshold=rule.threshold)
-        task = StoreTask(folder, config.sampler, config.k, None, features=False, rule=rule)
-    else:
+    elif name != "power":
         if load_controller is None:
             raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
         path = config.controllers[name]
         controller = load_controller(path)
         DynamicK(config.k, controller)  # refuses a range that the controller does not know
+        task = replace(task, k=config.k, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-        task = StoreTask(folder, config.sampler, config.k, path, features=False)
-    return StorePlan(folder, "evaluation", policy, task)
-
-
-def _plan_in_run(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
-    """Return the store of a policy that is also asked while trajectories run."""
-    inside, folder = config.in_run[name], Path(config.output) / name
-    base = _plan(config, inside.policy, load_controller)
-    if load_controller is None:
-        raise InputError(f"The policy {name} needs controllers, and nothing was given to load them with.")
-    opened = open_in_run(inside, config.k, config.sampler, load_controller)  # refuses controllers that do not fit
-    asks = {**asdict(inside), "digests": [_digest(path) for path in inside.paths]}
-    policy = {**base.policy, "name": name, "in_run": asks}
-    task = replace(base.task, folder=folder, in_run=inside, checkpoint_blocks=opened.blocks)
-    return StorePlan(folder, "evaluation", policy, task)
+    return StorePlan("evaluation", policy, task)
 
 
 def _digest(path: str) -> str:
@@ -211,6 +190,10 @@ def _digest(path: str) -> str:
 
 def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
     """Return what all stores of a run have in common."""
+    forced = None
+    if isinstance(config, HarvestConfig) and config.forced_mean_length is not None:
+        longest, k = config.sampler.max_new_tokens, config.k.maximum
+        forced = ForcedLengths(config.forced_mean_length, config.forced_spread, longest, k, config.seed)
     return WorkSettings(
         model=config.model,
         benchmark=config.benchmark,
@@ -218,16 +201,7 @@ def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
         aggregator=config.aggregator,
         seed=config.seed,
         compute=config.compute,
-        forced_lengths=_forced_lengths(config) if isinstance(config, HarvestConfig) else None,
-    )
-
-
-def _forced_lengths(config: HarvestConfig) -> ForcedLengths | None:
-    """Return the lengths that a measurement of speed forces, if it is one."""
-    if config.forced_mean_length is None:
-        return None
-    return ForcedLengths(
-        config.forced_mean_length, config.forced_spread, config.sampler.max_new_tokens, config.k.maximum, config.seed
+        forced_lengths=forced,
     )
 
 
@@ -237,31 +211,23 @@ def _fill(
     resolved: dict[str, Any],
     load_controller: LoadController | None,
 ) -> list[Summary]:
-    """Fill the stores; their folders are held against other runs meanwhile."""
+    """Check what can be checked, write the manifests, fill the stores; their folders are held meanwhile."""
+    paths = dict.fromkeys(plan.task.controller for plan in plans if plan.task.controller is not None)
+    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
+    check_there(settings.model)
+    if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
+        open_embedder(settings.features.embedder).check_there()
     with ExitStack() as stack:
         for plan in plans:
             stack.enter_context(held(plan.folder))
-        return _fill_held(plans, settings, resolved, load_controller)
-
-
-def _fill_held(
-    plans: Sequence[StorePlan],
-    settings: WorkSettings,
-    resolved: dict[str, Any],
-    load_controller: LoadController | None,
-) -> list[Summary]:
-    """Write the manifests, fill the stores, report progress."""
-    paths = list(dict.fromkeys(path for plan in plans for path in plan.task.controllers))
-    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
-    benchmark = load_benchmark(settings.benchmark, settings.model.name)
-    _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
-    check_there(settings.model)
-    if any(plan.task.features for plan in plans) or any(EMBEDDING in controller.parts for controller in controllers):
-        open_embedder(settings.features.embedder).check_there()
-    # Worker processes start first, so that they import while this one loads the model.
-    pool = _pool(settings, load_controller)
-    settings = for_worker(settings, 0) if pool is None else settings
-    try:
+        benchmark = load_benchmark(settings.benchmark, settings.model.name)
+        _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
+        # Worker processes start first, so that they import while this one loads the model.
+        pool = _pool(settings, load_controller)
+        if pool is None:
+            settings = for_worker(settings, 0)
+        else:
+            stack.callback(pool.close)
         model = load_model(settings.model)
         warn_of_endless_turns(model, benchmark)
         identity = identity_of(model, benchmark, settings)
@@ -270,39 +236,60 @@ def _fill_held(
         check_layer(settings.features.layer, model.num_layers)
         for sampler in {plan.task.sampler: None for plan in plans}:
             prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room
-        clock: MeasureClock = pool.clock if pool is not None else partial(measure_clock, model, benchmark, settings)
-        if pool is not None:
+        measure: MeasureClock
+        run: FillStores
+        if pool is None:
+            measure = partial(measure_clock, model, benchmark, settings)
+            run = partial(_work_here, settings, load_controller, model)
+        else:
+            measure, run = pool.clock, pool.run
             del model
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # a worker plans with the memory that is free
         wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
-        writers = _open_stores(plans, settings, resolved, identity, clock, wanted)
-        missing = [[name for name in wanted if name not in writer.committed] for writer in writers]
-        before = [len(wanted) - len(names) for names in missing]
-        tasks = [plan.task for plan in plans]
-        counts = [0] * len(plans)
-        if any(missing):
-            with _Display(plans, before, len(wanted), tensorboard=settings.compute.tensorboard) as display:
-                if pool is None:
-                    work(
-                        0,
-                        tasks,
-                        settings,
-                        load_controller,
-                        take=take_all(missing),
-                        report=display.show,
-                        stopping=lambda: False,
-                        model=model,
-                    )
-                else:
-                    pool.run(tasks, missing, display.show)
-                counts = display.counts
-            if counts != [len(names) for names in missing]:
-                raise RuntimeError(f"expected to sample {[len(n) for n in missing]} questions, sampled {counts}")
-    finally:
-        if pool is not None:
-            pool.close()
-    return [Summary.of(p.folder, n + c, c) for p, n, c in zip(plans, before, counts, strict=True)]
+        writers = _open_stores(plans, settings, resolved, identity, measure, wanted)
+        return _fill_stores(plans, settings, writers, wanted, run)
+
+
+def _fill_stores(
+    plans: Sequence[StorePlan],
+    settings: WorkSettings,
+    writers: Sequence[StoreWriter],
+    wanted: Sequence[str],
+    run: FillStores,
+) -> list[Summary]:
+    """Have the workers sample what the stores lack of the questions wanted, and show the progress."""
+    tasks = [plan.task for plan in plans]
+    lacking = [[name for name in wanted if name not in writer.committed] for writer in writers]
+    before = [len(wanted) - len(names) for names in lacking]
+    counts = [0] * len(plans)
+    if any(lacking):
+        groups = settings.groups(tasks)
+        missing: list[Missing] = []
+        for group in groups:
+            stores = {name: tuple(n for n in group if name not in writers[n].committed) for name in wanted}
+            missing.append({name: lack for name, lack in stores.items() if lack})
+        shown = [(plan.folder, plan.policy["name"], count) for plan, count in zip(plans, before, strict=True)]
+        tensorboard = settings.compute.tensorboard
+        with Display(plans[0].kind, shown, len(wanted), groups, tensorboard=tensorboard) as display:
+            run(tasks, missing, display.show)
+            counts = display.counts
+        if counts != [len(names) for names in lacking]:
+            raise RuntimeError(f"expected to sample {[len(names) for names in lacking]} questions, sampled {counts}")
+    return [Summary.of(plan.folder, n + c, c) for plan, n, c in zip(plans, before, counts, strict=True)]
+
+
+def _work_here(
+    settings: WorkSettings,
+    load_controller: LoadController | None,
+    model: LanguageModel,
+    tasks: list[StoreTask],
+    missing: Sequence[Missing],
+    report: Callable[[Done], None],
+) -> None:
+    """Fill the stores in this process."""
+    take = take_all(missing)
+    work(0, tasks, settings, load_controller, take=take, report=report, stopping=lambda: False, model=model)
 
 
 def _check_standing(folders: Sequence[Path], earlier: str | None) -> None:
@@ -338,7 +325,7 @@ def _open_stores(
     settings: WorkSettings,
     resolved: dict[str, Any],
     identity: dict[str, Any],
-    clock: MeasureClock,
+    measure: MeasureClock,
     wanted: Sequence[str],
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run.
@@ -348,19 +335,19 @@ def _open_stores(
         settings: What they have in common.
         resolved: The whole configuration of the command.
         identity: What decides the trajectories, see ``identity_of``.
-        clock: Measures the clock or takes it over, once for every engine that the run opens.
+        measure: Called once for every sampler.
         wanted: Ids of the questions that this command adds to those that the stores are to have.
     """
-    clocks: dict[tuple[SamplerConfig, tuple[int, ...]], Clock] = {}
+    clocks: dict[SamplerConfig, Clock] = {}
     writers = []
     for plan in plans:
-        engine = plan.task.sampler, plan.task.checkpoint_blocks
+        sampler = plan.task.sampler
         if (plan.folder / MANIFEST).exists():
             stored = Store.open(plan.folder).manifest
-            clocks[engine] = Clock(stored.calibration, stored.device)
-        elif engine not in clocks:
-            clocks[engine] = clock(*engine)
-        manifest = _manifest(plan, settings, resolved, identity, clocks[engine], wanted)
+            clocks[sampler] = Clock(stored.calibration, stored.device)
+        elif sampler not in clocks:
+            clocks[sampler] = measure(sampler)
+        manifest = _manifest(plan, settings, resolved, identity, clocks[sampler], wanted)
         writers.append(StoreWriter.open(plan.folder, manifest))
     return writers
 
@@ -376,8 +363,6 @@ def _manifest(
     """Return the manifest of a store, see :func:`_open_stores`."""
     sampler = asdict(plan.task.sampler)
     decides = {**identity, "sampler": sampler, "policy": plan.policy, "kind": plan.kind}
-    if settings.forced_lengths is not None:
-        decides["forced_lengths"] = asdict(settings.forced_lengths)
     return Manifest(
         kind=plan.kind,
         policy=plan.policy,
@@ -393,95 +378,3 @@ def _manifest(
         software={name: metadata.version(name) for name in _PACKAGES},
         question_ids=sorted(wanted),
     )
-
-
-class _Display:
-    """Progress of a run: one bar over all its stores with running totals, and a log in each store's folder."""
-
-    def __init__(
-        self, plans: Sequence[StorePlan], before: Sequence[int], total: int, *, tensorboard: bool = False
-    ) -> None:
-        """Prepare.
-
-        Args:
-            plans: The stores.
-            before: Questions that each holds already.
-            total: Questions that each will hold.
-            tensorboard: Whether each store also gets TensorBoard scalars.
-        """
-        self.counts = [0] * len(plans)
-        self._names = [plan.policy["name"] for plan in plans]
-        self._seen = [_Totals() for _ in plans]
-        names = ", ".join(name for name, count in zip(self._names, before, strict=True) if count < total)
-        self._track = track(f"{plans[0].kind} ({names})", sum(total - count for count in before))
-        self._open = [
-            partial(ProgressLog, plan.folder, count, total, tensorboard=tensorboard)
-            for plan, count in zip(plans, before, strict=True)
-        ]
-        self._logs: dict[int, ProgressLog] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Display:
-        self._bar = self._stack.enter_context(self._track)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
-
-    def show(self, done: Done) -> None:
-        """Count one committed question."""
-        self.counts[done.task] += 1
-        seen = self._seen[done.task]
-        seen.add(done)
-        self._bar.advance(1)
-        self._bar.note(policy=self._names[done.task], **seen.note())
-        if done.task not in self._logs:
-            self._logs[done.task] = self._stack.enter_context(self._open[done.task]())
-        self._logs[done.task].note(self.counts[done.task], seen.values(), done.age_s)
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Running totals of one store."""
-
-    questions: int = 0
-    tokens: int = 0
-    trajectories: int = 0
-    graded: int = 0
-    correct: int = 0
-    proposed: int = 0
-    accepted: int = 0
-    gpu_gib: float | None = None
-    """Of the worker that has had most in use."""
-
-    def add(self, done: Done) -> None:
-        self.questions += 1
-        self.tokens += done.tokens
-        self.trajectories += done.k
-        self.graded += done.correct is not None
-        self.correct += bool(done.correct)
-        self.proposed += done.proposed
-        self.accepted += done.accepted
-        if done.gpu_gib is not None:
-            self.gpu_gib = max(done.gpu_gib, self.gpu_gib or 0.0)
-
-    def values(self) -> dict[str, Any]:
-        """Return them as the log has them: of the questions of this run."""
-        return {
-            "tokens": self.tokens,
-            "mean_k": round(self.trajectories / self.questions, 3),
-            "accuracy": round(self.correct / self.graded, 4) if self.graded else None,
-            "acceptance_ratio": round(self.accepted / self.proposed, 4) if self.proposed else None,
-            "gpu_gib": round(self.gpu_gib, 2) if self.gpu_gib is not None else None,
-        }
-
-    def note(self) -> dict[str, str]:
-        """Return them in words."""
-        note = {"tokens": f"{self.tokens:,}", "mean k": f"{self.trajectories / self.questions:.2f}"}
-        if self.graded:
-            note["right"] = f"{self.correct / self.graded:.1%}"
-        if self.proposed:
-            note["accepted"] = f"{self.accepted / self.proposed:.0%}"
-        if self.gpu_gib is not None:
-            note["GPU GiB"] = f"{self.gpu_gib:.1f}"
-        return note

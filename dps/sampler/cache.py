@@ -21,17 +21,9 @@ from dps.errors import InputError
 
 
 def spans(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """List the positions of ragged spans.
+    """List the positions of the ragged spans ``start..stop-1``, each possibly empty: (span's number, position).
 
-    Args:
-        start: First position of each span, int64, shape (B,).
-        stop: One past its last, int64, shape (B,); a span may be empty.
-
-    Returns:
-        ``(which, position)``, both of the total length: the span's number and the position.
-
-    Example:
-        ``spans([3, 5], [5, 6])`` is ``([0, 0, 1], [3, 4, 5])``.
+    ``spans([3, 5], [5, 6])`` is ``([0, 0, 1], [3, 4, 5])``.
     """
     sizes = (stop - start).clamp(min=0)
     which = torch.repeat_interleave(torch.arange(len(start), device=start.device), sizes)
@@ -64,22 +56,18 @@ class CacheShape:
 class RowCache(Cache):
     """Keys and values of R rows and S positions, as a transformers cache for one-token steps.
 
-    Shapes: ``live``, ``saved`` and, for multiple tries, ``candidate`` are (layers, 2, R, H, S, D) with H key/value
-    heads of size D. A head's positions lie together in memory: attention on a CPU reads them two to three times as fast
-    as with the heads together.
+    ``live`` and ``saved`` have the shape (layers, 2, R, H, S, D) with H key/value heads of size D. A head's positions
+    lie together in memory: attention on a CPU reads them two to three times as fast as with the heads together.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, rows: int, positions: int, *, candidates: bool = False, kernels: Any = None
-    ) -> None:
-        """Allocate.
+    def __init__(self, model: PreTrainedModel, rows: int, positions: int, *, kernels: Any = None) -> None:
+        """Allocate R rows of S positions, prompt and response together.
 
         Args:
             model: The model; its layers must all attend to all earlier positions within ``positions``.
             rows: R.
-            positions: S, prompt and response together.
-            candidates: Whether proposals compete before one is kept.
-            kernels: The module ``dps.sampler.kernels`` where it can run, else None.
+            positions: S.
+            kernels: The package ``dps.sampler.kernels`` where it can run, else None.
 
         Raises:
             InputError: If the model has layers that cannot be rewound position by position, or lies on several devices.
@@ -92,7 +80,6 @@ class RowCache(Cache):
         shape = (sizes.layers, 2, rows, sizes.heads, positions, sizes.head_size)
         self.live = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.saved = torch.zeros_like(self.live)
-        self.candidate = torch.zeros_like(self.live) if candidates else None
         self.positions = positions
         self.arrivals: Tensor | None = None
         """What the attention kernel counts by, one number for each row and head; always zero between steps."""
@@ -100,32 +87,20 @@ class RowCache(Cache):
             self.arrivals = torch.zeros(rows * sizes.heads, dtype=torch.int32, device=model.device)
         self._kernels = kernels
         self._heads = torch.arange(sizes.heads, device=model.device)
-        self._position: Tensor | None = None
-        self._flat: Tensor | None = None
-        self._rows = rows
-        self._length = positions
+        self._rows, self._length, self._written = rows, positions, self._heads
 
     def begin_step(self, position: Tensor, length: int) -> None:
-        """Point the next forward pass at the first ``len(position)`` rows.
-
-        Args:
-            position: Position that each row writes, int64, shape (B,) with B <= R.
-            length: Positions that attention reads, at least ``position.max() + 1``.
-        """
-        self._rows, self._length, self._position = len(position), length, position
-        if self._kernels is None:
-            self._flat = self._slots(torch.arange(len(position), device=position.device), position)
+        """Point the next forward pass at the first B rows: each writes its ``position``, (B,), and reads ``length``."""
+        self._rows, self._length = len(position), length
+        self._written = self._slots(torch.arange(len(position), device=position.device), position)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one position per row, return all positions that attention reads: (B, H, length, D) each."""
         layer = self.live[layer_idx]
-        if self._kernels is None:
-            for kind, states in enumerate((key_states, value_states)):
-                layer[kind].flatten(0, 2).index_copy_(0, self._flat, states.flatten(0, 2))
-        else:
-            self._kernels.write_kv(key_states[:, :, 0], value_states[:, :, 0], layer, self._position)
+        for kind, states in enumerate((key_states, value_states)):
+            layer[kind].flatten(0, 2).index_copy_(0, self._written, states.flatten(0, 2))
         window = layer[:, : self._rows, :, : self._length]
         return window[0], window[1]
 
@@ -138,15 +113,7 @@ class RowCache(Cache):
         return ((rows[:, None] * len(self._heads) + self._heads) * self.positions + positions[:, None]).flatten()
 
     def move(self, source: Tensor, target: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> None:
-        """Copy positions ``start..stop-1`` of the chosen rows from one buffer to another.
-
-        Args:
-            source: One of live, saved and candidate.
-            target: Another.
-            chosen: bool, shape (B,), for the first B rows.
-            start: First position of each row, int64, shape (B,).
-            stop: One past its last.
-        """
+        """Copy positions ``start..stop-1`` of the rows that are ``chosen``, bool (B,), between live and saved."""
         if self._kernels is not None:
             self._kernels.move_spans(source, target, start, stop, chosen)
             return
@@ -165,18 +132,13 @@ class RowCache(Cache):
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows."""
-        for buffer in (self.live, self.saved, self.candidate):
-            if buffer is not None:
-                for source, target in zip(sources, targets, strict=True):
-                    buffer[:, :, target] = buffer[:, :, source]
+        for buffer in (self.live, self.saved):
+            for source, target in zip(sources, targets, strict=True):
+                buffer[:, :, target] = buffer[:, :, source]
 
 
 def check_rewindable(config: Any, positions: int) -> None:
-    """Refuse models whose layers keep a state that cannot be cut back to an earlier position.
-
-    Args:
-        config: The text decoder's configuration.
-        positions: Positions that a row will hold.
+    """Refuse models whose layers keep a state that cannot be cut back to an earlier of so many positions.
 
     Raises:
         InputError: For recurrent layers, for sliding windows shorter than ``positions``, and for rotary embeddings that
@@ -197,7 +159,8 @@ def check_rewindable(config: Any, positions: int) -> None:
             f"The model has layers of the kind {', '.join(sorted(unknown))}, whose state cannot be rewound to a cut: "
             "choose a model whose layers all use attention."
         )
-    for rope in _rope_parameters(config):
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in [of_kind for of_kind in ropes.values() if isinstance(of_kind, dict)] or [ropes]:
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         if rope.get("rope_type") in ("longrope", "dynamic") and positions > original:
             raise InputError(
@@ -208,23 +171,13 @@ def check_rewindable(config: Any, positions: int) -> None:
 
 
 def check_one_device(model: PreTrainedModel) -> None:
-    """Refuse models whose weights lie on several devices: rows and their decisions have one.
-
-    Raises:
-        InputError: If they do.
-    """
+    """Raise InputError for a model whose weights lie on several devices: rows and their decisions have one."""
     devices = {str(weight.device) for weight in model.parameters()}
     if len(devices) > 1:
         raise InputError(
             f"The model's weights lie on several devices ({', '.join(sorted(devices))}), but the sampler runs on one: "
             "load the model without device_map, on a device that holds it, and give each GPU a worker of its own."
         )
-
-
-def _rope_parameters(config: Any) -> list[dict]:
-    """Return the rotary settings of a configuration: one set, or one for each kind of layer."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return [v for v in found.values() if isinstance(v, dict)] or [found]
 
 
 def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
@@ -239,16 +192,9 @@ def _cache_keyword(kind: type[PreTrainedModel]) -> str:
 
 @torch.inference_mode()
 def prefill(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[Tensor]:
-    """Return the keys and values of prompts, read in one padded pass.
+    """Return the keys and values of prompts, read in one padded pass: (layers, 2, H, P, D) for each of P >= 1 tokens.
 
     Padding stands on the right, where a causal model cannot see it from the left.
-
-    Args:
-        model: The model.
-        prompts: Token ids, each at least one.
-
-    Returns:
-        One tensor (layers, 2, H, P, D) for each prompt of P tokens, on the model's device.
     """
     cache = DynamicCache(config=model.config)
     ids = torch.zeros((len(prompts), max(map(len, prompts))), dtype=torch.int64)

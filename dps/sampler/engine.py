@@ -5,52 +5,42 @@ and starts the next one while its neighbours are in the middle of theirs. A row 
 chain. Rows of one question and of many questions share the batch; they share no random number (see ``streams``) and no
 barrier.
 
-The pieces are elsewhere: target, proposal, cut, accept, tries (the mathematics), schedule (what follows what), rows
-(the state), step and settle (what the device does with it), cache (keys and values), forward (the model), graphs
-(recordings for a GPU). This module seats chains on rows, lets the device work, and looks now and then.
+The pieces are elsewhere: law (the mathematics), rows (the state), step and settle (what the device does with it), cache
+(keys and values), forward (the model), prompts, graphs (recordings for a GPU). This module seats chains on rows, lets
+the device work, and looks now and then.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dps.device import synchronize
 from dps.errors import InputError
 from dps.model import LanguageModel
-from dps.sampler.cache import RowCache, prefill
+from dps.sampler.cache import RowCache
 from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
-from dps.sampler.rows import Finished, Look, Rows
+from dps.sampler.prompts import PromptReader
+from dps.sampler.rows import Finished, Rows, RowStatus
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
 from dps.sampler.settle import settle
 from dps.sampler.step import advance_rows, decode_step
-from dps.sampler.stop import Endings, open_stops
+from dps.sampler.stop import open_stops
 from dps.sampler.streams import uniform
 
 _LENGTH_STEP = 32
 """Attention reads a multiple of this many positions."""
-_KEPT_PROMPT_BYTES = 1 << 30
-"""Keys and values of prompts that are kept for trajectories that come later."""
-_PROMPTS_AHEAD = 16
-"""Prompts of waiting chains that a GPU reads along when it must read one: a small pass costs it as much as a larger."""
-_PREFILL_TOKENS = 8192
-"""Padded tokens of one prefill on a GPU, at most; a CPU reads one prompt at a time, so that every prompt's keys and
-values are the same in every run."""
-
-
 _EAGER_PACE = Pace(1, 1)
 """Without recordings every step is settled and looked at: what a look costs is little beside an eager step."""
 
@@ -70,12 +60,11 @@ class ChainRequest:
     with random weights. What comes out follows no law."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Chain(Finished):
     """A finished trajectory: what came out, and what the host knows of how it was made."""
 
     request: ChainRequest
-    """What was asked for."""
     ending: str
     """Why it ended: ``eos``, ``stop`` (a stop string), ``early`` (the rule ``early_stop``) or ``length`` (T_max)."""
     decode_s: float
@@ -89,31 +78,16 @@ class Chain(Finished):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Snapshot(Finished):
-    """A trajectory as it was at the end of a stage, from which it went on."""
-
-    request: ChainRequest
-    """What was asked for."""
-    block: int
-    """Number of the stage, from 1."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Cancelled:
-    """A trajectory that was given up while it had a row."""
+    """A trajectory that was given up while it had a row; the times are those of :class:`Chain`."""
 
     request: ChainRequest
-    """What was asked for."""
     num_generated_tokens: int
     """Tokens sampled until then, rejected ones included."""
     decode_s: float
-    """Its share of the measured decoding time, seconds."""
     prefill_s: float
-    """As :attr:`Chain.prefill_s`."""
     admitted: float
-    """As :attr:`Chain.admitted`."""
     finished: float
-    """When it was given up, on the same clock."""
 
 
 @dataclass(slots=True)
@@ -125,21 +99,11 @@ class _Seat:
     prefill_s: float
 
 
-@dataclass(slots=True)
-class _Prompt:
-    """A prompt that has been read."""
-
-    states: Tensor
-    """Its keys and values without its last token's: (layers, 2, H, P - 1, D)."""
-    unpaid_s: float
-    """What reading it took, until a chain has been charged with it."""
-
-
 class Engine:
     """Samples chains on a fixed number of rows.
 
-    Usage: :meth:`submit` any number of requests at any time, :meth:`poll` until :attr:`idle`. What chains were at the
-    ends of given stages can be had meanwhile (:meth:`take_snapshots`), and chains be given up (:meth:`cancel`).
+    Usage: :meth:`submit` any number of requests at any time, :meth:`poll` until :attr:`idle`; chains can be given up
+    meanwhile (:meth:`cancel`).
 
     Note:
         On a CPU in float32 a chain is the same, token for token, in whatever batch it runs. On a GPU it is the same up
@@ -157,7 +121,6 @@ class Engine:
         path: ForwardPath = "auto",
         graphs: bool = True,
         stop_strings: Sequence[str] = (),
-        snapshot_blocks: Sequence[int] = (),
     ) -> None:
         """Allocate the rows.
 
@@ -170,36 +133,25 @@ class Engine:
             path: How the model is run; the nearest slower way where the model does not allow that one.
             graphs: Whether a GPU may record its work.
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
-            snapshot_blocks: Stages, from 1 and in order, at whose end a chain that goes on is copied. Chains are the
-                same with and without.
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, or the
                 model's layers cannot be rewound to a cut.
         """
         config.check()
-        config.check_snapshot_blocks(snapshot_blocks)
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}.")
         check_room(prompt_room, config, model.max_positions)
-        self.model, self.config = model, config
-        self.snapshot_blocks = tuple(snapshot_blocks)
+        self.model, self.config, self.stop_strings = model, config, tuple(stop_strings)
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         if rows is None:
-            rows = rows_from_memory(
-                model.model, config, self.positions, share=memory_share, num_snapshots=len(snapshot_blocks)
-            )
+            rows = rows_from_memory(model.model, self.positions, share=memory_share)
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
-        self._is_eos = torch.zeros(
-            model.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device
-        )
+        vocabulary = model.model.get_output_embeddings().weight.shape[0]
+        self._is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=model.device)
         self._is_eos[list(model.eos_ids)] = True
-        stops = None
-        if stop_strings:
-            stops = open_stops(stop_strings, model.tokenizer, len(self._is_eos), model.device)
-        self._endings = Endings(self._is_eos, stops)
-        self.stop_strings = tuple(stop_strings)
+        self._stops = open_stops(stop_strings, model.tokenizer, vocabulary, model.device) if stop_strings else None
         self._advance = partial(
             advance_rows if self._kernels is None else self._kernels.advance_rows,
             temperature=config.temperature,
@@ -208,28 +160,13 @@ class Engine:
             not_eos=int(self._is_eos.long().argmin()),
         )
         self._pending: deque[ChainRequest] = deque()
-        self._snapshots: list[Snapshot] = []
-        self._prompts: OrderedDict[tuple[int, ...], _Prompt] = OrderedDict()
-        self.decode_s = 0.0
-        """Seconds spent decoding, all chains together."""
-        self.prefill_s = 0.0
-        """Seconds spent on prefills and on giving chains their rows."""
-        self.num_steps = 0
-        """Forward passes of one token per row."""
-        self.num_row_steps = 0
-        """Rows that took part in them, padding included."""
-        self.num_generated_tokens = 0
-        """Tokens sampled so far, rejected ones and those of restarted chains included."""
-        self.busy_decode_s = 0.0
-        """Seconds of decoding while chains waited for a row."""
-        self.busy_until: float | None = None
-        """When a chain last waited for a row, on the clock of ``time.perf_counter``."""
-        self.busy_row_steps = 0
-        """Row-steps taken while chains waited for a row."""
-        self.busy_useful_row_steps = 0
-        """Those of them that generated a token."""
-        self.num_read_positions = 0
-        """Key/value positions that attention had to read for the generated tokens."""
+        self._prompts = PromptReader(model)
+        self.decode_s = 0.0  # seconds of decoding, all chains together
+        self.prefill_s = 0.0  # seconds of prefills and of giving chains their rows
+        self.num_steps = 0  # forward passes of one token per row
+        self.num_row_steps = 0  # rows that took part in them, padding included
+        self.num_generated_tokens = 0  # rejected ones and those of restarted chains included
+        self.num_read_positions = 0  # key/value positions that attention had to read for them
         self._make_rows(max(rows, SMALLEST_BATCH))
 
     def _make_rows(self, rows: int) -> None:
@@ -251,64 +188,39 @@ class Engine:
         """Make the rows, their cache and whatever is bound to them."""
         model, config = self.model, self.config
         self.rows = rows
-        self.cache = RowCache(model.model, rows, self.positions, candidates=config.num_tries > 1, kernels=self._kernels)
+        self.cache = RowCache(model.model, rows, self.positions, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
-        self._rows = Rows(
-            rows,
-            self.positions,
-            config,
-            model.device,
-            numbers,
-            stops=self._endings.stops,
-            snapshot_blocks=self.snapshot_blocks,
-        )
+        self._rows = Rows(rows, self.positions, config, model.device, numbers, stops=self._stops)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
-        self._num_proposed = np.zeros(rows, np.int64)  # Metropolis-Hastings steps of each row's chain at the last look
         self._seats: list[_Seat | None] = [None] * rows
-        self._reach = np.zeros(rows, np.int64)  # no row can stand beyond this before it generates more
-        self._decode_s = np.zeros(rows)  # of the row's chain
+        # Of each row's chain: positions beyond which it cannot stand before it generates more, Metropolis-Hastings
+        # steps at the last look, and decoding seconds.
+        self._of_chain = np.zeros((3, rows))
+        self._reach, self._num_proposed, self._decode_s = self._of_chain
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
     def submit(self, request: ChainRequest, *, first: bool = False) -> None:
-        """Queue a chain; ``first`` puts it before everything that waits.
-
-        Raises:
-            InputError: If the prompt leaves no room for a response.
-        """
+        """Queue a chain, before all that wait if ``first``; InputError if the prompt leaves no room for a response."""
         check_room(len(request.prompt), self.config, self.positions)
         (self._pending.appendleft if first else self._pending.append)(request)
 
     def cancel(self, keys: Collection[Hashable]) -> list[Cancelled]:
-        """Give chains up: those that wait never start, those that run leave their rows.
+        """Give chains up: those that wait never start, those that run leave their rows and are returned.
 
-        Args:
-            keys: Names of chains; those that have ended are passed over.
-
-        Returns:
-            The chains that ran, not those that waited for a row.
+        Keys of chains that have ended are passed over.
         """
         self._pending = deque(request for request in self._pending if request.key not in keys)
         rows = [row for row, seat in enumerate(self._seats) if seat is not None and seat.request.key in keys]
         now = time.perf_counter()
-        found = []
+        cancelled = []
         for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
-            seat = self._seats[row]
-            self._seats[row] = None
+            seat, self._seats[row] = self._seats[row], None
             decode_s = float(self._decode_s[row])
-            found.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
-        return found
-
-    def take_snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that have come since the last call.
-
-        A chain's snapshots come in order of block and before the chain itself. A chain that starts again after the
-        device ran out of memory gives them again.
-        """
-        found, self._snapshots = self._snapshots, []
-        return found
+            cancelled.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
+        return cancelled
 
     @property
     def kernels(self) -> str:
@@ -334,12 +246,8 @@ class Engine:
     def poll(self, max_looks: int = 8) -> list[Chain]:
         """Decode for a while; rows that come free take the next chains.
 
-        Args:
-            max_looks: Look at the rows this many times, then return; earlier if chains have ended or snapshots have
-                come and none waits.
-
-        Returns:
-            The chains that ended, possibly none.
+        Looks at the rows ``max_looks`` times, less often if chains have ended and none waits, and returns the chains
+        that ended, possibly none.
         """
         ended: list[Chain] = []
         for _ in range(max_looks):
@@ -351,7 +259,7 @@ class Engine:
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             else:
-                if (ended or self._snapshots) and not self._pending:
+                if ended and not self._pending:
                     break
                 continue
             # Outside the handler: the error holds on to the frames, and they to the memory.
@@ -363,29 +271,23 @@ class Engine:
     def _window(self) -> list[Chain]:
         """Decode until the next look; return the chains that have ended by then."""
         started = time.perf_counter()
-        busy = bool(self._pending)
         count = self._compact()
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
         length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
-        decide = partial(settle, rows, self.config, self._endings, self.cache)
+        decide = partial(settle, rows, self.config, self._is_eos, self.cache)
         for _ in range(pace.settles_per_look):
             for _ in range(pace.steps_per_settle):
                 self._run(("step", count, length), step)
             if self._recorder is not None or rows.any_ended():
                 self._run(("settle", count), decide)
-        look = self._rows.look()
+        status = self._rows.look()
         now = time.perf_counter()
-        self._account(look, pace.steps_per_look, count, now - started, busy)
+        self._account(status, pace.steps_per_look, count, now - started)
         # An eager window is one step, so where a row stands is enough; a recorded one settles on its way.
-        self._reach = look.position if self._recorder is None else look.reach
-        if look.fresh.any():
-            self._snapshots += [
-                Snapshot(**_values(copy), request=self._seats[row].request, block=block)
-                for row, block, copy in self._rows.read_kept(look.fresh)
-            ]
-        return self._release(np.flatnonzero(look.finished).tolist(), now)
+        self._reach[:] = status.position if self._recorder is None else status.reach
+        return self._release(np.flatnonzero(status.finished).tolist(), now)
 
     def _run(self, key: Hashable, work: partial) -> None:
         """Do device work, by its recording where there is one."""
@@ -405,36 +307,36 @@ class Engine:
                 size *= 2
         return min(size, self.positions)
 
-    def _account(self, look: Look, steps: int, count: int, seconds: float, busy: bool) -> None:
+    def _account(self, status: RowStatus, steps: int, count: int, seconds: float) -> None:
         """Share a window's time among the chains by the steps that each was active in it, and count."""
         self.num_steps += steps
         self.num_row_steps += steps * count
-        useful = int(look.useful_steps.sum())
+        useful = int(status.useful_steps.sum())
         self.num_generated_tokens += useful
-        self.num_read_positions += int(look.read_positions.sum())
-        if busy:
-            self.busy_until = time.perf_counter()
-            self.busy_decode_s += seconds
-            self.busy_row_steps += steps * count
-            self.busy_useful_row_steps += useful
+        self.num_read_positions += int(status.read_positions.sum())
         if self._pacer is not None:
-            self._pacer.note(useful, int((look.proposed - self._num_proposed).sum()), int(look.finished.sum()))
-            self._num_proposed = look.proposed
+            self._pacer.note(useful, int((status.proposed - self._num_proposed).sum()), int(status.finished.sum()))
+            self._num_proposed[:] = status.proposed
         if useful:
             self.decode_s += seconds
-            self._decode_s += seconds / useful * look.useful_steps
+            self._decode_s += seconds / useful * status.useful_steps
 
     def _release(self, rows: list[int], now: float) -> list[Chain]:
         """Free these rows and return their chains."""
         chains = []
-        for row, found in zip(rows, self._rows.read(rows) if rows else [], strict=True):
-            seat = self._seats[row]
-            self._seats[row] = None
+        for row, finished in zip(rows, self._rows.read(rows) if rows else [], strict=True):
+            seat, self._seats[row] = self._seats[row], None
+            if finished.early:
+                ending = "early"
+            elif int(finished.tokens[-1]) in self.model.eos_ids:
+                ending = "eos"
+            else:
+                ending = "stop" if finished.stopped else "length"
             chains.append(
                 Chain(
-                    **_values(found),
+                    **vars(finished),
                     request=seat.request,
-                    ending=self._ending(found),
+                    ending=ending,
                     decode_s=float(self._decode_s[row]),
                     prefill_s=seat.prefill_s,
                     admitted=seat.admitted,
@@ -442,14 +344,6 @@ class Engine:
                 )
             )
         return chains
-
-    def _ending(self, found: Finished) -> str:
-        """Return why a chain ended."""
-        if found.early:
-            return "early"
-        if int(found.tokens[-1]) in self.model.eos_ids:
-            return "eos"
-        return "stop" if found.stopped else "length"
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -459,11 +353,16 @@ class Engine:
         if not free:
             return
         started = time.perf_counter()
-        requests = [self._pending[i] for i in range(len(free))]
-        reading_s = self._read_prompts(requests)
-        for prompt, rows in _by_prompt(requests, free).items():
-            if len(prompt) > 1:
-                self.cache.load_prompt(rows, self._prompts[prompt].states)
+        requests = list(islice(self._pending, len(free)))
+        coming = (request.prompt for request in islice(self._pending, len(free), 1024))
+        reading_s = self._prompts.read((request.prompt for request in requests), coming)
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for request, row in zip(requests, free, strict=True):
+            by_prompt.setdefault(request.prompt, []).append(row)
+        for prompt, rows in by_prompt.items():
+            states = self._prompts.states(prompt)
+            if states is not None:
+                self.cache.load_prompt(rows, states)
         self._rows.seat(
             free,
             [request.prompt for request in requests],
@@ -473,50 +372,12 @@ class Engine:
         synchronize(self.model.device)
         now = time.perf_counter()
         self.prefill_s += now - started
+        share = (now - started - reading_s) / len(free)
         for row, request in zip(free, requests, strict=True):
             self._pending.popleft()
-            share = (now - started - reading_s) / len(free)
-            prompt = self._prompts.get(request.prompt)
-            if prompt is not None:
-                share += prompt.unpaid_s
-                prompt.unpaid_s = 0.0
-            self._seats[row] = _Seat(request, admitted=started, prefill_s=share)
-            self._reach[row], self._num_proposed[row], self._decode_s[row] = len(request.prompt) - 1, 0, 0.0
-        kept = sum(prompt.states.nbytes for prompt in self._prompts.values())
-        while kept > _KEPT_PROMPT_BYTES:
-            kept -= self._prompts.popitem(last=False)[1].states.nbytes
-
-    def _read_prompts(self, requests: list[ChainRequest]) -> float:
-        """Read the prompts of these chains that have not been read; trajectories of one question share one reading.
-
-        Returns:
-            The seconds that took. Each prompt's share is charged to the first chain that gets a row for it.
-        """
-        total = 0.0
-        wanted = list(dict.fromkeys(r.prompt for r in requests if len(r.prompt) > 1))
-        for prompt in wanted:
-            if prompt in self._prompts:
-                self._prompts.move_to_end(prompt)
-        missing = [p for p in wanted if p not in self._prompts]
-        on_gpu = self.model.device.type == "cuda"
-        if missing and on_gpu:
-            coming = dict.fromkeys(r.prompt for r in itertools.islice(self._pending, len(requests), 1024))
-            ahead = (p for p in coming if len(p) > 1 and p not in self._prompts and p not in wanted)
-            missing += itertools.islice(ahead, max(0, _PROMPTS_AHEAD - len(missing)))
-        missing.sort(key=len)
-        room = _PREFILL_TOKENS if on_gpu else 0
-        while missing:
-            started = time.perf_counter()
-            batch = [missing.pop()]  # the longest
-            while missing and (len(batch) + 1) * len(batch[0]) <= room:
-                batch.append(missing.pop())
-            states = prefill(self.model.model, [prompt[:-1] for prompt in batch])
-            synchronize(self.model.device)
-            seconds = time.perf_counter() - started
-            total += seconds
-            for prompt, found in zip(batch, states, strict=True):
-                self._prompts[prompt] = _Prompt(found, seconds * len(prompt) / sum(map(len, batch)))
-        return total
+            self._seats[row] = _Seat(request, started, share + self._prompts.pay(request.prompt))
+            self._of_chain[:, row] = len(request.prompt) - 1, 0, 0.0
+        self._prompts.trim()
 
     def _compact(self) -> int:
         """Return how many rows the next steps run, moving chains into lower rows where that makes them fewer."""
@@ -528,20 +389,16 @@ class Engine:
         targets = [row for row in range(wanted) if self._seats[row] is None][: len(sources)]
         self.cache.move_rows(sources, targets)
         self._rows.move(sources, targets)
+        self._of_chain[:, targets] = self._of_chain[:, sources]
+        self._of_chain[:, sources] = 0
         for source, target in zip(sources, targets, strict=True):
             self._seats[target], self._seats[source] = self._seats[source], None
-            self._reach[target], self._reach[source] = self._reach[source], 0
-            self._num_proposed[target], self._num_proposed[source] = self._num_proposed[source], 0
-            self._decode_s[target], self._decode_s[source] = self._decode_s[source], 0.0
         return wanted
 
     def _halve(self, reason: str) -> None:
         """Go on with half the rows after running out of memory; the chains that were running start again.
 
         A chain's random stream does not depend on the rows, so what starts again becomes what it would have become.
-
-        Raises:
-            InputError: If there were only a few rows.
         """
         if self.rows <= SMALLEST_BATCH:
             raise InputError(
@@ -565,19 +422,6 @@ class Engine:
         self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _values(found: Finished) -> dict[str, Any]:
-    """Return the fields of what the device knows of a chain."""
-    return {field.name: getattr(found, field.name) for field in fields(found)}
-
-
-def _by_prompt(requests: list[ChainRequest], rows: list[int]) -> dict[tuple[int, ...], list[int]]:
-    """Group rows by the prompt of their chain."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    for request, row in zip(requests, rows, strict=True):
-        found.setdefault(request.prompt, []).append(row)
-    return found
 
 
 def batch_size(used: int, rows: int) -> int:

@@ -1,11 +1,10 @@
 """The model's forward pass of one token per row, over the rows' cache: plain, with our attention, or fused.
 
-Four ways, slowest and most general first; ``open_forward`` takes the fastest that model and machine allow:
+Three ways, slowest and most general first; ``open_forward`` takes the fastest that model and machine allow:
 
 - ``eager``: the transformers model as it is, with a mask over positions. Runs everywhere.
 - ``unchanged``: the same layers; attention is a kernel that reads each row's own length (transformers'
   AttentionInterface), keys and values are written by a kernel.
-- ``compiled``: the same, compiled (``compiled``); only if asked for, since compiling takes a minute or two.
 - ``fused``: our own pass over the layers of the common architectures (``fused``), with the model's weights.
 """
 
@@ -19,9 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from dps.sampler.attention import attention_function, attention_implementation
 from dps.sampler.cache import RowCache, cache_argument
-from dps.sampler.compiled import CompiledForward
 from dps.sampler.fused import FusedDecoder, can_fuse
 from dps.sampler.settings import ForwardPath
 
@@ -34,7 +31,7 @@ _AGREEMENT = 0.995
 
 
 def load_kernels(device: torch.device) -> Any:
-    """Return the module of Triton kernels if it can run on that device, else None."""
+    """Return the package of Triton kernels if it can run on that device, else None."""
     if device.type != "cuda":
         return None
     try:
@@ -55,8 +52,7 @@ def open_forward(
         model: The transformers model.
         cache: The rows' keys and values, empty: they are overwritten by the comparison.
         kernels: ``dps.sampler.kernels`` or None.
-        wanted: Take this way, or the nearest slower one that the model allows; ``auto`` is the fastest
-            that needs no compiling.
+        wanted: Take this way, or the nearest slower one that the model allows; ``auto`` is the fastest.
     """
     eager = EagerForward(model, cache)
     if kernels is None or wanted == "eager" or not getattr(model, "_supports_attention_backend", False):
@@ -66,8 +62,6 @@ def open_forward(
         own = _probe(unchanged, cache, model)
     except NotImplementedError:
         return eager, "eager"
-    if wanted == "compiled":
-        return CompiledForward(model, cache, kernels), "compiled"
     if wanted == "unchanged" or not can_fuse(model):
         return unchanged, "unchanged"
     fused = FusedDecoder(model, cache, kernels)
@@ -89,11 +83,11 @@ def _probe(forward: Forward, cache: RowCache, model: PreTrainedModel) -> Tensor:
     rows = min(8, cache.live.shape[2])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (6, rows), generator=generator).to(model.device)
-    found = []
+    logits = []
     for step, fed in enumerate(tokens):
         position = torch.full((rows,), step, device=model.device)
-        found.append(forward(fed, position, min(32, cache.positions)).float().clone())
-    return torch.cat(found)
+        logits.append(forward(fed, position, min(32, cache.positions)).float().clone())
+    return torch.cat(logits)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -136,7 +130,10 @@ class UnchangedForward:
         self._cache.begin_step(position, length)
         # At every call: the name is the process's, the function's counters are this cache's.
         AttentionInterface.register(_OWN_ATTENTION, self._attention)
-        with attention_implementation(self._model.config.get_text_config(), _OWN_ATTENTION):
+        config = self._model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = _OWN_ATTENTION
+        try:
             return self._model(
                 input_ids=fed[:, None],
                 position_ids=position[:, None],
@@ -145,30 +142,38 @@ class UnchangedForward:
                 **cache_argument(self._model, self._cache),
                 use_cache=True,
             ).logits[:, -1]
+        finally:
+            config._attn_implementation = before
 
 
 def _attention(kernels: Any, arrivals: Tensor) -> Callable[..., tuple[Tensor, None]]:
-    """Return the attention function for transformers' interface; for ``arrivals`` see the kernel."""
+    """Return the attention function for transformers' interface; for ``arrivals`` see the kernel.
 
-    def attend(
+    The function raises NotImplementedError for what the kernel lacks: attention sinks and position biases.
+    """
+
+    def attention(
         module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        position: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> Tensor:
+        attention_mask: Tensor,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+            raise NotImplementedError("attention sinks and position biases have no kernel")
         attended = kernels.attend_rows(
             query[:, :, 0],
             key,
             value,
-            position[:, 0, 0, 0],
+            attention_mask[:, 0, 0, 0],
             max_length=key.shape[2],
-            scale=scale,
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
             softcap=softcap,
             arrivals=arrivals,
         )
-        return attended[:, None]
+        return attended[:, None], None
 
-    return attention_function(attend)
+    return attention

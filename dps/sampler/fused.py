@@ -39,8 +39,7 @@ def _linears(layer: nn.Module) -> list[nn.Module]:
 def merge(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Return one weight and bias for several projections of the same input.
 
-    The projections' own weights become views of the merged one, so that no memory is held twice and the model goes on
-    working unchanged.
+    Their own weights become views of the merged one, so that no memory is held twice and the model works unchanged.
     """
     sizes = [linear.out_features for linear in linears]
     weights = [linear.weight for linear in linears]
@@ -52,9 +51,8 @@ def merge(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
             linear.weight = nn.Parameter(part, requires_grad=False)
     if all(linear.bias is None for linear in linears):
         return weight, None
-    zeros = [torch.zeros(size, dtype=weight.dtype, device=weight.device) for size in sizes]
-    biases = [zero if linear.bias is None else linear.bias for linear, zero in zip(linears, zeros, strict=True)]
-    return weight, torch.cat(biases)
+    biases = (weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears)
+    return weight, torch.cat([*biases])
 
 
 def _lie_together(weights: list[Tensor]) -> bool:
@@ -99,26 +97,15 @@ class FusedDecoder:
             hidden, residual = kernels.add_rms_norm(hidden, residual, norm.weight, norm.variance_epsilon)
             query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
             query = kernels.rotate_and_store(
-                functional.linear(hidden, qkv, qkv_bias),
-                self._cos,
-                self._sin,
-                states,
-                position,
-                num_heads=self._heads,
-                num_kv_heads=self._kv_heads,
+                functional.linear(hidden, qkv, qkv_bias), self._cos, self._sin, states, position,
+                num_heads=self._heads, num_kv_heads=self._kv_heads, eps=norm.variance_epsilon,
                 q_norm=None if query_norm is None else query_norm.weight,
                 k_norm=None if key_norm is None else key_norm.weight,
-                eps=norm.variance_epsilon,
-            )
+            )  # fmt: skip
             attended = kernels.attend_rows(
-                query,
-                states[0],
-                states[1],
-                position,
-                max_length=length,
-                scale=attention.scaling,
-                arrivals=self._cache.arrivals,
-            )
+                query, states[0], states[1], position,
+                max_length=length, scale=attention.scaling, arrivals=self._cache.arrivals,
+            )  # fmt: skip
             hidden = attention.o_proj(attended.flatten(1))
             norm = layer.post_attention_layernorm
             hidden, residual = kernels.add_rms_norm(hidden, residual, norm.weight, norm.variance_epsilon)

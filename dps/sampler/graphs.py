@@ -10,16 +10,11 @@ import torch
 class Recorder:
     """Runs a piece of device work by replaying its recording; records it when it is first asked for.
 
-    Note:
-        The work must do the same to memory whenever it runs, and must not look at values from the host.
+    The work must do the same to memory whenever it runs, and must not look at values from the host.
     """
 
     def __init__(self, pause: Callable[[], Callable[[], None]]) -> None:
-        """Prepare.
-
-        Args:
-            pause: Makes the work harmless for its rehearsals and returns what ends that.
-        """
+        """Prepare; ``pause`` makes the work harmless for its rehearsals and returns what ends that."""
         self._pause = pause
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()

@@ -6,7 +6,6 @@ import torch
 from transformers import PreTrainedModel
 
 from dps.sampler.cache import CacheShape
-from dps.sampler.settings import SamplerConfig
 
 _SHARE = 0.9
 """Share of the free memory that is planned with; the rest is for the allocator's fragments and small tensors."""
@@ -18,35 +17,20 @@ MOST_ROWS = {"cuda": 1024, "cpu": 256}
 """More rows than these gain little, and leave more of them idle when the last chains end."""
 
 
-def row_bytes(model: PreTrainedModel, config: SamplerConfig, positions: int, *, num_snapshots: int = 0) -> int:
-    """Return the device memory of one row.
+def row_bytes(model: PreTrainedModel, positions: int) -> int:
+    """Return the device memory of one row of that many positions, prompt and response together.
 
-    Keys and values twice (what is generated, and the accepted response to which a rejected step returns; three times
-    with multiple tries), tokens, what the model said of them and the state of stop strings likewise, and the logits.
-    Tokens and what the model said of them once more for each stage of which a snapshot is taken.
-
-    Args:
-        model: The model.
-        config: The sampler's settings.
-        positions: S, prompt and response together.
-        num_snapshots: Such stages.
+    Keys and values twice (what is generated, and the accepted response to which a rejected step returns), tokens, what
+    the model said of them and the state of stop strings likewise, and the logits.
     """
     text = model.config.get_text_config()
-    copies = 3 if config.num_tries > 1 else 2
     states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
     recorded = (5 * 8 + 2) * positions
-    snapshots = num_snapshots * 5 * 8 * positions
-    return copies * (states + recorded) + snapshots + _LOGIT_BYTES * text.vocab_size
+    return 2 * (states + recorded) + _LOGIT_BYTES * text.vocab_size
 
 
 def rows_from_memory(
-    model: PreTrainedModel,
-    config: SamplerConfig,
-    positions: int,
-    *,
-    share: float = 1.0,
-    free_bytes: int | None = None,
-    num_snapshots: int = 0,
+    model: PreTrainedModel, positions: int, *, share: float = 1.0, free_bytes: int | None = None
 ) -> int:
     """Return the number of rows that fit: ``(0.9 share free - 8 GiB) / row_bytes`` on a GPU, at most 1,024.
 
@@ -54,11 +38,9 @@ def rows_from_memory(
 
     Args:
         model: The model, its weights in place.
-        config: The sampler's settings.
         positions: S, prompt and response together.
         share: Share of the free memory that may be planned with, where several processes have rows.
         free_bytes: Free memory; what the device reports if not given.
-        num_snapshots: Stages of which a snapshot is taken.
 
     Returns:
         At least 1; a multiple of 64 from 64 up, of 8 from 8 up.
@@ -67,8 +49,7 @@ def rows_from_memory(
     if free_bytes is None:
         free_bytes = _free_bytes(device)
     kept = _READING_BYTES if device.type == "cuda" else 0
-    each = row_bytes(model, config, positions, num_snapshots=num_snapshots)
-    rows = int(_SHARE * share * free_bytes - kept) // each
+    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, positions)
     rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
     step = 64 if rows >= 64 else 8 if rows >= 8 else 1
     return rows // step * step

@@ -26,19 +26,17 @@ def open_engine(
     benchmark: Benchmark,
     prompts: Iterable[Sequence[int]],
     memory_share: float,
-    snapshot_blocks: Sequence[int],
 ) -> Engine:
     """Open the engine that these settings mean. Nothing has a default, so that no caller can leave anything out.
 
     Args:
-        model: The language model, on the device that will do the work.
+        model: On the device that will do the work.
         sampler: How chains are sampled.
         compute: Says how many rows there are, and how the model is run.
         benchmark: Says at which texts a response ends.
         prompts: Token ids of every prompt that may be submitted, at least one; the longest decides the room.
         memory_share: Share of the device's free memory that the rows may plan with, where ``compute.rows`` is None:
             one over the workers that share the device.
-        snapshot_blocks: Stages at whose end a chain that goes on is copied.
 
     Raises:
         InputError: If there are too few rows, or the longest prompt leaves no room for a response.
@@ -52,5 +50,4 @@ def open_engine(
         memory_share=memory_share,
         path=compute.forward,
         stop_strings=benchmark.stop_strings(model.tokenizer),
-        snapshot_blocks=snapshot_blocks,
     )

@@ -34,14 +34,10 @@ class Pace:
 
 
 def best_pace(proposal_length: float, chain_length: float) -> Pace:
-    """Return the pace that wastes least.
+    """Return the pace that wastes least, from the mean tokens of a row's proposals and of its whole chain.
 
     With an event every ``n`` steps of a row, noticed every ``s`` steps at a cost of ``c`` steps, a row waits ``s / 2``
     steps in ``n`` and the cost is ``c / s``: least at ``s = sqrt(2 c n)``.
-
-    Args:
-        proposal_length: Mean tokens between two ends of a row's proposals or extensions.
-        chain_length: Mean tokens of a chain, rejected ones included.
 
     >>> best_pace(10, 70), best_pace(45, 900), best_pace(300, 9000)
     (Pace(steps_per_settle=1, settles_per_look=6), Pace(steps_per_settle=2, settles_per_look=12), \
@@ -57,23 +53,12 @@ class Pacer:
     """Keeps running means of how long proposals and chains are, and says the pace that suits them."""
 
     def __init__(self, block_size: int, num_mh_steps: int) -> None:
-        """Begin with what a first block would be.
-
-        Args:
-            block_size: Tokens of a stage.
-            num_mh_steps: Metropolis-Hastings steps of a stage.
-        """
+        """Begin with what a first block would be."""
         self._proposal_tokens, self._proposals = block_size / 2, 1.0
         self._chain_tokens, self._chains = block_size * (1 + num_mh_steps / 2), 1.0
 
     def note(self, tokens: int, proposals: int, chains: int) -> None:
-        """Take in what happened between two looks.
-
-        Args:
-            tokens: Tokens that all rows generated.
-            proposals: Metropolis-Hastings steps that were decided.
-            chains: Chains that ended.
-        """
+        """Take in the tokens generated, the proposals decided and the chains ended between two looks."""
         self._proposal_tokens = _MEMORY * self._proposal_tokens + tokens
         self._proposals = _MEMORY * self._proposals + proposals
         self._chain_tokens = _MEMORY * self._chain_tokens + tokens

@@ -6,9 +6,9 @@ decoding step and the settling of ended proposals (``step``, ``settle``) only wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,12 +23,9 @@ _COUNTED = ("position", "draws", "generated", "useful_steps")
 """Fields that grow by one with every token; they lie together so that one addition moves them all."""
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length", "tries_left", "candidate_length", "fresh",
+    "forced_length",
 )  # fmt: skip
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
-_NUMBERS = ("log_others", "log_candidate")
-_COUNTS = ("length", "generated", "proposed", "accepted")
-"""What is kept of a chain beside its response."""
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
 _TRACE_BITS = 20
@@ -42,8 +39,7 @@ class Responses:
     tokens: Tensor
     """Token ids, prompt included: int64, shape (R, S + 1)."""
     values: Tensor
-    """Base log-probability, proposal log-probability and base entropy, all nats, and the base model's top-1
-    probability: float64, shape (4, R, S + 1)."""
+    """What ``law.draw_tokens`` keeps of each token: float64, shape (4, R, S + 1)."""
     states: Tensor | None
     """How far a stop string has come after each token, see ``stop``: int16, shape (R, S + 1); None without any."""
 
@@ -76,52 +72,31 @@ class Responses:
             self.states[targets] = self.states[sources]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """What the rows' chains were when they left a stage for a later one; see :meth:`Rows.keep`."""
-
-    block: int
-    """Number of the stage, from 1."""
-    horizon: int
-    """Its horizon, tokens."""
-    responses: Responses
-    """The accepted responses; without states of stop strings."""
-    counts: Tensor
-    """Length, generated tokens, steps taken and steps accepted: int64, shape (4, R)."""
-
-    def first(self, count: int) -> Kept:
-        """Return views of the first ``count`` rows."""
-        return Kept(self.block, self.horizon, self.responses.first(count), self.counts[:, :count])
-
-
 class Rows:
-    """State of R rows; each integer field is an int64 tensor of shape (R,), each flag a bool tensor.
+    """State of R rows: every field is a tensor of shape (R,), int64 or (the last five) bool.
 
     Positions count from the prompt's first token; lengths, horizons and forced lengths count response tokens.
-
-    Fields:
-        position: Of the token that the next step feeds.
-        draws: Numbers taken from the row's random stream.
-        generated: Tokens sampled for this chain, rejected ones included.
-        useful_steps: Steps since the host last looked in which the row generated a token.
-        start: Position of the response's first token.
-        cut: Position of the first token being resampled.
-        length: Length of the accepted response.
-        horizon: Response length at which the row stops generating, this stage.
-        steps_left: Metropolis-Hastings steps left in the stage.
-        key: Key of the random stream.
-        proposed, accepted: Metropolis-Hastings steps taken and accepted.
-        read_positions: Key/value positions that attention read for this row's tokens since the host last looked.
-        forced_length: Every response ends at exactly this length; 0 leaves the end to the model.
-        tries_left: Proposals left of the current step, the running one included.
-        candidate_length: Length of the response that the candidate among the tries makes.
-        fresh: Which entries of ``kept`` have taken the row's chain since the host last looked, one bit each.
-        occupied: A chain has this row.
-        active: It is generating.
-        extending: What it generates extends the response; otherwise it is a proposal.
-        finished: Its chain has ended and waits for the host.
-        early: It was ended by a rule that looks at the response (``SamplerConfig.early_stop``).
     """
+
+    position: Tensor  # of the token that the next step feeds
+    draws: Tensor  # numbers taken from the row's random stream
+    generated: Tensor  # tokens sampled for this chain, rejected ones included
+    useful_steps: Tensor  # steps since the host last looked in which the row generated a token
+    start: Tensor  # position of the response's first token
+    cut: Tensor  # position of the first token being resampled
+    length: Tensor  # of the accepted response
+    horizon: Tensor  # response length at which the row stops generating, this stage
+    steps_left: Tensor  # Metropolis-Hastings steps left in the stage
+    key: Tensor  # of the random stream
+    proposed: Tensor  # Metropolis-Hastings steps taken
+    accepted: Tensor  # Metropolis-Hastings steps accepted
+    read_positions: Tensor  # key/value positions that attention read for this row's tokens since the host last looked
+    forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
+    occupied: Tensor  # a chain has this row
+    active: Tensor  # the row is generating
+    extending: Tensor  # what is generated extends the response; otherwise it is a proposal
+    finished: Tensor  # the chain has ended and waits for the host
+    early: Tensor  # the chain was ended by a rule that looks at the response (``SamplerConfig.early_stop``)
 
     def __init__(
         self,
@@ -132,61 +107,38 @@ class Rows:
         uniform: Callable[[Tensor, Tensor], Tensor] = uniform,
         *,
         stops: StopTable | None = None,
-        snapshot_blocks: Sequence[int] = (),
     ) -> None:
-        """Allocate.
+        """Allocate R rows of S positions, prompt and response together.
 
-        Args:
-            rows: R.
-            positions: S, prompt and response together.
-            config: The sampler's settings.
-            device: Where.
-            uniform: Makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
-            stops: The stop strings, if any.
-            snapshot_blocks: Stages after which a chain that goes on is copied for the host.
+        ``uniform`` makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
         """
-        self.positions = positions
-        self.uniform = uniform
-        self.stops = stops
-        self._integers = torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device)
-        self._flags = torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device)
-        self._numbers = torch.full((len(_NUMBERS), rows), -torch.inf, dtype=torch.float64, device=device)
-        empty = partial(Responses.empty, rows, positions, device, stops=stops is not None)
-        self.live, self.saved = empty(), empty()
-        self.candidate = empty() if config.num_tries > 1 else None
-        self.kept = tuple(
-            Kept(
-                block,
-                block * config.block_size,
-                Responses.empty(rows, positions, device, stops=False),
-                torch.zeros((len(_COUNTS), rows), dtype=torch.int64, device=device),
-            )
-            for block in snapshot_blocks
+        self.uniform, self.stops = uniform, stops
+        self.index = torch.arange(positions + 1, device=device)
+        self.live, self.saved = (
+            Responses.empty(rows, positions, device, stops=stops is not None) for _ in ("live", "saved")
         )
         steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
-        self.index = torch.arange(positions + 1, device=device)
-        self._num_tries = config.num_tries
-        self._first_horizon = min(config.block_size, config.max_new_tokens)
+        self._first_horizon = config.block_size
+        self._hold(
+            torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device),
+            torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device),
+        )
 
-    def __getattr__(self, name: str) -> Tensor:
-        """Return a field's tensor, a view that can be written into."""
-        for names, holder in ((_INTEGERS, "_integers"), (_FLAGS, "_flags"), (_NUMBERS, "_numbers")):
-            if name in names:
-                return self.__dict__[holder][names.index(name)]
-        raise AttributeError(name)
+    def _hold(self, integers: Tensor, flags: Tensor) -> None:
+        """Let the fields be the lines of these tables."""
+        self._integers, self._flags = integers, flags
+        for names, table in ((_INTEGERS, integers), (_FLAGS, flags)):
+            for name, line in zip(names, table.unbind(), strict=True):
+                setattr(self, name, line)
 
     def first(self, count: int) -> Rows:
         """Return the first ``count`` rows, as views."""
-        part = object.__new__(Rows)
-        part.__dict__.update(self.__dict__)
-        for name in ("_integers", "_flags", "_numbers"):
-            setattr(part, name, self.__dict__[name][:, :count])
+        part = copy.copy(self)
+        part._hold(self._integers[:, :count], self._flags[:, :count])
         part._trace_moves, part._trace_logprob = self._trace_moves[:count], self._trace_logprob[:count]
         part.live, part.saved = self.live.first(count), self.saved.first(count)
-        part.candidate = self.candidate.first(count) if self.candidate is not None else None
-        part.kept = tuple(kept.first(count) for kept in self.kept)
         return part
 
     def count(self, taken: Tensor) -> None:
@@ -198,13 +150,9 @@ class Rows:
         return (self.index >= start[:, None]) & (self.index < stop[:, None])
 
     def record(self, taken: Tensor, length: Tensor, accepted: Tensor, logprob: Tensor) -> None:
-        """Note a Metropolis-Hastings step of the rows where ``taken``; call before ``proposed`` counts it.
+        """Note a Metropolis-Hastings step of the rows where ``taken``, before ``proposed`` counts the step.
 
-        Args:
-            taken: bool, shape (R,).
-            length: Length of the response before the step.
-            accepted: Whether the step was accepted.
-            logprob: Log p of the whole response after it, nats, float64.
+        ``length`` is that of the response before the step, ``logprob`` log p of the whole response after the step.
         """
         slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
         # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
@@ -213,38 +161,14 @@ class Rows:
         self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
         self._trace_logprob.scatter_(1, slot, logprob[:, None])
 
-    def keep(self, leaving: Tensor, horizon: Tensor) -> None:
-        """Copy the chains that leave a stage which the host asked about; nothing is done where it asked about none.
-
-        A chain leaves the stage with horizon H when its next stage lies beyond H. One that jumps to the last horizon
-        (the schedule ``final-horizon``) leaves all stages between, so each of them finds it as it was then.
-
-        Args:
-            leaving: Rows whose chain goes on to another stage, bool, shape (R,).
-            horizon: Horizon of that stage; ``self.horizon`` is still that of the stage that is over.
-        """
-        for number, kept in enumerate(self.kept):
-            taken = leaving & (self.horizon <= kept.horizon) & (horizon > kept.horizon)
-            kept.responses.take(self.saved, taken[:, None])
-            for name, column in zip(_COUNTS, kept.counts, strict=True):
-                torch.where(taken, getattr(self, name), column, out=column)
-            self.fresh.bitwise_or_(taken.long() << number)
-
     # -- what the host does --------------------------------------------------------------------------------------------
 
     def seat(self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int]) -> None:
-        """Start chains on these rows: prompt, random stream, first extension.
-
-        Args:
-            rows: Row numbers.
-            prompts: Token ids of each prompt.
-            keys: Keys of the random streams.
-            forced: Forced lengths, 0 for none.
-        """
+        """Start chains on these rows: prompt, key of the random stream, forced length (0 for none)."""
         sizes = np.array([len(prompt) for prompt in prompts])
         fields = dict.fromkeys(_INTEGERS, 0)
         fields |= {"position": sizes - 1, "start": sizes, "cut": sizes, "horizon": self._first_horizon}
-        fields |= {"key": np.array(keys), "forced_length": np.array(forced), "tries_left": self._num_tries}
+        fields |= {"key": np.array(keys), "forced_length": np.array(forced)}
         columns = np.stack([np.broadcast_to(fields[name], len(rows)) for name in _INTEGERS]).astype(np.int64)
         tokens = np.zeros((len(rows), max(sizes)), np.int64)
         for line, prompt in zip(tokens, prompts, strict=True):
@@ -254,7 +178,6 @@ class Rows:
         self._integers[:, where] = torch.from_numpy(columns).to(device)
         flags = dict.fromkeys(_FLAGS, False) | {"occupied": True, "active": True, "extending": True}
         self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
-        self._numbers[:, where] = -torch.inf
         ids = torch.from_numpy(tokens).to(device)
         for responses in (self.live, self.saved):
             responses.tokens[where, : ids.shape[1]] = ids
@@ -263,15 +186,13 @@ class Rows:
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows; the sources become free."""
-        device = self.index.device
-        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
-        for holder in (self._integers, self._flags, self._numbers):
-            holder[:, target] = holder[:, source]
+        source, target = (torch.tensor(rows, device=self.index.device) for rows in (sources, targets))
+        for table in (self._integers, self._flags):
+            table[:, target] = table[:, source]
         for trace in (self._trace_moves, self._trace_logprob):
             trace[target] = trace[source]
-        for responses in (self.live, self.saved, self.candidate):
-            if responses is not None:
-                responses.move(source, target)
+        for responses in (self.live, self.saved):
+            responses.move(source, target)
         self._free(source)
 
     def _free(self, rows: Tensor) -> None:
@@ -293,50 +214,19 @@ class Rows:
         """Return the furthest position at which each row can stand before it generates more: int64, shape (R,).
 
         That is where it stands, or the last token of what it may return to, whichever is further: a rejected proposal
-        sends its row to a cut anywhere in the accepted response (or in the candidate among several tries), which may be
-        longer than the proposal was. A step moves this bound by at most one position, settling never moves it up, so
-        ``reach() + n`` bounds every position of the next n steps, however often they are settled.
+        sends its row to a cut anywhere in the accepted response, which may be longer than the proposal was. A step
+        moves this bound by at most one position, settling never moves it up, so ``reach() + n`` bounds every position
+        of the next n steps, however often they are settled.
         """
-        longest = self.length if self.candidate is None else torch.maximum(self.length, self.candidate_length)
-        return torch.where(self.occupied, torch.maximum(self.position, self.start + longest - 1), 0)
+        return torch.where(self.occupied, torch.maximum(self.position, self.start + self.length - 1), 0)
 
-    def look(self) -> Look:
+    def look(self) -> RowStatus:
         """Copy to the host what it decides by, and restart the counts of the window."""
-        counts = (
-            self.position,
-            self.reach(),
-            self.useful_steps,
-            self.read_positions,
-            self.proposed,
-            self.fresh,
-        )
+        counts = (self.position, self.reach(), self.useful_steps, self.read_positions, self.proposed)
         packed = torch.stack((self.finished.long(), *counts)).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
-        self.fresh.zero_()
-        return Look(packed[0].astype(bool), *packed[1:])
-
-    def read(self, rows: list[int]) -> list[Finished]:
-        """Copy the accepted responses of these rows to the host and free the rows."""
-        where = torch.tensor(rows, device=self.index.device)
-        found = self._copied(where, self.saved, torch.stack([getattr(self, name)[where] for name in _COUNTS]))
-        self._free(where)
-        return found
-
-    def read_kept(self, fresh: np.ndarray) -> list[tuple[int, int, Finished]]:
-        """Copy what chains were at the ends of stages to the host: (row, block, what it was), by block.
-
-        Args:
-            fresh: As the last look has it.
-        """
-        found = []
-        for number, kept in enumerate(self.kept):
-            rows = np.flatnonzero(fresh >> number & 1).tolist()
-            if rows:
-                where = torch.tensor(rows, device=self.index.device)
-                copies = self._copied(where, kept.responses, kept.counts[:, where])
-                found += [(row, kept.block, copy) for row, copy in zip(rows, copies, strict=True)]
-        return found
+        return RowStatus(packed[0].astype(bool), *packed[1:])
 
     def cancel(self, rows: list[int]) -> list[int]:
         """Free these rows, whatever their chains were doing; returns how many tokens each had generated."""
@@ -345,29 +235,27 @@ class Rows:
         self._free(where)
         return generated
 
-    def _copied(self, where: Tensor, responses: Responses, counts: Tensor) -> list[Finished]:
-        """Copy the responses of some rows to the host.
-
-        Args:
-            where: Numbers of the N rows, on the device.
-            responses: Where the responses are.
-            counts: Length, generated tokens, steps taken and accepted of each: shape (4, N).
-        """
-        integers = torch.stack([self.start[where], *counts, self.early[where].long()]).cpu().numpy()
-        tokens = responses.tokens[where].cpu().numpy()
-        values = responses.values[:, where].cpu().numpy()
-        states = responses.states[where].cpu().numpy() if responses.states is not None else None
+    def read(self, rows: list[int]) -> list[Finished]:
+        """Copy the accepted responses of these rows to the host and free the rows."""
+        where = torch.tensor(rows, device=self.index.device)
+        counts = (self.start, self.length, self.generated, self.proposed, self.accepted, self.early.long())
+        integers = torch.stack([field[where] for field in counts]).cpu().numpy()
+        tokens = self.saved.tokens[where].cpu().numpy()
+        values = self.saved.values[:, where].cpu().numpy()
+        states = self.saved.states[where].cpu().numpy() if self.saved.states is not None else None
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
+        self._free(where)
         found = []
         for line, (start, length, generated, proposed, accepted, early) in enumerate(integers.T.tolist()):
             span = slice(start, start + length)
+            base, proposal, entropy, top = (kind[line, span].copy() for kind in values)
             found.append(
                 Finished(
                     tokens=tokens[line, span].astype(np.int32),
-                    base_logprobs=values[0, line, span].copy(),
-                    proposal_logprobs=values[1, line, span].copy(),
-                    entropies=values[2, line, span].copy(),
-                    top_probabilities=values[3, line, span].copy(),
+                    base_logprobs=base,
+                    proposal_logprobs=proposal,
+                    entropies=entropy,
+                    top_probabilities=top,
                     num_generated_tokens=generated,
                     mh_proposed=proposed,
                     mh_accepted=accepted,
@@ -380,39 +268,31 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
-    """What the host sees of the rows; every array has shape (R,)."""
+class RowStatus:
+    """What the host sees of the rows: fields of :class:`Rows` and its ``reach``, each of shape (R,)."""
 
     finished: np.ndarray
-    """Chains that have ended, bool."""
     position: np.ndarray
-    """Position that the next step feeds."""
     reach: np.ndarray
-    """Furthest position at which the row can stand before it generates more, see :meth:`Rows.reach`."""
     useful_steps: np.ndarray
-    """Steps since the last look in which the row generated a token."""
     read_positions: np.ndarray
-    """Key/value positions that attention had to read for them."""
     proposed: np.ndarray
-    """Metropolis-Hastings steps that the row's chain has taken."""
-    fresh: np.ndarray
-    """Stages that its chain has left since the last look, see :meth:`Rows.read_kept`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Finished:
-    """What the device knows of a chain that has ended, or of one at the end of a stage."""
+    """What the device knows of a chain that has ended; arrays have shape (n,) for a response of n tokens."""
 
     tokens: np.ndarray
-    """Accepted response, EOS included: shape (n,), int32."""
+    """Accepted response, EOS included, int32."""
     base_logprobs: np.ndarray
-    """Base model's log-probability of each token, nats: shape (n,), float64."""
+    """Base model's log-probability of each token, nats, float64."""
     proposal_logprobs: np.ndarray
-    """Proposal's log-probability of each token, nats: shape (n,), float64."""
+    """Proposal's log-probability of each token, nats, float64."""
     entropies: np.ndarray
-    """Entropy of the base model's law that each token was drawn under, nats: shape (n,), float64."""
+    """Entropy of the base model's law that each token was drawn under, nats, float64."""
     top_probabilities: np.ndarray
-    """Probability of that law's most likely token: shape (n,), float64."""
+    """Probability of that law's most likely token, float64."""
     num_generated_tokens: int
     """Sampled tokens, rejected ones included."""
     mh_proposed: int

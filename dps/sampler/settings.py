@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +13,7 @@ AcceptRule = Literal["metropolis", "max_swap"]
 EarlyStop = Literal["none", "entropy", "perplexity", "self_confidence"]
 EARLY_STOP_THRESHOLDS = {"entropy": 1.0, "perplexity": 3.0, "self_confidence": 0.8}
 """The published ones; at most for the first two, at least for the third."""
-ForwardPath = Literal["auto", "eager", "unchanged", "compiled", "fused"]
+ForwardPath = Literal["auto", "eager", "unchanged", "fused"]
 """How the model is run, see ``forward``; ``auto`` takes the fastest way that model and machine allow."""
 
 SMALLEST_BATCH = 8
@@ -26,15 +24,7 @@ ENTROPY_FLOOR = 0.05
 
 
 def check_rows(rows: int | None, name: str) -> None:
-    """Refuse fewer rows than an engine can have.
-
-    Args:
-        rows: Chains that run at a time; None leaves the number to the free memory.
-        name: Of the setting, for the sentence.
-
-    Raises:
-        InputError: If there are fewer than :data:`SMALLEST_BATCH`.
-    """
+    """Raise InputError, with the setting's name, for fewer rows than an engine can have; None leaves them to memory."""
     if rows is not None and rows < SMALLEST_BATCH:
         raise InputError(
             f"{name} must be at least {SMALLEST_BATCH}, the fewest rows that the sampler runs, got {rows}: "
@@ -62,12 +52,8 @@ class SamplerConfig:
     """Steps at T_max of the schedule `final-horizon`; num_mh_steps if not set."""
     cut_law: CutLaw = "uniform"
     """Where a step cuts: `uniform` over the response, or in proportion to the base model's `entropy` there."""
-    num_tries: int = 1
-    """Proposals per Metropolis-Hastings step; more than 1 is multiple-try Metropolis."""
     accept_rule: AcceptRule = "metropolis"
     """`metropolis` is exact; `max_swap` accepts only what is more likely: the limit of infinite alpha, a search."""
-    anneal_blocks: int = 1
-    """Stage s has the exponent 1 + (alpha - 1) min(1, s / anneal_blocks); 1 is alpha from the first block on."""
     early_stop: EarlyStop = "none"
     """End a chain after a stage once the mean of this metric over its response passes the threshold. A baseline: what
     comes out is no draw from p^alpha."""
@@ -98,36 +84,10 @@ class SamplerConfig:
     @property
     def max_mh_steps(self) -> int:
         """The most Metropolis-Hastings steps that a chain can take."""
-        return self.num_stages * self.num_mh_steps + self.final_steps
-
-    @property
-    def num_stages(self) -> int:
-        """The stages of a chain that is not ended earlier."""
-        return math.ceil(self.max_new_tokens / self.block_size)
-
-    def check_snapshot_blocks(self, blocks: Sequence[int]) -> None:
-        """Refuse blocks after which no chain goes on.
-
-        Args:
-            blocks: Numbers of the stages after which a chain that goes on is looked at, from 1.
-
-        Raises:
-            InputError: If one is no stage before the last, or they are not in increasing order.
-        """
-        last = self.num_stages - 1
-        if list(blocks) != sorted(set(blocks)) or not all(1 <= block <= last for block in blocks):
-            possible = f"1 to {last}" if last else "none (there is one block only)"
-            raise InputError(
-                f"Expected blocks after which a chain may go on, in increasing order, got {list(blocks)}: with "
-                f"block_size {self.block_size} and max_new_tokens {self.max_new_tokens} these are {possible}."
-            )
+        return self.max_new_tokens // self.block_size * self.num_mh_steps + self.final_steps
 
     def check(self) -> SamplerConfig:
-        """Return self if the settings can be used.
-
-        Raises:
-            InputError: With one sentence that names the setting.
-        """
+        """Return self; raise InputError with one sentence for settings that cannot be meant."""
         if not self.alpha >= 1:
             raise InputError(f"alpha must be at least 1 (the target is p^alpha), got {self.alpha:g}.")
         if not self.temperature > 0:
@@ -150,20 +110,6 @@ class SamplerConfig:
             raise InputError(
                 "num_final_steps is read only by schedule: final-horizon; remove it or change the schedule."
             )
-        if self.num_tries < 1 or self.anneal_blocks < 1:
-            raise InputError(
-                f"num_tries and anneal_blocks must be at least 1, got {self.num_tries} and {self.anneal_blocks}."
-            )
-        if self.anneal_blocks * self.block_size > self.max_new_tokens:
-            raise InputError(
-                f"anneal_blocks must be at most {self.max_new_tokens // self.block_size}, the stages that "
-                f"max_new_tokens and block_size make, got {self.anneal_blocks}: the exponent would never reach alpha."
-            )
-        if self.accept_rule == "max_swap" and (self.num_tries > 1 or self.anneal_blocks > 1):
-            raise InputError(
-                "accept_rule: max_swap compares two responses by their log p alone: "
-                "leave num_tries and anneal_blocks at 1."
-            )
         if self.early_stop not in ("none", *EARLY_STOP_THRESHOLDS):
             raise InputError(f"early_stop must be none, {', '.join(EARLY_STOP_THRESHOLDS)}, got {self.early_stop!r}.")
         if self.early_stop == "none" and self.early_stop_threshold is not None:
@@ -173,10 +119,7 @@ class SamplerConfig:
         return self
 
     def plain(self, temperature: float) -> SamplerConfig:
-        """Return the settings of plain sampling at that temperature, for responses of the same length.
-
-        Plain sampling is the same code with no Metropolis-Hastings steps; its alpha does not enter.
-        """
+        """Return the settings of plain sampling at that temperature: the same code and lengths, no steps."""
         return SamplerConfig(
             alpha=1.0,
             proposal_temperature=temperature,
@@ -187,11 +130,7 @@ class SamplerConfig:
 
 
 def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
-    """Refuse a prompt that leaves no room for a response.
-
-    Raises:
-        InputError: If prompt and max_new_tokens together do not fit.
-    """
+    """Raise InputError for a prompt that leaves no room for a response within the model's positions."""
     if prompt_length < 1:
         raise InputError("The prompt has no tokens; a model needs at least one to start from.")
     if prompt_length + config.max_new_tokens > max_positions:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dps.sampler.forward import Forward
-from dps.sampler.proposal import draw_tokens
+from dps.sampler.law import draw_tokens
 from dps.sampler.rows import Rows
 
 Advance = Callable[[Tensor, Rows], None]
@@ -27,42 +27,56 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
     fed = rows.live.tokens.gather(1, rows.position[:, None])[:, 0]
     taken = rows.active.clone() if rows.stops is not None else None
     advance(forward(fed, rows.position, length), rows)
-    if rows.stops is not None:
-        rows.stops.advance(rows, taken)
+    if taken is not None:
+        _follow_stops(rows, taken)
 
 
 def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
     """Draw each active row's next token from the proposal and bring the row up to date.
 
+    Takes one number of each active row's random stream; rows that are not active stay as they are.
+
     Args:
         logits: The model's logits, shape (B, V).
-        rows: The B rows; those that are not active stay as they are.
+        rows: The B rows.
         temperature: The proposal's temperature.
         is_eos: Which tokens end a response: bool, shape (V,).
         eos: One that does, for rows of forced length.
         not_eos: One that does not.
-
-    Note:
-        Randomness: one number of each active row's stream.
     """
     active = rows.active
-    drawn = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws))
+    drawn, values = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws))
     following = rows.position + 1
     size = following + 1 - rows.start  # of the response that ends in the drawn token
     forced = rows.forced_length > 0
     end = rows.forced_length == size
-    says_end = is_eos[drawn.token]
-    token = torch.where(forced & (end | says_end), torch.where(end, eos, not_eos), drawn.token)
+    says_end = is_eos[drawn]
+    token = torch.where(forced & (end | says_end), torch.where(end, eos, not_eos), drawn)
     ended = torch.where(forced, end, says_end)
 
     slot = following[:, None]
-    values = [drawn.base_logprob, drawn.proposal_logprob, drawn.entropy, drawn.top_probability]
     tokens, kept = rows.live.tokens, rows.live.values
     tokens.scatter_(1, slot, torch.where(active, token, tokens.gather(1, slot)[:, 0])[:, None])
     slots = slot.expand(len(values), -1, -1)
-    fresh = torch.where(active, torch.stack(values), kept.gather(2, slots)[..., 0])
-    kept.scatter_(2, slots, fresh[..., None])
+    kept.scatter_(2, slots, torch.where(active, values, kept.gather(2, slots)[..., 0])[..., None])
     taken = active.long()
     rows.read_positions.add_(taken * following)
     rows.count(taken)
     active.logical_and_(~(ended | (size >= rows.horizon)))
+
+
+def _follow_stops(rows: Rows, taken: Tensor) -> None:
+    """Note how far a stop string has come with the token that each row has drawn, and end the rows that completed one.
+
+    Args:
+        rows: The rows, after ``advance``.
+        taken: Which of them drew a token: bool, shape (R,).
+    """
+    states, slot = rows.live.states, rows.position[:, None]
+    token = rows.live.tokens.gather(1, slot)[:, 0]
+    before = states.gather(1, (slot - 1).clamp(min=0))[:, 0]
+    kept = states.gather(1, slot)[:, 0]
+    state = torch.where(taken, rows.stops.following[before.long(), token], kept)
+    state = torch.where(rows.forced_length > 0, 0, state)  # where the length is forced no text ends it
+    states.scatter_(1, slot, state[:, None])
+    rows.active.logical_and_(~(taken & (state == rows.stops.matched)))

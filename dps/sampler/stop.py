@@ -9,14 +9,13 @@ A stop string that is the text of a token of its own (`<|im_end|>`) is matched b
 leaves no text in a decoded response.
 
 Whether a response has ended must be known on the device, token by token, and again after a rejected step. So the
-strings become an automaton over bytes (Aho and Corasick 1975), the automaton a table over tokens, and a row keeps the
-state after each of its positions beside its tokens.
+strings become an automaton over bytes, the automaton a table over tokens, and a row keeps the state after each of its
+positions beside its tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,26 +29,6 @@ from dps.text import BYTE_TOKEN, AddedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from dps.sampler.rows import Responses, Rows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Endings:
-    """What ends a response before T_max."""
-
-    is_eos: Tensor
-    """Which tokens do: bool, shape (V,)."""
-    stops: StopTable | None = None
-    """Which texts do, if any."""
-
-    def ended(self, responses: Responses, stop: Tensor) -> Tensor:
-        """Return whether the responses that end before position ``stop``, int64 (R,), have ended: bool, shape (R,)."""
-        last = (stop - 1).clamp(min=0)[:, None]
-        ended = self.is_eos[responses.tokens.gather(1, last)[:, 0]]
-        if self.stops is not None:
-            ended = ended | (responses.states.gather(1, last)[:, 0] == self.stops.matched)
-        return ended
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +47,13 @@ class StopTable:
     def of(
         cls, strings: Sequence[str], pieces: Sequence[bytes], device: torch.device, ending: Sequence[int] = ()
     ) -> StopTable:
-        """Make the table.
+        """Make the table of stop strings, at least one and none empty.
 
         Args:
-            strings: Stop strings, at least one, none empty.
+            strings: The stop strings.
             pieces: The bytes of each token's text, see :func:`token_bytes`.
             device: Where.
-            ending: Ids of tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
+            ending: Tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
         """
         delta = _automaton([string.encode() for string in strings])
         lengths = np.array([len(piece) for piece in pieces])
@@ -87,72 +66,30 @@ class StopTable:
         states[:, list(ending)] = len(delta) - 1
         return cls(torch.from_numpy(states).to(device))
 
-    def advance(self, rows: Rows, taken: Tensor) -> None:
-        """Note the state after the token that each row has just drawn, and end the rows that completed a stop string.
-
-        Args:
-            rows: The rows, after ``advance_rows``.
-            taken: Which of them drew a token: bool, shape (R,).
-        """
-        slot = rows.position[:, None]
-        token = rows.live.tokens.gather(1, slot)[:, 0]
-        before = rows.live.states.gather(1, (slot - 1).clamp(min=0))[:, 0]
-        kept = rows.live.states.gather(1, slot)[:, 0]
-        state = torch.where(taken, self.following[before.long(), token], kept)
-        state = torch.where(rows.forced_length > 0, 0, state)  # where the length is forced no text ends it
-        rows.live.states.scatter_(1, slot, state[:, None])
-        rows.active.logical_and_(~(taken & (state == self.matched)))
-
 
 def _automaton(strings: list[bytes]) -> np.ndarray:
     """Return the state after each byte: int16, shape (states, 256); the last state is any string's end, absorbing.
 
-    Source:
-        Aho and Corasick 1975, "Efficient string matching".
+    The other states are the beginnings of the strings: a text is in that of its longest suffix which is one.
     """
-    children: list[dict[int, int]] = [{}]
-    ends: set[int] = set()
-    for string in strings:
-        node = 0
-        for byte in string:
-            if byte not in children[node]:
-                children[node][byte] = len(children)
-                children.append({})
-            node = children[node][byte]
-        ends.add(node)
-    delta = np.zeros((len(children), 256), np.int64)
-    failure = [0] * len(children)
-    waiting = deque([0])
-    while waiting:  # breadth first, so that a node's failure is complete before the node
-        node = waiting.popleft()
-        if failure[node] in ends:
-            ends.add(node)
-        if node:
-            delta[node] = delta[failure[node]]
-        for byte, child in children[node].items():
-            failure[child] = int(delta[node][byte]) if node else 0
-            delta[node][byte] = child
-            waiting.append(child)
-    # Renumber: all ends become one last state.
-    names = np.zeros(len(children), np.int64)
-    inner = [node for node in range(len(children)) if node not in ends]
-    names[inner] = np.arange(len(inner))
-    names[sorted(ends)] = len(inner)
-    table = np.full((len(inner) + 1, 256), len(inner))
-    table[:-1] = names[delta[inner]]
-    return table.astype(np.int16)
+    beginnings = {string[:n] for string in strings for n in range(len(string))}
+    inner = sorted((text for text in beginnings if not any(string in text for string in strings)), key=len)
+    number = {text: i for i, text in enumerate(inner)}
+    table = np.zeros((len(inner) + 1, 256), np.int16)
+    table[-1] = len(inner)
+    for before, state in number.items():
+        for byte in set(b"".join(strings)):
+            text = before + bytes([byte])
+            ends = text.endswith(tuple(strings))
+            longest = next(text[n:] for n in range(len(text) + 1) if text[n:] in number)
+            table[state, byte] = len(inner) if ends else number[longest]
+    return table
 
 
 def open_stops(
     strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
 ) -> StopTable:
-    """Return when a tokenizer's tokens complete one of these stop strings.
-
-    Args:
-        strings: Stop strings, at least one, none empty.
-        tokenizer: A fast tokenizer.
-        size: V, the number of tokens that the model can write.
-        device: Where.
+    """Return when the ``size`` tokens that the model can write complete one of these stop strings.
 
     Raises:
         InputError: If the tokenizer does not say which text its tokens add, or a stop string holds a special token
@@ -191,15 +128,10 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
-    """Return the bytes that each token adds to a text, whatever stands before it.
+    """Return the bytes that each of ``size`` tokens adds to a text, whatever stands before it.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        size: V; the model may have more tokens than the tokenizer, which add nothing.
-
-    Returns:
-        V byte strings; special tokens, which a decoded response does not show, are empty. Joined they are what
-        :class:`dps.text.AddedText` decodes.
+    Special tokens, which a decoded response does not show, and those that only the model has are empty. Joined the
+    pieces are what :class:`dps.text.AddedText` decodes.
 
     Raises:
         InputError: If the tokenizer does not say how its tokens become text, or what a token adds depends on its
@@ -235,11 +167,7 @@ def _bytes_of(name: str, kinds: set[str]) -> bytes | None:
 
 
 def _check_pieces(pieces: Sequence[bytes], text: AddedText) -> None:
-    """Compare the pieces of some random responses with what the tokenizer decodes.
-
-    Raises:
-        InputError: If they differ.
-    """
+    """Raise InputError if the pieces of some random responses are not what the tokenizer decodes."""
     whole = [number for number, piece in enumerate(pieces) if piece and _is_text(piece)]
     rng = np.random.default_rng(0)
     for response in rng.choice(whole, (64, 12)).tolist() if whole else []:

@@ -24,13 +24,7 @@ def _signed(value: int) -> int:
 
 
 def stream_key(seed: int, question_id: str, trajectory: int) -> int:
-    """Return the key of a trajectory's stream, a signed 64-bit integer.
-
-    Args:
-        seed: The run's seed.
-        question_id: The question's identifier.
-        trajectory: Index of the trajectory, from 0.
-    """
+    """Return the key of a trajectory's stream, a signed 64-bit integer; trajectories of a question count from 0."""
     digest = hashlib.blake2b(f"{seed}\x1f{question_id}\x1f{trajectory}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -43,17 +37,9 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 def uniform(keys: Tensor, counters: Tensor) -> Tensor:
     """Return draw ``counters`` of the streams ``keys``: uniform numbers strictly inside (0, 1).
 
-    SplitMix64 seeded by the key; 52 of its bits make the number, so neither 0 nor 1 can occur.
-
-    Args:
-        keys: Stream keys, int64, any shape.
-        counters: Draw numbers from 0, int64, same shape.
-
-    Returns:
-        float64, same shape.
-
-    Source:
-        Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    SplitMix64 seeded by the key (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014); 52 of
+    its bits make the number, float64, so neither 0 nor 1 can occur. Both tensors are int64 of the same shape; draws
+    count from 0.
     """
     z = keys + (counters + 1) * _signed(_GAMMA)
     z = (z ^ _shift(z, 30)) * _signed(_MIX_1)

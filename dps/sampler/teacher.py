@@ -16,18 +16,12 @@ from torch import Tensor, nn
 from dps.errors import InputError
 from dps.model import LanguageModel
 
-_TOKENS_PER_PASS = 16384
-"""Padded tokens of one forward pass on a GPU, at most (one sequence alone may be longer)."""
-_TOKENS_PER_PASS_CPU = 8192
-"""The same on a CPU."""
+_TOKENS_PER_PASS = {"cuda": 16384, "cpu": 8192}
+"""Padded tokens of one forward pass, at most (one sequence alone may be longer)."""
 
 
 def check_layer(layer: int, num_layers: int) -> None:
-    """Refuse a feature layer that the model lacks (``hidden_states`` has num_layers + 1 entries).
-
-    Raises:
-        InputError: If ``layer`` is not in 0..num_layers.
-    """
+    """Raise InputError for a feature layer that the model lacks (``hidden_states`` has num_layers + 1 entries)."""
     if not 0 <= layer <= num_layers:
         raise InputError(
             f"features.layer is {layer}, but the model has {num_layers} layers: "
@@ -45,6 +39,8 @@ def block_hidden(
 ) -> list[np.ndarray]:
     """Read responses once and average the hidden states at the positions that predict each block's tokens.
 
+    A pass that runs out of memory is done again in two halves.
+
     Args:
         model: The base model.
         sequences: Pairs of prompt and response token ids, each response with at least one token.
@@ -52,17 +48,11 @@ def block_hidden(
         block_size: Tokens per block.
 
     Returns:
-        For each sequence, in the same order, the means of its b blocks: shape (b, D), float32.
-
-    Note:
-        A pass that runs out of memory is done again in two halves.
-
-    Source:
-        METHOD section 3.
+        For each sequence the means of its b blocks: shape (b, D), float32.
     """
     check_layer(layer, model.num_layers)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    room = _TOKENS_PER_PASS if model.device.type == "cuda" else _TOKENS_PER_PASS_CPU
+    room = _TOKENS_PER_PASS.get(model.device.type, _TOKENS_PER_PASS["cpu"])
     waiting: list[list[int]] = []
     for index in order:
         size = sum(map(len, sequences[index]))
@@ -70,7 +60,7 @@ def block_hidden(
             waiting[-1].append(index)
         else:
             waiting.append([index])
-    found: dict[int, np.ndarray] = {}
+    means: dict[int, np.ndarray] = {}
     while waiting:
         batch = waiting.pop()
         try:
@@ -80,8 +70,8 @@ def block_hidden(
                 raise
             waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             continue
-        found.update(zip(batch, passed, strict=True))
-    return [found[index] for index in range(len(sequences))]
+        means.update(zip(batch, passed, strict=True))
+    return [means[index] for index in range(len(sequences))]
 
 
 def _one_pass(
@@ -111,16 +101,7 @@ def _one_pass(
 
 
 def hidden_states(model: LanguageModel, ids: Tensor, layer: int) -> Tensor:
-    """Return ``hidden_states[layer]`` of a forward pass that goes no further than it must.
-
-    Args:
-        model: The base model.
-        ids: Token ids, shape (B, T).
-        layer: 0 is the embedding's output, ``num_layers`` the last layer's after the final norm.
-
-    Returns:
-        Shape (B, T, D).
-    """
+    """Return ``hidden_states[layer]``, (B, T, D), of ids (B, T); the forward pass goes no further than it must."""
     decoder = model.model.base_model
     layers = getattr(decoder, "layers", None)
     if layer == model.num_layers or not isinstance(layers, nn.ModuleList) or len(layers) != model.num_layers:

@@ -17,8 +17,8 @@ from dps.testing.checks import (
     standard_errors,
     transition_matrix,
 )
-from dps.testing.reference import reference_law, reference_matrix, step_tokens
-from dps.testing.running import draw_responses, toy_of
+from dps.testing.reference import reference_law, reference_matrix
+from dps.testing.running import draw_responses, sample_chains, toy_of
 from dps.testing.sampler_kernel import SamplerKernel
 from dps.testing.toy import (
     Response,
@@ -34,28 +34,8 @@ from dps.testing.toy import (
 )
 
 __all__ = [
-    "Kernel",
-    "MatrixKernel",
-    "Response",
-    "SamplerKernel",
-    "StepLaw",
-    "ToyModel",
-    "assert_follows",
-    "assert_invariant",
-    "branches",
-    "draw_responses",
-    "extend",
-    "finite_step_law",
-    "log_softmax",
-    "random_model",
-    "reference_law",
-    "reference_matrix",
-    "responses",
-    "sequence_logprob",
-    "standard_errors",
-    "step_tokens",
-    "target",
-    "total_variation",
-    "toy_of",
-    "transition_matrix",
-]
+    "Kernel", "MatrixKernel", "Response", "SamplerKernel", "StepLaw", "ToyModel", "assert_follows", "assert_invariant",
+    "branches", "draw_responses", "extend", "finite_step_law", "log_softmax", "random_model", "reference_law",
+    "reference_matrix", "responses", "sample_chains", "sequence_logprob", "standard_errors", "target",
+    "total_variation", "toy_of", "transition_matrix",
+]  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from dps.sampler.schedule import next_move, stage_alpha
+from dps.sampler.law import next_move
 from dps.sampler.settings import SamplerConfig
 from dps.testing.toy import Response, ToyModel, extend, responses, target, total_variation
 
@@ -21,17 +21,6 @@ _SQUARINGS = 50
 """A chain that is not near its target after 2^50 steps will not come near it."""
 
 
-class StepLaw(Protocol):
-    """A kernel as a function: where one step goes from a response.
-
-    ``kernel(model, response, horizon, alpha)`` returns the law of the next response: a dictionary from responses, token
-    ids as a tuple, to probabilities. What it leaves out has probability 0.
-    """
-
-    def __call__(self, model: ToyModel, response: Response, horizon: int, alpha: float) -> Mapping[Response, float]:
-        """Return the law of the next response."""
-
-
 @runtime_checkable
 class MatrixKernel(Protocol):
     """A kernel that gives its whole transition matrix at once, as :class:`dps.testing.SamplerKernel` does."""
@@ -40,21 +29,15 @@ class MatrixKernel(Protocol):
         """Return the matrix, shape (N, N), rows and columns in the order of ``responses(model, horizon)``."""
 
 
+StepLaw = Callable[[ToyModel, Response, int, float], Mapping[Response, float]]
+"""A kernel as a function of (model, response, horizon, alpha) that returns the law of the next response: a dictionary
+from responses, token ids as a tuple, to probabilities. What is left out has probability 0."""
 Kernel = StepLaw | MatrixKernel
-"""What can be checked: a function of (model, response, horizon, alpha), or an object with a method ``matrix``."""
+"""What can be checked."""
 
 
 def transition_matrix(kernel: Kernel, model: ToyModel, horizon: int, alpha: float) -> np.ndarray:
-    """Return the exact transition matrix of one step, and see that it is one.
-
-    Args:
-        kernel: The kernel.
-        model: The toy model.
-        horizon: H, the longest response.
-        alpha: Exponent of the target.
-
-    Returns:
-        Shape (N, N), rows and columns in the order of ``responses(model, horizon)``.
+    """Return the exact transition matrix of one step, (N, N) in the order of ``responses``, and see that it is one.
 
     Raises:
         AssertionError: If a step leads to what is no response, has a probability that is none, or its probabilities do
@@ -112,19 +95,16 @@ def assert_invariant(
 
     In this order: a step from each response is a law over responses; detailed balance; the target is left as it is
     (total variation below 1e-10); a chain comes to the target from every response that it may start from, so that a
-    kernel which never moves, or cannot reach a part, fails too. With ``config`` and ``drawn`` also that finished chains
-    follow the finite-step law, see :func:`finite_step_law` and :func:`assert_follows`.
+    kernel which never moves, or cannot reach a part, fails too.
 
     Args:
-        kernel: One step: a function ``kernel(model, response, horizon, alpha)`` that returns a dictionary from the next
-            responses to their probabilities, or an object with a method ``matrix(model, horizon, alpha)``.
+        kernel: One step: a function, or an object with a method ``matrix``.
         model: The toy model, for instance :func:`dps.testing.random_model`.
         alpha: Exponent of the target.
-        reversible: Whether detailed balance must hold. Kernels that are invariant without it there are, such as two
-            reversible ones after each other.
-        config: Settings of finished chains: with them the law of a chain that starts from the proposal and takes this
-            kernel's steps stage by stage is enumerated.
-        drawn: Finished responses of chains of the running code, or how often each came: they must follow that law.
+        reversible: Whether detailed balance must hold; two reversible kernels after each other are invariant without.
+        config: Settings of finished chains, whose law is enumerated, see :func:`finite_step_law`.
+        drawn: Finished responses of the running code, or how often each came, which must follow that law, see
+            :func:`assert_follows`.
 
     Raises:
         AssertionError: With one sentence that names the pair of responses, or the response, and by how much it fails.
@@ -182,15 +162,8 @@ def _assert_comes_near(matrix: np.ndarray, law: np.ndarray, states: Sequence[Res
 def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> np.ndarray:
     """Return the exact law of a finished chain: start by the proposal, then this kernel's steps, stage by stage.
 
-    What follows what is decided by the sampler's own schedule, and the exponent of each stage by its own rule.
-
-    Args:
-        kernel: One step; its proposal's temperature should be that of ``config``.
-        model: The toy model; its horizon is at least ``config.max_new_tokens``.
-        config: The sampler's settings; ``early_stop`` is not among what is enumerated.
-
-    Returns:
-        Over ``responses(model, config.max_new_tokens)``, shape (N,).
+    What follows what is decided by the sampler's own schedule; ``early_stop`` is not among what is enumerated. The law
+    is over ``responses(model, config.max_new_tokens)``, shape (N,).
     """
     final = {r: i for i, r in enumerate(responses(model, config.max_new_tokens))}
     result = np.zeros(len(final))
@@ -222,8 +195,7 @@ def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> n
                 alone = extend(model, np.eye(count)[i] * law[i], horizon, after[0], config.temperature)
             else:
                 if after[0] not in matrices:
-                    exponent = stage_alpha(config, torch.tensor([after[0]])).item()
-                    matrices[after[0]] = transition_matrix(kernel, model, after[0], exponent)
+                    matrices[after[0]] = transition_matrix(kernel, model, after[0], config.alpha)
                 alone = law[i] * matrices[after[0]][found.index(response)]
             waiting[after] = waiting.get(after, np.zeros(len(found))) + alone
     return result
@@ -241,7 +213,7 @@ def assert_follows(
     *,
     most: float = 7.0,
 ) -> None:
-    """Check that drawn responses follow a law, each response's share within some standard errors of its probability.
+    """Check that each response's share of the drawn ones lies within some standard errors of its probability.
 
     Args:
         drawn: The responses, or how often each came.

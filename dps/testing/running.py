@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
 from dps.model import LanguageModel
-from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.engine import Chain, ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.testing.toy import Response, ToyModel, random_model
@@ -18,11 +19,6 @@ def toy_of(language_model: LanguageModel, prompt: Sequence[int], horizon: int) -
     """Return the toy model whose logits are a language model's after a prompt.
 
     Every context costs an uncached forward pass, so the vocabulary must be a handful of tokens, one of them EOS.
-
-    Args:
-        language_model: The model.
-        prompt: Token ids.
-        horizon: Longest response, tokens.
     """
     vocabulary = language_model.model.config.vocab_size
     (eos,) = language_model.eos_ids
@@ -34,22 +30,25 @@ def toy_of(language_model: LanguageModel, prompt: Sequence[int], horizon: int) -
     return ToyModel(table, vocabulary, eos, horizon)
 
 
-def draw_responses(
-    language_model: LanguageModel, config: SamplerConfig, prompt: Sequence[int], count: int, *, rows: int = 2048
-) -> list[Response]:
-    """Return the responses of so many chains of the engine, each with its own stream of random numbers.
-
-    Args:
-        language_model: The model.
-        config: The sampler's settings.
-        prompt: Token ids.
-        count: Chains.
-        rows: Chains that run at a time.
-    """
-    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt))
-    for number in range(count):
-        engine.submit(ChainRequest(number, tuple(prompt), stream_key(0, "draw", number)))
-    found: list[Response] = []
+def sample_chains(engine: Engine, requests: Iterable[ChainRequest]) -> dict[Any, Chain]:
+    """Return the finished chains of these requests by their keys."""
+    for request in requests:
+        engine.submit(request)
+    chains = {}
     while not engine.idle:
-        found += [tuple(chain.tokens.tolist()) for chain in engine.poll()]
-    return found
+        chains |= {chain.request.key: chain for chain in engine.poll()}
+    return chains
+
+
+def draw_responses(
+    language_model: LanguageModel,
+    config: SamplerConfig,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    rows: int = 2048,
+) -> list[Response]:
+    """Return the responses of ``count`` chains of the engine, each with its own stream of random numbers."""
+    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt))
+    requests = (ChainRequest(i, tuple(prompt), stream_key(0, "draw", i)) for i in range(count))
+    return [tuple(chain.tokens.tolist()) for chain in sample_chains(engine, requests).values()]

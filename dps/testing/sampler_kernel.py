@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dps.sampler.accept import log_accept_ratio, more_likely
-from dps.sampler.cut import cut_logprob, weighted_cut_logprob
-from dps.sampler.proposal import entropies, proposal_logprobs
+from dps.sampler.law import (
+    Suffix,
+    base_logprobs,
+    cut_logprob,
+    entropies,
+    log_accept_ratio,
+    proposal_logprobs,
+    weighted_cut_logprob,
+)
 from dps.sampler.settings import ENTROPY_FLOOR, AcceptRule, CutLaw, SamplerConfig
-from dps.sampler.target import base_logprobs, power_logprob
-from dps.sampler.tries import consider_try, replace_logprob, tries_log_accept_ratio
 from dps.testing.toy import Response, ToyModel, branches, responses
 
 _BEFORE, _AFTER = 3, 2
@@ -23,7 +27,7 @@ _BEFORE, _AFTER = 3, 2
 
 @dataclass(frozen=True)
 class SamplerKernel:
-    """One step by ``dps.sampler``'s target, proposal, cut law, acceptance ratio and choice of a try.
+    """One step by the functions of ``dps.sampler.law``.
 
     To check a change, derive a class and override the method that you change: the rest stays the sampler's own.
     """
@@ -32,15 +36,13 @@ class SamplerKernel:
     """Of the proposal; 1/alpha if not set."""
     cuts: CutLaw = "uniform"
     """Where a step cuts."""
-    num_tries: int = 1
-    """Proposals of a step."""
     accept_rule: AcceptRule = "metropolis"
     """``metropolis`` or ``max_swap``."""
 
     @classmethod
     def of(cls, config: SamplerConfig) -> SamplerKernel:
         """Return the step of these settings."""
-        return cls(config.temperature, config.cut_law, config.num_tries, config.accept_rule)
+        return cls(config.temperature, config.cut_law, config.accept_rule)
 
     # -- the parts ---------------------------------------------------------------------------------------------------
 
@@ -78,29 +80,9 @@ class SamplerKernel:
         count = len(sizes)
         return sizes[None, :].expand(count, -1), sizes[:, None].expand(-1, count)
 
-    def log_ratio(
-        self,
-        *,
-        new_target: Tensor,
-        old_target: Tensor,
-        new_proposal: Tensor,
-        old_proposal: Tensor,
-        new_cut: Tensor,
-        old_cut: Tensor,
-    ) -> Tensor:
-        """Return the log of the Metropolis-Hastings ratio; see :func:`dps.sampler.accept.log_accept_ratio`."""
-        return log_accept_ratio(
-            new_target=new_target,
-            old_target=old_target,
-            new_proposal=new_proposal,
-            old_proposal=old_proposal,
-            new_cut=new_cut,
-            old_cut=old_cut,
-        )
-
-    def log_ratio_of_tries(self, others: Tensor, candidate: Tensor, old: Tensor) -> Tensor:
-        """Return the log of the ratio of several tries; see :func:`dps.sampler.tries.tries_log_accept_ratio`."""
-        return tries_log_accept_ratio(others, candidate, old)
+    def log_ratio(self, new: Suffix, old: Suffix, alpha: float) -> Tensor:
+        """Return the log of the ratio of moving from x to y, entry (x, y): :func:`dps.sampler.law.log_accept_ratio`."""
+        return log_accept_ratio(new, old, alpha, self.accept_rule)
 
     # -- their assembly ----------------------------------------------------------------------------------------------
 
@@ -113,62 +95,18 @@ class SamplerKernel:
         proposal = {c: self.proposal(v, temperature) for c, v in logits.items()}
         matrix = torch.zeros((len(states), len(states)), dtype=torch.float64)
         for m, numbers in branches(states, horizon):
-            found = [states[i] for i in numbers]
-            log_cut, cut_probability = self.cut(base, found, m)
-            of_new, of_old = self.spans(torch.tensor([len(r) - m for r in found]))
-            sums, proposal_sums = _partial_sums(base, found, m), _partial_sums(proposal, found, m)
+            group = [states[i] for i in numbers]
+            log_cut, cut_probability = self.cut(base, group, m)
+            of_new, of_old = self.spans(torch.tensor([len(r) - m for r in group]))
+            sums, proposal_sums = _partial_sums(base, group, m), _partial_sums(proposal, group, m)
+            new = Suffix(*(table.gather(1, of_new.T).T for table in (sums, proposal_sums)), log_cut[None, :])
+            old = Suffix(*(table.gather(1, of_old) for table in (sums, proposal_sums)), log_cut[:, None])
             flow = proposal_sums[:, -1].exp()
-            if self.num_tries > 1:
-                omega = power_logprob(sums[:, -1], alpha) - proposal_sums[:, -1] + log_cut
-                move = self._move_by_tries(omega, flow)
-            else:
-                new_base, new_proposal = (table.gather(1, of_new.T).T for table in (sums, proposal_sums))
-                old_base, old_proposal = (table.gather(1, of_old) for table in (sums, proposal_sums))
-                if self.accept_rule == "max_swap":
-                    move = flow * more_likely(new_base, old_base)
-                else:
-                    log_ratio = self.log_ratio(
-                        new_target=power_logprob(new_base, alpha),
-                        old_target=power_logprob(old_base, alpha),
-                        new_proposal=new_proposal,
-                        old_proposal=old_proposal,
-                        new_cut=log_cut[None, :],
-                        old_cut=log_cut[:, None],
-                    )
-                    move = flow * log_ratio.exp().clamp(max=1)
-            move = move * cut_probability[:, None]
+            move = flow * self.log_ratio(new, old, alpha).exp().clamp(max=1) * cut_probability[:, None]
             members = torch.from_numpy(numbers)
             matrix[members[:, None], members] += move
             matrix[members, members] += cut_probability - move.sum(1)
         return matrix.numpy()
-
-    def _move_by_tries(self, omega: Tensor, flow: Tensor) -> Tensor:
-        """Return the probability of moving from x to y given the cut, over all tuples of tries and choices among them.
-
-        Args:
-            omega: Log-weights of the responses as tries, shape (B,).
-            flow: Probabilities of proposing them, shape (B,).
-        """
-        tuples = torch.cartesian_prod(*[torch.arange(len(omega))] * self.num_tries)
-        probability = flow[tuples].prod(1)
-        chosen = torch.full((len(tuples),), -1)
-        others = torch.full((len(tuples),), -torch.inf, dtype=torch.float64)
-        candidate = others.clone()
-        for t in range(self.num_tries):
-            tried = omega[tuples[:, t]]
-            share = replace_logprob(tried, others, candidate).exp()
-            ends = []
-            for number, weight in ((1e-300, share), (1 - 2.0**-53, 1 - share)):
-                replace, *sums = consider_try(torch.full_like(share, number), tried, others, candidate)
-                ends.append((probability * weight, torch.where(replace, tuples[:, t], chosen), *sums))
-            tuples = torch.cat((tuples, tuples))
-            probability, chosen, others, candidate = (torch.cat(pair) for pair in zip(*ends, strict=True))
-            kept = probability > 0
-            tuples, probability, chosen = tuples[kept], probability[kept], chosen[kept]
-            others, candidate = others[kept], candidate[kept]
-        log_ratio = self.log_ratio_of_tries(others, candidate, omega[:, None])
-        accepted = probability * log_ratio.expand(len(omega), -1).exp().clamp(max=1)
-        return torch.zeros((len(omega), len(omega)), dtype=torch.float64).index_add(1, chosen, accepted)
 
 
 def _partial_sums(table: Mapping[Response, Tensor], found: Sequence[Response], m: int) -> Tensor:

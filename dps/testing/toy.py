@@ -38,15 +38,7 @@ class ToyModel:
 def random_model(
     seed: int | np.random.Generator, *, vocabulary: int = 3, horizon: int = 4, eos: int = 0, scale: float = 1.5
 ) -> ToyModel:
-    """Return a model with normal logits.
-
-    Args:
-        seed: Of the random numbers, or what they come from.
-        vocabulary: V; the number of responses is about ``(V - 1) ** horizon * V``.
-        horizon: Longest response, tokens.
-        eos: Token that ends a response.
-        scale: Standard deviation of the logits.
-    """
+    """Return a model with normal logits of standard deviation ``scale``; about ``(V - 1) ** horizon * V`` responses."""
     rng = np.random.default_rng(seed)
     others = [token for token in range(vocabulary) if token != eos]
     contexts = [context for n in range(horizon) for context in itertools.product(others, repeat=n)]
@@ -54,12 +46,7 @@ def random_model(
 
 
 def responses(model: ToyModel, horizon: int) -> list[Response]:
-    """Return every legal response cut at a depth: it has ended with at most that many tokens, or has exactly as many.
-
-    Args:
-        model: The model.
-        horizon: The depth H.
-    """
+    """Return every legal response cut at the depth H: it has ended with at most H tokens, or has exactly as many."""
     found: list[Response] = []
     growing: list[Response] = [()]
     while growing:
@@ -93,15 +80,8 @@ def target(model: ToyModel, horizon: int, alpha: float) -> np.ndarray:
 def extend(model: ToyModel, law: np.ndarray, horizon_from: int, horizon_to: int, temperature: float) -> np.ndarray:
     """Extend every response that has not ended from one horizon to the next by the proposal.
 
-    Args:
-        model: The model.
-        law: Over the responses at ``horizon_from``; of the empty response alone, shape (1,), where that is 0.
-        horizon_from: Horizon until now.
-        horizon_to: Horizon from now on.
-        temperature: Of the proposal.
-
-    Returns:
-        The law over the responses at ``horizon_to``.
+    ``law`` is over the responses at ``horizon_from`` (of the empty response alone, shape (1,), where that is 0), what
+    is returned over those at ``horizon_to``.
     """
     before: list[Response] = responses(model, horizon_from) if horizon_from else [()]
     after = responses(model, horizon_to)
@@ -121,12 +101,7 @@ def total_variation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def branches(states: Sequence[Response], horizon: int) -> list[tuple[int, np.ndarray]]:
-    """Return what a step from a cut can reach, for every cut m: (m, numbers of states that share their first m tokens).
-
-    Args:
-        states: The responses at the horizon.
-        horizon: The horizon.
-    """
+    """Return what a step can reach, for every cut m: (m, numbers of states that share their first m tokens)."""
     found = []
     for m in range(horizon):
         groups: dict[Response, list[int]] = {}

@@ -8,6 +8,7 @@ controller that is ready for live runs (``load``).
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -16,20 +17,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from dps.decide.features import FEATURE_SETS
-from dps.decide.table import Table, going_on
+from dps.decide.labels import continue_score
+from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
-from dps.decide.vectors import Blocks
 from dps.errors import InputError
+from lightning_modules.batches import Batch
 from lightning_modules.calibration import METHODS
-from lightning_modules.data import Batch, FeatureDataModule
+from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
-from lightning_modules.metrics import calibration_error
-from lightning_modules.results import TestResult, measure, skills
+from lightning_modules.metrics import TestResult, baselines, measure_probabilities, measure_test, skills
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -58,20 +57,9 @@ class ControllerModule(L.LightningModule):
         calibration: str,
         margin: float,
     ) -> None:
-        """Keep what all controllers have.
+        """Keep what all controllers have: the estimator, and its arguments as plain values to build it again.
 
-        Args:
-            estimator: What is trained.
-            settings: Its arguments as plain values, from which a live run builds it again.
-            hidden_size: D of the harvest.
-            embedding_size: E of the harvest.
-            feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
-            positive_weight: Weight of a row where k is enough, or ``balanced``.
-            calibration: How probabilities are calibrated, one of :data:`lightning_modules.calibration.METHODS`.
-            margin: Accuracy that counts as no loss where the threshold is chosen.
-
-        Raises:
-            InputError: If the settings cannot be used.
+        The sizes are those of the harvest; ``margin`` is what counts as no loss where the threshold is chosen.
         """
         if positive_weight != "balanced" and not positive_weight > 0:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
@@ -97,8 +85,7 @@ class ControllerModule(L.LightningModule):
         self._positive_weight = positive_weight
         self._calibration = calibration
         self._terms: dict[str, list[Tensor]] = {}
-        self._said: set[str] = set()
-        self._ranking = MetricCollection({"auroc": BinaryAUROC(), "average_precision": BinaryAveragePrecision()})
+        self._said = False
 
     @property
     def parts(self) -> frozenset[str]:
@@ -109,10 +96,6 @@ class ControllerModule(L.LightningModule):
     def data(self) -> FeatureDataModule:
         """The data module of the run."""
         return self.trainer.datamodule
-
-    def predict_enough(self, scalars: Tensor, hidden: Tensor | Blocks, embedding: Tensor) -> Tensor:
-        """Return the probability that k is enough: shape (N,), float64; arguments as the estimator's."""
-        return self.estimator.predict_enough(scalars, hidden, embedding)
 
     # -- what the Trainer calls ------------------------------------------------------------------------------------
 
@@ -141,7 +124,7 @@ class ControllerModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return p_enough of a batch, shape (N,)."""
-        return self.predict_enough(batch.scalars, batch.hidden, batch.embedding)
+        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the validation split; in training also weigh the terms, calibrate and choose the threshold."""
@@ -150,27 +133,28 @@ class ControllerModule(L.LightningModule):
         if table is None or self.trainer.sanity_checking:
             return
         training = self.trainer.state.fn == TrainerFn.FITTING
+        labels = table.labels(self.data.label)
         if training:
-            labels = table.labels(self.data.label).reshape(-1)
-            self.estimator.weigh(terms["val"][0], labels, table.num_questions)
+            self.estimator.weigh(terms["val"][0], labels.reshape(-1), table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
+        if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
+            rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
+            self.estimator.calibrator.fit(self._calibration, *rows, of.num_questions)
         logits = kept["val"][0]
-        if training and self._calibration != "none":
-            self._calibrate(*kept["calibration"])
-        target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
+        p = self._p_label(logits, table)
         # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
-        values = {"loss": float(functional.binary_cross_entropy_with_logits(logits, target))}
-        values |= self._measure(logits, target, "validation")
+        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
+        loss = float(functional.binary_cross_entropy_with_logits(logits, target))
+        values = {**self._measure(p, labels), "loss": loss}
         # The threshold is one number and the policy is the same whoever is asked: both splits decide it together. They
         # trained nothing but chose epoch and temperature; the bound is for the choice among thresholds.
         together = [(self._p_label(each, of), of) for each, of in kept.values() if of is not None]
-        score = going_on(np.concatenate([p for p, _ in together]), self.data.label)
-        correct = np.concatenate([of.outcomes(self.data.label) for _, of in together])
-        tokens = np.concatenate([of.tokens for _, of in together])
+        p_inc = continue_score(np.concatenate([p for p, _ in together]))
+        correct, tokens = (np.concatenate([getattr(of, name) for _, of in together]) for name in ("correct", "tokens"))
         if training:
-            self.estimator.threshold.fill_(choose_threshold(score, correct, tokens, self.margin))
+            self.estimator.threshold.fill_(choose_threshold(p_inc, correct, tokens, self.margin))
         threshold = float(self.estimator.threshold)
-        chosen = replay(stops(score, threshold), correct, tokens, table.ks)
+        chosen = replay(stops(p_inc, threshold), correct, tokens, table.ks)
         values |= {
             "threshold": threshold,
             "accuracy": chosen.accuracy,
@@ -179,13 +163,15 @@ class ControllerModule(L.LightningModule):
             "mean_k": chosen.mean_k,
         }
         self.log_dict({f"val/{name}": value for name, value in values.items()})
+        train = self.data.table("train")
+        others = baselines(train.labels(self.data.label), train.lengths, table.lengths)
         self._description["validation"] = {
             "epoch": self.current_epoch,
             **values,
             "num_questions": table.num_questions,
             "num_threshold_questions": len(correct),
             "margin": effective_margin(len(correct), self.margin),
-            "skill": skills(self._p_label(logits, table), table, self.data.table("train"), self.data.label),
+            "skill": skills(p, labels, others),
         }
 
     def on_test_epoch_end(self) -> None:
@@ -193,17 +179,13 @@ class ControllerModule(L.LightningModule):
         terms, table = self._kept("test")
         if table is None:
             return
-        logits = self._combined(terms)
-        labels = table.labels(self.data.label)
-        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
-        self.test_result = measure(
+        self.test_result = measure_test(
             self.name,
-            self._p_label(logits, table),
+            self._p_label(self._combined(terms), table),
             float(self.estimator.threshold),
-            table=table,
-            train=self.data.table("train"),
-            label=self.data.label,
-            metrics=self._measure(logits, target, "test"),
+            self.data.label,
+            table,
+            self.data.table("train"),
         )
         self.log_dict({f"test/{name}": value for name, value in self.test_result.metrics.items()})
 
@@ -223,13 +205,6 @@ class ControllerModule(L.LightningModule):
             return float(self._positive_weight)
         positive = float(labels.sum())
         return (len(labels) - positive) / positive if 0 < positive < len(labels) else 1.0
-
-    def _calibrate(self, logits: Tensor, table: Table | None) -> None:
-        """Fit the calibration to a split that trained nothing and does not choose the epoch."""
-        if table is None:
-            return
-        labels = table.labels(self.data.label).reshape(-1)
-        self.estimator.calibrator.fit(self._calibration, logits.numpy(), labels, table.num_questions)
 
     def _p_label(self, logits: Tensor, table: Table) -> np.ndarray:
         """Return the calibrated probability of the label: shape (Q, O, C)."""
@@ -256,24 +231,17 @@ class ControllerModule(L.LightningModule):
             return terms, None
         return terms[: complete * rows_per_question], table.select(np.arange(complete))
 
-    def _measure(self, logits: Tensor, target: Tensor, split: str) -> dict[str, float]:
-        """Return the metrics of a split; where it has one class, those that mean something there, and say so once."""
-        p_enough, labels = self.estimator.calibrator(logits), target.long()
-        values = {
-            "brier": float(((p_enough - target) ** 2).mean()),
-            "calibration_error": calibration_error(p_enough.numpy(), target.numpy()),
-        }
-        if 0 < target.sum() < len(target):
-            self._ranking.reset()
-            found = self._ranking(p_enough.to(self.device), labels.to(self.device))
-            values |= {name: float(value) for name, value in found.items()}
-        elif split not in self._said:
-            self._said.add(split)
+    def _measure(self, p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return metrics of the validation split, (Q, O, C) each; of one class those that mean something there."""
+        flat = (values.reshape(len(p), -1) for values in (p, labels))
+        measured = measure_probabilities(*flat, np.zeros((0, len(p))))
+        if labels.min() == labels.max() and not self._said:
+            self._said = True
             _log.warning(
-                "The %s split has one class only: all %d rows are %s%s. AUROC and average precision are left out.",
-                split,
-                len(target),
-                "" if target[0] else "not ",
+                "The validation split has one class only: all %d rows are %s%s. AUROC and average precision are left "
+                "out.",
+                labels.size,
+                "" if labels.all() else "not ",
                 self.data.label,
             )
-        return values
+        return {name: number.value for name, number in measured.items() if not math.isnan(number.value)}

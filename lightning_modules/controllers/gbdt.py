@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from dps.decide.features import FEATURE_SETS, FeatureSet, Pooling
-from dps.decide.table import stable_number
+from dps.decide.features import FEATURE_SETS, FeatureSet
+from dps.decide.splits import stable_number
 from dps.errors import InputError
+from lightning_modules.batches import Batch
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
-from lightning_modules.data import Batch
 from lightning_modules.estimators import TreeEstimator
 
 
@@ -34,8 +34,6 @@ class GBDT(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
-        pooling: Pooling,
-        spread: bool,
         rounds_per_epoch: int,
         learning_rate: float,
         num_leaves: int,
@@ -55,8 +53,6 @@ class GBDT(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
-            pooling: Of hidden states, which trees do not look at; set from the data module.
-            spread: Of hidden states, which trees do not look at; set from the data module.
             rounds_per_epoch: Boosting rounds that an epoch adds.
             learning_rate: Shrinkage of each tree.
             num_leaves: Most leaves of a tree.
@@ -72,15 +68,7 @@ class GBDT(ControllerModule):
                 `isotonic` (a step function).
             margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
                 trained nothing.
-
-        Raises:
-            InputError: If the settings cannot be used.
         """
-        if spread or pooling == "attention":
-            raise InputError(
-                f"Trees do not look at hidden states, so data.pooling {pooling} with data.spread {spread} would change "
-                "nothing: leave both out, or train an MLP."
-            )
         if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
             raise InputError(
                 "Expected rounds_per_epoch, min_rows_per_leaf and num_threads of at least 1 and num_leaves of at least "
@@ -104,23 +92,6 @@ class GBDT(ControllerModule):
         )
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
-        self._rounds_per_epoch = rounds_per_epoch
-        self._feature_names = list(FEATURE_SETS[feature_set])
-        self._seed = seed
-        self._parameters_of_lightgbm = {
-            "objective": "binary",
-            "learning_rate": learning_rate,
-            "num_leaves": num_leaves,
-            "min_data_in_leaf": min_rows_per_leaf,
-            "lambda_l2": l2,
-            "feature_fraction": feature_fraction,
-            "bagging_fraction": bagging_fraction,
-            "bagging_freq": 1 if bagging_fraction < 1 else 0,
-            "num_threads": num_threads,
-            "deterministic": True,
-            "force_col_wise": True,
-            "verbosity": -1,
-        }
         # The Trainer counts optimizer steps, and ModelCheckpoint saves nothing while their number stands still.
         self._counted = nn.Parameter(torch.zeros(()), requires_grad=False)
 
@@ -132,6 +103,26 @@ class GBDT(ControllerModule):
                 "The controller gbdt grows trees on the whole training split, but data.batch_size is "
                 f"{self.data.batch_size}: set it to null."
             )
+
+    def _lightgbm_parameters(self) -> dict[str, Any]:
+        """Return what LightGBM is called with; the seed depends on the rounds so far, not on how training got there."""
+        settings = self.hparams
+        seed = torch.initial_seed() if settings.seed is None else settings.seed
+        return {
+            "objective": "binary",
+            "learning_rate": settings.learning_rate,
+            "num_leaves": settings.num_leaves,
+            "min_data_in_leaf": settings.min_rows_per_leaf,
+            "lambda_l2": settings.l2,
+            "feature_fraction": settings.feature_fraction,
+            "bagging_fraction": settings.bagging_fraction,
+            "bagging_freq": 1 if settings.bagging_fraction < 1 else 0,
+            "num_threads": settings.num_threads,
+            "deterministic": True,
+            "force_col_wise": True,
+            "verbosity": -1,
+            "seed": stable_number("trees", seed, self.estimator.num_rounds) % 2**31,
+        }
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Add ``rounds_per_epoch`` rounds."""
@@ -146,19 +137,13 @@ class GBDT(ControllerModule):
             batch.scalars.cpu().numpy(),
             labels,
             weight=np.where(labels > 0, weight, 1.0),
-            feature_name=self._feature_names,
+            feature_name=list(FEATURE_SETS[self.hparams.feature_set]),
         )
-        # Sampling starts anew in each call: its seed depends on the rounds so far, not on how training got there.
-        seed = torch.initial_seed() if self._seed is None else self._seed
-        parameters = {
-            **self._parameters_of_lightgbm,
-            "seed": stable_number("trees", seed, estimator.num_rounds) % 2**31,
-        }
         text = estimator.booster_text
         booster = lightgbm.train(
-            parameters,
+            self._lightgbm_parameters(),
             rows,
-            num_boost_round=self._rounds_per_epoch,
+            num_boost_round=self.hparams.rounds_per_epoch,
             init_model=lightgbm.Booster(model_str=text) if text else None,
         )
         estimator.booster_text = booster.model_to_string(num_iteration=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from dps.decide.features import FEATURE_SETS, FeatureSet, Pooling
+from dps.decide.features import FEATURE_SETS, FeatureSet
 from dps.errors import InputError
+from lightning_modules.batches import Batch
 from lightning_modules.calibration import Method
 from lightning_modules.controllers.base import ControllerModule, PositiveWeight
-from lightning_modules.data import Batch
 from lightning_modules.estimators import MLPEstimator
 
 
@@ -31,8 +31,6 @@ class MLPH(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
-        pooling: Pooling,
-        spread: bool,
         optimizer: OptimizerCallable,
         projection_size: int,
         layer_sizes: list[int],
@@ -50,8 +48,6 @@ class MLPH(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
-            pooling: How blocks become one vector; set from the data module.
-            spread: Whether the hidden state has the spread over trajectories, too; set from the data module.
             optimizer: Makes the optimizer; its settings are those of the network on the scalars.
             projection_size: Width to which hidden state and question embedding are each projected.
             layer_sizes: Widths of the hidden layers, of the network on the scalars and of its correction.
@@ -66,26 +62,12 @@ class MLPH(ControllerModule):
                 `isotonic` (a step function).
             margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
                 trained nothing.
-
-        Raises:
-            InputError: If the settings or the harvest cannot be used.
         """
         for what, size in {"hidden states": hidden_size, "embeddings": embedding_size}.items():
             if size == 0 and (what == "hidden states" or self.uses_embedding):
                 raise InputError(
                     f"The controller {self.name} needs {what}, but the store has none: harvest with features."
                 )
-        if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
-            raise InputError(f"Expected dropout and input_dropout in [0, 1), got {dropout:g} and {input_dropout:g}.")
-        if not (residual_lr_scale > 0 and residual_weight_decay >= 0):
-            raise InputError(
-                "Expected residual_lr_scale above 0 and residual_weight_decay of at least 0, got "
-                f"{residual_lr_scale:g} and {residual_weight_decay:g}."
-            )
-        if projection_size < 1 or min(layer_sizes, default=1) < 1:
-            raise InputError(
-                f"Expected projection_size and layer_sizes of at least 1, got {projection_size} and {layer_sizes}."
-            )
         settings = {
             "num_scalars": len(FEATURE_SETS[feature_set]),
             "hidden_size": hidden_size,
@@ -94,9 +76,8 @@ class MLPH(ControllerModule):
             "layer_sizes": list(layer_sizes),
             "dropout": dropout,
             "input_dropout": input_dropout,
-            "spread": spread,
-            "attention": pooling == "attention",
         }
+        _check_settings(settings, residual_lr_scale, residual_weight_decay)
         super().__init__(
             MLPEstimator(**settings),
             settings,
@@ -180,3 +161,20 @@ class MLPHQ(MLPH):
 
     name: ClassVar[str] = "mlp-hq"
     uses_embedding: ClassVar[bool] = True
+
+
+def _check_settings(settings: dict[str, Any], residual_lr_scale: float, residual_weight_decay: float) -> None:
+    """Refuse settings that no network can have."""
+    dropout, input_dropout = settings["dropout"], settings["input_dropout"]
+    projection_size, layer_sizes = settings["projection_size"], settings["layer_sizes"]
+    if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
+        raise InputError(f"Expected dropout and input_dropout in [0, 1), got {dropout:g} and {input_dropout:g}.")
+    if not (residual_lr_scale > 0 and residual_weight_decay >= 0):
+        raise InputError(
+            "Expected residual_lr_scale above 0 and residual_weight_decay of at least 0, got "
+            f"{residual_lr_scale:g} and {residual_weight_decay:g}."
+        )
+    if projection_size < 1 or min(layer_sizes, default=1) < 1:
+        raise InputError(
+            f"Expected projection_size and layer_sizes of at least 1, got {projection_size} and {layer_sizes}."
+        )

@@ -12,9 +12,8 @@ from transformers import GenerationConfig
 
 from dps.bench.config import BenchConfig
 from dps.bench.floor import floor_s, position_bytes, weight_bytes
-from dps.bench.generate import batched_generate, count_tokens
-from dps.bench.records import Records
-from dps.bench.reference import reference_chain
+from dps.bench.records import Record, Records, print_table
+from dps.bench.rivals import batched_generate, count_tokens, reference_chain
 from dps.bench.run import forced_lengths
 from dps.commands.options import parse, parser_of
 from dps.errors import InputError
@@ -137,19 +136,16 @@ def test_forced_lengths_have_their_mean_and_depend_on_seed_and_question():
 # -- records and the command -------------------------------------------------------------------------------------------
 
 
-def test_records_survive_and_are_not_mixed(tmp_path):
+def test_records_survive_and_are_not_mixed(tmp_path, capsys):
     records = Records(tmp_path, {"k": 8})
-    records.add("a", {"case": "steps", "tokens_per_s": 1.5})
-    records.add("b", {"case": "engine", "ratio": None})
+    records.add(Record("reference", 30, 2.0))
+    records.add(Record("steps-8-auto", 1500, 2.0, rows=8, floor_share=0.5, machine={"device": "a CPU"}))
     again = Records(tmp_path, {"k": 8})
-    assert "a" in again
-    assert [r["id"] for r in again] == ["a", "b"]
-    assert again.of_case("steps") == [{"id": "a", "case": "steps", "tokens_per_s": 1.5}]
-    assert (tmp_path / "bench.csv").read_text().splitlines() == [
-        "id,case,tokens_per_s,ratio",
-        "a,steps,1.5,",
-        "b,engine,,",
-    ]
+    assert "reference" in again
+    assert list(again) == list(records)
+    print_table(again)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "steps-8-auto" in line]
+    assert [cell.strip() for cell in line.split("│") if cell.strip()] == ["steps-8-auto", "8", "750", "0.50", "50.0"]
     with pytest.raises(InputError, match="of the same configuration, but it is of another one"):
         Records(tmp_path, {"k": 4})
     assert list(Records(tmp_path, {"k": 4}, overwrite=True)) == []
@@ -168,8 +164,8 @@ def dps_bench(*arguments):
 
 TINY = [
     "--benchmark.name=arithmetic", "--benchmark.split=test", "--benchmark.limit=4", "--sampler.block_size=8",
-    "--sampler.max_new_tokens=16", "--sampler.num_mh_steps=1", "--k=2", "--rows=[8,16]", "--generate_batch_sizes=[8]",
-    "--reference_budget_s=0.3", "--steps_s=0.2", "--latency_questions=2", "--threads=1",
+    "--sampler.max_new_tokens=16", "--sampler.num_mh_steps=1", "--k=2", "--rows=[8]", "--generate_batch_sizes=[8]",
+    "--reference_budget_s=0.3", "--steps_s=0.2", "--threads=1", "--workers=[1,2]", "--features.layer=1",
 ]  # fmt: skip
 
 
@@ -178,28 +174,24 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
     done = dps_bench(*TINY, f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     held = json.loads((tmp_path / "bench.json").read_text())
-    records = {record["id"]: record for record in held["records"]}
-    assert list(records) == [
-        "reference", "generate-8", "steps-8-auto", "steps-16-auto", "engine-8-0", "engine-16-0", "latency",
-    ]  # fmt: skip
-    for name in ("engine-8-0", "engine-16-0"):
+    records = {record["name"]: record for record in held["records"]}
+    harvests = ["harvest-1x8-0", "harvest-2x8-0"]
+    assert list(records) == [*harvests, "reference", "generate-8", "steps-8-auto"]
+    for name in harvests:
         record = records[name]
-        assert record["num_chains"] == 8
-        assert record["tokens_per_s"] == pytest.approx(record["num_tokens"] / record["wall_s"])
-        assert record["ratio"] == pytest.approx(record["tokens_per_s"] / records["reference"]["tokens_per_s"])
-        assert 0 < record["row_utilization_total"] <= 1
-        assert 0 < record["floor_share"] < 1
-        parts = ("decode_s", "prefill_s", "features_s", "embedding_s", "other_s")
-        assert sum(record[part] for part in parts) == pytest.approx(record["wall_s"], rel=0.05)
-    assert records["engine-8-0"]["num_tokens"] == records["engine-16-0"]["num_tokens"]
-    assert records["engine-8-0"]["device"] != ""
-    assert "/" not in records["engine-8-0"]["model"]
+        assert (record["num_questions"], record["workers"]) == (4, int(name[8]))
+        assert 0 < record["seconds"] < record["command_s"]
+        assert record["num_tokens"] == records[harvests[0]]["num_tokens"] > 0  # the same chains
+    steps = records["steps-8-auto"]
+    assert 0 < steps["useful_rows"] <= 1
+    assert 0 < steps["floor_share"] < 1
+    assert steps["kernels"] == "eager"
+    assert all(record["machine"]["device"] for record in records.values())
 
-    shortened = {**held, "records": held["records"][:2]}
-    (tmp_path / "bench.json").write_text(json.dumps(shortened))
+    (tmp_path / "bench.json").write_text(json.dumps({**held, "records": held["records"][:3]}))
     again = dps_bench(*TINY, f"--output={tmp_path}")
-    assert "bench: 5 to do" in again.stderr
-    after = {r["id"]: r for r in json.loads((tmp_path / "bench.json").read_text())["records"]}
+    assert "bench: 2 to do" in again.stderr
+    after = {record["name"]: record for record in json.loads((tmp_path / "bench.json").read_text())["records"]}
     assert after["reference"] == records["reference"]
     assert list(after) == list(records)
 
@@ -209,10 +201,12 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
     [
         (["--rows=[]"], "rows is empty"),
         (["--repeats=0"], "repeats must be at least 1, got 0"),
+        (["--workers=[0]"], "workers must be at least 1, got (0,)"),
         (["--steps_s=0"], "reference_budget_s and steps_s must be above 0"),
         (["--cases=[speed]"], "speed"),
         (["--rowz=[8]"], "rowz"),
         (["--forced_mean_length=9999"], "forced_mean_length is 9999, more than sampler.max_new_tokens"),
+        (["--forced_mean_length=9"], "forced_mean_length measures speed with model.random_weights"),
         (["--model.random_weights=true", "--model.name=Qwen/Qwen2.5-7B"], "folder with a config.json"),
     ],
 )

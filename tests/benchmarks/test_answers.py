@@ -1,3 +1,5 @@
+"""Answers that are words, the numbers among them, and thinking that is no answer."""
+
 import time
 from decimal import Decimal
 from fractions import Fraction
@@ -6,77 +8,22 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dps.benchmarks.answers import (
-    answer_key,
-    before_next_question,
-    canonical_answer,
-    canonical_number,
-    extract_number,
-    extract_text,
-    format_number,
-    parse_number,
-)
+from dps.benchmarks import Item
+from dps.benchmarks.answers import OpenGrader, TextGrader, answer_key, canonical_answer, extract_text
+from dps.benchmarks.arithmetic import GRADER as ARITHMETIC
+from dps.benchmarks.grading import read
+from dps.benchmarks.kinds import grader_of_kind
+from dps.benchmarks.mathematics import canonical_number, extract_number, format_number, parse_number
+from dps.benchmarks.thinking import answer_part
+from tests.benchmarks.data import cases
 
-FORMS = [
-    ("72", "72"),
-    ("+72", "72"),
-    ("-72", "-72"),
-    ("−72", "-72"),
-    ("72.", "72"),
-    ("007", "7"),
-    ("-0", "0"),
-    ("1,000.00", "1000"),
-    ("$1,000.00", "1000"),
-    ("-$5", "-5"),
-    ("$-5", "-5"),
-    ("72 €", "72"),
-    ("50%", "50"),
-    (r"50\%", "50"),
-    ("0.50", "0.5"),
-    (".5", "0.5"),
-    ("1/2", "0.5"),
-    ("1 / 3", "1/3"),
-    ("2/6", "1/3"),
-    ("-4/2", "-2"),
-    (r"\frac{1}{2}", "0.5"),
-    (r"-\dfrac{7}{8}", "-0.875"),
-    (r"1{,}234", "1234"),
-    ("$72$", "72"),
-    ("**72**", "72"),
-    ("1e3", "1000"),
-    ("2.5e-3", "0.0025"),
-    ("109,200,000", "109200000"),
-]
+CASES = cases("answers")
+THINKING = cases("thinking")
 
 
-@pytest.mark.parametrize(("text", "expected"), FORMS)
-def test_number_forms(text, expected):
-    assert canonical_number(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "x",
-        "12 apples",
-        "1,2,3",
-        "1,00",
-        "1/0",
-        "1/2/3",
-        "--5",
-        "1e1000",
-        "inf",
-        "nan",
-        "٣",
-        "1_000",
-        "3:30",
-        "9" * 401,
-    ],
-)
-def test_what_is_no_number(text):
-    assert canonical_number(text) is None
+def test_number_forms():
+    assert {text: canonical_number(text) for text, _ in CASES["numbers"]} == dict(CASES["numbers"])
+    assert {text for text in [*CASES["no numbers"], "9" * 401] if canonical_number(text) is not None} == set()
 
 
 @given(st.fractions())
@@ -89,9 +36,7 @@ def test_canonical_form_is_exact_and_stable(number):
 @given(st.integers(-(10**12), 10**12), st.integers(0, 4))
 def test_thousands_separators_currency_and_trailing_zeros_do_not_matter(number, zeros):
     written = f"{number:,}" + ("." + "0" * zeros if zeros else "")
-    assert (
-        canonical_number(written) == canonical_number(f"${written}") == canonical_number(f" {written}% ") == str(number)
-    )
+    assert {canonical_number(text) for text in (written, f"${written}", f" {written}% ")} == {str(number)}
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6, min_value=-(10**9), max_value=10**9))
@@ -112,130 +57,97 @@ def test_canonical_answer_is_idempotent_and_keeps_the_key(text):
         assert answer_key(answer) == answer_key(text)
 
 
-@given(st.text(alphabet="0123456789.,/$%-#=() \n\\{}abox", max_size=80))
-def test_any_response_gives_a_canonical_number_or_none(text):
-    answer = extract_number(text)
-    assert answer is None or canonical_number(answer) == answer
+@pytest.mark.parametrize(("text", "expected"), CASES["strict"])
+def test_strict_numbers(text, expected):
+    assert extract_number(text, flexible=False) == extract_number(text) == expected
 
 
-STRICT = [
-    ("She sold 48 + 24 clips.\n#### 72", "72"),
-    ("#### 1,080\n", "1080"),
-    ("####72", "72"),
-    ("####\n72", "72"),
-    ("**#### $72.00**", "72"),
-    ("#### 72 clips", "72"),
-    ("#### -5", "-5"),
-    (r"#### \boxed{12}", "12"),
-    ("#### 12\n\nProblem: Ann has 3 hens.\nSolution: 3\n#### 3", "12"),  # what a base model goes on with
-    ("#### 1. Add\n3 + 4 = 7\n#### 2. Double\n14\n\nThe answer is 14.", "14"),  # headings
-    ("#### Step 1\nwork\n#### Answer\n\\boxed{7}", "7"),
-    (r"First \boxed{3}, no: \boxed{4}", "4"),
-    (r"Therefore \boxed{\frac{1}{2}} of 10", "0.5"),
-    (r"The total is $\boxed{x = 1{,}250 \text{ dollars}}$ in 2 years.", "1250"),
-    ("The answer is 18. That is 2 more than 16.", "18"),
-    ("The final answer is: **$72**", "72"),
-    ("So the answer to the question is 2 + 3 = 5 apples, i.e. 1 more", "5"),
-    ("Answer: 40\n", "40"),
-    ("The answer is\n12", "12"),
-    ("The answer is 3, wait. The answer is 4.", "4"),
-    ("The answer is 18.\nQuestion: And 5?\nThe answer is 5.", "18"),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), STRICT)
-def test_strict_extraction(text, expected):
-    assert extract_number(text, flexible=False) == expected
-    assert extract_number(text) == expected
-
-
-FLEXIBLE = [
-    ("So 5 - 3 = 2 apples are left", "2"),
-    ("so 5-3", "3"),
-    ("That leaves (5)-3", "3"),
-    ("x = -3", "-3"),
-    ("She pays $1,234.50 in total.", "1234.5"),
-    ("He gets 3/4 of it", "0.75"),
-    ("the numbers are 1,2,3", "3"),
-    ("Answer: Natalia sold 48/2 = 24 in May, 72 in all", "72"),
-    ("model H2O costs 7", "7"),
-    ("7 of type H2", "7"),
-    ("7 and 1/0", "7"),
-    ("7 then " + "1" * 5000, "7"),
-    ("It is 8.\nQuestion: What is 9 + 1?\nIt is 10.", "8"),
-    ("####\n\nI think it is 6", "6"),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), FLEXIBLE)
-def test_flexible_extraction_takes_the_last_number(text, expected):
+@pytest.mark.parametrize(("text", "expected"), CASES["flexible"])
+def test_the_last_number_is_taken(text, expected):
     assert extract_number(text) == expected
     assert extract_number(text, flexible=False) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\n", "I do not know.", "####", r"\boxed{}", r"\boxed{", "The answer is", "1" * 5000]
-)
-def test_no_number(text):
-    assert extract_number(text) is None
-
-
-TEXTS = [
-    ("Because of ...\n#### Paris", "paris"),
-    (r"so \boxed{\text{Paris}}", "paris"),
-    ("The answer is *Paris*. It lies on the Seine.", "paris"),
-    ("Answer: New   York", "new york"),
-    ("I think about it.\nParis!\n", "paris"),
-    ("#### 1,000", "1000"),
-    ("#### Thoughts\nhm\n#### Paris\nQuestion: Which river?\n#### Seine", "paris"),
-    ("", None),
-    ("...", None),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), TEXTS)
-def test_text_extraction(text, expected):
+@pytest.mark.parametrize(("text", "expected"), CASES["texts"])
+def test_texts(text, expected):
     assert extract_text(text) == expected
 
 
 def test_keys_join_equal_answers_and_part_others():
-    assert answer_key("1/2") == answer_key("0.50")
-    assert answer_key("Paris ") == answer_key("paris.")
-    assert answer_key("1/3") != answer_key("0.3333333333")
-    assert answer_key("7") != answer_key("seven")
-
-
-def test_a_response_that_begins_with_a_question_is_kept():
-    assert before_next_question("\nQuestion: What is 1 + 1?\n2") == "\nQuestion: What is 1 + 1?\n2"
+    answers = [None, "0.5", "7", "1/2", "Paris ", "7.00", "paris.", "1/3", "0.3333333333", "seven"]
+    assert TextGrader().classes(answers, None) == [-1, 0, 1, 0, 2, 1, 2, 3, 4, 5]
+    grades = [("1,000.0", "1000"), ("0.5", "1/2"), ("7", "8"), (None, "8"), ("7", None), (None, None)]
+    verdicts = [TextGrader().grade(answer, Item("q", "?", gold)) for answer, gold in grades]
+    assert verdicts == [True, True, False, False, None, None]
 
 
 @pytest.mark.parametrize(
-    "piece", [r"\boxed{", r"\frac{", "\n", "answer ", "#### ", "1,111,", "1 / ", "{", "$-", "answer is "]
+    ("text", "expected"),
+    [("14+23=37;#37", "37"), ("14+23=37\n#### 37.", "37"), (r"so \boxed{37}", "37"), ("14+23=37;", None), ("#", None)],
 )
+def test_arithmetic_answers(text, expected):
+    assert ARITHMETIC.extract(text, None) == expected
+
+
+FUNCTION = {
+    "prompt": "def two():\n    ",
+    "test": "def check(candidate):\n    assert candidate() == 2\n",
+    "entry_point": "two",
+}
+PROGRAM = "```python\ndef two():\n    return %d\n```"
+READ = {
+    "number": (Item("q", "?", "7"), r"\boxed{8} #### 8 The answer is 8.", "#### 7"),
+    "math": (Item("q", "?", r"\frac{1}{2}"), r"\boxed{3} and $x=4$", r"\boxed{\frac12}"),
+    "choice": (Item("q", "?", "B", {"choices": ["one", "two"]}), r"\boxed{A} the answer is A", r"\boxed{B}"),
+    "text": (Item("q", "?", "paris"), "#### London", "#### Paris"),
+    "code": (Item("q", "?", "", FUNCTION), PROGRAM % 1, PROGRAM % 2),
+    "arithmetic": (Item("q", "?", "7"), "3+5=8;#8", "3+4=7;#7"),
+}
+
+
+@pytest.mark.parametrize(("opened", "closed"), THINKING["marks"])
+@pytest.mark.parametrize("name", READ)
+def test_only_what_follows_the_thinking_is_read(name, opened, closed):
+    item, wrong, right = READ[name]
+    grader = ARITHMETIC if name == "arithmetic" else grader_of_kind(name)
+    said = read(grader, right, item)
+    assert (said.correct, said.strict_correct) == (True, True)
+    assert read(grader, f"{opened}{wrong}{closed}{right}", item) == said
+    assert read(grader, f"{wrong}{closed}{right}", item) == said  # the template opened it
+    assert read(grader, f"{wrong}{closed}{right}", item, f"<|user|>?<|assistant|>{opened}\n") == said
+    for text, prompt in (
+        (f"{opened}{wrong} {right}", ""),  # cut short
+        (f"{opened}{wrong} {right}{closed}", ""),  # nothing said
+        (f"{wrong} {right}", f"?{opened}"),
+        (f"{right}\n{opened}{wrong}", ""),
+        (f"{opened}{wrong}{closed}{right}{opened}or {wrong}", ""),
+    ):
+        cut = read(grader, text, item, prompt)
+        assert (cut.answer, cut.correct, cut.strict_answer, cut.strict_correct) == (None, False, None, False)
+
+
+@pytest.mark.parametrize(("text", "prompt", "said"), THINKING["parts"])
+def test_answer_parts(text, prompt, said):
+    assert answer_part(text, prompt) == said
+
+
+def test_open_responses_are_answers_as_a_whole():
+    reading = read(OpenGrader(), "<think>Hm.</think>\n\n La la la. ", Item("q", "?", None))
+    assert (reading.answer, reading.strict_answer, reading.correct) == ("La la la.", "La la la.", None)
+    assert OpenGrader().classes(["a", "b", "a", None], None) == [0, 1, 0, -1]
+
+
+@pytest.mark.parametrize("piece", [r"\boxed{", "\n", "answer ", "#### ", "1,111,", "1 / ", "answer is ", "<answer>"])
 def test_stuck_responses_are_read_quickly(piece):
-    text = piece * 6000
+    text = piece * (1_000_000 // len(piece))
     started = time.process_time()
-    extract_number(text)
-    extract_text(text)
-    assert time.process_time() - started < 1.0
+    for reader in (extract_text, TextGrader().strict, canonical_answer, answer_key):
+        reader(text)
+    assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize(
-    ("response", "answer"),
-    [
-        ("The answer is Mr. Smith. He did it.", "mr. smith"),
-        ("The answer is St. Louis.", "st. louis"),
-        ("The answer is Paris. It lies in France.", "paris"),
-        ("#### don’t", "don't"),
-        ("#### the “big” one", 'the "big" one'),
-        ("#### “Paris”", "paris"),
-        ("<answer>Paris</answer>", "paris"),
-        ("I thought.\n<answer> Paris </answer>\nGood luck!", "paris"),
-        ("<answer>Rome</answer> No: <ANSWER>Paris</ANSWER>", "paris"),
-        ("<answer>Paris", "paris"),
-        ("<answer>a < b</answer>", "a < b"),
-        ("<answer>Paris<|endoftext|>", "paris"),
-    ],
-)
-def test_abbreviations_quotation_marks_and_tags(response, answer):
-    assert extract_text(response) == answer
+def test_a_model_that_is_stuck_in_thought_costs_no_time():
+    started = time.process_time()
+    for piece in ("<think>", "< ", "</think>", "<|channel|>analysis", "<|channel|> ", "[THINK", "◁think▷"):
+        answer_part(piece * 20_000, piece * 20_000)
+    assert time.process_time() - started < 5

@@ -11,7 +11,7 @@ import pytest
 from dps.benchmarks.outputs import annotate, model_outputs, win_rate
 from dps.benchmarks.regrade import regrade
 from dps.errors import InputError
-from feature_store import Store, StoreWriter
+from feature_store import Store
 from tests.analysis.report.evaluations import dynamic_manifest, write_store
 from tests.factories import make_manifest, make_question
 
@@ -68,19 +68,6 @@ def test_grading_again_makes_every_verdict_anew(tmp_path):
     again = regrade(tmp_path / "new", tmp_path / "third")
     assert (again.answers, again.grades, again.question_grades) == (0, 0, 0)
     assert not Store.open(tmp_path / "third").verify()
-
-
-def test_what_was_given_up_has_no_answer_when_it_is_graded_again(tmp_path):
-    folder = stored(tmp_path, "gsm8k", count=1)
-    (question,) = Store.open(folder)
-    first, *others = question.trajectories
-    given_up = replace(question, trajectories=(replace(first, ending="gave_up"), *others))
-    StoreWriter.open(tmp_path / "given-up", make_manifest(benchmark={"name": "gsm8k"})).commit([given_up])
-    regrade(tmp_path / "given-up", tmp_path / "new")
-    (new,) = Store.open(tmp_path / "new")
-    assert [t.answer for t in new.trajectories] == [None, "7", "8", None, "8", None, "7", "7"]
-    assert [t.correct for t in new.trajectories] == [False, True, False, False, False, False, True, True]
-    assert (new.trajectories[0].answer_class, new.trajectories[0].strict_correct) == (-1, False)
 
 
 def test_grading_again_without_gold_answers_leaves_no_grade(tmp_path):

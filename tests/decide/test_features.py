@@ -11,7 +11,6 @@ from dps.decide.features import (
     FEATURE_SETS,
     SCALAR_FEATURES,
     TrajectorySums,
-    blocks_of,
     checkpoint_features,
     extended_features,
     pool_hidden,
@@ -115,53 +114,8 @@ def test_a_checkpoint_has_both_sets_and_the_published_six_stay():
     assert [sums_of(t).cut for t in question.trajectories[:4]] == [False, False, True, False]
 
 
-def many_blocks(count, seed=0):
-    """A trajectory of so many blocks of unequal numbers of tokens, with hidden states of size 3."""
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(1, 9, count).astype(np.int32)
-    hidden = rng.normal(size=(count, 3)).astype(np.float32)
-    return replace(make_question(0).trajectories[0], block_num_tokens=counts, hidden=hidden)
-
-
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 33, 100])
-def test_blocks_beyond_sixteen_are_averaged_and_no_token_is_lost(count):
-    trajectory = many_blocks(count)
-    found = blocks_of(trajectory)
-    assert found.shape == (min(count, 16), 4)
-    assert found[:, -1].sum() == trajectory.block_num_tokens.sum()
-    if count <= 16:
-        np.testing.assert_array_equal(found[:, :-1], trajectory.hidden)
-        np.testing.assert_array_equal(found[:, -1], trajectory.block_num_tokens)
-    mean = (found[:, -1:] * found[:, :-1]).sum(axis=0) / found[:, -1].sum()
-    np.testing.assert_allclose(mean, pool_hidden(trajectory, "mean"), atol=1e-6)
-    if count == 33:  # one of three neighbours, fifteen of two
-        counts, hidden = trajectory.block_num_tokens, trajectory.hidden
-        np.testing.assert_allclose(found[0, :-1], np.average(hidden[:2], axis=0, weights=counts[:2]), atol=1e-6)
-        np.testing.assert_allclose(found[-1, :-1], np.average(hidden[30:], axis=0, weights=counts[30:]), atol=1e-6)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "last", "attention"])
-def test_the_spread_is_that_of_the_trajectories_and_none_for_one(pooling):
-    question = make_question(3)
-
-    def features(k):
-        return checkpoint_features(
-            question.trajectories[:k],
-            num_prompt_tokens=question.num_prompt_tokens,
-            embedding=question.embedding,
-            calibration=make_manifest().calibration,
-            pooling=pooling,
-        )
-
-    each = [pool_hidden(t, "last" if pooling == "last" else "mean") for t in question.trajectories[:4]]
-    np.testing.assert_allclose(features(4).spread, np.std(each, axis=0), rtol=1e-6)
-    assert features(1).spread.tolist() == [0.0] * 8
-    blocks = features(4).blocks
-    if pooling != "attention":
-        assert blocks.size == 0
-        return
-    assert blocks.shape == (4, max(len(t.hidden) for t in question.trajectories[:4]), 9)
-    for found, trajectory in zip(blocks, question.trajectories, strict=False):
-        count = len(trajectory.hidden)
-        np.testing.assert_array_equal(found[:count, :-1], trajectory.hidden)
-        assert found[:, -1].tolist() == [*trajectory.block_num_tokens, *[0] * (len(found) - count)]
+@pytest.mark.parametrize("index", range(4))
+def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens(index):
+    trajectory = make_question(3).trajectories[index]
+    expected = np.repeat(trajectory.hidden, trajectory.block_num_tokens, axis=0).mean(axis=0)
+    np.testing.assert_allclose(pool_hidden(trajectory), expected, rtol=1e-5, atol=1e-6)

@@ -54,6 +54,7 @@ def test_the_filter_does_refuse_locks(tmp_path):
     assert done.stdout.split() == ["True", "refused"], done.stderr
 
 
+@pytest.mark.slow
 def test_harvests_are_written_trained_on_and_cross_validated_without_locks(tmp_path):
     code = (
         "import sys\nfrom dps.cli import run\n"

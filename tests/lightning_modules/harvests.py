@@ -10,7 +10,7 @@ from tests.factories import make_manifest, make_question
 HIDDEN_SIZE, EMBEDDING_SIZE = 12, 6
 
 
-def make_questions(count, *, seed=0, k=8, p_correct=None, snapshot_blocks=()):
+def make_questions(count, *, seed=0, k=8, p_correct=None):
     """Questions whose hidden states, entropies and embeddings tell how hard they are, while their length does not."""
     found = []
     for number in range(count):
@@ -23,7 +23,6 @@ def make_questions(count, *, seed=0, k=8, p_correct=None, snapshot_blocks=()):
             embedding_size=EMBEDDING_SIZE,
             rng=rng,
             p_correct=chance,
-            snapshot_blocks=snapshot_blocks,
         )
         embedding = question.embedding.copy()
         embedding[0] += 4 * chance

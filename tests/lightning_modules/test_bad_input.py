@@ -5,7 +5,6 @@ import torch
 
 from dps.cli import run
 from lightning_modules.load import load_controller
-from lightning_modules.results import nothing_learnt
 
 SMALL = ("--data.init_args.calibration_fraction=0.2", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false")
 
@@ -27,19 +26,13 @@ def trained(harvest, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger", "NeptuneLogger"])
+@pytest.mark.parametrize("logger", ["WandbLogger", "CometLogger"])
 def test_a_logger_that_is_not_installed_is_a_sentence(logger, harvest, tmp_path, capsys):
     pytest.importorskip("lightning")
     assert fit(harvest, tmp_path, f"--trainer.logger={logger}") == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert error[0].startswith("dps fit: error: ")
-
-
-def test_a_missing_package_of_a_logger_is_named(harvest, tmp_path, capsys):
-    options = ("--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path}")
-    assert fit(harvest, tmp_path, *options) == 2
-    assert "needs a package that is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -55,9 +48,8 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
     ("option", "expected"),
     [
         ("trainer.max_epochs=x", "Expected whole number"),
-        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct', 'solvable'"),
+        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct'"),
         ("model.init_args.margin=x", "Expected number"),
-        ("data.init_args.block=x", "Expected whole number"),
     ],
 )
 def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
@@ -68,24 +60,23 @@ def test_a_value_of_another_type_is_refused_without_names_of_python(option, expe
     assert "typing" not in sentence
 
 
-@pytest.mark.parametrize("options", [["devices=2"], ["devices=3"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
+@pytest.mark.parametrize("options", [["devices=2"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
 def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
     assert "trained by one process on one device" in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("key", ["seed_everything", "data.init_args.seed", "model.init_args.seed"])
-@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize(
+    ("key", "seed"), [("seed_everything", "-1"), ("data.init_args.seed", "4294967296"), ("model.init_args.seed", "-1")]
+)
 def test_a_seed_out_of_range_is_refused(key, seed, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, f"--{key}={seed}") == 2
     assert f"Expected {key} from 0 to 4,294,967,295, got {seed}" in capsys.readouterr().err
 
 
 CLUSTERS = [
-    {"SLURM_NTASKS": "4"},
     {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "1"},
-    {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n[1-4]"},
     {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "RANK": "2", "GROUP_RANK": "1"},
     {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nothing", "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4"},
 ]
@@ -103,9 +94,8 @@ def test_training_ignores_the_variables_of_a_cluster(variables, harvest, tmp_pat
     assert (tmp_path / "metrics.csv").is_file()
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
 @pytest.mark.parametrize(
-    ("config", "of"), [("gbdt", "mlp_hq"), ("mlp_hq", "gbdt"), ("mlp_h", "mlp_hq"), ("mlp_h", "gbdt")]
+    ("command", "config", "of"), [("fit", "gbdt", "mlp_hq"), ("test", "mlp_hq", "gbdt"), ("predict", "mlp_h", "mlp_hq")]
 )
 def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, tmp_path, trained, capsys):
     path = trained[of] / "checkpoints" / "best.ckpt"
@@ -115,23 +105,11 @@ def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, t
     assert len(error.splitlines()) == 1
 
 
-def test_a_run_folder_of_another_kind_is_refused(harvest, trained, capsys):
-    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, trained["gbdt"])]) == 2
-    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
-    assert fit(harvest, trained["gbdt"], "--ckpt_path=last", config="mlp_hq") == 2
-    assert "Expected a checkpoint of mlp-hq" in capsys.readouterr().err
-
-
 def test_a_training_does_not_go_on_with_a_network_of_another_shape(harvest, tmp_path, trained, capsys):
     path = trained["mlp_hq"] / "checkpoints" / "best.ckpt"
     options = (f"--ckpt_path={path}", "--model.init_args.layer_sizes=[7]")
     assert fit(harvest, tmp_path, *options, config="mlp_hq") == 2
     assert "was trained with model.layer_sizes [32], but this configuration has [7]" in capsys.readouterr().err
-
-
-def test_a_test_is_of_the_network_that_was_trained(harvest, tmp_path, capsys):
-    assert fit(harvest, tmp_path, "--model.init_args.layer_sizes=[5]", config="mlp_hq") == 0
-    assert run(["test", "--config=configs/mlp_hq.yaml", *at(harvest, tmp_path)]) == 0
 
 
 def test_a_checkpoint_names_no_classes_to_import(harvest, tmp_path, trained, capsys):
@@ -152,10 +130,3 @@ def test_more_folds_than_questions_are_refused(folds, harvest, tmp_path, capsys)
     assert run(["crossval", *options, f"--folds={folds}"]) == 2
     assert "Expected at most as many folds as" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_too_few_questions_for_an_interval_are_said_to_be_too_few():
-    skill = {"k": {"value": 0.7, "low": float("nan"), "high": float("nan")}}
-    sentence = nothing_learnt(skill, 3)
-    assert "3 held-out questions are too few" in sentence
-    assert "nan" not in sentence

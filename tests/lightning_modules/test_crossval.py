@@ -3,15 +3,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
-from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
-from dps.decide.predictions import Predictions, read_predictions, write_predictions
-from dps.decide.table import fold_of, orders_of
-from dps.decide.thresholds import stops
+from dps.decide.orders import orders_of
+from dps.decide.predictions import Predictions, read_predictions
+from dps.decide.thresholds import cross_fitted, stops
 from dps.errors import InputError
 from dps.estimates import bounded
 from feature_store import Store
@@ -19,7 +17,7 @@ from feature_store.errors import StoreError
 from feature_store.lock import held
 from lightning_modules import load_controller
 from lightning_modules.cli import cross_validate
-from lightning_modules.crossval import cross_fitted, describe, fold_questions, measure_crossval, stops_at
+from lightning_modules.crossval import describe, measure_crossval
 from lightning_modules.data import FeatureDataModule
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
@@ -45,14 +43,6 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(store, tmp_path_factory):
     return cross_validate(options(store), folds=FOLDS, output=tmp_path_factory.mktemp("runs") / "crossval")
-
-
-def test_folds_partition_the_questions():
-    ids = [f"q{i}" for i in range(3000)]
-    folds = [fold_of(i, 5, 0) for i in ids]
-    assert sorted(set(folds)) == [0, 1, 2, 3, 4]
-    assert all(500 < folds.count(f) < 700 for f in range(5))
-    assert folds != [fold_of(i, 5, 1) for i in ids]
 
 
 def test_every_question_is_tested_once_and_never_in_two_splits(store):
@@ -86,7 +76,7 @@ def test_predictions_come_from_a_controller_that_has_not_seen_the_question(folde
     assert found.question_ids == tuple(questions)
     for fold in range(FOLDS):
         controller = load_controller(folder / f"fold-{fold}")
-        used = fold_questions(folder / f"fold-{fold}")
+        used = json.loads((folder / f"fold-{fold}" / "fold.json").read_text())
         seen = {i for split in ("train", "val", "calibration") for i in used[split]}
         mine = [i for i, f in zip(found.question_ids, found.fold, strict=True) if f == fold]
         assert mine
@@ -175,16 +165,6 @@ def test_what_crossval_sets_itself_is_refused(store, tmp_path):
         cross_validate(options(store), folds=1, output=tmp_path)
 
 
-def test_the_command_line(capsys, tmp_path):
-    assert dps(["crossval", "--help"]) == 0
-    assert "predictions.h5" in capsys.readouterr().out
-    assert dps(["crossval"]) == 2
-    assert dps(["crossval", "--config", "nowhere.yaml"]) == 2
-    assert "there is no nowhere.yaml" in capsys.readouterr().err
-    assert dps(["crossval", "--config", str(CONFIGS / "gbdt.yaml"), "--folds", "many"]) == 2
-    assert "--folds" in capsys.readouterr().err
-
-
 def made_up(count=6):
     rng = np.random.default_rng(0)
     shape = (count, 2, 3)
@@ -205,41 +185,6 @@ def made_up(count=6):
         correct=(rng.random((count, 2, 4)) < 0.5).astype(np.int8),
         tokens=np.cumsum(np.ones((count, 2, 4), np.int64), axis=-1),
     )
-
-
-def test_predictions_survive_the_file(tmp_path):
-    written = made_up()
-    write_predictions(tmp_path / "predictions.h5", written)
-    found = read_predictions(tmp_path)
-    for name in Predictions.__dataclass_fields__:
-        one, two = getattr(written, name), getattr(found, name)
-        assert np.array_equal(one, two), name
-        assert not isinstance(one, np.ndarray) or one.dtype == two.dtype
-    with h5py.File(tmp_path / "predictions.h5") as file:
-        assert h5py.check_string_dtype(file["question_id"].dtype).encoding == "utf-8"
-
-
-def test_other_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="there is no"):
-        read_predictions(tmp_path)
-    path = tmp_path / "predictions.h5"
-    path.write_text("no HDF5")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_predictions(path)
-    write_predictions(path, made_up())
-    with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = 2
-    with pytest.raises(InputError, match=r"format version 1, but .* has 2"):
-        read_predictions(path)
-    with h5py.File(path, "a") as file:
-        del file.attrs["format"]
-    with pytest.raises(InputError, match="some other HDF5 file"):
-        read_predictions(path)
-
-
-def test_each_question_stops_at_its_own_threshold():
-    p_inc = np.array([[[0.6, 0.4, 0.1]], [[0.6, 0.4, 0.1]], [[0.6, 0.4, 0.1]]])
-    assert stops_at(p_inc, np.array([0.6, 0.3, 0.0])).tolist() == [[0], [2], [3]]
 
 
 def test_a_split_of_one_class_has_no_ranking():
@@ -264,7 +209,7 @@ def test_the_shipped_threshold_is_measured_on_questions_that_did_not_choose_it(f
     assert len(set(thresholds[first])) == 1
     assert again[first].tolist() == thresholds[first].tolist()
     report = measure_crossval(found, np.arange(len(graded), dtype=float), margin=0.05)
-    stop = stops_at(score, thresholds)[..., None]
+    stop = stops(score, thresholds[:, None, None])[..., None]
     right = np.take_along_axis(correct, stop, axis=-1)[..., 0].mean(axis=1)
     loss = bounded(right - correct[..., -1].mean(axis=1))
     shown = report["shipped"]["policy"]["accuracy_difference"]

@@ -2,12 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from dps.decide.features import FEATURE_SETS
 from dps.errors import InputError
 from feature_store import StoreError
-from lightning_modules.data import EpochBatches, FeatureDataModule
+from lightning_modules.data import FeatureDataModule
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 SPLITS = ("train", "val", "test")
@@ -30,34 +29,6 @@ def test_questions_keep_their_split_when_the_store_grows(tmp_path, harvest):
     small = ready(write_harvest(tmp_path / "small", make_questions(60)))
     for split in SPLITS:
         assert set(small.table(split).question_ids) <= set(ready(harvest).table(split).question_ids)
-
-
-def test_batches_are_the_rows_of_the_table(harvest):
-    data = ready(harvest, num_orders=2, batch_size=50, label="correct")
-    table, loader = data.table("train"), data.train_dataloader()
-    batches = list(loader)
-    assert [len(b.label) for b in batches[:-1]] == [50] * (len(batches) - 1)
-    assert len(batches) == len(loader)
-    order = np.concatenate(list(EpochBatches(table.num_rows, 50, 0)))
-    q, o, c = np.unravel_index(order, table.scalars.shape[:3])
-    got = [torch.cat(parts).numpy() for parts in zip(*batches, strict=True)]
-    np.testing.assert_array_equal(got[0], table.scalars[q, o, c])
-    np.testing.assert_array_equal(got[1], table.hidden[q, o, c])
-    np.testing.assert_array_equal(got[2], table.embedding[q])
-    np.testing.assert_array_equal(got[3], table.correct[q, o, c])
-
-
-def test_shuffling_depends_on_seed_and_epoch_only():
-    def order(seed, epoch):
-        batches = EpochBatches(20, 8, seed)
-        batches.set_epoch(epoch)
-        return np.concatenate(list(batches)).tolist()
-
-    assert order(0, 1) == order(0, 1)
-    assert sorted(order(0, 1)) == list(range(20))
-    assert order(0, 1) != order(0, 2)
-    assert order(0, 1) != order(1, 1)
-    assert order(None, 3) == list(range(20))
 
 
 def test_another_store_is_tested_without_the_questions_trained_on(tmp_path, harvest, capsys):

@@ -1,5 +1,6 @@
 """Checkpoints that somebody else made: whatever is in them, loading ends in a controller or in one sentence."""
 
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from lightning_modules.trees import BadTrees, check_trees
 
 from .test_load import features, save
 
-SHIPPED = Path(__file__).parents[2] / "docs/results/gsm8k-qwen2.5-coder-0.5b/controllers"
+CASES = json.loads(Path(__file__).with_name("hostile_checkpoints.json").read_text())
+"""What settings and description of a checkpoint are changed to."""
 
 
 @pytest.fixture(scope="module")
@@ -144,50 +146,20 @@ def test_what_lightgbm_writes_passes(num_leaves, missing, tmp_path):
     assert load_controller(with_trees(tmp_path / "a.ckpt", more)).predict_enough([features()]).shape == (1,)
 
 
-@pytest.mark.parametrize("name", ["gbdt", "gbdt-extended", "mlp-h", "mlp-hq"])
-def test_shipped_controllers_pass(name):
-    assert load_controller(SHIPPED / name).name in name
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a cycle", "a feature far out"])
 def test_without_the_check_lightgbm_dies_or_never_ends(name, trees):
     """The reason for the check; the trial is a process of its own."""
     text = HOSTILE_TREES[name](trees)
     code = "import sys, lightgbm, numpy; lightgbm.Booster(model_str=sys.stdin.read()).predict(-numpy.ones((9, 6)))"
     try:
-        done = subprocess.run([sys.executable, "-c", code], input=text, text=True, capture_output=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code], input=text, text=True, capture_output=True, timeout=10)
     except subprocess.TimeoutExpired:
         return
     assert done.returncode != 0
 
 
-HOSTILE_SETTINGS = [
-    {"hidden_size": 10**9},
-    {"hidden_size": 10**30},
-    {"projection_size": 10**9},
-    {"layer_sizes": [10**9, 10**9]},
-    {"layer_sizes": [1] * 10**5},
-    {"layer_sizes": 7},
-    {"layer_sizes": ["4"]},
-    {"layer_sizes": [0]},
-    {"projection_size": -2},
-    {"embedding_size": -1},
-    {"num_scalars": 7},
-    {"num_scalars": "6"},
-    {"hidden_size": 8.0},
-    {"hidden_size": True},
-    {"hidden_size": None},
-    {"dropout": float("nan")},
-    {"dropout": 1.5},
-    {"input_dropout": "0.1"},
-    {"spread": "yes"},
-    {"attention": 2},
-    {"unknown": 1},
-    {"projection_size": 3},
-]
-
-
-@pytest.mark.parametrize("changed", HOSTILE_SETTINGS, ids=str)
+@pytest.mark.parametrize("changed", CASES["settings"], ids=str)
 def test_absurd_settings_are_a_sentence(changed, tmp_path):
     path = save(tmp_path / "a.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -207,40 +179,6 @@ def test_missing_settings_are_a_sentence(missing, tmp_path):
         load_controller(path)
 
 
-def data(**changes):
-    found = {"model": {"name": "made-up"}, "calibration": {}, "pooling": "mean", "label": "no_gain"}
-    return {"data": {**found, **changes}}
-
-
-HOSTILE_DESCRIPTIONS = [
-    {"settings": None},
-    {"settings": [1]},
-    {"data": None},
-    {"data": {}},
-    {"hidden_size": "8"},
-    {"hidden_size": -8},
-    {"hidden_size": 9},
-    {"embedding_size": None},
-    {"format": [3]},
-    {"feature_names": 7},
-    {"feature_names": None},
-    {"feature_set": "unknown"},
-    data(pooling="median"),
-    data(pooling=["mean"]),
-    data(label=None),
-    data(model="made-up"),
-    data(calibration={"seconds_per_token": float("nan")}),
-    data(calibration={"seconds_per_token": "1"}),
-    data(calibration=[1]),
-    data(ks=[4, 2]),
-    data(ks=[]),
-    data(ks="24"),
-    data(block=-1),
-    data(block="1"),
-    data(spread="no"),
-]
-
-
 def changed_description(path, changes):
     checkpoint = torch.load(save(path), weights_only=True)
     checkpoint["controller"].update(changes)
@@ -248,7 +186,7 @@ def changed_description(path, changes):
     return path
 
 
-@pytest.mark.parametrize("changed", HOSTILE_DESCRIPTIONS, ids=str)
+@pytest.mark.parametrize("changed", CASES["description"], ids=str)
 def test_a_description_of_other_types_is_a_sentence(changed, tmp_path):
     with pytest.raises(InputError, match=r"Expected a controller's checkpoint|was trained on the features"):
         load_controller(changed_description(tmp_path / "a.ckpt", changed))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dps.decide.features import EXTENDED_FEATURES, FEATURE_SETS, SCALAR_FEATURES, CheckpointFeatures
+from dps.decide.features import FEATURE_SETS, CheckpointFeatures
 from dps.errors import InputError
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
 from lightning_modules.load import FORMAT, load_controller
@@ -16,8 +16,6 @@ SHIPPED = Path(__file__).parents[2] / "docs" / "results" / "gsm8k-qwen2.5-coder-
 EXPECTED = {
     "gbdt": [0.936921704471, 0.936921704471, 0.936921704471],
     "gbdt-extended": [0.70941079038, 0.70941079038, 0.722835867439],
-    "mlp-h": [0.994537974774, 0.976762833704, 0.988878688786],
-    "mlp-hq": [0.968356435489, 0.945728508986, 0.966967418948],
 }
 """What they said when they were shipped."""
 MODEL = {"name": "made-up", "fingerprint": "abc", "hidden_size": 8, "feature_layer": 11}
@@ -43,7 +41,7 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
         "feature_names": list(FEATURE_SETS[feature_set]),
         "hidden_size": 8,
         "embedding_size": 5,
-        "data": {"model": MODEL, "calibration": {}, "pooling": "mean", "label": "no_gain"},
+        "data": {"model": MODEL, "calibration": {}, "label": "no_gain"},
     }
     state = {f"estimator.{key}": value for key, value in estimator.state_dict().items()}
     torch.save({"state_dict": state, "controller": {**description, **changes}}, path)
@@ -52,20 +50,6 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
 
 def features(hidden_size=8, embedding_size=5):
     return CheckpointFeatures(np.ones(6), np.zeros(hidden_size, np.float32), np.zeros(embedding_size, np.float32))
-
-
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
-def test_a_saved_controller_loads(tmp_path, name):
-    controller = load_controller(save(tmp_path / "a.ckpt", name))
-    assert controller.name == name
-    assert controller.predict_enough([features()] * 3).shape == (3,)
-    controller.check_model(MODEL, 5)
-
-
-def test_a_run_folder_means_its_best_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    save(tmp_path / "checkpoints" / "best.ckpt", "mlp-h")
-    assert load_controller(tmp_path).path == tmp_path / "checkpoints" / "best.ckpt"
 
 
 def test_what_is_no_controller_is_refused(tmp_path):
@@ -99,7 +83,6 @@ def test_other_features_and_formats_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["gbdt", "mlp-hq"])
 def test_extended_features_are_asked_for_and_looked_at(tmp_path, name):
     controller = load_controller(save(tmp_path / "a.ckpt", name, "extended"))
-    assert controller.feature_names == SCALAR_FEATURES + EXTENDED_FEATURES
     with pytest.raises(InputError, match="23 scalar features, but these have 6"):
         controller.predict_enough([features()])
     full = replace(features(), extended=np.ones(17))
@@ -137,18 +120,9 @@ def test_only_what_a_controller_looks_at_has_to_fit(tmp_path):
     hidden_only.predict_enough([features(embedding_size=0)])
 
 
-def test_features_far_from_training_stay_finite(tmp_path):
-    controller = load_controller(save(tmp_path / "a.ckpt"))
-    far = replace(features(), scalars=np.full(6, 1e9), hidden=np.full(8, -1e9, np.float32))
-    p = controller.predict_enough([far])
-    assert np.isfinite(p).all()
-
-
-@pytest.mark.parametrize("name", ["gbdt", "gbdt-extended", "mlp-h", "mlp-hq"])
-def test_controllers_of_the_format_before_still_load_and_say_the_same(name):
+@pytest.mark.parametrize("name", EXPECTED)
+def test_shipped_controllers_load_and_say_the_same(name):
     controller = load_controller(SHIPPED / name)
-    assert controller.description["format"] == 2
-    assert not controller.spread
     rng = np.random.default_rng(0)
     asked = [
         CheckpointFeatures(

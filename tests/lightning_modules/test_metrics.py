@@ -1,63 +1,21 @@
+"""Measures of probabilities, their bootstrap over questions, and what a controller has to be better than."""
+
+import math
+
 import numpy as np
 import pytest
-import torch
-from torch.nn.functional import binary_cross_entropy
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_calibration_error
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
+from dps.estimates import resamples
 from lightning_modules.metrics import (
-    auroc,
-    auroc_stderr,
-    calibration_error,
-    fit_length,
+    baselines,
     length_probabilities,
-    length_scores,
     measure_probabilities,
-    question_draws,
+    nothing_learnt,
+    ranking,
+    skills,
 )
-
-
-def pairs(scores, labels):
-    up, down = scores[labels], scores[~labels]
-    return np.mean([[float(a > b) + 0.5 * float(a == b) for b in down] for a in up])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_auroc_counts_pairs(seed):
-    rng = np.random.default_rng(seed)
-    scores, labels = rng.integers(0, 6, 50).astype(float), rng.random(50) < 0.4
-    assert auroc(scores, labels) == pytest.approx(pairs(scores, labels), abs=1e-12)
-    weights = rng.integers(0, 3, 50)
-    repeated = np.repeat(np.arange(50), weights)
-    assert auroc(scores, labels, weights) == pytest.approx(pairs(scores[repeated], labels[repeated]), abs=1e-12)
-
-
-def test_auroc_of_one_class_is_nan():
-    assert np.isnan(auroc(np.arange(4.0), np.ones(4, bool)))
-
-
-def test_the_standard_error_knows_that_rows_of_a_question_belong_together():
-    rng = np.random.default_rng(0)
-    labels = rng.random(200) < 0.5
-    scores = labels + 1.5 * rng.normal(size=200)
-    once = auroc_stderr(scores, labels, np.arange(200))
-    copies = auroc_stderr(np.repeat(scores, 10), np.repeat(labels, 10), np.repeat(np.arange(200), 10))
-    assert copies == pytest.approx(once, rel=1e-9)  # ten copies of every row say nothing new
-    naive = auroc_stderr(np.repeat(scores, 10), np.repeat(labels, 10), np.arange(2000))
-    assert naive < once / 2
-    # Hanley and McNeil's formula for independent rows.
-    a = auroc(scores, labels)
-    q1, q2, up, down = a / (2 - a), 2 * a * a / (1 + a), labels.sum(), (~labels).sum()
-    known = np.sqrt((a * (1 - a) + (up - 1) * (q1 - a * a) + (down - 1) * (q2 - a * a)) / (up * down))
-    assert once == pytest.approx(known, rel=0.2)
-    assert once == auroc_stderr(scores, labels, np.arange(200))
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_length_takes_its_direction_from_training(sign):
-    lengths = np.arange(10)
-    labels = sign * lengths > 4.5 * sign
-    assert auroc(length_scores(lengths, labels, lengths), labels) == 1.0
-    assert auroc(length_scores(lengths, ~labels, lengths), labels) == 0.0
 
 
 def by_tenths(p, labels):
@@ -68,56 +26,86 @@ def by_tenths(p, labels):
     return sum(abs(sum(v - t for v, t, b in zip(p, labels, bins, strict=True) if b == i)) for i in range(10)) / len(p)
 
 
-def test_calibration_errors_are_seen_where_all_values_are_close_together():
-    """Between 0.9 and 1, where thresholds lie, bins of equal width would average the errors away."""
-    rng = np.random.default_rng(0)
-    p = rng.uniform(0.9, 1.0, 20_000)
-    labels = rng.random(20_000) < 1.9 - p
-    narrow = float(binary_calibration_error(torch.from_numpy(p), torch.from_numpy(labels.astype(int)), n_bins=10))
-    assert narrow < 0.005
-    assert calibration_error(p, labels) == pytest.approx(0.05, abs=0.008)
-    assert calibration_error(p, rng.random(20_000) < p) < 0.008
-
-
 def test_probabilities_are_measured_as_others_measure_them():
     rng = np.random.default_rng(4)
     p = np.round(rng.random((40, 6)), 2)  # with ties
     labels = rng.random((40, 6)) < p
-    weights = question_draws(40, 3, seed=0)
-    found = measure_probabilities(p, labels, weights)
-    tensors = torch.from_numpy(p.reshape(-1)), torch.from_numpy(labels.reshape(-1).astype(int))
+    weights = resamples(40, 3, seed=0)
+    measured = measure_probabilities(p, labels, weights)
+    truth, flat = labels.reshape(-1), p.reshape(-1)
     expected = {
-        "auroc": binary_auroc(*tensors),
-        "average_precision": binary_average_precision(*tensors),
-        "calibration_error": by_tenths(p.reshape(-1), labels.reshape(-1)),
-        "brier": ((tensors[0] - tensors[1]) ** 2).mean(),
-        "brier_skill": 1 - ((tensors[0] - tensors[1]) ** 2).mean() / labels.var(),
-        "log_loss": binary_cross_entropy(tensors[0].clamp(1e-6, 1 - 1e-6), tensors[1].double()),
+        "auroc": roc_auc_score(truth, flat),
+        "average_precision": average_precision_score(truth, flat),
+        "calibration_error": by_tenths(flat, truth),
+        "brier": brier_score_loss(truth, flat),
+        "brier_skill": 1 - brier_score_loss(truth, flat) / labels.var(),
+        "log_loss": log_loss(truth, flat.clip(1e-6, 1 - 1e-6)),
     }
-    assert found.keys() == expected.keys()
+    assert measured.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].value == pytest.approx(float(value), rel=1e-5), name
-    for draw, counts in enumerate(weights.astype(int)):  # a draw is the table with questions repeated
+        assert measured[name].value == pytest.approx(value, rel=1e-9), name
+    for draw, counts in enumerate(np.round(40 * weights).astype(int)):  # a draw is the table with questions repeated
         taken = np.repeat(np.arange(40), counts)
-        again = measure_probabilities(p[taken], labels[taken], np.ones((1, 40)))
+        again = measure_probabilities(p[taken], labels[taken], np.zeros((0, 40)))
         del again["calibration_error"]  # its bins are the table's own, those of the draws are the whole table's
         for name, value in again.items():
-            assert found[name].draws[draw] == pytest.approx(value.value), name
-            assert value.draws[0] == pytest.approx(value.value), name
+            assert measured[name].draws[draw] == pytest.approx(value.value), name
 
 
-def test_draws_of_questions_are_bootstraps():
-    draws = question_draws(50, 2000, seed=1)
-    assert (draws.sum(axis=1) == 50).all()
-    assert draws.mean(axis=0) == pytest.approx(np.ones(50), abs=0.15)
-    np.testing.assert_array_equal(draws, question_draws(50, 2000, seed=1))
+def test_the_standard_error_knows_that_rows_of_a_question_belong_together():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 1)) < 0.5
+    scores = labels + 1.5 * rng.normal(size=(200, 1))
+    p = expit(scores)
+
+    def stderr(p, labels):
+        return measure_probabilities(p, labels, resamples(len(p), 400, 0))["auroc"].estimate().stderr
+
+    once = stderr(p, labels)
+    assert stderr(np.repeat(p, 10, axis=1), np.repeat(labels, 10, axis=1)) == pytest.approx(once, rel=1e-9)
+    # Hanley and McNeil's formula for independent rows.
+    a = ranking(p[:, 0], labels[:, 0])[0]
+    q1, q2, up, down = a / (2 - a), 2 * a * a / (1 + a), labels.sum(), (~labels).sum()
+    known = np.sqrt((a * (1 - a) + (up - 1) * (q1 - a * a) + (down - 1) * (q2 - a * a)) / (up * down))
+    assert once == pytest.approx(known, rel=0.2)
+
+
+def test_one_class_has_no_ranking():
+    measured = measure_probabilities(np.full((5, 2), 0.8), np.ones((5, 2), bool), resamples(5, 10, 0))
+    assert math.isnan(measured["auroc"].value)
+    assert math.isnan(measured["brier_skill"].estimate().stderr)
+    assert measured["brier"].value == pytest.approx(0.04)
 
 
 def test_the_length_baseline_is_the_logistic_fit():
     rng = np.random.default_rng(5)
     lengths = rng.normal(40, 10, 20000)
-    shares = 1 / (1 + np.exp(-(0.5 - 0.08 * (lengths - 40))))
-    p = length_probabilities(fit_length(lengths, shares), np.array([20.0, 40.0, 60.0]))
-    np.testing.assert_allclose(p, 1 / (1 + np.exp(-(0.5 - 0.08 * np.array([-20, 0, 20])))), atol=2e-3)
-    flat = length_probabilities(fit_length(np.full(5, 7.0), np.ones(5)), np.array([7.0]))
-    assert 0.9 < flat[0] < 1
+    p = length_probabilities(lengths, expit(0.5 - 0.08 * (lengths - 40)), np.array([20.0, 40.0, 60.0]))
+    np.testing.assert_allclose(p, expit(0.5 - 0.08 * np.array([-20, 0, 20])), atol=2e-3)
+    flat = length_probabilities(np.full(5, 7), np.ones(5), np.array([7]))
+    assert 0.9 < flat[0] <= 1
+
+
+def test_skill_is_against_k_and_length_and_not_against_the_share_of_all_rows():
+    """A controller that knows k alone, or the length alone, has learnt nothing of the trajectories."""
+    rng = np.random.default_rng(0)
+    lengths = rng.normal(40, 10, 3000)
+    by_k = np.array([0.5, 0.7, 0.9])
+    knows = rng.random((3000, 1, 1)) < 0.5
+    chance = np.clip(by_k + 0.01 * (lengths[:, None, None] - 40) + np.where(knows, 0.08, -0.08), 0.01, 0.99)
+    labels = rng.random((3000, 1, 3)) < chance
+    train, test = slice(0, 1500), slice(1500, 3000)
+    others = baselines(labels[train], lengths[train], lengths[test])
+
+    def learnt(p):
+        return nothing_learnt(skills(p, labels[test], others), 1500)
+
+    assert "by k alone" in learnt(np.broadcast_to(by_k, labels[test].shape))
+    assert "the length of the question" in learnt(others["length"][:, None])
+    assert learnt(chance[test]) is None
+    constant = skills(np.full((5, 1, 3), 0.9), np.ones((5, 1, 3), bool), {"k": np.ones((5, 3))})
+    assert "the label does not vary" in nothing_learnt(constant, 5)
+    assert nothing_learnt(None, 0) is None
+    few = nothing_learnt({"k": {"value": 0.7, "low": math.nan, "high": math.nan}}, 3)
+    assert "3 held-out questions are too few" in few
+    assert "nan" not in few

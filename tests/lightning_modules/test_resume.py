@@ -74,6 +74,7 @@ def through(request, harvest, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -98,6 +99,7 @@ def test_a_killed_training_goes_on_by_the_same_command(through, harvest, tmp_pat
     assert f"{tmp_path}: trained already, nothing was done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(through, harvest, tmp_path, monkeypatch):
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -164,6 +166,7 @@ def test_another_controller_store_or_command_does_not_replace_a_training(harvest
     assert (folder / "checkpoints" / "best.ckpt").read_bytes() == best
 
 
+@pytest.mark.slow
 def test_measurements_of_another_controller_are_not_replaced(harvest, tmp_path):
     for name in ("gbdt", "mlp_h"):
         main(command(name, harvest, tmp_path / name, "--trainer.max_epochs=1"))
@@ -175,6 +178,7 @@ def test_measurements_of_another_controller_are_not_replaced(harvest, tmp_path):
             main([measure, *of_other])
 
 
+@pytest.mark.slow
 def test_a_fold_that_was_interrupted_goes_on(harvest, tmp_path, capsys):
     arguments = ["crossval", *command("gbdt", harvest, tmp_path / "unused")[1:], "--folds=2"]
     assert run([*arguments, f"--output={tmp_path / 'whole'}"]) == 0

@@ -9,15 +9,14 @@ from dps.cli import run
 from dps.decide.predictions import Predictions, write_predictions
 from dps.errors import InputError
 from lightning_modules.load import load_controller
-from lightning_modules.results import baselines, nothing_learnt, skills_against
-from lightning_modules.ship import loss_out_of_fold, out_of_fold_threshold, ship
+from lightning_modules.metrics import METRICS
+from lightning_modules.ship import ship
 
 from .test_load import MODEL, features, save
 
 DATA = {
     "model": {**MODEL, "name": "/home/someone/models/made-up"},
     "calibration": {},
-    "pooling": "mean",
     "label": "no_gain",
     "store": "/home/someone/runs/train",
     "store_fingerprint": "f",
@@ -61,7 +60,7 @@ def replay(folder, fingerprint="abc", policy="mlp-hq"):
 def crossval(folder, **changes):
     folder.mkdir()
     value = {"value": 0.8, "stderr": 0.01}
-    metrics = dict.fromkeys(("auroc", "average_precision", "brier", "calibration_error"), value)
+    metrics = dict.fromkeys(METRICS, value)
     rows = {"controller": metrics, "length": metrics}
     found = {"name": "mlp-hq", "label": "no_gain", "feature_set": "published", "store_fingerprint": "f",
              "num_questions": 900, "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
@@ -114,7 +113,7 @@ def test_the_threshold_can_be_chosen_out_of_fold(tmp_path, k, margin, expected):
     (["--margin=0.01", "--crossval=CROSSVAL", "--threshold=0.1"], "no threshold"),
     (["--margin=2", "--crossval=CROSSVAL"], "in [0, 1)"),
     (["--k.start=2"], "give margin with it"),
-    (["--margin=0.01", "--crossval=CROSSVAL", "--k.start=2", "--k.step=2", "--k.maximum=8"], "asks at k = 1, 2, 3, 4"),
+    (["--margin=0.01", "--crossval=CROSSVAL", "--k.start=2", "--k.step=2", "--k.maximum=8"], "asks at k = 1, 2, 3 of"),
 ])  # fmt: skip
 def test_a_choice_that_cannot_be_made_is_refused(tmp_path, capsys, options, message):
     source, folder = trained(tmp_path / "run"), predicted(crossval(tmp_path / "crossval"))
@@ -143,12 +142,6 @@ def test_nothing_of_the_machine_is_handed_on(tmp_path):
     for path in folder.iterdir():
         assert b"/home/someone" not in path.read_bytes()
     assert "made-up, fingerprint `abc`" in (folder / "README.md").read_text()
-
-
-def test_a_threshold_can_be_given(tmp_path):
-    folder = ship(trained(tmp_path / "run"), tmp_path / "controller", threshold=0.25)
-    assert load_controller(folder).threshold == np.float32(0.25)
-    assert json.loads((folder / "controller.json").read_text())["threshold"] == 0.25
 
 
 def test_the_card_has_what_was_measured(tmp_path):
@@ -200,42 +193,6 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
 # -- which threshold ships, and what is said of it ---------------------------------------------------------------------
 
 
-def solvable(folder, count=2000):
-    """Of a controller that gives questions up: a third is hopeless and gets p 0.1, the others 0.9."""
-    hopeless = np.arange(count) % 3 == 2
-    right = np.repeat(~hopeless[:, None, None], 4, axis=2)
-    write_predictions(
-        folder / "predictions.h5",
-        Predictions(
-            name="mlp-hq", label_name="solvable", ks=(2, 4, 6, 8), feature_set="published", aggregator="majority",
-            seed=0, store_fingerprint="f", question_ids=tuple(f"q{i}" for i in range(count)),
-            fold=(np.arange(count) % 5).astype(np.int32), orders=np.tile(np.arange(8, dtype=np.int32), (count, 1, 1)),
-            p_enough=np.repeat(np.where(hopeless, 0.1, 0.9)[:, None, None], 3, axis=2),
-            threshold=np.full(count, 0.5), label=right[..., :3].astype(np.int8), correct=right.astype(np.int8),
-            tokens=np.tile(10 * np.array([2, 4, 6, 8]), (count, 1, 1)), block=2,
-        ),
-    )  # fmt: skip
-    return folder
-
-
-@pytest.mark.parametrize("margin", [0.005, 0.01, 0.05])
-def test_a_threshold_for_giving_up_is_on_the_scale_of_its_label(tmp_path, margin):
-    """p is the probability that going on helps: given up where it is not above the threshold."""
-    folder = solvable(crossval(tmp_path / "cv"))
-    threshold = out_of_fold_threshold(folder, margin, None)
-    assert 0.1 <= threshold < 0.9  # the hopeless third is given up, nobody else
-    found = loss_out_of_fold(folder, threshold, margin, None)
-    assert found["accuracy_difference"]["value"] == 0
-    assert found["tokens_ratio"] == pytest.approx((2 * 80 + 20) / 240, abs=1e-3)
-    assert found["no_loss"]
-
-
-def test_giving_up_what_could_be_solved_is_a_loss(tmp_path):
-    folder = solvable(crossval(tmp_path / "cv"))
-    assert loss_out_of_fold(folder, 0.95, 0.01, None)["accuracy_difference"]["value"] == pytest.approx(-2 / 3, abs=1e-3)
-    assert loss_out_of_fold(folder, -1.0, 0.01, None)["tokens_ratio"] == 1
-
-
 def test_by_default_the_threshold_is_chosen_out_of_fold_and_the_card_says_what_it_loses(tmp_path):
     numbers = {"accuracy_difference": {"value": -0.001, "low": -0.008, "high": 0.002}, "tokens_ratio": {"value": 0.41}}
     found = crossval(tmp_path / "cv", shipped={"threshold": 0.3, "margin": 0.01, "policy": numbers})
@@ -243,7 +200,8 @@ def test_by_default_the_threshold_is_chosen_out_of_fold_and_the_card_says_what_i
     before = load_controller(source).threshold
     card = (ship(source, tmp_path / "c", crossval=folder) / "README.md").read_text()
     shipped = load_controller(tmp_path / "c").threshold
-    assert shipped == np.float32(out_of_fold_threshold(folder, 0.01, None)) != before
+    assert 0.2 <= shipped < 0.7
+    assert shipped != before
     assert "chosen on out-of-fold predictions" in card
     assert "On the 399 questions of the cross-validation it gives +0.0 points [-0.9, +0.9]" in card
     assert "a loss of 1 point is excluded" in card
@@ -273,26 +231,3 @@ def test_a_controller_that_learnt_nothing_does_not_ship_in_silence(tmp_path, cap
     said, card = capsys.readouterr().err, (folder / "README.md").read_text()
     assert said.startswith("Warning: It may have learnt nothing: 900 held-out questions") == warned
     assert ("**Warning.** It may have learnt nothing" in card) == warned
-
-
-def test_skill_is_against_k_and_length_and_not_against_the_share_of_all_rows():
-    """A controller that knows k alone, or the length alone, has learnt nothing of the trajectories."""
-    rng = np.random.default_rng(0)
-    lengths = rng.normal(40, 10, 3000)
-    by_k = np.array([0.5, 0.7, 0.9])
-    knows = rng.random((3000, 1, 1)) < 0.5
-    chance = np.clip(by_k + 0.01 * (lengths[:, None, None] - 40) + np.where(knows, 0.08, -0.08), 0.01, 0.99)
-    labels = rng.random((3000, 1, 3)) < chance
-    train, test = slice(0, 1500), slice(1500, 3000)
-    others = baselines(labels[train], lengths[train], lengths[test])
-    count = 1500
-
-    def learnt(p):
-        return nothing_learnt(skills_against(p, labels[test], others), count)
-
-    assert "by k alone" in learnt(np.broadcast_to(by_k, labels[test].shape))
-    assert "the length of the question" in learnt(others["length"][:, None])
-    assert learnt(chance[test]) is None
-    constant = skills_against(np.full((5, 1, 3), 0.9), np.ones((5, 1, 3), bool), {"k": np.ones((5, 3))})
-    assert "the label does not vary" in nothing_learnt(constant, 5)
-    assert nothing_learnt(None, 0) is None

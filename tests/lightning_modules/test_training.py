@@ -1,4 +1,3 @@
-import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -7,20 +6,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
-from dps.decide.features import FEATURE_SETS, checkpoint_features
+from dps.decide.features import checkpoint_features
 from dps.decide.thresholds import choose_threshold
 from dps.errors import InputError
 from dps.estimates import smallest_margin
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
+from lightning_modules.batches import predict_table
 from lightning_modules.calibration import fit_temperature
-from lightning_modules.cli import _run
-from lightning_modules.controllers.gbdt import GBDT
-from lightning_modules.crossval import predict_table
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.estimators import Ranks, TreeEstimator
+from lightning_modules.estimators import Ranks
+from lightning_modules.trainer_cli import run
 from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,7 +44,7 @@ def trained(request, harvest, tmp_path_factory):
     """(name, run folder, the process's own module after a fit)."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     more = [] if request.param.startswith("gbdt") else ["--model.init_args.optimizer.init_args.lr=0.01"]
-    cli = _run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=15", *more)])
+    cli = run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=15", *more)])
     return request.param, folder, cli
 
 
@@ -59,7 +56,6 @@ def live_features(controller, store, ks=(2, 4)):
             num_prompt_tokens=q.num_prompt_tokens,
             embedding=q.embedding,
             calibration=controller.calibration,
-            pooling=controller.pooling,
         )
         for q in questions
         for k in ks
@@ -70,7 +66,7 @@ def test_each_learns_and_beats_question_length(trained, harvest, capsys):
     name, folder, _ = trained
     assert load_controller(folder).description["validation"]["auroc"] > 0.75
     capsys.readouterr()
-    result = _run(["test", *options(name, harvest, folder)]).model.test_result
+    result = run(["test", *options(name, harvest, folder)]).model.test_result
     printed = capsys.readouterr().out
     metrics = result.metrics
     assert metrics["auroc"] > 0.75
@@ -98,16 +94,11 @@ def test_the_run_folder_holds_what_belongs_together(trained):
 def test_a_checkpoint_holds_what_prediction_needs(trained, harvest):
     name, folder, _ = trained
     controller = load_controller(folder)
-    assert (controller.name, controller.label, controller.pooling) == (
-        name.removesuffix("-extended"),
-        "no_gain",
-        "mean",
-    )
-    assert controller.probability_calibration == "temperature"
+    assert (controller.name, controller.label) == (name.removesuffix("-extended"), "no_gain")
+    assert controller.estimator.calibrator.method == "temperature"
     assert (controller.hidden_size, controller.embedding_size) == (HIDDEN_SIZE, EMBEDDING_SIZE)
-    assert controller.feature_names == FEATURE_SETS["extended" if "extended" in name else "published"]
+    assert controller.feature_set == ("extended" if "extended" in name else "published")
     assert controller.calibration == Store.open(harvest).manifest.calibration
-    assert (controller.model_fingerprint, controller.feature_layer) == ("0" * 16, 11)
     assert -1.0 <= controller.threshold <= 1.0
     assert load_controller(folder / "checkpoints" / "best.ckpt").threshold == controller.threshold
 
@@ -122,7 +113,7 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
         torch.from_numpy(np.stack(part))
         for part in (scalars, [f.hidden for f in features], [f.embedding for f in features])
     ]
-    memory = cli.model.predict_enough(*stacked).numpy()
+    memory = cli.model.estimator.predict_enough(*stacked).numpy()
     # Loaded networks compute in float64, trained ones in float32; trees are the same on both sides.
     np.testing.assert_allclose(loaded, memory, rtol=0, atol=0 if "gbdt" in name else 2e-6)
     assert loaded.dtype == np.float64
@@ -162,7 +153,7 @@ def test_the_threshold_is_chosen_after_calibration_on_both_held_out_splits(train
 
 def test_predict_writes_every_question_and_checkpoint(trained, harvest):
     name, folder, _ = trained
-    _run(["predict", *options(name, harvest, folder)])
+    run(["predict", *options(name, harvest, folder)])
     lines = (folder / "predictions.csv").read_text().splitlines()
     assert lines[0] == "question_id,split,k,p_enough,add"
     assert len(lines) == 1 + 120 * 3
@@ -172,56 +163,6 @@ def test_predict_writes_every_question_and_checkpoint(trained, harvest):
     np.testing.assert_allclose([float(row[3]) for row in got], expected, atol=2e-6)
     for row, p in zip(got, expected, strict=True):
         assert int(row[4]) == (2 if 1 - p > controller.threshold else 0)
-
-
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
-def test_a_resumed_training_equals_one_that_ran_through(name, harvest, tmp_path):
-    def fit(folder, epochs, *more):
-        cli = _run(
-            [
-                "fit",
-                *options(name, harvest, folder, f"--trainer.max_epochs={epochs}", "--trainer.callbacks=null", *more),
-            ]
-        )
-        return copy.deepcopy(cli.model.estimator.state_dict()), cli
-
-    through, _ = fit(tmp_path / "through", 4)
-    early, _ = fit(tmp_path / "parts", 2)
-    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    torch.manual_seed(99)  # whatever else the process draws in between
-    resumed, cli = fit(tmp_path / "parts", 4, f"--ckpt_path={last}")
-    assert cli.trainer.current_epoch == 4
-    assert through.keys() == resumed.keys()
-    for key in through:
-        if isinstance(through[key], torch.Tensor):
-            torch.testing.assert_close(resumed[key], through[key], rtol=0, atol=0)
-        else:
-            assert resumed[key] == through[key]
-    if "gbdt" in name:
-        assert cli.model.estimator.num_rounds == 20
-        assert len(early["_extra_state"]["booster"]) < len(resumed["_extra_state"]["booster"])
-    else:
-        assert any((early[key] != resumed[key]).any() for key in early if key.endswith("weight"))
-    assert (tmp_path / "parts" / "metrics-1.csv").is_file()  # the first two epochs' metrics are kept
-
-
-def test_trees_alone_save_checkpoints_without_any_cli(harvest, tmp_path):
-    """ModelCheckpoint saves nothing while the number of optimizer steps stands still."""
-    data = FeatureDataModule(harvest)
-    model = GBDT(
-        HIDDEN_SIZE, EMBEDDING_SIZE, "published", "mean", False, 1, 0.1, 4, 20, 0.0, 1.0, 1.0, 1, 0, 1.0, "none", 0.0
-    )
-    trainer = Trainer(
-        max_epochs=3,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
-    trainer.fit(model, data)
-    assert trainer.global_step == 3
-    assert load_controller(trainer.checkpoint_callback.best_model_path).estimator.num_rounds == 3
 
 
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
@@ -236,7 +177,7 @@ def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     validation = load_controller(best).description["validation"]
     assert "auroc" not in validation
     assert {"brier", "calibration_error", "loss"} <= validation.keys()
-    result = _run(["test", *options(name, store, tmp_path / "run")]).model.test_result
+    result = run(["test", *options(name, store, tmp_path / "run")]).model.test_result
     assert "auroc" not in result.metrics
     assert "one class only" in capsys.readouterr().out
 
@@ -283,13 +224,6 @@ def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
     )
 
 
-def test_trees_without_rounds_say_even_chances():
-    estimator = TreeEstimator()
-    p = estimator.predict_enough(torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 0), torch.zeros(3, 0))
-    assert p.tolist() == [0.5] * 3
-    assert estimator.num_rounds == 0
-
-
 def test_the_calibration_is_the_calibration_splits(trained, harvest):
     name, folder, _ = trained
     controller = load_controller(folder)
@@ -301,19 +235,7 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
     assert found != 1.0
 
 
-def test_calibrating_trains_nothing_and_chooses_no_epoch(harvest, tmp_path):
-    states = {}
-    for method in ("none", "isotonic"):
-        config = options("gbdt", harvest, tmp_path / method, f"--model.init_args.calibration={method}")
-        best = fit_controller(config[1], [*config[2:], "--trainer.max_epochs=8"])
-        states[method] = load_controller(best)
-    one, two = states["none"], states["isotonic"]
-    assert one.estimator.booster_text == two.estimator.booster_text
-    assert one.description["validation"]["loss"] == two.description["validation"]["loss"]
-    assert (one.probability_calibration, two.probability_calibration) == ("none", "isotonic")
-    assert one.description["validation"]["brier"] != two.description["validation"]["brier"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
 def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path):
     data = data_of_options(harvest)
@@ -336,15 +258,6 @@ def data_of_options(harvest):
     return data
 
 
-def test_the_trees_sample_by_the_runs_seed(harvest, tmp_path):
-    texts = []
-    for number, seed in enumerate((1, 2, 1)):
-        config = options("gbdt", harvest, tmp_path / str(number), f"--seed_everything={seed}", "--trainer.max_epochs=2")
-        texts.append(load_controller(fit_controller(config[1], config[2:])).estimator.booster_text)
-    assert texts[0] == texts[2]
-    assert texts[0].split("parameters")[0] != texts[1].split("parameters")[0]
-
-
 @pytest.fixture(scope="module")
 def memorable(tmp_path_factory):
     """A harvest whose hidden states and embeddings name each question and tell nothing of others."""
@@ -358,11 +271,12 @@ def memorable(tmp_path_factory):
     return write_harvest(tmp_path_factory.mktemp("stores") / "memorable", questions)
 
 
+@pytest.mark.slow
 def test_states_that_name_the_question_do_not_hurt(memorable, tmp_path):
     more = ["--data.init_args.feature_set=extended", "--trainer.max_epochs=30"]
     eager = {"optimizer.init_args.lr": 0.01, "residual_lr_scale": 2, "residual_weight_decay": 0, "input_dropout": 0}
     more += [f"--model.init_args.{key}={value}" for key, value in eager.items()]
-    cli = _run(["fit", *options("mlp-hq", memorable, tmp_path, *more)])
+    cli = run(["fit", *options("mlp-hq", memorable, tmp_path, *more)])
     estimator = load_controller(tmp_path / "checkpoints" / "last.ckpt").estimator
     table = cli.datamodule.table("test")
     labels = table.labels("no_gain")
@@ -381,7 +295,7 @@ def test_the_scalars_network_learns_as_if_alone_and_the_rest_more_slowly(harvest
     found = {}
     for decay in (0.0, 500.0):
         more = ["--trainer.max_epochs=3", f"--model.init_args.residual_weight_decay={decay}"]
-        cli = _run(["fit", *options("mlp-hq", harvest, tmp_path / str(decay), *more)])
+        cli = run(["fit", *options("mlp-hq", harvest, tmp_path / str(decay), *more)])
         found[decay] = cli.model.estimator
         groups = cli.trainer.optimizers[0].param_groups
         assert [g["lr"] for g in groups] == pytest.approx([2e-3, 2e-4])
@@ -399,9 +313,9 @@ def test_an_optimizer_without_decay_is_refused(harvest, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(InputError, match="an optimizer with weight decay, such as AdamW, got Rprop"):
-        _run(["fit", "--config", str(path), *options("mlp-h", harvest, tmp_path / "run")[2:]])
+        run(["fit", "--config", str(path), *options("mlp-h", harvest, tmp_path / "run")[2:]])
     with pytest.raises(InputError, match="residual_lr_scale above 0"):
-        _run(["fit", *options("mlp-h", harvest, tmp_path, "--model.init_args.residual_lr_scale=0")])
+        run(["fit", *options("mlp-h", harvest, tmp_path, "--model.init_args.residual_lr_scale=0")])
 
 
 def test_ranks_by_hand():
@@ -446,10 +360,3 @@ def test_fit_says_what_chose_the_threshold_and_when_nothing_was_learnt(tmp_path,
     assert found["margin"] == smallest_margin(found["num_threshold_questions"])
     assert found["num_threshold_questions"] > found["num_questions"] > 0
     assert found["skill"]["k"]["low"] <= 0
-
-
-def test_fit_is_silent_where_something_was_learnt(tmp_path, capsys):
-    store = write_harvest(tmp_path / "harvest", make_questions(500))
-    config = options("gbdt", store, tmp_path / "run", "--trainer.max_epochs=10", "--data.init_args.label=correct")
-    fit_controller(config[1], config[2:])
-    assert "learnt nothing" not in capsys.readouterr().err

@@ -16,10 +16,10 @@ import h5py
 import pytest
 
 from dps.cli import run
+from dps.run import pool, ray_pool
 from dps.run import progress_log as progress_module
-from dps.run import ray_pool
+from dps.run.committer import Done
 from dps.run.progress_log import PROGRESS, ProgressLog
-from dps.run.worker import StoreTask
 from feature_store import Store, StoreWriter
 from feature_store import lock as lock_module
 from feature_store import store as store_module
@@ -55,6 +55,11 @@ class FullFile(io.FileIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def report(log):
+    log.add(Done(0, "q", tokens=(1,), correct=None, accepted=0, proposed=0, age_s=0.0))
+    log.write()
+
+
 def is_refused(done, *words):
     """There is one sentence, and nothing looks like a bug."""
     assert done.returncode == 2, done.stderr
@@ -75,6 +80,7 @@ def in_own_mounts(script, *arguments):
     return done
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_write_says_so_and_the_run_goes_on_later(alone, tmp_path):
     folder = tmp_path / "store"
     limit = 10_000  # bytes of a file: enough for a manifest, not for a segment
@@ -91,6 +97,7 @@ def test_a_worker_that_cannot_write_says_so_and_the_run_goes_on_later(alone, tmp
     assert same(Store.open(folder), alone)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_what_was_reported_and_the_run_goes_on_later(alone, tmp_path):
     for name in ("disk", "kept"):
         (tmp_path / name).mkdir()
@@ -130,17 +137,15 @@ def test_a_parent_that_is_a_file_is_refused_and_one_that_is_missing_is_made(tmp_
         assert (tmp_path / "not" / "there" / "yet" / "run.lock").is_file()
 
 
-def test_a_ray_worker_hands_on_that_it_cannot_write(tmp_path, monkeypatch):
+def test_a_ray_worker_hands_on_that_it_cannot_write(monkeypatch):
     """As the local one does: as an answer, since an actor that raises is taken for dead."""
 
     def cannot(*args, **kwargs):
         raise StoreError("Cannot write to the store (No space left on device).")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
-    monkeypatch.setattr(ray_pool, "work", cannot)
-    actor = object.__new__(ray_pool.Worker)
-    actor._number, actor._settings, actor._load_controller, actor._model = 0, None, None, None
-    said = actor.run([StoreTask(tmp_path, None, 2, None, features=True)], None)
+    monkeypatch.setattr(pool, "work", cannot)
+    said = ray_pool.Worker(0, None, None).run([], None)
     assert isinstance(said, StoreError)
     assert "No space left" in str(said)
 
@@ -154,7 +159,7 @@ def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, tensorboard, monke
         pytest.raises(StoreError, match=r"Cannot write the progress of the store .* \(No space left on device\)"),
         ProgressLog(tmp_path, 0, 5, tensorboard=tensorboard) as log,
     ):
-        log.note(1, {})
+        report(log)
 
 
 def test_questions_are_committed_once_also_where_their_report_fails(tmp_path, capsys, monkeypatch):
@@ -169,7 +174,7 @@ def test_questions_are_committed_once_also_where_their_report_fails(tmp_path, ca
 def test_half_a_line_of_the_log_is_dropped(tmp_path):
     (tmp_path / PROGRESS).write_text('{"questions": 1}\n{"questi')
     with ProgressLog(tmp_path, 1, 5) as log:
-        log.note(1, {})
+        report(log)
     assert [json.loads(line)["questions"] for line in (tmp_path / PROGRESS).read_text().splitlines()] == [1, 2]
 
 
@@ -197,7 +202,7 @@ def test_the_messages_are_those_that_the_document_shows(tmp_path, monkeypatch):
 
     def log():
         with ProgressLog(tmp_path, 0, 5) as progress:
-            progress.note(1, {})
+            report(progress)
 
     def no_room(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -7,19 +7,23 @@ import pytest
 
 from dps.cli import run
 from feature_store import Store, StoreWriter
-from tests.analysis.report.evaluations import write_evaluation
+from feature_store.tools import merge
 from tests.factories import make_manifest, make_question
+
+PLAIN = {"name": "plain", "family": "fixed", "ks": [1, 2, 4, 8]}
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """Two harvests of other settings, and two evaluations side by side."""
     folder = tmp_path_factory.mktemp("stores")
+    questions = [make_question(number) for number in range(20)]
     for name in ("one", "two"):
-        questions = [make_question(number) for number in range(20)]
         StoreWriter.open(folder / name, make_manifest(fingerprint=name, seed=len(name))).commit(questions)
-    write_evaluation(folder / "A" / "x")
-    write_evaluation(folder / "A" / "y")
+    for name in ("x", "y"):
+        StoreWriter.open(folder / "A" / name / "power", make_manifest(kind="evaluation")).commit(questions)
+        plain = make_manifest(kind="evaluation", policy=PLAIN)
+        StoreWriter.open(folder / "A" / name / "plain", plain).commit(questions)
     return folder
 
 
@@ -35,27 +39,21 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def test_a_report_goes_into_the_runs_own_folder(stores, capsys):
+def test_a_report_goes_into_the_runs_own_folder_and_replaces_no_other(stores, tmp_path, capsys):
+    x = stores / "A" / "x"
     (stores / "A" / "report.html").write_text("of another evaluation")
-    assert run(["report", str(stores / "A" / "x")]) == 0
-    assert (stores / "A" / "x" / "report.html").is_file()
+    for _ in range(2):
+        assert run(["report", str(x)]) == 0
+    assert (x / "report.html").is_file()
     assert (stores / "A" / "report.html").read_text() == "of another evaluation"
-    assert run(["report", str(stores / "A" / "x")]) == 0  # again
-    assert "without --output" not in capsys.readouterr().err
-    assert "Expected --output for a report of 2 folders" in refused(
-        capsys, "report", stores / "A/x/power", stores / "A/x/plain"
-    )
-    assert "report.json" in refused(capsys, "report", stores / "A" / "x", "--output", stores / "A")
-
-
-def test_a_report_of_other_stores_is_not_replaced(stores, tmp_path, capsys):
-    assert run(["report", str(stores / "A/x/power"), "--output", str(tmp_path)]) == 0
+    assert "Expected --output for a report of 2 folders" in refused(capsys, "report", x / "power", x / "plain")
+    assert "report.json" in refused(capsys, "report", x, "--output", stores / "A")
+    assert run(["report", str(x / "power"), "--output", str(tmp_path)]) == 0
     before = content(tmp_path)
-    assert "holds the report of other stores (power)" in refused(
-        capsys, "report", stores / "A/x/plain", "--output", tmp_path
-    )
+    other = refused(capsys, "report", x / "plain", "--output", tmp_path)
+    assert "holds the report of other stores (power)" in other
     assert content(tmp_path) == before
-    assert run(["report", str(stores / "A/x"), "--output", str(tmp_path)]) == 0  # the evaluation has got more policies
+    assert run(["report", str(x), "--output", str(tmp_path)]) == 0  # the evaluation has got more policies
 
 
 def test_a_replay_does_not_replace_another(stores, tmp_path, capsys):
@@ -134,22 +132,12 @@ def test_a_merged_or_graded_store_is_whole_or_not_there(stores, tmp_path, capsys
 
 
 EMPTY = [
-    ["harvest"],
-    ["evaluate"],
-    ["replay", "ONE"],
-    ["report", "ONE"],
-    ["metrics", "ONE"],
-    ["grade", "ONE"],
-    ["outputs", "ONE"],
-    ["store", "merge", "ONE"],
-    ["store", "export", "ONE"],
-    ["data", "download"],
-    ["ship", "ONE"],
-    ["bench"],
-    ["quickstart"],
-    ["crossval", "--config", "configs/gbdt.yaml"],
-    ["tune", "--config", "configs/gbdt.yaml"],
-]
+    line.split()
+    for line in (
+        "harvest", "evaluate", "replay ONE", "report ONE", "metrics ONE", "grade ONE", "outputs ONE", "store merge ONE",
+        "store export ONE", "data download", "ship ONE", "bench", "quickstart", "crossval --config configs/gbdt.yaml",
+    )
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", EMPTY, ids=lambda command: command[0])
@@ -186,10 +174,6 @@ def test_a_benchmarks_copy_does_not_replace_another_file(tmp_path, monkeypatch, 
         (["--policies=[power]", "--controllers.x=runs/x"], "controllers.x is set, but no policy names x"),
         (["--policies=[power,a]", "--controllers={a: p, b: q}"], "controllers.b is set, but no policy names b"),
         (["--policies=[power]", "--rules={esc: {window: 3}}"], "rules.esc is set, but no policy names esc"),
-        (
-            ["--policies=[power]", "--in_run={eager: {policy: esc, escalate_early: {controllers: [p]}}}"],
-            "in_run.eager is set, but no policy names eager",
-        ),
         (["--policies=[power]", "--early_stop_thresholds={entropy: 1}"], "early_stop_thresholds.entropy is set, but"),
         (
             ["--config=configs/evaluate/arithmetic.yaml", "--policies=[power]", "--controllers.gbdt", "runs/x"],
@@ -202,47 +186,19 @@ def test_what_no_policy_names_is_refused(options, message, capsys):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", ".", ".x", "", " ", "a b"])
-@pytest.mark.parametrize("setting", ["controllers", "in_run"])
-def test_a_policy_does_not_write_outside_of_the_evaluations_folder(setting, name, tmp_path, capsys):
-    inside = {"policy": "esc", "escalate_early": {"controllers": ["p"]}}
-    options = {"policies": [name], setting: {name: "p" if setting == "controllers" else inside}}
+def test_a_policy_does_not_write_outside_of_the_evaluations_folder(name, tmp_path, capsys):
     output = tmp_path / "inner" / "evaluation"
-    (tmp_path / "options.yaml").write_text(json.dumps({**options, "output": str(output)}))
-    assert "Expected a policy's name of letters, digits" in refused(
-        capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}"
-    )
+    options = {"policies": [name], "controllers": {name: "p"}, "output": str(output)}
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    error = refused(capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}")
+    assert "Expected a policy's name of letters, digits" in error
     assert [path.name for path in tmp_path.rglob("*")] == ["options.yaml"]
 
 
-@pytest.mark.parametrize("names", ["[power,power]", "[power,plain,power]", "[esc,esc]", "[plain,plain]"])
-def test_a_policy_named_twice_is_refused(names, capsys):
-    assert "twice: name each policy once" in refused(capsys, "evaluate", f"--policies={names}")
-
-
-@pytest.mark.parametrize(
-    ("command", "sentence"),
-    [
-        (["harvest"], "every question that was finished is kept, the same command goes on from there"),
-        (["harvest", "--plan"], "nothing of it is kept, the same command begins again"),
-        (["harvest", "--plan=json"], "nothing of it is kept, the same command begins again"),
-        (["report", "x"], "nothing of it is kept, the same command begins again"),
-        (
-            ["fit", "--config", "configs/mlp_hq.yaml"],
-            "every epoch that was finished is kept, the same command goes on from there",
-        ),
-        (["store", "merge", "x"], "nothing of it is kept, the same command begins again"),
-    ],
-)
-def test_the_sentence_after_an_interruption_is_the_commands_own(command, sentence, capsys, monkeypatch):
-    import dps.cli as cli
-
-    def stop(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_COMMANDS", dict.fromkeys(cli._COMMANDS, stop))
-    monkeypatch.setattr(cli, "_lightning", stop)
-    assert run(command) == 130
-    assert f"dps {command[0]}: interrupted; {sentence}." in capsys.readouterr().err
+def test_a_policy_named_twice_or_like_another_is_refused(capsys):
+    for names in ("[power,power]", "[power,plain,power]", "[esc,esc]"):
+        assert "twice: name each policy once" in refused(capsys, "evaluate", f"--policies={names}")
+    assert "the name of another policy" in refused(capsys, "evaluate", "--policies=[esc]", "--controllers={esc: p}")
 
 
 def test_a_configuration_may_set_up_more_than_the_command_line_runs(monkeypatch):
@@ -300,9 +256,7 @@ def test_every_command_says_what_a_store_lacks(short, tmp_path, capsys):
     assert said in " ".join(json.loads((tmp_path / "r" / "replay.json").read_text())["notes"])
 
 
-def test_parts_are_to_have_the_questions_of_all_together(tmp_path):
-    from feature_store.tools import merge
-
+def test_parts_are_to_have_the_questions_of_all_together_and_a_run_that_is_extended_more(tmp_path):
     names = [f"q{number:05d}" for number in range(9)]
     for part in range(3):
         writer = StoreWriter.open(tmp_path / str(part), make_manifest(question_ids=names[part::3]))
@@ -310,21 +264,8 @@ def test_parts_are_to_have_the_questions_of_all_together(tmp_path):
     merge([tmp_path / str(part) for part in range(3)], tmp_path / "all")
     store = Store.open(tmp_path / "all")
     assert (len(store), store.num_wanted) == (6, 9)
-
-
-def test_a_run_that_is_extended_is_to_have_more(tmp_path):
     for wanted in (["a", "b"], ["b", "c", "d"], ["a"]):
-        StoreWriter.open(tmp_path, make_manifest(question_ids=wanted)).commit([make_question(0)])
-    store = Store.open(tmp_path)
+        StoreWriter.open(tmp_path / "longer", make_manifest(question_ids=wanted)).commit([make_question(0)])
+    store = Store.open(tmp_path / "longer")
     assert store.manifest.question_ids == ["a", "b", "c", "d", "q00000"]
-    assert store.manifest.calibration == make_manifest().calibration
     assert "holds 1 of 5 questions" in store.shortfall()
-
-
-def test_a_store_that_an_earlier_release_began_says_nothing_until_it_goes_on(tmp_path):
-    StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
-    assert Store.open(tmp_path).num_wanted is None
-    assert Store.open(tmp_path).shortfall() is None
-    assert "question_ids" not in (tmp_path / "manifest.json").read_text()
-    StoreWriter.open(tmp_path, make_manifest(question_ids=["q00000", "q00001"]))
-    assert "holds 1 of 2 questions" in Store.open(tmp_path).shortfall()

@@ -15,19 +15,18 @@ import pytest
 import torch
 
 from dps.cli import run
-from dps.run import worker
-from dps.run.progress_log import PROGRESS
-from dps.run.run import StorePlan, _Display
-from dps.run.worker import Done, StoreTask
-from dps.sampler.settings import SamplerConfig
+from dps.run import committer
+from dps.run.committer import Committer, Done
+from dps.run.progress_log import PROGRESS, Display
 from feature_store import Store
 from feature_store.errors import StoreError
 from feature_store.tools import damage, verify
 from tests.harvests import same
 
 SETTINGS = (
-    "--benchmark.name=arithmetic", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
+    "--benchmark.name=arithmetic", "--benchmark.limit=36", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
     "--sampler.num_mh_steps=2", "--compute.rows=16", "--compute.commit_interval_s=0.2", "--k.maximum=4",
+    "--compute.threads=1",
 )  # fmt: skip
 
 
@@ -35,94 +34,80 @@ SETTINGS = (
 def alone(tmp_path_factory):
     """A harvest by one worker in the calling process."""
     folder = tmp_path_factory.mktemp("alone") / "store"
-    assert run(["harvest", f"--output={folder}", "--benchmark.limit=36", "--compute.threads=1", *SETTINGS]) == 0
+    assert run(["harvest", f"--output={folder}", *SETTINGS]) == 0
     return Store.open(folder)
 
 
-def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
-    folder = tmp_path / "store"
-    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
-    process = subprocess.Popen(
-        [*command, "--compute.workers=3", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
-    )
-    victim = None
-    while process.poll() is None and victim is None:
-        written = sorted(folder.glob("segment-w*.h5"))
-        if written:
-            number = int(written[0].name.split("-")[1].removeprefix("w"))
-            victim = worker_of(process.pid, number)
-            os.kill(victim, signal.SIGKILL)
-        time.sleep(0.02)
-    error = process.communicate()[1]
-    assert process.returncode == 0, error
-    assert victim is not None
-    assert "died with exit code -9; its" in error
+def started(folder, *options, segments=0, **settings):
+    """Start a harvest, and wait until it has committed something more."""
+    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", *SETTINGS, *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
+    while process.poll() is None and len(list(folder.glob("segment-w*.h5"))) <= segments:
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+def whole(folder, alone):
     assert verify(folder) == []
     assert same(Store.open(folder), alone)
+    return True
 
 
+@pytest.mark.slow
+def test_three_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
+    process = started(tmp_path, "--compute.workers=3")
+    number = int(next(tmp_path.glob("segment-w*.h5")).name.split("-")[1].removeprefix("w"))
+    os.kill(worker_of(process.pid, number), signal.SIGKILL)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert "died with exit code -9; its" in error
+    assert whole(tmp_path, alone)
+
+
+@pytest.mark.slow
 def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone, tmp_path):
-    """Two kills of all its processes at once; scripts/kill_harvest.py does 50 (docs/results/crash)."""
-    folder = tmp_path / "store"
-    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
+    """Two kills of all its processes at once; scripts/kill_harvest.py does 50."""
     rng = random.Random(0)
     for _ in range(2):
-        before = len(list(folder.glob("segment-w*.h5")))
-        process = subprocess.Popen(
-            [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, start_new_session=True
-        )
-        while process.poll() is None and len(list(folder.glob("segment-w*.h5"))) == before:
-            time.sleep(0.01)
+        before = len(list(tmp_path.glob("segment-w*.h5")))
+        process = started(tmp_path, "--compute.workers=2", segments=before, start_new_session=True)
         time.sleep(rng.uniform(0, 0.2))
         assert process.poll() is None, process.stderr.read()
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert damage(folder) == []
-        log = folder / PROGRESS  # not there where the kill came before the first report
+        assert damage(tmp_path) == []
+        log = tmp_path / PROGRESS  # not there where the kill came before the first report
         lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(folder)) < 36
-    assert run([*command[3:], "--compute.threads=1"]) == 0
-    assert verify(folder) == []
-    assert same(Store.open(folder), alone)
+        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(tmp_path)) < 36
+    assert run(["harvest", f"--output={tmp_path}", *SETTINGS]) == 0
+    assert whole(tmp_path, alone)
 
 
-def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_committed(alone, tmp_path):
-    folder = tmp_path / "store"
-    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
-    process = subprocess.Popen(
-        [*command, "--compute.workers=2", "--compute.threads=1"], stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_where_all_workers_die_the_run_ends_in_a_sentence_and_keeps_what_they_committed(tmp_path):
+    process = started(tmp_path, "--compute.workers=2")
     for victim in [worker_of(process.pid, number) for number in (0, 1)]:
         os.kill(victim, signal.SIGKILL)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 3, error
     assert "Traceback" not in error
     assert "\ndps harvest: error: All workers died; what they had committed is kept" in error
-    assert damage(folder) == []
-    assert 0 < len(Store.open(folder)) < 36
+    assert damage(tmp_path) == []
+    assert 0 < len(Store.open(tmp_path)) < 36
 
 
+@pytest.mark.slow
 def test_three_ray_workers_make_the_store_of_one_though_one_is_killed(alone, tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    folder = tmp_path / "store"
-    command = [sys.executable, "-m", "dps", "harvest", f"--output={folder}", "--benchmark.limit=36", *SETTINGS]
-    process = subprocess.Popen(
-        [*command, "--compute.backend=ray", "--compute.workers=3", "--compute.threads=1"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not list(folder.glob("segment-w*.h5")):
-        time.sleep(0.02)
+    process = started(tmp_path, "--compute.backend=ray", "--compute.workers=3")
     victims = [pid for pid, _, command in processes() if "ray::Worker" in command]
     assert len(victims) == 3
     os.kill(victims[0], signal.SIGKILL)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 0, error
     assert "died; its" in error
-    assert verify(folder) == []
-    assert same(Store.open(folder), alone)
+    assert whole(tmp_path, alone)
 
 
 def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch):
@@ -132,43 +117,16 @@ def test_without_ray_the_backend_is_refused_in_a_sentence(tmp_path, capsys, monk
     assert not (tmp_path / "s" / "manifest.json").exists()
 
 
-def test_the_log_and_the_bar_say_what_the_fullest_gpu_of_any_worker_has(tmp_path, capsys):
-    done = Done(0, "q0", k=4, tokens=100, correct=True, accepted=1, proposed=2, age_s=1.0, gpu_gib=3.456)
-    plan = StorePlan(tmp_path, "harvest", {"name": "power"}, StoreTask(tmp_path, SamplerConfig(), 4, None, True))
-    with _Display([plan], [0], 3) as display:
-        for question, gpu_gib in (("q0", 3.456), ("q1", 7.891), ("q2", 3.5)):  # of two workers
-            display.show(replace(done, question_id=question, gpu_gib=gpu_gib))
-    assert progress(tmp_path)[-1]["gpu_gib"] == 7.89
-    assert "GPU GiB 7.9" in capsys.readouterr().err
-
-
-def test_a_worker_reports_the_memory_of_its_own_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "peak_gib", lambda: 1.5)
-    assert run(["harvest", f"--output={tmp_path}", "--benchmark.limit=2", "--compute.threads=1", *SETTINGS]) == 0
-    assert progress(tmp_path)[-1]["gpu_gib"] == 1.5
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_there_is_nothing_to_say_of_its_memory(alone):
-    assert progress(alone.folder)[-1]["gpu_gib"] is None
-
-
-def progress(folder):
-    """The lines of a store's progress log."""
-    return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
-
-
 def processes():
     """Every process: its id, its parent's, its command line."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = open(f"/proc/{entry}/stat").read().rsplit(") ", 1)[1].split()  # noqa: SIM115
-                command = open(f"/proc/{entry}/cmdline").read()  # noqa: SIM115
-            except OSError:
-                continue
-            found.append((int(entry), int(fields[1]), command))
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = open(f"/proc/{entry}/stat").read().rsplit(") ", 1)[1].split()  # noqa: SIM115
+            command = open(f"/proc/{entry}/cmdline").read()  # noqa: SIM115
+        except OSError:
+            continue
+        found.append((int(entry), int(fields[1]), command))
     return found
 
 
@@ -177,6 +135,40 @@ def worker_of(parent, number):
     found = processes()
     server = next(pid for pid, of, command in found if of == parent and "forkserver" in command)
     return sorted(pid for pid, of, _ in found if of == server)[number]
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def progress(folder):
+    """The lines of a store's progress log."""
+    return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
+
+
+def test_the_bar_counts_shared_tokens_once_and_each_log_what_its_policy_is_charged(tmp_path, capsys):
+    folders = {name: tmp_path / name for name in ("power", "rule", "plain")}
+    for folder in folders.values():
+        folder.mkdir()
+    done = Done(0, "q0", tokens=(100, 200, 300), correct=True, accepted=1, proposed=2, age_s=1.0)
+    with Display("evaluation", [(folder, name, 0) for name, folder in folders.items()], 2, [(0, 1), (2,)]) as display:
+        for store, count, gpu_gib in ((1, 1, 3.456), (0, 3, 7.891), (2, 2, 3.5)):  # of two workers
+            display.show(replace(done, store=store, tokens=done.tokens[:count], gpu_gib=gpu_gib))
+        display.show(replace(done, question_id="q1", store=0))
+    assert display.counts == [2, 1, 1]
+    assert [progress(folder)[-1]["tokens"] for folder in folders.values()] == [1200, 100, 300]
+    assert [progress(folder)[-1]["gpu_gib"] for folder in folders.values()] == [7.89, 3.46, 3.5]
+    said = capsys.readouterr().err
+    assert "tokens 1,500" in said  # 100 of both, 500 of the first alone, 300 of another sampler, 600 of the next
+    assert "GPU GiB 7.9" in said
+    assert "evaluation (power, rule, plain): 4 of 6" in said
+
+
+def test_a_worker_reports_the_memory_of_its_own_gpu(alone, tmp_path, monkeypatch):
+    if not torch.cuda.is_available():
+        assert progress(alone.folder)[-1]["gpu_gib"] is None
+    monkeypatch.setattr(committer, "peak_gib", lambda: 1.5)
+    assert run(["harvest", f"--output={tmp_path}", *SETTINGS, "--benchmark.limit=2"]) == 0
+    assert progress(tmp_path)[-1]["gpu_gib"] == 1.5
 
 
 class _Slow:
@@ -196,42 +188,41 @@ class _Slow:
 def commits(alone, monkeypatch):
     """A committer to a slow store, that store, and the questions that were reported."""
     store, reported = _Slow(), []
-    monkeypatch.setattr(worker.StoreWriter, "attach", lambda folder: store)
-    task = StoreTask(alone.folder, SamplerConfig(), 4, None, features=True)
-    return worker._Committer([task], "w0", 0.0, lambda found: reported.append(found.question_id)), store, reported
+    monkeypatch.setattr(committer.StoreWriter, "attach", lambda folder: store)
+    return Committer([alone.folder], "w0", 0.0, lambda done: reported.append(done.question_id)), store, reported
 
 
 def test_sampling_goes_on_while_a_commit_is_written(alone, commits):
-    committer, store, reported = commits
+    commit, store, reported = commits
     first, second, third = itertools.islice(alone, 3)
-    with committer:
-        committer.add(0, first)
-        committer.add(0, second)
-        committer.look()
-        assert (committer.complete, reported, store.written) == ({0: 2}, [], [])
+    with commit:
+        commit.add(0, first, 0)
+        commit.add(0, second, None)  # another store still misses it
+        commit.look()
+        assert (commit.complete, reported, store.written) == ({0: 1}, [], [])
         store.go.set()
         while not reported:
-            committer.look()
+            commit.look()
         assert reported == [first.question_id]
-        committer.add(0, third)
+        commit.add(0, third, 0)
     assert store.written[0] == reported[:1]
     assert reported == list(itertools.chain(*store.written)) == [q.question_id for q in (first, second, third)]
 
 
 def test_a_store_that_cannot_be_written_stops_the_worker_once(alone, commits):
-    committer, store, reported = commits
+    commit, store, reported = commits
     store.error = StoreError("no room")
     store.go.set()
     first, second = itertools.islice(alone, 2)
 
     def sample():
-        with committer:
-            committer.add(0, first)
+        with commit:
+            commit.add(0, first, 0)
             while True:
-                committer.look()
+                commit.look()
 
     with pytest.raises(StoreError, match="no room"):
         sample()
     with pytest.raises(RuntimeError):
-        committer.add(0, second)  # it takes nothing more
+        commit.add(0, second, 0)  # it takes nothing more
     assert (store.written, reported) == ([[first.question_id]], [])

@@ -18,7 +18,7 @@ def interpreted():
     """
 
     def loaded():
-        names = [name for name in sys.modules if name.split(".")[0] == "triton" or name == "dps.sampler.kernels"]
+        names = [name for name in sys.modules if f"{name}.".startswith(("triton.", "dps.sampler.kernels."))]
         return [name for name in names if not name.startswith("triton._C")]  # compiled: cannot be loaded twice
 
     before = {name: sys.modules.pop(name) for name in loaded()}

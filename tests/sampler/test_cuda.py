@@ -11,10 +11,10 @@ import dps.sampler.settle as settle_module
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
-from dps.testing import assert_follows, reference_law, responses, toy_of
+from dps.testing import assert_follows, reference_law, responses, sample_chains, toy_of
 
+from .chains import requests_of
 from .models import tiny_model
-from .test_engine import PROMPTS
 from .test_exactness import FINAL, PAPER
 from .test_stop import with_tokenizer
 
@@ -28,20 +28,11 @@ def on_cuda(language_model, dtype=torch.float32):
     return dataclasses.replace(language_model, model=language_model.model.to("cuda", dtype))
 
 
-def finished(engine, requests):
-    for request in requests:
-        engine.submit(request)
-    found = {}
-    while not engine.idle:
-        found.update({c.request.key: c for c in engine.poll()})
-    return found
-
-
 @pytest.mark.parametrize("path", ["fused", "unchanged", "eager"])
 @pytest.mark.parametrize(
     "settings",
-    [PAPER, FINAL, dict(PAPER, cut_law="entropy"), dict(FINAL, num_tries=2), dict(PAPER, proposal_temperature=None)],
-    ids=["paper", "final-horizon", "entropy", "tries-final-horizon", "default-temperature"],
+    [PAPER, FINAL, dict(PAPER, cut_law="entropy"), dict(PAPER, proposal_temperature=None)],
+    ids=["paper", "final-horizon", "entropy", "default-temperature"],
 )
 def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path):
     config = SamplerConfig(**settings)
@@ -51,7 +42,7 @@ def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path)
     expected = reference_law(toy, config)
     engine = Engine(on_cuda(language_model), config, rows=2048, prompt_room=3, path=path)
     assert engine.kernels == f"{path}+graphs"
-    chains = finished(engine, [ChainRequest(i, prompt, stream_key(0, "q", i)) for i in range(count)])
+    chains = sample_chains(engine, [ChainRequest(i, prompt, stream_key(0, "q", i)) for i in range(count)])
     assert len(chains) == count
     drawn = [tuple(chain.tokens.tolist()) for chain in chains.values()]
     assert_follows(drawn, expected, responses(toy, config.max_new_tokens))
@@ -66,12 +57,12 @@ def test_recorded_chains_are_those_of_the_cpu_up_to_rounding(changes, stop_strin
     config = SamplerConfig(
         alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4, early_stop_min_tokens=4, **changes
     ).check()
-    requests = [ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)) for i in range(64)]
+    requests = requests_of(range(64))
     model = with_tokenizer(tiny_model(sharpness=2.0), names=list("_abcdefghijk"))
     settings = dict(rows=16, prompt_room=8, stop_strings=stop_strings)
-    cpu = finished(Engine(model, config, **settings), requests)
+    cpu = sample_chains(Engine(model, config, **settings), requests)
     model = with_tokenizer(on_cuda(tiny_model(sharpness=2.0)), names=list("_abcdefghijk"))
-    gpu = finished(Engine(model, config, **settings), requests)
+    gpu = sample_chains(Engine(model, config, **settings), requests)
     assert ending in {c.ending for c in cpu.values()}
     same = [i for i in cpu if cpu[i].tokens.tolist() == gpu[i].tokens.tolist()]
     assert len(same) >= 60
@@ -82,36 +73,6 @@ def test_recorded_chains_are_those_of_the_cpu_up_to_rounding(changes, stop_strin
         np.testing.assert_array_equal(gpu[i].steps.cut_position, cpu[i].steps.cut_position)
 
 
-def test_recorded_snapshots_are_those_of_the_cpu_up_to_rounding_and_change_no_chain():
-    """A window of a recording settles many times, so chains pass several stages between two looks."""
-    config = SamplerConfig(alpha=2.0, block_size=2, max_new_tokens=18, num_mh_steps=1)
-    requests = [ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)) for i in range(64)]
-
-    def run(model, blocks):
-        engine = Engine(model, config, rows=64, prompt_room=8, snapshot_blocks=blocks)
-        chains = finished(engine, requests)
-        return engine, chains, {(s.request.key, s.block): s for s in engine.take_snapshots()}
-
-    _, cpu_chains, cpu = run(tiny_model(sharpness=2.0), (1, 2, 5))
-    engine, chains, gpu = run(on_cuda(tiny_model(sharpness=2.0)), (1, 2, 5))
-    assert engine.kernels.endswith("+graphs")
-    _, without, none = run(on_cuda(tiny_model(sharpness=2.0)), ())
-    assert none == {}
-    assert [chains[i].tokens.tolist() for i in range(64)] == [without[i].tokens.tolist() for i in range(64)]
-    same = [i for i in range(64) if chains[i].tokens.tolist() == cpu_chains[i].tokens.tolist()]
-    assert len(same) >= 60
-    keys = [key for key in cpu if key[0] in same]
-    assert len(keys) > 60
-    assert {key for key in gpu if key[0] in same} == set(keys)
-    for key in keys:
-        assert gpu[key].tokens.tolist() == cpu[key].tokens.tolist()
-        assert (gpu[key].num_generated_tokens, gpu[key].mh_accepted) == (
-            cpu[key].num_generated_tokens,
-            cpu[key].mh_accepted,
-        )
-        np.testing.assert_allclose(gpu[key].base_logprobs, cpu[key].base_logprobs, atol=1e-3)
-
-
 @pytest.mark.parametrize("decide", ["coin", "law"])
 def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkeypatch, decide):
     """A few rows at a time, whose rejected proposals are often shorter than the response to which the rows return."""
@@ -119,12 +80,12 @@ def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkey
         monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.3)
     config = SamplerConfig(alpha=1.5, block_size=256, max_new_tokens=1536, num_mh_steps=3)
     model = on_cuda(tiny_model(vocabulary=600, sharpness=2.0, positions=2048, seed=4))
-    chains = [ChainRequest(i, PROMPTS[i % 4], stream_key(5, f"q{i % 4}", i)) for i in range(50)]
+    chains = requests_of(range(50), seed=5)
     recorded, unrecorded = (Engine(model, config, rows=8, prompt_room=8, graphs=graphs) for graphs in (True, False))
     assert (recorded.kernels, unrecorded.kernels) == ("fused+graphs", "fused")
     lengths = set()
     for first in range(0, len(chains), 5):
-        found, expected = (finished(engine, chains[first : first + 5]) for engine in (recorded, unrecorded))
+        found, expected = (sample_chains(engine, chains[first : first + 5]) for engine in (recorded, unrecorded))
         for key, chain in found.items():
             assert chain.tokens.tolist() == expected[key].tokens.tolist()
             np.testing.assert_allclose(chain.base_logprobs, expected[key].base_logprobs, atol=1e-3)
@@ -141,5 +102,5 @@ def test_too_many_rows_are_halved_until_they_fit():
         engine = Engine(model, config, rows=1 << 14, prompt_room=8)
     assert engine.rows < 1 << 14
     assert any("too little memory for 16384 rows" in str(w.message) for w in caught)
-    chains = finished(engine, [ChainRequest(i, (1, 2), i + 1, forced_length=5) for i in range(20)])
+    chains = sample_chains(engine, [ChainRequest(i, (1, 2), i + 1, forced_length=5) for i in range(20)])
     assert all(len(chain.tokens) == 5 for chain in chains.values())

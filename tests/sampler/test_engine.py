@@ -1,4 +1,4 @@
-"""The engine's bookkeeping: cache, rows, streams, time."""
+"""The engine's bookkeeping: cache, rows, streams, time, and chains that are given up."""
 
 import dataclasses
 import time
@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
@@ -18,32 +19,10 @@ from dps.sampler.memory import row_bytes, rows_from_memory
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
+from dps.testing import sample_chains
 
+from .chains import CONFIG, logits_after, logprobs_of, requests_of, run
 from .models import tiny_model
-
-CONFIG = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4)
-PROMPTS = [(1, 2, 3), (4, 5), (6,), (7, 8, 9, 10, 11)]
-
-
-def run(model, config=CONFIG, *, count=24, rows=8, seed=3, prompts=PROMPTS, together=True):
-    requests = [
-        ChainRequest(i, prompts[i % len(prompts)], stream_key(seed, f"q{i % len(prompts)}", i)) for i in range(count)
-    ]
-    chains = {}
-    for batch in [requests] if together else [[r] for r in requests]:
-        engine = Engine(model, config, rows=rows, prompt_room=8)
-        for request in batch:
-            engine.submit(request)
-        while not engine.idle:
-            chains.update({c.request.key: c for c in engine.poll()})
-    return [chains[i] for i in range(count)]
-
-
-def uncached_logprobs(model, chain, temperature=1.0):
-    ids = torch.tensor([[*chain.request.prompt, *chain.tokens.tolist()]])
-    logits = model.model(input_ids=ids, use_cache=False).logits[0, len(chain.request.prompt) - 1 : -1]
-    table = (logits / temperature).log_softmax(-1)
-    return table.gather(1, ids[0, len(chain.request.prompt) :, None])[:, 0].numpy()
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
@@ -55,8 +34,9 @@ def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, arch
     chains = run(model)
     assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
     for chain in chains:
-        np.testing.assert_allclose(chain.base_logprobs, uncached_logprobs(model, chain), atol=1e-9)
-        np.testing.assert_allclose(chain.proposal_logprobs, uncached_logprobs(model, chain, 0.5), atol=1e-9)
+        logits = logits_after(model, chain)
+        np.testing.assert_allclose(chain.base_logprobs, logprobs_of(logits, chain), atol=1e-9)
+        np.testing.assert_allclose(chain.proposal_logprobs, logprobs_of(logits / 0.5, chain), atol=1e-9)
         if decide is not None:
             assert chain.mh_accepted == (chain.mh_proposed if decide else 0)
 
@@ -64,8 +44,8 @@ def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, arch
 def test_cache_holds_the_accepted_response_after_every_poll():
     model = tiny_model(dtype=torch.float64, sharpness=2.0)
     engine = Engine(model, CONFIG, rows=8, prompt_room=8)
-    for i in range(8):
-        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i)))
+    for request in requests_of(range(8)):
+        engine.submit(request)
     compared = 0
     for _ in range(60):
         engine.poll(1)
@@ -97,20 +77,21 @@ def test_always_rejecting_returns_the_extension(monkeypatch):
     assert all(c.num_generated_tokens > len(c.tokens) for c in rejected)
 
 
+def same(one, other):
+    assert one.tokens.tolist() == other.tokens.tolist()
+    for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "ending"):
+        assert getattr(one, name) == getattr(other, name)
+
+
 @pytest.mark.parametrize("schedule", ["paper", "final-horizon"])
 def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
     model = tiny_model(sharpness=2.0)
     config = dataclasses.replace(CONFIG, schedule=schedule)
-    alone = run(model, config, together=False)
+    engine = Engine(model, config, rows=8, prompt_room=8)
+    alone = [sample_chains(engine, [request])[request.key] for request in requests_of(range(0, 24, 2))]
     for rows in (8, 16, 64):
-        crowd = run(model, config, rows=rows)
-        for a, c in zip(alone, crowd, strict=True):
-            assert a.tokens.tolist() == c.tokens.tolist()
-            assert (a.mh_accepted, a.mh_proposed, a.num_generated_tokens) == (
-                c.mh_accepted,
-                c.mh_proposed,
-                c.num_generated_tokens,
-            )
+        for one, other in zip(alone, run(model, config, rows=rows)[::2], strict=True):
+            same(one, other)
 
 
 def test_responses_are_legal_and_end_at_the_first_eos():
@@ -153,11 +134,8 @@ def test_schedules_take_the_stated_number_of_steps(monkeypatch):
 def test_time_shares_add_up():
     model = tiny_model(sharpness=2.0)
     engine = Engine(model, CONFIG, rows=8, prompt_room=8)
-    for i in range(40):
-        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i)))
-    started, chains = time.perf_counter(), []
-    while not engine.idle:
-        chains += engine.poll()
+    started = time.perf_counter()
+    chains = sample_chains(engine, requests_of(range(40))).values()
     wall = time.perf_counter() - started
     assert len(chains) == 40
     assert sum(c.decode_s for c in chains) == pytest.approx(engine.decode_s, rel=1e-9)
@@ -234,8 +212,8 @@ def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monke
 
     monkeypatch.setattr(engine_module, "settle", scarce)
     engine = Engine(model, CONFIG, rows=32, prompt_room=8)
-    for i in range(40):
-        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(3, f"q{i % 4}", i)))
+    for request in requests_of(range(40)):
+        engine.submit(request)
     chains = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -266,13 +244,11 @@ def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monk
 def test_rows_come_from_a_formula():
     model = tiny_model(dtype=torch.float32).model  # 2 layers, 2 key/value heads of 4 features, 12 tokens
     states = 2 * 2 * 2 * 4 * 32 * 4  # layers, key and value, heads, features, positions, bytes
-    assert row_bytes(model, CONFIG, 32) == 2 * (states + (5 * 8 + 2) * 32) + 10 * 12
-    tries = dataclasses.replace(CONFIG, num_tries=2, cut_law="entropy")
-    assert row_bytes(model, tries, 32) == 3 * (states + (5 * 8 + 2) * 32) + 10 * 12
-    per_row = row_bytes(model, CONFIG, 32)
+    assert row_bytes(model, 32) == 2 * (states + (5 * 8 + 2) * 32) + 10 * 12
+    per_row = row_bytes(model, 32)
 
     def rows(number, **changes):
-        return rows_from_memory(model, CONFIG, 32, free_bytes=int(number * per_row / 0.9) + 1, **changes)
+        return rows_from_memory(model, 32, free_bytes=int(number * per_row / 0.9) + 1, **changes)
 
     assert [rows(n) for n in (0, 1, 7, 8, 23, 63, 64, 127, 200, 100_000)] == [1, 1, 7, 8, 16, 56, 64, 64, 192, 256]
     assert rows(100, share=0.5) == 48
@@ -283,11 +259,8 @@ def test_forced_lengths_are_kept_through_every_step():
     model = tiny_model(sharpness=2.0)
     engine = Engine(model, dataclasses.replace(CONFIG, schedule="final-horizon"), rows=16, prompt_room=8)
     lengths = {i: 1 + i % 18 for i in range(36)}
-    for i, length in lengths.items():
-        engine.submit(ChainRequest(i, PROMPTS[i % 4], stream_key(0, "q", i), forced_length=length))
-    found = {}
-    while not engine.idle:
-        found.update({c.request.key: c for c in engine.poll()})
+    requests = (dataclasses.replace(r, forced_length=lengths[r.key]) for r in requests_of(lengths))
+    found = sample_chains(engine, requests)
     assert {i: len(c.tokens) for i, c in found.items()} == lengths
     assert all(c.ending == "eos" for c in found.values())
     assert sum(c.mh_accepted for c in found.values()) > 0
@@ -308,6 +281,87 @@ def test_the_trace_of_a_chain_tells_its_steps():
         same_stage = np.diff(steps.horizon) == 0
         rejected = ~steps.accepted[1:] & same_stage
         np.testing.assert_array_equal(steps.logprob[1:][rejected], steps.logprob[:-1][rejected])
+
+
+class NoLook(TorchDispatchMode):
+    """Refuses what would make the host wait for the device, or shapes depend on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        assert name not in {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}, name
+        if name in {"aten::index", "aten::index_put_"}:
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, dict(cut_law="entropy", early_stop="entropy")], ids=["plain", "options"])
+def test_settling_can_be_recorded(monkeypatch, changes):
+    """No look from the host, and the fields that a recording is bound to stay where they are."""
+    settle, settled = engine_module.settle, 0
+
+    def watched(*args):
+        nonlocal settled
+        with NoLook():
+            settle(*args)
+        settled += 1
+
+    monkeypatch.setattr(engine_module, "settle", watched)
+    engine = Engine(tiny_model(sharpness=2.0), dataclasses.replace(CONFIG, **changes), rows=16, prompt_room=8)
+    move = engine.cache.move
+
+    def move_apart(*args):
+        with _disable_current_modes():  # a GPU has a kernel of its own for this
+            move(*args)
+
+    monkeypatch.setattr(engine.cache, "move", move_apart)
+    rows = engine._rows
+    before = [rows.position.data_ptr(), rows.finished.data_ptr(), rows.saved.values.data_ptr()]
+    sample_chains(engine, requests_of(range(20)))
+    assert settled > 20
+    assert engine._rows is rows
+    assert [rows.position.data_ptr(), rows.finished.data_ptr(), rows.saved.values.data_ptr()] == before
+
+
+def test_the_no_look_test_would_notice():
+    with NoLook(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        bool(torch.ones(2).any())
+
+
+@pytest.mark.parametrize("rows", [8, 40])
+def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone(rows):
+    model = tiny_model(sharpness=2.0)
+    expected = dict(enumerate(run(model, count=32, rows=16)))
+    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    for request in requests_of(range(32)):
+        engine.submit(request)
+    chains, given_up, cancelled = {}, set(), []
+    for looks in range(10_000):
+        if engine.idle:
+            break
+        for chain in engine.poll(1):
+            assert chain.request.key not in given_up
+            chains[chain.request.key] = chain
+        key = looks // 5
+        if looks % 5 == 4 and key % 3 == 0 and key < 32:
+            # One that may run, one that may still wait, and one that was never there.
+            asked = {key, (key + 16) % 32, "nobody"}
+            running, waiting = engine.num_running, engine.num_pending
+            gone = engine.cancel(asked)
+            cancelled += gone
+            given_up |= asked - chains.keys() - {"nobody"}
+            assert engine.num_running == running - len(gone)
+            assert waiting - engine.num_pending in (0, 1, 2)
+    assert engine.num_running == engine.num_pending == 0
+    assert not engine._rows.occupied.any()
+    assert len(given_up) >= 8
+    assert {c.request.key for c in cancelled} <= given_up
+    assert chains.keys() == expected.keys() - given_up
+    for key, chain in chains.items():
+        same(chain, expected[key])
+    assert all(one.admitted < one.finished for one in cancelled)
+    assert any(one.num_generated_tokens > 4 for one in cancelled)
+    spent = sum(c.num_generated_tokens for c in [*chains.values(), *cancelled])
+    assert spent == engine.num_generated_tokens
 
 
 @pytest.mark.slow
@@ -331,5 +385,5 @@ def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_f
             sizes.append(process.memory_info().rss)
     assert (seen == 1).all()
     assert engine.num_generated_tokens <= engine.num_row_steps
-    assert engine.busy_useful_row_steps / engine.busy_row_steps > 0.95
+    assert engine.num_generated_tokens / engine.num_row_steps > 0.9
     assert sizes[-1] - sizes[0] < 64 << 20, f"resident memory grew from {sizes[0]:,} to {sizes[-1]:,} bytes"

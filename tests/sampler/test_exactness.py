@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from dps.sampler.cut import cut_logprob, cut_position, weighted_cut_logprob, weighted_cut_position
-from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.proposal import sample_token
-from dps.sampler.schedule import stage_alpha
+from dps.sampler.law import (
+    base_logprobs,
+    cut_logprob,
+    cut_position,
+    sample_token,
+    weighted_cut_logprob,
+    weighted_cut_position,
+)
 from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 from dps.sampler.streams import stream_key, uniform
-from dps.sampler.target import base_logprobs
-from dps.sampler.tries import consider_try, tries_log_accept_ratio
 from dps.testing import (
     SamplerKernel,
     assert_follows,
     assert_invariant,
     finite_step_law,
-    log_softmax,
     random_model,
     reference_law,
     reference_matrix,
@@ -31,6 +32,7 @@ from dps.testing import (
     toy_of,
 )
 
+from .chains import logits_after, logprobs_of, sampled_chains
 from .models import tiny_model
 
 
@@ -46,24 +48,15 @@ class LengthAsCutTerm(SamplerKernel):
 
 
 class WrongSign(SamplerKernel):
-    def log_ratio(self, *, new_proposal, old_proposal, **terms):
-        return super().log_ratio(new_proposal=-new_proposal, old_proposal=-old_proposal, **terms)
+    def log_ratio(self, new, old, alpha):
+        new, old = (suffix._replace(proposal=-suffix.proposal) for suffix in (new, old))
+        return super().log_ratio(new, old, alpha)
 
 
 class OverlapOnly(SamplerKernel):
     def spans(self, sizes):
         both = torch.minimum(sizes[:, None], sizes[None, :])
         return both, both
-
-
-class TriesWithoutX(SamplerKernel):
-    def log_ratio_of_tries(self, others, candidate, old):
-        return torch.logaddexp(others, candidate) - others
-
-
-class CandidateAlone(SamplerKernel):
-    def log_ratio_of_tries(self, others, candidate, old):
-        return candidate - old
 
 
 def long_run_law(matrix):
@@ -73,26 +66,18 @@ def long_run_law(matrix):
 
 
 SETTINGS = ((4.0, 0.25), (4.0, 1.0), (1.5, 0.5))
-STEPS = [
-    dict(),
-    dict(cuts="entropy"),
-    dict(num_tries=2),
-    dict(num_tries=3),
-    dict(cuts="entropy", num_tries=2),
-]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("cuts", ["uniform", "entropy"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("alpha", "temperature"), SETTINGS)
-def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature, step):
-    horizon = 3 if step.get("num_tries") == 3 else 4
-    toy = random_model(seed, horizon=horizon)
-    kernel = SamplerKernel(temperature, **step)
+def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature, cuts):
+    toy = random_model(seed, horizon=4)
+    kernel = SamplerKernel(temperature, cuts)
     assert_invariant(kernel, toy, alpha)
-    matrix = kernel.matrix(toy, horizon, alpha)
-    assert total_variation(long_run_law(matrix), target(toy, horizon, alpha)) < 1e-10
-    np.testing.assert_allclose(matrix, reference_matrix(toy, horizon, alpha, temperature, **step), atol=1e-12)
+    matrix = kernel.matrix(toy, 4, alpha)
+    assert total_variation(long_run_law(matrix), target(toy, 4, alpha)) < 1e-10
+    np.testing.assert_allclose(matrix, reference_matrix(toy, 4, alpha, temperature, cuts=cuts), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +88,6 @@ def test_kernel_has_the_power_law_as_its_long_run_law(seed, alpha, temperature, 
         OverlapOnly(0.5),
         WithoutCutTerm(0.5, cuts="entropy"),
         LengthAsCutTerm(0.5, cuts="entropy"),
-        WithoutCutTerm(0.5, num_tries=2),
-        TriesWithoutX(0.5, num_tries=2),
-        CandidateAlone(0.5, num_tries=2),
-        LengthAsCutTerm(0.5, num_tries=2, cuts="entropy"),
     ],
     ids=str,
 )
@@ -164,56 +145,11 @@ def test_weighted_cut_follows_its_weights_and_stays_inside():
     assert weighted_cut_position(numbers, torch.zeros(3, 5).double(), torch.tensor([0, 2, 5])).tolist() == [0, 0, 0]
 
 
-def test_a_try_is_chosen_in_proportion_to_its_weight():
-    omega = torch.tensor([-700.0, 2.0, 1.0, 900.0, 899.0], dtype=torch.float64)
-    log_others = log_candidate = torch.tensor([-torch.inf], dtype=torch.float64)
-    for t in range(5):
-        share = (omega[t] - omega[: t + 1].logsumexp(0)).exp().item()
-        for number in (share * (1 - 1e-9), share * (1 + 1e-9)):
-            if 0 < number < 1:
-                number = torch.tensor([number], dtype=torch.float64)
-                replace, *_ = consider_try(number, omega[t : t + 1], log_others, log_candidate)
-                assert replace.item() == (number.item() < share)
-        middle = torch.tensor([0.5], dtype=torch.float64)
-        replace, log_others, log_candidate = consider_try(middle, omega[t : t + 1], log_others, log_candidate)
-        total = torch.logaddexp(log_others, log_candidate)
-        torch.testing.assert_close(total, omega[: t + 1].logsumexp(0)[None], rtol=1e-14, atol=0)
-    assert log_candidate.item() == 900.0
-
-
-def test_tries_without_weight_make_no_nan():
-    never = torch.tensor([-torch.inf], dtype=torch.float64)
-    half, zero = torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    replace, others, candidate = consider_try(half, never, never, never)
-    assert (replace.item(), others.item(), candidate.item()) == (True, -torch.inf, -torch.inf)
-    assert tries_log_accept_ratio(others, candidate, zero).item() == -torch.inf
-    assert tries_log_accept_ratio(others, candidate, never).item() == -torch.inf  # nothing to go to: stay
-    replace, others, candidate = consider_try(half, zero, others, candidate)
-    assert (replace.item(), others.item(), candidate.item()) == (True, -torch.inf, 0.0)
-    replace, others, candidate = consider_try(half, never, others, candidate)
-    assert (replace.item(), others.item(), candidate.item()) == (False, -torch.inf, 0.0)
-    assert tries_log_accept_ratio(others, candidate, zero - 3).item() == 3.0  # one try: the plain ratio
-
-
-def test_exponent_grows_to_alpha_and_stays():
-    config = SamplerConfig(alpha=3.7, block_size=2, max_new_tokens=12, anneal_blocks=3)
-    exponents = stage_alpha(config, torch.tensor([2, 4, 6, 8, 12]))
-    torch.testing.assert_close(exponents[:2], torch.tensor([1.9, 2.8], dtype=torch.float64))
-    assert exponents[2:].tolist() == [3.7] * 3
-    assert stage_alpha(SamplerConfig(), torch.tensor([192, 3072])).tolist() == [4.0, 4.0]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         dict(block_size=2, num_mh_steps=3),
         dict(block_size=1, num_mh_steps=2, schedule="final-horizon", num_final_steps=4),
-        dict(block_size=1, num_mh_steps=2, anneal_blocks=3),
-        dict(block_size=2, num_mh_steps=2, anneal_blocks=2),
-        dict(block_size=1, num_mh_steps=0, anneal_blocks=3),
-        dict(block_size=1, num_mh_steps=1, anneal_blocks=3, schedule="final-horizon", num_final_steps=2),
-        dict(block_size=1, num_mh_steps=1, anneal_blocks=3, schedule="final-horizon", num_final_steps=0),
-        dict(block_size=2, num_mh_steps=2, anneal_blocks=2, cut_law="entropy", num_tries=2),
         dict(block_size=2, num_mh_steps=2, accept_rule="max_swap"),
     ],
     ids=str,
@@ -224,9 +160,6 @@ def test_schedule_makes_the_enumerated_finite_step_law(settings):
     law = finite_step_law(SamplerKernel.of(config), toy, config)
     assert abs(law.sum() - 1) < 1e-12
     np.testing.assert_allclose(law, reference_law(toy, config), atol=1e-12)
-    if config.anneal_blocks > 1 and config.num_mh_steps and not config.final_steps:
-        # Stopping at the first EOS while the exponent grows is another law.
-        assert total_variation(law, reference_law(toy, config, stop_early=True)) > 1e-2
 
 
 def test_sample_token_inverts_the_distribution():
@@ -248,52 +181,20 @@ def test_streams_are_uniform_distinct_and_never_0_or_1():
     assert stream_key(0, "q", 1) != stream_key(1, "q", 0)
 
 
-def sampled_chains(language_model, config, prompt, numbers, rows, stop_strings=()):
-    engine = Engine(language_model, config, rows=rows, prompt_room=len(prompt), stop_strings=stop_strings)
-    for i in numbers:
-        engine.submit(ChainRequest(i, prompt, stream_key(0, "q", i)))
-    chains = {}
-    while not engine.idle:
-        chains.update({chain.request.key: chain for chain in engine.poll()})
-    return chains
-
-
 PAPER = dict(alpha=3.0, proposal_temperature=1.0, block_size=2, max_new_tokens=4, num_mh_steps=2)
-DEFAULTS = dict(cut_law="uniform", num_tries=1, accept_rule="metropolis", anneal_blocks=1)
 FINAL = dict(PAPER, num_mh_steps=1, schedule="final-horizon", num_final_steps=3)
+LAWS = {
+    "paper": PAPER,
+    "default-temperature": dict(PAPER, proposal_temperature=None, num_mh_steps=3),
+    "final-horizon": FINAL,
+    "plain": dict(PAPER, proposal_temperature=0.7, block_size=4, num_mh_steps=0),
+    "entropy": dict(PAPER, cut_law="entropy"),
+    "entropy-final-horizon": dict(FINAL, cut_law="entropy"),
+    "max-swap": dict(PAPER, accept_rule="max_swap"),
+}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        PAPER,
-        dict(PAPER, proposal_temperature=None, num_mh_steps=3),
-        FINAL,
-        dict(PAPER, proposal_temperature=0.7, block_size=4, num_mh_steps=0),
-        dict(PAPER, cut_law="entropy"),
-        dict(FINAL, cut_law="entropy"),
-        dict(PAPER, num_tries=2),
-        dict(FINAL, num_tries=2),
-        dict(PAPER, num_tries=3, cut_law="entropy"),
-        dict(PAPER, accept_rule="max_swap"),
-        dict(PAPER, block_size=1, anneal_blocks=3, num_mh_steps=5, proposal_temperature=None),
-        dict(FINAL, block_size=1, anneal_blocks=3, num_mh_steps=2, num_final_steps=1, alpha=5.0),
-    ],
-    ids=[
-        "paper",
-        "default-temperature",
-        "final-horizon",
-        "plain",
-        "entropy",
-        "entropy-final-horizon",
-        "tries",
-        "tries-final-horizon",
-        "entropy-tries",
-        "max-swap",
-        "annealed",
-        "annealed-final-horizon",
-    ],
-)
+@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_sampler_follows_the_enumerated_finite_step_law(settings):
     config = SamplerConfig(**settings)
     language_model = tiny_model(vocabulary=3, eos=0, seed=23, sharpness=2.5)
@@ -303,41 +204,28 @@ def test_sampler_follows_the_enumerated_finite_step_law(settings):
     chains = sampled_chains(language_model, config, prompt, range(count), rows=2048)
     drawn = [tuple(chain.tokens.tolist()) for chain in chains.values()]
     assert len(drawn) == count
-    states = responses(toy, config.max_new_tokens)
-    assert_follows(drawn, expected, states)
-    error = standard_errors(expected, count)
+    assert_follows(drawn, expected, responses(toy, config.max_new_tokens))
     # The test has power: the law of the proposal alone is far outside, and so is what leaves an option out.
     others = []
     if config.num_mh_steps:
-        others.append(reference_law(toy, replace(config, num_mh_steps=0, schedule="paper", num_final_steps=None)))
-    for option, default in DEFAULTS.items():
-        if getattr(config, option) != default:
-            others.append(reference_law(toy, replace(config, **{option: default})))
-    if config.anneal_blocks > 1 and config.schedule == "paper":
-        others.append(reference_law(toy, config, stop_early=True))
-    for other in others:
-        assert (np.abs(other - expected) / error).max() > 14
+        others.append(dict(num_mh_steps=0, schedule="paper", num_final_steps=None))
+    if config.cut_law != "uniform":
+        others.append(dict(cut_law="uniform"))
+    if config.accept_rule != "metropolis":
+        others.append(dict(accept_rule="metropolis"))
+    for changes in others:
+        other = reference_law(toy, replace(config, **changes))
+        assert (np.abs(other - expected) / standard_errors(expected, count)).max() > 14
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(cut_law="entropy"),
-        dict(num_tries=3),
-        dict(cut_law="entropy", num_tries=2, anneal_blocks=3),
-        dict(accept_rule="max_swap"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [dict(cut_law="entropy"), dict(accept_rule="max_swap")], ids=str)
 def test_what_an_option_records_is_what_the_model_says(changes):
     config = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4, **changes)
     language_model = tiny_model(sharpness=3.0)
     prompt = (3, 5, 7)
     crowd = sampled_chains(language_model, config, prompt, range(24), rows=8)
     for chain in crowd.values():
-        ids = torch.tensor([[*prompt, *chain.tokens]])
-        logits = language_model.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        expected = base_logprobs(logits).gather(1, ids[0, len(prompt) :, None])[:, 0].double().numpy()
+        expected = logprobs_of(base_logprobs(logits_after(language_model, chain)), chain)
         np.testing.assert_allclose(chain.base_logprobs, expected, atol=1e-4)
         trace = chain.steps
         np.testing.assert_allclose(trace.logprob[-1], chain.base_logprobs.sum(), atol=1e-9)
@@ -350,7 +238,3 @@ def test_what_an_option_records_is_what_the_model_says(changes):
     alone = sampled_chains(language_model, config, prompt, [17], rows=8)[17]
     assert alone.tokens.tolist() == crowd[17].tokens.tolist()
     assert alone.steps.cut_position.tolist() == crowd[17].steps.cut_position.tolist()
-
-
-def test_log_softmax_of_the_enumeration_is_normalized():
-    assert np.isclose(np.exp(log_softmax([1.0, 2.0, 30.0])).sum(), 1)

@@ -27,6 +27,10 @@ def distance(out, reference):
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
+def zeros(count):
+    return torch.zeros(count, dtype=torch.int32, device=DEVICE)
+
+
 def integers(*values):
     return torch.tensor(values, dtype=torch.int64, device=DEVICE)
 
@@ -88,12 +92,6 @@ def test_random_numbers_are_those_of_the_streams_bit_for_bit():
     assert torch.equal(kernels.uniform(key, counter), streams.uniform(key, counter))
 
 
-def test_keys_can_be_found_for_numbers():
-    wanted = torch.tensor([2.0**-53, 0.3, 0.7, 1.0 - 2.0**-53], dtype=torch.float64)
-    keys = torch.tensor([key_of(number) for number in wanted.tolist()])
-    torch.testing.assert_close(streams.uniform(keys, torch.zeros_like(keys)), wanted, rtol=0, atol=2.0**-52)
-
-
 def random_rows(count, positions, *, seed):
     """Rows in every state there can be: a third inactive, a third of forced length, a third about to end."""
     rows = Rows(count, positions, SamplerConfig(), DEVICE)
@@ -116,7 +114,7 @@ def random_rows(count, positions, *, seed):
 
 @pytest.mark.parametrize("temperature", [0.25, 0.7])
 def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
-    monkeypatch.setattr(kernels, "_CHUNK", 64)  # several chunks of a small vocabulary
+    monkeypatch.setattr(kernels.draw, "_CHUNK", 64)  # several chunks of a small vocabulary
     count, used, vocabulary = 32, 28, 300
     both = [random_rows(count, 40, seed=3) for _ in range(2)]
     untouched = copy.deepcopy(both[0])
@@ -161,17 +159,6 @@ def test_draw_is_the_inverse_of_the_cumulative_distribution(vocabulary, temperat
         torch.testing.assert_close(values[1:], expected_values[1:], rtol=0, atol=1e-5)
 
 
-def test_draw_over_a_grid_of_uniforms_gives_every_token_its_share():
-    count = 4000 if CUDA else 100
-    logits = random(1, 7, seed=3).expand(count, -1)
-    uniform = (torch.arange(count, dtype=torch.float64, device=DEVICE) + 0.5) / count
-    token, _ = draw(logits, 0.5, uniform)
-    share = torch.bincount(token, minlength=7) / count
-    probability = (logits[0].double() / 0.5).softmax(-1)
-    assert float((share - probability).abs().max()) < 1.1 / count
-    assert bool((token.diff() >= 0).all())
-
-
 def test_draw_at_extreme_logits_and_ends_of_the_interval():
     logits = torch.full((4, 9000), -torch.inf, device=DEVICE)
     logits[:, 4500] = 60.0  # chunks before and after it are empty
@@ -202,14 +189,6 @@ def test_draw_reads_rows_that_lie_apart():
     apart, together = (draw(x, 0.25, uniform) for x in (wide[:, :123], wide[:, :123].contiguous()))
     assert torch.equal(apart[0], together[0])
     assert torch.equal(apart[1], together[1])
-
-
-def test_logits_of_other_rows_or_tokens_are_refused():
-    rows = random_rows(4, 40, seed=1)
-    is_eos = torch.zeros(20, dtype=torch.bool, device=DEVICE)
-    for shape in ((3, 20), (4, 21)):
-        with pytest.raises(ValueError, match="4 rows and 20 tokens"):
-            kernels.advance_rows(random(*shape), rows, temperature=1.0, is_eos=is_eos, eos=0, not_eos=1)
 
 
 # -- attend_rows -------------------------------------------------------------------------------------------------------
@@ -244,20 +223,15 @@ def attend_reference(query, keys, values, position, scale, softcap=None):
 def test_attention_equals_float64(heads, key_heads, size, dtype):
     query, cache, position = attention_case(3, heads, key_heads, size, [0, 70, 200], 224, dtype)
     expected = attend_reference(query, cache[0], cache[1], position, size**-0.5)
-    arrivals = torch.zeros(3 * key_heads, dtype=torch.int32, device=DEVICE)
-    for piece in (64, 128, 256):  # 4, 2 and 1 pieces
+    arrivals = zeros(3 * key_heads)
+    for piece in (64, 64, 128, 256):  # 4, 4, 2 and 1 pieces; the counters are as they were
         out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece
+            query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece, arrivals=arrivals
         )  # fmt: skip
         assert out.dtype == dtype
         assert out.shape == query.shape
         assert distance(out, expected) < TOLERANCE[dtype]
-        for _ in range(2 if piece == 64 else 0):  # the counters are as they were
-            out = kernels.attend_rows(
-                query, cache[0], cache[1], position, max_length=224, scale=size**-0.5, piece=piece, arrivals=arrivals
-            )  # fmt: skip
-            assert distance(out, expected) < TOLERANCE[dtype]
-            assert not bool(arrivals.any())
+        assert not bool(arrivals.any())
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0])
@@ -265,9 +239,8 @@ def test_attention_with_capped_scores(softcap):
     query, cache, position = attention_case(2, 4, 2, 16, [5, 90], 96, torch.float32, seed=3)
     expected = attend_reference(query, cache[0], cache[1], position, 2.0, softcap)
     for piece in (64, 128):
-        out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=96, scale=2.0, softcap=softcap, piece=piece
-        )  # fmt: skip
+        settings = dict(max_length=96, scale=2.0, softcap=softcap, piece=piece, arrivals=zeros(4))
+        out = kernels.attend_rows(query, cache[0], cache[1], position, **settings)
         assert distance(out, expected) < TOLERANCE[torch.float32]
     assert distance(expected, attend_reference(query, cache[0], cache[1], position, 2.0)) > 1e-2 / softcap
 
@@ -275,15 +248,12 @@ def test_attention_with_capped_scores(softcap):
 def test_a_row_beyond_the_longest_harms_no_other():
     query, cache, position = attention_case(3, 4, 2, 16, [100, 250, 30], 256, torch.float32, seed=7)
     expected = attend_reference(query, cache[0], cache[1], position, 0.25)
-    arrivals = torch.zeros(6, dtype=torch.int32, device=DEVICE)
-    for counters in (None, arrivals):
-        out = kernels.attend_rows(
-            query, cache[0], cache[1], position, max_length=128, scale=0.25, piece=64, arrivals=counters
-        )  # fmt: skip
-        assert distance(out[::2], expected[::2]) < TOLERANCE[torch.float32]
-        assert not bool(arrivals.any())
-    with pytest.raises(ValueError, match="arrivals"):
-        kernels.attend_rows(query, cache[0], cache[1], position, max_length=128, scale=0.25, arrivals=arrivals[:5])
+    arrivals = zeros(6)
+    out = kernels.attend_rows(
+        query, cache[0], cache[1], position, max_length=128, scale=0.25, piece=64, arrivals=arrivals
+    )  # fmt: skip
+    assert distance(out[::2], expected[::2]) < TOLERANCE[torch.float32]
+    assert not bool(arrivals.any())
 
 
 def test_attention_reads_queries_that_lie_apart():
@@ -291,7 +261,7 @@ def test_attention_reads_queries_that_lie_apart():
     merged = torch.cat([query.flatten(1), random(3, 50)], 1)
     apart = merged[:, : 4 * 16].view(3, 4, 16)
     assert apart.stride(0) == 114
-    arguments = {"max_length": 64, "scale": 0.25}
+    arguments = {"max_length": 64, "scale": 0.25, "arrivals": zeros(6)}
     assert torch.equal(
         kernels.attend_rows(apart, cache[0], cache[1], position, **arguments),
         kernels.attend_rows(query, cache[0], cache[1], position, **arguments),
@@ -302,7 +272,7 @@ def test_attention_reads_queries_that_lie_apart():
     ("rows", "key_heads", "length"), [(8, 2, 1000), (512, 2, 768), (128, 4, 2048), (1, 1, 200_000), (1, 1, 1)]
 )
 def test_pieces_are_whole_blocks_and_few_enough_to_merge(rows, key_heads, length):
-    piece = kernels._piece_length(rows * key_heads, length, torch.device("cpu"))
+    piece = kernels.attention.positions_per_program(rows * key_heads, length, torch.device("cpu"))
     assert piece % 64 == 0
     assert piece >= 128
     assert -(-length // piece) <= 64
@@ -312,23 +282,9 @@ def test_pieces_are_whole_blocks_and_few_enough_to_merge(rows, key_heads, length
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "size"), [(2, 64), (3, 20)])
-def test_write_puts_one_position_per_row(heads, size, dtype):
-    merged = random(3, 2 * heads, size, seed=1, dtype=dtype)  # key and value apart: neither is contiguous
-    key, value = merged[:, :heads], merged[:, heads:]
-    cache = random(2, 2, 4, heads, 32, size, seed=2, dtype=dtype)
-    expected = cache.clone()
-    position = integers(0, 31, 7)
-    for row, place in enumerate(position.tolist()):
-        expected[1, 0, row, :, place], expected[1, 1, row, :, place] = key[row], value[row]
-    kernels.write_kv(key, value, cache[1], position)
-    assert torch.equal(cache, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [16, 20])
 def test_move_copies_the_spans_of_chosen_rows_only(size, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "_MOVE", 256)  # several rounds per span
+    monkeypatch.setattr(kernels.memory, "_MOVE", 256)  # several rounds per span
     source = random(3, 2, 6, 2, 64, size, seed=1, dtype=dtype)
     target = random(3, 2, 5, 2, 64, size, seed=2, dtype=dtype)
     start, stop = integers(0, 3, 63, 10, 9), integers(64, 40, 64, 30, 9)
@@ -416,63 +372,3 @@ def test_silu_equals_the_module(width, dtype):
     gate, up = gate_up.chunk(2, -1)
     expected = torch.nn.functional.silu(gate) * up
     assert distance(kernels.silu_and_multiply(gate_up), expected) < TOLERANCE[dtype] / 10
-
-
-# -- under a graph -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="CUDA graphs need a GPU")
-def test_every_function_replays_in_a_graph():
-    rows, heads, key_heads, size, room = 8, 14, 2, 64, 512
-    dtype = torch.bfloat16
-    cache, saved = (random(2, 2, rows, key_heads, room, size, seed=seed, dtype=dtype) for seed in (1, 2))
-    qkv = random(rows, (heads + 2 * key_heads) * size, seed=3, dtype=dtype)
-    cos, sin = (random(room, size, seed=seed, dtype=dtype) for seed in (4, 5))
-    x, residual = (random(rows, 896, seed=seed, dtype=dtype) for seed in (6, 7))
-    weight = random(896, seed=8, dtype=dtype)
-    gate_up = random(rows, 2 * 4864, seed=9, dtype=dtype)
-    logits = random(rows, 151_936, seed=10, dtype=dtype)
-    state = random_rows(rows, room, seed=11)
-    state.horizon.fill_(room)  # nobody ends
-    state.forced_length.zero_()
-    is_eos = torch.zeros(151_936, dtype=torch.bool, device=DEVICE)
-    position = torch.randint(0, room - 1, (rows,), device=DEVICE)
-    chosen = torch.tensor([True, False] * (rows // 2), device=DEVICE)
-    arrivals = torch.zeros(rows * key_heads, dtype=torch.int32, device=DEVICE)
-    inputs = [qkv, cos, sin, x, residual, weight, gate_up, logits]
-
-    def step():
-        query = kernels.rotate_and_store(
-            qkv, cos, sin, cache[0], position, num_heads=heads, num_kv_heads=key_heads
-        )  # fmt: skip
-        kernels.write_kv(query[:, :key_heads], query[:, key_heads : 2 * key_heads], cache[1], position)
-        attended = kernels.attend_rows(
-            query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=128
-        )  # fmt: skip
-        merged = kernels.attend_rows(
-            query, cache[0, 0], cache[0, 1], position, max_length=room, scale=0.125, piece=64, arrivals=arrivals
-        )  # fmt: skip
-        kernels.move_spans(cache, saved, position // 2, position + 1, chosen)
-        kernels.advance_rows(logits, state, temperature=0.25, is_eos=is_eos, eos=1, not_eos=2)
-        return [query, attended, merged, *kernels.add_rms_norm(x, residual, weight, 1e-6),
-                kernels.silu_and_multiply(gate_up), kernels.uniform(state.key, state.draws)]  # fmt: skip
-
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    # New values where the captured ones were: a replay must compute, not repeat.
-    for index, tensor in enumerate(inputs):
-        tensor.copy_(random(*tensor.shape, seed=20 + index, dtype=tensor.dtype))
-    position.copy_(torch.randint(0, room - 1, (rows,), device=DEVICE))
-    held = [cache, saved, state._integers, state._flags, state.live.tokens, state.live.values]
-    before = [tensor.clone() for tensor in held]
-    graph.replay()
-    replayed = [tensor.clone() for tensor in (*captured, *held)]
-    for tensor, earlier in zip(held, before, strict=True):
-        tensor.copy_(earlier)
-    for expected, got in zip((*step(), *held), replayed, strict=True):
-        assert torch.equal(got, expected)
-    assert bool(state.active.any())

@@ -75,7 +75,6 @@ EXPECTED = {
     "path": "unchanged",
     "stop_strings": ("\n\n", "0="),
     "memory_share": 1.0,
-    "snapshot_blocks": (),
     "rows in all": 16,
 }
 
@@ -94,29 +93,21 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     plan_clock, pilot = opened
     opened.clear()
 
-    settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",), k=2)
-    short = dict(steps_s=0.05, latency_questions=1, threads=1)
-    cases = ("steps", "engine", "latency")
-    dps.bench.run.bench(BenchConfig(output=str(tmp_path / "bench"), cases=cases, **settings, **short))
-    steps, whole, latency = opened
+    settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",))
+    dps.bench.run.bench(BenchConfig(output=str(tmp_path / "bench"), cases=("steps",), steps_s=0.05, **settings))
+    (steps,) = opened
     opened.clear()
 
     assert clock["prompt_room"] == worker["prompt_room"] > 0
-    for settings in (clock, worker, plan_clock, pilot, steps, whole):
+    for settings in (clock, worker, plan_clock, pilot, steps):
         assert but_room(settings) == EXPECTED
         assert settings["prompt_room"] == clock["prompt_room"]
-    assert but_room(latency) == {**EXPECTED, "rows": 8, "rows in all": 8}  # k = 2 chains, and no fewer rows than 8
 
     asked = dps.api.given_questions(["1+2?", "From left to right: 3+4"], "number")
     monkeypatch.setattr(dps.api, "given_questions", lambda *_: replace(asked, config=QUESTIONS))
     dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
     (interface,) = opened
     assert but_room(interface) == {**EXPECTED, "path": "auto"}
-
-
-def test_snapshots_and_their_memory_are_the_clocks_too(tmp_path, devices, opened):
-    harvest(replace(CONFIG, output=str(tmp_path / "store"), checkpoint_blocks=(1, 2)))
-    assert [settings["snapshot_blocks"] for settings in opened] == [(1, 2), (1, 2)]
 
 
 def settings_for(workers, device="auto", backend="local", rows=None, threads=1):
@@ -173,20 +164,20 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     benchmark = load_benchmark(QUESTIONS)
     prompts = [tokens for _, tokens in dps.run.worker.prompts_of(model, benchmark, SAMPLER).values()]
     room = -(-(max(map(len, prompts)) + SAMPLER.max_new_tokens) // 32) * 32
-    each = dps.sampler.memory.row_bytes(model.model, SAMPLER, room)
+    each = dps.sampler.memory.row_bytes(model.model, room)
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
-    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER, ())
+    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER)
     assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
-    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER, ()).constants["rows"] == 8
+    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER).constants["rows"] == 8
 
 
 def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     handler = signal.getsignal(signal.SIGINT)
     mine, theirs = multiprocessing.Pipe()
-    for message in (_ClockWanted(SAMPLER, (1,)), _ClockWanted(replace(SAMPLER, num_mh_steps=2), ()), _STOP):
+    for message in (_ClockWanted(SAMPLER), _ClockWanted(replace(SAMPLER, num_mh_steps=2)), _STOP):
         mine.send(message)
     try:
         _worker_process(5, theirs, for_worker(settings_of(settings_for(8, rows=8)), 5), None)
@@ -194,37 +185,7 @@ def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, ope
         signal.signal(signal.SIGINT, handler)
     assert devices == ["cuda:5"]
     assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
-    assert [(s["sampler"].num_mh_steps, s["snapshot_blocks"], s["memory_share"]) for s in opened] == [
-        (1, (1,), 1.0),
-        (2, (), 1.0),
-    ]
-
-
-def test_a_run_with_workers_stores_the_clock_of_its_first_worker(tmp_path, monkeypatch):
-    asked = []
-
-    class Workers:
-        def __init__(self, settings, load_controller):
-            pass
-
-        def clock(self, sampler, snapshot_blocks):
-            asked.append((sampler, snapshot_blocks))
-            constants = {"seconds_per_token": 0.5, "prefill_seconds_per_token": 0.25, "rows": 64.0}
-            return dps.run.clock.Clock(constants, "a device")
-
-        def run(self, tasks, missing, report):
-            raise InputError("as far as this test goes")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(dps.run.run, "Pool", Workers)
-    config = replace(settings_for(2), output=str(tmp_path / "store"), checkpoint_blocks=(1,))
-    for _ in range(2):  # a run that goes on keeps the clock
-        with pytest.raises(InputError, match="as far as"):
-            harvest(config)
-    assert asked == [(SAMPLER, (1,))]
-    assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 64.0
+    assert [(s["sampler"].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +205,7 @@ def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words
     else:
         theirs.close()
     with pytest.raises(error, match=words):
-        pool.clock(SAMPLER, ())
+        pool.clock(SAMPLER)
 
 
 @pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])
@@ -280,5 +241,4 @@ def test_fewer_rows_are_refused_by_the_interface_and_the_function_too(model):
             benchmark=benchmark,
             prompts=[(1,)],
             memory_share=1.0,
-            snapshot_blocks=(),
         )

@@ -12,16 +12,16 @@ import torch
 
 import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
-from dps.sampler.engine import ChainRequest, Engine
+from dps.sampler.engine import Engine
 from dps.sampler.rows import Rows
 from dps.sampler.settings import SamplerConfig
-from dps.sampler.streams import stream_key
+from dps.testing import sample_chains
 
+from .chains import requests_of
 from .models import tiny_model
 from .recordings import RecordedEngine
 
 CONFIG = SamplerConfig(alpha=1.5, block_size=20, max_new_tokens=120, num_mh_steps=3)
-PROMPTS = [(1, 2, 3), (4, 5), (6,), (7, 8, 9, 10, 11)]
 SINGLE_CHAINS = 24  # 200 were tried, too
 LENGTHS = {16, 32, 64, 126}
 """The attended lengths of recordings, by ``small_buckets``."""
@@ -45,17 +45,10 @@ def model():
     return tiny_model(vocabulary=60, layers=1, sharpness=2.0, positions=128, seed=4)
 
 
-def requests(count):
-    return [ChainRequest(i, PROMPTS[i % 4], stream_key(5, f"q{i % 4}", i)) for i in range(count)]
-
-
 def sampled(engine, chains, at_a_time):
     found = {}
     for first in range(0, len(chains), at_a_time):
-        for request in chains[first : first + at_a_time]:
-            engine.submit(request)
-        while not engine.idle:
-            found.update({chain.request.key: chain for chain in engine.poll()})
+        found |= sample_chains(engine, chains[first : first + at_a_time])
     return [found[request.key] for request in chains]
 
 
@@ -77,13 +70,13 @@ def differing(found, expected):
 
 def compared(model, config, count, at_a_time):
     """Return how many of that many recorded chains differ from unrecorded ones, and the recorded engine."""
-    chains = requests(count)
-    room = max(map(len, PROMPTS))
-    recorded = RecordedEngine(model, config, rows=8, prompt_room=room)
-    expected = sampled(Engine(model, config, rows=32, prompt_room=room), chains, count)
+    chains = requests_of(range(count), seed=5)
+    recorded = RecordedEngine(model, config, rows=8, prompt_room=5)
+    expected = sampled(Engine(model, config, rows=32, prompt_room=5), chains, count)
     return differing(sampled(recorded, chains, at_a_time), expected), recorded
 
 
+@pytest.mark.slow
 def test_single_chains_are_those_of_an_unrecorded_run_over_every_length(model):
     different, engine = compared(model, CONFIG, SINGLE_CHAINS, 1)
     assert different == 0
@@ -94,11 +87,10 @@ def test_single_chains_are_those_of_an_unrecorded_run_over_every_length(model):
     "changes",
     [
         {"schedule": "final-horizon", "block_size": 120, "num_final_steps": 4},
-        {"num_tries": 2},
         {"cut_law": "entropy"},
         {"block_size": 120, "num_mh_steps": 8},
     ],
-    ids=["final-horizon", "tries", "entropy", "one-stage"],
+    ids=["final-horizon", "entropy", "one-stage"],
 )
 @pytest.mark.parametrize("at_a_time", [3, 20])
 def test_a_few_chains_are_those_of_an_unrecorded_run(model, changes, at_a_time):
@@ -107,6 +99,7 @@ def test_a_few_chains_are_those_of_an_unrecorded_run(model, changes, at_a_time):
     assert len(engine.recorded_lengths) > 2
 
 
+@pytest.mark.slow
 def test_a_bound_that_forgets_the_accepted_response_is_noticed(model, monkeypatch):
     monkeypatch.setattr(Rows, "reach", lambda rows: torch.where(rows.occupied, rows.position, 0))
     different, _ = compared(model, CONFIG, SINGLE_CHAINS, 1)
@@ -124,5 +117,5 @@ def test_no_row_stands_beyond_what_its_step_attends_to(model, monkeypatch):
         step(rows, length, **others)
 
     monkeypatch.setattr(engine_module, "decode_step", checked)
-    compared(model, dataclasses.replace(CONFIG, num_tries=2), 12, 2)
+    compared(model, CONFIG, 12, 2)
     assert count > 1000

@@ -20,11 +20,9 @@ CONFIG = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=
         (dict(num_mh_steps=-1), "must not be negative"),
         (dict(proposal_temperature=0.0), "proposal_temperature must be above 0"),
         (dict(num_final_steps=3), "num_final_steps is read only by schedule: final-horizon"),
-        (dict(num_tries=0), "num_tries and anneal_blocks must be at least 1"),
-        (dict(anneal_blocks=0), "num_tries and anneal_blocks must be at least 1"),
-        (dict(anneal_blocks=4), "anneal_blocks must be at most 3, the stages"),
-        (dict(accept_rule="max_swap", num_tries=2), "leave num_tries and anneal_blocks at 1"),
-        (dict(accept_rule="max_swap", anneal_blocks=2), "leave num_tries and anneal_blocks at 1"),
+        (dict(early_stop="luck"), "early_stop must be none, entropy, perplexity, self_confidence, got 'luck'"),
+        (dict(early_stop_threshold=0.5), "early_stop_threshold is read only with early_stop"),
+        (dict(early_stop="entropy", early_stop_min_tokens=0), "early_stop_min_tokens must be at least 1, got 0"),
     ],
     ids=str,
 )
@@ -37,10 +35,8 @@ def test_settings_that_cannot_be_meant_are_refused(changes, message):
     "changes",
     [
         dict(),
-        dict(cut_law="entropy", num_tries=3, anneal_blocks=3),
         dict(accept_rule="max_swap", cut_law="entropy"),
         dict(schedule="final-horizon", num_final_steps=0),
-        dict(block_size=18, anneal_blocks=1),
     ],
     ids=str,
 )
@@ -56,6 +52,6 @@ def test_the_most_steps_of_a_chain():
 
 
 def test_plain_sampling_ignores_what_makes_a_kernel():
-    plain = replace(CONFIG, cut_law="entropy", num_tries=2, anneal_blocks=2).plain(0.7).check()
+    plain = replace(CONFIG, cut_law="entropy").plain(0.7).check()
     assert (plain.temperature, plain.num_mh_steps, plain.max_mh_steps) == (0.7, 0, 0)
-    assert (plain.cut_law, plain.num_tries, plain.anneal_blocks) == ("uniform", 1, 1)
+    assert plain.cut_law == "uniform"

@@ -14,10 +14,11 @@ from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.stop import StopTable, before_stop, open_stops, stop_tokens, token_bytes
-from dps.testing import ToyModel, assert_follows, reference_law, responses, total_variation, toy_of
+from dps.testing import ToyModel, assert_follows, reference_law, responses, sample_chains, total_variation, toy_of
 from dps.text import AddedText
+from tests.sampler.chains import sampled_chains as sample
 from tests.sampler.models import tiny_model
-from tests.sampler.test_exactness import FINAL, PAPER, sampled_chains
+from tests.sampler.test_exactness import FINAL, PAPER
 from tests.tokenizer_kinds import ALL, EXACT, TEXTS
 from tests.tokenizer_kinds import byte_level as byte_level_kind
 
@@ -30,10 +31,6 @@ def with_tokenizer(language_model, names=LETTERS):
     )
     backend.decoder = tokenizers.decoders.Fuse()  # without a decoder the text would have spaces between the tokens
     return replace(language_model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=names[0]))
-
-
-def sample(language_model, config, prompt, numbers, stop_strings=(), rows=64):
-    return sampled_chains(language_model, config, prompt, numbers, rows, stop_strings)
 
 
 pieces = st.lists(st.text("abé\n", max_size=4).map(str.encode), min_size=1, max_size=6)
@@ -54,8 +51,8 @@ def test_the_table_says_whether_the_text_contains_a_stop_string(stops, pieces, t
 
 @pytest.mark.parametrize(
     "changes",
-    [PAPER, FINAL, dict(PAPER, num_tries=2), dict(FINAL, cut_law="entropy"), dict(PAPER, block_size=4, num_mh_steps=0)],
-    ids=["paper", "final-horizon", "tries", "entropy", "plain"],
+    [PAPER, FINAL, dict(FINAL, cut_law="entropy"), dict(PAPER, block_size=4, num_mh_steps=0)],
+    ids=["paper", "final-horizon", "entropy", "plain"],
 )
 def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
     config = SamplerConfig(**changes)
@@ -64,7 +61,7 @@ def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
     without = toy_of(language_model, prompt, config.max_new_tokens)
     toy = replace(without, stops=((1, 2), (2, 2, 1)))
     expected = reference_law(toy, config)
-    chains = sample(language_model, config, prompt, range(count), ["ab", "bba"], rows=1024)
+    chains = sample(language_model, config, prompt, range(count), 1024, ["ab", "bba"])
     states = responses(toy, config.max_new_tokens)
     assert len(chains) == count
     assert_follows([tuple(chain.tokens.tolist()) for chain in chains.values()], expected, states)
@@ -86,9 +83,9 @@ def test_a_row_forgets_what_its_last_chain_had_begun():
     """A chain alone equals the same chain in a crowd whose rows have had other chains before."""
     config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=3)
     language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.0))
-    crowd = sample(language_model, config, (1, 2), range(60), ["aab", "bb"], rows=8)
+    crowd = sample(language_model, config, (1, 2), range(60), 8, ["aab", "bb"])
     for i in range(0, 60, 7):
-        alone = sample(language_model, config, (1, 2), [i], ["aab", "bb"], rows=8)[i]
+        alone = sample(language_model, config, (1, 2), [i], 8, ["aab", "bb"])[i]
         assert crowd[i].tokens.tolist() == alone.tokens.tolist()
         assert crowd[i].ending == alone.ending
 
@@ -97,10 +94,7 @@ def test_forced_lengths_do_not_stop():
     language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.0))
     config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=2)
     engine = Engine(language_model, config, rows=8, prompt_room=1, stop_strings=["a", "b"])
-    engine.submit(ChainRequest(0, (1,), 7, forced_length=9))
-    chains = []
-    while not engine.idle:
-        chains += engine.poll()
+    chains = sample_chains(engine, [ChainRequest(0, (1,), 7, forced_length=9)])
     assert len(chains[0].tokens) == 9
     assert chains[0].ending == "eos"
 
@@ -136,71 +130,6 @@ def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(metric, thresh
         endings[expected] += 1
     assert endings["early"] >= 5
     assert endings["eos"] >= 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(early_stop="luck"), "early_stop must be none, entropy, perplexity, self_confidence, got 'luck'"),
-        (dict(early_stop_threshold=0.5), "early_stop_threshold is read only with early_stop"),
-        (dict(early_stop="entropy", early_stop_min_tokens=0), "early_stop_min_tokens must be at least 1, got 0"),
-    ],
-)
-def test_early_stop_settings_that_cannot_be_meant(changes, message):
-    with pytest.raises(InputError, match=message):
-        SamplerConfig(**changes).check()
-
-
-def byte_level():
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return tokenizer, tokenizers.pre_tokenizers.ByteLevel.alphabet()
-
-
-def byte_fallback():
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
-    tokenizer.decoder = tokenizers.decoders.Sequence(
-        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
-    )
-    return tokenizer, [f"<0x{byte:02X}>" for byte in range(256)]
-
-
-def is_text(piece):
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("make", [byte_level, byte_fallback])
-def test_token_bytes_join_to_what_the_tokenizer_decodes(make):
-    backend, alphabet = make()
-    texts = ["Problem: wie groß ist 3 × 4?\n\nQ: 東京 🙂 " * 3, "  def f(x):\n\treturn x\n\n"]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
-    )
-    if make is byte_level:
-        backend.train_from_iterator(texts, trainer)
-    else:  # a trained vocabulary would not hold the byte tokens
-        names = ["<eos>", *alphabet, *dict.fromkeys("".join(texts).replace(" ", "▁")), "▁Pro", "lem:"]
-        backend.model = tokenizers.models.BPE(
-            vocab={name: i for i, name in enumerate(names)}, merges=[], byte_fallback=True
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    pieces = token_bytes(tokenizer, len(tokenizer) + 3)
-    assert len(pieces) == len(tokenizer) + 3
-    assert pieces[tokenizer.eos_token_id] == b"" == pieces[-1]
-    for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        assert b"".join(pieces[i] for i in ids).decode() == tokenizer.decode(ids) == text
-    whole = [i for i in range(len(tokenizer)) if is_text(pieces[i])]  # others may be a part of a letter
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        ids = rng.choice(whole, 20).tolist()
-        decoded = tokenizer.decode(ids, skip_special_tokens=True)
-        assert b"".join(pieces[i] for i in ids).decode() == decoded
 
 
 def test_a_slow_tokenizer_is_refused():
@@ -289,7 +218,10 @@ def test_a_sampled_response_ends_at_a_special_stop_token_by_the_law_of_an_eos():
     plain = with_tokenizer(tiny_model(vocabulary=4, eos=0, seed=6, sharpness=0.5), ["[E]", "a", "b", "<|im_end|>"])
     plain.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     more = replace(plain, more_eos=("<|im_end|>",))
-    stopped, ended = sample(plain, config, (1, 2), range(80), ["<|im_end|>"]), sample(more, config, (1, 2), range(80))
+    stopped, ended = (
+        sample(plain, config, (1, 2), range(80), 64, ["<|im_end|>"]),
+        sample(more, config, (1, 2), range(80)),
+    )
     assert {c.tokens[-1] for c in stopped.values() if c.ending == "stop"} == {3}
     assert sum(c.ending == "stop" for c in stopped.values()) > 5
     for i in range(80):

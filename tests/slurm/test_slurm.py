@@ -46,6 +46,7 @@ def submit(*arguments):
     return subprocess.run(["bash", str(SCRIPTS / "submit.sh"), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_array_of_shards_one_of_them_stopped_makes_the_whole_harvest(cluster):
     done = submit(str(cluster / "empty.yaml"), str(cluster / "out"), "2", "0", *OPTIONS)
     assert done.returncode == 0, done.stderr
@@ -62,19 +63,6 @@ def test_an_array_of_shards_one_of_them_stopped_makes_the_whole_harvest(cluster)
     assert run(["harvest", f"--output={whole}", *OPTIONS]) == 0
     assert verify(cluster / "out" / "seed-0" / "merged") == []
     assert same(Store.open(cluster / "out" / "seed-0" / "merged"), Store.open(whole))
-
-
-def test_a_bad_submission_is_refused(cluster):
-    config = str(cluster / "empty.yaml")
-    assert submit(config, "out").returncode == 2
-    for arguments, message in (
-        ((config, "out", "none", "0"), "expected SHARDS to be a number"),
-        (("nowhere.yaml", "out", "2", "0"), "there is no nowhere.yaml"),
-    ):
-        done = submit(*arguments)
-        assert done.returncode == 2
-        assert message in done.stderr
-    assert not (cluster / "calls").exists()
 
 
 @pytest.fixture
@@ -187,6 +175,9 @@ def test_what_cannot_be_meant_is_refused(recording, tmp_path, arguments, message
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert submit(str(tmp_path / "empty.yaml"), "out").returncode == 2
+    nowhere = submit("nowhere.yaml", "out", "2", "0")
+    assert (nowhere.returncode, "there is no nowhere.yaml" in nowhere.stderr) == (2, True)
     assert not (tmp_path / "calls").exists()
 
 

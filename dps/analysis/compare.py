@@ -1,0 +1,289 @@
+"""Comparisons in pairs: a policy beside the largest fixed k, beside a rival's curve at the same tokens, and in tests.
+
+A policy is one value per question (already averaged over orders). Plain means and their differences have the exact
+intervals of ``dps.estimates``; a mean along a curve is a mixture of two points, and its interval is a bootstrap over
+questions with the same resamples for all, so that the strongest of several rivals can be judged, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dps.analysis.policies import ReplayedPolicy
+from dps.analysis.table import Outcome
+from dps.analysis.words import plain
+from dps.estimates import (
+    LEVEL,
+    Estimate,
+    loss_is_below,
+    mcnemar,
+    needed,
+    paired,
+    ratio,
+    resampled,
+    simultaneous,
+    widened,
+)
+
+AREA_POINTS = 33
+"""Costs, spread evenly over log tokens, at which two curves are compared for the area between them."""
+_TRAINED_BY_NOBODY = ("rule", "chance")
+
+
+def verdict_of(difference: Estimate) -> str:
+    """Return ``above``, ``below`` or ``undecided``: whether an interval leaves 0 out."""
+    return {1: "above", -1: "below", 0: "undecided"}[difference.sign]
+
+
+def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % intervals of several numbers over resamples: shape (R, ...) each."""
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(replicates, [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, margin: float) -> dict[str, Any]:
+    """Return a point's difference from the reference and its share of the costs, paired.
+
+    Args:
+        point: A policy's point.
+        reference: The largest fixed k on the same questions.
+        seconds: Seconds per token and each question's prefill seconds, on the calibrated clock; None without a clock.
+        margin: Accuracy that counts as no loss.
+    """
+    same = np.array_equal(point.tokens, reference.tokens)  # nothing is uncertain where both are k = maximum
+    difference = point.correct - reference.correct
+    known = difference[~np.isnan(difference)]
+    found = (
+        Estimate(0.0, 0.0, len(known), 0.0, 0.0) if same and len(known) else paired(point.correct, reference.correct)
+    )
+    time = None
+    if seconds is not None:
+        time = plain(ratio(*(one.tokens * seconds[0] + seconds[1:] for one in (point, reference))))
+    return {
+        "accuracy_difference": plain(found),
+        "tokens_ratio": plain(ratio(point.tokens, reference.tokens)),
+        "time_ratio": time,
+        "questions_needed": needed(found.value, found.stderr, found.num_questions),
+        "no_loss": bool(len(known)) and loss_is_below(known, margin),
+    }
+
+
+def accuracy_at(curve: Sequence[Outcome], tokens: np.ndarray) -> tuple[np.ndarray, int, int, float] | None:
+    """Return the accuracy that a curve has where it spends as many tokens as something else, question by question.
+
+    Between two points the curve is a policy that one could run: a share ``w`` of the questions with the dearer one, the
+    others with the cheaper. Beyond the dearest point that one counts, which spends fewer. With s the accuracy gained
+    per token between the two points, the values are ``(1 - w) c_below + w c_above - s ((1 - w) t_below + w t_above -
+    t)``: their mean is the curve's accuracy, and their spread has that of the tokens in it, too.
+
+    Args:
+        curve: Points in increasing order of mean tokens.
+        tokens: What is spent on each question: shape (Q,).
+
+    Returns:
+        The values, the two points, and w; None where the cheapest point spends more.
+
+    Source:
+        METHOD section 6.
+    """
+    means = np.array([point.tokens.mean() for point in curve])
+    spent = float(tokens.mean())
+    below = int(np.searchsorted(means, spent * (1 + 1e-9), side="right")) - 1
+    if below < 0:
+        return None
+    above = min(below + 1, len(curve) - 1)
+    gap = means[above] - means[below]
+    weight = max((spent - means[below]) / gap, 0.0) if gap > 0 else 0.0
+    if weight < 1e-12:
+        return curve[below].correct, below, below, 0.0
+    one, other = curve[below], curve[above]
+    slope = float((other.correct.mean() - one.correct.mean()) / gap)
+    mixed = (1 - weight) * one.correct + weight * other.correct
+    return mixed - slope * ((1 - weight) * one.tokens + weight * other.tokens - tokens), below, above, weight
+
+
+def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
+    """Compare every point of power sampling that is a row of the table with every other curve at the same tokens.
+
+    The strongest of several rivals must not be picked out with the interval of one. So every comparison with cheap
+    samples has, as ``together``, the interval that holds for all of these; and every one with a rule over the same
+    trajectories.
+
+    Args:
+        policies: All policies, on graded questions.
+        weights: Resamples of these questions, shape (R, Q).
+    """
+    entries = []
+    for policy in policies:
+        if policy.family in ("oracle", "chance") or policy.series != "power":
+            continue
+        for name, point in listed_points(policy):
+            compared = [
+                entry
+                for rival in policies
+                if rival is not policy
+                and rival.family != "oracle"
+                and (rival.family == "fixed" or len(rival.curve) > 1)
+                if (entry := _beside(policy, name, point, rival, weights)) is not None
+            ]
+            _together([c for c in compared if c[0]["rival_series"] != "power"], weights)
+            rules = [c for c in compared if c[0]["rival_series"] == "power"]
+            _together([c for c in rules if c[0]["rival_family"] in _TRAINED_BY_NOBODY], weights)
+            entries += [entry for entry, _ in compared]
+    return entries
+
+
+def listed_points(policy: ReplayedPolicy) -> list[tuple[str, Outcome]]:
+    """Return the rows of a policy: its name in the table and what it gives."""
+    if policy.chosen is not None:
+        return [(policy.label, policy.chosen)]
+    names = [row_name(policy.family, policy.label, policy.series, threshold) for threshold in policy.thresholds]
+    return [(name, point) for name, point, shown in zip(names, policy.curve, policy.listed, strict=True) if shown]
+
+
+def row_name(family: str, label: str, series: str, threshold: float) -> str:
+    """Return the name of a point as a row of the table: ``fixed-k8``, ``plain-k4``, or its policy's."""
+    if family != "fixed":
+        return label
+    return f"{'fixed' if series == 'power' else series}-k{threshold:g}"
+
+
+def _beside(
+    policy: ReplayedPolicy, name: str, point: Outcome, rival: ReplayedPolicy, weights: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """Compare a point with a rival's curve at its tokens; also return the difference by question."""
+    found = accuracy_at(rival.curve, point.tokens)
+    if found is None:
+        return None
+    mixed, below, above, weight = found
+    tokens, most = float(point.tokens.mean()), float(rival.curve[-1].tokens.mean())
+    values = point.correct - mixed
+    if rival.series == policy.series and tokens >= most * (1 - 1e-9):  # both are k = maximum
+        difference, questions = Estimate(0.0, 0.0, len(values), 0.0, 0.0), None
+        values = np.zeros(len(values))
+    else:
+        difference = widened(float(values.mean()), weights @ values, len(values))
+        questions = needed(difference.value, difference.stderr, len(values))
+    entry = {
+        "policy": name,
+        "family": policy.family,
+        "rival": rival.label,
+        "rival_family": rival.family,
+        "rival_series": rival.series,
+        "between": [plain_number(rival.thresholds[below]), plain_number(rival.thresholds[above])],
+        "weight_above": weight,
+        "tokens": tokens,
+        "rival_tokens": min(tokens, most),
+        "rival_exhausted": most < tokens * (1 - 1e-9),
+        "accuracy": float(point.correct.mean()),
+        "rival_accuracy": float(mixed.mean()),
+        "num_questions": len(values),
+        "difference": plain(difference),
+        "verdict": verdict_of(difference),
+        "questions_needed": questions,
+    }
+    return entry, values
+
+
+def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np.ndarray) -> None:
+    """Give every comparison the interval that holds for all of these together, so that the worst may be picked out."""
+    if not compared:
+        return
+    values = [entry["difference"]["value"] for entry, _ in compared]
+    ends = simultaneous(values, weights @ np.stack([difference for _, difference in compared], axis=1))
+    for (entry, differences), (low, high) in zip(compared, ends, strict=True):
+        alone = entry["difference"]
+        wide = Estimate(
+            alone["value"], alone["stderr"], len(differences), min(low, alone["low"]), max(high, alone["high"])
+        )
+        entry["together"] = {**plain(wide), "rivals": len(compared), "verdict": verdict_of(wide)}
+
+
+def plain_number(value: float) -> float | None:
+    """Return a number that JSON has."""
+    return float(value) if np.isfinite(value) else None
+
+
+def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
+    """Return the mean difference between every dynamic policy's curve and fixed k, over the log tokens both span."""
+    base = next((one for one in policies if one.family == "fixed" and one.series == "power"), None)
+    rows = []
+    for policy in policies:
+        if base is None or policy is base or policy.series != "power" or len(policy.curve) < 2:
+            continue
+        ends = [[float(one.curve[i].tokens.mean()) for one in (policy, base)] for i in (0, -1)]
+        low, high = max(ends[0]), min(ends[1])
+        if high <= low * (1 + 1e-9):
+            continue
+        values = _area(policy.curve, base.curve, np.exp(np.linspace(np.log(low), np.log(high), AREA_POINTS)))
+        found = resampled(float(values.mean()), weights @ values, len(values))
+        rows.append({"policy": policy.label, "rival": base.label, **plain(found), "verdict": verdict_of(found)})
+    return rows
+
+
+def _area(one: Sequence[Outcome], other: Sequence[Outcome], grid: np.ndarray) -> np.ndarray:
+    """Return the mean over a grid of tokens of the accuracy differences, question by question."""
+    gaps = []
+    for tokens in grid:
+        both = [accuracy_at(curve, np.full(len(curve[0].tokens), tokens)) for curve in (one, other)]
+        gaps.append(both[0][0] - both[1][0])  # type: ignore[index]
+    table = np.stack(gaps)
+    return (table[:-1] + table[1:]).mean(axis=0) / 2
+
+
+def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None, name: str) -> list[dict[str, Any]]:
+    """Return exact McNemar tests of the operating points, in the natural order, against one another.
+
+    Args:
+        policies: All policies, on graded questions.
+        largest: Whether the answer of the largest fixed k is right, in the natural order: shape (Q,); None for none.
+        name: Its name.
+    """
+    points = [] if largest is None else [(name, largest)]
+    points += [
+        (one.label, one.natural_correct)
+        for one in policies
+        if one.natural_correct is not None and one.series == "power"
+    ]  # type: ignore[list-item]
+    return [
+        {"policy": label, "rival": other, **mcnemar(right, rival)}
+        for i, (label, right) in enumerate(points)
+        for other, rival in points[:i]
+    ]
+
+
+def difficulty(
+    groups: np.ndarray, names: Sequence[str], ks: Sequence[int], policies: Sequence[ReplayedPolicy]
+) -> dict[str, Any]:
+    """Return how many trajectories questions got, by difficulty.
+
+    Args:
+        groups: The group of each question, shape (Q,).
+        names: What the groups are called.
+        ks: The k's that there can be.
+        policies: All policies, on these questions.
+    """
+    rows = []
+    for one in policies:
+        if one.chosen is None or one.series != "power":
+            continue
+        members = [groups == group for group in range(len(names))]
+        rows.append(
+            {
+                "policy": one.label,
+                "mean_k": [float(one.chosen.k[rows_].mean()) if rows_.any() else None for rows_ in members],
+                "share_at_k": [shares_at(one.natural_k[rows_]) for rows_ in members],  # type: ignore[index]
+            }
+        )
+    counts = [int((groups == group).sum()) for group in range(len(names))]
+    return {"groups": list(names), "questions": counts, "ks": list(ks), "policies": rows}
+
+
+def shares_at(natural_k: np.ndarray) -> dict[str, float]:
+    """Return the share of questions that ended with each k, over the k's that occur."""
+    ks, counts = np.unique(natural_k, return_counts=True)
+    return {str(int(k)): int(count) / len(natural_k) for k, count in zip(ks, counts, strict=True)}

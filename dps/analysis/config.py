@@ -1,0 +1,94 @@
+"""Settings of ``dps replay`` and ``dps metrics``; light, so that bad ones are refused before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dps.arguments import check_seed
+from dps.decide.policy import KRange
+from dps.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """`dps replay`: run every policy over stored trajectories and compare them."""
+
+    rivals: tuple[str, ...] = ()
+    """Stores of other samplers on the same questions (the policies plain and lowtemp of an evaluation), or folders that
+    hold them: fixed and adaptive self-consistency over them are compared at equal tokens."""
+    controllers: dict[str, str] = field(default_factory=dict)
+    """Name of each controller and where its probabilities come from: the folder of `dps crossval` on this store (out of
+    fold), or a checkpoint, run folder or controller folder that was trained on other questions."""
+    k: KRange | None = None
+    """Where policies may stop; the harvest's own range if not set. Controllers must have been trained to be asked there
+    (and may know more)."""
+    orders: int = 32
+    """Orders of the exchangeable trajectories that everything is averaged over; the first is the natural one. Out-of-
+    fold probabilities bring their own."""
+    margin: float = 0.01
+    """Loss of accuracy against the largest k that a threshold has to exclude, by the lower end of an exact paired 95 %
+    interval on other questions than those it is used on."""
+    folds: int = 5
+    """Folds of questions for choosing thresholds."""
+    resamples: int = 2000
+    """Bootstrap resamples of questions."""
+    seed: int = 0
+    """Of orders, folds, resamples and the rule that escalates by chance."""
+    show_questions: int | None = None
+    """Questions that the report shows with their trajectories, evenly over difficulty; 200 if not set, none (0) of a
+    benchmark whose authors ask that its questions are not shown online (GPQA)."""
+    output: str = "runs/replay"
+    """Folder of replay.json, replay.csv and the report: replay.html, replay.png, replay.svg."""
+    title: str | None = None
+    """Title of the report."""
+
+    def check(self) -> ReplayConfig:
+        """Return self if usable, raise InputError otherwise."""
+        check_seed(self.seed)
+        if self.orders < 1 or self.folds < 2 or self.resamples < 100:
+            raise InputError(
+                f"Expected orders of at least 1, folds of at least 2 and resamples of at least 100, got {self.orders}, "
+                f"{self.folds} and {self.resamples}."
+            )
+        if not 0 <= self.margin < 1:
+            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.show_questions is not None and self.show_questions < 0:
+            raise InputError(f"Expected show_questions of at least 0, got {self.show_questions}.")
+        if self.k is not None:
+            self.k.check()
+        return self
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """`dps metrics`: tables per trajectory and per question, the predictor of samples to success, and pass@k."""
+
+    output: str | None = None
+    """Folder of the files; `metrics` in the run's own folder if not set, beside the first of several."""
+    mcmc_policy: str = "power"
+    """The policy of the columns mcmc_*, whose samples to success are counted."""
+    series: bool = False
+    """Also write every trajectory's values per token, as JSON lists in the table of trajectories."""
+    trajectories_only: bool = False
+    """Write only the table of trajectories, which needs neither gold answers nor a second trajectory."""
+    folds: int = 5
+    """Parts into which the questions are split to predict each from the others."""
+    repeats: int = 10
+    """Random splits, over which the predictor's errors are averaged."""
+    bootstrap: int = 1000
+    """Resamples of the questions behind the predictor's standard errors."""
+    seed: int = 0
+    """Decides splits and resamples."""
+
+    def check(self) -> MetricsConfig:
+        """Return self if usable, raise InputError otherwise."""
+        for name, least in (("folds", 2), ("repeats", 1), ("bootstrap", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_seed(self.seed)
+        if self.mcmc_policy in ("plain", "lowtemp"):
+            raise InputError(
+                f"mcmc_policy is {self.mcmc_policy}, which has columns of its own: name power or another policy with "
+                "Metropolis-Hastings steps."
+            )
+        return self

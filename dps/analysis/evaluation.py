@@ -1,0 +1,118 @@
+"""``dps report``: the stores of an evaluation, or a harvest, to its result. No model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dps.analysis.mixing import chains_of, diagnose
+from dps.analysis.policies import ORDERS, ReplayedPolicy, fixed, live, orders_for
+from dps.analysis.questions import number_shown, questions_to_read
+from dps.analysis.result import Analysis, result_of
+from dps.analysis.stores import check_comparable, choose_clock, find_stores
+from dps.analysis.table import StoreTable, common_questions, read_table
+from dps.decide import RULES
+from dps.errors import InputError
+from feature_store import Store
+
+
+def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, Any]:
+    """Return the result of these stores without writing anything.
+
+    Args:
+        folders: Stores, or folders in which every subfolder with a ``manifest.json`` is a store. Harvests are left out
+            where there are evaluations, too.
+        title: Title of the page; made from benchmark and model if None.
+
+    Raises:
+        InputError: If there is nothing to read, or the stores cannot be compared.
+        StoreError: If a store cannot be read.
+    """
+    places = find_stores(folders)
+    opened = [(folder, Store.open(folder)) for folder in places]
+    evaluations = [one for one in opened if one[1].manifest.kind == "evaluation"]
+    left_out = [folder.resolve().name for folder, store in opened if store.manifest.kind != "evaluation"]
+    kind = "evaluation" if evaluations else "harvest"
+    notes = []
+    if evaluations and left_out:
+        notes.append(f"Left out, not evaluations: {', '.join(left_out)}.")
+    used = evaluations or opened
+    check_comparable([(folder, store.manifest) for folder, store in used])
+    notes += [short for _, store in used if (short := store.shortfall()) is not None]
+    whole = []
+    for folder, store in used:
+        table = read_table(store, str(folder), everything=True)
+        if table.question_ids:
+            whole.append(table)
+        else:
+            notes.append(f"{table.name} holds no complete question yet and is left out.")
+    if not whole:
+        raise InputError(
+            f"Expected complete questions in {', '.join(map(str, places))}, found none yet: let "
+            f"`dps {'evaluate' if evaluations else 'harvest'}` go on, then try again."
+        )
+    common = common_questions(whole, graded=False)
+    if not common:
+        sizes = ", ".join(f"{table.name} has {len(table.question_ids):,}" for table in whole)
+        raise InputError(
+            f"Expected questions that all stores have, found none ({sizes}): let `dps evaluate` finish, or name the "
+            "stores to compare."
+        )
+    whole.sort(key=lambda table: (_rank(table), table.name))
+    tables = [table.on(common) for table in whole]
+    first = whole[0].manifest
+    policies = [_policy(table, common) for table in tables]
+    power = next((table for table in tables if table.series == "power"), None)
+    shown = None
+    if power is not None and power.samples is not None:
+        of_power = next(store for _, store in used if store.manifest.policy["name"] == "power")
+        shown = questions_to_read(of_power, power.samples, policies, number_shown(None, first))
+    return result_of(
+        Analysis(
+            kind=kind,
+            title=title or f"Accuracy against cost: {first.benchmark.get('name', '?')}, {first.model.get('name', '?')}",
+            tables=tables,
+            whole=whole,
+            policies=policies,
+            ks=() if power is None else power.ks,
+            num_orders=ORDERS,
+            clock=choose_clock([store.manifest for _, store in used]),
+            notes=notes,
+            mixing=_mixing(tables),
+            questions=shown,
+        )
+    )
+
+
+def _rank(table: StoreTable) -> int:
+    """Return the place of a store in the result: power sampling, controllers, rules, plain, low temperature, others."""
+    if table.live is not None:
+        return 2 if table.series in RULES else 1
+    return {"power": 0, "plain": 3, "lowtemp": 4}.get(table.series, 5)
+
+
+def _policy(table: StoreTable, question_ids: Sequence[str]) -> ReplayedPolicy:
+    """Return a store's policy: what it did, or all of its k's over orders of the trajectories."""
+    if table.samples is None:
+        return live(table)
+    most = table.ks[-1]
+    return fixed(table, orders_for(question_ids, most, ORDERS, 0), range(1, most + 1), table.ks)
+
+
+def _mixing(tables: Sequence[StoreTable]) -> list[dict[str, Any]]:
+    """Return the entries of ``mixing``: one for each store with recorded steps whose chains are not in another's.
+
+    Of stores with the same sampler and seed only the first counts: a trajectory's stream depends on seed, question and
+    index alone, so a controller's trajectories are the first ones of the fixed k's. Policies that sample another law
+    than p^alpha have nothing to mix to.
+    """
+    entries: list[dict[str, Any]] = []
+    seen: list[Any] = []
+    for table in tables:
+        run = (table.manifest.sampler, table.manifest.seed)
+        chains = chains_of({name: table.traces[name] for name in table.question_ids})
+        if chains is not None and run not in seen and "law" not in table.manifest.policy:
+            seen.append(run)
+            entries.append({"store": table.name, "series": table.series, **diagnose(chains)})
+    return entries

@@ -1,0 +1,379 @@
+"""The figures: accuracy against costs, mixing, pass@k, all drawn from results as JSON has them, in one look.
+
+The same result gives the same bytes where the same matplotlib and FreeType draw, see :func:`drawn_with`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ft2font
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from dps.analysis.findings import rows_of
+from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
+from dps.analysis.mixing import SMALL
+from dps.analysis.samples import shown_ks
+from dps.analysis.words import percent
+from feature_store.files import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so labels are measured alike everywhere
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+    "text.color": INK,
+    "text.parse_math": False,  # names of policies are no formulas
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.fonttype": "path",
+}
+_NAMES = {
+    "fixed": "power sampling, fixed k",
+    "fixed (plain)": "plain sampling",
+    "fixed (lowtemp)": "low temperature",
+}
+COST_WORDS = {
+    "tokens": "generated tokens per question, rejected ones included",
+    "compute_s": "compute seconds per question",
+    "latency_s": "latency, seconds from admission to answer",
+    "calibrated_s": "calibrated seconds per question",
+}
+"""What the costs of a point are called on an axis."""
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG at 200 dots per inch, without date or version."""
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=200, facecolor=SURFACE, metadata={"Software": None})
+    return out.getvalue()
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """Return a figure as SVG text, without date; ``salt`` decides the generated ids."""
+    out = StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
+    return out.getvalue()
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure as PNG and SVG, and return the latter."""
+    vector = svg(figure, salt=name)
+    replace_file(folder / f"{name}.png", png(figure))
+    replace_file(folder / f"{name}.svg", vector)
+    return vector
+
+
+def drawn_with() -> dict[str, str]:
+    """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
+    return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+# -- accuracy against costs --------------------------------------------------------------------------------------------
+
+
+def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str] = ("tokens",)) -> Figure:
+    """Draw accuracy against costs: every policy with its 95 % interval, and the Pareto front.
+
+    Args:
+        results: One result, or several by name: a panel for each, every policy in the same mark everywhere.
+        costs: Which costs; several only for one result.
+    """
+    marks = marks_of([policy for result in results.values() for policy in result["policies"]])
+    panels = [(name, result, cost) for name, result in results.items() for cost in costs]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    with matplotlib.rc_context(_STYLE):
+        size = (9.2, 6.4) if len(panels) == 1 else (6.4 * columns, 4.9 * lines + 0.8)
+        figure, grid = _figure(*size, lines, columns, sharey=len(costs) > 1)
+        handles: dict[str, Any] = {}
+        for axes, (name, result, cost) in zip(grid.flat, panels, strict=False):
+            handles |= _accuracy(axes, result, marks, cost)
+            if len(results) > 1:
+                axes.set_title(name, loc="left", fontsize=9.5, fontweight="bold")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy")
+        if handles:
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) == 1 else 6
+            )
+    return figure
+
+
+def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], cost: str) -> dict[str, Any]:
+    """Draw all policies of a result against one cost, and return what stands in the legend."""
+    axes.set_xscale("log")
+    axes.set_xlabel(COST_WORDS[cost])
+    handles: dict[str, Any] = {}
+    ends: list[tuple[float, float, float]] = []
+    front = front_of(result, cost)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=INK, alpha=0.1, linewidth=7, solid_capstyle="round", zorder=1)
+    level = level_of(result)
+    if level is not None:
+        axes.axhline(level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
+    for policy in result["policies"]:
+        mark, label = marks[policy["policy"]], policy["policy"]
+        points = [p for p in policy["curve"] if p["accuracy"] is not None and p[cost]]
+        rows = [row for row in rows_of(policy) if row["accuracy"] is not None and row[cost]]
+        if not points and not rows:
+            continue
+        x, y, low, high = ([point[key] for point in points] for key in (cost, "accuracy", "low", "high"))
+        if policy["family"] == "fixed":  # the bands of all would cover one another; these show how wide they are
+            axes.fill_between(x, low, high, color=mark.color, alpha=0.07, linewidth=0, zorder=0.5)
+        axes.plot(x, y, color=mark.color, linestyle=mark.line, linewidth=1.2, zorder=2)
+        if policy["family"] == "fixed":
+            rows = _powers_of_two(rows)
+            for row in rows:
+                place = (row[cost], row["accuracy"])
+                axes.annotate(
+                    f"{row['threshold']:g}", place, (4, -9), textcoords="offset points", color=mark.color, fontsize=7.5
+                )
+        drawn = [_row(axes, row, cost, mark, chosen=policy["operating_point"] is not None) for row in rows]
+        handles[_NAMES.get(label, label)] = drawn[-1]
+        ends += [(point[cost], point["low"], point["high"]) for point in [*points, *rows]]
+    _scales(axes, ends)
+    return handles
+
+
+def _row(axes: Axes, row: Mapping[str, Any], cost: str, mark: Mark, *, chosen: bool) -> Any:
+    """Draw a row of the table with its interval."""
+    value = row["accuracy"]
+    return axes.errorbar(
+        [row[cost]],
+        [value],
+        yerr=[[max(value - row["low"], 0)], [max(row["high"] - value, 0)]],
+        color=mark.color,
+        linestyle=mark.line,
+        marker=mark.marker,
+        markersize=9 if mark.marker == "*" else 7 if chosen else 5,
+        markerfacecolor=SURFACE if mark.hollow else mark.color,
+        markeredgecolor=mark.color if mark.hollow else SURFACE,
+        markeredgewidth=1.3 if mark.hollow else 0.8,
+        elinewidth=1.0 if chosen else 0.7,
+        capsize=0,
+        zorder=5 if chosen else 3,
+    )
+
+
+def _powers_of_two(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return all rows of a few, else those at powers of two and the last."""
+    if len(rows) <= 8:
+        return list(rows)
+    return [row for row in rows if (k := int(row["threshold"])) & (k - 1) == 0 or row is rows[-1]]
+
+
+def level_of(result: Mapping[str, Any]) -> float | None:
+    """Return the accuracy of the largest fixed k of power sampling; None without one."""
+    return None if result["reference"] is None else result["policies"][0]["curve"][-1]["accuracy"]
+
+
+def front_of(result: Mapping[str, Any], cost: str) -> list[tuple[float, float]]:
+    """Return the Pareto front over every point of every policy but the oracle, as (cost, accuracy)."""
+    return pareto_front(
+        [
+            (point[cost], point["accuracy"])
+            for policy in result["policies"]
+            if policy["family"] != "oracle"
+            for point in policy["curve"]
+            if point["accuracy"] is not None and point[cost] is not None
+        ]
+    )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points (cost, accuracy) than which none is both as cheap and as accurate, in order of costs."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda p: (p[0], -p[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def _scales(axes: Axes, ends: Sequence[tuple[float, float, float]]) -> None:
+    """Set limits and ticks: 1, 2, 5 steps on the logarithmic axis, percent on the other."""
+    if not ends:
+        axes.text(0.5, 0.5, "no graded answers", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.xaxis.set_major_locator(NullLocator())
+        return
+    costs = [x for x, _, _ in ends]
+    axes.set_xlim(min(costs) / 1.3, max(costs) * 1.3)
+    low, high = min(low for _, low, _ in ends), max(high for _, _, high in ends)
+    room = max(0.06 * (high - low), 0.01)
+    axes.set_ylim(max(low - room, -room), high + room)
+    span = max(costs) / min(costs)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if span < 8 else (1, 2, 5) if span < 300 else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    _percent_axis(axes)
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+    # No tick above 100 %: the room there is for intervals.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "" if y > 1 + 1e-9 or y < -1e-9 else f"{100 * y:.4g} %"))
+
+
+# -- mixing ------------------------------------------------------------------------------------------------------------
+
+
+def draw_mixing(result: Mapping[str, Any]) -> Figure:
+    """Draw acceptance by where a step cut, and log p over the steps of a stage; a row for each entry of ``mixing``."""
+    entries = result["mixing"]
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _figure(11.4, 4.2 * len(entries), len(entries), 2)
+        for entry, (left, right) in zip(entries, grid, strict=True):
+            _acceptance(left, entry)
+            _trace(right, entry)
+            if len(entries) > 1:
+                left.set_title(entry["store"], loc="left", fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def _acceptance(axes: Axes, entry: Mapping[str, Any]) -> None:
+    """Draw the acceptance in tenths of the response that a step kept."""
+    bins = [row for row in entry["acceptance_by_cut"] if row["acceptance"] is not None]
+    values = np.array([row["acceptance"] for row in bins])
+    errors = np.array([row["acceptance_stderr"] or 0.0 for row in bins])
+    middles = [(row["low"] + row["high"]) / 2 for row in bins]
+    level = entry["acceptance"]
+    axes.axhline(level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1, label=f"all steps {percent(level)}")
+    axes.errorbar(
+        middles, values, yerr=errors, color=POWER, marker="o", markeredgecolor=SURFACE, elinewidth=1.0, zorder=3
+    )
+    axes.legend(loc="best")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, min(1.02, 1.15 * float((values + errors).max()) + 0.02))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+    axes.set_xlabel("share of the response that the step kept")
+    axes.set_ylabel("acceptance")
+
+
+def _trace(axes: Axes, entry: Mapping[str, Any]) -> None:
+    """Draw the mean change of log p over the steps of a stage, and what would be a small change of its second half."""
+    axes.set_xlabel("Metropolis-Hastings step of a stage")
+    axes.set_ylabel("log p minus that after the first step, nats")
+    last, every = entry["trace_last_stage"], entry["trace_all_stages"]
+    if len(every) < 2:
+        axes.text(0.5, 0.5, "one step a stage: no trace", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.xaxis.set_major_locator(NullLocator())
+        axes.yaxis.set_major_locator(NullLocator())
+        return
+    curves = [("every stage", every, OTHER, "s", "--")] if every != last else []
+    curves.append(("last stage of a chain", last, POWER, "o", "-"))  # above the other
+    for name, rows, color, marker, line in curves:
+        _band(axes, [row["step"] for row in rows], rows, "logprob_change", color, marker, line, name)
+    low, high = axes.get_ylim()
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    ended = entry["last_stage"]
+    if ended["spread"] is not None and ended["least_steps"] == ended["most_steps"]:
+        half = ended["most_steps"] // 2
+        middle, reach = last[half - 1]["logprob_change"], SMALL * ended["spread"]
+        name = f"{100 * SMALL:.0f} % of the spread around step {half}"
+        axes.fill_between(
+            [half, len(last)], middle - reach, middle + reach, color=GRID, linewidth=0, zorder=0.5, label=name
+        )
+        axes.set_ylim(low, high)
+    axes.legend(loc="best")
+
+
+def _band(
+    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], value: str, color: str, marker: str, line: Any,
+    name: str, marked: Sequence[int] | None = None,
+) -> None:  # fmt: skip
+    """Draw a line with a band of one standard error on either side."""
+    values = np.array([row[value] for row in rows])
+    error = np.array([row[f"{value}_stderr"] or 0.0 for row in rows])
+    axes.fill_between(x, values - error, values + error, color=color, alpha=0.16, linewidth=0, zorder=2)
+    axes.plot(
+        x, values, color=color, linestyle=line, marker=marker, markersize=5, markeredgecolor=SURFACE,
+        markevery=marked, label=name, zorder=3,
+    )  # fmt: skip
+
+
+# -- pass@k ------------------------------------------------------------------------------------------------------------
+
+
+def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw pass@k against k, one line per policy with a band of one standard error on either side.
+
+    Args:
+        rows: What :func:`dps.analysis.samples.pass_curves` returned; at least one.
+    """
+    largest = max(row["k"] for row in rows)
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _figure(7.6, 4.9)
+        axes = grid[0, 0]
+        for policy in dict.fromkeys(row["policy"] for row in rows):
+            mark = mark_of_series(policy)
+            curve = [{**row, "pass_at_k_stderr": row["stderr"]} for row in rows if row["policy"] == policy]
+            ks = [row["k"] for row in curve]
+            name = {"power": "power sampling", "plain": "plain sampling", "lowtemp": "low temperature"}.get(
+                policy, policy
+            )
+            marked = [k - 1 for k in shown_ks(ks[-1])]
+            _band(axes, ks, curve, "pass_at_k", mark.color, mark.marker, mark.line, name, marked)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(shown_ks(largest)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+        _percent_axis(axes)
+        axes.set_xlabel("k, trajectories of a question")
+        axes.set_ylabel("pass@k: at least one of them is right")
+        axes.legend(loc="best")
+    return figure
+
+
+def describe(result: Mapping[str, Any], cost: str = "tokens") -> str:
+    """Return the content of a figure in words, for readers who do not see it."""
+    return "; ".join(
+        f"{row['name']}: {percent(row['accuracy'])} at {row[cost]:,.4g}"
+        for policy in result["policies"]
+        for row in rows_of(policy)
+        if row["accuracy"] is not None and row[cost] is not None
+    )
+
+
+def describe_mixing(entry: Mapping[str, Any]) -> str:
+    """Return one row of the figure on mixing in words."""
+    kept = ", ".join(
+        f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %: {percent(row['acceptance'])}"
+        for row in entry["acceptance_by_cut"]
+    )
+    steps = ", ".join(f"{row['step']}: {row['logprob_change']:.3g}" for row in entry["trace_last_stage"])
+    return f"Acceptance by the share that was kept, {kept}. Change of log p by step of a chain's last stage, {steps}."

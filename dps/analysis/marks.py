@@ -1,0 +1,130 @@
+"""How each policy is drawn, in figures and on pages: colour says its family, marker and dashes say which member it is.
+
+So nobody has to tell thirteen colours apart, and a reader who sees no colours loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path
+
+INK, MUTED, GRID, SURFACE = "#1f2328", "#5d6670", "#e3e6ea", "#ffffff"
+"""Text and axes, secondary text, grid lines, the page behind a figure."""
+# Okabe and Ito's palette, which people with colour-blindness can tell apart; line style and marker say the same again.
+POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#009e73", "#6f6f6f"
+RULE = "#7a5c00"
+"""Rules that need no training, over power sampling."""
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    SURFACE: "--surface",
+    POWER: "--power",
+    CONTROLLER: "--controller",
+    PLAIN: "--plain",
+    LOWTEMP: "--lowtemp",
+    OTHER: "--other",
+    RULE: "--rule",
+}
+"""Colours of the figures become variables of the page's style, which has a light and a dark value for each."""
+
+Dashes = tuple[float, ...]
+_SERIES: dict[str, tuple[str, str, Dashes]] = {
+    "power": (POWER, "o", ()),
+    "plain": (PLAIN, "s", (5, 2)),
+    "lowtemp": (LOWTEMP, "v", (1.5, 1.5)),
+}
+_MARKERS = {
+    "gbdt": "^",
+    "mlp-h": "D",
+    "mlp-hq": "*",
+    "adaptive-consistency": "P",
+    "esc": "X",
+    "sprt": "<",
+    "entropy": ">",
+    "self-confidence": "p",
+    "uab": "h",
+    "random": "d",
+}
+_SPARE_MARKERS = ("8", "H", "s", "v", "o")
+_BROKEN: Dashes = (5, 1.5, 1.5, 1.5)
+_DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How a policy is drawn."""
+
+    color: str
+    """One of the colours above."""
+    marker: str
+    """Of matplotlib."""
+    dashes: Dashes
+    """On, off, ... in points; empty for a solid line."""
+    hollow: bool = False
+    """Whether the marker is filled with the page's colour."""
+
+    @property
+    def line(self) -> str | tuple[float, Dashes]:
+        """Line style of matplotlib."""
+        return (0, self.dashes) if self.dashes else "-"
+
+    def on_page(self) -> dict[str, Any]:
+        """Return the mark for a page: its colour as a variable of the page's style, its shape as an SVG path."""
+        return {
+            "color": f"var({VARIABLES[self.color]})",
+            "shape": _shape(self.marker),
+            "dashes": " ".join(f"{length:g}" for length in self.dashes),
+            "hollow": self.hollow,
+        }
+
+
+def mark_of_series(series: str) -> Mark:
+    """Return how fixed k of a source is drawn."""
+    return Mark(*_SERIES.get(series, (OTHER, "s", _BROKEN)))
+
+
+def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
+    """Return how each policy is drawn, by its label.
+
+    Args:
+        policies: ``policies`` of one or several results; a label that comes again is drawn as before.
+    """
+    marks: dict[str, Mark] = {}
+    spare = iter(_SPARE_MARKERS * len(policies))
+    seen = dict.fromkeys(("controller", "rule"), 0)
+    for policy in policies:
+        label, family, of_series = policy["policy"], policy["family"], mark_of_series(policy["series"])
+        if label in marks:
+            continue
+        if family == "oracle":
+            marks[label] = Mark(OTHER, "o", (), hollow=True)
+        elif family == "chance":
+            marks[label] = Mark(OTHER, _MARKERS.get(policy["name"], "d"), (1.5, 1.5))
+        elif family == "fixed":
+            marks[label] = of_series
+        elif policy["series"] != "power":
+            marks[label] = Mark(of_series.color, of_series.marker, _BROKEN, hollow=True)
+        else:
+            marker = _MARKERS.get(policy["name"]) or next(spare)
+            color = CONTROLLER if family == "controller" else RULE
+            marks[label] = Mark(color, marker, _DASHES[seen[family] % len(_DASHES)])
+            seen[family] += 1
+    return marks
+
+
+def _shape(marker: str) -> str:
+    """Return a marker as the data of an SVG path about (0, 0), one unit wide."""
+    style = MarkerStyle(marker)
+    path = style.get_path().transformed(style.get_transform())
+    letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
+    parts = []
+    for points, code in path.iter_segments():
+        signs = (1, -1) * (len(points) // 2)  # SVG counts y downwards
+        numbers = [f"{value * sign + 0.0:.3g}" for value, sign in zip(points, signs, strict=True)]
+        parts.append("Z" if code == Path.CLOSEPOLY else letters[code] + " ".join(numbers))
+    return "".join(parts)

@@ -1,0 +1,231 @@
+"""Every policy over a table: what it gives on each question, its curve, and its honest operating point.
+
+A policy that asks at checkpoints is an array of scores ``p_inc`` (Q, O, C), whoever made them: a trained controller, a
+rule. The threshold of the operating point is chosen for each question on the other folds' questions. A live policy has
+one point: what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dps.analysis.table import Outcome, StoreTable
+from dps.decide import RULES
+from dps.decide.labels import continue_score
+from dps.decide.orders import Walk, at_stop, in_order, orders_of, walk
+from dps.decide.splits import other_folds
+from dps.decide.thresholds import cheapest_without_loss, effective_margin, spread_thresholds, stops
+
+CURVE_POINTS = 61
+"""Most thresholds of a curve; they are spread evenly over its tokens."""
+ORDERS = 32
+"""Orders of a question's trajectories that everything is averaged over, if nothing else is set."""
+_QUESTIONS = 256
+"""Questions that are averaged over orders at a time: bounds the memory, changes no result."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayedPolicy:
+    """One policy on one source of trajectories."""
+
+    name: str
+    """``fixed``, ``gbdt``, ``adaptive-consistency``, ..."""
+    family: str
+    """``fixed``, ``controller``, ``rule``, ``chance`` or ``oracle``."""
+    series: str
+    """The source: ``power``, ``plain``, ``lowtemp``, ..."""
+    thresholds: np.ndarray
+    """Threshold (or k, of a fixed policy) of each point of the curve, in increasing order of tokens: shape (M,)."""
+    curve: tuple[Outcome, ...]
+    """M points."""
+    listed: np.ndarray
+    """Which points of a fixed policy are rows of the table; the others serve comparisons: shape (M,), bool."""
+    chosen: Outcome | None = None
+    """The operating point; None where nothing is chosen (fixed k, oracle)."""
+    chosen_thresholds: np.ndarray | None = None
+    """The threshold that each question was given there: shape (Q,)."""
+    natural_k: np.ndarray | None = None
+    """k of each question there, in the natural order: shape (Q,), int64."""
+    natural_correct: np.ndarray | None = None
+    """Whether its answer is right there: shape (Q,), bool."""
+    p_enough: np.ndarray | None = None
+    """How sure the policy was at each checkpoint: shape (Q, O, C), float64; None where it is not asked."""
+    p_inc: dict[int, float] | None = None
+    """Mean of ``1 - p_enough`` at each k, over the questions that were asked there."""
+    own: Outcome | None = None
+    """What a trained controller gives at the threshold that it came with."""
+    own_threshold: float | np.ndarray | None = None
+    """That threshold; of the controllers of a cross-validation, that of each question's fold: shape (Q,)."""
+
+    @property
+    def label(self) -> str:
+        """Name and source, as a reader sees them."""
+        return self.name if self.series == "power" else f"{self.name} ({self.series})"
+
+
+def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
+    """Return orders of the trajectories of some questions: shape (Q, O, K)."""
+    each = [orders_of(name, num_trajectories, num_orders, seed) for name in question_ids]
+    return np.stack(each).reshape(len(each), num_orders, num_trajectories)
+
+
+def fixed(table: StoreTable, orders: np.ndarray, ks: Sequence[int], listed: Sequence[int]) -> ReplayedPolicy:
+    """Return fixed k.
+
+    Args:
+        table: Q questions of a fixed policy.
+        orders: Shape (Q, O, K).
+        ks: The points of the curve, increasing, at most K.
+        listed: Those that are rows of the table.
+    """
+    samples, at = table.samples, np.asarray(ks) - 1
+    assert samples is not None
+    parts = []
+    for start in range(0, len(samples.question_ids), _QUESTIONS):
+        rows = np.arange(start, min(start + _QUESTIONS, len(samples.question_ids)))
+        some, order = samples.select(rows), orders[rows]
+        walked = walk(some, order, tuple(ks), table.manifest.aggregator)
+        compute_s = np.cumsum(in_order(some.compute_s, order), axis=2)[..., at] + some.prefill_s[:, None, None]
+        latency_s = np.maximum.accumulate(in_order(some.finished_s, order), axis=2)[..., at]
+        correct = np.where(some.has_grade[:, None, None], walked.correct, np.nan)
+        each = (correct, walked.tokens, walked.accepted, compute_s, latency_s)
+        parts.append(np.stack([values.mean(axis=1) for values in each]))
+    correct, tokens, accepted, compute_s, latency_s = np.concatenate(parts, axis=1).transpose(0, 2, 1)
+    curve = tuple(
+        Outcome(correct[i], tokens[i], accepted[i], np.full(len(tokens[i]), float(k)), compute_s[i], latency_s[i])
+        for i, k in enumerate(ks)
+    )
+    return ReplayedPolicy(
+        "fixed", "fixed", table.series, np.asarray(ks, dtype=float), curve, np.isin(ks, np.asarray(listed))
+    )
+
+
+def live(table: StoreTable) -> ReplayedPolicy:
+    """Return what a live policy did, as one point."""
+    of = table.live
+    assert of is not None
+    point = of.outcome
+    asked: dict[int, list[float]] = {}
+    for k, p_enough in sorted(decision for decisions in of.decisions for decision in decisions):
+        asked.setdefault(k, []).append(1 - p_enough)
+    threshold = table.manifest.policy.get("threshold")
+    at = np.full(1, np.nan if threshold is None else float(threshold))
+    return ReplayedPolicy(
+        name=table.series,
+        family="chance" if table.series == "random" else "rule" if table.series in RULES else "controller",
+        series="power",
+        thresholds=at,
+        curve=(point,),
+        listed=np.ones(1, bool),
+        chosen=point,
+        chosen_thresholds=at[~np.isnan(at)],
+        natural_k=point.k.astype(np.int64),
+        natural_correct=point.correct == 1,
+        p_inc={k: float(np.mean(values)) for k, values in asked.items()},
+    )
+
+
+def dynamic(
+    name: str,
+    family: str,
+    series: str,
+    walked: Walk,
+    p_enough: np.ndarray,
+    folds: np.ndarray,
+    margin: float,
+    own_threshold: float | np.ndarray | None = None,
+) -> ReplayedPolicy:
+    """Return a policy that goes on while ``p_inc = 1 - p_enough`` is above a threshold.
+
+    Args:
+        name: The policy.
+        family: See :class:`ReplayedPolicy`.
+        series: The source.
+        walked: Q questions in O orders.
+        p_enough: Shape (Q, O, C).
+        folds: Fold of each question, shape (Q,), from 0.
+        margin: See :func:`cross_fitted`.
+        own_threshold: The threshold that a trained controller came with; of several, of each question: shape (Q,).
+    """
+    p_inc = continue_score(p_enough)
+    thresholds = spread_thresholds(p_inc, walked.correct, walked.tokens, CURVE_POINTS)[::-1]  # the higher, the cheaper
+    curve = tuple(outcome_at(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
+    chosen = cross_fitted(thresholds, curve, walked, folds, margin)
+    stop = stops(p_inc, chosen[:, None, None])
+    own = None if own_threshold is None else outcome_at(walked, stops(p_inc, np.reshape(own_threshold, (-1, 1, 1))))
+    return ReplayedPolicy(
+        name=name,
+        family=family,
+        series=series,
+        thresholds=thresholds,
+        curve=curve,
+        listed=np.zeros(len(curve), bool),
+        chosen=outcome_at(walked, stop),
+        chosen_thresholds=chosen,
+        natural_k=np.asarray(walked.ks)[stop[:, 0]],
+        natural_correct=at_stop(walked.correct[:, 0], stop[:, 0]),
+        p_enough=p_enough,
+        p_inc=dict(zip(walked.ks, p_inc.mean(axis=(0, 1)).tolist(), strict=False)),
+        own=own,
+        own_threshold=own_threshold,
+    )
+
+
+def outcome_at(walked: Walk, stop: np.ndarray) -> Outcome:
+    """Return what stopping at these indices into ``walked.ks`` gives: ``stop`` has shape (Q, O)."""
+    correct, tokens, accepted = (
+        at_stop(values, stop).mean(axis=1) for values in (walked.correct, walked.tokens, walked.accepted)
+    )
+    unmeasured = np.full(len(tokens), np.nan)
+    k = np.asarray(walked.ks, dtype=np.float64)[stop].mean(axis=1)
+    return Outcome(correct, tokens, accepted, k, unmeasured, unmeasured)
+
+
+def cross_fitted(
+    thresholds: np.ndarray, curve: Sequence[Outcome], walked: Walk, folds: np.ndarray, margin: float
+) -> np.ndarray:
+    """Choose a threshold for each question on the questions of the other folds: shape (Q,).
+
+    The choice is the cheapest threshold at which those questions show no loss against k = maximum, with an error that
+    holds for all thresholds together, see :func:`dps.decide.thresholds.cheapest_without_loss`. With one fold only,
+    there is nothing else to choose on, and its own questions are taken.
+
+    Args:
+        thresholds: Of the curve, shape (M,), in increasing order of tokens.
+        curve: What each gives on Q questions.
+        walked: The same questions; the last k is the maximum.
+        folds: Fold of each question, shape (Q,).
+        margin: Accuracy that counts as no loss, for instance 0.01; where there are too few questions for it, see
+            :func:`dps.decide.thresholds.effective_margin`.
+    """
+    maximum = walked.correct[..., -1].mean(axis=1)
+    losses = np.stack([point.correct for point in curve]) - maximum
+    tokens = np.stack([point.tokens for point in curve])
+    chosen = np.empty(len(folds))
+    for mine, others in other_folds(folds):
+        excluded = effective_margin(int(others.sum()), margin)
+        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], excluded)
+        # The last point is k = maximum for every question, which loses nothing.
+        chosen[mine] = thresholds[-1 if cheapest is None else cheapest]
+    return chosen
+
+
+def oracle(series: str, walked: Walk) -> ReplayedPolicy:
+    """Return the bound: the smallest k that is right, the first k where none is."""
+    any_right = walked.correct.any(axis=-1)
+    stop = np.where(any_right, walked.correct.argmax(axis=-1), 0)
+    return ReplayedPolicy("oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool))
+
+
+def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
+    """Return a policy on some questions only: a mask of shape (Q,)."""
+    return replace(
+        policy,
+        curve=tuple(point.on(rows) for point in policy.curve),
+        chosen=None if policy.chosen is None else policy.chosen.on(rows),
+        natural_k=None if policy.natural_k is None else policy.natural_k[rows],
+        natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
+    )

@@ -1,0 +1,196 @@
+"""Which stores a command reads, and whether they say anything together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dps.errors import InputError
+from feature_store import Manifest, Question, Store
+
+
+def find_stores(folders: Sequence[Path]) -> list[Path]:
+    """Return the store folders that these folders are or hold, sorted by name, each once.
+
+    Raises:
+        InputError: If a folder is missing or holds no store.
+    """
+    stores: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"Expected the folder of an evaluation, but there is no folder {folder}.")
+        if (folder / "manifest.json").exists():
+            inside = [folder]
+        else:
+            inside = sorted(path.parent for path in folder.glob("*/manifest.json"))
+        if not inside:
+            raise InputError(
+                f"Expected a store or stores in {folder}, found no manifest.json there or one level below: "
+                "name the folder that `dps evaluate` wrote."
+            )
+        stores.update({path.resolve(): path for path in inside})
+    if not stores:
+        raise InputError("Expected at least one folder of an evaluation, got none.")
+    return sorted(stores.values(), key=lambda path: (path.resolve().name, str(path.resolve())))
+
+
+def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
+    """Refuse stores that say nothing together: of other questions, of another model, or twice the same policy.
+
+    Raises:
+        InputError: With one sentence that names the two stores and what differs.
+    """
+    first_folder, first = stores[0]
+    for folder, manifest in stores[1:]:
+        for what, one, two in (
+            ("benchmark", first.benchmark, manifest.benchmark),
+            ("model", model_identity(first), model_identity(manifest)),
+        ):
+            if one == two or (what == "benchmark" and _prompts_agree(one, two, first_folder, folder)):
+                continue
+            key = next(key for key in sorted({*one, *two}) if (key in one, one.get(key)) != (key in two, two.get(key)))
+            raise InputError(
+                f"Expected stores of one {what}, but {key} is {one.get(key)!r} in {first_folder} and "
+                f"{two.get(key)!r} in {folder}: make a report of each."
+            )
+    seen: dict[str, Path] = {}
+    for folder, manifest in stores:
+        name = str(manifest.policy["name"])
+        if name in seen:
+            raise InputError(
+                f"Expected each policy once, but {seen[name]} and {folder} both hold {name}: make a report of each."
+            )
+        seen[name] = folder
+
+
+def _prompts_agree(one: dict[str, Any], two: dict[str, Any], first: Path, second: Path) -> bool:
+    """Whether two benchmarks have the same prompts and differ only in who chose their form, ``auto`` or the user.
+
+    What ``auto`` chose depends on the model's tokenizer; the prompt of a question that both stores hold says it.
+    """
+    if {**one, "prompt": None} != {**two, "prompt": None} or "auto" not in (one.get("prompt"), two.get("prompt")):
+        return False
+    stores = Store.open(first), Store.open(second)
+    shared = sorted(set(stores[0].question_ids) & set(stores[1].question_ids))[:1]
+    prompts = [question.prompt for store in stores for question in store.read(shared)]
+    return len(prompts) == 2 and prompts[0] == prompts[1]
+
+
+def model_identity(manifest: Manifest) -> dict[str, Any]:
+    """Return what decides a model's probabilities; layer and embedder of features do not matter here."""
+    return {key: manifest.model.get(key) for key in ("name", "fingerprint", "dtype")}
+
+
+def choose_clock(manifests: Sequence[Manifest]) -> tuple[str, Mapping[str, float]] | None:
+    """Return the one calibrated clock for all policies, with the policy it comes from; None if no store has one.
+
+    It is the clock of the power store, else of the first store that has one. One clock for all, because each store
+    measured its own under whatever else the machine was doing, and only tokens may tell policies apart here.
+    """
+    keys = ("seconds_per_token", "prefill_seconds_per_token")
+    for manifest in sorted(manifests, key=lambda m: m.policy["name"] != "power"):
+        if all(key in manifest.calibration for key in keys):
+            return str(manifest.policy["name"]), {key: float(manifest.calibration[key]) for key in keys}
+    return None
+
+
+# -- the runs of `dps metrics`, which are pooled: draws of one law, none of them twice ---------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One evaluation (or harvest)."""
+
+    name: str
+    """Distinct among the runs that are read together; part of file names."""
+    folder: Path
+    """The folder that holds its stores."""
+    stores: dict[str, Store]
+    """By policy, in order of folder name."""
+
+    def questions(self, policies: Sequence[str]) -> Iterator[dict[str, Question]]:
+        """Yield each question's records by policy, in order of id; policies without it are left out."""
+        stores = {name: store for name, store in self.stores.items() if name in policies}
+        held = {name: set(store.question_ids) for name, store in stores.items()}
+        # A store yields in order of id, too, so the next of each is the one that is due.
+        readers = {name: iter(store) for name, store in stores.items()}
+        for question_id in sorted(set().union(*held.values())):
+            yield {name: next(reader) for name, reader in readers.items() if question_id in held[name]}
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in these folders, in the order given; stores that lie in one folder belong to one run.
+
+    Raises:
+        InputError: If a folder is missing or holds no store, or the runs cannot be read together.
+        StoreError: If a store cannot be read.
+    """
+    if not folders:
+        raise InputError("Expected at least one run, got none: name the folder that `dps evaluate` wrote.")
+    grouped: dict[Path, dict[Path, Path]] = {}
+    for folder in folders:
+        for store in find_stores([folder]):
+            grouped.setdefault(store.resolve().parent, {})[store.resolve()] = store
+    runs = []
+    for (parent, stores), name in zip(grouped.items(), _distinct_names(list(grouped)), strict=True):
+        opened: dict[str, Store] = {}
+        for _, folder in sorted(stores.items()):
+            store = Store.open(folder)
+            policy = str(store.manifest.policy["name"])
+            if policy in opened:
+                raise InputError(
+                    f"Expected each policy once in a run, but {opened[policy].folder} and {folder} both hold {policy}: "
+                    "name one of them."
+                )
+            opened[policy] = store
+        if not any(map(len, opened.values())):
+            raise InputError(
+                f"Expected complete questions in {parent}, found none yet: let the run go on, then try again."
+            )
+        runs.append(Run(name, parent, opened))
+    _check_together(runs)
+    return runs
+
+
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """Name folders by as few of their last parts as tell them apart, by numbers where none do."""
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["-".join(part.strip("/") for part in folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(number) for number in range(1, len(folders) + 1)]
+
+
+def _check_together(runs: Sequence[Run]) -> None:
+    """Refuse runs whose trajectories of one policy follow different laws, or are the same draws.
+
+    Raises:
+        InputError: With one sentence that names two stores and what is wrong.
+    """
+    first = next(iter(runs[0].stores.values()))
+    seen: dict[str, list[Store]] = {}
+    for run in runs:
+        for policy, store in run.stores.items():
+            _check_same(first, store, "model", model_identity)
+            for other in seen.setdefault(policy, []):
+                _check_same(other, store, "sampler", lambda manifest: manifest.sampler)
+                shared = set(other.question_ids) & set(store.question_ids)
+                if other.manifest.seed == store.manifest.seed and shared:
+                    raise InputError(
+                        f"Expected runs of different seeds, but {other.folder} and {store.folder} both have seed "
+                        f"{store.manifest.seed}, so their trajectories of {len(shared):,} questions are the same "
+                        "draws: name one of them."
+                    )
+            seen[policy].append(store)
+
+
+def _check_same(one: Store, two: Store, what: str, values: Any) -> None:
+    a, b = values(one.manifest), values(two.manifest)
+    for key in sorted({*a, *b}):
+        if a.get(key) != b.get(key):
+            raise InputError(
+                f"Expected runs of one {what}, but {key} is {a.get(key)!r} in {one.folder} and {b.get(key)!r} in "
+                f"{two.folder}: read them apart."
+            )

@@ -1,0 +1,59 @@
+"""A result's table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any
+
+from dps.analysis.findings import rows_of
+from dps.analysis.page import group_of
+from dps.analysis.words import number, percent_with_error, seconds, share, signed_points
+
+
+def render_table(result: Mapping[str, Any], width: int = 120) -> str:
+    """Return the policies of a result as a text table, never wider than ``width`` columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    reference = result["reference"]
+    asked = [policy["operating_point"] for policy in result["policies"] if policy["operating_point"] is not None]
+    ks = sorted({int(k) for row in asked for k in row["share_at_k"]})
+    table = Table(box=box.SIMPLE_HEAD, title=Text(result["title"]), title_justify="left", title_style="bold")
+    table.add_column("policy", no_wrap=True)
+    headings = ["accuracy\n%", "tokens", "compute\ns", "latency\ns", "mean\nk"]
+    if reference is not None:
+        headings[1:2] = [f"minus {reference}\npoints", "tokens", f"tokens ×\n{reference}"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if ks:
+        shown = "".join(f"{k:4d}" for k in ks).strip()
+        table.add_column(f"% of questions\nat k = {shown}", justify="right", no_wrap=True)
+    section = None
+    for policy in result["policies"]:
+        group = (group_of(policy), policy["series"])
+        if section not in (None, group):
+            table.add_section()
+        section = group
+        for row in rows_of(policy):
+            cells = [row["name"], percent_with_error(row["accuracy"], row["stderr"])]
+            if reference is not None:
+                difference = row["accuracy_difference"]
+                same = row["name"] == reference
+                cells.append("" if same else signed_points(difference["value"], difference["stderr"]))
+            cells.append(number(row["tokens"]))
+            if reference is not None:
+                cells.append(share(row["tokens_ratio"]["value"]))
+            cells += [seconds(row["compute_s"]), seconds(row["latency_s"]), f"{row['mean_k']:.2f}"]
+            if ks:
+                shares = row.get("share_at_k")
+                cells.append("" if shares is None else " ".join(f"{100 * shares.get(str(k), 0):3.0f}" for k in ks))
+            table.add_row(*map(Text, cells))
+    out = StringIO()
+    console = Console(file=out, width=width, force_terminal=False, color_system=None)
+    console.print(table)
+    for note in result["notes"]:
+        console.print(Text(f"Note: {note}"))
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"

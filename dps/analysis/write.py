@@ -1,0 +1,242 @@
+"""Results in files: one JSON file holds all, and page and figures are made from that alone, at first and again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, write_figure
+from dps.analysis.page import render_page, render_several
+from dps.analysis.result import SCHEMA_VERSION
+from dps.errors import InputError
+from dps.folders import claim, place_of
+from feature_store.files import replace_file
+from feature_store.hostile import check_file, parse_json
+
+KINDS = {"evaluation": "report", "harvest": "report", "replay": "replay"}
+"""What the files of a result are called, by its kind."""
+_CSV = ("policy", "family", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s")
+_PAGES = (".html", ".png", ".svg")
+
+
+def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Write a result and what shows it, and return the result as its file has it.
+
+    Args:
+        result: See :mod:`dps.analysis.result`.
+        output: Folder of ``report.json``, ``.html``, ``.png`` and ``.svg`` (accuracy against tokens), ``report_time``
+            where time was measured, ``report_mixing`` where steps were recorded; or, of a replay, ``replay.json``,
+            ``.html``, ``.png``, ``.svg`` and ``.csv`` (every point of every curve). Made if missing; a result of the
+            same stores that stands there is written anew. The same result gives the same bytes.
+
+    Raises:
+        InputError: If the folder is a file or holds the report of other stores.
+    """
+    name = KINDS[result["kind"]]
+    text = json.dumps({**result, "figures": drawn_with()}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    written = json.loads(text)
+    if name == "report":
+        _check_own(output, written)
+    _write_pages(written, _folder(output))
+    if name == "replay":
+        replace_file(output / "replay.csv", _table(written))
+    replace_file(output / f"{name}.json", text)
+    return written
+
+
+def _write_pages(result: dict[str, Any], output: Path) -> None:
+    """Write everything that shows a result: the page and its figures."""
+    name = KINDS[result["kind"]]
+    figures = {"tokens": (name, draw_accuracy({"": result}))}
+    timed = any(p["compute_s"] is not None and p["accuracy"] is not None for p in _points(result))
+    if timed and name == "report":
+        figures["time"] = (f"{name}_time", draw_accuracy({"": result}, ("compute_s", "latency_s")))
+    if result["mixing"]:
+        figures["mixing"] = (f"{name}_mixing", draw_mixing(result))
+    for part in ("time", "mixing"):
+        for kind in ("png", "svg"):  # those of an earlier result would seem to belong to this one
+            if part not in figures:
+                (output / f"{name}_{part}.{kind}").unlink(missing_ok=True)
+    vectors = {}
+    for part, (file, figure) in figures.items():
+        vectors[part] = write_figure(figure, output, file)
+    replace_file(output / f"{name}.html", render_page(result, vectors))
+
+
+def _points(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [point for policy in result["policies"] for point in policy["curve"]]
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """Return every point of every curve as CSV."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, _CSV, extrasaction="ignore")
+    writer.writeheader()
+    for policy in result["policies"]:
+        writer.writerows({**policy, **point} for point in policy["curve"])
+    return table.getvalue()
+
+
+def _folder(output: Path) -> Path:
+    """Return the folder of a report, made if missing; refuse a file."""
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _check_own(output: Path, result: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds the report of other stores.
+
+    Raises:
+        InputError: With the folder.
+    """
+    path = Path(output) / "report.json"
+    if not path.is_file():
+        if (Path(output) / "report.html").is_file():
+            raise InputError(
+                f"{output} holds a report.html, but no report.json says of which stores: give another --output, or "
+                "delete it."
+            )
+        return
+    try:
+        theirs = _identity(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a report: give another --output, or delete it.") from error
+    others = theirs - _identity(result)  # an evaluation may have got further policies since
+    if others:
+        raise InputError(
+            f"{output} holds the report of other stores ({', '.join(sorted(name for name, _ in others))}): give "
+            "another --output, or delete its report.json."
+        )
+
+
+def _identity(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(store["folder"], store["fingerprint"]) for store in result["provenance"]["stores"]}
+
+
+# -- from the JSON file alone ------------------------------------------------------------------------------------------
+
+
+def is_report(folder: Path) -> bool:
+    """Return whether a folder holds a ``report.json`` and no store to make it from."""
+    folder = Path(folder)
+    stores = (folder / "manifest.json").exists() or any(folder.glob("*/manifest.json"))
+    return (folder / "report.json").is_file() and not stores
+
+
+def is_replay(folder: Path) -> bool:
+    """Return whether a folder holds a replay."""
+    return (Path(folder) / "replay.json").is_file()
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a folder's ``report.json`` or ``replay.json`` (``name`` without its end) holds.
+
+    Raises:
+        InputError: If it cannot be read, or another version wrote it.
+    """
+    path, command = Path(folder) / f"{name}.json", f"dps {name}"
+    try:
+        check_file(path)
+        result = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected the result of {command} in {path}, but it cannot be read: {error}.") from error
+    version = result.get("schema_version") if isinstance(result, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run {command} again on its stores "
+            "with this version."
+        )
+    if KINDS.get(str(result.get("kind"))) != name:
+        raise InputError(
+            f"Expected {path} to say of which kind it is, got {result.get('kind')}: run {command} again on its stores "
+            "with this version."
+        )
+    return result
+
+
+def write_again(folder: Path, name: str, output: Path, title: str | None = None) -> dict[str, Any]:
+    """Write page and figures again from a JSON file alone, and return what the file holds.
+
+    Args:
+        folder: Folder of the file.
+        name: ``report`` or ``replay``.
+        output: Folder of what :func:`write_result` writes; made if missing.
+        title: Title of the page; the result's own if None.
+
+    Raises:
+        InputError: If the file cannot be read, or the output holds another result.
+
+    Note:
+        The same bytes as at first where the same matplotlib and FreeType draw, which ``figures`` names.
+    """
+    result = read_result(folder, name)
+    if Path(output).resolve() != Path(folder).resolve():
+        if name == "report":
+            _check_own(output, result)
+        else:
+            claim(Path(output), "dps report", {"replays": [place_of(folder, output)]}, ("replay.json", "replay.html"))
+        shutil.copyfile(Path(folder) / f"{name}.json", _folder(output) / f"{name}.json")
+    try:
+        _write_pages(result if title is None else {**result, "title": title}, _folder(output))
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, TemplateError) as error:
+        raise InputError(
+            f"Expected {Path(folder) / name}.json as dps {name} wrote it, but a part is missing or of another type "
+            f"({' '.join(str(error).split())}): run dps {name} again on its stores."
+        ) from error
+    return result
+
+
+def write_several(folders: Sequence[Path], output: Path, title: str | None = None) -> list[dict[str, Any]]:
+    """Write ``replays.html``, ``.png`` and ``.svg``, several replays side by side, and return what they hold.
+
+    Raises:
+        InputError: If one cannot be read, or the output holds another run's results.
+    """
+    results = [read_result(folder, "replay") for folder in folders]
+    claim(Path(output), "dps report", {"replays": [place_of(folder, output) for folder in folders]}, ("replays.html",))
+    names = [Path(folder).resolve().name for folder in folders]
+    distinct = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+    named = dict(zip(distinct, results, strict=True))
+    vector = write_figure(draw_accuracy(named), _folder(output), "replays")
+    page = render_several(named, vector, title or f"{len(named)} replays side by side")
+    replace_file(Path(output) / "replays.html", page)
+    return results
+
+
+def pages_in(folder: Path, start: str) -> dict[str, bytes]:
+    """Return the pages and figures in a folder whose names start so, by name."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob(f"{start}*")) if path.suffix in _PAGES}
+
+
+def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
+    """Return a sentence on pages and figures that were made again from a result alone.
+
+    Args:
+        result: The result; ``figures`` says what drew its figures at first.
+        before: The pages that stood there, see :func:`pages_in`.
+        after: Those that stand there now.
+    """
+    drawn, now = result.get("figures"), drawn_with()
+    changed = [name for name, content in before.items() if after.get(name) != content]
+    if before and not changed:
+        return f"Made again, byte for byte as before: {', '.join(before)}."
+    others = (
+        f"; {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} other bytes than before" if changed else ""
+    )
+    why = ": the title or this toolkit's pages are others now" if changed else ""
+    if drawn is None:
+        why = ": what drew the figures at first is not recorded"
+    elif drawn != now:
+        first, last = (f"matplotlib {v['matplotlib']} with FreeType {v['freetype']}" for v in (drawn, now))
+        why = f": the figures were drawn by {first} at first, by {last} now, so bytes may differ"
+    return f"Made again from JSON alone{others}{why}."

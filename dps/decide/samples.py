@@ -1,0 +1,161 @@
+"""The trajectories of a store as arrays: what answers, rules and costs need of each, without texts or hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from dps.decide.aggregate import has_grade
+from dps.decide.seen import columns_of
+from dps.errors import InputError
+from feature_store.records import Manifest, Question, content_of
+
+_COLUMNS = {
+    "classes": np.int64,
+    "logprobs": np.float64,
+    "kept": np.float64,
+    "entropies": np.float64,
+    "top1": np.float64,
+    "generated": np.int64,
+    "right": np.bool_,
+    "gradable": np.bool_,
+    "compute_s": np.float64,
+    "finished_s": np.float64,
+}
+"""What is kept of each trajectory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """The first K trajectories of Q questions."""
+
+    question_ids: tuple[str, ...]
+    """Q of them."""
+    contents: tuple[str, ...]
+    """The text of each question but for white space: the same question may have several ids."""
+    levels: tuple[str | None, ...]
+    """The benchmark's own difficulty of each question, where it states one."""
+    has_grade: np.ndarray
+    """Whether the question counts where answers are right or wrong, see :func:`dps.decide.aggregate.has_grade`: shape
+    (Q,), bool."""
+    prompt_tokens: np.ndarray
+    """Length of each prompt: shape (Q,), int64."""
+    prefill_s: np.ndarray
+    """Measured compute seconds of each question's prefills: shape (Q,), float64."""
+    classes: np.ndarray
+    """Answer class of each trajectory, -1 for none: shape (Q, K), int64."""
+    logprobs: np.ndarray
+    """Base log p of each response, nats: shape (Q, K), float64."""
+    kept: np.ndarray
+    """Accepted tokens: shape (Q, K), float64."""
+    entropies: np.ndarray
+    """Sums of entropies over the accepted tokens, nats: shape (Q, K), float64."""
+    top1: np.ndarray
+    """Sums of top-1 probabilities over them: shape (Q, K), float64."""
+    generated: np.ndarray
+    """Sampled tokens, rejected ones included: shape (Q, K), int64."""
+    right: np.ndarray
+    """Whether each answer is right; what cannot be graded is not: shape (Q, K), bool."""
+    gradable: np.ndarray
+    """Whether the grader could decide on the answer: shape (Q, K), bool."""
+    compute_s: np.ndarray
+    """Measured compute seconds: shape (Q, K), float64."""
+    finished_s: np.ndarray
+    """When it ended, seconds since the question was admitted: shape (Q, K), float64."""
+
+    @property
+    def num_trajectories(self) -> int:
+        """K."""
+        return self.classes.shape[1]
+
+    def select(self, rows: np.ndarray | Sequence[int]) -> Samples:
+        """Return some questions only; ``rows`` are indices, or a mask of shape (Q,)."""
+        indices = np.arange(len(self.question_ids))[rows]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self,
+            **{
+                name: value[indices] if isinstance(value, np.ndarray) else tuple(value[i] for i in indices)
+                for name, value in values.items()
+            },
+        )
+
+    def on(self, question_ids: Sequence[str]) -> Samples:
+        """Return these questions, all of which must be there, in this order."""
+        place = {name: i for i, name in enumerate(self.question_ids)}
+        return self.select(np.array([place[name] for name in question_ids], dtype=np.int64))
+
+
+def samples_of(questions: Iterable[Question], num_trajectories: int, source: str = "the store") -> Samples:
+    """Return the first K trajectories of some questions as arrays, in the order of the questions, which are read once.
+
+    Raises:
+        InputError: If a question of the store (``source``) has fewer trajectories.
+    """
+    rows = [row_of(question, num_trajectories, source) for question in questions]
+    return samples_from(rows, num_trajectories)
+
+
+Row = tuple[tuple[Any, ...], np.ndarray]
+"""What :class:`Samples` has of one question: the first six fields, and the ten others, shape (10, K), float64."""
+
+
+def row_of(question: Question, num_trajectories: int, source: str = "the store") -> Row:
+    """Return one question's share of :func:`samples_of`; raises as that does."""
+    if len(question.trajectories) < num_trajectories:
+        raise InputError(
+            f"Expected {num_trajectories} trajectories of every question of {source}, but question "
+            f"{question.question_id} has {len(question.trajectories)}: sample it again into another folder."
+        )
+    level = question.metadata.get("level")
+    about = (
+        question.question_id,
+        content_of(question.question),
+        None if level is None else str(level),
+        has_grade(question),
+        question.num_prompt_tokens,
+        question.prefill_s,
+    )
+    trajectories = question.trajectories[:num_trajectories]
+    costs = [
+        (t.num_generated_tokens, bool(t.correct), t.correct is not None, t.compute_s, t.finished_s)
+        for t in trajectories
+    ]
+    return about, np.array([(*columns_of(t), *more) for t, more in zip(trajectories, costs, strict=True)]).T
+
+
+def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
+    """Return the samples of what :func:`row_of` gave of each question."""
+    about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * 6
+    ids, contents, levels, graded, prompt_tokens, prefill_s = about
+    columns = np.array([values for _, values in rows]).reshape(len(rows), len(_COLUMNS), num_trajectories)
+    return Samples(
+        question_ids=ids,
+        contents=contents,
+        levels=levels,
+        has_grade=np.array(graded, dtype=bool),
+        prompt_tokens=np.array(prompt_tokens, dtype=np.int64),
+        prefill_s=np.array(prefill_s, dtype=np.float64),
+        **{name: columns[:, i].astype(dtype) for i, (name, dtype) in enumerate(_COLUMNS.items())},
+    )
+
+
+def fixed_ks(manifest: Manifest, folder: str) -> tuple[int, ...]:
+    """Return the prefixes of a fixed store that are policies: its ``ks``, else start, start + step, ..., maximum.
+
+    Raises:
+        InputError: If the store's policy is dynamic, so that its questions differ in k.
+    """
+    policy = manifest.policy
+    if policy.get("family") != "fixed":
+        raise InputError(
+            f"Expected a store in which every question has the same number of trajectories, but {folder} is of the "
+            f"dynamic policy {policy.get('name')}: replay what dps harvest, or dps evaluate with power, plain and "
+            "lowtemp, wrote."
+        )
+    if policy.get("ks") is not None:
+        return tuple(sorted(int(k) for k in policy["ks"]))
+    return tuple(range(int(policy["start"]), int(policy["maximum"]) + 1, int(policy["step"])))

@@ -1,0 +1,56 @@
+"""One split of a cross-validation or of a search: what both do with a configuration of ``dps fit`` and a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dps.errors import InputError
+from dps.folders import claim
+from feature_store import Store
+from feature_store.files import replace_file
+from lightning_modules.trainer_cli import ControllerCLI, run
+
+
+def open_folds(
+    args: Sequence[str], command: str, folds: int, output: Path | None, results: Sequence[str]
+) -> tuple[ControllerCLI, Path, bool]:
+    """Resolve a configuration and claim the folder of its folds.
+
+    Args:
+        args: Options of ``dps fit``.
+        command: ``crossval`` or ``tune``; also the folder's name in the run folder if ``output`` is None.
+        folds: Number of folds.
+        output: Folder of everything.
+        results: What the results are called, see :func:`dps.folders.claim`.
+
+    Returns:
+        The CLI, of which nothing has run; the folder; whether results of the same run stand there.
+    """
+    if folds < 2:
+        raise InputError(f"Expected at least 2 folds, got {folds}.")
+    cli = run(args, run=False)
+    data = cli.datamodule
+    if data.folds is not None or data.test_store is not None:
+        raise InputError(f"dps {command} sets data.folds, data.fold and the test questions itself: leave them out.")
+    if folds > (count := len(Store.open(data.store))):
+        raise InputError(f"Expected at most as many folds as {data.store} has questions, {count:,}, got {folds:,}.")
+    folder = output if output is not None else cli.run_folder / command
+    settings = {"folds": folds, "max_epochs": cli.trainer.max_epochs, **cli.settings(folder)}
+    return cli, folder, claim(folder, f"dps {command}", settings, results)
+
+
+def train_split(args: Sequence[str], folder: Path, fold: int, folds: int, *more: str) -> ControllerCLI:
+    """Train a controller on all questions but those of a fold; an interrupted training goes on.
+
+    ``more`` are options of ``dps fit`` that come after ``args``.
+    """
+    own = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}", f"--trainer.default_root_dir={folder}")
+    return run(["fit", *args, *more, *own])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    replace_file(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,348 @@
+"""The page of a replay: its numbers, its text, that it is made again from replay.json alone, and what is refused."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dps.analysis.figures import pareto_front
+from dps.analysis.marks import marks_of
+from dps.analysis.page import operating_rows
+from dps.analysis.questions import chosen
+from dps.analysis.reliability import reliability
+from dps.cli import run
+from feature_store import Store
+from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
+from tests.analysis.report.evaluations import dynamic_manifest, power_manifest, question, write_evaluation, write_store
+from tests.analysis.test_report import _Page, write_report
+from tests.factories import make_manifest, make_question
+
+TITLE = "A <b>title</b> & </script>"
+FILES = {"replay.json", "replay.csv", "replay.html", "replay.png", "replay.svg"}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return write_stores(tmp_path_factory.mktemp("stores"))
+
+
+@pytest.fixture(scope="module")
+def made(stores, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "one"
+    return output, replay(stores, output, title=TITLE)
+
+
+# -- what replay.json holds --------------------------------------------------------------------------------------------
+
+
+def test_reliability_of_a_small_example():
+    # Two questions, one order, two checkpoints; the first is never right, the second from the second checkpoint on.
+    p_enough = np.array([[[0.05, 0.95]], [[0.95, 1.0]]])
+    correct = np.array([[[False, False, False]], [[False, True, True]]])
+    found = reliability(p_enough, correct, np.array([[0.5, 0.5], [1.0, 0.0]]))
+    [_, middle, _] = found["bins"]  # equal values share one
+    assert [(b["low"], b["high"], b["count"]) for b in found["bins"]] == [(0.05, 0.05, 1), (0.95, 0.95, 2), (1, 1, 1)]
+    assert middle["p_enough"] == pytest.approx(0.95)
+    # no_gain: 1, 1 of the first question, 0, 1 of the second; correct: 0, 0 and 0, 1.
+    assert [b["no_gain"]["value"] for b in found["bins"]] == [1, 0.5, 1]
+    assert [b["correct"]["value"] for b in found["bins"]] == [0, 0, 1]
+    # The second resample has the first question only, in which every row has no gain.
+    assert middle["no_gain"]["high"] == pytest.approx(0.5 + 0.975 / 2)
+    assert found["no_gain"]["brier"] == pytest.approx((0.95**2 + 0.05**2 + 0.95**2 + 0) / 4)
+    assert found["correct"]["error"] == pytest.approx((0.05 + 2 * 0.95) / 4)
+    skill = 1 - found["no_gain"]["brier"] / (0.75 * 0.25)
+    assert found["no_gain"]["skill"]["value"] == pytest.approx(skill)
+
+
+def test_bins_have_equally_many_rows_where_thresholds_lie():
+    """All values above 0.9 but a few: bins of equal width would see one bin and miss that it is upside down."""
+    rng = np.random.default_rng(0)
+    p = np.append(rng.uniform(0.9, 1.0, 3990), rng.uniform(0, 0.9, 10)).reshape(400, 10, 1)
+    upside_down = rng.random(p.shape) < 1.9 - p
+    correct = np.stack([upside_down, upside_down], axis=-1)[..., 0, :]
+    weights = np.full((3, 400), 1 / 400)
+    found = reliability(p, correct, weights)
+    assert len(found["bins"]) == 10
+    assert {b["count"] for b in found["bins"]} == {400}
+    assert found["correct"]["error"] > 0.02
+    assert found["correct"]["skill"]["high"] < 0  # worse than always saying the share
+    honest = rng.random(p.shape) < p
+    good = reliability(p, np.stack([honest, honest], axis=-1)[..., 0, :], weights)
+    assert good["correct"]["error"] < 0.015
+    assert good["correct"]["skill"]["value"] == pytest.approx(0.03, abs=0.04)
+    assert reliability(p, np.ones((400, 10, 2), bool), weights)["correct"]["skill"] is None
+
+
+def test_accepted_tokens_are_those_of_the_responses(made, stores):
+    _, report = made
+    questions = list(Store.open(stores / "power"))
+    mean = np.mean([[len(t.tokens) for t in q.trajectories] for q in questions], axis=0).sum()
+    last = report["policies"][0]["curve"][-1]
+    assert last["accepted"] == pytest.approx(mean)
+    assert last["tokens"] == pytest.approx(4 * mean)  # the factory's trajectories sample four tokens for each
+    for policy in report["policies"]:
+        at = policy["operating_point"]
+        if at is not None:
+            assert at["accepted"] == pytest.approx(at["tokens"] / 4)
+
+
+def test_what_is_the_same_on_every_question_is_not_called_undecided(made):
+    output, report = made
+    same = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] == "power"]
+    others = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] != "power"]
+    undecided = sum(m["verdict"] == "undecided" for m in others)
+    _, text = parsed(output / "replay.html")
+    assert f"undecided {undecided}, the same {len(same)}" in text
+
+
+def test_every_name_of_a_policy_is_explained(made):
+    output, report = made
+    source = (output / "replay.html").read_text(encoding="utf-8")
+    names = source[source.index('id="names"') : source.index('id="provenance"')]
+    for policy in report["policies"]:
+        if policy["family"] != "fixed":
+            assert f"<dt>{policy['name']}</dt>" in names
+        assert policy["series"] == "power" or f"<dt>{policy['series']}</dt>" in names
+    assert 'href="#names"' in source
+
+
+def test_questions_are_chosen_evenly_over_difficulty():
+    groups = np.array([0] * 50 + [1] * 2 + [4] * 20)
+    names = [f"q{i:03d}" for i in range(72)]
+    found = chosen(names, groups, 12)
+    assert [int((groups[found] == g).sum()) for g in (0, 1, 4)] == [5, 2, 5]
+    assert chosen(names, groups, 100) == list(range(72))
+    assert found != [*range(5), 50, 51, *range(52, 57)]  # not simply the first
+
+
+def test_shown_questions_say_what_the_store_holds(made, stores):
+    _, report = made
+    shown = {entry["question_id"]: entry for entry in report["questions"]["shown"]}
+    assert len(shown) == COUNT
+    for original in Store.open(stores / "power"):
+        entry = shown[original.question_id]
+        assert (entry["question"], entry["gold"]) == (original.question, original.gold)
+        assert [t["answer"] for t in entry["trajectories"]] == [t.answer for t in original.trajectories]
+        assert [t["logprob"] for t in entry["trajectories"]] == [t.base_logprob for t in original.trajectories]
+        for response in entry["responses"]:
+            assert response["text"] == original.trajectories[response["trajectory"]].text
+    gbdt = report["questions"]["policies"].index("gbdt")
+    at = next(p["operating_point"] for p in report["policies"] if p["policy"] == "gbdt")
+    ks = [entry["k"][gbdt] for entry in shown.values()]
+    assert {str(k): ks.count(k) / COUNT for k in set(ks)} == pytest.approx(at["share_at_k"])
+
+
+@pytest.mark.parametrize(("benchmark", "asked", "number"), [("gpqa", None, 0), ("gpqa", 3, 3), ("made-up", 0, 0)])
+def test_questions_that_shall_not_be_shown_are_in_no_file(tmp_path, benchmark, asked, number):
+    stores = write_stores(tmp_path / "stores", benchmark={"name": benchmark, "split": "test"})
+    report = replay(stores, tmp_path / "out", rivals=(), show_questions=asked)
+    assert (0 if report["questions"] is None else len(report["questions"]["shown"])) == number
+    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8") for name in FILES if not name.endswith("png")]
+    asked_for = [f"What is {i}?" for i in range(COUNT) if i != 4]
+    for text in texts:
+        assert sum(words in text for words in asked_for) <= number
+        assert number or ("response 0" not in text and "Questions to read" not in text)
+
+
+def test_rules_without_what_they_look_at_are_left_out_by_name(tmp_path):
+    blind = [
+        replace(q, trajectories=tuple(replace(t, block_entropy=t.block_entropy * np.nan) for t in q.trajectories))
+        for q in (make_question(i) for i in range(12))
+    ]
+    write_store(tmp_path / "power", make_manifest(), blind)
+    report = replay(tmp_path, tmp_path / "out", rivals=(), controllers={})
+    names = {policy["policy"] for policy in report["policies"]}
+    assert "entropy" not in names
+    assert {"self-confidence", "esc"} <= names
+    assert any(note.startswith("Left out: entropy. The harvest has not recorded") for note in report["notes"])
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def parsed(path):
+    page = _Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page, " ".join("".join(page.text).replace("\u00a0", " ").split())
+
+
+def test_the_page_is_one_file_and_runs_only_its_own_scripts(made):
+    output, _ = made
+    source = (output / "replay.html").read_text(encoding="utf-8")
+    page, _ = parsed(output / "replay.html")
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    assert all(address.startswith("#") for address in page.loads)
+    assert {address[1:] for address in page.loads} <= set(page.ids)
+    assert "http" not in source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    scripts = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', source)[1].replace("&#39;", "'")
+    assert f"script-src {' '.join(digests)};" in policy
+    assert policy.startswith("default-src 'none'")
+    assert not re.search(r"\beval\(|new Function|innerHTML|\son\w+=\"", source)
+
+
+def test_the_page_says_what_the_report_says(made):
+    output, report = made
+    _, text = parsed(output / "replay.html")
+    # The findings come first, in order.
+    places = [text.index(" ".join(finding.split())) for finding in report["findings"]]
+    assert places == sorted(places)
+    assert places[-1] < text.index("Accuracy against tokens and time")
+    for row in operating_rows(report):
+        assert row["name"] in text
+    gbdt = next(p["operating_point"] for p in report["policies"] if p["policy"] == "gbdt")
+    ratio = gbdt["tokens_ratio"]
+    assert f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in text
+    for heading in (
+        *("Policies at their operating points", "At the same tokens", "Exact McNemar tests", "k by difficulty"),
+        *("Where the tokens and the time go", "Whether p_enough is what it says", "Questions to read"),
+    ):
+        assert heading in text
+
+
+def test_what_stores_and_titles_say_is_escaped(made):
+    output, _ = made
+    source = (output / "replay.html").read_text(encoding="utf-8")
+    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
+    assert HOSTILE not in source
+    assert "<b onclick" not in source
+    data = re.search(r'<script type="application/json" id="curves">(.*?)</script>', source, flags=re.DOTALL)[1]
+    assert json.loads(data)["title"] == TITLE
+
+
+def test_the_data_of_the_figure_are_those_of_the_report(made):
+    output, report = made
+    source = (output / "replay.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="curves">(.*?)</script>', source, flags=re.DOTALL)[1])
+    assert [p["name"] for p in data["policies"]] == [p["policy"] for p in report["policies"]]
+    for drawn, policy in zip(data["policies"], report["policies"], strict=True):
+        names = ("accuracy", "low", "high", "tokens", "calibrated_s")
+        assert [[*p[:3], *p[4:]] for p in drawn["points"]] == [[p[n] for n in names] for p in policy["curve"]]
+        assert (drawn["at"] is None) == (policy["operating_point"] is None)
+    last = data["policies"][0]["points"][-1][3]
+    assert last[1] == "k = 8"
+    assert last[2].endswith("mean k 8.00")
+
+
+def test_every_policy_can_be_told_apart_without_colours(made):
+    _, report = made
+    marks = marks_of(report["policies"])
+    assert len({(m.marker, m.hollow, m.dashes) for m in marks.values()}) == len(report["policies"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_dominates(points):
+    def dominated(p):
+        return any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)
+
+    assert pareto_front(points) == sorted({p for p in points if not dominated(p)})
+
+
+# -- dps report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_made_again_from_replay_json_alone(made, tmp_path, capsys):
+    output, report = made
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "replay.json").write_bytes((output / "replay.json").read_bytes())
+    assert run(["report", str(tmp_path / "alone")]) == 0
+    said = capsys.readouterr().out
+    assert report["findings"][0] in said
+    assert "Made again from JSON alone." in said
+    assert said.splitlines()[-1] == str(tmp_path / "alone" / "replay.html")
+    for name in FILES - {"replay.csv"}:
+        assert (tmp_path / "alone" / name).read_bytes() == (output / name).read_bytes(), name
+    assert run(["report", str(tmp_path / "alone")]) == 0
+    assert "byte for byte as before: replay.html, replay.png, replay.svg" in capsys.readouterr().out
+
+
+def test_the_same_stores_give_the_same_bytes(made, stores, tmp_path):
+    output, _ = made
+    replay(stores, tmp_path, title=TITLE)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_several_replays_side_by_side(made, stores, tmp_path):
+    output, _ = made
+    other = replay(stores, tmp_path / "other" / "one", rivals=(), controllers={}, margin=0.05)
+    assert run(["report", str(output), str(tmp_path / "other" / "one"), "--output", str(tmp_path / "both")]) == 0
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {
+        *("replays.html", "replays.png", "replays.svg", "settings.json")
+    }
+    page, text = parsed(tmp_path / "both" / "replays.html")
+    page_source = (tmp_path / "both" / "replays.html").read_text(encoding="utf-8")
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    for name in ("one (1)", "one (2)"):
+        assert name in text
+    assert other["findings"][-1] in text
+    [esc] = re.findall(r"<tr><th scope=\"row\">esc</th>(.*?)</tr>", page_source, flags=re.DOTALL)
+    assert esc.count("<td") == 6
+    [gbdt] = re.findall(r"<tr><th scope=\"row\">gbdt</th>(.*?)</tr>", page_source, flags=re.DOTALL)
+    assert gbdt.count("<td") == 4
+    assert 'colspan="3"' in gbdt
+
+
+def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
+    output, _ = made
+    evaluation = write_evaluation(tmp_path / "evaluation")
+    assert run(["report", str(output), str(evaluation)]) == 2
+    assert "holds a replay.json and" in capsys.readouterr().err
+    for text, message in (
+        ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
+        ("[]", "got None"),
+        ("{", "cannot be read"),
+    ):
+        (tmp_path / "replay.json").write_text(text)
+        assert run(["report", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
+    name = "--></script><script>alert(1)</script> $\\frac$"
+    text = (made[0] / "replay.json").read_text(encoding="utf-8").replace('"gbdt"', json.dumps(name))
+    (tmp_path / "replay.json").write_text(text, encoding="utf-8")
+    assert run(["report", str(tmp_path)]) == 0
+    source = (tmp_path / "replay.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in source
+    assert parsed(tmp_path / "replay.html")[0].open == []
+
+
+def test_an_evaluation_has_the_same_page(tmp_path):
+    power = [question(i, [1, 0, 1, 1, 0, 1, 1, 1], question=HOSTILE) for i in range(6)]
+    write_store(tmp_path / "evaluation" / "power", power_manifest(), power)
+    live = [question(i, [1, 0, 1, 1]) for i in range(6)]
+    folder = write_store(tmp_path / "evaluation" / "gbdt", dynamic_manifest(), live).parent
+    report = write_report([folder], tmp_path / "out", TITLE)
+    source = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page, text = parsed(tmp_path / "out" / "report.html")
+    assert (page.open, len(set(page.ids))) == ([], len(page.ids))
+    assert "http" not in source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    assert {address[1:] for address in page.loads} <= set(page.ids)
+    assert "<b onclick" not in source
+    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
+    for row in operating_rows(report):
+        assert row["name"] in text
+    for heading in ("All policies", "Accuracy against measured time", "k by difficulty", "Questions to read"):
+        assert heading in text
+    for column in ("compute, s", "calibrated, s", "latency, s"):
+        assert column in text
+
+
+def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
+    questions = [question(i, [1, 0, 1, 1, 0, 1, 1, 1]) for i in range(8)]
+    write_store(tmp_path / "power", power_manifest(calibration={}), questions)
+    report = replay(tmp_path, tmp_path / "out", rivals=(), controllers={})
+    assert report["clock"] is None
+    _, text = parsed(tmp_path / "out" / "replay.html")
+    assert "Accuracy against tokens" in text
+    assert "and time" not in text

@@ -1,0 +1,168 @@
+"""Tables and policies: fixed k over orders, live policies, replays that say what a live run does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dps.analysis.policies import ORDERS, cross_fitted, dynamic, fixed, live, oracle, orders_for
+from dps.analysis.table import read_table
+from dps.decide import RULES, FixedK, KRange, RuleK
+from dps.decide.aggregate import answer_of
+from dps.decide.orders import orders_of, walk
+from dps.decide.samples import samples_of
+from dps.decide.splits import folds_of
+from dps.errors import InputError
+from feature_store import Decision, Store
+from tests.analysis.report.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
+from tests.factories import make_question
+from tests.run.test_scheduler import model, run  # noqa: F401
+
+
+def table_of(folder, manifest, questions):
+    return read_table(Store.open(write_store(folder, manifest, questions)), str(folder), everything=True)
+
+
+def every_k(table):
+    """Fixed k of every k, by k."""
+    most = table.ks[-1]
+    policy = fixed(table, orders_for(table.question_ids, most, ORDERS, 0), range(1, most + 1), table.ks)
+    return dict(zip(policy.thresholds.astype(int).tolist(), policy.curve, strict=True)), policy
+
+
+def over_orders(record, k, aggregator="majority"):
+    """Accuracy, tokens and latency of the first k over the orders, one order after another."""
+    orders = orders_of(record.question_id, record.k, ORDERS, 0)
+    used = [[record.trajectories[i] for i in order[:k]] for order in orders]
+    right = [bool(answer_of(some, aggregator)[1]) for some in used]
+    tokens = [sum(t.num_generated_tokens for t in some) for some in used]
+    return np.mean(right), np.mean(tokens), np.mean([max(t.finished_s for t in some) for some in used])
+
+
+def test_a_fixed_k_is_the_mean_over_orders_of_its_trajectories(tmp_path):
+    record = question(0, [1, 0, 0, 0, 1, 1, 1, 1], tokens=7)
+    found, policy = every_k(table_of(tmp_path / "s", power_manifest(), [record]))
+    assert list(found) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert policy.thresholds[policy.listed].tolist() == [2, 4, 6, 8]
+    for k, point in found.items():
+        right, _, latency = over_orders(record, k)
+        assert (point.correct[0], point.latency_s[0]) == pytest.approx((right, latency))
+        assert (point.tokens[0], point.k[0]) == (7 * k, k)
+        assert point.compute_s[0] == pytest.approx(k * 0.02 + 0.003)
+    # In the order of sampling the first two were a tie that the higher log p decides, the first four three wrong ones.
+    assert found[8].correct[0] == 1
+    assert 0 < found[4].correct[0] < 1
+
+
+@pytest.mark.parametrize("aggregator", ["majority", "best_logprob", "weighted"])
+def test_answers_over_orders_are_those_of_the_aggregator_on_random_records(tmp_path, aggregator):
+    questions = [make_question(i, hidden_size=0) for i in range(280)]  # more than are averaged at a time
+    found, _ = every_k(table_of(tmp_path / "s", power_manifest(aggregator=aggregator), questions))
+    rows = [*range(12), *range(250, 262)]
+    for k in (1, 3, 8):
+        expected = [over_orders(questions[i], k, aggregator) for i in rows]
+        assert found[k].correct[rows] == pytest.approx([e[0] for e in expected])
+        assert found[k].tokens[rows] == pytest.approx([e[1] for e in expected])
+
+
+def test_a_lucky_prefix_does_not_count(tmp_path):
+    """Right first and wrong later, as sampled: one trajectory of four is right a quarter of the time."""
+    lucky = [question(i, [1, 0, 0, 0]) for i in range(40)]
+    found, _ = every_k(table_of(tmp_path / "s", plain_manifest("lowtemp", ks=(1, 2, 4)), lucky))
+    assert found[1].correct.mean() == pytest.approx(0.25, abs=0.04)
+    assert found[4].correct.tolist() == [0] * 40
+
+
+def test_a_live_policy_keeps_its_answer_and_pays_for_its_controller(tmp_path):
+    asked = [question(1, [1, 1], decisions=[Decision(2, 0.9)]), question(0, [0, 0, 1, 1, 1, 1])]
+    table = table_of(tmp_path / "s", dynamic_manifest(), asked)
+    policy = live(table)
+    assert table.question_ids == ("q00000", "q00001")
+    assert table.live.decisions == ((), ((2, 0.9),))
+    assert policy.p_inc == {2: pytest.approx(0.1)}
+    assert (policy.label, policy.family, policy.natural_k.tolist()) == ("gbdt", "controller", [6, 2])
+    assert policy.chosen.compute_s == pytest.approx([6 * 0.02 + 0.006, 2 * 0.02 + 0.006])
+    assert policy.chosen.latency_s.tolist() == [9.0, 9.0]
+
+
+def without_grades(record):
+    return replace(record, trajectories=tuple(replace(t, correct=None) for t in record.trajectories))
+
+
+def test_an_ungradable_answer_is_not_right_and_a_question_without_any_grade_does_not_count(tmp_path):
+    cases = [
+        question(0, [1] * 8, gold=None),  # graded by tests
+        without_grades(question(1, [1] * 8)),  # a gold answer, but nobody could grade
+        without_grades(question(2, [1] * 8, gold=None)),
+    ]
+    table = table_of(tmp_path / "power", power_manifest(), cases)
+    assert table.graded == ("q00000", "q00001")
+    for point in every_k(table)[1].curve:
+        assert point.correct.tolist() == pytest.approx([1, 0, np.nan], nan_ok=True)
+    records = [
+        without_grades(question(0, [1, 1], correct=None, gold=None)),
+        question(1, [1, 1], correct=False),
+        question(2, [1, 1], correct=None),
+    ]
+    table = table_of(tmp_path / "gbdt", dynamic_manifest(), records)
+    assert table.live.outcome.correct.tolist() == pytest.approx([np.nan, 0, 0], nan_ok=True)
+    assert table.live.ungradable.tolist() == [False, False, True]
+
+
+def test_a_question_with_too_few_trajectories_is_refused(tmp_path):
+    with pytest.raises(InputError, match="q00003"):
+        table_of(tmp_path / "s", power_manifest(), [question(3, [1] * 6)])
+
+
+# -- replays -----------------------------------------------------------------------------------------------------------
+
+
+def walked_of(count, num_orders):
+    questions = [make_question(number) for number in range(count)]
+    samples = samples_of(questions, 8)
+    return samples, walk(samples, orders_for(samples.question_ids, 8, num_orders, 0), (2, 4, 6, 8), "majority", 0)
+
+
+def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on():
+    samples, walked = walked_of(60, 3)
+    folds = folds_of(samples.question_ids, 5, 0)
+    assert np.bincount(folds).tolist() == [12] * 5
+    p_enough = np.random.default_rng(0).random((60, 3, 3))
+    policy = dynamic("x", "rule", "power", walked, p_enough, folds, 0.12)
+    flipped = walked.correct.copy()
+    flipped[folds == 2] = ~flipped[folds == 2]
+    again = [replace(p, correct=np.where(folds == 2, 1 - p.correct, p.correct)) for p in policy.curve]
+    chosen = cross_fitted(policy.thresholds, again, replace(walked, correct=flipped), folds, 0.12)
+    assert chosen[folds == 2].tolist() == policy.chosen_thresholds[folds == 2].tolist()
+    assert chosen.tolist() != policy.chosen_thresholds.tolist()  # the others did look at fold 2
+
+
+def test_the_oracle_takes_the_smallest_k_that_is_right():
+    _, walked = walked_of(20, 1)
+    (point,) = oracle("power", walked).curve
+    for q in range(20):
+        right = [k for k, c in zip(walked.ks, walked.correct[q, 0], strict=True) if c]
+        assert (point.k[q], point.correct[q]) == ((right[0], 1.0) if right else (2, 0.0))
+
+
+@pytest.mark.parametrize("name", ["adaptive-consistency", "entropy", "random", "uab"])
+@pytest.mark.parametrize("krange", [KRange(2, 2, 8), KRange(1, 1, 5)])
+def test_replay_says_what_a_live_run_does(model, name, krange):  # noqa: F811
+    whole = run(model, FixedK(krange.maximum), count=14)
+    samples = samples_of([whole[i] for i in sorted(whole)], krange.maximum)
+    orders = np.arange(krange.maximum)[None, None].repeat(14, axis=0)
+    walked = walk(samples, orders, krange.values, "majority", 1)
+    p_inc = 1 - walked.p_enough(RULES[name])[:, 0]
+    middle = np.unique(p_inc)
+    rule = replace(RULES[name], threshold=float((middle[len(middle) // 2 - 1] + middle[len(middle) // 2]) / 2))
+    lived = run(model, RuleK(krange, rule), count=14, rows=9, layer=None)
+    assert len({record.k for record in lived.values()}) > 1
+    for row, question_id in enumerate(samples.question_ids):
+        record, climbing = lived[question_id], p_inc[row] > rule.threshold
+        stop = int(np.argmin(climbing)) if not climbing.all() else len(climbing)
+        assert record.k == krange.values[stop]
+        assert record.correct == walked.correct[row, 0, stop]
+        assert sum(t.num_generated_tokens for t in record.trajectories) == walked.tokens[row, 0, stop]
+        said = [d.p_enough for d in record.decisions]
+        # Batches differ, and with them the last bits.
+        assert said == pytest.approx((1 - p_inc[row, : len(said)]).tolist(), abs=1e-6)

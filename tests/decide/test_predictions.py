@@ -1,0 +1,104 @@
+"""Out-of-fold predictions survive their file; other files are refused in one sentence."""
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from dps.decide.predictions import Predictions, read_predictions, write_predictions
+from dps.errors import InputError
+
+
+def made_up(count=6):
+    rng = np.random.default_rng(0)
+    shape = (count, 2, 3)
+    return Predictions(
+        name="gbdt",
+        label_name="correct",
+        ks=(2, 4, 6, 8),
+        feature_set="published",
+        aggregator="majority",
+        seed=3,
+        store_fingerprint="abc",
+        question_ids=tuple(f"q-{i}-é" for i in range(count)),
+        fold=np.arange(count, dtype=np.int32) % 2,
+        orders=np.tile(np.arange(8, dtype=np.int32), (count, 2, 1)),
+        p_enough=rng.random(shape),
+        threshold=np.arange(count) / 10,
+        label=(rng.random(shape) < 0.5).astype(np.int8),
+        correct=(rng.random((count, 2, 4)) < 0.5).astype(np.int8),
+        tokens=np.cumsum(np.ones((count, 2, 4), np.int64), axis=-1),
+    )
+
+
+def test_predictions_survive_the_file(tmp_path):
+    written = made_up()
+    write_predictions(tmp_path / "predictions.h5", written)
+    found = read_predictions(tmp_path)
+    for name in Predictions.__dataclass_fields__:
+        one, two = getattr(written, name), getattr(found, name)
+        assert np.array_equal(one, two), name
+        assert not isinstance(one, np.ndarray) or one.dtype == two.dtype
+    with h5py.File(tmp_path / "predictions.h5") as file:
+        assert h5py.check_string_dtype(file["question_id"].dtype).encoding == "utf-8"
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.h5"]
+
+
+def test_a_part_of_the_questions_and_of_the_checkpoints():
+    found = made_up()
+    ungraded = replace(found, label=np.where(np.arange(6)[:, None, None] == 2, -1, found.label))
+    assert np.flatnonzero(~ungraded.graded).tolist() == [2]
+    some = found.on(["q-4-é", "q-1-é"]).at((4, 8))
+    assert (some.question_ids, some.ks, some.threshold.tolist()) == (("q-4-é", "q-1-é"), (4, 8), [0.4, 0.1])
+    np.testing.assert_array_equal(some.p_enough, found.p_enough[[4, 1]][..., [1]])
+    np.testing.assert_array_equal(some.tokens, found.tokens[[4, 1]][..., [1, 3]])
+    for ks in ((1, 8), (2, 10), (8, 8)):
+        with pytest.raises(InputError, match="cross-validation of gbdt asks at k = 2, 4, 6 of at most 8, the policy"):
+            found.at(ks)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no"):
+        read_predictions(tmp_path)
+    path = tmp_path / "predictions.h5"
+    path.write_text("no HDF5")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(path)
+    write_predictions(path, made_up())
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(InputError, match=r"format version 1, but .* has 2"):
+        read_predictions(path)
+    with h5py.File(path, "a") as file:
+        del file.attrs["format"]
+    with pytest.raises(InputError, match="some other HDF5 file"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("name", ["fold", "p_enough", "threshold", "label", "correct", "tokens", "question_id"])
+def test_arrays_that_do_not_belong_together_are_refused(tmp_path, name):
+    path = tmp_path / "predictions.h5"
+    write_predictions(path, made_up())
+    with h5py.File(path, "a") as file:
+        values = file[name][()]
+        del file[name]
+        file[name] = values[:-1]
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_name": "solvable"},
+        {"ks": (2, 4, 4, 8)},
+        {"ks": (2, 4, 6, 9)},
+        {"orders": np.full((6, 2, 8), 10**6, np.int32)},
+        {"p_enough": np.full((6, 2, 3), np.nan)},
+    ],
+)
+def test_values_that_nobody_could_have_written_are_refused(tmp_path, changes):
+    write_predictions(tmp_path / "predictions.h5", replace(made_up(), **changes))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(tmp_path)

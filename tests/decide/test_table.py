@@ -1,0 +1,143 @@
+"""The table of controllers: every row is what a live run would have known, and the label follows its definition."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dps.decide.aggregate import answer_of, has_grade
+from dps.decide.features import checkpoint_features
+from dps.decide.labels import continue_score, labels_of
+from dps.decide.orders import orders_of
+from dps.decide.table import ks_of, make_table, mean_vectors
+from dps.errors import InputError
+from tests.factories import make_manifest, make_question
+
+KS = (2, 4, 6, 8)
+CLOCK = make_manifest().calibration
+
+
+def table_of(questions, **changes):
+    return make_table(questions, **{"ks": KS, "aggregator": "majority", "calibration": CLOCK, **changes})
+
+
+def graded(question, rows, **changes):
+    pairs = zip(question.trajectories, rows, strict=True)
+    return replace(question, trajectories=tuple(replace(t, correct=c) for t, c in pairs), **changes)
+
+
+@pytest.mark.parametrize(("hidden_size", "feature_set"), [(1, "published"), (12, "extended")])
+def test_every_row_equals_the_live_features_bit_for_bit(hidden_size, feature_set):
+    questions = [make_question(i, hidden_size=hidden_size) for i in range(6)]
+    table = table_of(questions, num_orders=5, seed=3, feature_set=feature_set)
+    for q, question in enumerate(questions):
+        for o, order in enumerate(orders_of(question.question_id, 8, 5, 3)):
+            for c, k in enumerate(KS[:-1]):
+                live = checkpoint_features(
+                    [question.trajectories[i] for i in order[:k]],
+                    num_prompt_tokens=question.num_prompt_tokens,
+                    embedding=question.embedding,
+                    calibration=CLOCK,
+                )
+                np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars_of(feature_set))
+                np.testing.assert_array_equal(table.hidden[q, o, c], live.hidden)
+                np.testing.assert_array_equal(table.embedding[q], live.embedding)
+    assert table.hidden.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(list(table.hidden_chunks())), table.hidden.reshape(-1, hidden_size))
+
+
+def test_vectors_may_be_a_memory_map(tmp_path):
+    table = table_of([make_question(i) for i in range(6)], num_orders=3)
+    mapped = np.lib.format.open_memmap(tmp_path / "v.npy", "w+", np.float32, table.vectors.shape)
+    mapped[:] = table.vectors
+    some = np.array([3, 0])
+    np.testing.assert_array_equal(replace(table, vectors=mapped).select(some).hidden, table.hidden[some])
+
+
+def test_a_mean_is_taken_over_the_first_k_of_an_order():
+    vectors = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    means = mean_vectors(vectors, np.array([1, 0]), np.array([[2, 0, 1], [1, 2, 0]]), np.array([2, 1]))
+    np.testing.assert_allclose(means, [vectors[1, [2, 0]].mean(axis=0), vectors[0, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("correct", "no_gain"),
+    [
+        ("1111", "111"),
+        ("0000", "111"),  # hopeless is enough
+        ("0001", "000"),
+        ("0010", "001"),  # k = 6 turns it right, though k = 8 loses it again
+        ("1001", "100"),
+        ("0110", "011"),
+        ("1000", "111"),
+        ("0100", "011"),
+    ],
+)
+def test_labels_on_small_examples(correct, no_gain):
+    bits = np.array([c == "1" for c in correct])
+    assert "".join(str(int(b)) for b in labels_of(bits, "no_gain")) == no_gain
+    assert "".join(str(int(b)) for b in labels_of(bits, "correct")) == correct[:-1]
+
+
+def test_labels_by_their_definition():
+    table = table_of([make_question(i) for i in range(30)], num_orders=3)
+    for q, o, c in np.ndindex(30, 3, 3):
+        now, later = table.correct[q, o, c], table.correct[q, o, c + 1 :]
+        assert table.labels("no_gain")[q, o, c] == (not (not now and later.any()))
+    with pytest.raises(ValueError, match="among no_gain, correct, got 'solvable'"):
+        table.labels("solvable")
+    assert continue_score(np.array([0.25])).tolist() == [0.75]
+
+
+def test_an_ungradable_answer_is_wrong_and_a_question_without_any_grade_has_no_labels():
+    """One meaning for training, replays, reports and pass@k, see :func:`dps.decide.aggregate.has_grade`."""
+    questions = [make_question(i) for i in range(5)]
+    questions = [
+        graded(questions[0], [None] * 8),  # a gold answer that no answer could be compared with
+        graded(questions[1], [None] * 8, gold=None),
+        graded(questions[2], [True] + [None] * 7, gold=None),  # graded by tests, most of which could not run
+        graded(questions[3], [True] * 8, gold=None),
+        graded(questions[4], [False] + [None] * 7),
+    ]
+    table = table_of(questions, ks=(2, 4, 8), aggregator="best_logprob", num_orders=4)
+    assert table.graded.tolist() == [True, False, True, True, True] == [has_grade(q) for q in questions]
+    for row, question in enumerate(questions):
+        for o, order in enumerate(orders_of(question.question_id, 8, 4, 0)):
+            first = [[question.trajectories[i] for i in order[:k]] for k in (2, 4, 8)]
+            assert table.correct[row, o].tolist() == [bool(answer_of(one, "best_logprob")[1]) for one in first]
+    assert table.select(table.graded).question_ids == tuple(q.question_id for q in questions if has_grade(q))
+
+
+def test_unusable_questions_are_refused():
+    with pytest.raises(InputError, match="q00003 has 6"):
+        table_of([make_question(3, k=6)])
+    question = make_question(4)
+    bare = tuple(replace(t, block_entropy=np.full(len(t.block_entropy), np.nan)) for t in question.trajectories)
+    with pytest.raises(InputError, match="q00004 has none"):
+        table_of([replace(question, trajectories=bare)])
+    with pytest.raises(InputError, match="at least one question"):
+        table_of([])
+
+
+def test_parts_that_nobody_uses_are_not_made():
+    table = table_of([make_question(0)], parts={"scalars"})
+    assert table.hidden.shape == (1, 1, 3, 0)
+    assert table.embedding.shape == (1, 0)
+
+
+def test_checkpoints_come_from_the_policy():
+    policy = {"name": "power", "family": "fixed", "start": 1, "step": 3, "maximum": 10}
+    assert ks_of(policy, "s") == (1, 4, 7, 10)
+    for bad in ({"family": "dynamic"}, {"maximum": 1}):
+        with pytest.raises(InputError):
+            ks_of({**policy, **bad}, "s")
+    with pytest.raises(InputError):
+        ks_of({"name": "plain", "family": "fixed", "ks": [1, 2]}, "s")
+
+
+def test_three_hundred_questions_take_about_a_second():
+    questions = [make_question(i, hidden_size=128, embedding_size=64) for i in range(100)] * 3
+    started = time.process_time()
+    assert table_of(questions, num_orders=8).num_rows == 7200
+    assert time.process_time() - started < 3

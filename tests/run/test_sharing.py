@@ -1,0 +1,147 @@
+"""An evaluation whose policies share their trajectories writes the stores that each policy would write alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import dps.run.clock
+from dps.benchmarks import BenchmarkConfig
+from dps.config import ComputeConfig, EvaluateConfig
+from dps.decide import KRange
+from dps.decide.features import PARTS, SCALAR_FEATURES
+from dps.run import worker
+from dps.run.run import evaluate
+from dps.sampler.open import open_engine
+from dps.sampler.settings import SamplerConfig
+from feature_store import Store
+from feature_store.segment import read_question_ids
+from feature_store.tools import verify
+from tests.run.test_scheduler import same_record
+
+CONSTANTS = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.001}
+ENTROPY = SCALAR_FEATURES.index("mcmc_entropy")
+
+
+class FakeController:
+    """Sure of questions over which the model is sure; it looks at everything."""
+
+    name, threshold, calibration, ks, label = "fake", 0.5, CONSTANTS, (2, 4, 6), "no_gain"
+    parts = PARTS
+
+    def predict_enough(self, features):
+        assert all(f.hidden.size and f.embedding.size for f in features)
+        return np.array([float(f.scalars[ENTROPY] < 0.35) for f in features])
+
+    def check_model(self, identity, embedding_size=None):
+        assert identity["fingerprint"]
+
+
+def load_controller(path):
+    return FakeController()
+
+
+def config_of(folder, **changes):
+    (folder / "fake.ckpt").write_text("a controller")
+    compute = {"rows": 64, "threads": 1, "commit_interval_s": 0.2, **changes.pop("compute", {})}
+    limit = changes.pop("limit", 10)
+    config = EvaluateConfig(
+        output=str(folder / "evaluation"),
+        policies=("adaptive-consistency", "power", "plain", "self-confidence", "fake"),
+        controllers={"fake": str(folder / "fake.ckpt")},
+        benchmark=BenchmarkConfig(name="arithmetic", split="test", limit=limit, seed=0),
+        sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=2),
+        k=KRange(2, 2, 6),
+        plain_max_k=4,
+        compute=ComputeConfig(**compute),
+    )
+    return replace(config, **changes)
+
+
+def sampled(monkeypatch):
+    """The engines of the runs that follow."""
+    engines = []
+
+    def noted(*args, **settings):
+        engines.append(open_engine(*args, **settings))
+        return engines[-1]
+
+    monkeypatch.setattr(worker, "open_engine", noted)
+    return engines
+
+
+def charged(config, *names):
+    stores = [Store.open(f"{config.output}/{name}") for name in names or config.policies]
+    return sum(t.num_generated_tokens for store in stores for q in store for t in q.trajectories)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock():
+    """A clock that takes no time to measure; of worker processes it is the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dps.run.clock, "calibrate", lambda engine, prompts: {**CONSTANTS, "rows": float(engine.rows)})
+        yield
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Every policy on its own."""
+    config = config_of(tmp_path_factory.mktemp("apart"), compute={"share": False})
+    with pytest.MonkeyPatch.context() as patch:
+        engines = sampled(patch)
+        evaluate(config, load_controller)
+        assert sum(engine.num_generated_tokens for engine in engines) == charged(config)
+    assert len({q.k for name in ("adaptive-consistency", "fake") for q in Store.open(f"{config.output}/{name}")}) > 1
+    return config
+
+
+def check_same(shared, apart):
+    for name in apart.policies:
+        mine, store = (Store.open(f"{config.output}/{name}") for config in (shared, apart))
+        assert verify(mine.folder) == []
+        assert mine.question_ids == store.question_ids
+        assert mine.manifest.fingerprint == store.manifest.fingerprint or name == "fake"  # its path is another
+        for a, b in zip(mine, store, strict=True):
+            same_record(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch, rows):
+    config, engines = config_of(tmp_path, compute={"rows": rows}), sampled(monkeypatch)
+    evaluate(config, load_controller)
+    check_same(config, apart)
+    assert sum(engine.num_generated_tokens for engine in engines) == charged(config, "power", "plain")
+
+
+def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
+    evaluate(config_of(tmp_path, policies=("power",), controllers={}, limit=6), None)
+    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=8), load_controller)
+    config, engines = config_of(tmp_path), sampled(monkeypatch)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("segment-*.h5")}
+    evaluate(config, load_controller)
+    check_same(config, apart)
+    assert {path: path.read_bytes() for path in before} == before  # nothing that was committed is done again
+    assert sum(engine.num_generated_tokens for engine in engines) < charged(config, "power", "plain")
+    for store in (Store.open(f"{config.output}/{name}") for name in config.policies):
+        stored = [name for path in store.folder.glob("segment-*.h5") for name in read_question_ids(path)]
+        assert sorted(stored) == store.question_ids
+
+
+@pytest.mark.slow
+def test_two_workers_share_too(apart, tmp_path, capsys):
+    config = config_of(tmp_path, compute={"workers": 2})
+    evaluate(config, load_controller)
+    check_same(config, apart)
+    tokens = charged(config, "power", "plain")
+    assert f"tokens {tokens:,}" in capsys.readouterr().err  # each once
+
+
+def test_latency_of_one_question_at_a_time_is_measured_apart(tmp_path, monkeypatch):
+    policies = ("power", "adaptive-consistency")
+    compute = {"questions_at_a_time": 1}
+    config, engines = (
+        config_of(tmp_path, policies=policies, controllers={}, limit=2, compute=compute),
+        sampled(monkeypatch),
+    )
+    evaluate(config, None)
+    assert sum(engine.num_generated_tokens for engine in engines) == charged(config)
