@@ -25,6 +25,8 @@ from typing import Any
 
 import yaml
 
+from dps.analysis.findings import rows_of
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTROLLERS = ("gbdt", "mlp-h", "mlp-hq")
 
@@ -85,25 +87,19 @@ def run(options: argparse.Namespace) -> None:
 
 
 def summary(seed: int, report: dict[str, Any], wall_s: float | None) -> dict[str, Any]:
-    """Return one line of the table: k = 2 and k = 8, and the cheapest controller within one standard error of k = 8."""
-    rows = {row["policy"]: row for row in report["policies"]}
+    """Return one line of the table: k = 2, k = 8 and the controllers, with paired 95 % intervals."""
+    rows = {row["name"]: row for policy in report["policies"] for row in rows_of(policy)}
     k2, k8 = rows["fixed-k2"], rows["fixed-k8"]
-    # One question of n lost and none won is exactly one standard error, 1/n: rounding must not decide it.
-    near = [rows[c] for c in CONTROLLERS if rows[c]["accuracy_minus_k8"] > -rows[c]["accuracy_minus_k8_stderr"] - 1e-9]
-    best = min(near, key=lambda row: row["tokens"], default=None)
     line = {
         "seed": seed,
-        "num_questions": k8["num_questions"],
+        "num_questions": report["num_questions"],
         "wall_s": None if wall_s is None else round(wall_s),
         "fixed_k2": k2["accuracy"],
         "fixed_k8": k8["accuracy"],
-        "k2_minus_k8": k2["accuracy_minus_k8"],
-        "k2_minus_k8_stderr": k2["accuracy_minus_k8_stderr"],
-        "controller": best and best["policy"],
     }
-    for name in CONTROLLERS:
-        line[f"{name}_minus_k8"] = rows[name]["accuracy_minus_k8"]
-        line[f"{name}_tokens_ratio"] = rows[name]["tokens"] / k8["tokens"]
+    for name in ("fixed-k2", *CONTROLLERS):
+        difference, tokens = rows[name]["accuracy_difference"], rows[name]["tokens_ratio"]["value"]
+        line |= {f"{name}_{of}": difference[of] for of in ("value", "low", "high")} | {f"{name}_tokens_ratio": tokens}
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
 
 
