@@ -1,10 +1,11 @@
 """Intervals and tests against exact ones of SciPy, and simulated: errors and power are what they are said to be."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 
 from dps.estimates import (
     Estimate,
@@ -49,11 +50,15 @@ def simulated(count, shares, holds, trials=1500):
 
 @pytest.mark.parametrize("both", [0, 400])
 def test_the_interval_of_a_difference_leaves_0_out_where_the_exact_mcnemar_test_rejects(both):
-    for one in range(0, 20):
-        for other in range(0, 20):
-            if one + other + both:
-                rejected = one + other > 0 and binomtest(one, one + other).pvalue < 0.05
-                assert (bounded(pairs(one, other, both)).sign != 0) == rejected, (one, other)
+    for first, second in product(range(20), range(20)):
+        if not first + second + both:
+            continue
+        expected = binomtest(first, first + second).pvalue if first + second else 1.0
+        one = np.array([True] * first + [False] * second + [True] * both)
+        other = np.array([False] * first + [True] * second + [True] * both)
+        exact = {"only_one": first, "only_other": second, "p_value": pytest.approx(expected)}
+        assert mcnemar(one, other) == exact
+        assert (paired(one, other).sign != 0) == (expected < 0.05), (first, second)
 
 
 @pytest.mark.parametrize(("count", "right"), [(1, 0), (5, 5), (20, 3), (40, 40), (120, 60), (700, 2)])
@@ -74,18 +79,9 @@ def test_values_between_are_weighed_as_random_weights_say():
     assert not loss_is_below(values, -interval.low - 1e-6)
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (9, 1), (3, 14), (1, 0)])
-def test_mcnemar_is_the_exact_binomial_test(first, second):
-    one = np.array([True] * first + [False] * second + [True] * 7 + [False] * 3)
-    other = np.array([False] * first + [True] * second + [True] * 7 + [False] * 3)
-    p_value = min(1.0, 2 * binom.cdf(min(first, second), first + second, 0.5))
-    assert mcnemar(one, other) == pytest.approx({"only_one": first, "only_other": second, "p_value": p_value})
-
-
 def test_a_large_sample_has_the_interval_of_its_standard_error():
     values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 20_000, p=[0.1, 0.75, 0.15])
-    for one in (bounded(values), estimate(values), paired(np.maximum(values, 0), np.maximum(-values, 0))):
-        assert (one.value, one.num_questions) == (pytest.approx(values.mean()), 20_000)
+    for one in (bounded(values), estimate(values)):
         ends = (one.value - 1.96 * one.stderr, one.value + 1.96 * one.stderr)
         assert (one.low, one.high) == pytest.approx(ends, abs=1e-4)
 

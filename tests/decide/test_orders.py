@@ -37,10 +37,7 @@ def test_folds_partition_the_questions():
     for mine, others in other_folds(balanced):
         assert (mine ^ others).all()
     assert [(mine.all(), others.all()) for mine, others in other_folds(np.zeros(3))] == [(True, True)]
-
-
-def test_questions_with_the_same_content_are_divided_as_one():
-    assert divided_as(("b", "a", "c", "d"), ("x", "x", "", "")) == ("a", "a", "c", "d")
+    assert divided_as(("b", "a", "c", "d"), ("x", "x", "", "")) == ("a", "a", "c", "d")  # the same text is one question
 
 
 def test_orders_are_permutations_and_the_first_is_natural():
@@ -49,8 +46,7 @@ def test_orders_are_permutations_and_the_first_is_natural():
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(8), (20, 1)))
     assert len({tuple(o) for o in orders}) > 15
     np.testing.assert_array_equal(orders[:4], orders_of("q1", 8, 4, 0))
-    assert (orders != orders_of("q1", 8, 20, 1)).any()
-    assert (orders != orders_of("q2", 8, 20, 0)).any()
+    assert (orders != orders_of("q1", 8, 20, 1)).any() & (orders != orders_of("q2", 8, 20, 0)).any()
     np.testing.assert_array_equal(orders_for(["q2", "q1"], 8, 20, 0)[1], orders)
     assert orders_for([], 8, 4, 0).shape == (0, 4, 8)
 
