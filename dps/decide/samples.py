@@ -30,9 +30,10 @@ _COLUMNS = {
 
 
 class OfQuestions:
-    """What dataclasses share that hold something of each of Q questions, named by ``question_ids``."""
+    """What dataclasses share that hold something of each of Q questions."""
 
     __slots__ = ()
+    question_ids: tuple[str, ...]
     BY_QUESTION: ClassVar[tuple[str, ...]]
     """The fields with one entry for each question: arrays and tuples."""
 
