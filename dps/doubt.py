@@ -9,10 +9,7 @@ FEWEST = 2
 def doubt(where: str, graded: int, right: int) -> str | None:
     """Return a sentence that says what to check before a run is used; None where some questions are right and some not.
 
-    Args:
-        where: Name of the run.
-        graded: Its graded questions.
-        right: How many of them are right.
+    ``where`` is the name of the run; ``right`` of its ``graded`` questions are right.
     """
     if graded < FEWEST or 0 < right < graded:
         return None

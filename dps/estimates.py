@@ -57,22 +57,13 @@ class Estimate:
         """1 or -1 where the interval lies above or below 0, else 0."""
         return 1 if self.low > _ROUNDING else -1 if self.high < -_ROUNDING else 0
 
-    @property
-    def too_few(self) -> bool:
-        """Whether an accuracy difference is over too few questions, or too uncertain, to say "as good as"."""
-        return self.num_questions < FEWEST or not self.stderr <= LARGEST_STDERR
-
     def plain(self) -> dict[str, float]:
         """Return value and interval as JSON values."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Return a mean with its standard error and Student's interval.
-
-    Args:
-        values: One value per question, shape (N,); NaN is left out.
-    """
+    """Return the mean of one value per question (N,), NaN left out, with its standard error and Student's interval."""
     known, mean, stderr = _moments(values)
     return Estimate(mean, stderr, len(known))
 
@@ -98,13 +89,10 @@ def bounded(values: np.ndarray, least: float = -1.0, most: float = 1.0) -> Estim
 
 
 def loss_is_below(differences: np.ndarray, margin: float) -> bool:
-    """Return whether accuracy differences show that less than ``margin`` is lost, at an error of at most 2.5 %.
+    """Return whether accuracy differences (N,) show that less than ``margin`` is lost, at an error of at most 2.5 %.
 
-    The same as a lower end of :func:`bounded` of at least ``-margin``, in less time.
-
-    Args:
-        differences: Accuracy of each question minus that of the comparison, in [-1, 1]: shape (N,).
-        margin: Accuracy that counts as no loss, in [0, 1).
+    Each is a question's accuracy minus that of the comparison, in [-1, 1]. The same as a lower end of :func:`bounded`
+    of at least ``-margin``, in less time.
     """
     values, counts = _with_end(differences, -1.0)
     return _chance_below(values, counts, -margin) <= _ERROR * (1 + 1e-6)
@@ -120,18 +108,12 @@ def fewest_questions(margin: float) -> int | None:
     return ceil(log(_ERROR) / log(1 - margin)) if margin > 0 else None
 
 
-def questions_needed(values: np.ndarray) -> int | None:
+def needed(difference: float, stderr: float, num_questions: int) -> int | None:
     """Return how many questions would show a mean difference of this size in 80 % of cases, if it is real.
 
-    ``7.85 s^2 / mean^2``, two-sided at 5 %; None where the difference (values by question, NaN left out) or its spread
-    is 0.
+    ``7.85 s^2 / difference^2``, two-sided at 5 %, from its standard error over so many questions; None where the
+    difference or its spread is 0.
     """
-    known, mean, stderr = _moments(values)
-    return needed(mean, stderr, len(known))
-
-
-def needed(difference: float, stderr: float, num_questions: int) -> int | None:
-    """Return :func:`questions_needed` from a difference over so many questions and the standard error of that."""
     if not abs(difference) > _ROUNDING or not stderr > 0:
         return None
     count = _POWER * num_questions * (stderr / difference) ** 2
@@ -266,6 +248,7 @@ def _with_end(values: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lower_end(values: np.ndarray, least: float) -> float:
+    """Return the lower end of :func:`bounded`."""
     from scipy.optimize import brentq
 
     distinct, counts = _with_end(values, least)

@@ -63,13 +63,13 @@ class CheckpointFeatures:
     """What a controller sees of one question at one checkpoint."""
 
     scalars: np.ndarray
-    """The features named by :data:`SCALAR_FEATURES`: shape (6,), float64."""
+    """The :data:`SCALAR_FEATURES`: shape (6,), float64."""
     hidden: np.ndarray
     """Hidden state, the mean over the k trajectories of :func:`pool_hidden`: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
     extended: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """The features named by :data:`EXTENDED_FEATURES`: shape (17,), float64."""
+    """The :data:`EXTENDED_FEATURES`: shape (17,), float64."""
 
     def scalars_of(self, feature_set: str) -> np.ndarray:
         """Return the scalars of a feature set, a key of :data:`FEATURE_SETS`: shape (F,), float64."""
@@ -119,11 +119,7 @@ def sums_of(trajectory: Trajectory) -> TrajectorySums:
 
 
 def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
-    """Return the time of generated tokens (rejected ones included) and of one prefill, seconds on a stored clock.
-
-    Source:
-        METHOD section 5.
-    """
+    """Return the time of generated tokens (rejected ones included) and one prefill, seconds (METHOD section 5)."""
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]
 
 
@@ -213,11 +209,7 @@ def checkpoint_features(
 ) -> CheckpointFeatures:
     """Return the features of one question from its k >= 1 trajectories so far (METHOD section 3).
 
-    Args:
-        trajectories: The k trajectories with the classes of their answers.
-        num_prompt_tokens: Length of the question's prompt.
-        embedding: Question embedding, shape (E,).
-        calibration: The clock of the run that trained the controller.
+    ``embedding`` is the question's, shape (E,); ``calibration`` the clock of the run that trained the controller.
     """
     sums = [sums_of(t) for t in trajectories]
     vectors = np.stack([pool_hidden(t) for t in trajectories]).astype(np.float64)

@@ -9,10 +9,9 @@ SHIPPED = "controller.ckpt"
 
 
 def controller_file(path: str | Path) -> Path:
-    """Return the checkpoint that a path means: itself, or the one in a controller folder or a run folder.
+    """Return the checkpoint that a path means: a file, the one of ``dps ship``'s folder or of ``dps fit``'s run folder.
 
-    Args:
-        path: A file, a folder of ``dps ship``, or a run folder of ``dps fit``. It need not be there.
+    The path need not be there.
     """
     path = Path(path)
     if not path.is_dir():

@@ -11,14 +11,10 @@ LABELS: tuple[str, ...] = get_args(Label)
 
 
 def labels_of(correct: np.ndarray, label: str) -> np.ndarray:
-    """Return the label of every checkpoint from whether the answer of each k is right.
+    """Return the label of every checkpoint (..., C) from whether the answer of each k is right (..., C + 1).
 
     ``correct``: the answer of this k is right. ``no_gain``: no larger k up to the maximum turns a wrong answer right,
-    so a hopeless question is also enough.
-
-    Args:
-        correct: Shape (..., C + 1), bool, k = maximum last; the labels have shape (..., C).
-        label: One of :data:`LABELS`; a ValueError for any other.
+    so a hopeless question is also enough. A ValueError for any other label.
     """
     if label not in LABELS:
         raise ValueError(f"expected a label among {', '.join(LABELS)}, got {label!r}")

@@ -1,7 +1,7 @@
 """Orders of a question's exchangeable trajectories, walked through: what each k answers, costs and shows.
 
 Every order is a run that might have been (METHOD sections 2 and 4), so labels, curves and accuracies are averaged over
-orders. Tables of controllers, replays and reports take orders and answers from here.
+orders.
 """
 
 from __future__ import annotations
@@ -72,20 +72,16 @@ def walk(
 ) -> Walk:
     """Walk through the trajectories of every question in every order (Q, O, K), stopping at the k's.
 
-    Args:
-        samples: Q questions with K trajectories.
-        orders: Permutations of the trajectories.
-        ks: Increasing, at most K, else an InputError.
-        aggregator: How k answers become one.
-        rule_seed: Of the rule that escalates by chance; None where no rule will be asked, and nothing is seen.
+    The k's increase; an InputError if they exceed K. ``rule_seed`` is that of the rule that escalates by chance; None
+    where no rule will be asked, and nothing is seen.
     """
     num_questions, num_orders, _ = orders.shape
     if ks[-1] > samples.num_trajectories:
         raise InputError(f"Expected at most {samples.num_trajectories} trajectories of a question, got k {ks[-1]}.")
     rows = np.arange(num_questions * num_orders)
-    names = ("classes", "logprobs", "kept", "entropies", "top1")
+    shown = (samples.classes, samples.logprobs, samples.kept, samples.entropies, samples.top1)
     # One row per question and order, one column per trajectory.
-    columns = [in_order(getattr(samples, name), orders).reshape(len(rows), -1) for name in names]
+    columns = [in_order(values, orders).reshape(len(rows), -1) for values in shown]
     keys = np.zeros(len(rows), np.uint64)
     if rule_seed is not None:
         keys[:] = [question_key(rule_seed, name, o) for name in samples.question_ids for o in range(num_orders)]

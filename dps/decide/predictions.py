@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from dps.decide.labels import LABELS
+from dps.decide.samples import OfQuestions
 from dps.errors import InputError
 from feature_store.files import replace_file
 from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
@@ -36,9 +37,10 @@ _TEXTS = ("name", "feature_set", "aggregator", "store_fingerprint")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
+class Predictions(OfQuestions):
     """What controllers said of Q questions that they had not seen, in O orders at C checkpoints."""
 
+    BY_QUESTION = ("question_ids", *_ARRAYS)
     name: str
     """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
     label_name: str
@@ -76,21 +78,10 @@ class Predictions:
         """Whether each question has a grade: shape (Q,), bool."""
         return self.label[:, 0, 0] >= 0
 
-    def select(self, questions: np.ndarray) -> Predictions:
-        """Return these questions only; ``questions`` are indices, or a mask of shape (Q,)."""
-        ids = tuple(self.question_ids[i] for i in np.arange(len(self.question_ids))[questions])
-        return replace(self, question_ids=ids, **{name: getattr(self, name)[questions] for name in _ARRAYS})
-
-    def on(self, question_ids: Sequence[str]) -> Predictions:
-        """Return these questions, all of which must be there, in this order."""
-        place = {name: i for i, name in enumerate(self.question_ids)}
-        return self.select(np.array([place[name] for name in question_ids], dtype=np.int64))
-
     def at(self, ks: Sequence[int]) -> Predictions:
-        """Return what was said at some checkpoints; the last of ``ks`` is the maximum there.
+        """Return what was said at some checkpoints, the last of which is the maximum there.
 
-        Raises:
-            InputError: If the controllers were not asked at these.
+        An InputError if the controllers were not asked at these.
         """
         asked, ks = self.ks[:-1], tuple(ks)
         if not set(ks[:-1]) <= set(asked) or ks[-1] not in self.ks:
@@ -127,11 +118,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read a file of predictions, or the one in the folder of a cross-validation.
-
-    Raises:
-        InputError: If there is none, or it is another file or of another version.
-    """
+    """Read a file of predictions, or the one in the folder of a cross-validation; an InputError for anything else."""
     path = Path(path)
     place = path / FILE if path.is_dir() else path
     if not place.is_file():
@@ -155,10 +142,7 @@ def read_predictions(path: str | Path) -> Predictions:
                 seed=int(file.attrs["seed"]),
                 question_ids=tuple(name.decode() for name in dataset_in(file, "question_id")[()]),
                 **{name: str(file.attrs[name]) for name in _TEXTS},
-                **{
-                    name: dataset_in(file, name)[()].astype(dtype, casting="same_kind")
-                    for name, dtype in _ARRAYS.items()
-                },
+                **{n: dataset_in(file, n)[()].astype(dtype, casting="same_kind") for n, dtype in _ARRAYS.items()},
             )
             _check(predictions)
             return predictions
@@ -174,15 +158,10 @@ def read_predictions(path: str | Path) -> Predictions:
 def _check(predictions: Predictions) -> None:
     """Raise ValueError where the values of a file do not belong together."""
     questions, num_orders, most = predictions.orders.shape
-    rows, ks = (questions, num_orders), predictions.ks
-    expected = {
-        "fold": (questions,),
-        "threshold": (questions,),
-        "p_enough": (*rows, len(ks) - 1),
-        "label": (*rows, len(ks) - 1),
-        "correct": (*rows, len(ks)),
-        "tokens": (*rows, len(ks)),
-    }
+    ks = predictions.ks
+    asked, every = (questions, num_orders, len(ks) - 1), (questions, num_orders, len(ks))
+    expected = {"fold": (questions,), "threshold": (questions,), "p_enough": asked, "label": asked, "correct": every}
+    expected["tokens"] = every
     whole = all(getattr(predictions, name).shape == shape for name, shape in expected.items())
     if not whole or len(predictions.question_ids) != questions:
         raise ValueError("arrays of different shapes")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from dps.decide.seen import columns_of
 from dps.errors import InputError
 from feature_store.records import Manifest, Question, content_of
 
+_ABOUT = ("question_ids", "contents", "levels", "has_grade", "prompt_tokens", "prefill_s")
 _COLUMNS = {
     "classes": np.int64,
     "logprobs": np.float64,
@@ -28,10 +29,34 @@ _COLUMNS = {
 """What is kept of each trajectory."""
 
 
+class OfQuestions:
+    """What dataclasses share that hold something of each of Q questions."""
+
+    __slots__ = ()
+    question_ids: tuple[str, ...]
+    BY_QUESTION: ClassVar[tuple[str, ...]]
+    """The fields with one entry for each question: arrays and tuples."""
+
+    def select(self, questions: np.ndarray | Sequence[int]) -> Self:
+        """Return these questions only; ``questions`` are indices, or a mask of shape (Q,)."""
+        indices = np.arange(len(self.question_ids))[questions]
+        chosen = {}
+        for name in self.BY_QUESTION:
+            values = getattr(self, name)
+            chosen[name] = values[indices] if isinstance(values, np.ndarray) else tuple(values[i] for i in indices)
+        return replace(self, **chosen)
+
+    def on(self, question_ids: Sequence[str]) -> Self:
+        """Return these questions, all of which must be there, in this order."""
+        place = {name: i for i, name in enumerate(self.question_ids)}
+        return self.select(np.array([place[name] for name in question_ids], dtype=np.int64))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Samples:
+class Samples(OfQuestions):
     """The first K trajectories of Q questions."""
 
+    BY_QUESTION = (*_ABOUT, *_COLUMNS)
     question_ids: tuple[str, ...]
     """Q of them."""
     contents: tuple[str, ...]
@@ -71,32 +96,13 @@ class Samples:
         """K."""
         return self.classes.shape[1]
 
-    def select(self, rows: np.ndarray | Sequence[int]) -> Samples:
-        """Return some questions only; ``rows`` are indices, or a mask of shape (Q,)."""
-        indices = np.arange(len(self.question_ids))[rows]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{
-                name: value[indices] if isinstance(value, np.ndarray) else tuple(value[i] for i in indices)
-                for name, value in values.items()
-            },
-        )
-
-    def on(self, question_ids: Sequence[str]) -> Samples:
-        """Return these questions, all of which must be there, in this order."""
-        place = {name: i for i, name in enumerate(self.question_ids)}
-        return self.select(np.array([place[name] for name in question_ids], dtype=np.int64))
-
 
 def samples_of(questions: Iterable[Question], num_trajectories: int, source: str = "the store") -> Samples:
     """Return the first K trajectories of some questions as arrays, in the order of the questions, which are read once.
 
-    Raises:
-        InputError: If a question of the store (``source``) has fewer trajectories.
+    An InputError if a question of the store (``source``) has fewer trajectories.
     """
-    rows = [row_of(question, num_trajectories, source) for question in questions]
-    return samples_from(rows, num_trajectories)
+    return samples_from([row_of(question, num_trajectories, source) for question in questions], num_trajectories)
 
 
 Row = tuple[tuple[Any, ...], np.ndarray]
@@ -129,7 +135,7 @@ def row_of(question: Question, num_trajectories: int, source: str = "the store")
 
 def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
     """Return the samples of what :func:`row_of` gave of each question."""
-    about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * 6
+    about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * len(_ABOUT)
     ids, contents, levels, graded, prompt_tokens, prefill_s = about
     columns = np.array([values for _, values in rows]).reshape(len(rows), len(_COLUMNS), num_trajectories)
     return Samples(
@@ -146,8 +152,7 @@ def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
 def fixed_ks(manifest: Manifest, folder: str) -> tuple[int, ...]:
     """Return the prefixes of a fixed store that are policies: its ``ks``, else start, start + step, ..., maximum.
 
-    Raises:
-        InputError: If the store's policy is dynamic, so that its questions differ in k.
+    An InputError if the store's policy is dynamic, so that its questions differ in k.
     """
     policy = manifest.policy
     if policy.get("family") != "fixed":

@@ -59,10 +59,9 @@ class Tally:
         """Trajectories counted so far."""
 
     def add(self, classes: np.ndarray, logprobs: np.ndarray, sums: np.ndarray) -> None:
-        """Count one more trajectory of every question.
+        """Count one more trajectory of every question: its class (N,), -1 for no answer, and log p (N,), nats.
 
-        ``classes`` of the answers, -1 for none, and ``logprobs`` of the responses, nats, have shape (N,); ``sums`` of
-        accepted tokens, entropies and top-1 probabilities (3, N).
+        ``sums`` of accepted tokens, entropies and top-1 probabilities have shape (3, N).
         """
         answered = classes >= 0
         rows, labels, logp = self._rows[answered], classes[answered], logprobs[answered]
@@ -83,11 +82,7 @@ class Tally:
 
         See :func:`dps.decide.aggregate.representative`, which is this for one question.
         """
-        strength = {
-            "majority": self._counts.astype(np.float64),
-            "weighted": self._weights,
-            "best_logprob": self._best,
-        }[aggregator]
+        strength = {"majority": self._counts, "weighted": self._weights, "best_logprob": self._best}[aggregator]
         present = self._counts > 0
         strength = np.where(present, strength, -np.inf)
         strongest = present & (strength == strength.max(axis=1, keepdims=True))
@@ -107,12 +102,7 @@ def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]
 
 
 def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> Seen:
-    """Return what questions have shown, all with equally many trajectories.
-
-    Args:
-        questions: The trajectories of each, in order of index.
-        keys: See :func:`question_key`.
-    """
+    """Return what questions have shown, all with equally many trajectories; for ``keys`` see :func:`question_key`."""
     table = np.array([[columns_of(t) for t in trajectories] for trajectories in questions]).transpose(1, 2, 0)
     tally = Tally(len(questions), int(table[:, 0].max()) + 1)
     for column in table:

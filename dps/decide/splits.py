@@ -23,12 +23,7 @@ def stable_number(*words: object) -> int:
 
 
 def divided_as(question_ids: Sequence[str], contents: Sequence[str]) -> tuple[str, ...]:
-    """Return the id by which each question is divided: one for all questions with the same content.
-
-    Args:
-        question_ids: Q ids.
-        contents: See :func:`feature_store.records.content_of`.
-    """
+    """Return the id by which each question is divided: one for all with the same ``content_of`` their text."""
     stand_for = representatives(dict(zip(question_ids, contents, strict=True)))
     return tuple(stand_for[question_id] for question_id in question_ids)
 

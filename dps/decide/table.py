@@ -24,7 +24,7 @@ from dps.decide.features import (
 )
 from dps.decide.labels import labels_of
 from dps.decide.orders import orders_of, walk
-from dps.decide.samples import row_of, samples_from
+from dps.decide.samples import OfQuestions, row_of, samples_from
 from dps.decide.splits import divided_as
 from dps.errors import InputError
 from feature_store.records import Question
@@ -36,13 +36,17 @@ _COMPONENTS = 2**18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class Table(OfQuestions):
     """Rows of Q questions x O orders x C checkpoints; all but the hidden states as dense arrays.
 
     Row number ``(q * O + o) * C + c`` is question q in order o at checkpoint c. The last axis of ``correct`` and
     ``tokens`` has one entry more than there are checkpoints: k = maximum, where nobody is asked.
     """
 
+    BY_QUESTION = (
+        "question_ids", "contents", "lengths", "graded", "scalars", "orders", "vector_rows", "embedding", "correct",
+        "tokens",
+    )  # fmt: skip
     question_ids: tuple[str, ...]
     """Q of them."""
     contents: tuple[str, ...]
@@ -120,17 +124,6 @@ class Table:
         """Return the id by which each question is divided, see :func:`dps.decide.splits.divided_as`."""
         return divided_as(self.question_ids, self.contents)
 
-    def select(self, questions: np.ndarray) -> Table:
-        """Return the table of these questions only; ``questions`` are indices, or a mask of shape (Q,)."""
-        indices = np.arange(self.num_questions)[questions]
-        arrays = ("lengths", "graded", "scalars", "orders", "vector_rows", "embedding", "correct", "tokens")
-        return replace(
-            self,
-            question_ids=tuple(self.question_ids[i] for i in indices),
-            contents=tuple(self.contents[i] for i in indices),
-            **{name: getattr(self, name)[indices] for name in arrays},
-        )
-
     def natural_order(self) -> Table:
         """Return the table with each question's own order of trajectories only."""
         names = ("scalars", "orders", "correct", "tokens")
@@ -138,16 +131,11 @@ class Table:
 
 
 def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray, ks: np.ndarray) -> np.ndarray:
-    """Average the vectors of the first k trajectories of each of N rows: shape (N, D), float32.
+    """Average the vectors (M, K, D) of the first k trajectories of each of N rows: shape (N, D), float32.
 
-    Sums are in float64 in the row's order, as ``np.mean`` takes them over whole arrays, so a row equals that of
+    A row is of one of the M ``questions`` (N,), in an order (N, K), with its own k (N,). Sums are in float64 in the
+    row's order, as ``np.mean`` takes them over whole arrays, so a row equals that of
     :func:`dps.decide.features.checkpoint_features`, bit for bit.
-
-    Args:
-        vectors: Shape (M, K, D), float32.
-        questions: Which of the M each row is of: shape (N,), int.
-        orders: Trajectories in each row's order: shape (N, K), int.
-        ks: Each row's k: shape (N,), int.
     """
     means = np.empty((len(questions), vectors.shape[2]), np.float32)
     step = max(1, _COMPONENTS // max(1, vectors.shape[2]))
@@ -165,8 +153,7 @@ def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray,
 def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
     """Return the checkpoints of a harvest, then its maximum, from the ``policy`` of its manifest.
 
-    Raises:
-        InputError: If the store (``folder``) is no harvest, or has no checkpoint below its maximum.
+    An InputError if the store (``folder``) is no harvest, or has no checkpoint below its maximum.
     """
     if policy.get("family") != "fixed" or not {"start", "step", "maximum"} <= policy.keys():
         raise InputError(
@@ -196,21 +183,10 @@ def make_table(
 ) -> Table:
     """Make the table of some questions, in their order; those without a grade are in it, marked by ``graded``.
 
-    Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit.
-
-    Args:
-        questions: Complete questions of a harvest; read once.
-        ks: Checkpoints, then the maximum, see :func:`ks_of`.
-        aggregator: How k answers become one.
-        calibration: The clock of ``question_time_sec``.
-        num_orders: Orders of the trajectories.
-        seed: Of the orders.
-        parts: Parts of the features that are needed; ``hidden`` are held in memory.
-        feature_set: Which scalars, a key of :data:`dps.decide.features.FEATURE_SETS`.
-        orders: Each question's orders, shape (O, K), in place of those that ``num_orders`` and ``seed`` draw.
-
-    Raises:
-        InputError: If there is no question, or one has too few trajectories or no features.
+    Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit. The questions of a
+    harvest are read once; ``ks`` are the checkpoints, then the maximum, see :func:`ks_of`; ``calibration`` is the clock
+    of ``question_time_sec``; ``orders`` are each question's, shape (O, K), in place of those that ``num_orders`` and
+    ``seed`` draw. An InputError if there is no question, or one has too few trajectories or no features.
     """
     rows, scalars, used, vectors, embeddings = [], [], [], [], []
     for question, given in zip(questions, repeat(None) if orders is None else orders, strict=False):

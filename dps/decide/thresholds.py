@@ -36,9 +36,7 @@ class Replay:
 def stops(p_inc: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """Return where the policy stops: the first checkpoint with ``p_inc <= threshold``, C if there is none.
 
-    Args:
-        p_inc: Probability that more trajectories help, shape (..., C); the indices have shape (...).
-        threshold: One number, or an array that broadcasts against p_inc.
+    ``threshold`` is one number, or an array that broadcasts against p_inc (..., C); the indices have shape (...).
     """
     enough = p_inc <= threshold
     return np.where(enough.any(axis=-1), enough.argmax(axis=-1), p_inc.shape[-1])
@@ -89,10 +87,8 @@ def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float)
     Outcomes do not decide the order, so all tests together have the error of one, at most 2.5 %, however many policies
     are tried. (The cheapest of all that pass would be the one that was lucky.)
 
-    Args:
-        losses: Accuracy of each question minus that of k = maximum, averaged over orders: shape (M, Q).
-        tokens: Its tokens, likewise: shape (M, Q).
-        margin: Accuracy that counts as no loss, for instance 0.01.
+    ``losses`` (M, Q) are each question's accuracy minus that of k = maximum, ``tokens`` (M, Q) its tokens, both means
+    over orders; ``margin`` is the accuracy that counts as no loss, for instance 0.01.
 
     Source:
         Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052 (fixed-sequence testing).

@@ -14,6 +14,7 @@ from dps.decide.features import (
     checkpoint_features,
     extended_features,
     pool_hidden,
+    scalar_features,
     sums_of,
 )
 from tests.factories import make_manifest, make_question
@@ -29,25 +30,19 @@ def named(values):
 
 
 def test_extended_features_by_hand():
-    found = named(
-        extended_features(
-            [
-                sums(4, -10.0, 10, -10.0, entropy=10.0, top1=5.0),
-                sums(4, -4.0, 20, -10.0, entropy=10.0, top1=15.0, cut=True),
-                sums(0, -7.0, 30, -60.0, entropy=60.0, top1=15.0),
-                sums(-1, -1.0, 40, -40.0, entropy=80.0, top1=30.0, cut=True),
-            ],
-            num_prompt_tokens=13,
-        )
-    )
-    third, two_thirds = 1 / 3, 2 / 3
-    assert found == pytest.approx(
+    trajectories = [
+        sums(4, -10.0, 10, -10.0, entropy=10.0, top1=5.0),
+        sums(4, -4.0, 20, -10.0, entropy=10.0, top1=15.0, cut=True),
+        sums(0, -7.0, 30, -60.0, entropy=60.0, top1=15.0),
+        sums(-1, -1.0, 40, -40.0, entropy=80.0, top1=30.0, cut=True),
+    ]
+    assert named(extended_features(trajectories, num_prompt_tokens=13)) == pytest.approx(
         {
             "answer_agreement": 0.5,
             "vote_margin": 0.25,
             "num_distinct_answers": 2.0,
             "unanswered_share": 0.25,
-            "vote_entropy": -third * math.log(third) - two_thirds * math.log(two_thirds),
+            "vote_entropy": -1 / 3 * math.log(1 / 3) - 2 / 3 * math.log(2 / 3),
             "answer_logprob_gap": -4.0 + 7.0,
             "length_mean": 25.0,
             "length_std": math.sqrt(125.0),
@@ -67,8 +62,8 @@ def test_extended_features_by_hand():
 
 def test_a_tie_of_votes_is_broken_by_the_best_log_probability():
     pair = [sums(0, -9.0, 5, -9.0), sums(1, -2.0, 5, -2.0)]
-    found = named(extended_features(pair, 5))
-    assert (found["vote_margin"], found["answer_logprob_gap"]) == (0.0, 7.0)
+    tied = named(extended_features(pair, 5))
+    assert (tied["vote_margin"], tied["answer_logprob_gap"]) == (0.0, 7.0)
     outvoted = named(extended_features([*pair, sums(0, -8.0, 5, -8.0)], 5))
     assert outvoted["answer_logprob_gap"] == -6.0  # the majority is the less probable one
 
@@ -83,39 +78,29 @@ def test_one_trajectory_and_no_answer_are_finite():
     assert np.isfinite(list(silent.values())).all()
 
 
-@given(
-    classes=st.lists(st.integers(-1, 3), min_size=1, max_size=8),
-    names=st.permutations(range(4)),
-    seed=st.integers(0, 9),
-)
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=8), st.permutations(range(4)), st.integers(0, 9))
 def test_how_classes_are_numbered_changes_nothing(classes, names, seed):
     rng = np.random.default_rng(seed)
     made = [sums(c, float(rng.normal()), int(rng.integers(1, 9)), float(-rng.random())) for c in classes]
     renamed = [replace(s, answer_class=names[s.answer_class] if s.answer_class >= 0 else -1) for s in made]
-    found = extended_features(made, 5)
-    assert found == extended_features(renamed, 5)
-    assert np.isfinite(found).all()
+    assert extended_features(made, 5) == extended_features(renamed, 5)
+    assert np.isfinite(extended_features(made, 5)).all()
 
 
 def test_a_checkpoint_has_both_sets_and_the_published_six_stay():
     question = make_question(3)
-    found = checkpoint_features(
-        question.trajectories[:4],
-        num_prompt_tokens=question.num_prompt_tokens,
-        embedding=question.embedding,
-        calibration=make_manifest().calibration,
-    )
-    assert FEATURE_SETS["published"] == SCALAR_FEATURES
-    assert FEATURE_SETS["extended"] == SCALAR_FEATURES + EXTENDED_FEATURES
-    np.testing.assert_array_equal(found.scalars_of("published"), found.scalars)
-    np.testing.assert_array_equal(found.scalars_of("extended"), [*found.scalars, *found.extended])
-    by_hand = extended_features([sums_of(t) for t in question.trajectories[:4]], question.num_prompt_tokens)
-    np.testing.assert_array_equal(found.extended, by_hand)
-    assert [sums_of(t).cut for t in question.trajectories[:4]] == [False, False, True, False]
+    four, length = question.trajectories[:4], question.num_prompt_tokens
+    clock = make_manifest().calibration
+    made = checkpoint_features(four, num_prompt_tokens=length, embedding=question.embedding, calibration=clock)
+    assert FEATURE_SETS == {"published": SCALAR_FEATURES, "extended": SCALAR_FEATURES + EXTENDED_FEATURES}
+    published = scalar_features([sums_of(t) for t in four], length, clock)
+    extended = extended_features([sums_of(t) for t in four], length)
+    np.testing.assert_array_equal(made.scalars_of("published"), published)
+    np.testing.assert_array_equal(made.scalars_of("extended"), [*published, *extended])
+    assert [sums_of(t).cut for t in four] == [False, False, True, False]
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens(index):
-    trajectory = make_question(3).trajectories[index]
-    expected = np.repeat(trajectory.hidden, trajectory.block_num_tokens, axis=0).mean(axis=0)
-    np.testing.assert_allclose(pool_hidden(trajectory), expected, rtol=1e-5, atol=1e-6)
+def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens():
+    for trajectory in make_question(3).trajectories[:4]:
+        expected = np.repeat(trajectory.hidden, trajectory.block_num_tokens, axis=0).mean(axis=0)
+        np.testing.assert_allclose(pool_hidden(trajectory), expected, rtol=1e-5, atol=1e-6)

@@ -12,13 +12,7 @@ from scipy.stats import beta, kstest
 
 from dps.decide import RULES
 from dps.decide.aggregate import AGGREGATORS, representative
-from dps.decide.rules.adaptive_consistency import AdaptiveConsistency, leads
-from dps.decide.rules.chance import RandomEscalation
-from dps.decide.rules.confidence import LowEntropy, SelfConfidence
-from dps.decide.rules.esc import EarlyStoppingConsistency
-from dps.decide.rules.sprt import ahead
-from dps.decide.rules.uab import BudgetAllocation
-from dps.decide.seen import Seen, Tally, columns_of, question_key, seen_of
+from dps.decide.seen import Seen, Tally, question_key, seen_of
 from tests.factories import make_question
 
 
@@ -92,45 +86,41 @@ def test_a_tally_counts_votes_and_runs(seed):
 
 def test_what_a_live_question_shows_is_what_its_columns_add_up_to():
     questions = [make_question(number).trajectories[:4] for number in range(6)]
-    seen = seen_of(questions, [question_key(3, f"q{number}") for number in range(6)])
+    seen = seen_of(questions, range(6))
     for row, trajectories in enumerate(questions):
         assert seen.entropy[row] == pytest.approx(sum(t.block_entropy.sum() for t in trajectories), rel=1e-14)
         assert seen.top1[row] == pytest.approx(sum(t.block_top1.sum() for t in trajectories), rel=1e-14)
         assert seen.num_tokens[row] == sum(len(t.tokens) for t in trajectories)
-        first = columns_of(trajectories[0])
-        assert seen.probe[row] == first[1] / first[2]
+        assert seen.probe[row] == trajectories[0].base_logprob / len(trajectories[0].tokens)
 
 
 @pytest.mark.parametrize(("top", "runner_up"), [(0, 0), (1, 0), (2, 0), (3, 1), (5, 5), (8, 0), (40, 24)])
-def test_adaptive_consistency_is_the_beta_posterior(top, runner_up):
-    assert leads(top, runner_up) == pytest.approx(beta.sf(0.5, top + 1, runner_up + 1), rel=1e-12)
-
-
-@pytest.mark.parametrize(("top", "runner_up"), [(0, 0), (1, 0), (2, 0), (3, 1), (5, 5), (8, 0), (40, 24)])
-def test_the_sprt_is_the_likelihood_ratio_of_the_mixture(top, runner_up):
+def test_votes_are_weighed_by_the_beta_posterior_and_by_the_likelihood_ratio_of_the_mixture(top, runner_up):
+    seen = seen_with(top=[top], runner_up=[runner_up])
+    [leads], [ahead] = (RULES[name].enough(seen) for name in ("adaptive-consistency", "sprt"))
+    assert leads == pytest.approx(beta.sf(0.5, top + 1, runner_up + 1), rel=1e-12)
     numerator, _ = quad(lambda p: 2 * p**top * (1 - p) ** runner_up, 0.5, 1, epsabs=0, epsrel=1e-12)
     ratio = numerator / 0.5 ** (top + runner_up)
-    assert ahead(top, runner_up) == pytest.approx(ratio / (1 + ratio), rel=1e-10)
+    assert ahead == pytest.approx(ratio / (1 + ratio), rel=1e-10)
 
 
-def test_published_thresholds_stop_where_the_papers_stop():
-    # Beta(4 + 1, 0 + 1) has 1 - 1/32 above one half; 3 agreeing answers have 0.9375, below 0.95.
-    rule = AdaptiveConsistency()
-    enough = rule.enough(seen_with(top=[3, 4, 5], runner_up=[0, 0, 1]))
-    assert (1 - enough <= rule.threshold).tolist() == [False, True, False]
-
-
-def test_esc_stops_when_its_window_agrees():
-    rule = EarlyStoppingConsistency(window=4)
-    enough = rule.enough(seen_with(run=[0, 3, 4, 7]))
-    assert enough.tolist() == [0.0, 0.75, 1.0, 1.0]
-    assert (1 - enough <= rule.threshold).tolist() == [False, False, True, True]
+@pytest.mark.parametrize(
+    ("name", "shown", "stopped"),
+    [
+        # Beta(4 + 1, 0 + 1) has 1 - 1/32 above one half; 3 agreeing answers have 0.9375, below 0.95.
+        ("adaptive-consistency", {"top": [3, 4, 5], "runner_up": [0, 0, 1]}, [False, True, False]),
+        ("esc", {"run": [0, 3, 4, 7]}, [False, False, True, True]),
+    ],
+)
+def test_published_thresholds_stop_where_the_papers_stop(name, shown, stopped):
+    assert (1 - RULES[name].enough(seen_with(**shown)) <= RULES[name].threshold).tolist() == stopped
 
 
 def test_confidence_rules_average_over_tokens():
     seen = seen_with(num_tokens=[10.0, 20.0], entropy=[5.0, 2.0], top1=[8.0, 19.0])
-    assert LowEntropy().enough(seen).tolist() == np.exp([-0.5, -0.1]).tolist()
-    assert SelfConfidence().enough(seen).tolist() == [0.8, 0.95]
+    assert RULES["entropy"].enough(seen).tolist() == np.exp([-0.5, -0.1]).tolist()
+    assert RULES["self-confidence"].enough(seen).tolist() == [0.8, 0.95]
+    assert RULES["esc"].enough(seen_with(run=[0, 3, 4, 7])).tolist() == [0.0, 0.75, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("total", [0, 7, 40, 113, 180])
@@ -151,7 +141,7 @@ def test_allocation_by_level_is_the_greedy_allocation_of_a_total(total):
     by_level = np.full(30, 2)
     going = np.ones(30, bool)
     for k in range(2, 8):
-        p_inc = 1 - BudgetAllocation().enough(replace(seen_with(probe=probe), k=k))
+        p_inc = 1 - RULES["uab"].enough(replace(seen_with(probe=probe), k=k))
         going &= p_inc >= level - 1e-15
         by_level[going] += 1
     assert by_level.tolist() == greedy.tolist()
@@ -160,7 +150,7 @@ def test_allocation_by_level_is_the_greedy_allocation_of_a_total(total):
 
 def test_chance_is_uniform_and_depends_on_question_seed_and_k_only():
     keys = np.array([question_key(1, f"q{i}") for i in range(4000)], np.uint64)
-    rule = RandomEscalation()
+    rule = RULES["random"]
     one = rule.enough(replace(seen_with(keys=keys), k=2))
     assert kstest(one, "uniform").pvalue > 0.01
     assert rule.enough(replace(seen_with(keys=keys[:5]), k=2)).tolist() == one[:5].tolist()
@@ -168,7 +158,7 @@ def test_chance_is_uniform_and_depends_on_question_seed_and_k_only():
     assert question_key(2, "q0") != question_key(1, "q0")
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", RULES)
 def test_every_rule_answers_in_the_unit_interval_even_where_nothing_was_answered(name):
     trajectories = [replace(t, answer=None, answer_class=-1) for t in make_question(3).trajectories[:2]]
     enough = RULES[name].enough(seen_of([trajectories, make_question(4).trajectories[:2]], [1, 2]))

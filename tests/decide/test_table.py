@@ -10,7 +10,7 @@ from dps.decide.aggregate import answer_of, has_grade
 from dps.decide.features import checkpoint_features
 from dps.decide.labels import continue_score, labels_of
 from dps.decide.orders import orders_of
-from dps.decide.table import ks_of, make_table, mean_vectors
+from dps.decide.table import ks_of, make_table
 from dps.errors import InputError
 from tests.factories import make_manifest, make_question
 
@@ -55,12 +55,6 @@ def test_vectors_may_be_a_memory_map(tmp_path):
     np.testing.assert_array_equal(replace(table, vectors=mapped).select(some).hidden, table.hidden[some])
 
 
-def test_a_mean_is_taken_over_the_first_k_of_an_order():
-    vectors = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    means = mean_vectors(vectors, np.array([1, 0]), np.array([[2, 0, 1], [1, 2, 0]]), np.array([2, 1]))
-    np.testing.assert_allclose(means, [vectors[1, [2, 0]].mean(axis=0), vectors[0, 1]], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("correct", "no_gain"),
     [
@@ -78,15 +72,8 @@ def test_labels_on_small_examples(correct, no_gain):
     bits = np.array([c == "1" for c in correct])
     assert "".join(str(int(b)) for b in labels_of(bits, "no_gain")) == no_gain
     assert "".join(str(int(b)) for b in labels_of(bits, "correct")) == correct[:-1]
-
-
-def test_labels_by_their_definition():
-    table = table_of([make_question(i) for i in range(30)], num_orders=3)
-    for q, o, c in np.ndindex(30, 3, 3):
-        now, later = table.correct[q, o, c], table.correct[q, o, c + 1 :]
-        assert table.labels("no_gain")[q, o, c] == (not (not now and later.any()))
     with pytest.raises(ValueError, match="among no_gain, correct, got 'solvable'"):
-        table.labels("solvable")
+        labels_of(bits, "solvable")
     assert continue_score(np.array([0.25])).tolist() == [0.75]
 
 
@@ -110,30 +97,33 @@ def test_an_ungradable_answer_is_wrong_and_a_question_without_any_grade_has_no_l
 
 
 def test_unusable_questions_are_refused():
-    with pytest.raises(InputError, match="q00003 has 6"):
-        table_of([make_question(3, k=6)])
     question = make_question(4)
     bare = tuple(replace(t, block_entropy=np.full(len(t.block_entropy), np.nan)) for t in question.trajectories)
-    with pytest.raises(InputError, match="q00004 has none"):
-        table_of([replace(question, trajectories=bare)])
-    with pytest.raises(InputError, match="at least one question"):
-        table_of([])
+    for questions, sentence in (
+        ([make_question(3, k=6)], "q00003 has 6"),
+        ([replace(question, trajectories=bare)], "q00004 has none"),
+        ([], "at least one question"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            table_of(questions)
 
 
 def test_parts_that_nobody_uses_are_not_made():
     table = table_of([make_question(0)], parts={"scalars"})
-    assert table.hidden.shape == (1, 1, 3, 0)
-    assert table.embedding.shape == (1, 0)
+    assert (table.hidden.shape, table.embedding.shape) == ((1, 1, 3, 0), (1, 0))
 
 
 def test_checkpoints_come_from_the_policy():
     policy = {"name": "power", "family": "fixed", "start": 1, "step": 3, "maximum": 10}
     assert ks_of(policy, "s") == (1, 4, 7, 10)
-    for bad in ({"family": "dynamic"}, {"maximum": 1}):
-        with pytest.raises(InputError):
-            ks_of({**policy, **bad}, "s")
-    with pytest.raises(InputError):
-        ks_of({"name": "plain", "family": "fixed", "ks": [1, 2]}, "s")
+    plain = {"name": "plain", "family": "fixed", "ks": [1, 2]}
+    for bad, sentence in (
+        (policy | {"family": "dynamic"}, "Expected a harvest, in which .* s is a store of the policy power"),
+        (plain, "Expected a harvest, in which .* s is a store of the policy plain"),
+        (policy | {"maximum": 1}, "below its maximum, but s has k.start 1 and k.maximum 1"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            ks_of(bad, "s")
 
 
 def test_three_hundred_questions_take_about_a_second():

@@ -84,17 +84,11 @@ def test_the_threshold_by_brute_force(seed, rows, values, margin):
     assert np.abs(p_inc - found).min() > 0 or values is not None  # clear of every probability
 
 
-def test_hopeless_controllers_run_to_the_maximum():
-    p_inc, correct = np.zeros((3, 2)), np.array([[False, False, True]] * 3)
-    assert choose_threshold(p_inc, correct, np.tile([1, 2, 3], (3, 1)), 0.0) == NEVER_STOP
-    assert stops(p_inc, NEVER_STOP).tolist() == [2, 2, 2]
-
-
 def test_replay_clusters_by_question():
     correct = np.array([[[True], [True]], [[False], [True]], [[False], [False]]])
-    found = replay(np.zeros((3, 2), dtype=int), correct, np.full((3, 2, 1), 7), (2,))
-    assert (found.accuracy, found.tokens, found.mean_k) == (0.5, 7.0, 2.0)
-    assert found.accuracy_stderr == pytest.approx(np.std([1.0, 0.5, 0.0], ddof=1) / np.sqrt(3))
+    replayed = replay(np.zeros((3, 2), dtype=int), correct, np.full((3, 2, 1), 7), (2,))
+    assert (replayed.accuracy, replayed.tokens, replayed.mean_k) == (0.5, 7.0, 2.0)
+    assert replayed.accuracy_stderr == pytest.approx(np.std([1.0, 0.5, 0.0], ddof=1) / np.sqrt(3))
 
 
 def population(count, rng, *, gains=0.06, harms=0.03, signal=0.8):
@@ -144,10 +138,8 @@ def test_few_questions_choose_by_the_smallest_loss_that_they_can_show(count):
     assert choose_threshold(p_inc, right, tokens, 0.01) == 1.0  # nobody loses anything
     right[0, :2] = False
     assert choose_threshold(p_inc, right, tokens, 0.01) == NEVER_STOP  # whatever stops loses a question
-
-
-def test_enough_questions_choose_by_the_margin():
-    assert (effective_margin(368, 0.01), effective_margin(40, 0.2)) == (0.01, 0.2)
+    assert stops(p_inc, NEVER_STOP).tolist() == [2] * count
+    assert (effective_margin(368, 0.01), effective_margin(40, 0.2)) == (0.01, 0.2)  # enough questions
 
 
 @pytest.mark.parametrize("count", [20, 200])

@@ -1,1 +1,0 @@
-"""One file for each stopping rule that needs no training."""
