@@ -18,9 +18,10 @@ from dps.cli import run
 from dps.commands.running import confidence
 from dps.decide import RULES
 from dps.model_config import embedded_path
-from feature_store import Store
+from feature_store import Store, StoreWriter
 from lightning_modules import load_controller
 from tests.commands import CASES, ROOT, SMALL, dps, refused
+from tests.factories import make_manifest, make_question
 
 CONTROLLERS = ("gbdt", "mlp-h", "mlp-hq")
 
@@ -155,6 +156,7 @@ def test_a_run_of_other_settings_is_refused(capsys, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_baselines_of_another_law_run_and_are_marked(tmp_path):
     policies = ["power", "max-swap", "early-entropy", "early-perplexity", "early-self-confidence"]
     options = ["--benchmark.limit=4", "--k.maximum=2", "--sampler.early_stop_min_tokens=8", "--compute.rows=16"]
@@ -193,6 +195,19 @@ def test_stop_strings_come_from_the_benchmark(tmp_path):
 def test_what_a_controller_said_stands_beside_what_it_stops_at(p_enough, threshold, words):
     """The digits show the decision: never the same number on both sides where more trajectories are added."""
     assert confidence(p_enough, threshold) == words
+
+
+def test_segments_of_a_store_are_joined(tmp_path, capsys):
+    for name, count in (("a", 3), ("b", 1)):
+        writer = StoreWriter.open(tmp_path / name, make_manifest())
+        for number in range(count):
+            writer.commit([make_question(number)])
+    assert run(["store", "compact", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    joined = [f"{tmp_path / 'a'}: 3 segments joined into 1", f"{tmp_path / 'b'}: 1 segments joined into 1"]
+    assert capsys.readouterr().out.splitlines() == joined
+    assert [q.question_id for q in Store.open(tmp_path / "a")] == ["q00000", "q00001", "q00002"]
+    assert len(list((tmp_path / "a").glob("*.h5"))) == 1
+    assert "nothing" in refused(capsys, "store", "compact", tmp_path / "nothing")
 
 
 # -- configurations ----------------------------------------------------------------------------------------------------

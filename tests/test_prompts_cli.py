@@ -42,6 +42,7 @@ def test_an_ending_that_is_no_token_is_one_sentence(tmp_path, capsys, file, valu
     assert message in refused(capsys, *harvest(folder, tmp_path, *([option] if option else [])))
 
 
+@pytest.mark.slow
 def test_an_end_of_turn_that_ends_nothing_is_said_once_and_can_be_added(tmp_path, capsys):
     folder = changed_model(tmp_path, chat_template=CHAT)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
