@@ -137,7 +137,12 @@ class LanguageModel:
         none of those that it puts behind one: an EOS there would say that the text has ended. An InputError if the
         tokenizer writes a token that the model does not have.
         """
-        tokens = self._tokens_of(prompt)
+        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not isinstance(prompt, ChatPrompt):
+            framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
+            starts = range(len(framed) - len(tokens) + 1)
+            start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
+            tokens = tokens if tokens[:start] == framed[:start] else framed[:start] + tokens
         size = self.model.get_input_embeddings().weight.shape[0]
         if tokens and max(tokens) >= size:
             raise InputError(
@@ -146,16 +151,6 @@ class LanguageModel:
                 "trained with."
             )
         return tokens
-
-    def _tokens_of(self, prompt: str) -> list[int]:
-        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if isinstance(prompt, ChatPrompt):
-            return tokens
-        framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
-        starts = range(len(framed) - len(tokens) + 1)
-        start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
-        before = framed[:start]
-        return tokens if tokens[: len(before)] == before else before + tokens
 
     @cached_property
     def _added_text(self) -> AddedText:

