@@ -224,7 +224,7 @@ def resolved(capsys, *words):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.parent.name != "models"], ids=lambda p: f"{p.parent.name}-{p.stem}"
+    "path", [p for p in CONFIGS if p.parent.name not in ("models", "study")], ids=lambda p: f"{p.parent.name}-{p.stem}"
 )
 def test_every_config_parses_and_names_its_command(path, capsys):
     command = path.parent.name
