@@ -65,10 +65,7 @@ def answer(
     """
     check_rows(rows, "rows")
     check_seed(seed)
-    if isinstance(controller, str | Path):
-        from lightning_modules.load import load_controller
-
-        controller = load_controller(controller)
+    controller = _loaded(controller)
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
@@ -103,6 +100,15 @@ def answer(
     )
     by_id = {record.question_id: record for record in records}
     return [by_id[item.question_id] for item in benchmark.items]
+
+
+def _loaded(controller: Controller | str | Path | None) -> Controller | None:
+    """Return a controller, loaded if it is given as a path."""
+    if not isinstance(controller, str | Path):
+        return controller
+    from lightning_modules.load import load_controller
+
+    return load_controller(controller)
 
 
 def _policy(controller: Controller | None, k: KRange | int | None) -> Policy:
