@@ -33,10 +33,7 @@ def readable(command: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command as its parser takes them.
 
     A question that begins with a minus comes last, behind ``--``; a configuration ``configs/...`` that is not there is
-    the package's own.
-
-    Raises:
-        InputError: If one is no text in UTF-8, or names a configuration that is not there.
+    the package's own. An InputError if one is no text in UTF-8, or names a configuration that is nowhere.
     """
     check_text({f"argument {number}": word for number, word in enumerate(arguments, 1)})
     words = _with_configurations(arguments)
@@ -44,13 +41,9 @@ def readable(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def check_text(values: Mapping[str, Any]) -> None:
-    """Refuse texts with lone surrogates: what stands for bytes that are no UTF-8, or half of a character.
+    """Raise an InputError for a text with a lone surrogate: a byte that is no UTF-8, or half of a character.
 
-    Args:
-        values: Texts by what a message calls them; they may be within mappings and lists.
-
-    Raises:
-        InputError: With the first of them.
+    The texts stand under what a message calls them; they may be within mappings and lists.
     """
     for name, text in _texts(values):
         try:
@@ -76,15 +69,7 @@ def _texts(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def check_seed(seed: int | None, name: str = "seed") -> None:
-    """Refuse a seed that a generator would not take, or that another seed would be mistaken for.
-
-    Args:
-        seed: None passes.
-        name: The setting, for the message.
-
-    Raises:
-        InputError: If it is not from 0 to 4,294,967,295.
-    """
+    """Raise an InputError for a seed that a generator would not take; ``name`` is the setting; None passes."""
     if seed is not None and not (isinstance(seed, int) and 0 <= seed <= LARGEST_SEED):
         raise InputError(f"Expected {name} from 0 to {LARGEST_SEED:,}, got {seed}: choose another.")
 

@@ -19,9 +19,8 @@ class ChatPrompt(str):
 def render_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> ChatPrompt:
     """Return the prompt that a tokenizer's chat template makes of a user's message.
 
-    Raises:
-        InputError: If there is no template, it fails, or its prompt does not contain the message; a template may change
-            spaces and line ends.
+    An InputError if there is no template, it fails, or its prompt does not contain the message; a template may change
+    spaces and line ends.
     """
     template: Any = getattr(tokenizer, "chat_template", None)
     if not template:

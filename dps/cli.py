@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "grade": (run_grade, "grade responses without a model: a store's again, or those of a file from anywhere"),
     "outputs": (run_outputs, "write responses for alpaca_eval, and let an annotator of yours judge them"),
     "data": (run_data, "list the benchmarks and their licences, or download them"),
-    "store": (run_store, "info, verify, merge, export: what one does with a finished store"),
+    "store": (run_store, "info, verify, merge, export, compact: what one does with a finished store"),
     "metrics": (run_metrics, "published CSV tables, samples to success and their predictor, pass@k, from runs"),
     "bench": (run_bench, "measure the sampler's speed against the published loop and plain sampling"),
 }
@@ -77,14 +77,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command.
+    """Run the command that stands after ``dps`` on the command line.
 
-    Args:
-        arguments: What stands after ``dps`` on the command line.
-
-    Returns:
-        The exit code: 0, 2 for bad input or a disk without room, 3 where workers died, 130 after Ctrl-C, 143 after
-        SIGTERM.
+    Returns the exit code: 0, 2 for bad input or a disk without room, 3 where workers died, 130 after Ctrl-C, 143 after
+    SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_OVERVIEW.format(commands="\n".join(f"  {name:<13}{line}" for name, (_, line) in COMMANDS.items())))

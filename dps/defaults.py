@@ -22,28 +22,20 @@ CONTROLLERS = Path("runs/controllers")
 
 
 def defaults_for(command: str, model: str, benchmark: str | None = None, *, bare: bool = False) -> dict[str, Any]:
-    """Return a command's defaults where its settings' own do not fit.
+    """Return a command's defaults where its settings' own do not fit: the key of each, with dots, and its value.
 
-    Args:
-        command: ``harvest``, ``evaluate``, ``bench`` or ``sample``.
-        model: Name of the model that is asked for.
-        benchmark: Name of the benchmark, None for a question by itself.
-        bare: Whether an evaluation names neither policies nor controllers.
-
-    Returns:
-        The key of each setting, with dots, and its value.
+    ``benchmark`` is None for a question by itself; ``bare`` says that an evaluation names no policies or controllers.
     """
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if benchmark == "arithmetic" and command == "harvest":
-        found["benchmark.split"] = "train"  # an evaluation's are of the split test
+        defaults["benchmark.split"] = "train"  # an evaluation's are of the split test
     if model != EMBEDDED:
-        return found
-    found |= {f"sampler.{name}": value for name, value in EMBEDDED_SAMPLER.items()}
+        return defaults
+    defaults |= {f"sampler.{name}": value for name, value in EMBEDDED_SAMPLER.items()}
     if benchmark == "arithmetic" and command in QUESTIONS:
-        found["benchmark.limit"] = QUESTIONS[command]
+        defaults["benchmark.limit"] = QUESTIONS[command]
         if command == "evaluate" and bare:
-            trained = {
-                path.name: str(path) for path in sorted(CONTROLLERS.glob("*")) if controller_file(path).is_file()
-            }
-            found |= {"policies": (*EvaluateConfig.policies, *trained), "controllers": trained}
-    return found
+            paths = [path for path in sorted(CONTROLLERS.glob("*")) if controller_file(path).is_file()]
+            trained = {path.name: str(path) for path in paths}
+            defaults |= {"policies": (*EvaluateConfig.policies, *trained), "controllers": trained}
+    return defaults

@@ -1,7 +1,6 @@
 """Question embeddings: what DPS-MLP-HQ sees of a question besides its trajectories.
 
-A harvest and a live run embed each question once by the same :class:`QuestionEmbedder`, and store the vector with the
-question. Any sentence-transformers model will do; nothing is imported or loaded before the first use.
+Any sentence-transformers model will do; nothing is imported or loaded before the first use.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ class QuestionEmbedder:
     """A sentence-transformers model, loaded at its first use."""
 
     def __init__(self, path_or_id: str, device: str = "cpu") -> None:
-        """Check the name of a folder or hub model, without loading anything.
-
-        Raises:
-            InputError: If it is neither a folder with a model nor a possible hub id.
-        """
+        """Raise an InputError for what is neither a folder with a model nor a possible hub id; nothing is loaded."""
         self.path_or_id = path_or_id
         self.device = device
         folder = Path(path_or_id).expanduser()
@@ -58,11 +53,7 @@ class QuestionEmbedder:
         return f"{self._folder.resolve().name}@{digest.hexdigest()}"
 
     def check_there(self) -> None:
-        """Check that the model can be loaded, as far as that is known without loading it.
-
-        Raises:
-            InputError: If it is on the hub, which does not answer or does not have it.
-        """
+        """Raise an InputError if the model is on the hub, and that does not answer or does not have it."""
         if self._folder is None:
             only_cached(self.path_or_id, "the question embedder")
 
@@ -74,8 +65,7 @@ class QuestionEmbedder:
     def embed(self, questions: Sequence[str]) -> np.ndarray:
         """Embed N questions as the model does, without normalizing: shape (N, E), float32.
 
-        Raises:
-            InputError: If the model cannot be loaded.
+        An InputError if the model cannot be loaded.
         """
         if not questions:
             return np.empty((0, self.size), dtype=np.float32)

@@ -1,7 +1,6 @@
 """Whose results a folder holds: a run's settings are saved beside its results, and another run is refused.
 
-Every command that writes results into a folder asks :func:`claim` first. Light, so that it can ask before anything
-heavy is loaded.
+Every command that writes results into a folder asks :func:`claim` first, before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ SETTINGS = "settings.json"
 def claim(
     folder: Path, command: str, settings: Mapping[str, Any], results: Sequence[str], option: str = "--output"
 ) -> bool:
-    """Note in a folder which run writes there; refuse a folder that holds another run's results.
+    """Note in a folder which run writes there; return whether results of the same run stand there.
 
-    A folder whose run left no results yet is free for another run.
+    A folder whose run left no results yet is free for another run. An InputError if the folder holds another run's
+    results or a store, or cannot be written.
 
     Args:
         folder: Where results will be written; made if missing.
@@ -34,12 +34,6 @@ def claim(
         settings: Everything that decides the results, as JSON values.
         results: What the results are called, as glob patterns below the folder.
         option: The option that names the folder, for the message.
-
-    Returns:
-        Whether results of the same run stand there.
-
-    Raises:
-        InputError: If the folder holds another run's results or a store, or cannot be written.
     """
     wanted = json.loads(json.dumps({"command": command, "results": list(results), **settings}, default=str))
     instead = f"give another {option}, or delete the folder"

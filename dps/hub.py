@@ -50,13 +50,8 @@ def offline_if_silent() -> Iterator[None]:
 def only_cached(repository: str, what: str, *, revision: str | None = None) -> bool:
     """Return whether a model must come from the hub's cache on this machine, because the hub does not answer.
 
-    Args:
-        repository: The hub id.
-        what: The kind of model, for the message, such as ``the question embedder``.
-        revision: Of the repository; its main branch if None.
-
-    Raises:
-        InputError: If the hub does not have it, or does not answer within seconds and the cache does not have it.
+    An InputError, with ``what`` kind of model it is, if the hub does not have the repository in its revision (None: the
+    main branch), or does not answer within seconds and the cache does not have it.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -52,8 +52,7 @@ class LanguageModel:
     def eos_ids(self) -> tuple[int, ...]:
         """Every token that ends a response: what model, generation settings, tokenizer and ``more_eos`` name.
 
-        Raises:
-            InputError: If one of them names what is no token, or all together none.
+        An InputError if one of them names what is no token, or all together none.
         """
         size = self.model.get_output_embeddings().weight.shape[0]  # V: the model writes no token from there on
         ids = {*self._named_eos(size), *(self._token_of(token, size) for token in self.more_eos)}
@@ -135,12 +134,15 @@ class LanguageModel:
 
         A chat template writes its special tokens itself, so to a :class:`ChatPrompt` none are added. A plain prompt
         gets those that the tokenizer puts before a text (a BOS, most often), unless it begins with them already, and
-        none of those that it puts behind one: an EOS there would say that the text has ended.
-
-        Raises:
-            InputError: If the tokenizer writes a token that the model does not have.
+        none of those that it puts behind one: an EOS there would say that the text has ended. An InputError if the
+        tokenizer writes a token that the model does not have.
         """
-        tokens = self._tokens_of(prompt)
+        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not isinstance(prompt, ChatPrompt):
+            framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
+            starts = range(len(framed) - len(tokens) + 1)
+            start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
+            tokens = tokens if tokens[:start] == framed[:start] else framed[:start] + tokens
         size = self.model.get_input_embeddings().weight.shape[0]
         if tokens and max(tokens) >= size:
             raise InputError(
@@ -149,16 +151,6 @@ class LanguageModel:
                 "trained with."
             )
         return tokens
-
-    def _tokens_of(self, prompt: str) -> list[int]:
-        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if isinstance(prompt, ChatPrompt):
-            return tokens
-        framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
-        starts = range(len(framed) - len(tokens) + 1)
-        start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
-        before = framed[:start]
-        return tokens if tokens[: len(before)] == before else before + tokens
 
     @cached_property
     def _added_text(self) -> AddedText:
@@ -252,11 +244,7 @@ def _fill_rotary_buffers(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _device_of(name: str) -> torch.device:
-    """Return the device that ``model.device`` names, and make it PyTorch's current one.
-
-    Raises:
-        InputError: If this machine does not have it.
-    """
+    """Return the device that ``model.device`` names, and make it PyTorch's current one; an InputError without it."""
     import torch
 
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -275,13 +263,9 @@ def _device_of(name: str) -> torch.device:
 
 
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
-    """Load a causal language model for sampling.
+    """Load a causal language model by its settings, or just its name, for sampling.
 
-    Args:
-        config: Settings, or just the name.
-
-    Raises:
-        InputError: If there is no such model, or it cannot be sampled from.
+    An InputError if there is no such model, or it cannot be sampled from.
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
     check_model_name(config)

@@ -54,11 +54,7 @@ def check_device(device: str) -> None:
 
 
 def check_model_name(config: ModelConfig) -> None:
-    """Check, without loading anything, that the name can be a model, and the device one.
-
-    Raises:
-        InputError: If it is a path that does not exist or holds no model, or neither a path nor a hub id.
-    """
+    """Raise an InputError if the name cannot be a model, or the device cannot be one; nothing is loaded."""
     check_device(config.device)
     if config.name == EMBEDDED:
         return
@@ -84,11 +80,7 @@ def check_model_name(config: ModelConfig) -> None:
 
 
 def check_there(config: ModelConfig) -> None:
-    """Check that a model can be loaded, as far as that is known without loading it.
-
-    Raises:
-        InputError: If it is on the hub, which does not answer or does not have it.
-    """
+    """Raise an InputError if the name cannot be a model, or the hub does not answer or does not have it."""
     check_model_name(config)
     if config.name != EMBEDDED and not Path(config.name).expanduser().exists():
         only_cached(config.name, "the model", revision=config.revision)

@@ -23,11 +23,7 @@ class AddedText:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Choose the token that goes before.
-
-        Args:
-            tokenizer: The model's tokenizer.
-        """
+        """Choose the token that goes before."""
         self._tokenizer = tokenizer
         special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._marks = {number for number, content in special.items() if is_mark(content)}

@@ -67,22 +67,11 @@ def test_a_store_that_cannot_be_read_is_refused(command, damage, no_model, tmp_p
     assert {"version": "99", "segment": segment.name}[damage] in refused(capsys, command, *words)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, "1"])
-def test_a_seed_that_is_none_is_refused_from_python(seed):
-    with pytest.raises(InputError, match="Expected seed from 0"):
-        answer(["1+1"], seed=seed)
-
-
 def test_what_is_in_range_passes():
     for seed in (None, 0, 1, 2**32 - 1):
         check_seed(seed)
     for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:11"):
         check_device(device)
-
-
-def test_a_question_with_half_a_character_is_refused_from_python():
-    with pytest.raises(InputError, match="Expected text in UTF-8, but character 3 of question 2"):
-        answer(["fine", "1+\ud800"])
 
 
 @pytest.mark.parametrize(("words", "expected"), CASES["minus"])
@@ -106,10 +95,17 @@ def test_a_string_is_one_question():
     assert (record.question, record.answer) == (same.question, same.answer) == ("2+2", same.answer)
 
 
-def test_a_controller_may_be_a_path(tmp_path):
-    for path in (tmp_path / "nothing", str(tmp_path)):
-        with pytest.raises(InputError, match="Expected a trained controller at"):
-            answer("2+2", controller=path)
+@pytest.mark.parametrize(
+    ("questions", "settings", "sentence"),
+    [
+        *(("1+1", {"seed": seed}, "Expected seed from 0") for seed in (-1, 2**32, 0.5, "1")),
+        (["fine", "1+\ud800"], {}, "Expected text in UTF-8, but character 3 of question 2"),
+        *(("1+1", {"controller": path}, "Expected a trained controller at") for path in (Path("nothing"), "nothing")),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_from_python(questions, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        answer(questions, **settings)
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------

@@ -53,29 +53,19 @@ def test_the_whole_pipeline_runs_without_options(tmp_path, monkeypatch, capsys):
     assert not set(harvest.question_ids) & set(evaluation.question_ids)
 
 
-def test_a_run_that_is_right_on_all_questions_or_none_says_what_to_check(tmp_path, capsys):
+def test_a_run_that_is_right_on_no_question_says_what_to_check(tmp_path, capsys):
     path, store = tmp_path / "own.jsonl", tmp_path / "none"
     questions = [f"From left to right: {n}+{n}" for n in range(11, 15)]
-
-    def write(answers):
-        lines = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
-        path.write_text("\n".join(json.dumps(line) for line in lines))
-
-    options = ["--benchmark.name=jsonl", f"--benchmark.path={path}", *SMALL[1:], "--k.maximum=4"]
-    write(["wrong on purpose", "wrong, too", 1.5, None])
-    assert run(["harvest", f"--output={store}", *options]) == 0
+    answers = ["wrong on purpose", "wrong, too", 1.5, None]
+    lines = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    own = ["--benchmark.name=jsonl", f"--benchmark.path={path}", *SMALL[1:], "--k.maximum=4"]
+    assert run(["harvest", f"--output={store}", *own]) == 0
     error = capsys.readouterr().err
     assert error.count("note: own.jsonl: 1 of 3 answers are numbers; line 3 is.") == 1
     assert error.count(f"warning: None of the 3 graded questions of {store} is right: compare") == 1
-    stored = list(Store.open(store))
-    assert stored[0].prompt == f"Q: {questions[0]}\nA: "
+    assert next(iter(Store.open(store))).prompt == f"Q: {questions[0]}\nA: "
     train = [f"--data.init_args.store={store}", f"--trainer.default_root_dir={tmp_path / 'c'}"]
     run(["fit", f"--config={ROOT}/configs/gbdt.yaml", *train])
     error = capsys.readouterr().err
     assert error.count(f"warning: None of the 3 graded questions of {store} is right") == 1
-    # The same seed, so the same responses: what they answer is right now.
-    write([question.answer or "no answer" for question in stored])
-    assert run(["evaluate", f"--output={tmp_path / 'all'}", *options, "--policies=[power]"]) == 0
-    error = capsys.readouterr().err
-    assert all(question.answer is not None for question in stored)
-    assert error.count(f"warning: All 4 graded questions of {tmp_path / 'all' / 'power'} are right: check") == 1

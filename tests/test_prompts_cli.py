@@ -6,19 +6,11 @@ import shutil
 import pytest
 
 from dps.cli import run
-from dps.model_config import embedded_path
 from feature_store import Store
 from tests.commands import CASES, SMALL, refused
+from tests.test_model import edited
 
 CHAT = "{% for m in messages %}{{ m.content + '<end>' }}{% endfor %}"
-
-
-def changed_model(tmp_path, file="tokenizer_config.json", **changes):
-    """A copy of the embedded model with other settings in a file."""
-    folder = tmp_path / "model"
-    shutil.copytree(embedded_path("model"), folder, dirs_exist_ok=True)
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
-    return folder
 
 
 def harvest(folder, tmp_path, *more):
@@ -30,7 +22,7 @@ def harvest(folder, tmp_path, *more):
 
 @pytest.mark.parametrize(("template", "message"), CASES["prompts"])
 def test_a_chat_template_that_makes_no_prompt_is_one_sentence(tmp_path, capsys, template, message):
-    folder = changed_model(tmp_path, chat_template=template)
+    folder = edited(tmp_path, tokenizer_config={"chat_template": template})
     assert message in refused(capsys, *harvest(folder, tmp_path))
     assert message in refused(capsys, "sample", f"--model.name={folder}", "What is 1+1?")
     assert not (tmp_path / "out/manifest.json").exists()
@@ -38,12 +30,13 @@ def test_a_chat_template_that_makes_no_prompt_is_one_sentence(tmp_path, capsys, 
 
 @pytest.mark.parametrize(("file", "value", "option", "message"), CASES["endings"])
 def test_an_ending_that_is_no_token_is_one_sentence(tmp_path, capsys, file, value, option, message):
-    folder = changed_model(tmp_path, file, eos_token_id=value) if file else changed_model(tmp_path)
+    folder = edited(tmp_path, **{file.removesuffix(".json"): {"eos_token_id": value}} if file else {})
     assert message in refused(capsys, *harvest(folder, tmp_path, *([option] if option else [])))
 
 
+@pytest.mark.slow
 def test_an_end_of_turn_that_ends_nothing_is_said_once_and_can_be_added(tmp_path, capsys):
-    folder = changed_model(tmp_path, chat_template=CHAT)
+    folder = edited(tmp_path, tokenizer_config={"chat_template": CHAT})
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     end = {"id": 97, "content": "<end>", "special": True}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

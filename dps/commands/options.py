@@ -33,12 +33,9 @@ def parser_of(command: str, description: str | None = None) -> ArgumentParser:
 def parse(
     parser: ArgumentParser, config_class: type[Settings], arguments: list[str], fits: str | None = None
 ) -> tuple[Settings, Any]:
-    """Parse options into a dataclass; returns it with the namespace of everything else.
+    """Parse options into a dataclass; returns it with the namespace of everything else, or raises an InputError.
 
     With ``fits``, the name of the command, the defaults fit the model and the questions, see ``dps.defaults``.
-
-    Raises:
-        InputError: If an option cannot be used.
     """
     parser.add_class_arguments(config_class)
     if fits is not None:
@@ -67,11 +64,7 @@ def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) ->
 
 
 def refuse_empty_names(options: Mapping[str, Any]) -> None:
-    """Refuse empty names of files and folders, which would mean the current folder.
-
-    Raises:
-        InputError: With the option.
-    """
+    """Raise an InputError for an empty name of a file or folder, which would mean the current folder."""
     for option in _NAMES:
         names = options.get(option)
         for name in names if isinstance(names, list | tuple) else [names]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from dps.errors import InputError
 
 
 def run_store(arguments: list[str]) -> None:
-    """``dps store``: look at stores, verify, merge and export them."""
+    """``dps store``: look at stores, verify, merge, export and compact them."""
     from dps.config import StoreConfig
 
     parser = parser_of("store")
-    parser.add_argument("action", choices=("info", "verify", "merge", "export"))
+    actions = ("info", "verify", "merge", "export", "compact")
+    parser.add_argument("action", choices=actions, help="compact joins a store's segments into a few large ones")
     parser.add_argument("folders", nargs="+", type=str, help="folders of stores")
     config, parsed = parse(parser, StoreConfig, arguments)
     from feature_store import tools
@@ -26,16 +26,17 @@ def run_store(arguments: list[str]) -> None:
     action, folders, output = parsed["action"], [Path(folder) for folder in parsed["folders"]], config.output
     if action == "info":
         infos = [tools.info(folder) for folder in folders]
-        lines = ["\n".join(f"{name:<28}{value}" for name, value in _in_words(info).items()) + "\n" for info in infos]
-        _show(config.json, infos, lines)
+        _show(config.json, infos, [_in_words(info) for info in infos])
     elif action == "verify":
         faults = {str(folder): tools.verify(folder) for folder in folders}
-        lines = [
-            f"{name}: {f'not sound, {len(each)} to mend' if each else _sound(name)}" for name, each in faults.items()
-        ]
-        _show(config.json, faults, lines)
+        words = {name: f"not sound, {len(each)} to mend" if each else _sound(name) for name, each in faults.items()}
+        _show(config.json, faults, [f"{name}: {text}" for name, text in words.items()])
         if any(faults.values()):
             raise InputError(" ".join(fault for each in faults.values() for fault in each))
+    elif action == "compact":
+        joined = {str(folder): dict(zip(("before", "after"), tools.compact(folder), strict=True)) for folder in folders}
+        lines = [f"{name}: {each['before']} segments joined into {each['after']}" for name, each in joined.items()]
+        _show(config.json, joined, lines)
     elif output is None:
         raise InputError(f"Expected --output for dps store {action}: {'a folder' if action == 'merge' else 'a file'}.")
     elif action == "merge":
@@ -68,10 +69,11 @@ def _count(held: int, wanted: int | None) -> str:
     return f"{held:,}" if wanted is None else f"{held:,} of {wanted:,}"
 
 
-def _in_words(info: Mapping[str, Any]) -> dict[str, Any]:
+def _in_words(info: dict[str, Any]) -> str:
     """Return what a store holds for people: both numbers of questions as one entry."""
     counts = {"questions": _count(info["questions"], info["questions_wanted"])}
-    return {name: counts.get(name, value) for name, value in info.items() if name != "questions_wanted"}
+    rows = {name: value for name, value in (info | counts).items() if name != "questions_wanted"}
+    return "".join(f"{name:<28}{value}\n" for name, value in rows.items())
 
 
 def say_shortfalls(folders: list[Path]) -> None:

@@ -59,12 +59,7 @@ _OWN: dict[str, list[tuple[str, int | None, str]]] = {
 
 
 def run_training(command: str, arguments: list[str]) -> None:
-    """Run one of the commands that train and judge controllers.
-
-    Raises:
-        InputError: If options, configuration, store or checkpoint cannot be used.
-        SystemExit: After ``--help`` or ``--print_config``.
-    """
+    """Run one of the commands that train and judge controllers; a SystemExit after ``--help`` or ``--print_config``."""
     example = f"dps {command} --config configs/mlp_hq.yaml"
     own = _OWN.get(command, [])
     parser = ArgumentParser(
