@@ -118,6 +118,7 @@ def slow_library(monkeypatch):
             raise WorkerFailed("no reply within 5 s")
 
     monkeypatch.setattr(library, "_POOL", Slow())
+    monkeypatch.setattr(library, "_read_here", lambda latex, scale: None)
     monkeypatch.setattr(library, "_known", type(library._known)())
     return asked
 

@@ -1,9 +1,8 @@
-r"""One reader for everything that is mathematics, numbers included: found in a response, spelt, taken apart, compared.
+r"""One reader for everything that is mathematics, numbers included: extract -> normalize -> parse -> key -> compare.
 
-``reading`` finds the answer in a response, ``spelling`` brings it into one normal form, ``values`` reads exactly what
-is rational, ``forms`` takes apart what an answer consists of, ``library`` asks a worker process with the parser of
-math-verify for the rest, ``comparing`` decides whether an answer is the gold one, ``convention`` and ``voting`` say
-which answers are the same, and ``grader`` has the two graders made of it all.
+``reading`` extracts the answer from a response, ``spelling`` (with ``words``, ``units``) brings it into one normal
+form, ``forms`` and ``values`` parse that, ``library`` gives expressions a fingerprint, and ``comparing``
+has both ends: whether an answer is the gold one, and the key that the same answers share.
 """
 
 from dps.benchmarks.mathematics.comparing import equal

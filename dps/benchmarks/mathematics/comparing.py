@@ -1,22 +1,24 @@
-r"""Whether an answer is the gold one, part by part.
+r"""Whether an answer is the gold one, and a key that equivalent answers share: by texts, numbers, then fingerprints.
 
 The gold answer decides what is asked for: units, percent signs, the base of a numeral and the name of a variable may be
 missing in an answer, but must not be others; a text that may be a list or a number with thousands (``100,200``) is what
 the gold answer is.
+
+A key is made of one answer and the question alone, so that classes do not depend on the order or number of answers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 
-from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_form, stated_value
-from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, is_close, same_worth, worth
-from dps.benchmarks.mathematics.spelling import normalize
+from dps.benchmarks.mathematics.convention import Convention
+from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_answer, stated_value
+from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, same_worth, worth
 
-LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\}(?=.)|\([A-H]\)(?=\d|\\frac|\\sqrt))\s*(.+)")
-r"""An answer behind the letter of its choice: ``\textbf{(B)}\ 12`` is 12 where 12 is right, and B where B is."""
+_TOLERANCE = Fraction(1, 10**6)
+"""Relative tolerance between an irrational number and a decimal."""
 
 
 def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
@@ -29,17 +31,33 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
         gold: The gold answer.
         answer: The other.
         asked: Formulas of the question in normal form; an answer may repeat one before an equals sign.
-        budget: Time that is left for the question; without one, that of a question is allowed.
+        budget: Time that is left for the question, None for all of it.
     """
-    budget = Budget() if budget is None else budget
-    if not normalize(gold) or not normalize(answer):  # too long, too deep, or nothing
+    right, given = read_answer(gold), read_answer(answer)  # normalize and parse, once for every text
+    if not right.normal or not given.normal:  # too long, too deep, or nothing
         return gold.strip() == answer.strip() != ""
-    right, given = read_form(gold), read_form(answer)
-    if labelled := LABELLED.fullmatch(normalize(answer)):
-        if also := LABELLED.fullmatch(normalize(gold)):
-            return labelled[1] == also[1] and _same(read_form(also[2]), read_form(labelled[2]), asked, budget)
-        given = read_form(labelled[1 if re.fullmatch(r"[A-Ha-h]", word_of(right)) else 2])
-    return _same(right, given, asked, budget)
+    left, other = right.form, given.form
+    if given.letter is not None and right.letter is not None:
+        if given.letter != right.letter:
+            return False
+        left, other = right.content, given.content
+    elif given.letter is not None:  # \textbf{(B)}\ 12 is 12 where 12 is right, and B where B is
+        other = given.letter if re.fullmatch(r"[A-Ha-h]", word_of(left)) else given.content
+    return _same(left, other, asked, Budget() if budget is None else budget)
+
+
+def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
+    """Return what equivalent answers to a question have in common.
+
+    An answer that cannot be decided within the limits has its text as key: it is a class of its own.
+    """
+    read = read_answer(answer)
+    if not read.content.text:  # too long, too deep, or nothing
+        return ("text", answer.strip())
+    try:
+        return _key(read.content, convention, budget)
+    except Undecided:
+        return ("undecided", read.content.text)
 
 
 def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bool | None:
@@ -49,8 +67,8 @@ def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bo
         return _same_equations(gold, answer, asked, budget)
     if gold.kind == "words" or answer.kind == "words":
         return word_of(gold) == word_of(answer)
-    if gold.kind == "list" and answer.kind == "value" and (listed := as_list(answer)) is not None:
-        answer = listed
+    if gold.kind == "list" and answer.kind == "value":
+        answer = as_list(answer) or answer
     if gold.kind != answer.kind:
         return False
     match = lambda a, b: _same(a, b, asked, budget)  # noqa: E731
@@ -61,7 +79,8 @@ def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bo
     if gold.kind in ("tuple", "matrix"):
         if gold.mark != answer.mark or len(gold.parts) != len(answer.parts):
             return False
-        return _all(match(a, b) for a, b in zip(gold.parts, answer.parts, strict=True))
+        verdicts = [match(a, b) for a, b in zip(gold.parts, answer.parts, strict=True)]
+        return False if False in verdicts else None if None in verdicts else True
     if gold.kind == "relation":
         return gold.mark == answer.mark and _same_difference(gold, answer, budget)
     return gold.text == answer.text
@@ -73,45 +92,33 @@ def _same_values(gold: Form, answer: Form, budget: Budget) -> bool | None:
     if gold.text == answer.text:
         return True
     if gold.base or answer.base:
-        return _same_numeral(gold, answer)
+        return gold.text.lstrip("0") == answer.text.replace(",", "").lstrip("0")
     if gold.value is not None and answer.value is not None:
-        if gold.value == answer.value:
-            return True
-        return answer.percent and not gold.percent and gold.value == answer.value / 100
+        return gold.value == answer.value or (answer.percent and not gold.percent and gold.value == answer.value / 100)
     try:
-        left = worth_of(gold, budget)
-        if left is None:
-            return None
-        right = worth_of(answer, budget)
+        left = _worth_of(gold, budget)
+        right = None if left is None else _worth_of(answer, budget)
     except Undecided:
         return None
-    if right is None:
-        return False
-    if same_worth(left, right):
-        return True
-    return _decimal_of(answer, right, left) or _decimal_of(gold, left, right)
-
-
-def _same_numeral(gold: Form, answer: Form) -> bool:
-    """Compare digits where a base is given."""
-    return gold.text.lstrip("0") == answer.text.replace(",", "").lstrip("0")
+    if left is None or right is None:
+        return None if left is None else False
+    return same_worth(left, right) or _decimal_of(answer, right, left) or _decimal_of(gold, left, right)
 
 
 def _decimal_of(form: Form, value: Worth, other: Worth) -> bool:
     """Whether a decimal stands for an irrational number."""
-    return "." in form.text and value.exact is not None and is_close(other, Fraction(value.exact))
+    if "." not in form.text or value.exact is None or other.exact is not None or len(other.points) != 1:
+        return False
+    real, imaginary = map(Fraction, other.points[0])
+    return imaginary == 0 and abs(real - Fraction(value.exact)) <= abs(real) * _TOLERANCE
 
 
-def worth_of(form: Form, budget: Budget) -> Worth | None:
-    """Return what a value is worth without its unit and percent sign, None if it cannot be read.
-
-    Raises:
-        Undecided: If that takes too long.
-    """
+def _worth_of(form: Form, budget: Budget) -> Worth | None:
+    """Return what a value is worth without its unit and percent sign, None if it cannot be read."""
     return Worth.of(form.value) if form.value is not None else worth(form.text, budget)
 
 
-def difference(form: Form) -> str:
+def _difference(form: Form) -> str:
     """Return the difference of the two sides of an equation or relation."""
     left, right = form.parts
     return left.text if right.value == 0 else f"{left.text}-({right.text})"
@@ -141,13 +148,11 @@ def _same_difference(gold: Form, answer: Form, budget: Budget) -> bool | None:
         return gold.text == answer.text
     scale = "any" if gold.kind == "equation" else "positive"
     try:
-        left = worth(difference(gold), budget, scale)
-        if left is None:
-            return None
-        right = worth(difference(answer), budget, scale)
+        left = worth(_difference(gold), budget, scale)
+        right = None if left is None else worth(_difference(answer), budget, scale)
     except Undecided:
         return None
-    return right is not None and same_worth(left, right)
+    return None if left is None else right is not None and same_worth(left, right)
 
 
 def _matched(gold: Sequence[Form], answer: Sequence[Form], match: Callable[[Form, Form], bool | None]) -> bool | None:
@@ -166,12 +171,48 @@ def _matched(gold: Sequence[Form], answer: Sequence[Form], match: Callable[[Form
     return None if undecided else True
 
 
-def _all(verdicts: Sequence[bool | None]) -> bool | None:
-    found = list(verdicts)
-    return False if False in found else None if None in found else True
-
-
 def word_of(form: Form) -> str:
     r"""Return words without case, brackets and ``\text``."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", form.text)
     return " ".join(plain.casefold().strip("() .").split()).replace(", ", ",")
+
+
+def _key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+    if form.kind == "words":
+        return ("words", word_of(form))
+    if form.kind == "value":
+        return _value_key(form, convention, budget)
+    if form.kind == "equation":
+        return _equation_key(form, convention, budget)
+    if form.kind == "relation":
+        return ("relation", form.mark, worth(_difference(form), budget, "positive") or form.text)
+    keys = [_key(part, convention, budget) for part in form.parts]
+    if form.kind in ("tuple", "matrix"):
+        return (form.kind, form.mark, *keys)
+    return (form.kind, *sorted(keys, key=repr)) if form.kind in ("list", "union") else ("text", form.text)
+
+
+def _value_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+    digits = form.text.replace(",", "").lstrip("0") or "0"
+    if form.base or (convention.base and digits.isdigit() and not form.unit and not form.percent):
+        return ("numeral", digits, form.base or convention.base)
+    value = _worth_of(form, budget)
+    if value is None:
+        return ("text", form.text, form.unit, form.percent)
+    percent = form.percent or convention.percent is True
+    if percent and convention.percent is False and form.value is not None:
+        percent, value = False, Worth.of(form.value / 100)
+    unit = "" if not form.unit or convention.asks_for_unit(form.unit) else form.unit
+    return ("value", value, percent, unit)
+
+
+def _equation_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+    stated, name = stated_value(form, convention.formulas), name_of(form)
+    is_line = stated is not None and stated.kind == "value" and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", stated.text)
+    asked = convention.asks_for_function(name) if is_line else convention.asks_for_name(name)
+    if stated is not None and (not name or asked):
+        return _key(stated, convention, budget)
+    if stated is not None and not is_line:
+        return ("named", name, _key(stated, convention, budget))
+    value = worth(_difference(form), budget, "any") if len(form.parts) == 2 else None
+    return ("equation", value or form.text)

@@ -1,8 +1,7 @@
 r"""What a question says of the form of its answer, so that votes need no gold answer.
 
 An answer without a unit, percent sign, base or variable's name is the same as one with it only if the question says
-which is meant; otherwise each is a class of its own. This depends on the question alone, never on the other answers,
-so that classes do not depend on the order of the answers or on how many there are yet.
+which is meant; otherwise each is a class of its own. The other answers have no part in this.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import lru_cache
 
 from dps.benchmarks.mathematics.spelling import normalize, plain_characters
 from dps.benchmarks.mathematics.units import is_measure, unit_of
-from dps.benchmarks.mathematics.words import magnitude_asked
+from dps.benchmarks.mathematics.words import BASES, magnitude_asked
 
 _LONGEST_QUESTION = 20_000
 _MOST_FORMULAS = 200
@@ -49,12 +48,10 @@ class Convention:
 
         It is if the question asks for it, has no other letter, or does not know the name, which is the answer's own.
         """
-        if name in self.letters and len(self.letters) > 1:
-            return (
-                re.search(rf"{_ASKS}\s+(?:the\s+\w+\s+)?(?:of\s+)?\$\s*{re.escape(name.casefold())}\s*[\$=]", self.text)
-                is not None
-            )
-        return True
+        if name not in self.letters or len(self.letters) == 1:
+            return True
+        asked = rf"{_ASKS}\s+(?:the\s+\w+\s+)?(?:of\s+)?\$\s*{re.escape(name.casefold())}\s*[\$=]"
+        return re.search(asked, self.text) is not None
 
     def asks_for_function(self, name: str) -> bool:
         """Whether an expression in variables is the same with this name before it: the question has the name alone.
@@ -70,14 +67,11 @@ class Convention:
         base, _, power = unit.partition("^")
         if base == "unit":  # square units are whatever the question has
             return True
-        if self.measures != {base}:
-            return self._says_in(unit)
-        return power == ("2" if _AREA.search(self.text) else "3" if _VOLUME.search(self.text) else "")
-
-    def _says_in(self, unit: str) -> bool:
-        """Whether the question says "in centimeters", "how many square feet"."""
-        found = re.findall(r"\b(?:in|how many|number of)\s+((?:(?:square|cubic)\s+)?[a-z]+)", self.text)
-        return [unit_of(words) for words in found if is_measure(unit_of(words)) and unit_of(words)][-1:] == [unit]
+        if self.measures == {base}:
+            return power == ("2" if _AREA.search(self.text) else "3" if _VOLUME.search(self.text) else "")
+        # "in centimeters", "how many square feet"
+        named = re.findall(r"\b(?:in|how many|number of)\s+((?:(?:square|cubic)\s+)?[a-z]+)", self.text)
+        return [unit_of(words) for words in named if is_measure(unit_of(words))][-1:] == [unit]
 
 
 @lru_cache(maxsize=200)
@@ -94,7 +88,7 @@ def convention_of(question: str) -> Convention:
         formulas=formulas,
         letters=frozenset(letter for formula in bare for letter in re.findall(r"[a-zA-Z]", formula)),
         percent=_percent(lower),
-        base=_BASES.get(bases[-1], bases[-1] if bases[-1].isdigit() else "") if bases else "",
+        base=BASES.get(bases[-1], bases[-1] if bases[-1].isdigit() else "") if bases else "",
         magnitude=magnitude_asked(lower),
         measures=frozenset(
             unit.partition("^")[0]
@@ -108,7 +102,3 @@ def _percent(text: str) -> bool | None:
     if re.search(r"\b(?:what|which|how many|as a|in|the)\s+(?:\w+\s+)?percent|\bpercentage\b", text):
         return True
     return None if re.search(r"%|\bpercent", text) else False
-
-
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
-          "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip

@@ -1,8 +1,8 @@
-r"""An answer taken apart: a value with its unit, words, a list, a point or interval, a matrix, an equation, a relation.
+r"""An answer parsed: a value with its unit, words, a list, a point or interval, a matrix, an equation, a relation.
 
 The library gives one verdict on a pair of texts and knows no conventions: it takes ``2x=7`` for 7, a list for a number
 with thousands, and parts of units for variables. What an answer consists of is therefore read here, from its normal
-form; the library reads the expressions that are left (``library``).
+form; the expressions that are left get a fingerprint (``library``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal
 from dps.benchmarks.mathematics.spelling import normalize
 from dps.benchmarks.mathematics.units import unit_of
 from dps.benchmarks.mathematics.values import value_of
+from dps.benchmarks.mathematics.words import BASES
 
 APPROXIMATELY = "~"
 """Mark of an equation whose last side is a decimal near the one before."""
-MOST_PARTS = 100
+_MOST_PARTS = 100
 """Longest list, tuple or matrix that is taken apart."""
 _MOST_LEVELS = 4
 """Lists of points of ... nested deeper than this are compared as texts."""
@@ -30,7 +31,7 @@ Kind = Literal["value", "words", "list", "tuple", "matrix", "union", "equation",
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An answer taken apart."""
+    """What an answer, or a part of one, consists of."""
 
     kind: Kind
     """What it is; ``opaque`` is compared as text alone."""
@@ -50,22 +51,38 @@ class Form:
     """Brackets of a tuple, shape of a matrix, sign of an equation or relation."""
 
 
-@lru_cache(maxsize=2_000)
-def form_of(normal: str) -> Form:
-    """Return what a text in normal form consists of."""
-    return _form(normal, 0)
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer normalized and parsed."""
+
+    normal: str
+    """Normal form, empty if the text is too long, too deep, or nothing."""
+    form: Form
+    """All of it."""
+    letter: Form | None
+    r"""Letter of a choice before the rest, None where there is none: ``B`` of ``\textbf{(B)}\ 12``."""
+    content: Form
+    """What stands behind the letter, or all of it."""
 
 
-def read_form(text: str) -> Form:
-    """Return what any text consists of: an answer, a gold answer."""
-    return form_of(normalize(text))
+def read_answer(text: str) -> Answer:
+    """Normalize and parse a text: an answer, a gold answer. Equal texts are read once."""
+    return _parsed(normalize(text))
+
+
+@lru_cache(maxsize=10_000)
+def _parsed(normal: str) -> Answer:
+    form = _form(normal, 0)
+    labelled = _LABELLED.fullmatch(normal)
+    if labelled is None:
+        return Answer(normal, form, None, form)
+    letter, content = (_form(normalize(part), 0) for part in labelled.groups())
+    return Answer(normal, form, letter, content)
 
 
 def as_list(form: Form) -> Form | None:
-    """Return the list that a number with thousands may be as well (``100,200``), None for any other form."""
-    if form.kind != "value" or "," not in form.text:
-        return None
-    listed = _form(form.text.replace(",", ", "), 0)
+    """Return the list that a number with thousands may be as well (``100,200``), None for any other value."""
+    listed = _form(form.text.replace(",", ", "), 0) if "," in form.text else form
     return listed if listed.kind == "list" else None
 
 
@@ -74,10 +91,6 @@ def stated_value(form: Form, asked: frozenset[str] = frozenset()) -> Form | None
 
     ``x = 5``, ``5 = x``, ``f(2) = 5`` and ``2 + 3 = 5`` state 5, and so does what the question asks for (``m+n = 5``);
     ``2x = 5`` and ``x^2 = 5`` do not. What is no equation states itself.
-
-    Args:
-        form: The answer.
-        asked: Formulas of the question in normal form.
     """
     if form.kind != "equation":
         return form
@@ -93,36 +106,29 @@ def stated_value(form: Form, asked: frozenset[str] = frozenset()) -> Form | None
 
 def name_of(form: Form) -> str:
     """Return the name whose value an equation states, empty where there is none."""
-    if form.kind == "equation":
-        first, last = form.parts[0].text, form.parts[-1].text
-        return first if _is_name(first) else last if _is_name(last) else ""
-    return ""
+    ends = (form.parts[0].text, form.parts[-1].text) if form.kind == "equation" else ()
+    return next(filter(_is_name, ends), "")
 
 
 def _form(text: str, level: int) -> Form:
-    if not text or level > _MOST_LEVELS:
-        return Form("opaque", text)
-    if _WORDS.fullmatch(text):
-        return Form("words", text)
-    if _OPAQUE.fullmatch(text):
-        return Form("opaque", text)
-    for read in (_listed, _signed_twice, _set, _contained, _matrix, _related, _equated, _without, _united, _tupled):
-        form = read(text, level + 1)
-        if form is not None:
-            return form
-    return _valued(text)
+    if text and level <= _MOST_LEVELS:
+        if _WORDS.fullmatch(text):
+            return Form("words", text)
+        if not _OPAQUE.fullmatch(text):
+            readers = (_listed, _signed_twice, _contained, _matrix, _bracketed, _related, _equated, _united)
+            forms = (read(text, level + 1) for read in readers)
+            return next((form for form in forms if form is not None), None) or _valued(text)
+    return Form("opaque", text)
 
 
-def _listed(text: str, level: int) -> Form | None:
-    parts = _split(text, ", ")
-    if len(parts) == 1:
-        return None
-    forms = _forms(parts, level)
-    if forms is None:
+def _composed(kind: Kind, text: str, parts: list[str], level: int, mark: str = "") -> Form:
+    """Parse all parts; too many, or one that is empty, make the whole opaque."""
+    if len(parts) > _MOST_PARTS or level > _MOST_LEVELS or not all(part.strip() for part in parts):
         return Form("opaque", text)
-    if all(form.kind in ("tuple", "union") and _RELATION.search(part) for form, part in zip(forms, parts, strict=True)):
-        return _union(text, forms)  # x < 1 or x > 2
-    return Form("list", text, parts=_without_repeated_names(forms))
+    forms = tuple(_form(normalize(part), level) for part in parts)
+    if kind == "union":
+        forms = tuple(inner for form in forms for inner in (form.parts if form.kind == "union" else (form,)))
+    return Form(kind, text, parts=_without_repeated_names(forms) if kind == "list" else forms, mark=mark)
 
 
 def _without_repeated_names(forms: tuple[Form, ...]) -> tuple[Form, ...]:
@@ -133,156 +139,136 @@ def _without_repeated_names(forms: tuple[Form, ...]) -> tuple[Form, ...]:
     return tuple(stated_value(form) or form for form in forms)
 
 
-def _signed_twice(text: str, level: int) -> Form | None:
-    if r"\pm" not in text and r"\mp" not in text:
+def _listed(text: str, level: int) -> Form | None:
+    parts = _split(text, ", ")
+    if len(parts) == 1:
         return None
-    plus = _DOUBLE_SIGN.sub(lambda sign: "+" if sign[1] == "pm" else "-", text)
-    minus = _DOUBLE_SIGN.sub(lambda sign: "-" if sign[1] == "pm" else "+", text)
+    listed = _composed("list", text, parts, level)
+    are_intervals = all(form.kind in ("tuple", "union") for form in listed.parts)
+    if listed.parts and are_intervals and all(map(_RELATION.search, parts)):  # x < 1 or x > 2
+        return _composed("union", text, parts, level)
+    return listed
+
+
+def _signed_twice(text: str, level: int) -> Form | None:
+    if _DOUBLE_SIGN.search(text) is None:
+        return None
+    upper, lower = (
+        _DOUBLE_SIGN.sub(lambda sign, plus=plus: "+" if sign[1] == plus else "-", text) for plus in ("pm", "mp")
+    )
     # The plus of +3 stands where nothing is added.
-    forms = tuple(_form(_LEADING_PLUS.sub("", sign), level) for sign in (plus, minus))
+    forms = tuple(_form(_LEADING_PLUS.sub("", one), level) for one in (upper, lower))
     return Form("list", text, parts=_without_repeated_names(forms))
 
 
-def _set(text: str, level: int) -> Form | None:
-    if not (text.startswith(r"\{") and text.endswith(r"\}")) or _closes(text[1:]) != len(text) - 2:
-        return None
-    if re.search(r"[|:]|\\mid", text):
-        return None
-    forms = _forms(_split(text[2:-2], ","), level)
-    if forms is None:
-        return None
-    return forms[0] if len(forms) == 1 else Form("list", text, parts=forms)
-
-
 def _contained(text: str, level: int) -> Form | None:
-    name, sign, rest = text.partition(r"\in")
-    if not sign or not _is_name(name) or not rest or rest[0] not in r"([\ ":
+    name, _, rest = text.partition(r"\in")
+    if not _is_name(name) or rest[:1] not in ("(", "[", "\\", " ") or rest[:2] == r"\t":
         return None
-    return replace(_form(rest.strip(), level), text=text) if rest[:2] != r"\t" else None
+    return replace(_form(rest.strip(), level), text=text)
 
 
 def _matrix(text: str, level: int) -> Form | None:
-    found = _MATRIX.fullmatch(text)
-    if found is None:
+    matrix = _MATRIX.fullmatch(text)
+    if matrix is None:
         return None
-    rows = [row.split("&") for row in re.split(r"\\\\", found[1].strip().removesuffix("\\\\")) if row.strip()]
-    parts = [entry.strip() for row in rows for entry in row]
-    forms = _forms(parts, level)
-    if forms is None or len({len(row) for row in rows}) != 1:
+    rows = [row.split("&") for row in re.split(r"\\\\", matrix[1].strip().removesuffix("\\\\")) if row.strip()]
+    if len({len(row) for row in rows}) != 1:
         return Form("opaque", text)
-    return Form("matrix", text, parts=forms, mark=f"{len(rows)}x{len(rows[0])}")
+    entries = [entry.strip() for row in rows for entry in row]
+    return _composed("matrix", text, entries, level, f"{len(rows)}x{len(rows[0])}")
 
 
 def _related(text: str, level: int) -> Form | None:
     pieces = _RELATION.split(text)
-    if len(pieces) < 3:
-        return None
-    if len(pieces) > 5 or "=" in text:
-        return Form("opaque", text)
     sides, signs = [piece.strip() for piece in pieces[::2]], [_SIGNS[sign] for sign in pieces[1::2]]
-    if not all(sides):
+    if not signs:
+        return None
+    if len(signs) > 2 or "=" in text or not all(sides):
         return Form("opaque", text)
     if signs[0] in (">", ">="):  # one direction
         sides, signs = sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
-    if signs == ["!="]:
-        name, value = (sides[0], sides[1]) if _is_name(sides[0]) else (sides[1], sides[0])
-        if _is_name(name) and not _is_name(value):
-            return _union(
-                text, (_interval(text, "(", r"-\infty", value, ")"), _interval(text, "(", value, r"\infty", ")"))
-            )
-    elif len(sides) == 2 and set(signs) <= {"<", "<="}:
-        if _is_name(sides[0]) and not _is_name(sides[1]):
-            return _interval(text, "(", r"-\infty", sides[1], ")]"[signs[0] == "<="])
-        if _is_name(sides[1]) and not _is_name(sides[0]):
-            return _interval(text, "(["[signs[0] == "<="], sides[0], r"\infty", ")")
-    elif len(sides) == 3 and set(signs) <= {"<", "<="} and _is_name(sides[1]):
-        low, high = ("(["[signs[0] == "<="], ")]"[signs[1] == "<="])
-        if sides[0] == r"-\infty":
-            low = "("
-        return _interval(text, low, sides[0], sides[2], ")" if sides[2] == r"\infty" else high)
-    if len(sides) == 2:
+    named = [_is_name(side) for side in sides]
+    if len(signs) == 2:
+        if not named[1] or not set(signs) <= {"<", "<="}:
+            return Form("opaque", text)
+        low = "(" if sides[0] == r"-\infty" else "(["[signs[0] == "<="]
+        high = ")" if sides[2] == r"\infty" else ")]"[signs[1] == "<="]
+        return _interval(text, low, sides[0], sides[2], high)
+    if named[0] == named[1]:
         return Form("relation", text, parts=tuple(_form(side, level) for side in sides), mark=signs[0])
-    return Form("opaque", text)
+    value = sides[named[0]]
+    if signs == ["!="]:
+        return _real_numbers_without(text, [value])
+    closed = signs == ["<="]
+    if named[0]:
+        return _interval(text, "(", r"-\infty", value, ")]"[closed])
+    return _interval(text, "(["[closed], value, r"\infty", ")")
 
 
 def _interval(text: str, opening: str, low: str, high: str, closing: str) -> Form:
     return Form("tuple", text, parts=(_valued(low), _valued(high)), mark=opening + closing)
 
 
-def _union(text: str, parts: tuple[Form, ...]) -> Form:
-    flat = tuple(inner for part in parts for inner in (part.parts if part.kind == "union" else (part,)))
-    return Form("union", text, parts=flat)
+def _real_numbers_without(text: str, points: list[str]) -> Form:
+    ends = pairwise([r"-\infty", *points, r"\infty"])
+    return Form("union", text, parts=tuple(_interval(text, "(", low, high, ")") for low, high in ends))
 
 
 def _equated(text: str, level: int) -> Form | None:
-    approximate = _APPROXIMATE.search(text) is not None
+    mark = APPROXIMATELY if _APPROXIMATE.search(text) else "="
     sides = [side.strip() for side in _split(_APPROXIMATE.sub("=", text), "=")]
     if len(sides) == 1:
         return None
     if len(sides) > 6 or not all(sides):
         return Form("opaque", text)
-    parts = tuple(_form(side, level) for side in sides)
-    return Form("equation", text, parts=parts, mark=APPROXIMATELY if approximate else "=")
+    return Form("equation", text, parts=tuple(_form(side, level) for side in sides), mark=mark)
 
 
 def _united(text: str, level: int) -> Form | None:
-    parts = text.split(r"\cup")
-    if len(parts) == 1:
-        return None
-    forms = _forms([part.strip() for part in parts], level)
-    return Form("opaque", text) if forms is None else _union(text, forms)
-
-
-def _without(text: str, level: int) -> Form | None:
-    r"""Read all numbers but some: ``\mathbb{R}\setminus\{0\}`` is a union of intervals."""
+    r"""Read unions, and all numbers but some: ``\mathbb{R}\setminus\{0\}`` is a union of intervals."""
     everything, sign, rest = text.partition(r"\setminus")
-    if not sign or everything.strip() != r"(-\infty,\infty)":
-        return None
-    left_out = _form(rest.strip(), level)
-    points = left_out.parts if left_out.kind == "list" else (left_out,)
-    if not points or any(point.kind != "value" or point.value is None for point in points):
-        return Form("opaque", text)
-    ends = [r"-\infty", *(point.text for point in sorted(points, key=lambda point: point.value or 0)), r"\infty"]
-    return _union(text, tuple(_interval(text, "(", low, high, ")") for low, high in pairwise(ends)))
+    if sign and everything.strip() == r"(-\infty,\infty)":
+        left_out = _form(rest.strip(), level)
+        points = left_out.parts if left_out.kind == "list" else (left_out,)
+        if not points or any(point.value is None for point in points):
+            return Form("opaque", text)
+        return _real_numbers_without(text, [point.text for point in sorted(points, key=lambda point: point.value)])
+    parts = text.split(r"\cup")
+    return None if len(parts) == 1 else _composed("union", text, [part.strip() for part in parts], level)
 
 
-def _tupled(text: str, level: int) -> Form | None:
-    if text[0] not in "([" or text[-1] not in ")]" or _closes(text) != len(text) - 1:
+def _bracketed(text: str, level: int) -> Form | None:
+    r"""Read sets (``\{1,2\}``), which are lists, and tuples and intervals."""
+    is_set = text.startswith(r"\{") and text.endswith(r"\}")
+    start = 2 if is_set else 1
+    if not (is_set or (text[0] in "([" and text[-1] in ")]")) or _closes(text[start - 1 :]) != len(text) - start:
         return None
-    parts = _split(text[1:-1], ",")
-    if len(parts) == 1:
+    parts = _split(text[start:-start], ",")
+    if not is_set:
+        return None if len(parts) == 1 else _composed("tuple", text, parts, level, text[0] + text[-1])
+    if re.search(r"[|:]|\\mid", text):
         return None
-    forms = _forms(parts, level)
-    if forms is None:
-        return Form("opaque", text)
-    return Form("tuple", text, parts=forms, mark=text[0] + text[-1])
+    elements = _composed("list", text, parts, level)
+    return elements.parts[0] if len(elements.parts) == 1 else elements
 
 
 def _valued(text: str) -> Form:
     """Read a single value: its percent sign, its unit, its base."""
     plain, percent, unit, base = text, False, "", ""
-    if (found := _PERCENT.search(plain)) is not None:
-        plain, percent = plain[: found.start()], True
-    elif (found := _UNIT.fullmatch(plain)) is not None:
-        plain, unit = found[1].strip(), unit_of(found[2])
-    if (found := _BASED.fullmatch(plain)) is not None:
-        plain, base = found[1], found[2] or found[3]
-        base = _BASES.get(base, base)
-    return Form("value", plain, None if base else value_of(plain), unit, percent, base)
-
-
-def _forms(parts: list[str], level: int) -> tuple[Form, ...] | None:
-    if len(parts) > MOST_PARTS or level > _MOST_LEVELS or not all(part.strip() for part in parts):
-        return None
-    return tuple(_form(normalize(part), level) for part in parts)
+    if (sign := _PERCENT.search(plain)) is not None:
+        plain, percent = plain[: sign.start()], True
+    elif (measured := _UNIT.fullmatch(plain)) is not None:
+        plain, unit = measured[1].strip(), unit_of(measured[2])
+    if (numeral := _BASED.fullmatch(plain)) is not None:
+        plain, base = numeral[1], numeral[2] or numeral[3]
+    return Form("value", plain, None if base else value_of(plain), unit, percent, BASES.get(base, base))
 
 
 def _split(text: str, separator: str) -> list[str]:
     """Return the parts between separators that are in no bracket."""
-    if separator not in text:
-        return [text]
     parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
+    for place, letter in enumerate(text if separator in text else ""):
         depth += (letter in "([{") - (letter in ")]}")
         if depth == 0 and place >= start and text.startswith(separator, place):
             parts.append(text[start:place])
@@ -311,6 +297,7 @@ def _is_computed(form: Form) -> bool:
     return form.kind == "value" and (form.value is not None or not re.search(r"[a-zA-Z]", plain))
 
 
+_LABELLED = re.compile(r"(\\text\{\([A-H]\)\s*\}(?=.)|\([A-H]\)(?=\d|\\frac|\\sqrt))\s*(.+)")
 _WORDS = re.compile(
     r"\\text\{\(?[a-zA-Z][a-zA-Z0-9 .,'()-]*\)?\}|\(?\\text\{[A-Z]\}\)?|\([A-Z]\)|[A-Z]|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )
@@ -338,5 +325,3 @@ _UNIT = re.compile(
     r"(?:(?:[kc]?m|ft|mi)/(?:s|h|hr|min)|[a-zA-Z]{2,}(?:[ /-][a-zA-Z]+)*(?:\^\{?\d\}?)?))"
 )
 _BASED = re.compile(r"(?:\\text\{)?(-?[0-9A-F]+)\}?_(?:\{(?:\\text\{)?(\d+|[a-z]+)\}?\}|(\d+))")
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
-          "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip

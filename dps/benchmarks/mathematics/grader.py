@@ -1,4 +1,4 @@
-r"""The graders of answers that are mathematics, or numbers, which are mathematics."""
+"""The graders of answers that are mathematics, or numbers, which are mathematics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dps.benchmarks.mathematics.comparing import equal
+from dps.benchmarks.mathematics.comparing import equal, key_of
 from dps.benchmarks.mathematics.convention import convention_of
 from dps.benchmarks.mathematics.library import budget_of
 from dps.benchmarks.mathematics.reading import extract_math, number_in, strict_math, strict_number_in
-from dps.benchmarks.mathematics.voting import key_of
 from dps.benchmarks.mathematics.words import without_magnitude
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MathGrader:
-    """Reads responses whose answers are mathematics."""
+    """Reads responses whose answers are mathematics: extracts a text in normal form, compares by meaning."""
 
     in_background: bool = True
 
@@ -33,15 +32,21 @@ class MathGrader:
 
     def grade(self, answer: str | None, item: Item) -> bool | None:
         """Return whether an answer equals the gold one; None if that cannot be decided within the limits."""
-        return _grade(answer, item)
+        if item.gold is None or answer is None:
+            return None if item.gold is None else False
+        gold = _in_asked_magnitude(item.gold, item)
+        return equal(gold, answer, asked=convention_of(item.question).formulas, budget=budget_of(item))
 
     def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
         """Return each answer's class; what an answer leaves out is what the question says, see ``convention``."""
-        return _classes(answers, item)
+        convention, budget = convention_of(item.question), budget_of(item)
+        numbers: dict[Hashable, int] = {}
+        keys = {text: key_of(text, convention, budget) for text in dict.fromkeys(answers) if text is not None}
+        return [-1 if text is None else numbers.setdefault(keys[text], len(numbers)) for text in answers]
 
 
 @dataclass(frozen=True, slots=True)
-class NumberGrader:
+class NumberGrader(MathGrader):
     """Reads responses whose answers are numbers: with the same reader, but an answer must have a rational value."""
 
     in_background: bool = False
@@ -54,36 +59,7 @@ class NumberGrader:
         r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``."""
         return strict_number_in(_in_asked_magnitude(text, item))
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
-        """Return whether an answer is the gold number; no answer is wrong."""
-        return _grade(answer, item)
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """See :class:`MathGrader`."""
-        return _classes(answers, item)
-
 
 def _in_asked_magnitude(text: str, item: Item) -> str:
     """Return a text without the magnitude that the question names: "how many millions" asks for the 5 of 5 million."""
     return without_magnitude(text, convention_of(item.question).magnitude)
-
-
-def _grade(answer: str | None, item: Item) -> bool | None:
-    if item.gold is None:
-        return None
-    if answer is None:
-        return False
-    gold = _in_asked_magnitude(item.gold, item)
-    return equal(gold, answer, asked=convention_of(item.question).formulas, budget=budget_of(item))
-
-
-def _classes(answers: Sequence[str | None], item: Item) -> list[int]:
-    convention, budget = convention_of(item.question), budget_of(item)
-    numbers: dict[Hashable, int] = {}
-    found = []
-    for answer in answers:
-        if answer is None:
-            found.append(-1)
-        else:
-            found.append(numbers.setdefault(key_of(answer, convention, budget), len(numbers)))
-    return found

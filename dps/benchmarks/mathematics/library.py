@@ -1,7 +1,8 @@
-r"""What expressions are worth, asked of the worker process once for every text and remembered.
+r"""What expressions are worth, found once for every text and remembered: a fingerprint that equal expressions share.
 
-The worker reads one expression at a time, not pairs: n answers take n calls, and equality of what it returns is an
-equivalence relation, whatever the order of the answers.
+Expressions are read one at a time, not in pairs: n answers take n readings, and equality of fingerprints is an
+equivalence relation, whatever the order of the answers. What the own reader (``values``) leaves in doubt is asked of a
+worker process with the library's parser, within limits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from dps.benchmarks.mathematics.evaluation import Scale, TooLarge, Unreadable, evaluate, written
+from dps.benchmarks.mathematics.values import read_expression
 from dps.benchmarks.workers import WorkerFailed, WorkerPool
 
 if TYPE_CHECKING:
@@ -24,14 +27,9 @@ LIMIT_S = 5.0
 """Seconds for one expression."""
 QUESTION_LIMIT_S = 10.0
 """Processor seconds for all expressions of a question; those that are left then have no verdict."""
-TOLERANCE = Fraction(1, 10**6)
-"""Relative tolerance between an irrational number and a decimal."""
 
 _REMEMBERED = 10_000
 _QUESTIONS = 4_096
-
-Scale = Literal["none", "any", "positive"]
-
 _POOL = WorkerPool(Path(__file__).with_name("worker.py"), limit_s=LIMIT_S)
 
 
@@ -51,46 +49,21 @@ class Worth:
     @classmethod
     def of(cls, value: Fraction) -> Worth:
         """Return the worth of a rational number."""
-        return cls(f"{value.numerator}/{value.denominator}")
-
-    @property
-    def decimal(self) -> Decimal | None:
-        """An irrational real constant to 30 digits, None for anything else."""
-        if self.exact is None and len(self.points) == 1 and self.points[0] is not None and _is_real(self.points[0]):
-            return Decimal(self.points[0][0])
-        return None
+        return cls(written(value))
 
 
+@dataclass(slots=True)
 class Budget:
-    """The time that the expressions of a question may still take."""
+    """The processor seconds that the library may still take for a question."""
 
-    def __init__(self, limit_s: float = QUESTION_LIMIT_S) -> None:
-        """Start with nothing spent."""
-        self._left = limit_s
-
-    def spend(self, seconds: float) -> None:
-        """Take seconds off."""
-        self._left -= seconds
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nothing is left."""
-        return self._left <= 0
+    left_s: float = QUESTION_LIMIT_S
 
 
 def budget_of(item: Item) -> Budget:
     """Return the budget of a question, the same for every call that concerns it."""
     key = (item.question_id, item.question, item.gold)
     with _lock:
-        budget = _budgets.setdefault(key, Budget())
-        _budgets.move_to_end(key)
-        while len(_budgets) > _QUESTIONS:
-            _budgets.popitem(last=False)
-    return budget
-
-
-_IMPOSSIBLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}|[\"?@#&;]|__|\\(?:text|begin)(?![a-zA-Z])")
-"""No expression has a word, or one of these signs, in it; the worker need not be asked."""
+        return _remember(_budgets, key, _budgets.get(key) or Budget(), _QUESTIONS)
 
 
 def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
@@ -105,13 +78,15 @@ def worth(latex: str, budget: Budget, scale: Scale = "none") -> Worth | None:
     with _lock:
         known = _known.get(key)
     if known is None:
-        if budget.is_spent:
-            raise Undecided
-        known = _ask(latex, scale, budget)
+        known = _read_here(latex, scale)
+        if known is None and re.search("[,=]", latex) and not _TAKES_MORE.search(latex):
+            known = "unreadable"
+        if known is None:
+            if budget.left_s <= 0:
+                raise Undecided
+            known = _ask(latex, scale, budget)
         with _lock:
-            _known[key] = known
-            while len(_known) > _REMEMBERED:
-                _known.popitem(last=False)
+            _remember(_known, key, known, _REMEMBERED)
     if known == "undecided":
         raise Undecided
     return None if known == "unreadable" else known
@@ -127,36 +102,52 @@ def same_worth(gold: Worth, answer: Worth) -> bool:
         return True
     if gold.exact is not None or answer.exact is not None or len(gold.points) != len(answer.points):
         return False
-    both = [(a, b) for a, b in zip(gold.points, answer.points, strict=True) if a is not None and b is not None]
-    real = [(a, b) for a, b in both if _is_real(a) and _is_real(b)]
+    pairs = zip(gold.points, answer.points, strict=True)
+    real = [(a, b) for a, b in pairs if a and b and Decimal(a[1]) == Decimal(b[1]) == 0]
     return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
 
 
-def is_close(irrational: Worth, decimal: Fraction) -> bool:
-    """Return whether a decimal is an irrational number to a relative tolerance of 1e-6."""
-    value = irrational.decimal
-    if value is None:
-        return False
-    exact = Fraction(value)
-    return abs(exact - decimal) <= abs(exact) * TOLERANCE
+def _read_here(latex: str, scale: Scale) -> Worth | str | None:
+    """Return what the own reader finds, None where it has doubts."""
+    if latex in (r"\infty", r"-\infty"):
+        return Worth(latex.replace(r"\infty", "oo"))
+    tree = read_expression(latex)
+    if tree is None:
+        return None
+    try:
+        exact, points = evaluate(tree, scale)
+    except TooLarge:
+        return "undecided"
+    except Unreadable:
+        return "unreadable"
+    return Worth(exact, tuple(points))
 
 
 def _ask(latex: str, scale: Scale, budget: Budget) -> Worth | str:
     try:
         reply = _POOL.call({"latex": latex, "scale": scale})
     except WorkerFailed:
-        budget.spend(LIMIT_S)
+        budget.left_s -= LIMIT_S
         return "undecided"
-    budget.spend(reply["cpu_s"])
+    budget.left_s -= reply["cpu_s"]
     if reply["status"] != "read":
         return "unreadable" if reply["status"] == "unreadable" else "undecided"
     return Worth(reply["exact"], tuple(None if point is None else tuple(point) for point in reply["points"]))
 
 
-def _is_real(point: tuple[str, str]) -> bool:
-    return Decimal(point[1]) == 0
+def _remember(memory: OrderedDict, key: object, value: object, most: int) -> object:
+    """Keep a value, and forget those that were needed longest ago."""
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > most:
+        memory.popitem(last=False)
+    return value
 
 
+_IMPOSSIBLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}|[\"?@#&;]|__|\\(?:text|begin)(?![a-zA-Z])")
+"""No expression has a word, or one of these signs, in it; the worker need not be asked."""
+_TAKES_MORE = re.compile("gcd|lcm|max|min|sum|prod|int|lim")
+"""Functions of numbers between commas, and with bounds; no other expression has a comma or an equals sign."""
 _known: OrderedDict[tuple[str, Scale], Worth | str] = OrderedDict()
 _budgets: OrderedDict[tuple[str, str, str | None], Budget] = OrderedDict()
 _lock = threading.Lock()

@@ -1,16 +1,16 @@
-r"""Exact values: a numeral, a fraction, a mixed number, a product or a sum of such as a :class:`~fractions.Fraction`.
+r"""Expressions in normal form as trees, and texts that are numbers as a :class:`~fractions.Fraction`.
 
-The library's parser rounds decimals to 53 bits, reads ``3(4)`` as a mixed number and takes tens of milliseconds, so
-what is rational by inspection is read here, exactly and without a process. Everything is bounded: the text's length,
-the nesting, and the size of every intermediate number.
+Nearly all answers are read here, in well under a millisecond; what may be meant in two ways or has more to it is left
+to the library's parser, which takes tens of milliseconds in a process of its own. Where both read a text, they agree.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
+from itertools import takewhile
 
+from dps.benchmarks.mathematics.evaluation import Tree, rational_value
 from dps.benchmarks.mathematics.spelling import normalize
 
 MAX_NUMBER_LENGTH = 400
@@ -19,32 +19,38 @@ _MOST_BITS = 12_000
 """Size of a numerator or denominator; below the 4,300 digits that Python converts to text."""
 
 
-class _NoValue(Exception):
-    """The text is no rational number that can be read here."""
+class _Doubt(Exception):
+    """The text is no expression, or one that may be meant in another way."""
 
 
 def parse_number(text: str) -> Fraction | None:
     r"""Return the exact number that a text is, or None if it is not a number and nothing else.
 
-    Thousands separators, currency and percent signs, a final full stop and the usual markup are taken off; decimals,
-    exponents, fractions, mixed numbers, products, powers, ``2 million`` are read. Words (``seven``) and sums are not:
-    ``2020-05-01`` is a date, and :func:`value_of` is for what is known to be mathematics.
+    Currency, percent signs and markup are taken off; decimals, exponents, fractions, mixed numbers, products, powers,
+    ``2 million`` are read. Words (``seven``) and sums are not: ``2020-05-01`` is a date, :func:`value_of` reads sums.
 
     >>> parse_number("$1,000.00"), parse_number(r"2\frac12"), parse_number("12 apples")
     (Fraction(1000, 1), Fraction(5, 2), None)
     """
     if len(text) > MAX_NUMBER_LENGTH:
         return None
-    return _value(_without_percent(normalize(text, words=False)), sums=False)
+    normal = normalize(text, words=False).removesuffix("%").removesuffix("\\").rstrip()
+    return value_of(normal, sums=False)
 
 
-def value_of(normal: str) -> Fraction | None:
+def value_of(normal: str, *, sums: bool = True) -> Fraction | None:
     r"""Return the exact value of an expression in normal form, None where it is not rational by inspection.
 
     >>> value_of(r"4\cdot5-\frac{1}{2}"), value_of("x"), value_of(r"\sqrt{2}")
     (Fraction(39, 2), None, None)
     """
-    return _value(normal, sums=True)
+    reader = _Reader.of(normal) if _NUMERIC.fullmatch(normal) else None
+    if reader is None or (reader.is_sum and not sums):
+        return None
+    value = rational_value(reader.tree)
+    if value is None or value.numerator.bit_length() + value.denominator.bit_length() > _MOST_BITS:
+        return None
+    return value
 
 
 def format_number(number: Fraction) -> str:
@@ -53,15 +59,12 @@ def format_number(number: Fraction) -> str:
     >>> format_number(Fraction(1000)), format_number(Fraction(-1, 8)), format_number(Fraction(2, 6))
     ('1000', '-0.125', '1/3')
     """
-    twos, rest = _multiplicity(number.denominator, 2)
-    fives, rest = _multiplicity(rest, 5)
-    places = max(twos, fives)
-    if rest != 1 or places > MAX_NUMBER_LENGTH // 2:
+    places = next((n for n in range(MAX_NUMBER_LENGTH // 2) if 10**n % number.denominator == 0), None)
+    if places is None:
         return f"{number.numerator}/{number.denominator}"
-    if places == 0:
-        return str(number.numerator)
-    digits = str(abs(int(number * 10**places))).rjust(places + 1, "0")
-    return f"{'-' if number < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
+    whole, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
+    return ("-" if number < 0 else "") + whole + ("." + decimals if places else "")
 
 
 def canonical_number(text: str) -> str | None:
@@ -70,37 +73,49 @@ def canonical_number(text: str) -> str | None:
     return None if number is None else format_number(number)
 
 
-def _value(normal: str, *, sums: bool) -> Fraction | None:
-    if not normal or len(normal) > 2 * MAX_NUMBER_LENGTH or not _POSSIBLE.fullmatch(normal):
-        return None
-    tokens = _TOKEN.findall(normal)
-    if sum(map(len, tokens)) != len(normal) - normal.count(" "):
-        return None
-    reader = _Reader(tokens, sums)
-    try:
-        value = reader.sum()
-    except (_NoValue, IndexError):
-        return None
-    return value if reader.place == len(tokens) else None
+def read_expression(normal: str) -> Tree | None:
+    r"""Return an expression in normal form as a tree (see ``evaluation``), None where the library should read it.
+
+    >>> read_expression(r"2x+\sqrt{3}"), read_expression("1/2x")
+    (('+', ('*', Fraction(2, 1), 'x'), ('^', Fraction(3, 1), Fraction(1, 2))), None)
+    """
+    reader = None if "," in normal and not _NUMERIC.fullmatch(normal) else _Reader.of(normal)
+    return None if reader is None else reader.tree
 
 
 class _Reader:
-    """Reads tokens from left to right, as school does: powers, products, sums.
+    """Reads tokens from left to right, as school does: powers, products, sums; recurses with the brackets."""
 
-    It recurses with the brackets, of which a normal form has few within one another.
-    """
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens, self.place, self._depth, self._in_bars = tokens, 0, 0, False
+        self.is_sum = False
+        """Whether terms are added outside all brackets."""
+        self.tree = self._sum()
 
-    def __init__(self, tokens: list[str], sums: bool) -> None:
-        self.tokens, self.place, self._sums, self._depth = tokens, 0, sums, 0
+    @classmethod
+    def of(cls, normal: str) -> _Reader | None:
+        """Read a whole text, None where that cannot be done or leaves a doubt."""
+        tokens = _TOKEN.findall(normal)
+        if not 0 < len(normal) <= 2 * MAX_NUMBER_LENGTH or _DOUBTFUL.search(normal):
+            return None
+        if sum(map(len, tokens)) != len(normal) - normal.count(" "):
+            return None
+        try:
+            reader = cls(tokens)
+        except (_Doubt, IndexError, RecursionError):
+            return None
+        return reader if reader.place == len(tokens) else None
 
-    def sum(self) -> Fraction:
-        value = self._signed_product()
-        while self._next in ("+", "-"):
-            if not self._sums and self._depth == 0:
-                raise _NoValue
-            sign = -1 if self._take() == "-" else 1
-            value = _bounded(value + sign * self._product())
-        return value
+    def _sum(self) -> Tree:
+        terms = [self._term(self._skip("-", "+") == "-")]
+        while (sign := self._skip("+", "-")) is not None:
+            self.is_sum |= self._depth == 0
+            terms.append(self._term((sign == "-") != (self._skip("-") is not None)))  # 1+-2
+        return terms[0] if len(terms) == 1 else ("+", *terms)
+
+    def _term(self, is_negative: bool) -> Tree:
+        product = self._product()
+        return self._negative(product) if is_negative else product
 
     @property
     def _next(self) -> str:
@@ -110,151 +125,146 @@ class _Reader:
         self.place += 1
         return self.tokens[self.place - 1]
 
-    def _signed_product(self) -> Fraction:
-        if self._next in ("+", "-"):
-            return -self._product() if self._take() == "-" else self._product()
-        return self._product()
+    def _skip(self, *tokens: str) -> str | None:
+        return self._take() if self._next and self._next in tokens else None
 
-    def _product(self) -> Fraction:
-        value = self._power()
+    @staticmethod
+    def _negative(tree: Tree) -> Tree:
+        return -tree if isinstance(tree, Fraction) else ("*", Fraction(-1), tree)
+
+    def _ends(self) -> bool:
+        return self._next in ("", "+", "-", ")", "]", "}") or (self._next == "|" and self._in_bars)
+
+    def _product(self) -> Tree:
+        factors = [self._factor()]
         divided = False
-        while (operator := self._next) and operator not in "+-)]}":
-            explicit = operator in (r"\cdot", r"\times", "/", r"\div")
-            if explicit:
-                self._take()
-            elif _is_numeral(operator) or divided or (operator == "{" and _is_numeral(self.tokens[self.place - 1])):
-                raise _NoValue  # two numerals side by side, or 1/2(3): it may be meant either way
-            factor = self._signed_power() if explicit else self._power()
+        while not self._ends():
+            operator = self._skip(r"\cdot", r"\times", "/", r"\div")
+            is_braced = self._next == "{" and _is_numeral(self.tokens[self.place - 1])
+            if operator is None and (divided or is_braced or _is_numeral(self._next)):
+                raise _Doubt  # two numerals side by side, or 1/2(3): it may be meant either way
+            negative = operator is not None and self._skip("-") is not None
+            factor = self._factor()
+            factor = self._negative(factor) if negative else factor
             if operator in ("/", r"\div"):
-                if divided or factor == 0:  # 1/2/3 is a date as often as a number
-                    raise _NoValue
-                divided, value = True, value / factor
-            else:
-                value *= factor
-            _bounded(value)
-        return value
+                if divided:  # 1/2/3 is a date as often as a number
+                    raise _Doubt
+                divided, factor = True, ("^", factor, Fraction(-1))
+            factors.append(factor)
+        return factors[0] if len(factors) == 1 else ("*", *factors)
 
-    def _signed_power(self) -> Fraction:
-        if self._next == "-":
-            self._take()
-            return -self._power()
-        return self._power()
-
-    def _power(self) -> Fraction:
+    def _factor(self) -> Tree:
+        """Read a power: a function of what follows, or an atom with its factorials and its exponent."""
+        if self._next in _FUNCTIONS:
+            return self._function()
         base = self._atom()
-        while self._next == "!":
-            self._take()
-            if base.denominator != 1 or not 0 <= base <= 500:
-                raise _NoValue
-            base = Fraction(math.factorial(base.numerator))
-        if self._next != "^":
-            return base
-        self._take()
-        exponent = self._group()
-        if self._next == "^" or exponent.denominator != 1:
-            raise _NoValue
-        return _raised(base, exponent.numerator)
+        return self._raised(("factorial", base) if self._skip("!") else base)
 
-    def _atom(self) -> Fraction:
+    def _raised(self, base: Tree) -> Tree:
+        power = base
+        if self._skip("^"):
+            power = ("^", base, Fraction(self._take()) if self._next.isdigit() else self._group())
+        if self._next in ("^", "_", "!"):
+            raise _Doubt
+        return power
+
+    def _function(self) -> Tree:
+        r"""Read a function: of brackets, or of the factors up to the next function: \sin 2x\cos y."""
+        command = self._take()
+        base: tuple[Tree, ...] = ()
+        exponent = None
+        if command == r"\log":
+            base = (self._group() if self._skip("_") else Fraction(10),)
+        elif command == r"\ln":
+            base = (("e",),)
+        if self._skip("^"):
+            exponent = self._group()
+            if exponent == -1:
+                raise _Doubt
+        if self._next == "(":
+            if self.tokens[self.place - 1] != command:
+                raise _Doubt
+            return self._raised((_FUNCTIONS[command], self._atom(), *base))
+        factors = [self._argument()]
+        while not self._ends() and self._next not in _FUNCTIONS:
+            if _is_numeral(self._next):
+                raise _Doubt
+            factors.append(self._argument())
+        value = (_FUNCTIONS[command], factors[0] if len(factors) == 1 else ("*", *factors), *base)
+        return value if exponent is None else ("^", value, exponent)
+
+    def _argument(self) -> Tree:
+        if self._next in (*_FUNCTIONS, r"\cdot", r"\times", "/", r"\div", "{"):
+            raise _Doubt
+        return self._factor()
+
+    def _atom(self) -> Tree:
         token = self._take()
         if _is_numeral(token):
             if "," in token and self._depth:  # (100,200) is a point
-                raise _NoValue
+                raise _Doubt
             return Fraction(token.replace(",", ""))
-        if token in ("(", "[", "{"):
-            return self._within({"(": ")", "[": "]", "{": "}"}[token])
+        if token in _BRACKETS:
+            return self._within(_BRACKETS[token])
         if token == r"\frac":
-            top, bottom = self._group(), self._group()
-            if bottom == 0:
-                raise _NoValue
-            return _bounded(top / bottom)
+            return ("*", self._group(), ("^", self._group(), Fraction(-1)))
         if token == r"\binom":
-            top, bottom = self._group(), self._group()
-            if top.denominator != 1 or bottom.denominator != 1 or not 0 <= bottom <= 500 or not 0 <= top <= 10**6:
-                raise _NoValue
-            return _bounded(Fraction(math.comb(top.numerator, bottom.numerator)))
+            return ("binomial", self._group(), self._group())
         if token == r"\sqrt":
-            degree = 2
-            if self._next == "[":
-                self._take()
-                index = self._within("]")
-                if index not in (2, 3, 4, 5):
-                    raise _NoValue
-                degree = int(index)
-            return _root(self._group(), degree)
-        raise _NoValue
+            degree = self._within("]") if self._skip("[") else Fraction(2)
+            if not isinstance(degree, Fraction) or degree.denominator != 1 or not 2 <= degree <= 100:
+                raise _Doubt
+            return ("^", self._group(), 1 / degree)
+        if token == "|" and not self._in_bars:
+            return ("abs", self._within("|"))
+        if _SYMBOL.fullmatch(token):
+            in_brackets = takewhile(lambda inner: inner != ")", self.tokens[self.place :])
+            if self._next == "[" or (self._next == "(" and {"+", "-"}.isdisjoint(in_brackets)):  # f(x)
+                raise _Doubt
+            return ("e",) if token == "e" else token.removeprefix("\\")
+        if token == r"\pi" and self._next != "_":
+            return ("pi",)
+        raise _Doubt
 
-    def _group(self) -> Fraction:
-        """Read what a command or an exponent takes: braces, or a single digit."""
-        if self._next == "{":
-            self._take()
-            return self._within("}")
+    def _group(self) -> Tree:
+        """Read what a command or an exponent takes: braces, or a single digit or letter."""
         token = self._take()
+        if token == "{":
+            return self._within("}")
         if len(token) == 1 and token.isdigit():
             return Fraction(int(token))
-        raise _NoValue
+        if token in ("e", r"\pi"):
+            return (token.removeprefix("\\"),)
+        if len(token) == 1 and token.isalpha():
+            return token
+        raise _Doubt
 
-    def _within(self, closing: str) -> Fraction:
+    def _within(self, closing: str) -> Tree:
         self._depth += 1
-        value = self.sum()
+        outer, self._in_bars = self._in_bars, closing == "|"
+        value = self._sum()
+        self._in_bars = outer
         self._depth -= 1
         if self._take() != closing:
-            raise _NoValue
+            raise _Doubt
         return value
 
 
 def _is_numeral(token: str) -> bool:
-    return token[0].isdigit() or token[0] == "."
+    return token[:1].isdigit() or token[:1] == "."
 
 
-def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > _MOST_BITS:
-        raise _NoValue
-    return value
-
-
-def _raised(base: Fraction, exponent: int) -> Fraction:
-    if base == 0:
-        if exponent <= 0:
-            raise _NoValue
-        return base
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(exponent) * bits > _MOST_BITS:
-        raise _NoValue
-    return _bounded(base**exponent)
-
-
-def _root(value: Fraction, degree: int) -> Fraction:
-    """Return a root that is rational."""
-    roots = [_integer_root(abs(part), degree) for part in (value.numerator, value.denominator)]
-    if None in roots or (value < 0 and degree % 2 == 0):
-        raise _NoValue
-    return Fraction(roots[0], roots[1]) * (-1 if value < 0 else 1)
-
-
-def _integer_root(number: int, degree: int) -> int | None:
-    low, high = 0, 1 << (number.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high) // 2
-        if middle**degree < number:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low**degree == number else None
-
-
-def _multiplicity(number: int, prime: int) -> tuple[int, int]:
-    """Return how often a prime divides a number, and what is left."""
-    count = 0
-    while number % prime == 0:
-        number //= prime
-        count += 1
-    return count, number
-
-
-def _without_percent(normal: str) -> str:
-    return normal.removesuffix("%").removesuffix("\\").rstrip()
-
-
-_POSSIBLE = re.compile(r"(?:[-+0-9.,/^!(){}\[\] ]|\\(?:frac|cdot|times|div|sqrt|binom)(?![a-zA-Z]))+")
-_TOKEN = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|\\[a-z]+|[-+/^!(){}\[\]]")
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_FUNCTIONS = {r"\sin": "sin", r"\cos": "cos", r"\tan": "tan", r"\cot": "cot", r"\sec": "sec", r"\csc": "csc",
+              r"\arcsin": "asin", r"\arccos": "acos", r"\arctan": "atan", r"\log": "log", r"\ln": "log"}  # fmt: skip
+_SYMBOL = re.compile(
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|psi|omega)(?![a-zA-Z]))"
+    r"(?:_(?:[a-zA-Z0-9](?![0-9])|\{[a-zA-Z0-9]+\}))?"
+)
+_NUMERIC = re.compile(r"(?:[-+0-9.,/^!(){}\[\] ]|\\(?:frac|cdot|times|div|sqrt|binom)(?![a-zA-Z]))+")
+_DOUBTFUL = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|d[a-zA-Z])|I")
+"""A word, a differential, the imaginary unit."""
+_TOKEN = re.compile(
+    rf"[0-9]{{1,3}}(?:,[0-9]{{3}})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|{_SYMBOL.pattern}|\\[a-zA-Z]+"
+    r"|[-+/^!(){}\[\]|_]"
+)

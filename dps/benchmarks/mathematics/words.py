@@ -20,6 +20,8 @@ _VALUES = (
     | {word: value for value, word in enumerate(_ONES + _TEENS, 1)}
     | {word: 10 * value for value, word in enumerate(_TENS, 2)}
 )
+BASES = {word: str(value) for value, word in enumerate(_ONES + _TEENS, 1) if value > 1}
+"""Bases of numerals by their names."""
 
 _ONE = "(?:" + "|".join(_ONES) + ")"
 _BELOW_HUNDRED = rf"(?:(?:{'|'.join(_TENS)})(?:[ -]{_ONE})?|{'|'.join(_TEENS)}|{_ONE})"
@@ -71,22 +73,14 @@ def spelt_number(text: str) -> str:
 
 
 def multiplied(text: str) -> str:
-    """Return a text in which digits before a magnitude are multiplied by it.
-
-    >>> multiplied("1.5 million"), multiplied("1 1/2 thousand"), multiplied("five hundredths")
-    ('1500000', '1500', 'five hundredths')
-    """
+    """Return a text in which digits before a magnitude are multiplied by it: ``1 1/2 thousand`` is 1500."""
     return _MAGNITUDE.sub(_multiplied, text)
 
 
 def magnitude_asked(question: str) -> str:
-    """Return the magnitude in which a question asks for its answer, empty for none.
-
-    >>> magnitude_asked("How many millions did it earn?"), magnitude_asked("How much, in thousands of dollars, is it?")
-    ('million', 'thousand')
-    """
-    found = _ASKED_MAGNITUDE.search(question)
-    return (found["many"] or found["unit"]).lower() if found else ""
+    """Return the magnitude in which a question asks for its answer ("how many millions"), empty for none."""
+    asked = _ASKED_MAGNITUDE.search(question)
+    return (asked["many"] or asked["unit"]).lower() if asked else ""
 
 
 def without_magnitude(text: str, magnitude: str) -> str:
@@ -94,9 +88,9 @@ def without_magnitude(text: str, magnitude: str) -> str:
     return re.sub(rf"(?<![a-zA-Z]){magnitude}s?(?![a-zA-Z])", "", text, flags=re.I) if magnitude else text
 
 
-def _in_digits(found: re.Match[str]) -> str:
+def _in_digits(number: re.Match[str]) -> str:
     total = group = 0
-    for word in re.findall(r"[a-z]+", found[0].lower()):
+    for word in re.findall(r"[a-z]+", number[0].lower()):
         if word == "hundred":
             group *= 100
         elif word in _ZEROS:
@@ -106,24 +100,18 @@ def _in_digits(found: re.Match[str]) -> str:
     return str(total + group)
 
 
-def _fraction(found: re.Match[str]) -> str:
-    part = found["part"].lower().removesuffix("s")
-    whole = _NUMBER.sub(_in_digits, found["whole"] or "")
-    return f"{whole} {_VALUES[found['top'].lower()]}/{_PARTS[part]}".lstrip()
+def _fraction(number: re.Match[str]) -> str:
+    whole = _NUMBER.sub(_in_digits, number["whole"] or "")
+    bottom = _PARTS[number["part"].lower().removesuffix("s")]
+    return f"{whole} {_VALUES[number['top'].lower()]}/{bottom}".lstrip()
 
 
-def _multiplied(found: re.Match[str]) -> str:
-    zeros = _ZEROS[found["scale"].lower()]
-    plain = re.sub(r"\\[dtc]?frac\{(.*)\}\{(.*)\}", r"\1/\2", found["number"])
-    if "/" in plain:
-        value = sum(map(_quotient, plain.split())) * 10**zeros
-        number = str(value)
-    else:
-        whole, _, places = found["number"].replace(",", "").partition(".")
-        number = f"{whole}{places[:zeros].ljust(zeros, '0')}.{places[zeros:]}".rstrip(".")
-    return number + found["text"].rstrip()
-
-
-def _quotient(text: str) -> Fraction:
-    top, _, bottom = text.partition("/")
-    return Fraction(int(top), int(bottom or 1) or 1)
+def _multiplied(number: re.Match[str]) -> str:
+    zeros = _ZEROS[number["scale"].lower()]
+    terms = re.sub(r"\\[dtc]?frac\{(.*)\}\{(.*)\}", r"\1/\2", number["number"]).replace(",", "").split()
+    quotients = [Fraction(top) / (int(bottom or 1) or 1) for top, _, bottom in (term.partition("/") for term in terms)]
+    value = sum(quotients) * 10**zeros
+    if value.denominator > 1 and "." in terms[0]:
+        whole, _, places = terms[0].partition(".")
+        return f"{whole}{places[:zeros]}.{places[zeros:]}" + number["text"].rstrip()
+    return str(value) + number["text"].rstrip()
