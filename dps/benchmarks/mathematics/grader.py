@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dps.benchmarks.mathematics.comparing import equal, key_of
 from dps.benchmarks.mathematics.convention import convention_of
-from dps.benchmarks.mathematics.library import budget_of
 from dps.benchmarks.mathematics.reading import extract_math, number_in, strict_math, strict_number_in
 from dps.benchmarks.mathematics.words import without_magnitude
 
@@ -35,13 +34,13 @@ class MathGrader:
         if item.gold is None or answer is None:
             return None if item.gold is None else False
         gold = _in_asked_magnitude(item.gold, item)
-        return equal(gold, answer, asked=convention_of(item.question).formulas, budget=budget_of(item))
+        return equal(gold, answer, asked=convention_of(item.question).formulas)
 
     def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
         """Return each answer's class; what an answer leaves out is what the question says, see ``convention``."""
-        convention, budget = convention_of(item.question), budget_of(item)
+        convention = convention_of(item.question)
         numbers: dict[Hashable, int] = {}
-        keys = {text: key_of(text, convention, budget) for text in dict.fromkeys(answers) if text is not None}
+        keys = {text: key_of(text, convention) for text in dict.fromkeys(answers) if text is not None}
         return [-1 if text is None else numbers.setdefault(keys[text], len(numbers)) for text in answers]
 
 
