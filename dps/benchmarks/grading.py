@@ -1,11 +1,12 @@
 """Questions and graders: which answer a response gives, whether that is right, and which answers are the same.
 
-Every kind of answer has its grader (``kinds``); runs and ``dps grade`` call :func:`read` for each response. What takes
-long or could be hostile (mathematics, programs) runs in processes of its own, so graders work in any thread.
+Every kind of answer has its grader (``kinds``); runs and ``dps grade`` call :func:`read` for each response. What could
+be hostile (programs) runs in processes of its own, so graders work in any thread.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -116,3 +117,9 @@ def number_classes(keys: Sequence[Hashable | None]) -> list[int]:
     """
     numbers: dict[Hashable, int] = {}
     return [-1 if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def idle_cores() -> int:
+    """Return how many processes may grade at a time: the cores that this process may use but one, at least one."""
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, len(known) - 1)

@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from dps.benchmarks import grader_of
-from dps.benchmarks.grading import Grader, Item, read_all
-from dps.benchmarks.workers import idle_cores
+from dps.benchmarks.grading import Grader, Item, idle_cores, read_all
 from dps.decide.aggregate import answer_of
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter

@@ -20,10 +20,9 @@ from typing import Any
 
 from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
-from dps.benchmarks.grading import Item, Reading, read, read_all
+from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
 from dps.benchmarks.kinds import KINDS, grader_of_kind
 from dps.benchmarks.records import Record, read_lines, shortened
-from dps.benchmarks.workers import idle_cores
 from dps.errors import InputError
 
 Name = str | int

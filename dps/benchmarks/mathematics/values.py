@@ -281,6 +281,7 @@ def _is_numeral(token: str) -> bool:
 
 
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_ENDS = ("", "+", "-", ")", "]", "}", r"\rfloor", r"\rceil")
 _ROUNDED = {r"\lfloor": "floor", r"\lceil": "ceiling"}
 _DIVISIONS = ("/", r"\div", ":")
 _FUNCTIONS = {r"\sin": "sin", r"\cos": "cos", r"\tan": "tan", r"\cot": "cot", r"\sec": "sec", r"\csc": "csc",
