@@ -66,11 +66,7 @@ def grader_of(name: str, golds: Sequence[str | None], template: str = "") -> Gra
 
 
 def module_of(name: str) -> ModuleType:
-    """Return a benchmark's module.
-
-    Raises:
-        InputError: If there is no such benchmark.
-    """
+    """Return a benchmark's module; InputError if there is no such benchmark."""
     if name not in NAMES:
         raise InputError(f"Expected benchmark.name to be one of {', '.join(NAMES)}, got {name!r}.")
     return import_module(f"dps.benchmarks.{name}")

@@ -70,9 +70,8 @@ class Benchmark:
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text that the model is given for a question; a :class:`ChatPrompt` if a chat template made it.
 
-        Raises:
-            InputError: If a chat prompt was asked for and the tokenizer has no chat template, or one that fails or
-                leaves the question out.
+        InputError if a chat prompt was asked for and the tokenizer has no chat template, or one that fails or leaves
+        the question out.
         """
         if not self.chats(tokenizer):
             return self.plain_template.replace(QUESTION_FIELD, item.question)
@@ -127,8 +126,7 @@ def load_files(
 def items_of(file: RecordFile, item: Callable[[Record], Item], *, repeats: bool = False) -> list[Item]:
     """Return the questions of a file's records, see :func:`load_files`.
 
-    Raises:
-        InputError: If two have the same id and may not.
+    InputError if two have the same id and may not.
     """
     items: dict[str, Item] = {}
     places: dict[str, str] = {}

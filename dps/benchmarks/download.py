@@ -25,11 +25,7 @@ def listing() -> str:
 
 
 def chosen(names: Sequence[str]) -> list[HubFile]:
-    """Return the files of these benchmarks, of all if none is named.
-
-    Raises:
-        InputError: If a name is not a benchmark's.
-    """
+    """Return the files of these benchmarks, of all if none is named; InputError if a name is not a benchmark's."""
     known = list(dict.fromkeys(name for name, _ in SOURCES))
     for name in names:
         if name not in known:

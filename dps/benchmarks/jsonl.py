@@ -61,8 +61,7 @@ class OwnGrader:
 def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
     """Load the questions of ``config.path``; the embedded model is asked in a form of its own.
 
-    Raises:
-        InputError: If the file cannot be read, or a record cannot be a question.
+    InputError if the file cannot be read, or a record cannot be a question.
     """
     if embedded and config.template is None:
         config = replace(config, template=arithmetic.PROMPTS.plain)

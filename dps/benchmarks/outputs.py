@@ -106,8 +106,7 @@ def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
 def win_rate(annotations: list[dict[str, Any]]) -> WinRate:
     """Return the win rate that annotations mean: ``preference`` is 1 for the reference's output, 2 for ours.
 
-    Raises:
-        InputError: If none has a preference.
+    InputError if none has a preference.
     """
     values = [float(a["preference"]) - 1.0 for a in annotations if a.get("preference") is not None]
     if not values:

@@ -119,8 +119,7 @@ def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFi
 def fetch(file: HubFile, advice: str) -> Path:
     """Return the local copy of a hub file, fetched if it is not in the cache; ``advice`` is what else a user can do.
 
-    Raises:
-        InputError: If it cannot be fetched; of a gated data set the sentence says how to get access.
+    InputError if it cannot be fetched; of a gated data set the sentence says how to get access.
     """
     if file.filename.endswith(".parquet"):
         try:
@@ -150,8 +149,7 @@ def fetch(file: HubFile, advice: str) -> Path:
 def read_records(path: str | Path) -> RecordFile:
     """Read a file of questions with one JSON object a line, or one JSON list of objects.
 
-    Raises:
-        InputError: If there is no such file, it holds no object, or a line is not one.
+    InputError if there is no such file, it holds no object, or a line is not one.
     """
     path = Path(path).expanduser()
     if not path.is_file():

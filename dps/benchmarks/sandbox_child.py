@@ -140,11 +140,7 @@ def _tag_of_number(value: Any) -> str | None:
 
 
 def decode(value: Any, depth: int = 0) -> Any:
-    """Return the value that :func:`encode` was given.
-
-    Raises:
-        NotPlain: If that is not what it is.
-    """
+    """Return the value that :func:`encode` was given; NotPlain if that is not what it is."""
     if depth > MOST_DEPTH:
         raise NotPlain("nested too deeply")
     if value is None or type(value) is bool:
