@@ -37,9 +37,7 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
     """Return the store's answers in the form of ``model_outputs``, without what a reasoning model thought before them.
 
     Of the first k trajectories of a question (of all if k is None) the one with the highest log-probability is taken.
-
-    Raises:
-        InputError: If a question has fewer than k trajectories, or a question no response.
+    InputError if a question has fewer than k trajectories, or a question no response.
     """
     manifest, outputs = store.manifest, []
     generator = f"{Path(str(manifest.model.get('name', 'model'))).name}-{manifest.policy['name']}"
@@ -79,10 +77,8 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
 def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
     """Run the user's annotator on an outputs file and read the preferences that it wrote into ``annotations.json``.
 
-    The command has {outputs} and {folder} where the paths go, and runs without a shell.
-
-    Raises:
-        InputError: If the command cannot be run, fails, or leaves no preferences.
+    The command has {outputs} and {folder} where the paths go, and runs without a shell. InputError if the command
+    cannot be run, fails, or leaves no preferences.
     """
     if "{outputs}" not in command:
         raise InputError(f"Expected {{outputs}} in annotator, where the file's path goes, got {command!r}.")

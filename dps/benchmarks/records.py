@@ -97,10 +97,7 @@ class HubFile:
 def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFile:
     """Read a benchmark's records from ``config.path``, or from the hub where no path is set.
 
-    ``fields`` says in words what a local file's records must have.
-
-    Raises:
-        InputError: If they cannot be read.
+    ``fields`` says in words what a local file's records must have. InputError if they cannot be read.
     """
     if config.path is not None:
         return read_records(config.path)
@@ -171,10 +168,7 @@ def read_records(path: str | Path) -> RecordFile:
 def read_lines(path: Path, form: str) -> Iterator[Record]:
     """Yield the objects of a file of JSON lines, one line in memory at a time; blank lines are passed over.
 
-    ``form`` says in words what a line should be.
-
-    Raises:
-        InputError: At the first line that is no object.
+    ``form`` says in words what a line should be. InputError at the first line that is no object.
     """
     index = 0
     with path.open("rb") as file:

@@ -90,11 +90,8 @@ class Graded:
 def check_responses(path: Path) -> Counter[Name | None]:
     """Read a file of responses once, so that no file with a bad line is graded in part.
 
-    Returns:
-        The number of responses of each group, under None of those without one.
-
-    Raises:
-        InputError: With the number of the first line that cannot be graded, or if there is no line.
+    Returned is the number of responses of each group, under None of those without one. InputError with the number of
+    the first line that cannot be graded, or if there is no line.
     """
     sizes: Counter[Name | None] = Counter()
     questions: dict[Name, tuple[int, bytes]] = {}
