@@ -64,14 +64,9 @@ _NO_VERDICT = {
 def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -> Verdict:
     """Run a program's function through a test, or evaluate examples with it; what is left of it is killed.
 
-    Args:
-        program: The candidate's source.
-        check: ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
-            ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted.
-        limits: What the program may take.
-
-    Raises:
-        InputError: If this system cannot confine a program.
+    ``check`` has ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
+    ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted. InputError
+    if this system cannot confine a program.
     """
     common = {
         "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "parent": os.getpid()},

@@ -41,17 +41,8 @@ FAMILIES = {
     "an answer and spaces": "answer is" + " " * BIG,
     "a deep line": "#### " + "(" * BIG,
 }
-READERS = [
-    extract_math,
-    strict_math,
-    extract_number,
-    strict_number,
-    extract_text,
-    strict_text,
-    canonical_answer,
-    answer_key,
-]
-READERS += [normalize, convention_of, lambda text: equal("5", text), lambda text: equal(text, "5")]
+READERS = [extract_math, strict_math, extract_number, strict_number, extract_text, strict_text, canonical_answer]
+READERS += [answer_key, normalize, convention_of, lambda text: equal("5", text), lambda text: equal(text, "5")]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -26,8 +26,8 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset()) -> boo
     """Return whether an answer is the gold one; None if it cannot be decided.
 
     Rational numbers are compared exactly, other values to 30 digits; a decimal may stand for an irrational number if it
-    agrees to a relative 1e-6. Lists and sets have no order, tuples and intervals do. An answer may repeat a formula of the
-    question (``asked``, in normal form) before an equals sign.
+    agrees to a relative 1e-6. Lists and sets have no order, tuples and intervals do. An answer may repeat a formula of
+    the question (``asked``, in normal form) before an equals sign.
     """
     right, given = read_answer(gold), read_answer(answer)  # normalize and parse, once for every text
     if not right.normal or not given.normal:  # too long, too deep, or nothing

@@ -79,10 +79,7 @@ def evaluate(tree: Tree, scale: Scale = "none") -> Worth | None:
     """Return what an expression is worth, None if it has no value at any point.
 
     The scale ``any`` divides the values by the first that is not zero (an equation's sides may be multiplied by
-    anything), ``positive`` by its absolute value.
-
-    Raises:
-        Undecided: If a number on the way is too large, or too inexact.
+    anything), ``positive`` by its absolute value. Undecided if a number on the way is too large, or too inexact.
     """
     with _lock:
         results = [_evaluated(tree, scale, precision) for precision in _PRECISIONS]
@@ -305,11 +302,11 @@ def _whole(function: Callable[[Number], Number]) -> Callable[[Number], Number]:
     return apply
 
 
-CONSTANTS = {"pi": _mp.pi, "e": _mp.e, "gamma": _mp.euler, "I": _mp.mpc(0, 1)}
+CONSTANTS = {"pi": _mp.pi, "e": _mp.e, "I": _mp.mpc(0, 1)}
 _OPERATIONS = {"+": _sum, "*": _product, "^": lambda values: _power(*values)}
 FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "abs": abs, "log": _logarithm, "floor": _whole(_mp.floor), "ceiling": _whole(_mp.ceil), "max": max, "min": min,
+    "abs": abs, "log": _logarithm, "floor": _whole(_mp.floor), "ceiling": _whole(_mp.ceil),
     **{name: getattr(_mp, name) for name in (
-        "exp", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh",
-        "factorial", "gamma", "binomial", "conj", "re", "im")},
+        "exp", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh",
+        "factorial", "binomial")},
 }  # fmt: skip
