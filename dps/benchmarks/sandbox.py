@@ -65,8 +65,8 @@ def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -
     """Run a program's function through a test, or evaluate examples with it; what is left of it is killed.
 
     ``check`` has ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
-    ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted. InputError
-    if this system cannot confine a program.
+    ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted.
+    InputError if this system cannot confine a program.
     """
     common = {
         "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "parent": os.getpid()},

@@ -9,7 +9,7 @@ from typing import ClassVar
 from dps.benchmarks.grading import Item, KeyGrader
 from dps.benchmarks.mathematics.comparing import equal, key_of
 from dps.benchmarks.mathematics.convention import convention_of
-from dps.benchmarks.mathematics.reading import extract_math, number_in, strict_math, strict_number_in
+from dps.benchmarks.mathematics.reading import extract_math, extract_number, strict_math, strict_number
 from dps.benchmarks.mathematics.words import without_magnitude
 
 
@@ -44,11 +44,11 @@ class NumberGrader(MathGrader):
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the number that a response gives, in canonical form, a percent sign behind it."""
-        return number_in(_in_asked_magnitude(text, item))
+        return extract_number(_in_asked_magnitude(text, item), percent=True)
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``."""
-        return strict_number_in(_in_asked_magnitude(text, item))
+        return strict_number(_in_asked_magnitude(text, item), percent=True)
 
 
 def _in_asked_magnitude(text: str, item: Item) -> str:

@@ -38,33 +38,23 @@ def strict_math(text: str) -> str | None:
     return (normalize(boxes[-1]) or None) if boxes else None
 
 
-def extract_number(text: str, *, flexible: bool = True) -> str | None:
-    r"""Return a response's numeric answer in canonical form, without a percent sign, see :func:`number_in`."""
-    number = number_in(text, flexible=flexible)
-    return None if number is None else number.removesuffix("%")
-
-
-def strict_number(text: str) -> str | None:
-    r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``; None otherwise."""
-    number = strict_number_in(text)
-    return None if number is None else number.removesuffix("%")
-
-
-def number_in(text: str, *, flexible: bool = True) -> str | None:
-    r"""Return a response's numeric answer in canonical form, a percent sign where one stands behind it (``50%``).
+def extract_number(text: str, *, flexible: bool = True, percent: bool = False) -> str | None:
+    r"""Return a response's numeric answer in canonical form; with ``percent`` a percent sign that stands behind it.
 
     Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with
     words after a ``####`` that ends the response, the last "answer is", any ``####`` that begins with a number, since
     ``#### 2 boxes of pencils`` may be a heading, and if ``flexible`` the last number of all.
     """
-    return next(filter(None, _numbers(before_next_question(text), flexible)), None)
+    number = next(filter(None, _numbers(before_next_question(text), flexible)), None)
+    return number if percent or number is None else number.removesuffix("%")
 
 
-def strict_number_in(text: str) -> str | None:
-    """Return what :func:`strict_number` does, with a percent sign where one stands behind the number."""
+def strict_number(text: str, *, percent: bool = False) -> str | None:
+    r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``; None otherwise."""
     response = before_next_question(text)
     contents = boxed_contents(response) or [line[1] for line in [HASHES.search(response)] if line]
-    return _final_number(contents[-1]) if contents else None
+    number = _final_number(contents[-1]) if contents else None
+    return number if percent or number is None else number.removesuffix("%")
 
 
 def before_next_question(text: str) -> str:
