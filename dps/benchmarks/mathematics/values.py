@@ -76,10 +76,9 @@ def canonical_number(text: str) -> str | None:
 
 @lru_cache(maxsize=10_000)
 def worth(normal: str, scale: Scale = "none") -> Worth | None:
-    """Return what an expression in normal form is worth, see :func:`evaluate`; None if it is none.
+    """Return what an expression in normal form is worth, see :func:`evaluate`; None for any other text.
 
-    Raises:
-        Undecided: If it takes too much, or is of a kind that is not evaluated.
+    Undecided if it takes too much, or is of a kind that is not evaluated.
     """
     if normal in (r"\infty", r"-\infty"):
         return Worth(normal.replace(r"\infty", "oo"))
@@ -151,30 +150,27 @@ class _Reader:
         return -tree if isinstance(tree, Fraction) else ("*", Fraction(-1), tree)
 
     def _ends(self) -> bool:
-        return self._next in ("", "+", "-", ")", "]", "}", r"\rfloor", r"\rceil") or (
-            self._next == "|" and self._in_bars
-        )
+        return self._next in _ENDS or (self._next == "|" and self._in_bars)
 
     def _product(self) -> Tree:
         factors = [self._factor()]
-        divided = False
+        divided = in_divisor = False
         while not self._ends():
             operator = self._skip(r"\cdot", r"\times", *_DIVISIONS)
-            last = self.tokens[self.place - 1]
-            if operator is None and (
-                (self._next == "{" and _is_numeral(last))
-                or (_is_numeral(self._next) and (self._strict or _is_numeral(last)))
-            ):
+            after_numeral = _is_numeral(self.tokens[self.place - 1])
+            if self._next == "{" and after_numeral and operator is None:
+                raise _Doubt
+            if _is_numeral(self._next) and operator is None and (after_numeral or self._strict):
                 raise _Doubt  # two numerals side by side
             if divided and self._strict and (operator is None or operator in _DIVISIONS):
                 raise _Doubt  # 1/2(3) may be meant either way, 1/2/3 is a date as often as a number
-            in_divisor = operator in _DIVISIONS or (operator is None and divided and self._next != "(")  # 1/2x
+            # 1/2x is 1/(2x), but 1/2(x) is x/2.
+            in_divisor = operator in _DIVISIONS or (in_divisor and operator is None and self._next != "(")
+            divided |= in_divisor
             negative = operator is not None and self._skip("-") is not None
             factor = self._factor()
             factor = self._negative(factor) if negative else factor
-            divided = in_divisor or (divided and operator is None)
-            factor = ("^", factor, Fraction(-1)) if in_divisor else factor
-            factors.append(factor)
+            factors.append(("^", factor, Fraction(-1)) if in_divisor else factor)
         return factors[0] if len(factors) == 1 else ("*", *factors)
 
     def _factor(self) -> Tree:
