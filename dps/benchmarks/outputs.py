@@ -63,9 +63,7 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
 def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
     """Write a store's ``model_outputs`` file; returns the number of instructions.
 
-    Raises:
-        InputError: As :func:`model_outputs`.
-        StoreError: If the store cannot be read, or a file with other content stands there.
+    InputError as :func:`model_outputs`; StoreError if the store cannot be read, or another file stands there.
     """
     outputs = model_outputs(Store.open(folder), k)
     text = json.dumps(outputs, ensure_ascii=False, indent=1) + "\n"
