@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.reading import (
     ANSWER_IS,
     HASHES,
@@ -95,7 +95,7 @@ def _after_hashes(response: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class TextGrader(KeyGrader):
+class TextGrader(Grader):
     """Answers that are numbers or words: found by a function, compared as exact numbers or normalized texts."""
 
     flexible: Callable[[str], str | None] = extract_text
@@ -117,7 +117,7 @@ class TextGrader(KeyGrader):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenGrader(KeyGrader):
+class OpenGrader(Grader):
     """Responses that are answers as a whole and are judged elsewhere: by a person, or by an annotator's program.
 
     Every different text is a class of its own, so that a vote falls to the best log-probability.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.reading import before_next_question
 
 LETTERS = string.ascii_uppercase
@@ -374,7 +374,7 @@ def _mentioned(text: str, choices: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceGrader(KeyGrader):
+class ChoiceGrader(Grader):
     """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
 
     The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, ClassVar
 
-from dps.benchmarks.grading import Item, KeyGrader, idle_cores
+from dps.benchmarks.grading import Grader, Item, idle_cores
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
 from dps.benchmarks.sandbox import run_program
 
@@ -34,7 +34,7 @@ _verdicts: dict[bytes, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class CodeGrader(KeyGrader):
+class CodeGrader(Grader):
     """Reads responses that complete a Python function.
 
     An item's metadata has ``prompt`` (the function's head with its docstring), ``test`` (source that defines

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.comparing import equal, key_of
 from dps.benchmarks.mathematics.convention import convention_of
 from dps.benchmarks.mathematics.reading import extract_math, extract_number, strict_math, strict_number
@@ -14,7 +14,7 @@ from dps.benchmarks.mathematics.words import without_magnitude
 
 
 @dataclass(frozen=True, slots=True)
-class MathGrader(KeyGrader):
+class MathGrader(Grader):
     """Reads responses whose answers are mathematics: extracts a text in normal form, compares by meaning."""
 
     in_background: ClassVar[bool] = True
