@@ -35,9 +35,7 @@ def load_benchmark(config: BenchmarkConfig, model: str | None = None) -> Benchma
     """Load the selected questions of a benchmark, once for each settings and content; nothing heavy is imported.
 
     The embedded model is asked one's own questions in a form of its own; of other models the name does not matter.
-
-    Raises:
-        InputError: If they cannot be read, or none are left.
+    InputError if they cannot be read, or none are left.
     """
     try:
         status = os.stat(os.path.expanduser(config.path or ""))
@@ -56,21 +54,15 @@ def _loaded(config: BenchmarkConfig, embedded: bool, stamp: tuple[int, ...] | No
 def grader_of(name: str, golds: Sequence[str | None], template: str = "") -> Grader:
     """Return the grader of a benchmark's responses.
 
-    The gold answers and the template of the plain prompt say how responses to one's own questions are read.
-
-    Raises:
-        InputError: If there is no such benchmark.
+    The gold answers and the template of the plain prompt say how responses to one's own questions are read. InputError
+    if there is no such benchmark.
     """
     module = module_of(name)
     return module.grader(golds, template) if name == "jsonl" else module.GRADER
 
 
 def module_of(name: str) -> ModuleType:
-    """Return a benchmark's module.
-
-    Raises:
-        InputError: If there is no such benchmark.
-    """
+    """Return a benchmark's module; InputError if there is no such benchmark."""
     if name not in NAMES:
         raise InputError(f"Expected benchmark.name to be one of {', '.join(NAMES)}, got {name!r}.")
     return import_module(f"dps.benchmarks.{name}")

@@ -11,23 +11,26 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from dps.benchmarks.grading import Item, KeyGrader
-from dps.benchmarks.mathematics.reading import before_next_question, boxed_contents, tagged_answers
+from dps.benchmarks.grading import Grader, Item
+from dps.benchmarks.mathematics.reading import (
+    ANSWER_IS,
+    HASHES,
+    TAIL,
+    before_next_question,
+    boxed_contents,
+    tagged_answers,
+)
 from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, one_line
 from dps.benchmarks.mathematics.values import canonical_number, parse_number
 
 _MOST_LINES = 1_000
 """So many lines, and so many ``####``, are looked at from a response's end."""
-_TAIL = 20_000
-"""Characters at the end of a response in which a sentence with an answer is looked for."""
 _LONGEST_NORMALIZED = 20_000
 """Characters; what is longer is no answer that anyone compares, and keeps its Unicode spelling."""
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _MARKUP = str.maketrans(
     {"−": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u202f": " ", "*": None, "`": None}
 )
-_HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
-_ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)[.!?](?:\s|$)")
 
 
@@ -63,10 +66,10 @@ def extract_text(text: str) -> str | None:
     the next "Question:" or "Problem:" on, a response is left out.
     """
     response = before_next_question(text)
-    tail = response[-_TAIL:]
+    tail = response[-TAIL:]
     stated = [
         _SENTENCE_END.split(tail[match.end() : match.end() + 200].partition("\n")[0])[0]
-        for match in _ANSWER_IS.finditer(tail)
+        for match in ANSWER_IS.finditer(tail)
     ]
     candidates = [
         *reversed(_after_hashes(response)),
@@ -88,11 +91,11 @@ def strict_text(text: str) -> str | None:
 
 def _after_hashes(response: str) -> list[str]:
     """Return the rest of the last lines with ``####``."""
-    return [match[1] for match in deque(_HASHES.finditer(response), maxlen=_MOST_LINES)]
+    return [match[1] for match in deque(HASHES.finditer(response), maxlen=_MOST_LINES)]
 
 
 @dataclass(frozen=True, slots=True)
-class TextGrader(KeyGrader):
+class TextGrader(Grader):
     """Answers that are numbers or words: found by a function, compared as exact numbers or normalized texts."""
 
     flexible: Callable[[str], str | None] = extract_text
@@ -114,7 +117,7 @@ class TextGrader(KeyGrader):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenGrader(KeyGrader):
+class OpenGrader(Grader):
     """Responses that are answers as a whole and are judged elsewhere: by a person, or by an annotator's program.
 
     Every different text is a class of its own, so that a vote falls to the best log-probability.

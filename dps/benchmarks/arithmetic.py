@@ -132,8 +132,7 @@ class Draws:
 def generate_problems(split: Split, count: int, seed: int) -> list[Problem]:
     """Draw problems with different questions from one split; a smaller count gives the beginning of a larger one's.
 
-    Raises:
-        ValueError: For an unknown split.
+    ValueError for an unknown split.
     """
     if split not in _BUCKETS:
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
@@ -183,8 +182,7 @@ GRADER = TextGrader(_extract_any, extract_answer)
 def load(config: BenchmarkConfig) -> Benchmark:
     """Generate the questions; a larger limit adds questions and changes none.
 
-    Raises:
-        InputError: If a setting cannot be meant.
+    InputError if a setting cannot be meant.
     """
     check_config(config, SPLITS)
     if config.path is not None:

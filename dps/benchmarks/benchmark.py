@@ -70,9 +70,8 @@ class Benchmark:
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text that the model is given for a question; a :class:`ChatPrompt` if a chat template made it.
 
-        Raises:
-            InputError: If a chat prompt was asked for and the tokenizer has no chat template, or one that fails or
-                leaves the question out.
+        InputError if a chat prompt was asked for and the tokenizer has no chat template, or one that fails or leaves
+        the question out.
         """
         if not self.chats(tokenizer):
             return self.plain_template.replace(QUESTION_FIELD, item.question)
@@ -104,19 +103,11 @@ def load_files(
     *,
     repeats: bool = False,
 ) -> Benchmark:
-    """Load a benchmark from ``config.path``, or from the hub where no path is set.
+    """Load a benchmark from ``config.path``, or from the hub's file of the split where no path is set.
 
-    Args:
-        config: The settings.
-        files: The files on the hub by split.
-        item: Makes the question of a record.
-        fields: What a record of a local file must have, in words.
-        prompts: What is asked.
-        grader: Reads the responses.
-        repeats: Whether a question may stand several times in the file; it is asked once.
-
-    Raises:
-        InputError: If a setting cannot be meant, the file cannot be read, or a record is none of the benchmark's.
+    ``item`` makes the question of a record; ``fields`` says in words what a record of a local file must have. With
+    ``repeats`` a question may stand several times in the file; it is asked once. InputError if a setting cannot be
+    meant, the file cannot be read, or a record is none of the benchmark's.
     """
     check_config(config, tuple(files))
     file = read_source(config, files[config.split], fields)
@@ -127,8 +118,7 @@ def load_files(
 def items_of(file: RecordFile, item: Callable[[Record], Item], *, repeats: bool = False) -> list[Item]:
     """Return the questions of a file's records, see :func:`load_files`.
 
-    Raises:
-        InputError: If two have the same id and may not.
+    InputError if two have the same id and may not.
     """
     items: dict[str, Item] = {}
     places: dict[str, str] = {}
@@ -152,10 +142,8 @@ def benchmark_of(
 ) -> Benchmark:
     """Return the benchmark of a file's questions: shuffled if a seed is set, then offset and limit applied.
 
-    A template of the settings replaces both of the benchmark's, and with them the stop strings.
-
-    Raises:
-        InputError: If no question is left.
+    A template of the settings replaces both of the benchmark's, and with them the stop strings. InputError if no
+    question is left.
     """
     order = range(len(items))
     if config.seed is not None:

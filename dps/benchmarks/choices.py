@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.grading import Grader, Item
+from dps.benchmarks.mathematics.reading import before_next_question
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -27,10 +28,6 @@ _MOST_PLACES = 100
 _MARGIN = 300
 """Characters by which LaTeX may be longer than twice the longest choice."""
 
-_NEXT_QUESTION = re.compile(
-    r"\n[ \t]*(?:(?:Problem|Question|Q)\s*(?:[0-9]+\s*)?:|Answer the following multiple choice question\b)"
-)
-"""What a model begins a question of its own with, after its answer; the last is our own prompt's beginning."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[A-Za-z0-9])(?![A-Za-z0-9]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_TWO = re.compile(r"[\s$.)*]*(?:,|;|/|&|\band\b|\bor\b)[\s$(*]*", re.IGNORECASE)
@@ -128,7 +125,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
     is ...", "Answer: ...", "... is correct"); a last line, else a first line, that is a choice; a last sentence such as
     "So B."; the last ``(B)`` or "option B". Two choices together ("A and B") are none, and neither is a list of them.
     """
-    response = _before_next_question(text)
+    response = before_next_question(text)
     most = _most_characters(choices)
     for start, end, content in reversed(list(_boxes(response, most))):
         if (letter := read_choice(content, choices)) is not None:
@@ -141,7 +138,7 @@ def find_choice(text: str, choices: Sequence[str]) -> str | None:
 
 def find_boxed_letter(text: str, choices: Sequence[str]) -> str | None:
     r"""Return the capital letter that stands alone, but for fonts and brackets, in the last ``\boxed{}``."""
-    response = _before_next_question(text)
+    response = before_next_question(text)
     boxes = [box for box in _boxes(response, _MARGIN) if response.startswith(r"\boxed", box[0])][-1:]
     if not boxes or _joined(response, *boxes[0][:2]):
         return None
@@ -195,11 +192,6 @@ def normal_text(text: str) -> str:
     text = _COMMAND.sub(lambda match: _symbol(match[1]), text).translate(_TYPED)
     text = re.sub(r"\{(\w*)\}|(?<=\^)\(([+-]?\w+)\)", r"\1\2", re.sub(r"\s+", "", text))
     return text.replace("{", "(").replace("}", ")").strip(".,;:!\"'")
-
-
-def _before_next_question(text: str) -> str:
-    match = _NEXT_QUESTION.search(text)
-    return text[: match.start()] if match and text[: match.start()].strip() else text
 
 
 def _plain(text: str) -> str:
@@ -382,7 +374,7 @@ def _mentioned(text: str, choices: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceGrader(KeyGrader):
+class ChoiceGrader(Grader):
     """Answers that are one of lettered choices; ``item.metadata["choices"]`` has their texts in order.
 
     The gold answer is a letter too, or the text of a choice; one that is neither leaves the responses ungraded.

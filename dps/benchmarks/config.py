@@ -51,8 +51,7 @@ class BenchmarkConfig:
 def check_config(config: BenchmarkConfig, splits: Sequence[str] | None = None) -> None:
     """Check what can be checked before any question is read.
 
-    Raises:
-        InputError: For a limit, offset, split, seed, template or stop string that cannot be meant.
+    InputError for a limit, offset, split, seed, template or stop string that cannot be meant.
     """
     if config.limit is not None and config.limit < 1:
         raise InputError(f"Expected benchmark.limit to be at least 1 or not set, got {config.limit}.")

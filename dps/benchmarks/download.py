@@ -25,11 +25,7 @@ def listing() -> str:
 
 
 def chosen(names: Sequence[str]) -> list[HubFile]:
-    """Return the files of these benchmarks, of all if none is named.
-
-    Raises:
-        InputError: If a name is not a benchmark's.
-    """
+    """Return the files of these benchmarks, of all if none is named; InputError if a name is not a benchmark's."""
     known = list(dict.fromkeys(name for name, _ in SOURCES))
     for name in names:
         if name not in known:
@@ -40,11 +36,8 @@ def chosen(names: Sequence[str]) -> list[HubFile]:
 def download(names: Sequence[str], folder: Path | None) -> list[str]:
     """Fetch benchmarks into the hub's local cache, and copy them into a folder where one is given.
 
-    Returns:
-        One sentence for each file that could not be fetched; the others have been.
-
-    Raises:
-        InputError: If a name is not a benchmark's.
+    Returned is one sentence for each file that could not be fetched; the others have been. InputError if a name is not
+    a benchmark's.
     """
     files, problems = chosen(names), []
     for number, file in enumerate(files, 1):

@@ -21,11 +21,7 @@ STYLES: tuple[str, ...] = get_args(Style)
 
 
 def given_questions(questions: Sequence[str], style: Style = "number", prompt: str = "auto") -> Benchmark:
-    """Return an ungraded benchmark of these questions.
-
-    Raises:
-        InputError: If there is no question, or the style is unknown.
-    """
+    """Return an ungraded benchmark of these questions; InputError if there is no question, or the style is unknown."""
     if not questions or any(not question.strip() for question in questions):
         raise InputError("Expected at least one question, and none of them empty.")
     check_text({f"question {number}": question for number, question in enumerate(questions, 1)})

@@ -1,14 +1,15 @@
 """Questions and graders: which answer a response gives, whether that is right, and which answers are the same.
 
-Every kind of answer has its grader (``kinds``); runs and ``dps grade`` call :func:`read` for each response. What takes
-long or could be hostile (mathematics, programs) runs in processes of its own, so graders work in any thread.
+Every kind of answer has its grader (``kinds``); runs and ``dps grade`` call :func:`read` for each response. What could
+be hostile (programs) runs in processes of its own, so graders work in any thread.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from dps.benchmarks.thinking import answer_part
 
@@ -27,56 +28,38 @@ class Item:
     """What else the benchmark says of it: JSON values."""
 
 
-class Grader(Protocol):
-    """How the responses to a benchmark's questions are read."""
+class Grader:
+    """How the responses to a benchmark's questions are read; answers are the same where their keys are equal."""
 
-    in_background: bool
+    __slots__ = ()
+    in_background: ClassVar[bool] = False
     """Whether grading takes so long that sampling should go on meanwhile."""
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return a response's answer in canonical form, wherever it stands; None if it has none."""
-        ...
+        raise NotImplementedError
 
     def extract_strict(self, text: str, item: Item) -> str | None:
         """Return the answer that stands in the form that the prompt asked for, None if there is none."""
-        ...
-
-    def grade(self, answer: str | None, item: Item) -> bool | None:
-        """Return whether an answer is right; None without a gold answer, and where it cannot be decided."""
-        ...
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return each answer's equivalence class, numbered by first appearance from 0; -1 for no answer."""
-        ...
-
-
-class KeyGrader:
-    """What graders have in common whose answers are the same where their keys are equal."""
-
-    __slots__ = ()
-    in_background: ClassVar[bool] = False
-
-    def extract_strict(self, text: str, item: Item) -> str | None:
-        """See :class:`Grader`."""
         return self.extract(text, item)
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
-        """See :class:`Grader`: no answer is wrong."""
-        if item.gold is None:
-            return None
-        return False if answer is None else self.is_right(answer, item)
-
     def is_right(self, answer: str, item: Item) -> bool | None:
-        """Whether an answer is the gold one."""
+        """Return whether an answer is the gold one; None where it cannot be decided."""
         return self.key(answer, item) == self.key(item.gold, item)
-
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """See :class:`Grader`."""
-        return number_classes([None if answer is None else self.key(answer, item) for answer in answers])
 
     def key(self, answer: str, item: Item) -> Hashable:
         """Return what equivalent answers have in common."""
         return answer
+
+    def grade(self, answer: str | None, item: Item) -> bool | None:
+        """Return whether an answer is right, no answer is wrong; None without a gold answer, and where undecided."""
+        if item.gold is None:
+            return None
+        return False if answer is None else self.is_right(answer, item)
+
+    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
+        """Return each answer's equivalence class, numbered by first appearance from 0; -1 for no answer."""
+        return number_classes([None if answer is None else self.key(answer, item) for answer in answers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +99,9 @@ def number_classes(keys: Sequence[Hashable | None]) -> list[int]:
     """
     numbers: dict[Hashable, int] = {}
     return [-1 if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def idle_cores() -> int:
+    """Return how many processes may grade at a time: the cores that this process may use but one, at least one."""
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, len(known) - 1)

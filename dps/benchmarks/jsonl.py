@@ -8,9 +8,9 @@ answers are numbers, else a text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from dps.benchmarks import arithmetic
 from dps.benchmarks.answers import canonical_answer
@@ -31,12 +31,11 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class OwnGrader:
+class OwnGrader(Grader):
     """Reads each response for what its question's gold answer is: a number, or a text."""
 
     asked: _Asked
     """What a question without a gold answer is read for: what its prompt asks for."""
-    in_background: ClassVar[bool] = False
 
     def extract(self, text: str, item: Item) -> str | None:
         """See :class:`Grader`."""
@@ -46,13 +45,13 @@ class OwnGrader:
         """See :class:`Grader`."""
         return self._of(item).extract_strict(text, item)
 
-    def grade(self, answer: str | None, item: Item) -> bool | None:
+    def is_right(self, answer: str, item: Item) -> bool | None:
         """See :class:`Grader`."""
-        return self._of(item).grade(answer, item)
+        return self._of(item).is_right(answer, item)
 
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
+    def key(self, answer: str, item: Item) -> Hashable:
         """See :class:`Grader`."""
-        return self._of(item).classes(answers, item)
+        return self._of(item).key(answer, item)
 
     def _of(self, item: Item) -> Grader:
         return grader_of_kind(self.asked if item.gold is None else _kind(item.gold))
@@ -61,8 +60,7 @@ class OwnGrader:
 def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
     """Load the questions of ``config.path``; the embedded model is asked in a form of its own.
 
-    Raises:
-        InputError: If the file cannot be read, or a record cannot be a question.
+    InputError if the file cannot be read, or a record cannot be a question.
     """
     if embedded and config.template is None:
         config = replace(config, template=arithmetic.PROMPTS.plain)

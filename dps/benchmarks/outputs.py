@@ -37,9 +37,7 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
     """Return the store's answers in the form of ``model_outputs``, without what a reasoning model thought before them.
 
     Of the first k trajectories of a question (of all if k is None) the one with the highest log-probability is taken.
-
-    Raises:
-        InputError: If a question has fewer than k trajectories, or a question no response.
+    InputError if a question has fewer than k trajectories, or a question no response.
     """
     manifest, outputs = store.manifest, []
     generator = f"{Path(str(manifest.model.get('name', 'model'))).name}-{manifest.policy['name']}"
@@ -65,9 +63,7 @@ def model_outputs(store: Store, k: int | None = None) -> list[dict[str, Any]]:
 def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
     """Write a store's ``model_outputs`` file; returns the number of instructions.
 
-    Raises:
-        InputError: As :func:`model_outputs`.
-        StoreError: If the store cannot be read, or a file with other content stands there.
+    InputError as :func:`model_outputs`; StoreError if the store cannot be read, or another file stands there.
     """
     outputs = model_outputs(Store.open(folder), k)
     text = json.dumps(outputs, ensure_ascii=False, indent=1) + "\n"
@@ -79,10 +75,8 @@ def write_outputs(folder: Path, output: Path, k: int | None = None) -> int:
 def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
     """Run the user's annotator on an outputs file and read the preferences that it wrote into ``annotations.json``.
 
-    The command has {outputs} and {folder} where the paths go, and runs without a shell.
-
-    Raises:
-        InputError: If the command cannot be run, fails, or leaves no preferences.
+    The command has {outputs} and {folder} where the paths go, and runs without a shell. InputError if the command
+    cannot be run, fails, or leaves no preferences.
     """
     if "{outputs}" not in command:
         raise InputError(f"Expected {{outputs}} in annotator, where the file's path goes, got {command!r}.")
@@ -106,8 +100,7 @@ def annotate(command: str, outputs: Path, folder: Path) -> WinRate:
 def win_rate(annotations: list[dict[str, Any]]) -> WinRate:
     """Return the win rate that annotations mean: ``preference`` is 1 for the reference's output, 2 for ours.
 
-    Raises:
-        InputError: If none has a preference.
+    InputError if none has a preference.
     """
     values = [float(a["preference"]) - 1.0 for a in annotations if a.get("preference") is not None]
     if not values:

@@ -50,12 +50,8 @@ def find_strict_program(text: str, prompt: str, entry_point: str) -> str | None:
 
     The last block that defines the function is the program, with the other blocks that can run beside it: imports and
     helpers may stand in blocks of their own, and what a later block defines again holds. What the prompt has before
-    the function is put before them. A text that continues the prompt may have lost the space that it begins with.
-
-    Args:
-        text: The decoded response.
-        prompt: Source up to and with the function's head and docstring.
-        entry_point: The function's name.
+    the function, up to and with its head and docstring, is put before them. A text that continues the prompt may have
+    lost the space that it begins with.
     """
     text, prompt = _clean(text), _clean(prompt)
     before, blocks = _fenced(text)

@@ -19,10 +19,9 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, ClassVar
 
-from dps.benchmarks.grading import Item, KeyGrader
+from dps.benchmarks.grading import Grader, Item, idle_cores
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
 from dps.benchmarks.sandbox import run_program
-from dps.benchmarks.workers import idle_cores
 
 _MOST_EXAMPLES = 20
 _KEPT = 50_000
@@ -35,7 +34,7 @@ _verdicts: dict[bytes, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class CodeGrader(KeyGrader):
+class CodeGrader(Grader):
     """Reads responses that complete a Python function.
 
     An item's metadata has ``prompt`` (the function's head with its docstring), ``test`` (source that defines

@@ -97,10 +97,7 @@ class HubFile:
 def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFile:
     """Read a benchmark's records from ``config.path``, or from the hub where no path is set.
 
-    ``fields`` says in words what a local file's records must have.
-
-    Raises:
-        InputError: If they cannot be read.
+    ``fields`` says in words what a local file's records must have. InputError if they cannot be read.
     """
     if config.path is not None:
         return read_records(config.path)
@@ -119,8 +116,7 @@ def read_source(config: BenchmarkConfig, file: HubFile, fields: str) -> RecordFi
 def fetch(file: HubFile, advice: str) -> Path:
     """Return the local copy of a hub file, fetched if it is not in the cache; ``advice`` is what else a user can do.
 
-    Raises:
-        InputError: If it cannot be fetched; of a gated data set the sentence says how to get access.
+    InputError if it cannot be fetched; of a gated data set the sentence says how to get access.
     """
     if file.filename.endswith(".parquet"):
         try:
@@ -150,8 +146,7 @@ def fetch(file: HubFile, advice: str) -> Path:
 def read_records(path: str | Path) -> RecordFile:
     """Read a file of questions with one JSON object a line, or one JSON list of objects.
 
-    Raises:
-        InputError: If there is no such file, it holds no object, or a line is not one.
+    InputError if there is no such file, it holds no object, or a line is not one.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -173,10 +168,7 @@ def read_records(path: str | Path) -> RecordFile:
 def read_lines(path: Path, form: str) -> Iterator[Record]:
     """Yield the objects of a file of JSON lines, one line in memory at a time; blank lines are passed over.
 
-    ``form`` says in words what a line should be.
-
-    Raises:
-        InputError: At the first line that is no object.
+    ``form`` says in words what a line should be. InputError at the first line that is no object.
     """
     index = 0
     with path.open("rb") as file:

@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from dps.benchmarks import grader_of
-from dps.benchmarks.grading import Grader, Item, read_all
-from dps.benchmarks.workers import idle_cores
+from dps.benchmarks.grading import Grader, Item, idle_cores, read_all
 from dps.decide.aggregate import answer_of
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter
@@ -52,9 +51,8 @@ class Changes:
 def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda count: None) -> Changes:
     """Write a copy of a store with everything read and graded again; nothing is left of one that is interrupted.
 
-    Raises:
-        InputError: If the output holds a store already, or the store's benchmark is not known.
-        StoreError: If the output holds anything else.
+    InputError if the output holds a store already, or the store's benchmark is not known; StoreError if the output
+    holds anything else.
     """
     store = Store.open(folder)
     if (output / "manifest.json").exists() and len(Store.open(output)):

@@ -20,10 +20,9 @@ from typing import Any
 
 from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
-from dps.benchmarks.grading import Item, Reading, read, read_all
+from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
 from dps.benchmarks.kinds import KINDS, grader_of_kind
 from dps.benchmarks.records import Record, read_lines, shortened
-from dps.benchmarks.workers import idle_cores
 from dps.errors import InputError
 
 Name = str | int
@@ -50,32 +49,6 @@ class Response:
     """What the model was given, empty where that is not known."""
     group: Name | None
     """Lines of a group answer one question: their answers get classes."""
-
-    @property
-    def question(self) -> bytes:
-        """A digest of what all lines of a group have in common."""
-        item = self.item
-        content = json.dumps([self.kind, item.gold, item.question, item.metadata], sort_keys=True)
-        return hashlib.sha256(content.encode()).digest()[:16]
-
-
-@dataclass(slots=True)
-class Group:
-    """The lines of a group."""
-
-    first: int
-    question: bytes
-    """Digest of the question that they answer."""
-    last: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What a file of responses holds."""
-
-    num_responses: int
-    groups: dict[Name, Group]
 
 
 _COUNTED: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -114,36 +87,36 @@ class Graded:
         return "\n".join(lines)
 
 
-def check_responses(path: Path) -> Checked:
-    """Read a file of responses once, keeping only its groups, so that no file with a bad line is graded in part.
+def check_responses(path: Path) -> Counter[Name | None]:
+    """Read a file of responses once, so that no file with a bad line is graded in part.
 
-    Raises:
-        InputError: With the number of the first line that cannot be graded, or if there is no line.
+    Returned is the number of responses of each group, under None of those without one. InputError with the number of
+    the first line that cannot be graded, or if there is no line.
     """
-    count = 0
-    groups: dict[Name, Group] = {}
+    sizes: Counter[Name | None] = Counter()
+    questions: dict[Name, tuple[int, bytes]] = {}
     for response in read_responses(path):
-        count += 1
+        sizes[response.group] += 1
         if response.group is None:
             continue
-        group = groups.setdefault(response.group, Group(response.number, response.question))
-        if group.question != response.question:
+        item = response.item
+        asked = json.dumps([response.kind, item.gold, item.question, item.metadata], sort_keys=True)
+        digest = hashlib.sha256(asked.encode()).digest()[:16]
+        first, question = questions.setdefault(response.group, (response.number, digest))
+        if question != digest:
             raise InputError(
-                f"Line {response.number} of {path.name} is of the group {response.group!r} like line {group.first}, "
+                f"Line {response.number} of {path.name} is of the group {response.group!r} like line {first}, "
                 "but has another kind, gold or question: lines of a group answer the same question."
             )
-        group.last = response.number
-        group.size += 1
-    if not count:
+    if not sizes:
         raise InputError(f"Expected responses, one JSON object a line, found none in {path}.")
-    return Checked(count, groups)
+    return sizes
 
 
 def read_responses(path: Path) -> Iterator[Response]:
     """Yield a file's responses in order, one line in memory at a time.
 
-    Raises:
-        InputError: At the first line that cannot be graded.
+    InputError at the first line that cannot be graded.
     """
     try:
         for record in read_lines(path, 'a line is {"id": ..., "kind": ..., "response": ...}'):
@@ -176,16 +149,7 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     if kind == "code":  # the test is what decides, so there is always something to grade by
         return str(gold or ""), {name: record.text(name) for name in _CODE}
     if kind == "choice":
-        choices = record.required("choices")
-        if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-            raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
-        if not 2 <= len(choices) <= 26:
-            raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
-        letter = None if gold is None else read_choice(str(gold), choices)
-        if letter is None and gold is not None:
-            letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
-            raise record.error(f"should have a letter of {letters}, or one of its choices, as gold, but has {gold!r}.")
-        return letter, {"choices": choices}
+        return _asked_choice(record, gold)
     if gold is None:
         return None, {}
     text = str(gold)
@@ -196,22 +160,33 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     return text, {}
 
 
+def _asked_choice(record: Record, gold: str | float | None) -> tuple[str | None, dict[str, Any]]:
+    choices = record.required("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
+    if not 2 <= len(choices) <= 26:
+        raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
+    letter = None if gold is None else read_choice(str(gold), choices)
+    if letter is None and gold is not None:
+        letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
+        raise record.error(f"should have a letter of {letters}, or one of its choices, as gold, but has {gold!r}.")
+    return letter, {"choices": choices}
+
+
 def grade_file(
-    path: Path, output: Path, checked: Checked, progress: Callable[[int], None] = lambda count: None
+    path: Path, output: Path, sizes: Counter[Name | None], progress: Callable[[int], None] = lambda count: None
 ) -> Graded:
-    """Grade a file of responses line by line, into a file of verdicts in the same order.
+    """Grade a file of responses of checked sizes, into a file of verdicts in the same order.
 
     If the output holds the first of them, the rest is added. ``progress`` is called with numbers of lines done.
-
-    Raises:
-        InputError: If the output is there and is not the beginning of this, or cannot be written.
+    InputError if the output is there and is not the beginning of this, or cannot be written.
     """
     graded, size = Graded(), 0
     for kind, verdict, end in _there(path, output):
         graded.add(kind, verdict)
         graded.kept, size = graded.kept + 1, end
     progress(graded.kept)
-    with _whole_lines(output, size) as write, closing(_verdicts(path, checked, graded.kept)) as verdicts:
+    with _whole_lines(output, size) as write, closing(_verdicts(path, sizes, graded.kept)) as verdicts:
         for kind, verdict in verdicts:
             write(json.dumps(verdict).encode() + b"\n")
             graded.add(kind, verdict)
@@ -222,8 +197,7 @@ def grade_file(
 def _there(path: Path, output: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield kind and verdict of each response whose verdict stands in the output already, and where its line ends.
 
-    Raises:
-        InputError: If the output is not what an interrupted run of the same responses leaves.
+    InputError if the output is not what an interrupted run of the same responses leaves.
     """
     if not output.exists():
         return
@@ -257,7 +231,7 @@ class _Unit:
     """Readings and classes; set when the unit is complete."""
 
 
-def _verdicts(path: Path, checked: Checked, skipped: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield kind and verdict of each response in order, but for the first ones; of these groups may still need some."""
     waiting: deque[tuple[Response, _Unit, int]] = deque()
     units: dict[Name, _Unit] = {}
@@ -269,7 +243,7 @@ def _verdicts(path: Path, checked: Checked, skipped: int) -> Iterator[tuple[str,
             unit.responses.append((response.text, response.prompt))
             if count > skipped:
                 waiting.append((response, unit, len(unit.responses) - 1))
-            if name is None or len(unit.responses) == checked.groups[name].size:
+            if name is None or len(unit.responses) == sizes[name]:
                 units.pop(name, None)
                 if count > skipped:
                     unit.result = threads.submit(_graded, response, unit.responses)

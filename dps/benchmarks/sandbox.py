@@ -7,7 +7,11 @@ confines a program is described in ``docs/sandbox.md``.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
+import signal
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -16,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dps.benchmarks.workers import LineProcess
 from dps.errors import InputError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
+_LONGEST_LINE = 1 << 20
+"""Bytes of what a process says: as Python's objects they are some fifteen times as many."""
 _START_S = 60.0
 """Longest wait for the two processes to start; on a busy machine that takes seconds."""
 
@@ -59,14 +64,9 @@ _NO_VERDICT = {
 def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -> Verdict:
     """Run a program's function through a test, or evaluate examples with it; what is left of it is killed.
 
-    Args:
-        program: The candidate's source.
-        check: ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
-            ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted.
-        limits: What the program may take.
-
-    Raises:
-        InputError: If this system cannot confine a program.
+    ``check`` has ``entry_point``, the function's name; ``prompt``, source that the test may use, such as helpers; and
+    ``test``, source that defines ``check(candidate)``, or ``examples``, expressions. All of them are trusted.
+    InputError if this system cannot confine a program.
     """
     common = {
         "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "parent": os.getpid()},
@@ -80,9 +80,9 @@ def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -
                 ends = [*os.pipe(), *os.pipe()]  # to the candidate, to the checker
                 for end in ends:
                     pipes.callback(os.close, end)
-                candidate = _start("candidate", ends[0], ends[3], folder)
+                candidate = _Process("candidate", ends[0], ends[3], folder)
                 held.callback(candidate.stop)
-                checker = _start("checker", ends[2], ends[1], folder)
+                checker = _Process("checker", ends[2], ends[1], folder)
                 held.callback(checker.stop)
         except OSError as error:  # no descriptor, process or memory left
             return Verdict("broken", f"the sandbox did not start: {error.strerror}")
@@ -99,20 +99,58 @@ def run_program(program: str, check: dict[str, Any], limits: Limits = _LIMITS) -
     return verdict
 
 
-def _start(role: str, receive: int, send: int, folder: str) -> LineProcess:
-    # No site packages, nothing from the current folder, and sets in the same order every time (-I would ignore the seed
-    # with the rest of the environment).
-    options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
-    return LineProcess(
-        [sys.executable, *options, str(_CHILD), role, str(receive), str(send)],
-        cwd=folder,
-        env={"PYTHONHASHSEED": "0"},
-        answers=role == "checker",
-        pass_fds=(receive, send),
-    )
+class _Process:
+    """One side of the sandbox, in a session of its own: is sent one line of JSON, and says lines of JSON."""
+
+    def __init__(self, role: str, receive: int, send: int, folder: str) -> None:
+        # No site packages, nothing from the current folder, and sets in the same order every time (-I would ignore the
+        # seed with the rest of the environment). Nothing is forked: the parent may hold a GPU and many threads.
+        options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
+        self._received = b""
+        self._process = subprocess.Popen(
+            [sys.executable, *options, str(_CHILD), role, str(receive), str(send)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if role == "checker" else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PYTHONHASHSEED": "0"},
+            pass_fds=(receive, send),
+            start_new_session=True,
+        )
+
+    def send(self, message: Any) -> None:
+        """Write a line; OSError if the process has died."""
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def receive(self, limit_s: float) -> Any:
+        """Return the next line's value; TimeoutError if it takes longer, EOFError if none comes or it is too long."""
+        end, file = time.monotonic() + limit_s, self._process.stdout.fileno()
+        ready = select.poll()  # select() cannot wait for descriptors over 1,023
+        ready.register(file, select.POLLIN)
+        while b"\n" not in self._received:
+            left = end - time.monotonic()
+            if left <= 0 or not ready.poll(1000 * left):
+                raise TimeoutError
+            part = os.read(file, 1 << 16)
+            self._received += part
+            if not part or len(self._received) > _LONGEST_LINE:
+                raise EOFError
+        line, _, self._received = self._received.partition(b"\n")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        """Kill the process and its children."""
+        if self._process.poll() is None:  # a number that was given back may be another's
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout):
+            if file is not None:
+                with contextlib.suppress(OSError):  # what was not written any more
+                    file.close()
 
 
-def _wait(checker: LineProcess, wall_s: float) -> Verdict:
+def _wait(checker: _Process, wall_s: float) -> Verdict:
     """Return what the checker says in the end, or what it means that it says nothing in time.
 
     Its lines say how far it is, the last one the verdict. The time runs from when it is ready, so that a busy machine's

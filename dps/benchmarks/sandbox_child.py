@@ -24,6 +24,8 @@ import sys
 import types
 from collections import Counter, OrderedDict, UserList, UserString, deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 MOST_BYTES = 4 << 20
@@ -59,16 +61,8 @@ def _text(value: Any) -> str:
     return value
 
 
-def _decimal() -> Any:
-    import decimal  # loaded only where one comes
-
-    return decimal.Decimal
-
-
-def _fraction(top: int, bottom: int) -> Any:
-    import fractions
-
-    return fractions.Fraction(top, bottom)
+def _fraction(top: int, bottom: int) -> Fraction:
+    return Fraction(top, bottom)
 
 
 _TYPES: dict[str, tuple[type, Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
@@ -94,8 +88,8 @@ _TYPES: dict[str, tuple[type, Callable[[Any, Any], Any], Callable[[Any, Any], An
     "mapping": (Mapping, lambda v, p: p(v.items()), lambda c, p: dict(p(c))),
     "own": (UserList | UserString, lambda v, p: p([v.data]), lambda c, p: p(c)[0]),
     "iterator": (Iterator, lambda v, p: p(itertools.islice(v, MOST_PARTS + 1)), lambda c, p: iter(p(c))),
-    "decimal": (type(None), lambda v, p: _decimal().__str__(v), lambda c, p: _decimal()(_text(c))),
-    "fraction": (type(None), lambda v, p: p((v.numerator, v.denominator)), lambda c, p: _fraction(*p(c))),
+    "decimal": (Decimal, lambda v, p: Decimal.__str__(v), lambda c, p: Decimal(_text(c))),
+    "fraction": (Fraction, lambda v, p: p((v.numerator, v.denominator)), lambda c, p: _fraction(*p(c))),
 }
 """By tag: the type, how a value is written as JSON (``p`` writes its parts), and how that is read again."""
 _BASES = {kind: tag for tag, (kind, *_) in list(_TYPES.items())[:14]}
@@ -106,17 +100,15 @@ def encode(value: Any, depth: int = 0) -> Any:
     """Return a plain value as JSON: ``[tag, content]``, of None and a truth value just that.
 
     Of an object of a class derived from a plain type, what the class says of itself, such as a lying ``__eq__``, stays
-    behind. Mappings travel as dictionaries, an iterator as what is left in it.
-
-    Raises:
-        NotPlain: For anything else, and what is nested too deeply or too long.
+    behind. Mappings travel as dictionaries, an iterator as what is left in it. NotPlain for anything else, and what is
+    nested too deeply or too long.
     """
     kind = type(value)
     if depth > MOST_DEPTH:
         raise NotPlain("nested too deeply")
     if value is None or kind is bool:
         return value
-    tag = _BASES.get(kind) or _tag_of_number(value)
+    tag = _BASES.get(kind)
     if tag is None:
         base = next((base for base in _BASES if isinstance(value, base)), None)
         if base is not None:
@@ -130,21 +122,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     return [tag, content]
 
 
-def _tag_of_number(value: Any) -> str | None:
-    """Return the tag of a ``Decimal`` or ``Fraction``, whose modules are not loaded here."""
-    for module, name in (("decimal", "Decimal"), ("fractions", "Fraction")):
-        kind = getattr(sys.modules.get(module), name, None)
-        if isinstance(kind, type) and isinstance(value, kind):
-            return name.lower()
-    return None
-
-
 def decode(value: Any, depth: int = 0) -> Any:
-    """Return the value that :func:`encode` was given.
-
-    Raises:
-        NotPlain: If that is not what it is.
-    """
+    """Return the value that :func:`encode` was given; NotPlain if that is not what it is."""
     if depth > MOST_DEPTH:
         raise NotPlain("nested too deeply")
     if value is None or type(value) is bool:

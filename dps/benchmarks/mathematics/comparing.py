@@ -14,24 +14,20 @@ from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 
 from dps.benchmarks.mathematics.convention import Convention
+from dps.benchmarks.mathematics.evaluation import Undecided, Worth, same_worth
 from dps.benchmarks.mathematics.forms import APPROXIMATELY, Form, as_list, name_of, read_answer, stated_value
-from dps.benchmarks.mathematics.library import Budget, Undecided, Worth, same_worth, worth
+from dps.benchmarks.mathematics.values import worth
 
 _TOLERANCE = Fraction(1, 10**6)
 """Relative tolerance between an irrational number and a decimal."""
 
 
-def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget: Budget | None = None) -> bool | None:
+def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset()) -> bool | None:
     """Return whether an answer is the gold one; None if it cannot be decided.
 
     Rational numbers are compared exactly, other values to 30 digits; a decimal may stand for an irrational number if it
-    agrees to a relative 1e-6. Lists and sets have no order, tuples and intervals do.
-
-    Args:
-        gold: The gold answer.
-        answer: The other.
-        asked: Formulas of the question in normal form; an answer may repeat one before an equals sign.
-        budget: Time that is left for the question, None for all of it.
+    agrees to a relative 1e-6. Lists and sets have no order, tuples and intervals do. An answer may repeat a formula of
+    the question (``asked``, in normal form) before an equals sign.
     """
     right, given = read_answer(gold), read_answer(answer)  # normalize and parse, once for every text
     if not right.normal or not given.normal:  # too long, too deep, or nothing
@@ -43,10 +39,10 @@ def equal(gold: str, answer: str, *, asked: frozenset[str] = frozenset(), budget
         left, other = right.content, given.content
     elif given.letter is not None:  # \textbf{(B)}\ 12 is 12 where 12 is right, and B where B is
         other = given.letter if re.fullmatch(r"[A-Ha-h]", word_of(left)) else given.content
-    return _same(left, other, asked, Budget() if budget is None else budget)
+    return _same(left, other, asked)
 
 
-def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
+def key_of(answer: str, convention: Convention) -> Hashable:
     """Return what equivalent answers to a question have in common.
 
     An answer that cannot be decided within the limits has its text as key: it is a class of its own.
@@ -55,25 +51,25 @@ def key_of(answer: str, convention: Convention, budget: Budget) -> Hashable:
     if not read.content.text:  # too long, too deep, or nothing
         return ("text", answer.strip())
     try:
-        return _key(read.content, convention, budget)
+        return _key(read.content, convention)
     except Undecided:
         return ("undecided", read.content.text)
 
 
-def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bool | None:
+def _same(gold: Form, answer: Form, asked: frozenset[str]) -> bool | None:
     if gold == answer:
         return True
     if gold.kind == "equation" or answer.kind == "equation":
-        return _same_equations(gold, answer, asked, budget)
+        return _same_equations(gold, answer, asked)
     if gold.kind == "words" or answer.kind == "words":
         return word_of(gold) == word_of(answer)
     if gold.kind == "list" and answer.kind == "value":
         answer = as_list(answer) or answer
     if gold.kind != answer.kind:
         return False
-    match = lambda a, b: _same(a, b, asked, budget)  # noqa: E731
+    match = lambda a, b: _same(a, b, asked)  # noqa: E731
     if gold.kind == "value":
-        return _same_values(gold, answer, budget)
+        return _same_values(gold, answer)
     if gold.kind in ("list", "union"):
         return _matched(gold.parts, answer.parts, match)
     if gold.kind in ("tuple", "matrix"):
@@ -82,11 +78,11 @@ def _same(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bo
         verdicts = [match(a, b) for a, b in zip(gold.parts, answer.parts, strict=True)]
         return False if False in verdicts else None if None in verdicts else True
     if gold.kind == "relation":
-        return gold.mark == answer.mark and _same_difference(gold, answer, budget)
+        return gold.mark == answer.mark and _same_difference(gold, answer)
     return gold.text == answer.text
 
 
-def _same_values(gold: Form, answer: Form, budget: Budget) -> bool | None:
+def _same_values(gold: Form, answer: Form) -> bool | None:
     if (answer.unit and gold.unit and answer.unit != gold.unit) or (answer.base and gold.base != answer.base):
         return False
     if gold.text == answer.text:
@@ -96,8 +92,8 @@ def _same_values(gold: Form, answer: Form, budget: Budget) -> bool | None:
     if gold.value is not None and answer.value is not None:
         return gold.value == answer.value or (answer.percent and not gold.percent and gold.value == answer.value / 100)
     try:
-        left = _worth_of(gold, budget)
-        right = None if left is None else _worth_of(answer, budget)
+        left = _worth_of(gold)
+        right = None if left is None else _worth_of(answer)
     except Undecided:
         return None
     if left is None or right is None:
@@ -113,9 +109,9 @@ def _decimal_of(form: Form, value: Worth, other: Worth) -> bool:
     return imaginary == 0 and abs(real - Fraction(value.exact)) <= abs(real) * _TOLERANCE
 
 
-def _worth_of(form: Form, budget: Budget) -> Worth | None:
+def _worth_of(form: Form) -> Worth | None:
     """Return what a value is worth without its unit and percent sign, None if it cannot be read."""
-    return Worth.of(form.value) if form.value is not None else worth(form.text, budget)
+    return Worth.of(form.value) if form.value is not None else worth(form.text)
 
 
 def _difference(form: Form) -> str:
@@ -124,32 +120,32 @@ def _difference(form: Form) -> str:
     return left.text if right.value == 0 else f"{left.text}-({right.text})"
 
 
-def _same_equations(gold: Form, answer: Form, asked: frozenset[str], budget: Budget) -> bool | None:
+def _same_equations(gold: Form, answer: Form, asked: frozenset[str]) -> bool | None:
     if gold.text == answer.text:
         return True
     if gold.kind != "equation":
-        if answer.mark == APPROXIMATELY and _same(gold, answer.parts[-1], asked, budget):
+        if answer.mark == APPROXIMATELY and _same(gold, answer.parts[-1], asked):
             return True
         stated = stated_value(answer, asked)
-        return False if stated is None else _same(gold, stated, asked, budget)
+        return False if stated is None else _same(gold, stated, asked)
     stated = stated_value(gold, asked)
     if answer.kind != "equation":
-        return False if stated is None else _same(stated, answer, asked, budget)
+        return False if stated is None else _same(stated, answer, asked)
     if name_of(gold) and name_of(gold) == name_of(answer):
-        return _same(stated_value(gold), stated_value(answer), asked, budget)
+        return _same(stated_value(gold), stated_value(answer), asked)
     if stated is not None and stated.value is not None:  # x = 5 is neither y = 5 nor 2x = 10
         return False
-    return _same_difference(gold, answer, budget)
+    return _same_difference(gold, answer)
 
 
-def _same_difference(gold: Form, answer: Form, budget: Budget) -> bool | None:
+def _same_difference(gold: Form, answer: Form) -> bool | None:
     """Compare equations and relations: the differences of their sides are multiples of each other."""
     if len(gold.parts) != 2 or len(answer.parts) != 2:
         return gold.text == answer.text
     scale = "any" if gold.kind == "equation" else "positive"
     try:
-        left = worth(_difference(gold), budget, scale)
-        right = None if left is None else worth(_difference(answer), budget, scale)
+        left = worth(_difference(gold), scale)
+        right = None if left is None else worth(_difference(answer), scale)
     except Undecided:
         return None
     return None if left is None else right is not None and same_worth(left, right)
@@ -177,26 +173,26 @@ def word_of(form: Form) -> str:
     return " ".join(plain.casefold().strip("() .").split()).replace(", ", ",")
 
 
-def _key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+def _key(form: Form, convention: Convention) -> Hashable:
     if form.kind == "words":
         return ("words", word_of(form))
     if form.kind == "value":
-        return _value_key(form, convention, budget)
+        return _value_key(form, convention)
     if form.kind == "equation":
-        return _equation_key(form, convention, budget)
+        return _equation_key(form, convention)
     if form.kind == "relation":
-        return ("relation", form.mark, worth(_difference(form), budget, "positive") or form.text)
-    keys = [_key(part, convention, budget) for part in form.parts]
+        return ("relation", form.mark, worth(_difference(form), "positive") or form.text)
+    keys = [_key(part, convention) for part in form.parts]
     if form.kind in ("tuple", "matrix"):
         return (form.kind, form.mark, *keys)
     return (form.kind, *sorted(keys, key=repr)) if form.kind in ("list", "union") else ("text", form.text)
 
 
-def _value_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+def _value_key(form: Form, convention: Convention) -> Hashable:
     digits = form.text.replace(",", "").lstrip("0") or "0"
     if form.base or (convention.base and digits.isdigit() and not form.unit and not form.percent):
         return ("numeral", digits, form.base or convention.base)
-    value = _worth_of(form, budget)
+    value = _worth_of(form)
     if value is None:
         return ("text", form.text, form.unit, form.percent)
     percent = form.percent or convention.percent is True
@@ -206,13 +202,13 @@ def _value_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
     return ("value", value, percent, unit)
 
 
-def _equation_key(form: Form, convention: Convention, budget: Budget) -> Hashable:
+def _equation_key(form: Form, convention: Convention) -> Hashable:
     stated, name = stated_value(form, convention.formulas), name_of(form)
     is_line = stated is not None and stated.kind == "value" and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", stated.text)
     asked = convention.asks_for_function(name) if is_line else convention.asks_for_name(name)
     if stated is not None and (not name or asked):
-        return _key(stated, convention, budget)
+        return _key(stated, convention)
     if stated is not None and not is_line:
-        return ("named", name, _key(stated, convention, budget))
-    value = worth(_difference(form), budget, "any") if len(form.parts) == 2 else None
+        return ("named", name, _key(stated, convention))
+    value = worth(_difference(form), "any") if len(form.parts) == 2 else None
     return ("equation", value or form.text)

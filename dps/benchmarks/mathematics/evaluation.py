@@ -12,6 +12,8 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
@@ -37,32 +39,52 @@ _TINY = _mp.mpf(10) ** -50
 _lock = threading.Lock()  # the precision belongs to the context, not to a thread
 
 
-class Unreadable(Exception):
-    """No value: the text is no expression, or of a kind that is not evaluated."""
+class Undecided(Exception):
+    """A number on the way is too large or too inexact, or the expression is of a kind that is not evaluated."""
 
 
-class TooLarge(Exception):
-    """A value or an error beyond any bound: nothing can be said of it."""
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What an expression is worth: the same for equal expressions, and hashable."""
+
+    exact: str | None
+    """Numerator/denominator of a rational constant."""
+    points: tuple[tuple[str, str] | None, ...] = ()
+    """Real and imaginary part to 30 digits at the points, None where there is no value; one point of a constant."""
+
+    @classmethod
+    def of(cls, value: Fraction) -> Worth:
+        """Return the worth of a rational number; of a very large one a digest."""
+        if value.numerator.bit_length() + value.denominator.bit_length() <= 12_000:
+            return cls(f"{value.numerator}/{value.denominator}")
+        return cls(hashlib.sha256(f"{value.numerator:x}/{value.denominator:x}".encode()).hexdigest())
 
 
-def evaluate(tree: Tree, scale: Scale = "none") -> tuple[str | None, list[tuple[str, str] | None]]:
-    """Return what an expression is worth.
+def same_worth(gold: Worth, answer: Worth) -> bool:
+    """Return whether two expressions are equal: rational numbers exactly, other values to 30 digits.
+
+    Expressions with variables must agree wherever both are real: of roots and logarithms of negative numbers, only the
+    conventions would be compared.
+    """
+    if gold == answer:
+        return True
+    if gold.exact is not None or answer.exact is not None or len(gold.points) != len(answer.points):
+        return False
+    pairs = zip(gold.points, answer.points, strict=True)
+    real = [(a, b) for a, b in pairs if a and b and Decimal(a[1]) == Decimal(b[1]) == 0]
+    return len(gold.points) > 1 and len(real) > 0 and all(a == b for a, b in real)
+
+
+def evaluate(tree: Tree, scale: Scale = "none") -> Worth | None:
+    """Return what an expression is worth, None if it has no value at any point.
 
     The scale ``any`` divides the values by the first that is not zero (an equation's sides may be multiplied by
-    anything), ``positive`` by its absolute value.
-
-    Returns:
-        Of a rational constant numerator/denominator, else None; and real and imaginary part to 30 digits at each
-        point (one of a constant), None where there is no value.
-
-    Raises:
-        Unreadable: If it has no value at any point.
-        TooLarge: If a number on the way is too large, or too inexact.
+    anything), ``positive`` by its absolute value. Undecided if a number on the way is too large, or too inexact.
     """
     with _lock:
         results = [_evaluated(tree, scale, precision) for precision in _PRECISIONS]
     if results[0] != results[1]:
-        raise TooLarge
+        raise Undecided
     return results[0]
 
 
@@ -72,19 +94,12 @@ def rational_value(tree: Tree) -> Fraction | None:
     try:
         with _lock, _mp.workdps(_PRECISIONS[0]):
             value = _value(tree, 0, inexact_parts)
-    except (ZeroDivisionError, TooLarge):
+    except (ZeroDivisionError, Undecided):
         return None
     return None if inexact_parts else value
 
 
-def written(value: Fraction) -> str:
-    """Return a fraction as text; of a very large one a digest."""
-    if value.numerator.bit_length() + value.denominator.bit_length() <= 12_000:
-        return f"{value.numerator}/{value.denominator}"
-    return hashlib.sha256(f"{value.numerator:x}/{value.denominator:x}".encode()).hexdigest()
-
-
-def _evaluated(tree: Tree, scale: Scale, precision: int) -> tuple[str | None, list[tuple[str, str] | None]]:
+def _evaluated(tree: Tree, scale: Scale, precision: int) -> Worth | None:
     names = _names_of(tree)
     with _mp.workdps(precision):
         pairs = [_value_at(tree, point) for point in range(_NUM_POINTS if names - {"i"} else 1)]
@@ -94,15 +109,15 @@ def _evaluated(tree: Tree, scale: Scale, precision: int) -> tuple[str | None, li
         if "i" not in names and any(value is not None for value in real):
             values = real
         if all(value is None for value in values):
-            raise Unreadable
+            return None
         first = values[0]
         if scale == "none" and isinstance(first, Fraction) and all(value == first for value in values):
-            return written(first), []
+            return Worth.of(first)
         unit = next((value for value in values if value), None)
         if scale != "none" and unit is not None:
             inverse = _power(abs(unit) if scale == "positive" else unit, Fraction(-1))
             values = [None if value is None else _snapped(_product([value, inverse])) for value in values]
-        return None, [None if value is None else _digits(value) for value in values]
+        return Worth(None, tuple(None if value is None else _digits(value) for value in values))
 
 
 def _names_of(tree: Tree) -> set[str]:
@@ -188,7 +203,7 @@ def _power(base: Number, exponent: Number) -> Number:
         raise ZeroDivisionError
     base, exponent = _inexact(base), _inexact(exponent)
     if abs(_mp.log(base) * exponent) > _LARGEST * 3:
-        raise TooLarge
+        raise Undecided
     return _checked(_mp.power(base, exponent))
 
 
@@ -228,7 +243,7 @@ def _applied(name: str, values: list[Number]) -> Number:
             return _kept(Fraction(math.comb(top, bottom)))
     arguments = [_inexact(value) for value in values]
     if any(abs(argument) > 10**9 for argument in arguments):
-        raise TooLarge
+        raise Undecided
     try:
         result = FUNCTIONS[name](*arguments)
     except (ValueError, TypeError) as error:  # a pole, or a function of real numbers only
@@ -240,7 +255,7 @@ def _applied(name: str, values: list[Number]) -> Number:
 
 def _checked(value: Number) -> Number:
     if abs(_mp.log10(abs(value))) > _LARGEST:
-        raise TooLarge
+        raise Undecided
     return value.real if isinstance(value, _mp.mpc) and value.imag == 0 else value
 
 
@@ -287,11 +302,11 @@ def _whole(function: Callable[[Number], Number]) -> Callable[[Number], Number]:
     return apply
 
 
-CONSTANTS = {"pi": _mp.pi, "e": _mp.e, "gamma": _mp.euler, "I": _mp.mpc(0, 1)}
+CONSTANTS = {"pi": _mp.pi, "e": _mp.e, "I": _mp.mpc(0, 1)}
 _OPERATIONS = {"+": _sum, "*": _product, "^": lambda values: _power(*values)}
 FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "abs": abs, "log": _logarithm, "floor": _whole(_mp.floor), "ceiling": _whole(_mp.ceil), "max": max, "min": min,
+    "abs": abs, "log": _logarithm, "floor": _whole(_mp.floor), "ceiling": _whole(_mp.ceil),
     **{name: getattr(_mp, name) for name in (
-        "exp", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh",
-        "factorial", "gamma", "binomial", "conj", "re", "im")},
+        "exp", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh",
+        "factorial", "binomial")},
 }  # fmt: skip

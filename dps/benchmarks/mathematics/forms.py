@@ -1,8 +1,7 @@
 r"""An answer parsed: a value with its unit, words, a list, a point or interval, a matrix, an equation, a relation.
 
-The library gives one verdict on a pair of texts and knows no conventions: it takes ``2x=7`` for 7, a list for a number
-with thousands, and parts of units for variables. What an answer consists of is therefore read here, from its normal
-form; the expressions that are left get a fingerprint (``library``).
+What an answer consists of is read here, from its normal form; the expressions that are left are read by ``values`` and
+get a fingerprint (``evaluation``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Where the answer stands in a response: in a box, after ``####``, after "the answer is", in the last formula.
 
 Boxes and ``####`` are looked for in the whole response, in one pass; the weaker signs only in its last
-:data:`_TAIL` characters, so that a million characters of anything are read in well under a second.
+:data:`TAIL` characters, so that a million characters of anything are read in well under a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER, normalize, plain
 from dps.benchmarks.mathematics.values import format_number, parse_number
 from dps.benchmarks.mathematics.words import digits_for_words
 
-_TAIL = 20_000
+TAIL = 20_000
 """Characters at the end of a response, in which sentences, formulas and numbers are looked for."""
 _MOST_BOXES = 32
 _MOST_PLACES = 200
@@ -38,33 +38,23 @@ def strict_math(text: str) -> str | None:
     return (normalize(boxes[-1]) or None) if boxes else None
 
 
-def extract_number(text: str, *, flexible: bool = True) -> str | None:
-    r"""Return a response's numeric answer in canonical form, without a percent sign, see :func:`number_in`."""
-    number = number_in(text, flexible=flexible)
-    return None if number is None else number.removesuffix("%")
-
-
-def strict_number(text: str) -> str | None:
-    r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``; None otherwise."""
-    number = strict_number_in(text)
-    return None if number is None else number.removesuffix("%")
-
-
-def number_in(text: str, *, flexible: bool = True) -> str | None:
-    r"""Return a response's numeric answer in canonical form, a percent sign where one stands behind it (``50%``).
+def extract_number(text: str, *, flexible: bool = True, percent: bool = False) -> str | None:
+    r"""Return a response's numeric answer in canonical form; with ``percent`` a percent sign that stands behind it.
 
     Looked for are the last ``\boxed{}`` with a number, the first ``####`` with nothing but a number, a number with
     words after a ``####`` that ends the response, the last "answer is", any ``####`` that begins with a number, since
     ``#### 2 boxes of pencils`` may be a heading, and if ``flexible`` the last number of all.
     """
-    return next(filter(None, _numbers(before_next_question(text), flexible)), None)
+    number = next(filter(None, _numbers(before_next_question(text), flexible)), None)
+    return number if percent or number is None else number.removesuffix("%")
 
 
-def strict_number_in(text: str) -> str | None:
-    """Return what :func:`strict_number` does, with a percent sign where one stands behind the number."""
+def strict_number(text: str, *, percent: bool = False) -> str | None:
+    r"""Return the number in the last ``\boxed{}`` or, without a box, after the first ``####``; None otherwise."""
     response = before_next_question(text)
-    contents = boxed_contents(response) or [line[1] for line in [_HASHES.search(response)] if line]
-    return _final_number(contents[-1]) if contents else None
+    contents = boxed_contents(response) or [line[1] for line in [HASHES.search(response)] if line]
+    number = _final_number(contents[-1]) if contents else None
+    return number if percent or number is None else number.removesuffix("%")
 
 
 def before_next_question(text: str) -> str:
@@ -75,7 +65,7 @@ def before_next_question(text: str) -> str:
 
 def tagged_answers(text: str) -> list[str]:
     """Return what stands in the last ``<answer>`` tags, a list of none or one."""
-    start = text.lower().rfind("<answer>", -_TAIL)
+    start = text.lower().rfind("<answer>", -TAIL)
     if start < 0:
         return []
     content, *closed = re.split(r"</answer>|<\|", text[start + 8 : start + LONGEST_ANSWER], flags=re.IGNORECASE)
@@ -121,12 +111,12 @@ def _contents(response: str) -> Iterator[str]:
     """Yield what may be the answer, the best first."""
     yield from reversed(_boxed_lists(response)[-3:])
     yield from tagged_answers(response)
-    tail = response[-_TAIL:]
+    tail = response[-TAIL:]
     yield from (box[1] for box in _last(_BARE_BOX, tail))
-    lines = _last(_HASHES, response)
+    lines = _last(HASHES, response)
     # What goes on after it may have been a heading.
     yield from (line[1] for line in lines if _ends_with(response, line))
-    yield from (_stated(_after(tail, sentence.end())) for sentence in _last(_ANSWER_IS, tail))
+    yield from (_stated(_after(tail, sentence.end())) for sentence in _last(ANSWER_IS, tail))
     yield from (line[1] for line in lines)
     yield from _alone(response)
     yield from (next(filter(None, formula.groups())) for formula in _last(_FORMULA, tail))
@@ -138,15 +128,15 @@ def _numbers(response: str, flexible: bool) -> Iterator[str | None]:
     for content in reversed(boxed_contents(response)[-3:]):
         yield _final_number(content) or _clause_number(content)
     yield from map(_final_number, tagged_answers(response))
-    for place, line in enumerate(_HASHES.finditer(response)):
+    for place, line in enumerate(HASHES.finditer(response)):
         # No words behind it, since those may make a heading of it.
         if place < _MOST_PLACES and not re.search(r"\d[.):]\s|(?<![\\a-zA-Z{])[a-zA-Z]{2,}", line[1]):
             yield _final_number(line[1])
-    lines = [line for line in _last(_HASHES, response, _MOST_PLACES) if not _HEADING.match(line[1])]
+    lines = [line for line in _last(HASHES, response, _MOST_PLACES) if not _HEADING.match(line[1])]
     if lines and _ends_with(response, lines[-1]):
         yield _line_number(lines[-1][1])
-    tail = response[-_TAIL:]
-    for sentence in reversed(_last(_ANSWER_IS, tail, _MOST_PLACES)):
+    tail = response[-TAIL:]
+    for sentence in reversed(_last(ANSWER_IS, tail, _MOST_PLACES)):
         clause = _after(tail, sentence.end())
         # "Answer: 48 clips in April and ..." may begin a solution; there the number must come first.
         if sentence["link"].lower().startswith("is"):
@@ -165,7 +155,7 @@ def _last(pattern: re.Pattern[str], text: str, most: int = 1) -> deque[re.Match[
 
 
 def _ends_with(response: str, line: re.Match[str]) -> bool:
-    return not response[line.end() : line.end() + _TAIL].strip()
+    return not response[line.end() : line.end() + TAIL].strip()
 
 
 def _stated(clause: str) -> str:
@@ -231,20 +221,23 @@ def _readable(text: str) -> str:
     return _MARKUP.sub("", plain_characters(text).replace("{,}", ",").replace(r",\!", ","))
 
 
-_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Problem|Question|Q)\s{0,3}[0-9]{0,6}\s{0,3}:")
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]{0,8}(?:(?:Problem|Question|Q)\s{0,3}[0-9]{0,6}\s{0,3}:|Answer the following multiple choice question\b)"
+)
+"""What a model begins a question of its own with, after its answer; the last is our own prompt's beginning."""
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _CONNECTION = re.compile(
     r"\s*(?:\$|\\\)|\\\])?\s*(?:,|;|(?:,\s*)?(?:\\text\s*\{\s*)?(?:and|or)\b\s*\}?)\s*(?:\$|\\\(|\\\[)?"
     r"\s*(?:[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?"
 )
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s${}]+)")
-_HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
+HASHES = re.compile(r"#{4,}\s*([^\n]{0,2000})")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,100}) and ([0-9]{1,100}/[0-9]{1,100})(?![\d/])")
 """A mixed number where one number is asked for; elsewhere it may be a list."""
 _RESTATED = re.compile(r"(?<=\w) \([^()]*\)[. ]*$")
 """What brackets say again: ``four (4)``."""
 _HEADING = re.compile(r"[0-9]+\s?[.):](?:\s|$)")
-_ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
+ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?P<link>\bis\b:?|[:=])\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")
 _FIRST_FORMULA = re.compile(r"\s*\$([^$]{1,200})\$(?!\w|\s*(?:,|;|and\b|or\b|%))")
 _FORMULA = re.compile(r"\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)

@@ -1,16 +1,17 @@
-r"""Expressions in normal form as trees, and texts that are numbers as a :class:`~fractions.Fraction`.
+r"""Expressions in normal form as trees and what they are worth; texts that are numbers as :class:`fractions.Fraction`.
 
-Nearly all answers are read here, in well under a millisecond; what may be meant in two ways or has more to it is left
-to the library's parser, which takes tens of milliseconds in a process of its own. Where both read a text, they agree.
+A number must be one in every reading: ``1/2/3`` may be a date, ``2 3`` two numbers. An expression is taken as school
+takes it. Sums, products, limits, integrals and functions of lists are not evaluated: answers with them are undecided.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from itertools import takewhile
 
-from dps.benchmarks.mathematics.evaluation import Tree, rational_value
+from dps.benchmarks.mathematics.evaluation import Scale, Tree, Undecided, Worth, evaluate, rational_value
 from dps.benchmarks.mathematics.spelling import normalize
 
 MAX_NUMBER_LENGTH = 400
@@ -44,7 +45,7 @@ def value_of(normal: str, *, sums: bool = True) -> Fraction | None:
     >>> value_of(r"4\cdot5-\frac{1}{2}"), value_of("x"), value_of(r"\sqrt{2}")
     (Fraction(39, 2), None, None)
     """
-    reader = _Reader.of(normal) if _NUMERIC.fullmatch(normal) else None
+    reader = _Reader.of(normal, strict=True) if _NUMERIC.fullmatch(normal) else None
     if reader is None or (reader.is_sum and not sums):
         return None
     value = rational_value(reader.tree)
@@ -73,10 +74,24 @@ def canonical_number(text: str) -> str | None:
     return None if number is None else format_number(number)
 
 
-def read_expression(normal: str) -> Tree | None:
-    r"""Return an expression in normal form as a tree (see ``evaluation``), None where the library should read it.
+@lru_cache(maxsize=10_000)
+def worth(normal: str, scale: Scale = "none") -> Worth | None:
+    """Return what an expression in normal form is worth, see :func:`evaluate`; None for any other text.
 
-    >>> read_expression(r"2x+\sqrt{3}"), read_expression("1/2x")
+    Undecided if it takes too much, or is of a kind that is not evaluated.
+    """
+    if normal in (r"\infty", r"-\infty"):
+        return Worth(normal.replace(r"\infty", "oo"))
+    tree = read_expression(normal)
+    if tree is None and _TAKES_MORE.search(normal):
+        raise Undecided
+    return None if tree is None else evaluate(tree, scale)
+
+
+def read_expression(normal: str) -> Tree | None:
+    r"""Return an expression in normal form as a tree (see ``evaluation``), None for any other text.
+
+    >>> read_expression(r"2x+\sqrt{3}"), read_expression("f(x)")
     (('+', ('*', Fraction(2, 1), 'x'), ('^', Fraction(3, 1), Fraction(1, 2))), None)
     """
     reader = None if "," in normal and not _NUMERIC.fullmatch(normal) else _Reader.of(normal)
@@ -86,22 +101,24 @@ def read_expression(normal: str) -> Tree | None:
 class _Reader:
     """Reads tokens from left to right, as school does: powers, products, sums; recurses with the brackets."""
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], strict: bool) -> None:
         self.tokens, self.place, self._depth, self._in_bars = tokens, 0, 0, False
+        self._strict = strict
+        """Whether what may be meant in two ways is none."""
         self.is_sum = False
         """Whether terms are added outside all brackets."""
         self.tree = self._sum()
 
     @classmethod
-    def of(cls, normal: str) -> _Reader | None:
+    def of(cls, normal: str, *, strict: bool = False) -> _Reader | None:
         """Read a whole text, None where that cannot be done or leaves a doubt."""
         tokens = _TOKEN.findall(normal)
-        if not 0 < len(normal) <= 2 * MAX_NUMBER_LENGTH or _DOUBTFUL.search(normal):
+        if not 0 < len(normal) <= 2 * MAX_NUMBER_LENGTH or _WORD.search(normal):
             return None
         if sum(map(len, tokens)) != len(normal) - normal.count(" "):
             return None
         try:
-            reader = cls(tokens)
+            reader = cls(tokens, strict)
         except (_Doubt, IndexError, RecursionError):
             return None
         return reader if reader.place == len(tokens) else None
@@ -133,24 +150,27 @@ class _Reader:
         return -tree if isinstance(tree, Fraction) else ("*", Fraction(-1), tree)
 
     def _ends(self) -> bool:
-        return self._next in ("", "+", "-", ")", "]", "}") or (self._next == "|" and self._in_bars)
+        return self._next in _ENDS or (self._next == "|" and self._in_bars)
 
     def _product(self) -> Tree:
         factors = [self._factor()]
-        divided = False
+        divided = in_divisor = False
         while not self._ends():
-            operator = self._skip(r"\cdot", r"\times", "/", r"\div")
-            is_braced = self._next == "{" and _is_numeral(self.tokens[self.place - 1])
-            if operator is None and (divided or is_braced or _is_numeral(self._next)):
-                raise _Doubt  # two numerals side by side, or 1/2(3): it may be meant either way
+            operator = self._skip(r"\cdot", r"\times", *_DIVISIONS)
+            after_numeral = _is_numeral(self.tokens[self.place - 1])
+            if self._next == "{" and after_numeral and operator is None:
+                raise _Doubt
+            if _is_numeral(self._next) and operator is None and (after_numeral or self._strict):
+                raise _Doubt  # two numerals side by side
+            if divided and self._strict and (operator is None or operator in _DIVISIONS):
+                raise _Doubt  # 1/2(3) may be meant either way, 1/2/3 is a date as often as a number
+            # 1/2x is 1/(2x), but 1/2(x) is x/2.
+            in_divisor = operator in _DIVISIONS or (in_divisor and operator is None and self._next != "(")
+            divided |= in_divisor
             negative = operator is not None and self._skip("-") is not None
             factor = self._factor()
             factor = self._negative(factor) if negative else factor
-            if operator in ("/", r"\div"):
-                if divided:  # 1/2/3 is a date as often as a number
-                    raise _Doubt
-                divided, factor = True, ("^", factor, Fraction(-1))
-            factors.append(factor)
+            factors.append(("^", factor, Fraction(-1)) if in_divisor else factor)
         return factors[0] if len(factors) == 1 else ("*", *factors)
 
     def _factor(self) -> Tree:
@@ -194,7 +214,7 @@ class _Reader:
         return value if exponent is None else ("^", value, exponent)
 
     def _argument(self) -> Tree:
-        if self._next in (*_FUNCTIONS, r"\cdot", r"\times", "/", r"\div", "{"):
+        if self._next in (*_FUNCTIONS, r"\cdot", r"\times", *_DIVISIONS, "{"):
             raise _Doubt
         return self._factor()
 
@@ -206,6 +226,8 @@ class _Reader:
             return Fraction(token.replace(",", ""))
         if token in _BRACKETS:
             return self._within(_BRACKETS[token])
+        if token in _ROUNDED:
+            return (_ROUNDED[token], self._within(token.replace(r"\l", r"\r")))
         if token == r"\frac":
             return ("*", self._group(), ("^", self._group(), Fraction(-1)))
         if token == r"\binom":
@@ -221,7 +243,7 @@ class _Reader:
             in_brackets = takewhile(lambda inner: inner != ")", self.tokens[self.place :])
             if self._next == "[" or (self._next == "(" and {"+", "-"}.isdisjoint(in_brackets)):  # f(x)
                 raise _Doubt
-            return ("e",) if token == "e" else token.removeprefix("\\")
+            return (token,) if token in ("e", "I") else token.removeprefix("\\")
         if token == r"\pi" and self._next != "_":
             return ("pi",)
         raise _Doubt
@@ -255,16 +277,21 @@ def _is_numeral(token: str) -> bool:
 
 
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_ENDS = ("", "+", "-", ")", "]", "}", r"\rfloor", r"\rceil")
+_ROUNDED = {r"\lfloor": "floor", r"\lceil": "ceiling"}
+_DIVISIONS = ("/", r"\div", ":")
 _FUNCTIONS = {r"\sin": "sin", r"\cos": "cos", r"\tan": "tan", r"\cot": "cot", r"\sec": "sec", r"\csc": "csc",
-              r"\arcsin": "asin", r"\arccos": "acos", r"\arctan": "atan", r"\log": "log", r"\ln": "log"}  # fmt: skip
+              r"\arcsin": "asin", r"\arccos": "acos", r"\arctan": "atan", r"\log": "log", r"\ln": "log",
+              r"\exp": "exp", r"\sinh": "sinh", r"\cosh": "cosh", r"\tanh": "tanh"}  # fmt: skip
 _SYMBOL = re.compile(
-    r"(?:[a-zA-Z]|\\(?:alpha|beta|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|psi|omega)(?![a-zA-Z]))"
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega"
+    r"|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z]))"
     r"(?:_(?:[a-zA-Z0-9](?![0-9])|\{[a-zA-Z0-9]+\}))?"
 )
 _NUMERIC = re.compile(r"(?:[-+0-9.,/^!(){}\[\] ]|\\(?:frac|cdot|times|div|sqrt|binom)(?![a-zA-Z]))+")
-_DOUBTFUL = re.compile(r"(?<![\\a-zA-Z])(?:[a-zA-Z]{3,}|d[a-zA-Z])|I")
-"""A word, a differential, the imaginary unit."""
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{5,}")
+_TAKES_MORE = re.compile(r"\\(?:sum|prod|i*int|lim|gcd|lcm|max|min)")
 _TOKEN = re.compile(
     rf"[0-9]{{1,3}}(?:,[0-9]{{3}})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|{_SYMBOL.pattern}|\\[a-zA-Z]+"
-    r"|[-+/^!(){}\[\]|_]"
+    r"|[-+/:^!(){}\[\]|_]"
 )
