@@ -48,7 +48,8 @@ def sample_token(logprobs: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logprobs.double().exp().cumsum(-1)
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
+    token = torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
+    return token.clamp(max=logprobs.shape[1] - 1)  # only what is no number leads beyond: the engine refuses it
 
 
 def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:

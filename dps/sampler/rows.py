@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.settings import LENGTH_BITS, SamplerConfig
 from dps.sampler.stop import StopTable
 from dps.sampler.streams import uniform
 from feature_store.records import StepTrace
@@ -28,8 +28,6 @@ _INTEGERS = (
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
-_TRACE_BITS = 20
-"""Bits of each of horizon, length and cut in a packed step record; responses are shorter than 2^20 tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,8 +154,8 @@ class Rows:
         """
         slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
         # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
-        lengths = torch.add(length, self.horizon, alpha=1 << _TRACE_BITS)
-        move = torch.add(self.cut - self.start, lengths, alpha=1 << _TRACE_BITS)
+        lengths = torch.add(length, self.horizon, alpha=1 << LENGTH_BITS)
+        move = torch.add(self.cut - self.start, lengths, alpha=1 << LENGTH_BITS)
         self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
         self._trace_logprob.scatter_(1, slot, logprob[:, None])
 
@@ -309,10 +307,10 @@ class Finished:
 
 def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:
     """Return the step records that ``Rows.record`` packed."""
-    mask = (1 << _TRACE_BITS) - 1
+    mask = (1 << LENGTH_BITS) - 1
     return StepTrace(
-        horizon=(moves >> (2 * _TRACE_BITS + 1)).astype(np.int32),
-        length=(moves >> (_TRACE_BITS + 1) & mask).astype(np.int32),
+        horizon=(moves >> (2 * LENGTH_BITS + 1)).astype(np.int32),
+        length=(moves >> (LENGTH_BITS + 1) & mask).astype(np.int32),
         cut_position=(moves >> 1 & mask).astype(np.int32),
         accepted=(moves & 1).astype(bool),
         logprob=logprob.copy(),

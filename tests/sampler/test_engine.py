@@ -230,6 +230,35 @@ def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monke
     assert [chains[i].tokens.tolist() for i in range(40)] == [c.tokens.tolist() for c in expected]
 
 
+def test_chains_can_be_given_up_after_running_out_of_memory(monkeypatch):
+    settle, steps = engine_module.settle, 0
+
+    def scarce(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise torch.OutOfMemoryError("out of memory")
+        settle(*args)
+
+    monkeypatch.setattr(engine_module, "settle", scarce)
+    engine = Engine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8)
+    for request in requests_of(range(20)):
+        engine.submit(request)
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        engine.poll()
+    engine.poll(1)
+    running = engine.num_running
+    assert engine.rows == 16
+    assert len(engine.cancel({3, 4})) == running - engine.num_running == 2
+
+
+def test_logits_that_are_not_numbers_end_in_a_sentence():
+    model = tiny_model()
+    model.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="says nothing of some tokens: its logits are not numbers"):
+        run(model, count=2)
+
+
 def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monkeypatch):
     def scarce(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -184,3 +184,11 @@ def test_draws_of_the_finite_step_law_follow_it_and_others_do_not(schedule):
         assert_invariant(kernel, MODEL, config=config, drawn=exact)  # few steps have not come to the target
     with pytest.raises(AssertionError, match=r"\(1,\) was drawn 3 times, but it is no response"):
         assert_follows({**counts, (1,): 3}, law, states)
+
+
+def test_no_draws_and_a_law_of_no_numbers_follow_nothing():
+    states, law = responses(MODEL, 3), target(MODEL, 3, 4.0)
+    with pytest.raises(AssertionError, match="Expected at least one drawn response"):
+        assert_follows([], law, states)
+    with pytest.raises(AssertionError, match="has probability nan"):
+        assert_follows(states, law * np.nan, states)
