@@ -26,14 +26,7 @@ from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 
 
 def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -> None:
-    """Settle every row whose proposal has ended; the others stay as they are.
-
-    Args:
-        rows: The rows.
-        config: The sampler's settings.
-        is_eos: Which tokens end a response: bool, shape (V,).
-        cache: The rows' keys and values.
-    """
+    """Settle every row whose proposal has ended; the others stay as they are. ``is_eos`` is bool, shape (V,)."""
     ended = rows.occupied & ~(rows.active | rows.finished)
     proposed = ended & ~rows.extending
     generated = rows.position + 1 - rows.start
@@ -83,15 +76,9 @@ def _put_in_place(
 ) -> None:
     """Make accepted proposals the response, and put the response back where a rejected proposal has overwritten it.
 
-    Args:
-        rows: The rows.
-        accepted: bool, shape (R,).
-        rejected: bool, shape (R,).
-        suffix: The positions of the response from the cut on, bool, shape (R, S + 1).
-        stop: Where the response ends, shape (R,). Its last token was not fed, so keys and values end before it.
-        cache: The rows' keys and values.
+    ``suffix``, bool (R, S + 1), are the response's positions from the cut on; it ends before ``stop``.
     """
-    first, last = rows.cut - 1, stop - 1
+    first, last = rows.cut - 1, stop - 1  # the last token was not fed: keys and values end before it
     rows.saved.take(rows.live, suffix & accepted[:, None])
     cache.move(cache.live, cache.saved, accepted, first, last)
     rows.live.take(rows.saved, suffix & rejected[:, None])

@@ -151,7 +151,7 @@ def test_slower_ways_can_be_asked_for():
     assert open_forward(model.model, RowCache(model.model, 2, 32), None)[1] == "eager"
 
 
-@pytest.mark.parametrize("path", ["unchanged", "fused"])
+@pytest.mark.parametrize("path", ["unchanged", pytest.param("fused", marks=pytest.mark.slow)])
 def test_engine_on_kernels_makes_the_chains_of_the_plain_engine(monkeypatch, path):
     """In single precision the laws differ by rounding only, so nearly all short chains are the same token for token."""
     monkeypatch.setattr("dps.sampler.engine.SMALLEST_BATCH", 4)  # rounding of other batches is within the tolerance
@@ -201,7 +201,7 @@ def test_a_sliding_window_on_every_layer_is_refused_where_it_is_too_short():
         check_rewindable(config, 33)
 
 
-@pytest.mark.parametrize("path", ["eager", "unchanged", "fused"])
+@pytest.mark.parametrize("path", ["eager", "unchanged", pytest.param("fused", marks=pytest.mark.slow)])
 def test_an_engine_gives_its_memory_back(monkeypatch, path):
     model = random_model("Qwen2", device=DEVICE, num_hidden_layers=1, num_key_value_heads=1)
     config = SamplerConfig(alpha=2.0, block_size=2, max_new_tokens=2, num_mh_steps=0)

@@ -115,7 +115,7 @@ def random_rows(count, positions, *, seed):
 @pytest.mark.parametrize("temperature", [0.25, 0.7])
 def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
     monkeypatch.setattr(kernels.draw, "_CHUNK", 64)  # several chunks of a small vocabulary
-    count, used, vocabulary = 32, 28, 300
+    count, used, vocabulary = 32, 28, 140
     both = [random_rows(count, 40, seed=3) for _ in range(2)]
     untouched = copy.deepcopy(both[0])
     is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=DEVICE)
@@ -218,7 +218,7 @@ def attend_reference(query, keys, values, position, scale, softcap=None):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "key_heads", "size"),
-    [(14, 2, 64), (2, 2, 80), (7, 1, 128), (2, 1, 96), (4, 2, 12), (2, 2, 256)],
+    [(14, 2, 64), (2, 1, 80), (4, 2, 12), (2, 2, 256)] + [(7, 1, 128), (2, 1, 96)] * CUDA,
 )
 def test_attention_equals_float64(heads, key_heads, size, dtype):
     query, cache, position = attention_case(3, heads, key_heads, size, [0, 70, 200], 224, dtype)

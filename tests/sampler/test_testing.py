@@ -68,13 +68,6 @@ def test_a_kernel_may_be_a_function_or_a_matrix(alpha):
         np.testing.assert_array_equal(transition_matrix(given, MODEL, 3, alpha), kernel.matrix(MODEL, 3, alpha))
 
 
-def test_a_kernel_that_draws_from_the_target_is_the_shortest_exact_one():
-    def draw(model, response, horizon, alpha):
-        return dict(zip(responses(model, horizon), target(model, horizon, alpha), strict=True))
-
-    assert_invariant(draw, MODEL)
-
-
 def test_two_exact_kernels_after_each_other_are_invariant_without_detailed_balance():
     first, second = SamplerKernel(0.5), SamplerKernel(1.0, cuts="entropy")
     both = of(lambda *where: first.matrix(*where) @ second.matrix(*where))
@@ -127,14 +120,6 @@ def test_what_is_no_law_over_responses_is_named(change, words):
     exact = rows(SamplerKernel())
     with pytest.raises(AssertionError, match=words):
         assert_invariant(lambda m, r, h, a: change(exact(m, r, h, a), r), MODEL)
-
-
-def test_a_truncated_response_is_no_response():
-    def cut_short(model, response, horizon, alpha):
-        return {response[:1]: 1.0}
-
-    with pytest.raises(AssertionError, match=r"leads to \([12],\) .* it neither ends in EOS nor has [23] tokens"):
-        transition_matrix(cut_short, MODEL, 2, 4.0)
 
 
 def never_moves(model, response, horizon, alpha):
