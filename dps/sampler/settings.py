@@ -62,6 +62,9 @@ class SamplerConfig:
     """Where a step cuts: `uniform` over the response, or in proportion to the base model's `entropy` there."""
     accept_rule: AcceptRule = "metropolis"
     """`metropolis` is exact; `max_swap` accepts only what is more likely: the limit of infinite alpha, a search."""
+    reject_early: bool = True
+    """Stop a proposal once its rejection is certain: the same chains for fewer tokens. It does nothing for `metropolis`
+    with a proposal temperature outside 1/alpha to 1."""
     early_stop: EarlyStop = "none"
     """End a chain after a stage once the mean of this metric over its response passes the threshold. A baseline: what
     comes out is no draw from p^alpha."""

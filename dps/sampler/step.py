@@ -55,7 +55,21 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     taken = active.long()
     rows.read_positions.add_(taken * following)
     rows.count(taken)
-    active.logical_and_(~(ended | (size >= rows.horizon)))
+    goes_on = active & ~(ended | (size >= rows.horizon))
+    if rows.terms is not None:
+        doomed = _is_doomed(rows, values, active)
+        rows.rejected_early.add_(goes_on & doomed)
+        goes_on = goes_on & ~doomed
+    active.copy_(goes_on)
+
+
+def _is_doomed(rows: Rows, values: Tensor, taken: Tensor) -> Tensor:
+    """Add the terms of the tokens that were ``taken``; return whose proposals are certain to be rejected, bool (R,)."""
+    base_logprob, proposal_logprob, entropy, _ = values
+    of_base, of_proposal, of_entropy, of_token = rows.terms
+    rows.evidence.add_(torch.where(taken, of_base * base_logprob + of_proposal * proposal_logprob, 0.0))
+    rows.weight.add_(torch.where(taken, of_entropy * entropy + of_token, 0.0))
+    return rows.evidence - rows.weight.log() < rows.bound
 
 
 def _follow_stops(rows: Rows, taken: Tensor) -> None:

@@ -31,7 +31,7 @@ def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, arch
     if decide is not None:
         monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.full(r.shape, decide))
     model = tiny_model(architecture=architecture, dtype=torch.float64, sharpness=2.0)
-    chains = run(model)
+    chains = run(model, dataclasses.replace(CONFIG, reject_early=decide is None))
     assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
     for chain in chains:
         logits = logits_after(model, chain)
@@ -69,7 +69,7 @@ def test_cache_holds_the_accepted_response_after_every_poll():
 
 def test_always_rejecting_returns_the_extension(monkeypatch):
     model = tiny_model(sharpness=2.0)
-    one_stage = dataclasses.replace(CONFIG, block_size=18)
+    one_stage = dataclasses.replace(CONFIG, block_size=18, reject_early=False)
     plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
     monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
     rejected = run(model, one_stage)

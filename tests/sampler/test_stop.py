@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
@@ -17,21 +15,10 @@ from dps.sampler.stop import StopTable, before_stop, open_stops, stop_tokens, to
 from dps.testing import ToyModel, assert_follows, reference_law, responses, sample_chains, total_variation, toy_of
 from dps.text import AddedText
 from tests.sampler.chains import sampled_chains as sample
-from tests.sampler.models import tiny_model
+from tests.sampler.models import tiny_model, with_tokenizer
 from tests.sampler.test_exactness import FINAL, PAPER
 from tests.tokenizer_kinds import ALL, EXACT, TEXTS
 from tests.tokenizer_kinds import byte_level as byte_level_kind
-
-LETTERS = ["[E]", "a", "b"]
-
-
-def with_tokenizer(language_model, names=LETTERS):
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
-    )
-    backend.decoder = tokenizers.decoders.Fuse()  # without a decoder the text would have spaces between the tokens
-    return replace(language_model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=names[0]))
-
 
 pieces = st.lists(st.text("abé\n", max_size=4).map(str.encode), min_size=1, max_size=6)
 strings = st.lists(st.text("abé\n", min_size=1, max_size=5), min_size=1, max_size=4)
