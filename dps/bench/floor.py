@@ -26,13 +26,9 @@ def position_bytes(model: LanguageModel) -> int:
 
 
 def floor_s(model: LanguageModel, *, num_steps: int, num_read_positions: int, bandwidth: float) -> float:
-    """Return the least seconds of decoding steps.
+    """Return the least seconds of so many steps, whose rows read so many positions of keys and values in all.
 
-    Args:
-        model: The language model.
-        num_steps: Steps.
-        num_read_positions: Positions of keys and values that the generated tokens had to read, all rows together.
-        bandwidth: Bytes per second, reading and writing counted alike.
+    ``bandwidth`` is bytes per second, reading and writing counted alike.
     """
     return (num_steps * weight_bytes(model) + num_read_positions * position_bytes(model)) / bandwidth
 

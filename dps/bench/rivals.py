@@ -42,12 +42,8 @@ def reference_chain(
 
     The acceptance rule is the published one, over the overlap of the suffixes, and its law is therefore not p^alpha.
 
-    Args:
-        model: The language model.
-        prompt: Token ids.
-        config: Block size, T_max, steps, alpha and proposal temperature are read; the schedule is the published one.
-        seed: Of the chain's random numbers; the global ones are left as they were.
-        budget_s: Stop before the next proposal when so many seconds have passed.
+    Of the settings, block size, T_max, steps, alpha and proposal temperature are read. The global random numbers are
+    left as they were. Stops before the next proposal when ``budget_s`` seconds have passed.
     """
     cuts, chain, ends = random.Random(seed), ReferenceChain(), set(model.eos_ids)
     values: list[tuple[float, float]] = []  # log g and alpha log p of each token
@@ -127,16 +123,8 @@ def batched_generate(
 ) -> tuple[int, float]:
     """Sample one response to each prompt in one batch with transformers' own ``generate``.
 
-    Args:
-        model: The language model.
-        prompts: Token ids, padded on the left.
-        temperature: Of the samples.
-        max_new_tokens: Their longest length.
-        seed: Of the random numbers; the global ones are left as they were.
-        stop_at_eos: Whether a response ends at EOS; random weights have none to speak of.
-
-    Returns:
-        Tokens of all responses up to and including their EOS, and the seconds that it took, the device synchronized.
+    The global random numbers are left as they were. Random weights have no EOS to speak of: ``stop_at_eos`` false.
+    Returns the tokens of all responses up to and including their EOS, and the seconds, the device synchronized.
     """
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), model.eos_ids[0])

@@ -137,7 +137,8 @@ def _harvest(setting: _Setting, *, rows: int | None, workers: int) -> dict[str, 
         done = subprocess.run(command, capture_output=True, text=True)
         command_s = time.perf_counter() - started
         if done.returncode:
-            raise InputError(f"The harvest to be measured failed: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, no message."]
+            raise InputError(f"The harvest to be measured failed: {said[-1]}")
         last = json.loads((output / PROGRESS).read_text().splitlines()[-1])
         manifest = Store.open(output).manifest
     return {

@@ -61,13 +61,7 @@ class RowCache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, positions: int, *, kernels: Any = None) -> None:
-        """Allocate R rows of S positions, prompt and response together.
-
-        Args:
-            model: The model; its layers must all attend to all earlier positions within ``positions``.
-            rows: R.
-            positions: S.
-            kernels: The package ``dps.sampler.kernels`` where it can run, else None.
+        """Allocate R rows of S positions, prompt and response together; ``kernels`` is the package where it can run.
 
         Raises:
             InputError: If the model has layers that cannot be rewound position by position, or lies on several devices.

@@ -207,6 +207,7 @@ class Engine:
         check_room(len(request.prompt), self.config, self.positions)
         (self._pending.appendleft if first else self._pending.append)(request)
 
+    @torch.inference_mode()  # rows that were made anew within ``poll`` cannot be written outside
     def cancel(self, keys: Collection[Hashable]) -> list[Cancelled]:
         """Give chains up: those that wait never start, those that run leave their rows and are returned.
 
@@ -326,6 +327,11 @@ class Engine:
         chains = []
         for row, finished in zip(rows, self._rows.read(rows) if rows else [], strict=True):
             seat, self._seats[row] = self._seats[row], None
+            if not np.isfinite(finished.base_logprobs).all():
+                raise InputError(
+                    f"The model {self.model.name} says nothing of some tokens: its logits are not numbers. Choose "
+                    "another model.dtype (float16 overflows where bfloat16 does not), or check the weights."
+                )
             if finished.early:
                 ending = "early"
             elif int(finished.tokens[-1]) in self.model.eos_ids:

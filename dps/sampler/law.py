@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dps.sampler.settings import AcceptRule, SamplerConfig
+from dps.sampler.settings import ENTROPY_FLOOR, AcceptRule, SamplerConfig
 
 # -- target and proposal: next-token laws ------------------------------------------------------------------------------
 
@@ -48,7 +48,8 @@ def sample_token(logprobs: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logprobs.double().exp().cumsum(-1)
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
+    token = torch.searchsorted(cumulative, torch.minimum(uniform[:, None] * total, below_total), right=True)[:, 0]
+    return token.clamp(max=logprobs.shape[1] - 1)  # only what is no number leads beyond: the engine refuses it
 
 
 def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,9 +134,62 @@ def log_accept_ratio(new: Suffix, old: Suffix, alpha: float, rule: AcceptRule = 
 def accept(uniform: Tensor, log_ratio: Tensor) -> Tensor:
     """Accept with probability ``min(1, exp(log_ratio))``.
 
-    The number ``u`` depends on nothing of the proposal, and may be drawn before it.
+    The number ``u`` depends on nothing of the proposal, and is drawn before it.
     """
     return uniform.log() < log_ratio
+
+
+# -- rejecting early: a proposal whose rejection is certain need not be finished ---------------------------------------
+
+_SLACK = 1e-5
+"""Nats by which rounding may raise a token's term, times alpha: float32 log-probabilities are good to a tenth."""
+
+
+class EarlyTerms(NamedTuple):
+    """What a token of a proposal adds to ``evidence``, a sum that never grows, and to ``weight``, which never shrinks.
+
+    The log ratio of a proposal that ended here would be ``evidence - log weight`` less what the old response has of it,
+    so once this is below ``log u`` it stays there.
+    """
+
+    base: float
+    """Times log p, to the evidence."""
+    proposal: float
+    """Times log g, to the evidence."""
+    entropy: float
+    """Times the entropy, to the weight of the cut's law."""
+    token: float
+    """To that weight."""
+
+
+def early_terms(config: SamplerConfig) -> EarlyTerms | None:
+    """Return the terms by which a proposal is rejected early; None where that is off or nothing is certain.
+
+    ``alpha log p - log g`` of a token is at most 0 for a proposal temperature in [1/alpha, 1].
+    """
+    if not config.reject_early:
+        return None
+    if config.accept_rule == "max_swap":
+        return EarlyTerms(1.0, 0.0, 0.0, 0.0)
+    if not 1 / config.alpha <= config.temperature <= 1:
+        return None
+    cut = (1.0, ENTROPY_FLOOR) if config.cut_law == "entropy" else (0.0, 1.0)
+    return EarlyTerms(config.alpha, -1.0, *cut)
+
+
+def early_bound(uniform: Tensor, old: Suffix, room: Tensor, config: SamplerConfig) -> Tensor:
+    """Return what ``evidence - log weight`` must fall below for the rejection to be certain, (B,).
+
+    Args:
+        uniform: The number ``u`` of the step, drawn before the proposal.
+        old: Of the response that the proposal would replace.
+        room: Tokens that the proposal may have, (B,): as often may a term be rounded up.
+        config: The sampler's settings.
+    """
+    slack = _SLACK * config.alpha * room
+    if config.accept_rule == "max_swap":
+        return old.base - slack
+    return uniform.log() + (config.alpha * old.base - old.proposal + old.cut) - slack
 
 
 # -- schedule: what follows a step -------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dps.sampler.settings import SamplerConfig
+from dps.sampler.law import early_terms
+from dps.sampler.settings import LENGTH_BITS, SamplerConfig
 from dps.sampler.stop import StopTable
 from dps.sampler.streams import uniform
 from feature_store.records import StepTrace
@@ -23,13 +24,12 @@ _COUNTED = ("position", "draws", "generated", "useful_steps")
 """Fields that grow by one with every token; they lie together so that one addition moves them all."""
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length",
+    "forced_length", "rejected_early",
 )  # fmt: skip
+_NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight")
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
-_TRACE_BITS = 20
-"""Bits of each of horizon, length and cut in a packed step record; responses are shorter than 2^20 tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ class Responses:
 
 
 class Rows:
-    """State of R rows: every field is a tensor of shape (R,), int64 or (the last five) bool.
+    """State of R rows: every field is a tensor of shape (R,), int64, float64 or (the last five) bool.
 
     Positions count from the prompt's first token; lengths, horizons and forced lengths count response tokens.
     """
@@ -92,6 +92,14 @@ class Rows:
     accepted: Tensor  # Metropolis-Hastings steps accepted
     read_positions: Tensor  # key/value positions that attention read for this row's tokens since the host last looked
     forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
+    rejected_early: Tensor  # proposals stopped once their rejection was certain
+    number: Tensor  # u of the step that is under way, drawn before its proposal
+    old_base: Tensor  # log p of the response from the cut on; likewise what ``law.Suffix`` has beside it
+    old_proposal: Tensor
+    old_cut: Tensor
+    bound: Tensor  # ``law.early_bound`` of the step, -inf while nothing can be rejected
+    evidence: Tensor  # what the proposal's tokens have added so far, see ``law.EarlyTerms``
+    weight: Tensor
     occupied: Tensor  # a chain has this row
     active: Tensor  # the row is generating
     extending: Tensor  # what is generated extends the response; otherwise it is a proposal
@@ -124,19 +132,22 @@ class Rows:
         self._hold(
             torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device),
             torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device),
+            torch.zeros((len(_NUMBERS), rows), dtype=torch.float64, device=device),
         )
+        terms = early_terms(config)
+        self.terms = None if terms is None else torch.tensor(terms, dtype=torch.float64, device=device)
 
-    def _hold(self, integers: Tensor, flags: Tensor) -> None:
+    def _hold(self, integers: Tensor, flags: Tensor, numbers: Tensor) -> None:
         """Let the fields be the lines of these tables."""
-        self._integers, self._flags = integers, flags
-        for names, table in ((_INTEGERS, integers), (_FLAGS, flags)):
+        self._integers, self._flags, self._numbers = integers, flags, numbers
+        for names, table in ((_INTEGERS, integers), (_FLAGS, flags), (_NUMBERS, numbers)):
             for name, line in zip(names, table.unbind(), strict=True):
                 setattr(self, name, line)
 
     def first(self, count: int) -> Rows:
         """Return the first ``count`` rows, as views."""
         part = copy.copy(self)
-        part._hold(self._integers[:, :count], self._flags[:, :count])
+        part._hold(self._integers[:, :count], self._flags[:, :count], self._numbers[:, :count])
         part._trace_moves, part._trace_logprob = self._trace_moves[:count], self._trace_logprob[:count]
         part.live, part.saved = self.live.first(count), self.saved.first(count)
         return part
@@ -156,8 +167,8 @@ class Rows:
         """
         slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
         # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
-        lengths = torch.add(length, self.horizon, alpha=1 << _TRACE_BITS)
-        move = torch.add(self.cut - self.start, lengths, alpha=1 << _TRACE_BITS)
+        lengths = torch.add(length, self.horizon, alpha=1 << LENGTH_BITS)
+        move = torch.add(self.cut - self.start, lengths, alpha=1 << LENGTH_BITS)
         self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
         self._trace_logprob.scatter_(1, slot, logprob[:, None])
 
@@ -178,6 +189,7 @@ class Rows:
         self._integers[:, where] = torch.from_numpy(columns).to(device)
         flags = dict.fromkeys(_FLAGS, False) | {"occupied": True, "active": True, "extending": True}
         self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
+        self.bound[where] = -torch.inf
         ids = torch.from_numpy(tokens).to(device)
         for responses in (self.live, self.saved):
             responses.tokens[where, : ids.shape[1]] = ids
@@ -187,7 +199,7 @@ class Rows:
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows; the sources become free."""
         source, target = (torch.tensor(rows, device=self.index.device) for rows in (sources, targets))
-        for table in (self._integers, self._flags):
+        for table in (self._integers, self._flags, self._numbers):
             table[:, target] = table[:, source]
         for trace in (self._trace_moves, self._trace_logprob):
             trace[target] = trace[source]
@@ -238,7 +250,10 @@ class Rows:
     def read(self, rows: list[int]) -> list[Finished]:
         """Copy the accepted responses of these rows to the host and free the rows."""
         where = torch.tensor(rows, device=self.index.device)
-        counts = (self.start, self.length, self.generated, self.proposed, self.accepted, self.early.long())
+        counts = (
+            self.start, self.length, self.generated, self.proposed, self.accepted, self.rejected_early,
+            self.early.long(),
+        )  # fmt: skip
         integers = torch.stack([field[where] for field in counts]).cpu().numpy()
         tokens = self.saved.tokens[where].cpu().numpy()
         values = self.saved.values[:, where].cpu().numpy()
@@ -246,7 +261,9 @@ class Rows:
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         self._free(where)
         found = []
-        for line, (start, length, generated, proposed, accepted, early) in enumerate(integers.T.tolist()):
+        for line, (start, length, generated, proposed, accepted, rejected_early, early) in enumerate(
+            integers.T.tolist()
+        ):
             span = slice(start, start + length)
             base, proposal, entropy, top = (kind[line, span].copy() for kind in values)
             found.append(
@@ -259,6 +276,7 @@ class Rows:
                     num_generated_tokens=generated,
                     mh_proposed=proposed,
                     mh_accepted=accepted,
+                    mh_rejected_early=rejected_early,
                     steps=_unpack(moves[line, :proposed], logprob[line, :proposed]),
                     stopped=states is not None and states[line, start + length - 1] == self.stops.matched,
                     early=bool(early),
@@ -299,6 +317,8 @@ class Finished:
     """Metropolis-Hastings steps taken."""
     mh_accepted: int
     """Steps accepted."""
+    mh_rejected_early: int
+    """Steps whose proposal was stopped because its rejection was certain."""
     steps: StepTrace
     """These steps one by one."""
     stopped: bool
@@ -309,10 +329,10 @@ class Finished:
 
 def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:
     """Return the step records that ``Rows.record`` packed."""
-    mask = (1 << _TRACE_BITS) - 1
+    mask = (1 << LENGTH_BITS) - 1
     return StepTrace(
-        horizon=(moves >> (2 * _TRACE_BITS + 1)).astype(np.int32),
-        length=(moves >> (_TRACE_BITS + 1) & mask).astype(np.int32),
+        horizon=(moves >> (2 * LENGTH_BITS + 1)).astype(np.int32),
+        length=(moves >> (LENGTH_BITS + 1) & mask).astype(np.int32),
         cut_position=(moves >> 1 & mask).astype(np.int32),
         accepted=(moves & 1).astype(bool),
         logprob=logprob.copy(),

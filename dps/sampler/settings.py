@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dps.errors import InputError
 
@@ -11,6 +12,10 @@ Schedule = Literal["paper", "final-horizon"]
 CutLaw = Literal["uniform", "entropy"]
 AcceptRule = Literal["metropolis", "max_swap"]
 EarlyStop = Literal["none", "entropy", "perplexity", "self_confidence"]
+_WORDS = {
+    name: get_args(words)
+    for name, words in dict(schedule=Schedule, cut_law=CutLaw, accept_rule=AcceptRule, early_stop=EarlyStop).items()
+}
 EARLY_STOP_THRESHOLDS = {"entropy": 1.0, "perplexity": 3.0, "self_confidence": 0.8}
 """The published ones; at most for the first two, at least for the third."""
 ForwardPath = Literal["auto", "eager", "unchanged", "fused"]
@@ -18,6 +23,9 @@ ForwardPath = Literal["auto", "eager", "unchanged", "fused"]
 
 SMALLEST_BATCH = 8
 """Fewest rows of a step: a CPU's logits of one row are the same in every batch from here up, not below."""
+
+LENGTH_BITS = 20
+"""Bits of a response's length where steps are recorded, see ``rows``."""
 
 ENTROPY_FLOOR = 0.05
 """Nats added to every entropy by the cut law ``entropy``, so that no position is out of reach."""
@@ -54,6 +62,9 @@ class SamplerConfig:
     """Where a step cuts: `uniform` over the response, or in proportion to the base model's `entropy` there."""
     accept_rule: AcceptRule = "metropolis"
     """`metropolis` is exact; `max_swap` accepts only what is more likely: the limit of infinite alpha, a search."""
+    reject_early: bool = True
+    """Stop a proposal once its rejection is certain: the same chains for fewer tokens. It does nothing for `metropolis`
+    with a proposal temperature outside 1/alpha to 1."""
     early_stop: EarlyStop = "none"
     """End a chain after a stage once the mean of this metric over its response passes the threshold. A baseline: what
     comes out is no draw from p^alpha."""
@@ -88,14 +99,20 @@ class SamplerConfig:
 
     def check(self) -> SamplerConfig:
         """Return self; raise InputError with one sentence for settings that cannot be meant."""
-        if not self.alpha >= 1:
-            raise InputError(f"alpha must be at least 1 (the target is p^alpha), got {self.alpha:g}.")
-        if not self.temperature > 0:
-            raise InputError(f"proposal_temperature must be above 0, got {self.temperature:g}.")
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                known = f"{', '.join(words[:-1])} or {words[-1]}"
+                raise InputError(f"{name} must be {known}, got {getattr(self, name)!r}.")
+        if not 1 <= self.alpha < math.inf:
+            raise InputError(f"alpha must be at least 1 and finite (the target is p^alpha), got {self.alpha:g}.")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"proposal_temperature must be above 0 and finite, got {self.temperature:g}.")
         if self.block_size < 1 or self.max_new_tokens < 1:
             raise InputError(
                 f"block_size and max_new_tokens must be at least 1, got {self.block_size} and {self.max_new_tokens}."
             )
+        if self.max_new_tokens >> LENGTH_BITS:
+            raise InputError(f"max_new_tokens must be below {1 << LENGTH_BITS}, got {self.max_new_tokens}.")
         if self.max_new_tokens % self.block_size:
             raise InputError(
                 f"block_size must divide max_new_tokens, got {self.block_size} and {self.max_new_tokens}: "
@@ -110,8 +127,6 @@ class SamplerConfig:
             raise InputError(
                 "num_final_steps is read only by schedule: final-horizon; remove it or change the schedule."
             )
-        if self.early_stop not in ("none", *EARLY_STOP_THRESHOLDS):
-            raise InputError(f"early_stop must be none, {', '.join(EARLY_STOP_THRESHOLDS)}, got {self.early_stop!r}.")
         if self.early_stop == "none" and self.early_stop_threshold is not None:
             raise InputError("early_stop_threshold is read only with early_stop; remove it or name the metric there.")
         if self.early_stop_min_tokens < 1:

@@ -15,6 +15,7 @@ from dps.sampler.law import (
     accept,
     cut_logprob,
     cut_position,
+    early_bound,
     log_accept_ratio,
     next_move,
     stops_early,
@@ -26,21 +27,17 @@ from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 
 
 def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -> None:
-    """Settle every row whose proposal has ended; the others stay as they are.
-
-    Args:
-        rows: The rows.
-        config: The sampler's settings.
-        is_eos: Which tokens end a response: bool, shape (V,).
-        cache: The rows' keys and values.
-    """
+    """Settle every row whose proposal has ended; the others stay as they are. ``is_eos`` is bool, shape (V,)."""
     ended = rows.occupied & ~(rows.active | rows.finished)
     proposed = ended & ~rows.extending
     generated = rows.position + 1 - rows.start
     from_cut = rows.index >= rows.cut[:, None]
+    # A proposal that was stopped early is decided as if it had ended there: its rejection is certain, so the same.
     new = _suffix(rows, rows.live, generated, from_cut, config)
-    old = _suffix(rows, rows.saved, rows.length.clamp(min=1), from_cut, config)
-    verdict = accept(_draw(rows, proposed), log_accept_ratio(new, old, config.alpha, config.accept_rule))
+    old = Suffix(rows.old_base, rows.old_proposal, rows.old_cut)
+    verdict = accept(rows.number, log_accept_ratio(new, old, config.alpha, config.accept_rule))
+    # The numbers of tokens that a proposal did not need are passed over: no later number depends on where it ended.
+    rows.draws.add_(torch.where(proposed, rows.horizon - generated, 0))
     accepted = ended & (rows.extending | verdict)
 
     before = rows.length.clone()
@@ -83,15 +80,9 @@ def _put_in_place(
 ) -> None:
     """Make accepted proposals the response, and put the response back where a rejected proposal has overwritten it.
 
-    Args:
-        rows: The rows.
-        accepted: bool, shape (R,).
-        rejected: bool, shape (R,).
-        suffix: The positions of the response from the cut on, bool, shape (R, S + 1).
-        stop: Where the response ends, shape (R,). Its last token was not fed, so keys and values end before it.
-        cache: The rows' keys and values.
+    ``suffix``, bool (R, S + 1), are the response's positions from the cut on; it ends before ``stop``.
     """
-    first, last = rows.cut - 1, stop - 1
+    first, last = rows.cut - 1, stop - 1  # the last token was not fed: keys and values end before it
     rows.saved.take(rows.live, suffix & accepted[:, None])
     cache.move(cache.live, cache.saved, accepted, first, last)
     rows.live.take(rows.saved, suffix & rejected[:, None])
@@ -118,6 +109,7 @@ def _start_next(rows: Rows, ended: Tensor, stop: Tensor, config: SamplerConfig, 
     else:
         cut = cut_position(number, rows.length)
     cut = torch.where(move.propose, rows.start + cut, stop)
+    _prepare_step(rows, ended, move.propose, cut, move.horizon, config)
     over = ended & move.finished
     if config.early_stop != "none":
         # Asked between stages only: where the chain goes on by extending.
@@ -131,6 +123,32 @@ def _start_next(rows: Rows, ended: Tensor, stop: Tensor, config: SamplerConfig, 
     torch.where(ended, move.extend, rows.extending, out=rows.extending)
     torch.where(ended, ~over, rows.active, out=rows.active)
     rows.finished.logical_or_(over)
+
+
+def _prepare_step(
+    rows: Rows, ended: Tensor, propose: Tensor, cut: Tensor, horizon: Tensor, config: SamplerConfig
+) -> None:
+    """Draw u of the rows that ``propose``, and note what their proposals are compared with: now, and token by token."""
+    number = _draw(rows, ended & propose)
+    old = _suffix(rows, rows.saved, rows.length.clamp(min=1), rows.index >= cut[:, None], config)
+    fields = [
+        (rows.number, number),
+        (rows.old_base, old.base),
+        (rows.old_proposal, old.proposal),
+        (rows.old_cut, old.cut),
+    ]
+    if rows.terms is not None:
+        bound = early_bound(number, old, rows.start + horizon - cut, config)
+        if config.accept_rule == "max_swap":
+            weight = torch.ones_like(bound)
+        elif config.cut_law == "entropy":
+            weight = _weights(rows, rows.saved, cut).sum(-1)
+        else:
+            weight = (cut - rows.start).double()
+        bound = torch.where(propose, bound, -torch.inf)
+        fields += [(rows.bound, bound), (rows.evidence, torch.zeros_like(bound)), (rows.weight, weight)]
+    for field, value in fields:
+        torch.where(ended, value, field, out=field)
 
 
 def _means(rows: Rows, stop: Tensor) -> Tensor:

@@ -32,17 +32,10 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
 
 
 def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
-    """Draw each active row's next token from the proposal and bring the row up to date.
+    """Draw each active row's next token from the proposal at that temperature and bring the row up to date.
 
-    Takes one number of each active row's random stream; rows that are not active stay as they are.
-
-    Args:
-        logits: The model's logits, shape (B, V).
-        rows: The B rows.
-        temperature: The proposal's temperature.
-        is_eos: Which tokens end a response: bool, shape (V,).
-        eos: One that does, for rows of forced length.
-        not_eos: One that does not.
+    Takes one number of each active row's random stream; rows that are not active stay as they are. ``is_eos``, bool
+    (V,), says which tokens end a response; ``eos`` is one of them and ``not_eos`` another, for rows of forced length.
     """
     active = rows.active
     drawn, values = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws))
@@ -62,16 +55,25 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     taken = active.long()
     rows.read_positions.add_(taken * following)
     rows.count(taken)
-    active.logical_and_(~(ended | (size >= rows.horizon)))
+    goes_on = active & ~(ended | (size >= rows.horizon))
+    if rows.terms is not None:
+        doomed = _is_doomed(rows, values, active)
+        rows.rejected_early.add_(goes_on & doomed)
+        goes_on = goes_on & ~doomed
+    active.copy_(goes_on)
+
+
+def _is_doomed(rows: Rows, values: Tensor, taken: Tensor) -> Tensor:
+    """Add the terms of the tokens that were ``taken``; return whose proposals are certain to be rejected, bool (R,)."""
+    base_logprob, proposal_logprob, entropy, _ = values
+    of_base, of_proposal, of_entropy, of_token = rows.terms
+    rows.evidence.add_(torch.where(taken, of_base * base_logprob + of_proposal * proposal_logprob, 0.0))
+    rows.weight.add_(torch.where(taken, of_entropy * entropy + of_token, 0.0))
+    return rows.evidence - rows.weight.log() < rows.bound
 
 
 def _follow_stops(rows: Rows, taken: Tensor) -> None:
-    """Note how far a stop string has come with the token that each row has drawn, and end the rows that completed one.
-
-    Args:
-        rows: The rows, after ``advance``.
-        taken: Which of them drew a token: bool, shape (R,).
-    """
+    """Note how far a stop string has come in the rows that have ``taken`` a token; end those that completed one."""
     states, slot = rows.live.states, rows.position[:, None]
     token = rows.live.tokens.gather(1, slot)[:, 0]
     before = states.gather(1, (slot - 1).clamp(min=0))[:, 0]

@@ -49,11 +49,8 @@ class StopTable:
     ) -> StopTable:
         """Make the table of stop strings, at least one and none empty.
 
-        Args:
-            strings: The stop strings.
-            pieces: The bytes of each token's text, see :func:`token_bytes`.
-            device: Where.
-            ending: Tokens that complete a stop string whatever stands before them, see :func:`stop_tokens`.
+        ``pieces`` are the bytes of each token's text (:func:`token_bytes`), ``ending`` the tokens that complete a stop
+        string whatever stands before them (:func:`stop_tokens`).
         """
         delta = _automaton([string.encode() for string in strings])
         lengths = np.array([len(piece) for piece in pieces])

@@ -226,13 +226,14 @@ def assert_follows(
     """
     counts = Counter(drawn)
     number = sum(counts.values())
-    for response in counts:
-        if response not in set(states):
-            raise AssertionError(f"{response} was drawn {counts[response]} times, but it is no response.")
+    if number < 1:
+        raise AssertionError("Expected at least one drawn response, got none.")
+    for response in counts.keys() - set(states):
+        raise AssertionError(f"{response} was drawn {counts[response]} times, but it is no response.")
     observed = np.array([counts[state] for state in states]) / number
     off = np.abs(observed - law) / standard_errors(law, number)
     worst = int(off.argmax())
-    if off[worst] >= most:
+    if not off[worst] < most:
         raise AssertionError(
             f"{states[worst]} has probability {law[worst]:.6g} and came in {observed[worst]:.6g} of {number:,} draws: "
             f"{off[worst]:.1f} standard errors away, {most:g} are allowed."

@@ -14,7 +14,7 @@ from dps.bench.config import BenchConfig
 from dps.bench.floor import floor_s, position_bytes, weight_bytes
 from dps.bench.records import Record, Records, print_table
 from dps.bench.rivals import batched_generate, count_tokens, reference_chain
-from dps.bench.run import forced_lengths
+from dps.bench.run import bench, forced_lengths
 from dps.commands.options import parse, parser_of
 from dps.errors import InputError
 from dps.model import load_model
@@ -194,6 +194,13 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
     after = {record["name"]: record for record in json.loads((tmp_path / "bench.json").read_text())["records"]}
     assert after["reference"] == records["reference"]
     assert list(after) == list(records)
+
+
+def test_a_harvest_that_dies_without_a_word_ends_in_a_sentence(tmp_path, monkeypatch):
+    died = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: died)
+    with pytest.raises(InputError, match="harvest to be measured failed: exit code -9, no message"):
+        bench(BenchConfig(output=str(tmp_path), cases=("harvest",)))
 
 
 @pytest.mark.parametrize(

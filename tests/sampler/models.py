@@ -1,7 +1,10 @@
 """Tiny random transformers that the real sampler runs on."""
 
+from dataclasses import replace
+
+import tokenizers
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dps.model import LanguageModel
 
@@ -42,3 +45,14 @@ def tiny_model(
     if dtype is not None:
         model = model.to(dtype)
     return LanguageModel(model=model, tokenizer=NoTokenizer(), name=f"tiny-{architecture}", source=None)
+
+
+LETTERS = ["[E]", "a", "b"]
+
+
+def with_tokenizer(language_model, names=LETTERS):
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
+    )
+    backend.decoder = tokenizers.decoders.Fuse()  # without a decoder the text would have spaces between the tokens
+    return replace(language_model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=names[0]))

@@ -14,9 +14,8 @@ from dps.sampler.streams import stream_key
 from dps.testing import assert_follows, reference_law, responses, sample_chains, toy_of
 
 from .chains import requests_of
-from .models import tiny_model
+from .models import tiny_model, with_tokenizer
 from .test_exactness import FINAL, PAPER
-from .test_stop import with_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,7 +77,7 @@ def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkey
     """A few rows at a time, whose rejected proposals are often shorter than the response to which the rows return."""
     if decide == "coin":
         monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.3)
-    config = SamplerConfig(alpha=1.5, block_size=256, max_new_tokens=1536, num_mh_steps=3)
+    config = SamplerConfig(alpha=1.5, block_size=256, max_new_tokens=1536, num_mh_steps=3, reject_early=decide == "law")
     model = on_cuda(tiny_model(vocabulary=600, sharpness=2.0, positions=2048, seed=4))
     chains = requests_of(range(50), seed=5)
     recorded, unrecorded = (Engine(model, config, rows=8, prompt_room=8, graphs=graphs) for graphs in (True, False))

@@ -31,7 +31,7 @@ def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, arch
     if decide is not None:
         monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.full(r.shape, decide))
     model = tiny_model(architecture=architecture, dtype=torch.float64, sharpness=2.0)
-    chains = run(model)
+    chains = run(model, dataclasses.replace(CONFIG, reject_early=decide is None))
     assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
     for chain in chains:
         logits = logits_after(model, chain)
@@ -69,7 +69,7 @@ def test_cache_holds_the_accepted_response_after_every_poll():
 
 def test_always_rejecting_returns_the_extension(monkeypatch):
     model = tiny_model(sharpness=2.0)
-    one_stage = dataclasses.replace(CONFIG, block_size=18)
+    one_stage = dataclasses.replace(CONFIG, block_size=18, reject_early=False)
     plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
     monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
     rejected = run(model, one_stage)
@@ -94,25 +94,18 @@ def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
             same(one, other)
 
 
-def test_responses_are_legal_and_end_at_the_first_eos():
+@pytest.mark.parametrize("eos", [(0,), (0, 3, 5)], ids=str)
+def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set(eos):
     model = tiny_model(sharpness=2.0)
-    for chain in run(model, count=64, rows=32):
-        eos = [i for i, t in enumerate(chain.tokens.tolist()) if t in model.eos_ids]
-        assert len(chain.tokens) <= CONFIG.max_new_tokens
-        if chain.ending == "eos":
-            assert eos == [len(chain.tokens) - 1]
-        else:
-            assert eos == []
-            assert len(chain.tokens) == CONFIG.max_new_tokens
-
-
-def test_every_token_of_an_eos_set_ends_a_response():
-    model = tiny_model(sharpness=2.0)
-    model.model.generation_config.eos_token_id = [0, 3, 5]
+    model.model.generation_config.eos_token_id = list(eos)
     chains = run(model, count=64, rows=32)
-    assert model.eos_ids == (0, 3, 5)
-    assert {int(c.tokens[-1]) for c in chains if c.ending == "eos"} == {0, 3, 5}
-    assert not any(set(c.tokens[:-1].tolist()) & {0, 3, 5} for c in chains)
+    assert model.eos_ids == eos
+    assert {int(c.tokens[-1]) for c in chains if c.ending == "eos"} == set(eos)
+    for chain in chains:
+        assert not set(chain.tokens[:-1].tolist()) & set(eos)
+        if chain.ending == "length":
+            assert len(chain.tokens) == CONFIG.max_new_tokens
+    assert len(eos) > 1 or "length" in {c.ending for c in chains}
 
 
 def test_schedules_take_the_stated_number_of_steps(monkeypatch):
@@ -228,6 +221,35 @@ def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monke
     assert "ran out of memory with 16 rows; sampling goes on with 8" in said[1]
     assert engine.rows == 8
     assert [chains[i].tokens.tolist() for i in range(40)] == [c.tokens.tolist() for c in expected]
+
+
+def test_chains_can_be_given_up_after_running_out_of_memory(monkeypatch):
+    settle, steps = engine_module.settle, 0
+
+    def scarce(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise torch.OutOfMemoryError("out of memory")
+        settle(*args)
+
+    monkeypatch.setattr(engine_module, "settle", scarce)
+    engine = Engine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8)
+    for request in requests_of(range(20)):
+        engine.submit(request)
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        engine.poll()
+    engine.poll(1)
+    running = engine.num_running
+    assert engine.rows == 16
+    assert len(engine.cancel({3, 4})) == running - engine.num_running == 2
+
+
+def test_logits_that_are_not_numbers_end_in_a_sentence():
+    model = tiny_model()
+    model.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="says nothing of some tokens: its logits are not numbers"):
+        run(model, count=2)
 
 
 def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monkeypatch):

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from dps.sampler.law import (
+    Suffix,
     base_logprobs,
     cut_logprob,
     cut_position,
+    early_bound,
+    early_terms,
+    entropies,
+    log_accept_ratio,
+    proposal_logprobs,
     sample_token,
     weighted_cut_logprob,
     weighted_cut_position,
@@ -33,7 +39,7 @@ from dps.testing import (
 )
 
 from .chains import logits_after, logprobs_of, sampled_chains
-from .models import tiny_model
+from .models import tiny_model, with_tokenizer
 
 
 class WithoutCutTerm(SamplerKernel):
@@ -216,6 +222,101 @@ def test_sampler_follows_the_enumerated_finite_step_law(settings):
     for changes in others:
         other = reference_law(toy, replace(config, **changes))
         assert (np.abs(other - expected) / standard_errors(expected, count)).max() > 14
+
+
+EARLY = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=6)
+
+
+def with_and_without_rejecting_early(config, stop_strings=()):
+    """Return the same chains of both kinds, in pairs."""
+    model = with_tokenizer(tiny_model(sharpness=2.0), names=list("_abcdefghijk"))
+    both = (
+        sampled_chains(model, replace(config, reject_early=early), (3, 5, 7), range(48), 16, stop_strings)
+        for early in (True, False)
+    )
+    return list(zip(*(chains.values() for chains in map(by_number, both)), strict=True))
+
+
+def by_number(chains):
+    return {number: chains[number] for number in sorted(chains)}
+
+
+def same_steps(one, other):
+    fields = ("horizon", "length", "cut_position", "accepted", "logprob")
+    return len(one.steps.accepted) == len(other.steps.accepted) and all(
+        np.array_equal(getattr(one.steps, name), getattr(other.steps, name)) for name in fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "stop_strings"),
+    [
+        (dict(), ()),
+        (dict(schedule="final-horizon"), ("bc", "ab")),
+        (dict(cut_law="entropy"), ()),
+        (dict(accept_rule="max_swap"), ()),
+        (dict(accept_rule="max_swap", proposal_temperature=1.5), ()),
+        (dict(alpha=3.0, proposal_temperature=1.0), ()),
+    ],
+    ids=str,
+)
+def test_rejecting_early_makes_the_same_decisions_with_fewer_tokens(changes, stop_strings):
+    pairs = with_and_without_rejecting_early(replace(EARLY, **changes).check(), stop_strings)
+    for early, late in pairs:
+        assert early.tokens.tolist() == late.tokens.tolist()
+        assert early.ending == late.ending
+        np.testing.assert_array_equal(early.base_logprobs, late.base_logprobs)
+        assert same_steps(early, late)
+        assert late.mh_rejected_early == 0
+        assert early.mh_rejected_early <= early.mh_proposed - early.mh_accepted
+        assert (early.num_generated_tokens < late.num_generated_tokens) == (early.mh_rejected_early > 0)
+    assert sum(early.mh_rejected_early for early, _ in pairs) > 20
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.2])
+def test_nothing_is_rejected_early_where_a_later_token_may_raise_the_ratio(temperature):
+    pairs = with_and_without_rejecting_early(replace(EARLY, proposal_temperature=temperature))
+    assert all(early.mh_rejected_early == 0 and same_steps(early, late) for early, late in pairs)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(cut_law="entropy"), dict(accept_rule="max_swap")], ids=str)
+def test_what_is_summed_token_by_token_is_the_log_ratio_at_the_last(changes):
+    """So a bound that is a little off would be seen, and one that holds for the sums so far holds for the decision."""
+    config = SamplerConfig(alpha=3.0, proposal_temperature=0.5, **changes)
+    logits = 2 * torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits[1, :4] = logits[0, :4]  # what precedes the cut is kept
+    base, proposal = base_logprobs(logits), proposal_logprobs(logits, 0.5)
+    cut, lengths, number = 4, (9, 7), torch.tensor(0.4, dtype=torch.float64)
+    terms = early_terms(config)
+
+    def weight(response, length):
+        return (terms.entropy * entropies(base[response, :length]) + terms.token).sum()
+
+    def suffix(response):
+        span = slice(cut, lengths[response])
+        log_cut = -weight(response, lengths[response]).log()
+        return Suffix(base[response, span, 2].sum(), proposal[response, span, 2].sum(), log_cut)
+
+    old, new = suffix(0), suffix(1)
+    bound = early_bound(number, old, torch.tensor(5), config)
+    evidence = terms.base * new.base + terms.proposal * new.proposal
+    slack = 5e-5 * config.alpha
+    if config.accept_rule == "max_swap":
+        torch.testing.assert_close(evidence - bound - slack, new.base - old.base)
+    else:
+        ratio = log_accept_ratio(new, old, config.alpha)
+        torch.testing.assert_close(evidence + new.cut - bound - slack, ratio - number.log())
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize("cuts", ["uniform", "entropy"])
+def test_early_terms_never_raise_the_ratio(alpha, cuts):
+    logits = torch.randn(500, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    for temperature in (1 / alpha, (1 / alpha + 1) / 2, 1.0):
+        terms = early_terms(SamplerConfig(alpha=alpha, proposal_temperature=temperature, cut_law=cuts))
+        base, proposal = base_logprobs(logits), proposal_logprobs(logits, temperature)
+        assert (terms.base * base + terms.proposal * proposal).max() < 1e-12
+        assert (terms.entropy * entropies(base) + terms.token).min() > 0
 
 
 @pytest.mark.parametrize("changes", [dict(cut_law="entropy"), dict(accept_rule="max_swap")], ids=str)

@@ -91,7 +91,13 @@ def test_rows_at_their_own_positions_equal_a_plain_forward_pass(architecture):
     torch.testing.assert_close(found, logits_at_once(model, PROMPTS, TOKENS), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        name if name in ("Qwen2", "Gemma2", "Phi") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 @torch.inference_mode()
 def test_own_attention_equals_a_plain_forward_pass(architecture):
     model = random_model(architecture, device=DEVICE)
@@ -103,7 +109,7 @@ def test_own_attention_equals_a_plain_forward_pass(architecture):
     assert model.model.config.get_text_config()._attn_implementation == before
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*FUSED, "Gemma"])
 @torch.inference_mode()
 def test_fused_pass_equals_a_plain_forward_pass(architecture):
     model = random_model(architecture, device=DEVICE)
@@ -151,6 +157,7 @@ def test_slower_ways_can_be_asked_for():
     assert open_forward(model.model, RowCache(model.model, 2, 32), None)[1] == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["unchanged", "fused"])
 def test_engine_on_kernels_makes_the_chains_of_the_plain_engine(monkeypatch, path):
     """In single precision the laws differ by rounding only, so nearly all short chains are the same token for token."""
@@ -201,7 +208,7 @@ def test_a_sliding_window_on_every_layer_is_refused_where_it_is_too_short():
         check_rewindable(config, 33)
 
 
-@pytest.mark.parametrize("path", ["eager", "unchanged", "fused"])
+@pytest.mark.parametrize("path", ["eager", "unchanged", pytest.param("fused", marks=pytest.mark.slow)])
 def test_an_engine_gives_its_memory_back(monkeypatch, path):
     model = random_model("Qwen2", device=DEVICE, num_hidden_layers=1, num_key_value_heads=1)
     config = SamplerConfig(alpha=2.0, block_size=2, max_new_tokens=2, num_mh_steps=0)

@@ -13,6 +13,7 @@ import torch
 import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
 from dps.sampler.engine import Engine
+from dps.sampler.law import accept
 from dps.sampler.rows import Rows
 from dps.sampler.settings import SamplerConfig
 from dps.testing import sample_chains
@@ -21,7 +22,7 @@ from .chains import requests_of
 from .models import tiny_model
 from .recordings import RecordedEngine
 
-CONFIG = SamplerConfig(alpha=1.5, block_size=20, max_new_tokens=120, num_mh_steps=3)
+CONFIG = SamplerConfig(alpha=1.5, block_size=20, max_new_tokens=120, num_mh_steps=3, reject_early=False)
 SINGLE_CHAINS = 24  # 200 were tried, too
 LENGTHS = {16, 32, 64, 126}
 """The attended lengths of recordings, by ``small_buckets``."""
@@ -61,7 +62,7 @@ def differing(found, expected):
         ):
             count += 1
             continue
-        for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "ending"):
+        for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "mh_rejected_early", "ending"):
             assert getattr(chain, name) == getattr(other, name)
         np.testing.assert_array_equal(chain.steps.cut_position, other.steps.cut_position)
         np.testing.assert_array_equal(chain.steps.accepted, other.steps.accepted)
@@ -83,20 +84,33 @@ def test_single_chains_are_those_of_an_unrecorded_run_over_every_length(model):
     assert engine.recorded_lengths == LENGTHS
 
 
+FINAL = {"schedule": "final-horizon", "block_size": 120, "num_final_steps": 4}
+ONE_STAGE = {"block_size": 120, "num_mh_steps": 8}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "at_a_time"),
     [
-        {"schedule": "final-horizon", "block_size": 120, "num_final_steps": 4},
-        {"cut_law": "entropy"},
-        {"block_size": 120, "num_mh_steps": 8},
+        (FINAL, 20),
+        pytest.param(FINAL, 3, marks=pytest.mark.slow),
+        pytest.param({"cut_law": "entropy"}, 3, marks=pytest.mark.slow),
+        pytest.param(ONE_STAGE, 20, marks=pytest.mark.slow),
     ],
-    ids=["final-horizon", "entropy", "one-stage"],
+    ids=["final-horizon", "final-horizon-alone", "entropy-alone", "one-stage"],
 )
-@pytest.mark.parametrize("at_a_time", [3, 20])
 def test_a_few_chains_are_those_of_an_unrecorded_run(model, changes, at_a_time):
     different, engine = compared(model, dataclasses.replace(CONFIG, **changes), 20, at_a_time)
     assert different == 0
     assert len(engine.recorded_lengths) > 2
+
+
+def test_recorded_windows_reject_early_where_unrecorded_ones_do(model, monkeypatch):
+    monkeypatch.setattr(settle_module, "accept", accept)
+    config = dataclasses.replace(CONFIG, alpha=2.0, block_size=40, max_new_tokens=40, num_mh_steps=6, reject_early=True)
+    chains = requests_of(range(10), seed=5)
+    expected = sampled(Engine(model, config, rows=16, prompt_room=5), chains, 10)
+    assert differing(sampled(RecordedEngine(model, config, rows=8, prompt_room=5), chains, 10), expected) == 0
+    assert sum(chain.mh_rejected_early for chain in expected) > 5
 
 
 @pytest.mark.slow
@@ -117,5 +131,6 @@ def test_no_row_stands_beyond_what_its_step_attends_to(model, monkeypatch):
         step(rows, length, **others)
 
     monkeypatch.setattr(engine_module, "decode_step", checked)
-    compared(model, CONFIG, 12, 2)
-    assert count > 1000
+    requests = requests_of(range(4), seed=5)
+    sampled(RecordedEngine(model, CONFIG, rows=8, prompt_room=5), requests, 2)
+    assert count > 300

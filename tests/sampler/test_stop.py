@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from dps.errors import InputError
 from dps.sampler.engine import ChainRequest, Engine
@@ -17,21 +15,10 @@ from dps.sampler.stop import StopTable, before_stop, open_stops, stop_tokens, to
 from dps.testing import ToyModel, assert_follows, reference_law, responses, sample_chains, total_variation, toy_of
 from dps.text import AddedText
 from tests.sampler.chains import sampled_chains as sample
-from tests.sampler.models import tiny_model
+from tests.sampler.models import tiny_model, with_tokenizer
 from tests.sampler.test_exactness import FINAL, PAPER
 from tests.tokenizer_kinds import ALL, EXACT, TEXTS
 from tests.tokenizer_kinds import byte_level as byte_level_kind
-
-LETTERS = ["[E]", "a", "b"]
-
-
-def with_tokenizer(language_model, names=LETTERS):
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
-    )
-    backend.decoder = tokenizers.decoders.Fuse()  # without a decoder the text would have spaces between the tokens
-    return replace(language_model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=names[0]))
-
 
 pieces = st.lists(st.text("abé\n", max_size=4).map(str.encode), min_size=1, max_size=6)
 strings = st.lists(st.text("abé\n", min_size=1, max_size=5), min_size=1, max_size=4)
@@ -99,17 +86,23 @@ def test_forced_lengths_do_not_stop():
     assert chains[0].ending == "eos"
 
 
+@pytest.fixture(scope="module")
+def by_stage():
+    """A model, settings, and chains of these settings cut at each stage's end."""
+    base = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=20, num_mh_steps=3)
+    model = tiny_model(sharpness=3.0, seed=4)
+    stages = [sample(model, replace(base, max_new_tokens=4 * s), (3, 5, 7), range(80)) for s in range(1, 6)]
+    return model, base, stages
+
+
 @pytest.mark.parametrize(
     ("metric", "threshold"), [("entropy", 1.1), ("perplexity", 2.1), ("self_confidence", 0.6), ("entropy", None)]
 )
-def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(metric, threshold):
+def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(by_stage, metric, threshold):
     """A chain up to stage s is the same for every T_max, so shorter runs say where the rule must end the longest."""
-    base = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=20, num_mh_steps=3)
+    language_model, base, by_stage = by_stage
     rule = replace(base, early_stop=metric, early_stop_threshold=threshold, early_stop_min_tokens=7).check()
-    language_model = tiny_model(sharpness=3.0, seed=4)
-    prompt, numbers = (3, 5, 7), range(80)
-    found = sample(language_model, rule, prompt, numbers)
-    by_stage = [sample(language_model, replace(base, max_new_tokens=4 * s), prompt, numbers) for s in range(1, 6)]
+    found = sample(language_model, rule, (3, 5, 7), range(80))
     limit = rule.early_stop_threshold_in_force
 
     def past(chain):
@@ -121,7 +114,7 @@ def test_an_early_stop_ends_at_the_first_stage_past_the_threshold(metric, thresh
         return len(chain.tokens) >= 7 and value >= (limit if metric == "self_confidence" else -limit)
 
     endings = Counter()
-    for i in numbers:
+    for i in range(80):
         stages = [chains[i] for chains in by_stage]
         stop = next((s for s in stages[:-1] if s.ending == "eos" or past(s)), stages[-1])
         expected = "early" if stop.ending == "length" and stop is not stages[-1] else stop.ending

@@ -68,13 +68,6 @@ def test_a_kernel_may_be_a_function_or_a_matrix(alpha):
         np.testing.assert_array_equal(transition_matrix(given, MODEL, 3, alpha), kernel.matrix(MODEL, 3, alpha))
 
 
-def test_a_kernel_that_draws_from_the_target_is_the_shortest_exact_one():
-    def draw(model, response, horizon, alpha):
-        return dict(zip(responses(model, horizon), target(model, horizon, alpha), strict=True))
-
-    assert_invariant(draw, MODEL)
-
-
 def test_two_exact_kernels_after_each_other_are_invariant_without_detailed_balance():
     first, second = SamplerKernel(0.5), SamplerKernel(1.0, cuts="entropy")
     both = of(lambda *where: first.matrix(*where) @ second.matrix(*where))
@@ -129,14 +122,6 @@ def test_what_is_no_law_over_responses_is_named(change, words):
         assert_invariant(lambda m, r, h, a: change(exact(m, r, h, a), r), MODEL)
 
 
-def test_a_truncated_response_is_no_response():
-    def cut_short(model, response, horizon, alpha):
-        return {response[:1]: 1.0}
-
-    with pytest.raises(AssertionError, match=r"leads to \([12],\) .* it neither ends in EOS nor has [23] tokens"):
-        transition_matrix(cut_short, MODEL, 2, 4.0)
-
-
 def never_moves(model, response, horizon, alpha):
     """Leaves every law as it is."""
     return {response: 1.0}
@@ -184,3 +169,11 @@ def test_draws_of_the_finite_step_law_follow_it_and_others_do_not(schedule):
         assert_invariant(kernel, MODEL, config=config, drawn=exact)  # few steps have not come to the target
     with pytest.raises(AssertionError, match=r"\(1,\) was drawn 3 times, but it is no response"):
         assert_follows({**counts, (1,): 3}, law, states)
+
+
+def test_no_draws_and_a_law_of_no_numbers_follow_nothing():
+    states, law = responses(MODEL, 3), target(MODEL, 3, 4.0)
+    with pytest.raises(AssertionError, match="Expected at least one drawn response"):
+        assert_follows([], law, states)
+    with pytest.raises(AssertionError, match="has probability nan"):
+        assert_follows(states, law * np.nan, states)

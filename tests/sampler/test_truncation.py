@@ -22,8 +22,6 @@ Source: arXiv 2609.38104. The example is made again from its numbers: two tokens
 with the early stop and of (2/3) (5/8)^N with a fixed horizon.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -33,19 +31,14 @@ from dps.sampler.settings import SamplerConfig
 from dps.testing import (
     SamplerKernel,
     ToyModel,
-    assert_follows,
     assert_invariant,
-    draw_responses,
     finite_step_law,
     reference_law,
     responses,
     target,
     total_variation,
-    toy_of,
     transition_matrix,
 )
-
-from .models import tiny_model
 
 E, A = 0, 1
 MODEL = ToyModel({(): np.zeros(2), (A,): np.zeros(2)}, vocabulary=2, eos=E, horizon=2)
@@ -156,19 +149,3 @@ def test_the_schedule_paper_keeps_a_sixth_and_the_final_horizon_comes_to_the_tar
         np.testing.assert_allclose(law, reference_law(MODEL, config), atol=1e-14)
         assert law[1] == pytest.approx(law[2], abs=1e-14)
         assert total_variation(law, PI_2) == pytest.approx(distance, abs=1e-12)
-
-
-@pytest.mark.parametrize("schedule", ["paper", "final-horizon"])
-def test_the_running_sampler_does_the_same(schedule):
-    language_model = tiny_model(vocabulary=2, eos=E)
-    for weight in language_model.model.parameters():
-        weight.zero_()  # all logits are 0
-    config, count = config_of(schedule=schedule, num_mh_steps=3), 20_000
-    toy = toy_of(language_model, (1,), 2)
-    assert all((np.asarray(toy.logits[context]) == 0).all() for context in MODEL.logits)
-    drawn = draw_responses(language_model, config, (1,), count)
-    assert len(drawn) == count
-    assert_follows(drawn, finite_step_law(SamplerKernel.of(config), MODEL, config), STATES)
-    other = replace(config, schedule="paper" if schedule == "final-horizon" else "final-horizon")
-    with pytest.raises(AssertionError, match="standard errors away, 7 are allowed"):
-        assert_follows(drawn, finite_step_law(SamplerKernel.of(other), MODEL, other), STATES)

@@ -77,9 +77,11 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     _advance_row[(count,)](
         logits, statistics, rows.active, rows.key, rows.draws, rows.position, rows.generated, rows.useful_steps,
         rows.read_positions, rows.start, rows.horizon, rows.forced_length, tokens, values, is_eos,
+        rows.evidence, rows.weight, rows.bound, rows.rejected_early, rows.bound if rows.terms is None else rows.terms,
         logits.stride(0), vocabulary, chunks, inverse_high, inverse_low,
         tokens.stride(0), values.stride(0), values.stride(1), eos, not_eos,
-        BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings, num_warps=8,
+        BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings,
+        EARLY=rows.terms is not None, num_warps=8,
     )  # fmt: skip
 
 
@@ -125,9 +127,10 @@ def _chunk_statistics(
 def _advance_row(
     logits, statistics, active, key, draws, position, generated, useful_steps,
     read_positions, start, horizon, forced_length, tokens, values, is_eos,
+    evidence, weight, bound, rejected_early, terms,
     stride, vocabulary, chunks, inverse_high, inverse_low,
     token_stride, kind_stride, value_stride, eos, not_eos,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token and write what follows from it, in the order of ``step.advance_rows``."""
     row = tl.program_id(0)
@@ -153,6 +156,12 @@ def _advance_row(
     token = tl.where(forced & (end | says_end), tl.where(end, eos, not_eos), drawn)
     ended = tl.where(forced, end, says_end)
 
+    if EARLY:
+        running = tl.load(evidence + row) + tl.load(terms) * base_logprob + tl.load(terms + 1) * proposal_logprob
+        cut_weight = tl.load(weight + row) + tl.load(terms + 2) * entropy + tl.load(terms + 3)
+        doomed = running - tl.log(cut_weight) < tl.load(bound + row)
+        num_rejected = tl.load(rejected_early + row)
+
     # Every warp reads the row's numbers, one of them writes them: not before all have read.
     tl.debug_barrier()
     wide = row.to(tl.int64)
@@ -167,7 +176,13 @@ def _advance_row(
     tl.store(draws + row, counter + 1)
     tl.store(generated + row, num_generated + 1)
     tl.store(useful_steps + row, num_useful + 1)
-    tl.store(active + row, ~(ended | (size >= limit)))
+    goes_on = (ended | (size >= limit)) == 0
+    if EARLY:
+        tl.store(evidence + row, running)
+        tl.store(weight + row, cut_weight)
+        tl.store(rejected_early + row, num_rejected + (goes_on & doomed).to(tl.int64))
+        goes_on = goes_on & (doomed == 0)
+    tl.store(active + row, goes_on)
 
 
 @triton.jit
