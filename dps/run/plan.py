@@ -199,15 +199,12 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     start_s = time.perf_counter() - started
     watched = _Watched(engine)
     account = Account()
-    before = time.perf_counter()
-    prepared = prepare(items, prompts, embedder, settings.forced_lengths)
-    embedding_s = time.perf_counter() - before
     # The scheduler only needs what the engine offers, so a watch can stand in for it.
     questions = list(
         run_policy(
             model,
             watched,  # type: ignore[arg-type]
-            prepared,
+            prepare(items, prompts, embedder, settings.forced_lengths),
             FixedK(config.k.maximum),
             grader=benchmark.grader,
             seed=config.seed,
@@ -221,13 +218,12 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     half = max(1, len(questions) // 2)
     sizes = [len(encode_segment(part)) for part in (questions, questions[:half], questions[half:]) if part]
     segment_bytes = max(0.0, sizes[1] + sizes[2] - sizes[0]) if len(sizes) == 3 else 0.0
-    besides = account.prefill + account.features + account.other + embedding_s
     return Pilot(
         tokens=np.array([[t.num_generated_tokens for t in q.trajectories] for q in questions]),
         step_s=step_s,
         row_s=row_s,
         useful=engine.num_generated_tokens / watched.num_chain_steps,
-        question_s=besides / len(questions),
+        question_s=(account.total - account.decode) / len(questions),
         start_s=start_s + startup_s,
         rows=engine.rows,
         question_bytes=(sizes[0] - segment_bytes) / len(questions),

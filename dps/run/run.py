@@ -20,7 +20,7 @@ import torch
 
 from dps.benchmarks import load_benchmark
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
-from dps.decide import RULES, DynamicK
+from dps.decide import RULES, Controller, DynamicK
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.errors import InputError
@@ -94,6 +94,8 @@ class StorePlan:
     kind: str
     policy: dict[str, Any]
     task: StoreTask
+    controller: Controller | None = None
+    """Of a dynamic policy that has one; workers load it again."""
 
     @property
     def folder(self) -> Path:
@@ -153,6 +155,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
     """Return the store of one policy of an evaluation."""
     policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
     task = StoreTask(Path(config.output) / name, config.sampler, config.k.maximum)
+    controller = None
     if name in ("plain", "lowtemp"):
         sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
         policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
@@ -180,7 +183,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         DynamicK(config.k, controller)  # refuses a range that the controller does not know
         task = replace(task, k=config.k, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-    return StorePlan("evaluation", policy, task)
+    return StorePlan("evaluation", policy, task, controller)
 
 
 def _digest(path: str) -> str:
@@ -212,8 +215,7 @@ def _fill(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Check what can be checked, write the manifests, fill the stores; their folders are held meanwhile."""
-    paths = dict.fromkeys(plan.task.controller for plan in plans if plan.task.controller is not None)
-    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
+    controllers = [plan.controller for plan in plans if plan.controller is not None]
     check_there(settings.model)
     if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
         open_embedder(settings.features.embedder).check_there()
@@ -330,26 +332,20 @@ def _open_stores(
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run.
 
-    Args:
-        plans: The stores.
-        settings: What they have in common.
-        resolved: The whole configuration of the command.
-        identity: What decides the trajectories, see ``identity_of``.
-        measure: Called once for every sampler.
-        wanted: Ids of the questions that this command adds to those that the stores are to have.
+    Stores that stand come first: one of another run is refused before anything is written, and a new store over the
+    same sampler takes over the clock of one that stands.
     """
     clocks: dict[SamplerConfig, Clock] = {}
-    writers = []
-    for plan in plans:
+    writers = {}
+    for plan in sorted(plans, key=lambda plan: not (plan.folder / MANIFEST).exists()):
         sampler = plan.task.sampler
-        if (plan.folder / MANIFEST).exists():
-            stored = Store.open(plan.folder).manifest
-            clocks[sampler] = Clock(stored.calibration, stored.device)
-        elif sampler not in clocks:
-            clocks[sampler] = measure(sampler)
+        if sampler not in clocks:
+            stands = (plan.folder / MANIFEST).exists()
+            clocks[sampler] = Clock({}, None) if stands else measure(sampler)
         manifest = _manifest(plan, settings, resolved, identity, clocks[sampler], wanted)
-        writers.append(StoreWriter.open(plan.folder, manifest))
-    return writers
+        writer = writers[plan.folder] = StoreWriter.open(plan.folder, manifest)
+        clocks[sampler] = Clock(writer.manifest.calibration, writer.manifest.device)
+    return [writers[plan.folder] for plan in plans]
 
 
 def _manifest(
@@ -360,7 +356,7 @@ def _manifest(
     clock: Clock,
     wanted: Sequence[str],
 ) -> Manifest:
-    """Return the manifest of a store, see :func:`_open_stores`."""
+    """Return the manifest of a store; ``wanted`` are questions that are to be in it beside those that are."""
     sampler = asdict(plan.task.sampler)
     decides = {**identity, "sampler": sampler, "policy": plan.policy, "kind": plan.kind}
     return Manifest(

@@ -141,9 +141,9 @@ def warn_of_endless_turns(model: LanguageModel, benchmark: Benchmark) -> None:
 
 
 def prepare(
-    items: list[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
-) -> list[PreparedQuestion]:
-    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given."""
+    items: Sequence[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
+) -> Iterator[PreparedQuestion]:
+    """Yield questions as the scheduler takes them; an embedder, if given, embeds all of them before the first."""
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -151,17 +151,9 @@ def prepare(
         else np.zeros((len(items), 0), np.float32)
     )
     embedding_s = (time.perf_counter() - started) / max(1, len(items)) if embedder is not None else 0.0
-    return [
-        PreparedQuestion(
-            item=item,
-            prompt=prompts[item.question_id][0],
-            tokens=prompts[item.question_id][1],
-            embedding=embedding,
-            embedding_s=embedding_s,
-            forced_lengths=forced.of(item.question_id) if forced is not None else None,
-        )
-        for item, embedding in zip(items, embeddings, strict=True)
-    ]
+    for item, embedding in zip(items, embeddings, strict=True):
+        lengths = forced.of(item.question_id) if forced is not None else None
+        yield PreparedQuestion(item, *prompts[item.question_id], embedding, embedding_s, lengths)
 
 
 TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]

@@ -1,8 +1,10 @@
 """Live scheduling: prefixes, decisions, accounts, records."""
 
 import itertools
+import threading
 import time
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from dps.decide.features import SCALAR_FEATURES, checkpoint_features
 from dps.errors import InputError
 from dps.run import scheduler
 from dps.run.scheduler import Account, PolicyRun, PreparedQuestion, run_policies, run_policy
+from dps.run.worker import prepare
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from tests.factories import make_question
@@ -91,7 +94,7 @@ def questions(count):
             "p",
             tuple(rng.integers(1, 12, 2 + i % 4).tolist()),
             np.ones(3, np.float32),
-            0.001,
+            0.0,
         )
         for i in range(count)
     ]
@@ -280,6 +283,26 @@ def test_a_shared_trajectory_is_sampled_once_and_charged_in_full_to_each_policy(
         assert question.latency_s <= bare[name].latency_s + 1.0
 
 
+def test_policies_that_share_a_question_leave_the_readers_to_other_questions(model):
+    """However many they are, one thread reads it: the readings of two questions can wait for each other."""
+    both = threading.Barrier(2)
+
+    class Waiting(SlowGrading):
+        def __init__(self):
+            self.met = set()
+
+        def extract(self, text, item):
+            if item.question_id not in self.met:
+                self.met.add(item.question_id)
+                both.wait(10)
+            return Grading.extract(self, text, item)
+
+    runs = [PolicyRun(FixedK(2), embeds=False) for _ in range(scheduler.GRADING_THREADS + 1)]
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
+    done = list(run_policies(model, engine, [(runs, q) for q in questions(2)], grader=Waiting(), seed=1))
+    assert len(done) == 2 * len(runs)
+
+
 def test_a_policy_that_stops_early_has_its_answer_before_the_others(model):
     """Its latency ends when its own answer stands: it does not wait for trajectories that others asked for."""
     early = PolicyRun(DynamicK(KRange(1, 1, 8), FakeController(lambda f: 1.0)), embeds=False)
@@ -321,17 +344,25 @@ def test_records_do_not_depend_on_rows_or_order(model):
 
 
 def test_every_moment_is_charged_once(model):
-    account = Account()
+    account, embedder = Account(), SimpleNamespace(embed=lambda texts: time.sleep(0.1) or np.ones((len(texts), 3)))
+    prompts = {q.question_id: (q.prompt, q.tokens) for q in questions(12)}
+    engine = Engine(model, CONFIG, rows=16, prompt_room=8)
     started = time.perf_counter()
-    records = run(model, DynamicK(KRange(2, 2, 8), FakeController(lambda f: 0.4)), account=account)
+    source = prepare([q.item for q in questions(12)], prompts, embedder)
+    policy = DynamicK(KRange(2, 2, 8), FakeController(lambda f: 0.4))
+    records = list(
+        run_policy(model, engine, source, policy, grader=Grading(), seed=1, feature_layer=2, account=account)
+    )
     wall = time.perf_counter() - started
-    shares = sum(sum(t.compute_s for t in r.trajectories) + r.prefill_s + r.controller_s for r in records.values())
-    charged = account.decode + account.prefill + account.features + account.controller
+    shares = sum(
+        sum(t.compute_s for t in r.trajectories) + r.prefill_s + r.controller_s + r.embedding_s for r in records
+    )
+    charged = account.decode + account.prefill + account.features + account.controller + account.embedding
     assert shares == pytest.approx(charged, rel=1e-9)
     assert shares + account.other == pytest.approx(account.total, rel=1e-12)
     assert account.total <= wall
-    # Outside the account is only the making of the engine, before the run starts.
     assert account.total == pytest.approx(wall, abs=0.05)
+    assert account.embedding >= 0.1
     assert min(account.decode, account.prefill, account.features, account.controller, account.other) > 0
 
 

@@ -15,6 +15,7 @@ from dps.run.run import evaluate
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
+from feature_store.errors import StoreError
 from feature_store.segment import read_question_ids
 from feature_store.tools import verify
 from tests.run.test_scheduler import same_record
@@ -145,3 +146,17 @@ def test_latency_of_one_question_at_a_time_is_measured_apart(tmp_path, monkeypat
     )
     evaluate(config, None)
     assert sum(engine.num_generated_tokens for engine in engines) == charged(config)
+
+
+def test_a_policy_that_joins_an_evaluation_has_the_clock_of_its_sampler(tmp_path, monkeypatch):
+    joined = dict(controllers={}, limit=1)
+    evaluate(config_of(tmp_path, policies=("self-confidence",), **joined), None)
+
+    def measured(*_):
+        raise AssertionError("the clock was measured again")
+
+    monkeypatch.setattr(dps.run.clock, "calibrate", measured)
+    evaluate(config_of(tmp_path, policies=("power", "self-confidence"), **joined), None)
+    with pytest.raises(StoreError, match="of another run: seed was 0 and is now 1"):
+        evaluate(config_of(tmp_path, policies=("esc", "power"), seed=1, **joined), None)
+    assert not (tmp_path / "evaluation" / "esc" / "manifest.json").exists()
