@@ -25,7 +25,7 @@ from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.errors import InputError
 from dps.forced import ForcedLengths
-from dps.model import LanguageModel, load_model
+from dps.model import load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
 from dps.run.committer import Done
@@ -39,9 +39,8 @@ from dps.run.worker import (
     identity_of,
     open_embedder,
     prompts_of,
-    take_all,
     warn_of_endless_turns,
-    work,
+    work_alone,
 )
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
@@ -242,7 +241,7 @@ def _fill(
         run: FillStores
         if pool is None:
             measure = partial(measure_clock, model, benchmark, settings)
-            run = partial(_work_here, settings, load_controller, model)
+            run = partial(work_alone, settings=settings, load_controller=load_controller, model=model)
         else:
             measure, run = pool.clock, pool.run
             del model
@@ -279,19 +278,6 @@ def _fill_stores(
         if counts != [len(names) for names in lacking]:
             raise RuntimeError(f"expected to sample {[len(names) for names in lacking]} questions, sampled {counts}")
     return [Summary.of(plan.folder, n + c, c) for plan, n, c in zip(plans, before, counts, strict=True)]
-
-
-def _work_here(
-    settings: WorkSettings,
-    load_controller: LoadController | None,
-    model: LanguageModel,
-    tasks: list[StoreTask],
-    missing: Sequence[Missing],
-    report: Callable[[Done], None],
-) -> None:
-    """Fill the stores in this process."""
-    take = take_all(missing)
-    work(0, tasks, settings, load_controller, take=take, report=report, stopping=lambda: False, model=model)
 
 
 def _check_standing(folders: Sequence[Path], earlier: str | None) -> None:

@@ -175,7 +175,7 @@ def work(
     """Fill the stores with the questions that this worker is given, until none is left anywhere.
 
     Args:
-        number: Number of this worker, which its segments bear.
+        number: Of this worker, which its segments bear.
         tasks: The stores, in order.
         settings: What they have in common.
         load_controller: Loads the controllers of dynamic policies.
@@ -221,18 +221,20 @@ def work(
                 committer.add(store, completed.question, last_of)
 
 
-def take_all(groups: Sequence[Missing]) -> TakeQuestions:
-    """Return what hands one worker everything: the queue of a run without other processes."""
-    ledger = Ledger(groups, 1)
+def work_alone(
+    tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None], **given: Any
+) -> None:
+    """Fill the stores with what their groups lack, as the only worker; ``given`` goes to :func:`work`."""
+    ledger = Ledger(missing, 1)
 
     def take(group: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
-        given = ledger.take(0, group, wanted, complete)
-        for question_id, stores in given.questions:  # nobody else could take them
+        taken = ledger.take(0, group, wanted, complete)
+        for question_id, stores in taken.questions:  # nobody else could take them
             for store in stores:
                 ledger.done(store, question_id)
-        return given
+        return taken
 
-    return take
+    work(0, tasks, take=take, report=report, stopping=lambda: False, **given)
 
 
 class EngineCache:

@@ -45,7 +45,7 @@ def load_controller(path):
 def config_of(folder, **changes):
     (folder / "fake.ckpt").write_text("a controller")
     compute = {"rows": 64, "threads": 1, "commit_interval_s": 0.2, **changes.pop("compute", {})}
-    limit = changes.pop("limit", 10)
+    limit = changes.pop("limit", 6)
     config = EvaluateConfig(
         output=str(folder / "evaluation"),
         policies=("adaptive-consistency", "power", "plain", "self-confidence", "fake"),
@@ -106,7 +106,7 @@ def check_same(shared, apart):
             same_record(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("rows", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch, rows):
     config, engines = config_of(tmp_path, compute={"rows": rows}), sampled(monkeypatch)
     evaluate(config, load_controller)
@@ -115,8 +115,8 @@ def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch,
 
 
 def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
-    evaluate(config_of(tmp_path, policies=("power",), controllers={}, limit=6), None)
-    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=8), load_controller)
+    evaluate(config_of(tmp_path, policies=("power",), controllers={}, limit=3), None)
+    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=5), load_controller)
     config, engines = config_of(tmp_path), sampled(monkeypatch)
     before = {path: path.read_bytes() for path in tmp_path.rglob("segment-*.h5")}
     evaluate(config, load_controller)
