@@ -45,13 +45,13 @@ def load_controller(path):
 def config_of(folder, **changes):
     (folder / "fake.ckpt").write_text("a controller")
     compute = {"rows": 64, "threads": 1, "commit_interval_s": 0.2, **changes.pop("compute", {})}
-    limit = changes.pop("limit", 6)
+    limit = changes.pop("limit", 4)
     config = EvaluateConfig(
         output=str(folder / "evaluation"),
         policies=("adaptive-consistency", "power", "plain", "self-confidence", "fake"),
         controllers={"fake": str(folder / "fake.ckpt")},
         benchmark=BenchmarkConfig(name="arithmetic", split="test", limit=limit, seed=0),
-        sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=2),
+        sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=1),
         k=KRange(2, 2, 6),
         plain_max_k=4,
         compute=ComputeConfig(**compute),
@@ -115,8 +115,8 @@ def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch,
 
 
 def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
-    evaluate(config_of(tmp_path, policies=("power",), controllers={}, limit=3), None)
-    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=5), load_controller)
+    evaluate(config_of(tmp_path, policies=("power", "adaptive-consistency"), controllers={}, limit=2), None)
+    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=3), load_controller)
     config, engines = config_of(tmp_path), sampled(monkeypatch)
     before = {path: path.read_bytes() for path in tmp_path.rglob("segment-*.h5")}
     evaluate(config, load_controller)
