@@ -163,14 +163,13 @@ class EvaluateConfig:
         self.k.check()
         self.compute.check()
         self._check_policies()
-        self._check_controllers()
         self._check_rules()
-        self._check_all_used()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
         if unknown:
             raise InputError(
                 f"early_stop_thresholds names {', '.join(EARLY_STOPS.values())}, got {', '.join(unknown)}."
             )
+        self._check_all_used()
         if self.sampler.early_stop != "none" or self.sampler.accept_rule != "metropolis":
             raise InputError(
                 "An evaluation's `power` is exact: leave sampler.early_stop and sampler.accept_rule as they are, and "
@@ -183,7 +182,7 @@ class EvaluateConfig:
         return self
 
     def _check_policies(self) -> None:
-        """Refuse policies that do not exist or that would share a folder."""
+        """Refuse policies that do not exist, share a folder, or would lie outside of the evaluation's."""
         known = (*FIXED_POLICIES, *RULES, *self.controllers)
         for place, name in enumerate(self.policies):
             if name not in known:
@@ -195,9 +194,6 @@ class EvaluateConfig:
                 raise InputError(f"policies names {name} twice: name each policy once.")
         if not self.policies:
             raise InputError(f"policies is empty: name at least one of {', '.join(known)}.")
-
-    def _check_controllers(self) -> None:
-        """Refuse names of controllers that would lie outside of the evaluation's folder, or belong to others."""
         for name in self.controllers:
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise InputError(
@@ -223,11 +219,11 @@ class EvaluateConfig:
 
     def _check_all_used(self) -> None:
         """Refuse what is set up for a policy that is not run."""
-        setups = {f"controllers.{name}": name for name in self.controllers}
-        setups |= {f"rules.{name}": name for name in self.rules}
-        metrics = {metric: name for name, metric in EARLY_STOPS.items() if metric in self.early_stop_thresholds}
-        setups |= {f"early_stop_thresholds.{metric}": name for metric, name in metrics.items()}
-        for setting, name in setups.items():
+        policy_of = {metric: name for name, metric in EARLY_STOPS.items()}
+        setups = [(f"controllers.{name}", name) for name in self.controllers]
+        setups += [(f"rules.{name}", name) for name in self.rules]
+        setups += [(f"early_stop_thresholds.{metric}", policy_of[metric]) for metric in self.early_stop_thresholds]
+        for setting, name in setups:
             if name not in self.policies:
                 raise InputError(
                     f"{setting} is set, but no policy names {name}: add it to policies, which are "

@@ -47,24 +47,21 @@ def measure_clock(model: LanguageModel, benchmark: Benchmark, settings: WorkSett
     Raises:
         InputError: If the earlier store is of another model, device or number of rows.
     """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or threads)
-    try:
-        engine = open_engine(
-            model,
-            sampler,
-            settings.compute,
-            benchmark=benchmark,
-            prompts=prompts,
-            memory_share=settings.memory_share,
-        )
-        device, folder = name_of(model.device), settings.compute.clock_store
-        if folder is None:
-            return Clock(calibrate(engine, prompts), device)
-        return taken_over(folder, fingerprint=model.fingerprint, device=device, rows=engine.rows)
-    finally:
-        torch.set_num_threads(threads)
+    engine = open_engine(
+        model,
+        sampler,
+        settings.compute,
+        benchmark=benchmark,
+        prompts=prompts,
+        memory_share=settings.memory_share,
+    )
+    device, folder = name_of(model.device), settings.compute.clock_store
+    if folder is None:
+        return Clock(calibrate(engine, prompts), device)
+    return taken_over(folder, fingerprint=model.fingerprint, device=device, rows=engine.rows)
 
 
 def clock_store(folder: str) -> Manifest:

@@ -66,14 +66,7 @@ class Committer:
     """
 
     def __init__(self, folders: Sequence[Path], writer: str, interval_s: float, report: Callable[[Done], None]) -> None:
-        """Prepare.
-
-        Args:
-            folders: The stores, in order of their numbers.
-            writer: Name of this worker among the writers of a store.
-            interval_s: Seconds between two commits.
-            report: Called for every committed question.
-        """
+        """Prepare; ``folders`` are the stores in order of their numbers, ``writer`` names this worker's segments."""
         self._folders = folders
         self._writer = writer
         self._interval_s = interval_s

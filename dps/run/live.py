@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,14 +83,13 @@ class LiveQuestion:
         self.chains[index] = chain
         self.trajectories[index] = _trajectory_of(chain, text, block_size)
 
-    def read(self, k: int, grader: Grader) -> None:
-        """Read the answers of the first k trajectories that were not read before, and class them; from any thread."""
+    def read(self, ks: Set[int], grader: Grader) -> None:
+        """Read the answers of the first k trajectories for each k and class them, each once; from any thread."""
         item, prompt = self.source.item, self.source.prompt
         with self._reading:
-            for index in range(k):
-                if index not in self.readings:
-                    self.readings[index] = read(grader, self.trajectories[index].text, item, prompt)
-            if k not in self.classes:
+            for index in set(range(max(ks))) - self.readings.keys():
+                self.readings[index] = read(grader, self.trajectories[index].text, item, prompt)
+            for k in ks - self.classes.keys():
                 self.classes[k] = grader.classes([self.readings[index].answer for index in range(k)], item)
 
 

@@ -116,11 +116,7 @@ class Plan:
 
 
 def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
-    """Measure what a harvest will take, without writing anything.
-
-    Args:
-        config: The harvest.
-        loading_s: Seconds that the command needs before it comes to its work.
+    """Measure what a harvest will take, without writing anything; the command has needed ``loading_s`` so far.
 
     Raises:
         InputError: If the settings, the questions or the model cannot be used.
@@ -168,10 +164,10 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
 
     Args:
         config: The harvest.
-        question_ids: The questions that this worker may take, in random order; it takes as many as fill its rows once.
-        worker: Number of the worker that this one stands for: it gets that one's device and share of the memory.
-        began: When the worker was asked for, on the clock of ``time.perf_counter``, which all processes share: a run's
-            workers have to start, too. Now, if not given.
+        question_ids: In random order; as many are taken as fill the rows once.
+        worker: Number of the worker that this one stands for, whose device and share of the memory it gets.
+        began: When it was asked for, if not now, on ``time.perf_counter``, which all processes share: a run's workers
+            have to start, too.
     """
     started = time.perf_counter() if began is None else began
     settings = for_worker(settings_of(config), worker)
@@ -199,15 +195,12 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     start_s = time.perf_counter() - started
     watched = _Watched(engine)
     account = Account()
-    before = time.perf_counter()
-    prepared = prepare(items, prompts, embedder, settings.forced_lengths)
-    embedding_s = time.perf_counter() - before
     # The scheduler only needs what the engine offers, so a watch can stand in for it.
     questions = list(
         run_policy(
             model,
             watched,  # type: ignore[arg-type]
-            prepared,
+            prepare(items, prompts, embedder, settings.forced_lengths),
             FixedK(config.k.maximum),
             grader=benchmark.grader,
             seed=config.seed,
@@ -221,13 +214,12 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     half = max(1, len(questions) // 2)
     sizes = [len(encode_segment(part)) for part in (questions, questions[:half], questions[half:]) if part]
     segment_bytes = max(0.0, sizes[1] + sizes[2] - sizes[0]) if len(sizes) == 3 else 0.0
-    besides = account.prefill + account.features + account.other + embedding_s
     return Pilot(
         tokens=np.array([[t.num_generated_tokens for t in q.trajectories] for q in questions]),
         step_s=step_s,
         row_s=row_s,
         useful=engine.num_generated_tokens / watched.num_chain_steps,
-        question_s=besides / len(questions),
+        question_s=(account.total - account.decode) / len(questions),
         start_s=start_s + startup_s,
         rows=engine.rows,
         question_bytes=(sizes[0] - segment_bytes) / len(questions),
@@ -292,15 +284,10 @@ def fit(looks: np.ndarray, settled: int = 0) -> tuple[float, float, float]:
 
 
 def makespan(lengths: np.ndarray, rows: int) -> tuple[int, int]:
-    """Return the steps until the last of these chains ends, each seated on the row that comes free first.
+    """Return the steps until the last of these chains ends, and the sum over the steps of the rows that are computed.
 
-    Args:
-        lengths: Steps of each chain, in the order in which they are seated: shape (n,).
-        rows: Rows.
-
-    Returns:
-        The steps, and the sum over them of the rows that the engine runs: at the end, when rows come free for good, as
-        few as it has sizes for.
+    Chains of ``lengths`` steps, shape (n,), are seated in order, each on the row that comes free first. At the end,
+    when rows come free for good, the engine runs as few as it has sizes for.
     """
     heap = [int(n) for n in lengths[:rows]]
     heapq.heapify(heap)
@@ -313,14 +300,7 @@ def makespan(lengths: np.ndarray, rows: int) -> tuple[int, int]:
 
 
 def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: HarvestConfig) -> Plan:
-    """Return what the whole harvest takes, from what its workers measured on a sample.
-
-    Args:
-        pilots: One for each worker that has work, or for some of them.
-        missing: Questions to sample.
-        stored: Questions that are there already.
-        config: The harvest.
-    """
+    """Return what sampling the ``missing`` questions takes, from what some of the workers measured on a sample."""
     tokens = np.concatenate([pilot.tokens for pilot in pilots])
     by_question = tokens.sum(axis=1)
     rng = np.random.default_rng(config.seed)

@@ -130,9 +130,9 @@ def check_deadly(question_id: str | None) -> None:
         )
 
 
-def say_lost(number: int, how: str, lost: Sequence[str], others: int) -> None:
+def say_lost(number: int, how: str, lost: Sequence[str]) -> None:
     """Say on stderr that a worker died, and what becomes of its questions."""
-    sentence = f"Worker {number} died{how}; its {len(lost)} unfinished questions go to the {others} others."
+    sentence = f"Worker {number} died{how}; its {len(lost)} unfinished questions go back to the queue."
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -235,7 +235,7 @@ class Pool:
         for done in reclaim(ledger.held_by(number), tasks):
             ledger.done(done.store, done.question_id)
             report(done)
-        say_lost(number, f" with exit code {process.exitcode}", ledger.lost(number), len(self._pipes))
+        say_lost(number, f" with exit code {process.exitcode}", ledger.lost(number))
         check_deadly(ledger.deadly())
 
     def _send(self, pipe: Connection, message: Any) -> None:

@@ -9,24 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.progress import Task
-    from rich.text import Text
+from typing import Any
 
 
 class Progress:
     """How far one piece of work is."""
 
     def __init__(self, description: str, total: int, show: Callable[[Progress], None] = lambda _: None) -> None:
-        """Start the clock.
-
-        Args:
-            description: What is being done, a few words.
-            total: Number of things to do.
-            show: Called after every change.
-        """
+        """Start the clock; ``show`` is called after every change."""
         self.description = description
         self.total = total
         self.done = 0
@@ -69,10 +59,6 @@ def track(description: str, total: int) -> Iterator[Progress]:
 
     On a terminal: a bar with done of total, rate, elapsed time, time left and the notes. Elsewhere one line at the
     start and one at the end, which says how far it came also when the work is broken off.
-
-    Args:
-        description: What is being done, a few words.
-        total: Number of things to do.
     """
     if sys.stderr.isatty():
         with _bar(description, total) as progress:
@@ -83,11 +69,9 @@ def track(description: str, total: int) -> Iterator[Progress]:
     try:
         yield progress
     finally:
-        parts = [
-            f"{progress.done} of {total} in {format_seconds(progress.elapsed_s)}",
-            format_rate(progress.per_second),
-        ]
-        print(f"{description}: {', '.join(filter(None, [*parts, progress.notes()]))}", file=sys.stderr, flush=True)
+        took = f"{progress.done} of {total} in {format_seconds(progress.elapsed_s)}, {format_rate(progress.per_second)}"
+        said = ", ".join(filter(None, [took, progress.notes()]))
+        print(f"{description}: {said}", file=sys.stderr, flush=True)
 
 
 def format_rate(per_second: float) -> str:
@@ -117,19 +101,12 @@ def _text(value: Any) -> str:
 def _bar(description: str, total: int) -> Iterator[Progress]:
     from rich import progress as rich_progress
     from rich.console import Console
-    from rich.text import Text
-
-    class RateColumn(rich_progress.ProgressColumn):
-        """Rate since the start; rich's own speed jumps where things finish many at a time."""
-
-        def render(self, task: Task) -> Text:
-            return Text(format_rate(task.completed / task.elapsed) if task.elapsed and task.completed else "–/s")
 
     display = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(bar_width=24),
         rich_progress.MofNCompleteColumn(),
-        RateColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),  # rich's own jumps where things finish many at a time
         rich_progress.TimeElapsedColumn(),
         rich_progress.TextColumn("left"),
         rich_progress.TimeRemainingColumn(elapsed_when_finished=False),
@@ -140,5 +117,9 @@ def _bar(description: str, total: int) -> Iterator[Progress]:
         speed_estimate_period=120,
     )
     with display:
-        task = display.add_task(description, total=total, notes="")
-        yield Progress(description, total, lambda p: display.update(task, completed=p.done, notes=p.notes()))
+        task = display.add_task(description, total=total, rate="–/s", notes="")
+
+        def show(p: Progress) -> None:
+            display.update(task, completed=p.done, rate=format_rate(p.per_second), notes=p.notes())
+
+        yield Progress(description, total, show)

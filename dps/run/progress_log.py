@@ -43,12 +43,8 @@ class Display:
     ) -> None:
         """Prepare.
 
-        Args:
-            kind: ``harvest`` or ``evaluation``.
-            stores: Folder and policy of each store, and the questions that it held when the run began.
-            total: Questions that each store will hold.
-            groups: Numbers of the stores whose policies share their trajectories.
-            tensorboard: Whether each store also gets TensorBoard scalars.
+        ``stores`` are folder and policy of each store, and the questions that it held when the run began; ``total`` is
+        what each will hold; ``groups`` are the numbers of the stores whose policies share their trajectories.
         """
         self._stores = stores
         self._group_of = {store: number for number, group in enumerate(groups) for store in group}
@@ -93,13 +89,7 @@ class ProgressLog:
     """Running totals of a store, of the questions of this run, and the log in its folder that they are appended to."""
 
     def __init__(self, folder: Path, before: int, total: int, *, tensorboard: bool = False) -> None:
-        """Open the log.
-
-        Args:
-            folder: The store.
-            before: Questions that the store held when the run began.
-            total: Questions that it will hold.
-            tensorboard: Whether the numbers become TensorBoard scalars, too, which needs that package.
+        """Open the log of a store that held ``before`` questions when the run began, and will hold ``total``.
 
         Raises:
             StoreError: If the log cannot be written; so do the other methods.

@@ -151,7 +151,7 @@ class RayPool:
         except ray.exceptions.RayActorError:
             for done in pool.reclaim(ray.get(desk.held_by.remote(number)), tasks):
                 ray.get(desk.report.remote(done))
-            pool.say_lost(number, "", ray.get(desk.lost.remote(number)), len(self._running))
+            pool.say_lost(number, "", ray.get(desk.lost.remote(number)))
 
     def close(self) -> None:
         """Stop the workers: each commits what is complete, then ends."""

@@ -20,12 +20,12 @@ import torch
 
 from dps.benchmarks import load_benchmark
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
-from dps.decide import RULES, DynamicK
+from dps.decide import RULES, Controller, DynamicK
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.errors import InputError
 from dps.forced import ForcedLengths
-from dps.model import LanguageModel, load_model
+from dps.model import load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
 from dps.run.committer import Done
@@ -39,9 +39,8 @@ from dps.run.worker import (
     identity_of,
     open_embedder,
     prompts_of,
-    take_all,
     warn_of_endless_turns,
-    work,
+    work_alone,
 )
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
@@ -94,6 +93,8 @@ class StorePlan:
     kind: str
     policy: dict[str, Any]
     task: StoreTask
+    controller: Controller | None = None
+    """Of a dynamic policy that has one; workers load it again."""
 
     @property
     def folder(self) -> Path:
@@ -153,6 +154,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
     """Return the store of one policy of an evaluation."""
     policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
     task = StoreTask(Path(config.output) / name, config.sampler, config.k.maximum)
+    controller = None
     if name in ("plain", "lowtemp"):
         sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
         policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
@@ -180,7 +182,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         DynamicK(config.k, controller)  # refuses a range that the controller does not know
         task = replace(task, k=config.k, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-    return StorePlan("evaluation", policy, task)
+    return StorePlan("evaluation", policy, task, controller)
 
 
 def _digest(path: str) -> str:
@@ -212,8 +214,7 @@ def _fill(
     load_controller: LoadController | None,
 ) -> list[Summary]:
     """Check what can be checked, write the manifests, fill the stores; their folders are held meanwhile."""
-    paths = dict.fromkeys(plan.task.controller for plan in plans if plan.task.controller is not None)
-    controllers = [load_controller(path) for path in paths] if load_controller is not None else []
+    controllers = [plan.controller for plan in plans if plan.controller is not None]
     check_there(settings.model)
     if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
         open_embedder(settings.features.embedder).check_there()
@@ -240,7 +241,7 @@ def _fill(
         run: FillStores
         if pool is None:
             measure = partial(measure_clock, model, benchmark, settings)
-            run = partial(_work_here, settings, load_controller, model)
+            run = partial(work_alone, settings=settings, load_controller=load_controller, model=model)
         else:
             measure, run = pool.clock, pool.run
             del model
@@ -277,19 +278,6 @@ def _fill_stores(
         if counts != [len(names) for names in lacking]:
             raise RuntimeError(f"expected to sample {[len(names) for names in lacking]} questions, sampled {counts}")
     return [Summary.of(plan.folder, n + c, c) for plan, n, c in zip(plans, before, counts, strict=True)]
-
-
-def _work_here(
-    settings: WorkSettings,
-    load_controller: LoadController | None,
-    model: LanguageModel,
-    tasks: list[StoreTask],
-    missing: Sequence[Missing],
-    report: Callable[[Done], None],
-) -> None:
-    """Fill the stores in this process."""
-    take = take_all(missing)
-    work(0, tasks, settings, load_controller, take=take, report=report, stopping=lambda: False, model=model)
 
 
 def _check_standing(folders: Sequence[Path], earlier: str | None) -> None:
@@ -330,26 +318,20 @@ def _open_stores(
 ) -> list[StoreWriter]:
     """Write every store's manifest, or check that the one that stands is of the same run.
 
-    Args:
-        plans: The stores.
-        settings: What they have in common.
-        resolved: The whole configuration of the command.
-        identity: What decides the trajectories, see ``identity_of``.
-        measure: Called once for every sampler.
-        wanted: Ids of the questions that this command adds to those that the stores are to have.
+    Stores that stand come first: one of another run is refused before anything is written, and a new store over the
+    same sampler takes over the clock of one that stands.
     """
     clocks: dict[SamplerConfig, Clock] = {}
-    writers = []
-    for plan in plans:
+    writers = {}
+    for plan in sorted(plans, key=lambda plan: not (plan.folder / MANIFEST).exists()):
         sampler = plan.task.sampler
-        if (plan.folder / MANIFEST).exists():
-            stored = Store.open(plan.folder).manifest
-            clocks[sampler] = Clock(stored.calibration, stored.device)
-        elif sampler not in clocks:
-            clocks[sampler] = measure(sampler)
+        if sampler not in clocks:
+            stands = (plan.folder / MANIFEST).exists()
+            clocks[sampler] = Clock({}, None) if stands else measure(sampler)
         manifest = _manifest(plan, settings, resolved, identity, clocks[sampler], wanted)
-        writers.append(StoreWriter.open(plan.folder, manifest))
-    return writers
+        writer = writers[plan.folder] = StoreWriter.open(plan.folder, manifest)
+        clocks[sampler] = Clock(writer.manifest.calibration, writer.manifest.device)
+    return [writers[plan.folder] for plan in plans]
 
 
 def _manifest(
@@ -360,7 +342,7 @@ def _manifest(
     clock: Clock,
     wanted: Sequence[str],
 ) -> Manifest:
-    """Return the manifest of a store, see :func:`_open_stores`."""
+    """Return the manifest of a store; ``wanted`` are questions that are to be in it beside those that are."""
     sampler = asdict(plan.task.sampler)
     decides = {**identity, "sampler": sampler, "policy": plan.policy, "kind": plan.kind}
     return Manifest(

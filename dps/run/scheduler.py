@@ -51,13 +51,15 @@ class Account:
     """Teacher-forced passes, shared among the trajectories."""
     controller: float = 0.0
     """Calls of controllers and rules, shared among the questions asked about."""
+    embedding: float = 0.0
+    """Embeddings of the questions."""
     other: float = 0.0
     """Idle time and bookkeeping, charged to nobody."""
 
     @property
     def total(self) -> float:
         """The whole."""
-        return self.decode + self.prefill + self.features + self.controller + self.other
+        return self.decode + self.prefill + self.features + self.controller + self.embedding + self.other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +121,8 @@ def run_policies(
     Args:
         model: The language model.
         engine: An idle engine of that model.
-        questions: What to sample and for whom; drawn from as rows come free. The policies that come with a question
-            share its trajectories; a question that comes again is sampled again.
+        questions: What to sample and for whom; drawn from as rows come free, and embedded as they are drawn. The
+            policies that come with a question share its trajectories; a question that comes again is sampled again.
         grader: Reads the responses.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
@@ -192,6 +194,8 @@ class _Scheduler:
                 self._exhausted = True
                 break
             runs, source = entry
+            self._account.embedding += source.embedding_s
+            self._account.other -= source.embedding_s
             question = LiveQuestion(next(self._numbers), source)
             question.policies = [QuestionPolicy(question, run) for run in runs]
             self._live[question.number] = question
@@ -309,7 +313,7 @@ class _Readers:
     def __init__(self, grader: Grader) -> None:
         self._grader = grader
         self._threads = ThreadPoolExecutor(GRADING_THREADS) if grader.in_background else None
-        self._running: dict[Future[None], QuestionPolicy] = {}
+        self._running: dict[Future[None], list[QuestionPolicy]] = {}
         self._done: list[QuestionPolicy] = []
 
     def __enter__(self) -> _Readers:
@@ -320,14 +324,17 @@ class _Readers:
             self._threads.shutdown(cancel_futures=True)
 
     def submit(self, policies: Iterable[QuestionPolicy]) -> None:
-        """Have the trajectories of these policies read."""
+        """Have the trajectories of these policies read; a question's by one thread, however many policies share it."""
+        groups: dict[LiveQuestion, list[QuestionPolicy]] = {}
         for policy in policies:
+            groups.setdefault(policy.question, []).append(policy)
+        for question, group in groups.items():
+            ks = {policy.requested for policy in group}
             if self._threads is None:
-                policy.question.read(policy.requested, self._grader)
-                self._done.append(policy)
+                question.read(ks, self._grader)
+                self._done += group
             else:
-                future = self._threads.submit(policy.question.read, policy.requested, self._grader)
-                self._running[future] = policy
+                self._running[self._threads.submit(question.read, ks, self._grader)] = group
 
     def done(self, *, wait: bool) -> list[QuestionPolicy]:
         """Return what has been read since the last call; with ``wait``, at least one if any is left."""
@@ -336,7 +343,7 @@ class _Readers:
             finished, _ = futures.wait(self._running, timeout=timeout, return_when=futures.FIRST_COMPLETED)
             for future in finished:
                 future.result()
-                self._done.append(self._running.pop(future))
+                self._done += self._running.pop(future)
         done, self._done = self._done, []
         return done
 

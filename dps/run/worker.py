@@ -141,9 +141,9 @@ def warn_of_endless_turns(model: LanguageModel, benchmark: Benchmark) -> None:
 
 
 def prepare(
-    items: list[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
-) -> list[PreparedQuestion]:
-    """Bring questions into the form that the scheduler takes; embeds them all at once where an embedder is given."""
+    items: Sequence[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
+) -> Iterator[PreparedQuestion]:
+    """Yield questions as the scheduler takes them; an embedder, if given, embeds all of them before the first."""
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -151,17 +151,9 @@ def prepare(
         else np.zeros((len(items), 0), np.float32)
     )
     embedding_s = (time.perf_counter() - started) / max(1, len(items)) if embedder is not None else 0.0
-    return [
-        PreparedQuestion(
-            item=item,
-            prompt=prompts[item.question_id][0],
-            tokens=prompts[item.question_id][1],
-            embedding=embedding,
-            embedding_s=embedding_s,
-            forced_lengths=forced.of(item.question_id) if forced is not None else None,
-        )
-        for item, embedding in zip(items, embeddings, strict=True)
-    ]
+    for item, embedding in zip(items, embeddings, strict=True):
+        lengths = forced.of(item.question_id) if forced is not None else None
+        yield PreparedQuestion(item, *prompts[item.question_id], embedding, embedding_s, lengths)
 
 
 TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]
@@ -183,7 +175,7 @@ def work(
     """Fill the stores with the questions that this worker is given, until none is left anywhere.
 
     Args:
-        number: Number of this worker, which its segments bear.
+        number: Of this worker, which its segments bear.
         tasks: The stores, in order.
         settings: What they have in common.
         load_controller: Loads the controllers of dynamic policies.
@@ -229,18 +221,20 @@ def work(
                 committer.add(store, completed.question, last_of)
 
 
-def take_all(groups: Sequence[Missing]) -> TakeQuestions:
-    """Return what hands one worker everything: the queue of a run without other processes."""
-    ledger = Ledger(groups, 1)
+def work_alone(
+    tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None], **given: Any
+) -> None:
+    """Fill the stores with what their groups lack, as the only worker; ``given`` goes to :func:`work`."""
+    ledger = Ledger(missing, 1)
 
     def take(group: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
-        given = ledger.take(0, group, wanted, complete)
-        for question_id, stores in given.questions:  # nobody else could take them
+        taken = ledger.take(0, group, wanted, complete)
+        for question_id, stores in taken.questions:  # nobody else could take them
             for store in stores:
                 ledger.done(store, question_id)
-        return given
+        return taken
 
-    return take
+    work(0, tasks, take=take, report=report, stopping=lambda: False, **given)
 
 
 class EngineCache:

@@ -110,16 +110,11 @@ def test_a_store_that_is_not_there_is_refused_before_a_model_loads(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("device", "calibration"),
-    [
-        (None, CONSTANTS),
-        ("a device", {}),
-        ("a device", {"seconds_per_token": 0.5, "rows": 16.0}),
-        ("a device", {**CONSTANTS, "seconds_per_token": 0.0}),
-    ],
+    ("device", "changes"), [(None, {}), ("a device", {"prefill_seconds_per_token": None}), ("a device", {"rows": 0.0})]
 )
-def test_a_store_that_does_not_say_enough_is_refused(tmp_path, capsys, unloaded, here, device, calibration):
-    begun(tmp_path / "old", here[0], device, calibration)
+def test_a_store_that_does_not_say_enough_is_refused(tmp_path, capsys, unloaded, here, device, changes):
+    constants = {name: value for name, value in {**CONSTANTS, **changes}.items() if value is not None}
+    begun(tmp_path / "old", here[0], device, constants)
     options = [f"--output={tmp_path / 'out'}", f"--compute.clock_store={tmp_path / 'old'}"]
     assert "compute.clock_store with a measured clock" in refused(capsys, "harvest", *SHORT, *options)
 

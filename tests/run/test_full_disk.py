@@ -123,6 +123,7 @@ def test_a_disk_that_fills_up_keeps_what_was_reported_and_the_run_goes_on_later(
     assert same(Store.open(kept / "whole"), alone)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_refused(tmp_path):
     script = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; "$@"'
     done = in_own_mounts(script, str(tmp_path), *command(tmp_path / "store"))

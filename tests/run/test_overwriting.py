@@ -13,6 +13,10 @@ from tests.factories import make_manifest, make_question
 PLAIN = {"name": "plain", "family": "fixed", "ks": [1, 2, 4, 8]}
 
 
+SMALL = ["--resamples=100", "--orders=2"]
+FEW = ["--bootstrap=10", "--repeats=1"]
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """Two harvests of other settings, and two evaluations side by side."""
@@ -39,80 +43,62 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def test_a_report_goes_into_the_runs_own_folder_and_replaces_no_other(stores, tmp_path, capsys):
-    x = stores / "A" / "x"
-    (stores / "A" / "report.html").write_text("of another evaluation")
-    for _ in range(2):
-        assert run(["report", str(x)]) == 0
-    assert (x / "report.html").is_file()
-    assert (stores / "A" / "report.html").read_text() == "of another evaluation"
-    assert "Expected --output for a report of 2 folders" in refused(capsys, "report", x / "power", x / "plain")
-    assert "report.json" in refused(capsys, "report", x, "--output", stores / "A")
-    assert run(["report", str(x / "power"), "--output", str(tmp_path)]) == 0
-    before = content(tmp_path)
-    other = refused(capsys, "report", x / "plain", "--output", tmp_path)
-    assert "holds the report of other stores (power)" in other
-    assert content(tmp_path) == before
-    assert run(["report", str(x), "--output", str(tmp_path)]) == 0  # the evaluation has got more policies
+def test_results_go_into_the_runs_own_folder(stores, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(stores)
+    assert run(["report", "A/x"]) == run(["metrics", "A/x", *FEW]) == 0
+    assert (stores / "A/x/report.html").is_file()
+    assert (stores / "A/x/metrics/samples.csv").is_file()
+    assert sorted(path.name for path in (stores / "A").iterdir()) == ["x", "y"]
+    assert "Expected --output for a report of 2 folders" in refused(capsys, "report", "A/x/power", "A/x/plain")
+    assert "is a store" in refused(capsys, "replay", "one", "--output=two", *SMALL)
+    (tmp_path / "report.json").write_text("of another evaluation")
+    assert "report.json" in refused(capsys, "report", "A/x", f"--output={tmp_path}")
 
 
-def test_a_replay_does_not_replace_another(stores, tmp_path, capsys):
-    small = ["--resamples", "100", "--orders", "2"]
-    assert run(["replay", str(stores / "one"), "--output", str(tmp_path), *small]) == 0
+@pytest.mark.parametrize(
+    ("mine", "others", "message"),
+    [
+        (["report", "A/x/power"], [["report", "A/x/plain"]], "holds the report of other stores (power)"),
+        (
+            ["replay", "one", *SMALL],
+            [["replay", "two", *SMALL], *(["replay", "one", *SMALL, more] for more in ("--seed=3", "--margin=0.02"))],
+            "holds results of dps replay with other settings",
+        ),
+        (
+            ["metrics", "A/x", *FEW],
+            [["metrics", "A/y", *FEW], ["metrics", "A/x", *FEW, "--seed=4"]],
+            "holds results of dps metrics with other settings",
+        ),
+        pytest.param(
+            ["report", "one/r", "two/r"], [["report", "two/r", "two/r"]], "with other settings", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["report", "replay", "metrics", "replays"],
+)
+def test_results_of_another_run_are_not_replaced(stores, tmp_path, monkeypatch, capsys, mine, others, message):
+    monkeypatch.chdir(stores)
+    if "one/r" in mine:
+        for name in ("one", "two"):
+            assert run(["replay", name, f"--output={name}/r", *SMALL]) == 0
+        assert "Expected --output" in refused(capsys, *mine)
+    assert run([*mine, f"--output={tmp_path}"]) == 0
     before = content(tmp_path)
-    for other in (
-        [stores / "two", *small],
-        [stores / "one", *small, "--seed", "3"],
-        [stores / "one", *small, "--margin", "0.02"],
-    ):
-        assert "holds results of dps replay with other settings" in refused(
-            capsys, "replay", *other, "--output", tmp_path
-        )
+    for other in others:
+        assert message in refused(capsys, *other, f"--output={tmp_path}")
         assert content(tmp_path) == before
-    assert run(["replay", str(stores / "one"), "--output", str(tmp_path), *small]) == 0
-    assert "held this replay already; it was made again" in capsys.readouterr().out
-    assert content(tmp_path) == before
-    assert "is a store" in refused(capsys, "replay", stores / "one", "--output", stores / "two", *small)
-
-
-def test_pages_of_replays_do_not_replace_those_of_others(stores, tmp_path, capsys):
-    for name in ("one", "two"):
-        assert run(["replay", str(stores / name), "--output", str(tmp_path / name), "--resamples", "100"]) == 0
-    assert "Expected --output" in refused(capsys, "report", tmp_path / "one", tmp_path / "two")
-    both = ["report", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "both")]
-    assert run(both) == 0
-    assert run(both) == 0
-    before = content(tmp_path / "both")
-    assert "with other settings" in refused(
-        capsys, "report", tmp_path / "two", tmp_path / "two", "--output", tmp_path / "both"
-    )
-    assert "holds results of dps" in refused(capsys, "report", tmp_path / "one", "--output", tmp_path / "two")
-    assert content(tmp_path / "both") == before
+    assert run([*mine, f"--output={tmp_path}"]) == 0
+    assert content(tmp_path).keys() == before.keys()
 
 
 def test_files_with_other_content_are_left_as_they_are(stores, tmp_path, capsys):
     for command in (["store", "export"], ["outputs"]):
         output = tmp_path / f"{command[0]}.csv"
         arguments = [*command, str(stores / "one"), f"--output={output}"]
-        assert run(arguments) == 0
-        assert run(arguments) == 0  # the same content
+        assert run(arguments) == run(arguments) == 0  # the same content
         output.write_text("mine")
         assert "is there already, with other content" in refused(capsys, *arguments)
         assert output.read_text() == "mine"
-        assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
-
-
-def test_metrics_of_another_run_are_not_replaced(stores, tmp_path, capsys):
-    assert run(["metrics", str(stores / "A/x")]) == 0
-    assert (stores / "A/x/metrics/samples.csv").is_file()
-    assert not (stores / "A/metrics").exists()
-    small = ["--bootstrap", "10", "--repeats", "1", f"--output={tmp_path}"]
-    assert run(["metrics", str(stores / "A/x"), *small]) == 0
-    assert run(["metrics", str(stores / "A/x"), *small]) == 0
-    before = content(tmp_path)
-    for other in ([stores / "A/y", *small], [stores / "A/x", *small, "--seed=4"]):
-        assert "holds results of dps metrics with other settings" in refused(capsys, "metrics", *other)
-    assert content(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
 
 
 def test_a_merged_or_graded_store_is_whole_or_not_there(stores, tmp_path, capsys, monkeypatch):
@@ -131,26 +117,22 @@ def test_a_merged_or_graded_store_is_whole_or_not_there(stores, tmp_path, capsys
     )
 
 
-EMPTY = [
-    line.split()
-    for line in (
-        "harvest", "evaluate", "replay ONE", "report ONE", "metrics ONE", "grade ONE", "outputs ONE", "store merge ONE",
-        "store export ONE", "data download", "ship ONE", "bench", "quickstart", "crossval --config configs/gbdt.yaml",
-    )
-]  # fmt: skip
+EMPTY = (
+    "harvest", "evaluate", "replay ONE", "report ONE", "metrics ONE", "grade ONE", "outputs ONE", "store merge ONE",
+    "store export ONE", "data download", "ship ONE", "bench", "quickstart", "crossval --config configs/gbdt.yaml",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("command", EMPTY, ids=lambda command: command[0])
-@pytest.mark.parametrize("name", ["", "  "])
-def test_an_empty_output_is_refused(stores, command, name, capsys):
-    arguments = [stores / "one" if word == "ONE" else word for word in command]
-    error = refused(capsys, *arguments, "--output", name)
-    assert "Expected a file or folder for output, got an empty name" in error
+def test_an_empty_output_is_refused(stores, capsys):
+    for number, command in enumerate(EMPTY):
+        arguments = command.replace("ONE", str(stores / "one")).split()
+        error = refused(capsys, *arguments, "--output", "" if number % 2 else "  ")
+        assert "Expected a file or folder for output, got an empty name" in error
 
 
-@pytest.mark.parametrize("command", [["report"], ["metrics"], ["replay"], ["grade"], ["outputs"], ["store", "info"]])
-def test_an_empty_folder_name_is_refused(command, capsys):
-    assert "got an empty name" in refused(capsys, *command, "")
+def test_an_empty_folder_name_is_refused(capsys):
+    for command in ("report", "metrics", "replay", "grade", "outputs", "store info"):
+        assert "got an empty name" in refused(capsys, *command.split(), "")
 
 
 def test_a_benchmarks_copy_does_not_replace_another_file(tmp_path, monkeypatch, capsys):
@@ -185,13 +167,12 @@ def test_what_no_policy_names_is_refused(options, message, capsys):
     assert message in refused(capsys, "evaluate", *options)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", ".", ".x", "", " ", "a b"])
-def test_a_policy_does_not_write_outside_of_the_evaluations_folder(name, tmp_path, capsys):
-    output = tmp_path / "inner" / "evaluation"
-    options = {"policies": [name], "controllers": {name: "p"}, "output": str(output)}
-    (tmp_path / "options.yaml").write_text(json.dumps(options))
-    error = refused(capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}")
-    assert "Expected a policy's name of letters, digits" in error
+def test_a_policy_does_not_write_outside_of_the_evaluations_folder(tmp_path, capsys):
+    for name in ("../x", "a/b", "/tmp/x", "..", ".", ".x", "", " ", "a b"):
+        options = {"policies": [name], "controllers": {name: "p"}, "output": str(tmp_path / "inner" / "evaluation")}
+        (tmp_path / "options.yaml").write_text(json.dumps(options))
+        error = refused(capsys, "evaluate", f"--config={tmp_path / 'options.yaml'}")
+        assert "Expected a policy's name of letters, digits" in error
     assert [path.name for path in tmp_path.rglob("*")] == ["options.yaml"]
 
 
@@ -211,14 +192,14 @@ def test_a_configuration_may_set_up_more_than_the_command_line_runs(monkeypatch)
     assert (ran[0].controllers, ran[0].rules) == ({}, {"esc": {"window": 3}})
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_configuration_uses_what_it_sets_up(path):
+def test_every_configuration_uses_what_it_sets_up():
     from dps.commands.options import parse, parser_of
     from dps.config import EvaluateConfig
 
-    parse(parser_of("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
+    paths = sorted((Path(__file__).parents[2] / "configs/evaluate").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        parse(parser_of("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
 
 
 # -- how many questions a store is to have -----------------------------------------------------------------------------
@@ -229,10 +210,8 @@ def short(tmp_path):
     """A store of 20 of 30 questions, as segments that were deleted leave it."""
     names = [f"q{number:05d}" for number in range(30)]
     writer = StoreWriter.open(tmp_path / "short", make_manifest(question_ids=names))
-    for number in range(30):
-        writer.commit([make_question(number)])
-    for path in sorted((tmp_path / "short").glob("*.h5"))[:10]:
-        path.unlink()
+    writer.commit([make_question(number) for number in range(10)]).unlink()
+    writer.commit([make_question(number) for number in range(10, 30)])
     return tmp_path / "short"
 
 

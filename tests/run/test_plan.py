@@ -88,6 +88,7 @@ def test_two_workers_share_the_questions_and_the_slower_one_is_waited_for():
     assert plan.device_hours == pytest.approx(2 * plan.seconds / 3600)
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_the_harvest_then_takes_and_writes_nothing(tmp_path):
     config = replace(CONFIG, output=str(tmp_path / "store"))
     plan = plan_harvest(config)
@@ -103,36 +104,35 @@ def test_a_plan_is_what_the_harvest_then_takes_and_writes_nothing(tmp_path):
     assert (again.questions, again.stored, again.tokens) == (0, 72, 0.0)
 
 
-def test_the_command_plans_in_words_and_as_json(tmp_path, capsys):
-    options = [
-        "harvest", f"--output={tmp_path / 'store'}", "--benchmark.name=arithmetic", "--benchmark.limit=6",
-        "--sampler.block_size=24", "--sampler.max_new_tokens=24", "--sampler.num_mh_steps=1", "--compute.rows=16",
-        "--k.maximum=4", "--compute.threads=1",
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A harvest of two questions, and its command but for the limit."""
+    folder = tmp_path_factory.mktemp("planned") / "harvest"
+    command = [
+        "harvest", f"--output={folder}", "--benchmark.name=arithmetic", "--k.start=1", "--k.step=1", "--k.maximum=2",
+        "--compute.rows=8", "--sampler.block_size=12", "--sampler.max_new_tokens=12", "--sampler.num_mh_steps=1",
+        "--features.layer=1",
     ]  # fmt: skip
-    assert run([*options, "--plan"]) == 0
-    assert "Measured on 6 questions" in capsys.readouterr().out
-    assert run([*options, "--plan", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["questions"] == 6
-    assert not (tmp_path / "store").exists()
+    assert run([*command, "--benchmark.limit=2"]) == 0
+    return folder, command
 
 
 @pytest.mark.parametrize(
-    ("options", "differs"),
+    ("option", "differs", "limit"),
     [
-        (["--sampler.alpha=3"], "sampler.alpha was 4.0 and is now 3.0"),
-        (["--seed=1"], "seed was 0 and is now 1"),
-        (["--k.maximum=4"], "policy.maximum was 2 and is now 4"),
-        (["--features.layer=2"], "model.feature_layer was 1 and is now 2"),
-        (["--benchmark.split=test"], "benchmark.split was 'train' and is now 'test'"),
+        ("--sampler.alpha=3", "sampler.alpha was 4.0 and is now 3.0", 2),
+        ("--seed=1", "seed was 0 and is now 1", 6),
+        ("--k.maximum=4", "policy.maximum was 2 and is now 4", 2),
+        ("--features.layer=2", "model.feature_layer was 1 and is now 2", 6),
+        ("--benchmark.split=test", "benchmark.split was 'train' and is now 'test'", 2),
     ],
 )
-@pytest.mark.parametrize("limit", [2, 6])
-def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned, capsys, options, differs, limit):
+def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned, capsys, option, differs, limit):
     folder, command = planned
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     said = []
     for plan in (["--plan"], []):
-        assert run([*command, f"--benchmark.limit={limit}", *options, *plan]) == 2
+        assert run([*command, f"--benchmark.limit={limit}", option, *plan]) == 2
         said.append(capsys.readouterr().err)
     assert differs in said[0]
     assert said[0] == said[1]
@@ -140,24 +140,9 @@ def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned,
 
 
 def test_a_plan_of_the_same_settings_says_what_is_missing(planned, capsys):
-    _, command = planned
-    assert run([*command, "--benchmark.limit=2", "--plan"]) == 0
+    assert run([*planned[1], "--benchmark.limit=2", "--plan"]) == 0
     assert "questions       0, 2 more are stored already" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """A harvest of two questions, and its command but for the limit."""
-    folder = tmp_path_factory.mktemp("planned") / "harvest"
-    command = [
-        "harvest",
-        "--benchmark.name=arithmetic",
-        "--k.start=1",
-        "--k.step=1",
-        "--k.maximum=2",
-        "--compute.rows=8",
-    ]
-    command += ["--sampler.block_size=12", "--sampler.max_new_tokens=12", "--sampler.num_mh_steps=1"]
-    command += ["--features.layer=1", f"--output={folder}"]
-    assert run([*command, "--benchmark.limit=2"]) == 0
-    return folder, command
+    assert run([*planned[1], "--benchmark.limit=4", "--plan", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["questions"], plan["stored"], plan["sampled"]) == (2, 2, 2)
+    assert plan["tokens"] > 0

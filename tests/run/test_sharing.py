@@ -15,6 +15,7 @@ from dps.run.run import evaluate
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
+from feature_store.errors import StoreError
 from feature_store.segment import read_question_ids
 from feature_store.tools import verify
 from tests.run.test_scheduler import same_record
@@ -44,13 +45,13 @@ def load_controller(path):
 def config_of(folder, **changes):
     (folder / "fake.ckpt").write_text("a controller")
     compute = {"rows": 64, "threads": 1, "commit_interval_s": 0.2, **changes.pop("compute", {})}
-    limit = changes.pop("limit", 10)
+    limit = changes.pop("limit", 4)
     config = EvaluateConfig(
         output=str(folder / "evaluation"),
         policies=("adaptive-consistency", "power", "plain", "self-confidence", "fake"),
         controllers={"fake": str(folder / "fake.ckpt")},
         benchmark=BenchmarkConfig(name="arithmetic", split="test", limit=limit, seed=0),
-        sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=2),
+        sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=1),
         k=KRange(2, 2, 6),
         plain_max_k=4,
         compute=ComputeConfig(**compute),
@@ -105,7 +106,7 @@ def check_same(shared, apart):
             same_record(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("rows", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch, rows):
     config, engines = config_of(tmp_path, compute={"rows": rows}), sampled(monkeypatch)
     evaluate(config, load_controller)
@@ -114,8 +115,8 @@ def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch,
 
 
 def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
-    evaluate(config_of(tmp_path, policies=("power",), controllers={}, limit=6), None)
-    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=8), load_controller)
+    evaluate(config_of(tmp_path, policies=("power", "adaptive-consistency"), controllers={}, limit=2), None)
+    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=3), load_controller)
     config, engines = config_of(tmp_path), sampled(monkeypatch)
     before = {path: path.read_bytes() for path in tmp_path.rglob("segment-*.h5")}
     evaluate(config, load_controller)
@@ -145,3 +146,17 @@ def test_latency_of_one_question_at_a_time_is_measured_apart(tmp_path, monkeypat
     )
     evaluate(config, None)
     assert sum(engine.num_generated_tokens for engine in engines) == charged(config)
+
+
+def test_a_policy_that_joins_an_evaluation_has_the_clock_of_its_sampler(tmp_path, monkeypatch):
+    joined = dict(controllers={}, limit=1)
+    evaluate(config_of(tmp_path, policies=("self-confidence",), **joined), None)
+
+    def measured(*_):
+        raise AssertionError("the clock was measured again")
+
+    monkeypatch.setattr(dps.run.clock, "calibrate", measured)
+    evaluate(config_of(tmp_path, policies=("power", "self-confidence"), **joined), None)
+    with pytest.raises(StoreError, match="of another run: seed was 0 and is now 1"):
+        evaluate(config_of(tmp_path, policies=("esc", "power"), seed=1, **joined), None)
+    assert not (tmp_path / "evaluation" / "esc" / "manifest.json").exists()

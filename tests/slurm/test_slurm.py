@@ -25,21 +25,25 @@ OPTIONS = (
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """A machine with Slurm's commands."""
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
     stand_in = Path(__file__).with_name("sbatch.py")
     commands = {
         "sbatch": f'exec "{sys.executable}" "{stand_in}" "$@"',
         "scontrol": 'echo "scontrol $*" >> "$CALLS"',
         "python3": f'exec "{sys.executable}" "$@"',
     }
+    return prepared(tmp_path, monkeypatch, commands)
+
+
+def prepared(folder, monkeypatch, commands):
+    """Put these commands before all others."""
+    (folder / "bin").mkdir()
     for name, body in commands.items():
-        (bin_folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (bin_folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    (tmp_path / "empty.yaml").write_text("{}\n")
-    return tmp_path
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(folder / "calls"))
+    (folder / "empty.yaml").write_text("{}\n")
+    return folder
 
 
 def submit(*arguments):
@@ -68,7 +72,6 @@ def test_an_array_of_shards_one_of_them_stopped_makes_the_whole_harvest(cluster)
 @pytest.fixture
 def recording(tmp_path, monkeypatch):
     """A machine whose sbatch notes its arguments and runs the first array task with a python3 that notes its own."""
-    (tmp_path / "bin").mkdir()
     note = (
         "import json, os, sys\n"
         "with open(os.environ['CALLS'], 'a') as file:\n"
@@ -82,11 +85,8 @@ def recording(tmp_path, monkeypatch):
         '  if [ "$previous" = --wrap ]; then sh -c "$word" >&2; fi; previous=$word\n'
         "done\necho 7\n"
     )
-    for name, body in {"sbatch": sbatch, "python3": f'exec "{sys.executable}" "{tmp_path}/note.py" "$@"\n'}.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}")
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    python = f'exec "{sys.executable}" "{tmp_path}/note.py" "$@"'
+    prepared(tmp_path, monkeypatch, {"sbatch": sbatch, "python3": python})
 
     def calls():
         return [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -126,7 +126,6 @@ def test_words_and_folders_with_spaces_stay_what_they_are(recording, tmp_path):
 
 
 def test_no_options_are_none(recording, tmp_path):
-    (tmp_path / "empty.yaml").write_text("{}\n")
     assert submit(str(tmp_path / "empty.yaml"), "out", "1", "0").returncode == 0
     assert recording()[1][-1] == "--output=out/seed-0/shard-1"
 
@@ -142,7 +141,6 @@ def test_no_options_are_none(recording, tmp_path):
     ],
 )
 def test_numbers_are_decimal(recording, tmp_path, monkeypatch, shards, seeds, array, task, expected):
-    (tmp_path / "empty.yaml").write_text("{}\n")
     monkeypatch.setenv("TASK", str(task))
     done = submit(str(tmp_path / "empty.yaml"), "out", shards, seeds)
     assert done.returncode == 0, done.stderr
@@ -170,7 +168,6 @@ def test_numbers_are_decimal(recording, tmp_path, monkeypatch, shards, seeds, ar
     ],
 )
 def test_what_cannot_be_meant_is_refused(recording, tmp_path, arguments, message):
-    (tmp_path / "empty.yaml").write_text("{}\n")
     done = submit(str(tmp_path / "empty.yaml"), *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
@@ -182,7 +179,6 @@ def test_what_cannot_be_meant_is_refused(recording, tmp_path, arguments, message
 
 
 def test_options_of_sbatch_may_be_quoted(recording, tmp_path, monkeypatch):
-    (tmp_path / "empty.yaml").write_text("{}\n")
     monkeypatch.setenv("SBATCH_OPTIONS", "--partition=gpu --comment='two words' *")
     assert submit(str(tmp_path / "empty.yaml"), "out", "1", "0").returncode == 0
     assert recording()[0][4:7] == ["--partition=gpu", "--comment=two words", "*"]
