@@ -54,22 +54,33 @@ def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, marg
         seconds: Seconds per token and each question's prefill seconds, on the calibrated clock; None without a clock.
         margin: Accuracy that counts as no loss.
     """
-    same = np.array_equal(point.tokens, reference.tokens)  # nothing is uncertain where both are k = maximum
     difference = point.correct - reference.correct
     known = difference[~np.isnan(difference)]
-    found = (
-        Estimate(0.0, 0.0, len(known), 0.0, 0.0) if same and len(known) else paired(point.correct, reference.correct)
-    )
+    estimated = _nothing(len(known)) if _are_one(point, reference) else paired(point.correct, reference.correct)
     time = None
     if seconds is not None:
         time = plain(ratio(*(one.tokens * seconds[0] + seconds[1:] for one in (point, reference))))
     return {
-        "accuracy_difference": plain(found),
+        "accuracy_difference": plain(estimated),
         "tokens_ratio": plain(ratio(point.tokens, reference.tokens)),
         "time_ratio": time,
-        "questions_needed": needed(found.value, found.stderr, found.num_questions),
+        "questions_needed": needed(estimated.value, estimated.stderr, estimated.num_questions),
         "no_loss": bool(len(known)) and loss_is_below(known, margin),
     }
+
+
+def _are_one(point: Outcome, other: Outcome) -> bool:
+    """Whether two points are the same on every graded question, as where both are k = maximum: nothing is uncertain."""
+    graded = ~np.isnan(point.correct)
+    return bool(
+        graded.any()
+        and np.array_equal(point.tokens, other.tokens)
+        and np.array_equal(point.correct[graded], other.correct[graded])
+    )
+
+
+def _nothing(count: int) -> Estimate:
+    return Estimate(0.0, 0.0, count, 0.0, 0.0)
 
 
 def accuracy_at(curve: Sequence[Outcome], tokens: np.ndarray) -> tuple[np.ndarray, int, int, float] | None:
@@ -156,14 +167,14 @@ def _beside(
     policy: ReplayedPolicy, name: str, point: Outcome, rival: ReplayedPolicy, weights: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray] | None:
     """Compare a point with a rival's curve at its tokens; also return the difference by question."""
-    found = accuracy_at(rival.curve, point.tokens)
-    if found is None:
+    at_tokens = accuracy_at(rival.curve, point.tokens)
+    if at_tokens is None:
         return None
-    mixed, below, above, weight = found
+    mixed, below, above, weight = at_tokens
     tokens, most = float(point.tokens.mean()), float(rival.curve[-1].tokens.mean())
     values = point.correct - mixed
-    if rival.series == policy.series and tokens >= most * (1 - 1e-9):  # both are k = maximum
-        difference, questions = Estimate(0.0, 0.0, len(values), 0.0, 0.0), None
+    if rival.series == policy.series and _are_one(point, rival.curve[-1]):
+        difference, questions = _nothing(len(values)), None
         values = np.zeros(len(values))
     else:
         difference = widened(float(values.mean()), weights @ values, len(values))

@@ -220,6 +220,16 @@ def oracle(series: str, walked: Walk) -> ReplayedPolicy:
     return ReplayedPolicy("oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool))
 
 
+def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:
+    """Return a policy whose accuracies are those of the graded questions of all policies: a mask of shape (Q,)."""
+
+    def of(point: Outcome | None) -> Outcome | None:
+        return None if point is None else replace(point, correct=np.where(graded, point.correct, np.nan))
+
+    curve = tuple(replace(point, correct=np.where(graded, point.correct, np.nan)) for point in policy.curve)
+    return replace(policy, curve=curve, chosen=of(policy.chosen), own=of(policy.own))
+
+
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     """Return a policy on some questions only: a mask of shape (Q,)."""
     return replace(

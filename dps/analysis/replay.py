@@ -13,6 +13,7 @@ from dps.analysis.config import ReplayConfig
 from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle, orders_for
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
+from dps.analysis.samples import shown_ks
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, check_graded, common_questions, read_table
 from dps.decide import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
@@ -215,7 +216,7 @@ def _cheap(
     most = samples.num_trajectories
     orders = orders_for(question_ids, most, config.orders, config.seed)
     every = range(1, most + 1)
-    policies = [fixed(table, orders, every, every)]
+    policies = [fixed(table, orders, every, shown_ks(most))]
     if most > 1:
         walked = walk(samples, orders, tuple(every), table.manifest.aggregator, config.seed)
         rule = AdaptiveConsistency()

@@ -152,3 +152,15 @@ def test_a_point_beside_the_largest_k():
     assert (same["accuracy_difference"]["low"], same["time_ratio"]) == (0.0, None)
     blank = against(outcome(np.full(count, np.nan), 1.0), reference, None, 0.01)
     assert (blank["accuracy_difference"]["value"], blank["no_loss"]) == (None, False)
+
+
+def test_equal_tokens_are_not_taken_for_equal_answers():
+    """Answers that all have the length limit's tokens, or a live policy that sampled more than the fixed k's did."""
+    right, wrong = np.ones(50), np.zeros(50)
+    assert against(outcome(wrong, 800.0), outcome(right, 800.0), None, 0.01)["accuracy_difference"]["value"] == -1
+    power = fixed("power", [(2, wrong, 200), (8, wrong, 800)])
+    for tokens in (800, 1600):
+        entry = matched([power, live("gbdt", right, tokens)])["gbdt", "fixed"]
+        assert (entry["difference"]["value"], entry["verdict"]) == (1, "above")
+    same = matched([power, live("gbdt", wrong, 800)])["gbdt", "fixed"]
+    assert (same["difference"]["low"], same["difference"]["high"]) == (0, 0)

@@ -14,9 +14,9 @@ from dps.analysis.metrics import render, run_metrics
 from dps.cli import run
 from dps.errors import InputError
 from feature_store import StoreWriter
-from tests.analysis.report.evaluations import dynamic_manifest
-from tests.analysis.report.evaluations import question as live_question
-from tests.analysis.report.evaluations import write_store as write_live
+from tests.analysis.evaluations import dynamic_manifest
+from tests.analysis.evaluations import question as live_question
+from tests.analysis.evaluations import write_store as write_live
 from tests.analysis.runs import POWER, manifest, question, write_run, write_store
 
 ROOT = Path(__file__).parents[2]

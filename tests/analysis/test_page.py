@@ -18,8 +18,8 @@ from dps.analysis.questions import chosen
 from dps.analysis.reliability import reliability
 from dps.cli import run
 from feature_store import Store
+from tests.analysis.evaluations import dynamic_manifest, power_manifest, question, write_evaluation, write_store
 from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
-from tests.analysis.report.evaluations import dynamic_manifest, power_manifest, question, write_evaluation, write_store
 from tests.analysis.test_report import _Page, write_report
 from tests.factories import make_manifest, make_question
 
@@ -301,10 +301,13 @@ def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
         ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
         ("[]", "got None"),
         ("{", "cannot be read"),
+        ('{"schema_version": 3, "kind": "replay", "policies": []}', "but a part is missing or of another type"),
     ):
         (tmp_path / "replay.json").write_text(text)
-        assert run(["report", str(tmp_path)]) == 2
-        assert message in capsys.readouterr().err
+        for folders in ([tmp_path], [output, tmp_path, "--output", tmp_path / "both"]):
+            assert run(["report", *map(str, folders)]) == 2
+            assert message in capsys.readouterr().err
+        assert not (tmp_path / "both").exists()
 
 
 def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):

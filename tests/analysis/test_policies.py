@@ -14,7 +14,7 @@ from dps.decide.samples import samples_of
 from dps.decide.splits import folds_of
 from dps.errors import InputError
 from feature_store import Decision, Store
-from tests.analysis.report.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
+from tests.analysis.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
 from tests.factories import make_question
 from tests.run.test_scheduler import model, run  # noqa: F401
 

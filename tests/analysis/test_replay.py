@@ -186,7 +186,7 @@ def test_the_loss_at_the_trainings_own_thresholds_is_shown(harvest, tmp_path):
     [mlp] = [p for p in report["policies"] if p["policy"] == "mlp"]
     assert mlp["own_threshold"]["threshold"] == pytest.approx(0.65)
     assert mlp["own_threshold"]["accuracy_difference"]["low"] < 0 < mlp["own_threshold"]["tokens_ratio"]["value"] < 1
-    assert any(finding.startswith("At the threshold that it came with") for finding in report["findings"])
+    assert any(finding.startswith("As trained, mlp (threshold 0.65) needs ") for finding in report["findings"])
 
 
 @pytest.mark.parametrize("shift", [60, 1000])

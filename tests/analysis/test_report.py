@@ -16,7 +16,7 @@ from dps.analysis.write import what_varies, write_result
 from dps.cli import run
 from dps.errors import InputError
 from feature_store.records import Decision, no_steps
-from tests.analysis.report.evaluations import (
+from tests.analysis.evaluations import (
     dynamic_manifest,
     plain_manifest,
     power_manifest,
@@ -83,7 +83,7 @@ def test_numbers_of_a_known_evaluation(written):
     assert row["plain-k4"]["calibrated_s"] == pytest.approx(240 * 0.001 + 10 * 0.0001)
     assert (report["clock"]["store"], report["reference"], report["kind"]) == ("power", "fixed-k8", "evaluation")
     [gbdt] = [line for line in render_table(report).splitlines() if line.strip().startswith("gbdt")]
-    assert " ".join(gbdt.split()) == "gbdt 95.0 ± 3.5 0.0 ± 0.0 380 0.47 0.082 9.00 3.80 55 0 45"
+    assert " ".join(gbdt.split()) == "gbdt 95.0 ± 3.5 0.0 [−8.8, +8.8] 380 0.47 0.082 9.00 3.80 55 0 45"
     assert max(map(len, render_table(report).splitlines())) <= 120
 
 
@@ -132,6 +132,25 @@ def test_a_store_without_any_grade_still_reports(tmp_path):
     assert (rows(report)["gbdt"]["accuracy"], report["reference"]) == (None, None)
     assert "no accuracies" in report["findings"][0]
     assert "gbdt" in render_table(report)
+
+
+def test_fixed_k_without_any_grade_still_has_a_page(tmp_path):
+    blank = [ungraded(question(i, [1] * 8), gold=None, correct=None) for i in range(3)]
+    report = write_report([write_store(tmp_path / "power", power_manifest(), blank)], tmp_path / "out")
+    assert (report["num_graded"], len(report["questions"]["shown"])) == (0, 3)
+    assert "No question has a grade" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_accuracies_are_of_the_questions_that_all_policies_have_graded(tmp_path):
+    """Without a gold answer two trajectories may have no grade where some of the eight have one."""
+    records = [question(0, [0] * 8, gold=None), *(question(i, [1] * 8) for i in range(1, 4))]
+    write_store(tmp_path / "power", power_manifest(), records)
+    blank = ungraded(question(0, [0, 0]), gold=None, correct=None)
+    write_store(tmp_path / "gbdt", dynamic_manifest(), [blank, *(question(i, [1, 1]) for i in range(1, 4))])
+    report = read_report([tmp_path])
+    assert report["num_graded"] == 3
+    assert [rows(report)[name]["accuracy"] for name in ("fixed-k8", "gbdt")] == [1, 1]
+    assert rows(report)["fixed-k8"]["tokens"] == 800
 
 
 def test_responses_are_read_strictly_and_flexibly_side_by_side(tmp_path):
@@ -226,7 +245,9 @@ def test_a_damaged_result_is_refused_in_a_sentence(written, tmp_path, changes, m
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not (folder / "report.html").exists()
+    assert [path.name for path in folder.iterdir()] == ["report.json"]
+    assert run(["report", str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_beside_others_or_over_others_is_refused(written, evaluation, tmp_path, capsys):
