@@ -14,7 +14,7 @@ import numpy as np
 
 from dps.analysis.policies import ReplayedPolicy
 from dps.analysis.table import Outcome
-from dps.analysis.words import plain
+from dps.analysis.words import json_number, plain
 from dps.estimates import (
     LEVEL,
     Estimate,
@@ -46,13 +46,9 @@ def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, margin: float) -> dict[str, Any]:
-    """Return a point's difference from the reference and its share of the costs, paired.
+    """Return a point's difference from the largest fixed k and its share of the costs, paired.
 
-    Args:
-        point: A policy's point.
-        reference: The largest fixed k on the same questions.
-        seconds: Seconds per token and each question's prefill seconds, on the calibrated clock; None without a clock.
-        margin: Accuracy that counts as no loss.
+    ``seconds`` are seconds per token and each question's prefill seconds on the calibrated clock, shape (1 + Q,).
     """
     difference = point.correct - reference.correct
     known = difference[~np.isnan(difference)]
@@ -122,11 +118,7 @@ def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> l
 
     The strongest of several rivals must not be picked out with the interval of one. So every comparison with cheap
     samples has, as ``together``, the interval that holds for all of these; and every one with a rule over the same
-    trajectories.
-
-    Args:
-        policies: All policies, on graded questions.
-        weights: Resamples of these questions, shape (R, Q).
+    trajectories. ``weights`` are resamples of the questions, shape (R, Q).
     """
     entries = []
     for policy in policies:
@@ -185,7 +177,7 @@ def _beside(
         "rival": rival.label,
         "rival_family": rival.family,
         "rival_series": rival.series,
-        "between": [plain_number(rival.thresholds[below]), plain_number(rival.thresholds[above])],
+        "between": [json_number(rival.thresholds[below]), json_number(rival.thresholds[above])],
         "weight_above": weight,
         "tokens": tokens,
         "rival_tokens": min(tokens, most),
@@ -212,11 +204,6 @@ def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np
             alone["value"], alone["stderr"], len(differences), min(low, alone["low"]), max(high, alone["high"])
         )
         entry["together"] = {**plain(wide), "rivals": len(compared), "verdict": verdict_of(wide)}
-
-
-def plain_number(value: float) -> float | None:
-    """Return a number that JSON has."""
-    return float(value) if np.isfinite(value) else None
 
 
 def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
@@ -249,10 +236,7 @@ def _area(one: Sequence[Outcome], other: Sequence[Outcome], grid: np.ndarray) ->
 def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None, name: str) -> list[dict[str, Any]]:
     """Return exact McNemar tests of the operating points, in the natural order, against one another.
 
-    Args:
-        policies: All policies, on graded questions.
-        largest: Whether the answer of the largest fixed k is right, in the natural order: shape (Q,); None for none.
-        name: Its name.
+    ``largest`` says whether the answer of the largest fixed k, called ``name``, is right: shape (Q,).
     """
     points = [] if largest is None else [(name, largest)]
     points += [
@@ -270,14 +254,7 @@ def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None
 def difficulty(
     groups: np.ndarray, names: Sequence[str], ks: Sequence[int], policies: Sequence[ReplayedPolicy]
 ) -> dict[str, Any]:
-    """Return how many trajectories questions got, by difficulty.
-
-    Args:
-        groups: The group of each question, shape (Q,).
-        names: What the groups are called.
-        ks: The k's that there can be.
-        policies: All policies, on these questions.
-    """
+    """Return how many trajectories questions got, by the group of each, shape (Q,)."""
     rows = []
     for one in policies:
         if one.chosen is None or one.series != "power":

@@ -78,11 +78,9 @@ def _strongest(rows: Sequence[Entry]) -> Entry:
 
 
 def _measured(row: Entry, *, of_rival: bool = False) -> str:
-    """Return the difference of a comparison that was picked out, its interval, and out of how many.
+    """Return the difference of a row of :func:`_strongest`, its interval, and out of how many it was picked.
 
-    Args:
-        row: See :func:`_strongest`.
-        of_rival: Whether the sentence is about the rival: a sign is always that of the sentence's subject.
+    ``of_rival``: the sentence is about the rival, and a sign is always that of the sentence's subject.
     """
     shown = row["difference"]
     if of_rival:

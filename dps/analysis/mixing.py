@@ -390,9 +390,7 @@ def _pair(name: str, value: Estimate) -> dict[str, float | None]:
 def mixing_finding(entry: Mapping[str, Any], *, several: bool = False) -> str:
     """Say whether the Metropolis-Hastings steps were enough, by what the second half of a chain's last stage gave.
 
-    Args:
-        entry: An entry of ``mixing``.
-        several: Whether there are others, so that this one has to be named.
+    ``several`` entries of ``mixing`` have to be told apart by name.
     """
     last = entry["last_stage"]
     counts = {(row["least_steps"], row["most_steps"]) for row in entry["stages"]}

@@ -170,19 +170,10 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_again(folder: Path, name: str, output: Path, title: str | None = None) -> dict[str, Any]:
-    """Write page and figures again from a JSON file alone, and return what the file holds.
-
-    Args:
-        folder: Folder of the file.
-        name: ``report`` or ``replay``.
-        output: Folder of what :func:`write_result` writes; made if missing.
-        title: Title of the page; the result's own if None.
+    """Write page and figures again from ``report.json`` or ``replay.json`` alone, and return what that holds.
 
     Raises:
         InputError: If the file cannot be read, or the output holds another result.
-
-    Note:
-        The same bytes as at first where the same matplotlib and FreeType draw, which ``figures`` names.
     """
     result = read_result(folder, name)
     with _as_written([folder], name):
@@ -237,24 +228,16 @@ def pages_in(folder: Path, start: str) -> dict[str, bytes]:
 
 
 def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return a sentence on pages and figures that were made again from a result alone.
-
-    Args:
-        result: The result; ``figures`` says what drew its figures at first.
-        before: The pages that stood there, see :func:`pages_in`.
-        after: Those that stand there now.
-    """
-    drawn, now = result.get("figures"), drawn_with()
+    """Return a sentence on pages and figures made again from a result: whether they are those that stood there."""
     changed = [name for name, content in before.items() if after.get(name) != content]
     if before and not changed:
         return f"Made again, byte for byte as before: {', '.join(before)}."
-    others = (
-        f"; {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} other bytes than before" if changed else ""
-    )
-    why = ": the title or this toolkit's pages are others now" if changed else ""
-    if drawn is None:
-        why = ": what drew the figures at first is not recorded"
-    elif drawn != now:
-        first, last = (f"matplotlib {v['matplotlib']} with FreeType {v['freetype']}" for v in (drawn, now))
-        why = f": the figures were drawn by {first} at first, by {last} now, so bytes may differ"
-    return f"Made again from JSON alone{others}{why}."
+    drawn, now = result.get("figures"), drawn_with()
+    if drawn != now:
+        first, last = (
+            " with ".join(f"{name} {one[name]}" for name in now) if isinstance(one, dict) and {*one} == {*now} else "?"
+            for one in (drawn, now)
+        )
+        return f"Made again from JSON alone: drawn by {first} at first, by {last} now, so bytes may differ."
+    others = f": {', '.join(changed)} changed, as the title or this toolkit's pages did" if changed else ""
+    return f"Made again from JSON alone{others}."

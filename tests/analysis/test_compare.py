@@ -64,13 +64,6 @@ def test_the_mixture_spends_the_policys_tokens_and_is_a_real_policy(seed, place)
     assert tokens == pytest.approx(spent)
 
 
-def test_between_two_ks_the_rival_is_what_it_reached_there_and_no_chord():
-    share = {1: 0.3, 2: 0.3, 3: 0.6, 4: 0.65}
-    rival = fixed("plain", [(k, np.arange(100) < 100 * s, 10 * k) for k, s in share.items()])
-    entry = matched([live("gbdt", np.arange(100) < 62, 30), rival])["gbdt", "fixed (plain)"]
-    assert (entry["between"], entry["weight_above"], entry["rival_accuracy"]) == ([3, 3], 0, pytest.approx(0.6))
-
-
 def test_a_rival_that_ends_earlier_or_begins_later_says_so():
     answers = np.arange(40) % 2
     rival = fixed("plain", [(1, answers, 10), (2, np.ones(40), 20)])

@@ -62,18 +62,6 @@ def every(chains):
 # -- the flat form -----------------------------------------------------------------------------------------------------
 
 
-def test_stages_are_the_runs_of_one_horizon_within_a_chain():
-    # The third chain begins at the horizon at which the second ended: still another stage.
-    chains = run([chain([1, 2, 3], [4, 5]), chain([6])], [chain([7, 8])])
-    assert chains.first.tolist() == [0, 3, 5, 6]
-    assert chains.count.tolist() == [3, 2, 1, 2]
-    assert chains.stage_chain.tolist() == [0, 0, 1, 2]
-    assert chains.stage_question.tolist() == [0, 0, 0, 1]
-    assert chains.stage_horizon.tolist() == [10, 20, 10, 10]
-    assert chains.last.tolist() == [False, True, True, True]
-    assert chains.end_logprob.tolist() == [3, 5, 6, 8]
-
-
 def test_chains_without_recorded_steps_are_left_out():
     kept = {f"q{i}": traces_of(make_question(i, k=3, steps=2 if i == 0 else None)) for i in (0, 1)}
     assert [len(traces) for traces in kept.values()] == [3, 0]
@@ -159,17 +147,6 @@ def test_the_second_half_is_worked_out_exactly():
     assert row["second_half_gain_per_token"] == pytest.approx(6 / 90)
     assert row["spread"] == pytest.approx(math.sqrt(0.5))
     assert row["frozen"] == 0
-
-
-def test_odd_and_single_steps_are_halved_downwards():
-    row = stage_row(run([chain([0, 1, 3, 6, 10])]), np.ones(1, bool))
-    assert (row["second_half_gain"], row["gain"]) == (10 - 1, 10)
-    chains = run([chain([1], [2])], [chain([3])])
-    assert stage_row(chains, every(chains))["second_half_gain"] is None
-    mixed = run([chain([1])], [chain([3, 4])], [chain([3, 6])])
-    assert stage_row(mixed, every(mixed))["second_half_gain"] == 2
-    chains = run(*[[chain([0, 0, 0, sign])] for sign in (-1, 1, -1, 1)])
-    assert stage_row(chains, every(chains))["second_half_share_of_gain"] is None  # of a gain that is not there
 
 
 @pytest.mark.parametrize(
