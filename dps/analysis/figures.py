@@ -96,9 +96,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str] = ("tokens",)) -> Figure:
     """Draw accuracy against costs: every policy with its 95 % interval, and the Pareto front.
 
-    Args:
-        results: One result, or several by name: a panel for each, every policy in the same mark everywhere.
-        costs: Which costs; several only for one result.
+    Several results by name have a panel each, a policy in the same mark everywhere; several costs only one result has.
     """
     marks = marks_of([policy for result in results.values() for policy in result["policies"]])
     panels = [(name, result, cost) for name, result in results.items() for cost in costs]
@@ -314,11 +312,7 @@ def _band(
 
 
 def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw pass@k against k, one line per policy with a band of one standard error on either side.
-
-    Args:
-        rows: What :func:`dps.analysis.samples.pass_curves` returned; at least one.
-    """
+    """Draw the rows of pass@k, one line per policy with a band of one standard error on either side."""
     largest = max(row["k"] for row in rows)
     with matplotlib.rc_context(_STYLE):
         figure, grid = _figure(7.6, 4.9)

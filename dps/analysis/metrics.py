@@ -32,10 +32,6 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     and ``predictions.csv``; ``pass_at_k.csv``, ``.json``, ``.png`` and ``.svg``. Those of the same command are
     written anew.
 
-    Args:
-        folders: Stores, or folders that hold stores one level below.
-        config: Checked settings.
-
     Returns:
         ``output``, ``runs``, ``notes``, ``pass_at_k`` (rows), ``predictor`` (results), ``samples`` (rows).
 

@@ -201,11 +201,15 @@ def oracle(series: str, walked: Walk) -> ReplayedPolicy:
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:
     """Return a policy whose accuracies are those of the graded questions of all policies: a mask of shape (Q,)."""
 
-    def of(point: Outcome | None) -> Outcome | None:
-        return None if point is None else replace(point, correct=np.where(graded, point.correct, np.nan))
+    def of(point: Outcome) -> Outcome:
+        return replace(point, correct=np.where(graded, point.correct, np.nan))
 
-    curve = tuple(replace(point, correct=np.where(graded, point.correct, np.nan)) for point in policy.curve)
-    return replace(policy, curve=curve, chosen=of(policy.chosen), own=of(policy.own))
+    return replace(
+        policy,
+        curve=tuple(map(of, policy.curve)),
+        chosen=policy.chosen and of(policy.chosen),
+        own=policy.own and of(policy.own),
+    )
 
 
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
@@ -213,7 +217,7 @@ def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     return replace(
         policy,
         curve=tuple(point.on(rows) for point in policy.curve),
-        chosen=None if policy.chosen is None else policy.chosen.on(rows),
+        chosen=policy.chosen and policy.chosen.on(rows),
         natural_k=None if policy.natural_k is None else policy.natural_k[rows],
         natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
     )

@@ -14,7 +14,7 @@ from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
 from dps.cli import run
 from dps.errors import InputError
-from feature_store.records import Decision, no_steps
+from feature_store.records import Decision
 from tests.analysis.evaluations import (
     dynamic_manifest,
     plain_manifest,
@@ -322,14 +322,6 @@ def test_small_runs_are_drawn_and_described(tmp_path, k, count, steps):
     [entry] = report["mixing"]
     assert entry["last_stage"]["verdict"] == "unclear"
     assert (tmp_path / "out" / "report_mixing.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_some_chains_without_a_trace_are_left_out(tmp_path):
-    first, *rest = traced(4)
-    blank = replace(first, trajectories=tuple(replace(t, steps=no_steps()) for t in first.trajectories))
-    write_store(tmp_path / "power", power_manifest(), [blank, *rest])
-    [entry] = read_report([tmp_path])["mixing"]
-    assert (entry["num_questions"], entry["num_chains"]) == (3, 24)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

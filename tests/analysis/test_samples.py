@@ -21,7 +21,6 @@ from dps.analysis.samples import (
 )
 from dps.errors import InputError
 from tests.analysis.runs import question
-from tests.factories import make_trajectory
 
 
 @pytest.mark.parametrize("num_samples", range(1, 7))
@@ -31,14 +30,6 @@ def test_its_mean_over_all_orders(num_samples):
         mean = Fraction(sum(samples_to_success(order) for order in orders), len(orders))
         assert expected_samples_to_success(num_samples, right) == pytest.approx(float(mean), abs=1e-12)
     assert expected_samples_to_success(num_samples, 0) == num_samples + 1
-
-
-def test_metrics_of_a_response_are_means_over_its_tokens():
-    trajectory = make_trajectory(3, num_tokens=20)
-    found = measure(trajectory)
-    assert found["entropy"] == pytest.approx(trajectory.token_entropy.mean(dtype=np.float64), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(np.exp(-trajectory.token_logprob.mean(dtype=np.float64)), rel=1e-6)
-    assert found["self_confidence"] == pytest.approx(0.8, rel=1e-6)
 
 
 def test_runs_are_put_one_after_another():
