@@ -45,7 +45,7 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
     first_folder, first = stores[0]
     for folder, manifest in stores[1:]:
         one, two = first.benchmark, manifest.benchmark
-        if not _prompts_agree(one, two, first_folder, folder):
+        if one != two and not _prompts_agree(one, two, first_folder, folder):
             _check_same("stores of one benchmark", (first_folder, one), (folder, two), "make a report of each")
         models = ((first_folder, model_identity(first)), (folder, model_identity(manifest)))
         _check_same("stores of one model", *models, "make a report of each")

@@ -161,10 +161,11 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
             f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run {command} again on its stores "
             "with this version."
         )
-    if KINDS.get(str(result.get("kind"))) != name:
+    kind, title = result.get("kind"), result.get("title")
+    if KINDS.get(str(kind)) != name or not isinstance(title, str):
         raise InputError(
-            f"Expected {path} to say of which kind it is, got {result.get('kind')}: run {command} again on its stores "
-            "with this version."
+            f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run {command} "
+            "again on its stores with this version."
         )
     return result
 

@@ -292,7 +292,10 @@ def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
         ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
         ("[]", "got None"),
         ("{", "cannot be read"),
-        ('{"schema_version": 3, "kind": "replay", "policies": []}', "but a part is missing or of another type"),
+        (
+            '{"schema_version": 3, "kind": "replay", "title": "", "policies": []}',
+            "but a part is missing or of another type",
+        ),
     ):
         (tmp_path / "replay.json").write_text(text)
         for folders in ([tmp_path], [output, tmp_path, "--output", tmp_path / "both"]):

@@ -217,9 +217,10 @@ def test_page_and_figures_are_made_again_from_report_json_alone(mixed, tmp_path,
     ("changes", "message"),
     [
         ({"schema_version": 2}, "of schema_version 3, got 2: run dps report again"),
-        ({"kind": None}, "to say of which kind it is, got None: run dps report again"),
+        ({"kind": None}, "to say of which kind it is and to have a title, got None and"),
         ({"policies": [{}]}, "but a part is missing or of another type ('policy')"),
         ({"matched_tokens": "<script>"}, "but a part is missing or of another type"),
+        ({"title": [1]}, "and to have a title, got 'evaluation' and [1]: run dps report again"),
     ],
 )
 def test_a_damaged_result_is_refused_in_a_sentence(written, tmp_path, changes, message, capsys):
