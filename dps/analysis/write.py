@@ -164,8 +164,8 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
     kind, title = result.get("kind"), result.get("title")
     if KINDS.get(str(kind)) != name or not isinstance(title, str):
         raise InputError(
-            f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run {command} "
-            "again on its stores with this version."
+            f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run "
+            f"{command} again on its stores with this version."
         )
     return result
 
