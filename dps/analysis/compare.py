@@ -14,7 +14,7 @@ import numpy as np
 
 from dps.analysis.policies import ReplayedPolicy
 from dps.analysis.table import Outcome
-from dps.analysis.words import plain
+from dps.analysis.words import json_number, plain
 from dps.estimates import (
     LEVEL,
     Estimate,
@@ -46,30 +46,37 @@ def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, margin: float) -> dict[str, Any]:
-    """Return a point's difference from the reference and its share of the costs, paired.
+    """Return a point's difference from the largest fixed k and its share of the costs, paired.
 
-    Args:
-        point: A policy's point.
-        reference: The largest fixed k on the same questions.
-        seconds: Seconds per token and each question's prefill seconds, on the calibrated clock; None without a clock.
-        margin: Accuracy that counts as no loss.
+    ``seconds`` are seconds per token and each question's prefill seconds on the calibrated clock, shape (1 + Q,).
     """
-    same = np.array_equal(point.tokens, reference.tokens)  # nothing is uncertain where both are k = maximum
     difference = point.correct - reference.correct
     known = difference[~np.isnan(difference)]
-    found = (
-        Estimate(0.0, 0.0, len(known), 0.0, 0.0) if same and len(known) else paired(point.correct, reference.correct)
-    )
+    estimated = _nothing(len(known)) if _are_one(point, reference) else paired(point.correct, reference.correct)
     time = None
     if seconds is not None:
         time = plain(ratio(*(one.tokens * seconds[0] + seconds[1:] for one in (point, reference))))
     return {
-        "accuracy_difference": plain(found),
+        "accuracy_difference": plain(estimated),
         "tokens_ratio": plain(ratio(point.tokens, reference.tokens)),
         "time_ratio": time,
-        "questions_needed": needed(found.value, found.stderr, found.num_questions),
+        "questions_needed": needed(estimated.value, estimated.stderr, estimated.num_questions),
         "no_loss": bool(len(known)) and loss_is_below(known, margin),
     }
+
+
+def _are_one(point: Outcome, other: Outcome) -> bool:
+    """Whether two points are the same on every graded question, as where both are k = maximum: nothing is uncertain."""
+    graded = ~np.isnan(point.correct)
+    return bool(
+        graded.any()
+        and np.array_equal(point.tokens, other.tokens)
+        and np.array_equal(point.correct[graded], other.correct[graded])
+    )
+
+
+def _nothing(count: int) -> Estimate:
+    return Estimate(0.0, 0.0, count, 0.0, 0.0)
 
 
 def accuracy_at(curve: Sequence[Outcome], tokens: np.ndarray) -> tuple[np.ndarray, int, int, float] | None:
@@ -111,11 +118,7 @@ def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> l
 
     The strongest of several rivals must not be picked out with the interval of one. So every comparison with cheap
     samples has, as ``together``, the interval that holds for all of these; and every one with a rule over the same
-    trajectories.
-
-    Args:
-        policies: All policies, on graded questions.
-        weights: Resamples of these questions, shape (R, Q).
+    trajectories. ``weights`` are resamples of the questions, shape (R, Q).
     """
     entries = []
     for policy in policies:
@@ -156,14 +159,14 @@ def _beside(
     policy: ReplayedPolicy, name: str, point: Outcome, rival: ReplayedPolicy, weights: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray] | None:
     """Compare a point with a rival's curve at its tokens; also return the difference by question."""
-    found = accuracy_at(rival.curve, point.tokens)
-    if found is None:
+    at_tokens = accuracy_at(rival.curve, point.tokens)
+    if at_tokens is None:
         return None
-    mixed, below, above, weight = found
+    mixed, below, above, weight = at_tokens
     tokens, most = float(point.tokens.mean()), float(rival.curve[-1].tokens.mean())
     values = point.correct - mixed
-    if rival.series == policy.series and tokens >= most * (1 - 1e-9):  # both are k = maximum
-        difference, questions = Estimate(0.0, 0.0, len(values), 0.0, 0.0), None
+    if rival.series == policy.series and _are_one(point, rival.curve[-1]):
+        difference, questions = _nothing(len(values)), None
         values = np.zeros(len(values))
     else:
         difference = widened(float(values.mean()), weights @ values, len(values))
@@ -174,7 +177,7 @@ def _beside(
         "rival": rival.label,
         "rival_family": rival.family,
         "rival_series": rival.series,
-        "between": [plain_number(rival.thresholds[below]), plain_number(rival.thresholds[above])],
+        "between": [json_number(rival.thresholds[below]), json_number(rival.thresholds[above])],
         "weight_above": weight,
         "tokens": tokens,
         "rival_tokens": min(tokens, most),
@@ -201,11 +204,6 @@ def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np
             alone["value"], alone["stderr"], len(differences), min(low, alone["low"]), max(high, alone["high"])
         )
         entry["together"] = {**plain(wide), "rivals": len(compared), "verdict": verdict_of(wide)}
-
-
-def plain_number(value: float) -> float | None:
-    """Return a number that JSON has."""
-    return float(value) if np.isfinite(value) else None
 
 
 def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
@@ -238,10 +236,7 @@ def _area(one: Sequence[Outcome], other: Sequence[Outcome], grid: np.ndarray) ->
 def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None, name: str) -> list[dict[str, Any]]:
     """Return exact McNemar tests of the operating points, in the natural order, against one another.
 
-    Args:
-        policies: All policies, on graded questions.
-        largest: Whether the answer of the largest fixed k is right, in the natural order: shape (Q,); None for none.
-        name: Its name.
+    ``largest`` says whether the answer of the largest fixed k, called ``name``, is right: shape (Q,).
     """
     points = [] if largest is None else [(name, largest)]
     points += [
@@ -259,14 +254,7 @@ def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None
 def difficulty(
     groups: np.ndarray, names: Sequence[str], ks: Sequence[int], policies: Sequence[ReplayedPolicy]
 ) -> dict[str, Any]:
-    """Return how many trajectories questions got, by difficulty.
-
-    Args:
-        groups: The group of each question, shape (Q,).
-        names: What the groups are called.
-        ks: The k's that there can be.
-        policies: All policies, on these questions.
-    """
+    """Return how many trajectories questions got, by the group of each, shape (Q,)."""
     rows = []
     for one in policies:
         if one.chosen is None or one.series != "power":

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dps.analysis.mixing import chains_of, diagnose
-from dps.analysis.policies import ORDERS, ReplayedPolicy, fixed, live, orders_for
+from dps.analysis.policies import ORDERS, ReplayedPolicy, fixed, live
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, common_questions, read_table
 from dps.decide import RULES
+from dps.decide.orders import orders_for
 from dps.errors import InputError
 from feature_store import Store
 
@@ -20,10 +21,7 @@ from feature_store import Store
 def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, Any]:
     """Return the result of these stores without writing anything.
 
-    Args:
-        folders: Stores, or folders in which every subfolder with a ``manifest.json`` is a store. Harvests are left out
-            where there are evaluations, too.
-        title: Title of the page; made from benchmark and model if None.
+    A folder that holds stores one level below will do, too. Harvests are left out where there are evaluations.
 
     Raises:
         InputError: If there is nothing to read, or the stores cannot be compared.

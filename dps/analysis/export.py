@@ -46,13 +46,9 @@ def columns(*, series: bool) -> list[str]:
 
 
 def rows(run: Run, questions: Mapping[str, Question], mcmc_policy: str, *, series: bool) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one question of a run, in order of trajectory index; what is absent has no key.
+    """Yield the rows of one question of a run (its records by policy), in order of trajectory index.
 
-    Args:
-        run: The run that it is of.
-        questions: Its records by policy; other policies than the three are passed over.
-        mcmc_policy: The policy of the side ``mcmc``.
-        series: Whether to add the values per token.
+    What is absent has no key. ``series`` adds the values per token.
     """
     sides = {side: questions[name] for side, name in side_policies(mcmc_policy).items() if name in questions}
     by_index = {side: {t.index: t for t in question.trajectories} for side, question in sides.items()}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -22,7 +21,6 @@ from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, ma
 from dps.analysis.mixing import SMALL
 from dps.analysis.samples import shown_ks
 from dps.analysis.words import percent
-from feature_store.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,14 +79,6 @@ def svg(figure: Figure, salt: str) -> str:
     return out.getvalue()
 
 
-def write_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write a figure as PNG and SVG, and return the latter."""
-    vector = svg(figure, salt=name)
-    replace_file(folder / f"{name}.png", png(figure))
-    replace_file(folder / f"{name}.svg", vector)
-    return vector
-
-
 def drawn_with() -> dict[str, str]:
     """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
     return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
@@ -106,9 +96,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str] = ("tokens",)) -> Figure:
     """Draw accuracy against costs: every policy with its 95 % interval, and the Pareto front.
 
-    Args:
-        results: One result, or several by name: a panel for each, every policy in the same mark everywhere.
-        costs: Which costs; several only for one result.
+    Several results by name have a panel each, a policy in the same mark everywhere; several costs only one result has.
     """
     marks = marks_of([policy for result in results.values() for policy in result["policies"]])
     panels = [(name, result, cost) for name, result in results.items() for cost in costs]
@@ -156,7 +144,8 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
             axes.fill_between(x, low, high, color=mark.color, alpha=0.07, linewidth=0, zorder=0.5)
         axes.plot(x, y, color=mark.color, linestyle=mark.line, linewidth=1.2, zorder=2)
         if policy["family"] == "fixed":
-            rows = _powers_of_two(rows)
+            short = shown_ks(int(policy["curve"][-1]["threshold"]))
+            rows = [row for row in rows if len(rows) <= 8 or row["threshold"] in short]
             for row in rows:
                 place = (row[cost], row["accuracy"])
                 axes.annotate(
@@ -187,13 +176,6 @@ def _row(axes: Axes, row: Mapping[str, Any], cost: str, mark: Mark, *, chosen: b
         capsize=0,
         zorder=5 if chosen else 3,
     )
-
-
-def _powers_of_two(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return all rows of a few, else those at powers of two and the last."""
-    if len(rows) <= 8:
-        return list(rows)
-    return [row for row in rows if (k := int(row["threshold"])) & (k - 1) == 0 or row is rows[-1]]
 
 
 def level_of(result: Mapping[str, Any]) -> float | None:
@@ -330,11 +312,7 @@ def _band(
 
 
 def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw pass@k against k, one line per policy with a band of one standard error on either side.
-
-    Args:
-        rows: What :func:`dps.analysis.samples.pass_curves` returned; at least one.
-    """
+    """Draw the rows of pass@k, one line per policy with a band of one standard error on either side."""
     largest = max(row["k"] for row in rows)
     with matplotlib.rc_context(_STYLE):
         figure, grid = _figure(7.6, 4.9)

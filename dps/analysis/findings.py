@@ -78,33 +78,38 @@ def _strongest(rows: Sequence[Entry]) -> Entry:
 
 
 def _measured(row: Entry, *, of_rival: bool = False) -> str:
-    """Return the difference of a comparison that was picked out, its interval, and out of how many.
+    """Return the difference of a row of :func:`_strongest`, its interval, and out of how many it was picked.
 
-    Args:
-        row: See :func:`_strongest`.
-        of_rival: Whether the sentence is about the rival: a sign is always that of the sentence's subject.
+    ``of_rival``: the sentence is about the rival, and a sign is always that of the sentence's subject.
     """
-    found = row["difference"]
+    shown = row["difference"]
     if of_rival:
-        found = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
-    return f"{signed_points(found['value'])} points, {between(found)}{row['picked']}"
+        shown = {"value": -shown["value"], "low": -shown["high"], "high": -shown["low"]}
+    return f"{signed_points(shown['value'])} points, {between(shown)}{row['picked']}"
 
 
-def _loss(at: Entry, result: Entry) -> str:
-    """Say what a point shows of the accuracy that it gives up against the largest k."""
+def _loss(at: Entry, result: Entry) -> tuple[str, str]:
+    """Say what a point shows of the accuracy that it gives up against the largest k, and what holds for it alone."""
     margin, count = points_of(result["margin"]), result["num_graded"]
     if at["no_loss"]:
-        return f"a loss of {margin} is excluded"
+        return f"a loss of {margin} is excluded", _fixed_too(at, result)
     difference, least = at["accuracy_difference"], fewest_questions(result["margin"])
+    not_excluded = f"a loss of {margin} is not excluded"
     if difference["high"] is not None and difference["high"] < 0:
-        return f"below k = {result['ks'][-1]}, a loss of {margin} is not excluded"
+        return f"below k = {result['ks'][-1]}, {not_excluded}", ""
     if least is not None and count < least:
-        return f"a loss of {margin} is not excluded ({count:,} questions are too few for that, it takes {least:,})"
+        return f"{not_excluded} ({count:,} questions are too few, it takes at least {least:,})", ""
     if count < FEWEST or not (difference["stderr"] or 0.0) <= LARGEST_STDERR:
-        return f"a loss of {margin} is not excluded (n is too small to say that nothing is lost)"
+        return f"{not_excluded} (n is too small to say that nothing is lost)", ""
     needed = at["questions_needed"]
-    about = f" (about {needed:,} questions would decide a difference of this size)" if needed is not None else ""
-    return f"a loss of {margin} is not excluded{about}"
+    return not_excluded, "" if needed is None else f"; about {needed:,} questions would decide it"
+
+
+def _fixed_too(at: Entry, result: Entry) -> str:
+    """Name the largest fixed k that spends no more and excludes a loss, too, where there is one."""
+    power = next(p for p in result["policies"] if p["family"] == "fixed" and p["series"] == "power")
+    same = [row for row in rows_of(power) if row["no_loss"] and row["tokens"] <= at["tokens"]]
+    return f"; fixed k = {same[-1]['threshold']:g} shows the same with no more tokens" if same else ""
 
 
 # -- the sentences -----------------------------------------------------------------------------------------------------
@@ -202,94 +207,71 @@ def _cheaper_rivals(result: Entry) -> list[str]:
 
 
 def _best(result: Entry) -> list[str]:
-    """Say which policy is the most accurate, and which cheaper ones are not told apart from the largest fixed k."""
+    """Say which policy is the most accurate, and out of how many that was picked."""
     rows = [row for policy in result["policies"] for row in rows_of(policy)]
     # Of equally accurate policies the cheapest is the best.
     best = max(rows, key=lambda row: (round(row["accuracy"], 12), -row["tokens"]))
-    several = f" of the {len(rows)} policies" if len(rows) > 1 else ""
-    text = (
-        f"The highest accuracy{several} is that of {best['name']}: "
-        f"{percent_with_error(best['accuracy'], best['stderr'])} % on {questions(result['num_graded'])}, with "
-        f"{number(best['tokens'])} tokens a question."
-    )
-    reference = result["reference"]
-    cheaper = [
-        row
-        for row in sorted(rows, key=lambda row: row["tokens"])
-        if reference is not None
-        and row["name"] not in (reference, best["name"])
-        and row["tokens_ratio"]["value"] < 1
-        and (row["accuracy_difference"]["high"] or 0.0) >= 0
+    picked = f"The highest of {len(rows)} accuracies, picked on these questions: " if len(rows) > 1 else ""
+    return [
+        f"{picked}{best['name']} with {percent_with_error(best['accuracy'], best['stderr'])} % on "
+        f"{questions(result['num_graded'])} and {number(best['tokens'])} tokens a question."
     ]
-    if cheaper:
-        least = cheaper[0]
-        text += (
-            f" Of the policies that spend less than {reference}, {len(cheaper)} "
-            f"{'is' if len(cheaper) == 1 else 'are'} not told apart from it; the cheapest is {least['name']} "
-            f"({percent(least['accuracy'])} with {number(least['tokens'])} tokens)."
-        )
-    return [text]
 
 
 def _asking(result: Entry) -> list[str]:
-    """Say what each controller, and each live rule, saves and what is shown of the accuracy that it gives up."""
-    sentences = []
-    for policy in result["policies"]:
-        at = policy["operating_point"]
-        told = policy["family"] == "controller" or (result["kind"] != "replay" and policy["family"] == "rule")
-        if not told or at is None or "tokens_ratio" not in at:
-            continue
-        ratio, difference = at["tokens_ratio"], at["accuracy_difference"]
-        name, last = policy["policy"], result["ks"][-1]
-        if list(at["share_at_k"]) == [str(last)]:
-            sentences.append(f"{name} always went on to k = {last}, so it saved nothing.")
-            continue
-        sentences.append(
-            f"{name} needs {interval(ratio).replace(' [', f' of the tokens of k = {last} [')}, "
-            f"{1 / ratio['value']:.1f} times fewer, at {signed_points(difference['value'])} points "
-            f"{between(difference)}: {_loss(at, result)}{_fixed_too(at, result)}{_at_its_tokens(policy, result)}."
-        )
+    """Say what each controller, and each live rule, saves, what that costs, and what fixed k gives for as much."""
+    told = ("controller",) if result["kind"] == "replay" else ("controller", "rule")
+    points = {
+        policy["policy"]: at
+        for policy in result["policies"]
+        if policy["family"] in told and (at := policy["operating_point"]) is not None and "tokens_ratio" in at
+    }
+    last = result["ks"][-1] if points else 0
+    always = [name for name, at in points.items() if list(at["share_at_k"]) == [str(last)]]
+    saving = {name: at for name, at in points.items() if name not in always}
+    sentences = [*_savings(saving, result), *_beside_fixed(list(saving), result)]
+    if always:
+        saved = "it" if len(always) == 1 else "they"
+        sentences.append(f"{listing(always)} always went on to k = {last}, so {saved} saved nothing.")
     return sentences
 
 
-def _fixed_too(at: Entry, result: Entry) -> str:
-    """Name the largest fixed k that spends no more and shows the same, where there is one."""
-    if not at["no_loss"]:
-        return ""
-    power = next(p for p in result["policies"] if p["family"] == "fixed" and p["series"] == "power")
-    same = [row for row in rows_of(power) if row["no_loss"] and row["tokens"] <= at["tokens"]]
-    return f"; fixed k = {same[-1]['threshold']:g} shows the same with no more tokens" if same else ""
+def _savings(points: Mapping[str, Entry], result: Entry) -> list[str]:
+    """Say what share of the tokens points need and what they lose: one sentence for all that show the same."""
+    groups: dict[str, list[str]] = {}
+    for name, at in sorted(points.items(), key=lambda one: (not one[1]["no_loss"], one[1]["tokens_ratio"]["value"])):
+        shown, alone = _loss(at, result)
+        group = groups.setdefault(shown, [])
+        needs = f"{at['tokens_ratio']['value']:.2f}"
+        needs = f" {needs}" if group else f" needs {needs} of the tokens of k = {result['ks'][-1]}"
+        difference = at["accuracy_difference"]
+        group.append(f"{name}{needs} ({signed_points(difference['value'])} points {between(difference)}{alone})")
+    return [f"{listing(group)}: {shown}." for shown, group in groups.items()]
 
 
-def _at_its_tokens(policy: Entry, result: Entry) -> str:
-    """Say what fixed k gives at a policy's tokens."""
+def _beside_fixed(names: Sequence[str], result: Entry) -> list[str]:
+    """Say how policies do against fixed k at equal tokens, in one sentence."""
+    by_verdict: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
     for row in result["matched_tokens"]:
-        if row["policy"] == policy["policy"] and row["rival"] == "fixed":
-            low, high = row["between"]
-            mixed = f"k = {low:g}" if not row["weight_above"] else f"k = {low:g} and {high:g} mixed"
-            found = {"above": "{} beats it", "below": "{} loses to it", "undecided": "the two cannot be told apart"}
-            who = "the rule" if policy["family"] == "rule" else "the controller"
-            return (
-                f"; fixed {mixed}, the same tokens, gives {percent(row['rival_accuracy'])}: "
-                f"{found[row['verdict']].format(who)} ({signed_points(row['difference']['value'])} points "
-                f"{between(row['difference'])})"
-            )
-    return ""
+        if row["policy"] in names and row["rival"] == "fixed":
+            difference = row["difference"]
+            shown = f"{row['policy']} ({signed_points(difference['value'])} points {between(difference)})"
+            by_verdict[row["verdict"]].append(shown)
+    told = [f"{_VERDICTS[verdict]} fixed k: {listing(rows)}" for verdict, rows in by_verdict.items() if rows]
+    if not told:
+        return []
+    alone = ", each comparison judged on its own" if sum(map(len, by_verdict.values())) > 1 else ""
+    return [f"At equal tokens {'; '.join(told)}{alone}."]
 
 
 def _own(result: Entry) -> list[str]:
     """Say what trained controllers give at the thresholds that they came with."""
-    sentences = []
-    for policy in result["policies"]:
-        at = policy["own_threshold"]
-        if at is not None:
-            tokens = interval(at["tokens_ratio"]).replace(" [", f" of the tokens of k = {result['ks'][-1]} [")
-            sentences.append(
-                f"At the threshold that it came with ({at['threshold']:.3g}), {policy['policy']} needs {tokens} at "
-                f"{signed_points(at['accuracy_difference']['value'])} points {between(at['accuracy_difference'])}: "
-                f"{_loss(at, result)}."
-            )
-    return sentences
+    points = {
+        f"{policy['policy']} (threshold {at['threshold']:.3g})": at
+        for policy in result["policies"]
+        if (at := policy["own_threshold"]) is not None
+    }
+    return [f"As trained, {sentence}" for sentence in _savings(points, result)]
 
 
 def _rules(result: Entry) -> list[str]:
@@ -302,7 +284,7 @@ def _rules(result: Entry) -> list[str]:
             f"Of the rules that need no training, {rule['policy']} saves most: "
             f"{interval(at['tokens_ratio']).replace(' [', ' of the tokens [')} at "
             f"{signed_points(at['accuracy_difference']['value'])} points {between(at['accuracy_difference'])}, "
-            f"{_loss(at, result)}."
+            f"{_loss(at, result)[0]}."
         )
     worst = None if best is None else _strongest_rule(result, best["policy"])
     if worst is not None:

@@ -89,11 +89,7 @@ def mark_of_series(series: str) -> Mark:
 
 
 def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
-    """Return how each policy is drawn, by its label.
-
-    Args:
-        policies: ``policies`` of one or several results; a label that comes again is drawn as before.
-    """
+    """Return how each policy of one or several results is drawn, by label; one that comes again is drawn as before."""
     marks: dict[str, Mark] = {}
     spare = iter(_SPARE_MARKERS * len(policies))
     seen = dict.fromkeys(("controller", "rule"), 0)

@@ -32,10 +32,6 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     and ``predictions.csv``; ``pass_at_k.csv``, ``.json``, ``.png`` and ``.svg``. Those of the same command are
     written anew.
 
-    Args:
-        folders: Stores, or folders that hold stores one level below.
-        config: Checked settings.
-
     Returns:
         ``output``, ``runs``, ``notes``, ``pass_at_k`` (rows), ``predictor`` (results), ``samples`` (rows).
 
@@ -87,9 +83,11 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     for name in ("predictor", "pass_at_k"):
         content = {"schema_version": SCHEMA_VERSION, "runs": measured["runs"], "notes": notes, name: measured[name]}
         replace_file(output / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    from dps.analysis.figures import draw_pass_at_k, write_figure
+    from dps.analysis.figures import draw_pass_at_k, png, svg
 
-    write_figure(draw_pass_at_k(measured["pass_at_k"]), output, "pass_at_k")
+    figure = draw_pass_at_k(measured["pass_at_k"])
+    replace_file(output / "pass_at_k.png", png(figure))
+    replace_file(output / "pass_at_k.svg", svg(figure, salt="pass_at_k"))
     return measured
 
 

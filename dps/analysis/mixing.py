@@ -10,7 +10,7 @@ and whether the trajectories of a question agree with one another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,7 +24,6 @@ SMALL = 0.1
 """A change of log p below this share of the spread between trajectories of a question is small."""
 FROZEN = 0.5
 """Where more chains than this never moved in a stage, that log p did not change there says nothing."""
-_SAME = 1e-4  # nats; two responses whose log p differ by less are taken for the same one
 _TINY = 1e-12  # rounding
 SURE = 2.0
 """Standard errors of a change of log p that is called surely there in words."""
@@ -142,19 +141,6 @@ def frozen(chains: Chains, stages: np.ndarray) -> Estimate:
     return clustered((~moved[stages]).astype(np.float64), chains.stage_question[stages])
 
 
-def idle(chains: Chains) -> Estimate:
-    """Return the share of steps that changed nothing: rejected, or accepted with the response that was there.
-
-    A proposal counts as that response if log p differs by less than 1e-4 nats. The state before a stage's first step is
-    not recorded, so that step counts as a change wherever it was accepted.
-    """
-    begins = np.zeros(len(chains.step_question), bool)
-    begins[chains.first] = True
-    logprob = chains.steps.logprob
-    same = np.append(False, np.abs(np.diff(logprob)) < _SAME) & ~begins
-    return clustered((same | ~chains.steps.accepted).astype(np.float64), chains.step_question)
-
-
 # -- log p over the steps of a stage -----------------------------------------------------------------------------------
 
 
@@ -243,8 +229,10 @@ def judge(gain: Estimate, spread: float, frozen: float) -> str:
 
 def spread(values: np.ndarray, question: np.ndarray) -> float:
     """Return the pooled standard deviation within questions, ``sqrt(sum SS_q / sum (k_q - 1))``; NaN without pairs."""
-    counts, _, squares = _moments(values, question)
-    freedom = float((counts - 1).sum())
+    counts = np.bincount(question)
+    freedom = float((counts[counts > 0] - 1).sum())
+    means = np.bincount(question, weights=values) / np.maximum(counts, 1)
+    squares = (values - means[question]) ** 2
     return math.sqrt(float(squares.sum()) / freedom) if freedom else math.nan
 
 
@@ -262,32 +250,6 @@ def same_answer(chains: Chains) -> Estimate:
             votes = np.bincount(classes[classes >= 0]).astype(np.float64)
             shares.append(float((votes * (votes - 1)).sum()) / (len(classes) * (len(classes) - 1)))
     return estimate(np.array(shares))
-
-
-def intraclass_correlation(values: np.ndarray, question: np.ndarray) -> Estimate:
-    """Return the share of the variance of a value that lies between questions, its standard error by the jackknife.
-
-    ``(MSB - MSW) / (MSB + (k0 - 1) MSW)`` of a one-way analysis of variance, k0 the mean number of trajectories
-    corrected for unequal ones. Near 1, trajectories of a question are alike; at 0, they differ as much as those of two
-    questions.
-
-    Source:
-        Donner, A review of inference procedures for the intraclass correlation coefficient, 1986, section 2.
-    """
-    moments = _moments(values, question)
-
-    def statistic(keep: np.ndarray) -> float:
-        counts, means, squares = (column[keep] for column in moments)
-        groups, total = len(counts), float(counts.sum())
-        if groups < 2 or total == groups:
-            return math.nan
-        between = float((counts * (means - (counts * means).sum() / total) ** 2).sum()) / (groups - 1)
-        within = float(squares.sum()) / (total - groups)
-        size = (total - float((counts**2).sum()) / total) / (groups - 1)
-        scale = between + (size - 1) * within
-        return (between - within) / scale if scale > _TINY else math.nan
-
-    return _jackknife(statistic, len(moments[0]))
 
 
 def r_hat(chains: Chains) -> Estimate:
@@ -330,37 +292,12 @@ def r_hat(chains: Chains) -> Estimate:
     return Estimate(root, square.stderr / (2 * root), square.num_questions)
 
 
-def _moments(values: np.ndarray, question: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each question's count, mean and sum of squares about its mean, over the questions that occur."""
-    counts = np.bincount(question)
-    there = counts > 0
-    means = np.bincount(question, weights=values) / np.maximum(counts, 1)
-    squares = np.bincount(question, weights=(values - means[question]) ** 2)
-    return counts[there].astype(np.float64), means[there], squares[there]
-
-
-def _jackknife(statistic: Callable[[np.ndarray], float], count: int) -> Estimate:
-    """Return a statistic of questions and its standard error from leaving out each of them in turn."""
-    keep = np.ones(count, bool)
-    value = statistic(keep)
-    if count < 3 or math.isnan(value):
-        return Estimate(value, math.nan, count)
-    without = []
-    for i in range(count):
-        keep[i] = False
-        without.append(statistic(keep))
-        keep[i] = True
-    squares = (np.array(without) - np.mean(without)) ** 2
-    return Estimate(value, float(np.sqrt((count - 1) / count * squares.sum())), count)
-
-
 # -- the report's entry ------------------------------------------------------------------------------------------------
 
 
 def diagnose(chains: Chains) -> dict[str, Any]:
     """Return all diagnostics of a run as JSON values; a number that does not exist is None."""
     every, last = np.ones(len(chains.first), bool), chains.last
-    end = chains.end_logprob[last]
     steps = chains.steps.accepted.astype(np.float64)
     return {
         "num_questions": len(np.unique(chains.question)),
@@ -377,9 +314,7 @@ def diagnose(chains: Chains) -> dict[str, Any]:
             for horizon in np.unique(chains.stage_horizon)
         ],
         **_pair("same_answer", same_answer(chains)),
-        **_pair("intraclass_correlation", intraclass_correlation(end, chains.question)),
         **_pair("r_hat", r_hat(chains)),
-        **_pair("idle_steps", idle(chains)),
     }
 
 
@@ -390,9 +325,7 @@ def _pair(name: str, value: Estimate) -> dict[str, float | None]:
 def mixing_finding(entry: Mapping[str, Any], *, several: bool = False) -> str:
     """Say whether the Metropolis-Hastings steps were enough, by what the second half of a chain's last stage gave.
 
-    Args:
-        entry: An entry of ``mixing``.
-        several: Whether there are others, so that this one has to be named.
+    ``several`` entries of ``mixing`` have to be told apart by name.
     """
     last = entry["last_stage"]
     counts = {(row["least_steps"], row["most_steps"]) for row in entry["stages"]}

@@ -39,12 +39,7 @@ Result = Mapping[str, Any]
 
 
 def render_page(result: Result, figures: Mapping[str, str]) -> str:
-    """Return the page of one result.
-
-    Args:
-        result: What ``report.json`` or ``replay.json`` holds.
-        figures: SVG documents: ``tokens``, and ``time`` and ``mixing`` where there are such.
-    """
+    """Return the page of one result with its SVG documents: ``tokens``, and ``time`` and ``mixing`` if there."""
     columns, tests = mcnemar_table(result)
     told = {
         "tokens": f"Accuracy against tokens. {describe(result)}",

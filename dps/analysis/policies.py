@@ -15,7 +15,7 @@ import numpy as np
 from dps.analysis.table import Outcome, StoreTable
 from dps.decide import RULES
 from dps.decide.labels import continue_score
-from dps.decide.orders import Walk, at_stop, in_order, orders_of, walk
+from dps.decide.orders import Walk, at_stop, in_order, walk
 from dps.decide.splits import other_folds
 from dps.decide.thresholds import cheapest_without_loss, effective_margin, spread_thresholds, stops
 
@@ -66,21 +66,8 @@ class ReplayedPolicy:
         return self.name if self.series == "power" else f"{self.name} ({self.series})"
 
 
-def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
-    """Return orders of the trajectories of some questions: shape (Q, O, K)."""
-    each = [orders_of(name, num_trajectories, num_orders, seed) for name in question_ids]
-    return np.stack(each).reshape(len(each), num_orders, num_trajectories)
-
-
 def fixed(table: StoreTable, orders: np.ndarray, ks: Sequence[int], listed: Sequence[int]) -> ReplayedPolicy:
-    """Return fixed k.
-
-    Args:
-        table: Q questions of a fixed policy.
-        orders: Shape (Q, O, K).
-        ks: The points of the curve, increasing, at most K.
-        listed: Those that are rows of the table.
-    """
+    """Return fixed k over orders (Q, O, K), for increasing ks of at most K; the listed ones are rows of the table."""
     samples, at = table.samples, np.asarray(ks) - 1
     assert samples is not None
     parts = []
@@ -141,9 +128,7 @@ def dynamic(
     """Return a policy that goes on while ``p_inc = 1 - p_enough`` is above a threshold.
 
     Args:
-        name: The policy.
-        family: See :class:`ReplayedPolicy`.
-        series: The source.
+        name: The policy; ``family`` and ``series`` as :class:`ReplayedPolicy` has them.
         walked: Q questions in O orders.
         p_enough: Shape (Q, O, C).
         folds: Fold of each question, shape (Q,), from 0.
@@ -191,15 +176,8 @@ def cross_fitted(
 
     The choice is the cheapest threshold at which those questions show no loss against k = maximum, with an error that
     holds for all thresholds together, see :func:`dps.decide.thresholds.cheapest_without_loss`. With one fold only,
-    there is nothing else to choose on, and its own questions are taken.
-
-    Args:
-        thresholds: Of the curve, shape (M,), in increasing order of tokens.
-        curve: What each gives on Q questions.
-        walked: The same questions; the last k is the maximum.
-        folds: Fold of each question, shape (Q,).
-        margin: Accuracy that counts as no loss, for instance 0.01; where there are too few questions for it, see
-            :func:`dps.decide.thresholds.effective_margin`.
+    there is nothing else to choose on, and its own questions are taken. With too few questions for the margin, a wider
+    one is excluded, see :func:`dps.decide.thresholds.effective_margin`.
     """
     maximum = walked.correct[..., -1].mean(axis=1)
     losses = np.stack([point.correct for point in curve]) - maximum
@@ -220,12 +198,26 @@ def oracle(series: str, walked: Walk) -> ReplayedPolicy:
     return ReplayedPolicy("oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool))
 
 
+def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:
+    """Return a policy whose accuracies are those of the graded questions of all policies: a mask of shape (Q,)."""
+
+    def of(point: Outcome) -> Outcome:
+        return replace(point, correct=np.where(graded, point.correct, np.nan))
+
+    return replace(
+        policy,
+        curve=tuple(map(of, policy.curve)),
+        chosen=policy.chosen and of(policy.chosen),
+        own=policy.own and of(policy.own),
+    )
+
+
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     """Return a policy on some questions only: a mask of shape (Q,)."""
     return replace(
         policy,
         curve=tuple(point.on(rows) for point in policy.curve),
-        chosen=None if policy.chosen is None else policy.chosen.on(rows),
+        chosen=policy.chosen and policy.chosen.on(rows),
         natural_k=None if policy.natural_k is None else policy.natural_k[rows],
         natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
     )

@@ -32,12 +32,7 @@ COLUMNS = ("question_id", "target", "ground_truth", "prediction", "constant_pred
 
 
 def fit_linear(features: np.ndarray, target: np.ndarray) -> Pipeline:
-    """Fit least squares with an intercept on standardized features; missing values are the training mean.
-
-    Args:
-        features: Shape (N, F), NaN where missing.
-        target: Shape (N,), finite.
-    """
+    """Fit least squares with an intercept on standardized features (N, F); missing values are the training mean."""
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
@@ -92,12 +87,8 @@ def judge(
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Measure the linear predictor beside the constant one on held-out questions.
 
-    Args:
-        features: See :func:`held_out`, as ``target``, ``groups`` and ``folds``.
-        repeats: R, random splits.
-        bootstrap: Resamples of the questions behind the standard errors. The predictions stay those of the fits, so
-            what the fits themselves would change with other questions is not in the errors.
-        rng: Draws splits and resamples.
+    The standard errors are from resamples of the questions. The predictions stay those of the fits, so what the fits
+    themselves would change with other questions is not in the errors.
 
     Returns:
         RMSE, MAE and Spearman's correlation with their standard errors, for the linear predictor, the constant one and
@@ -129,14 +120,7 @@ def judge(
 def predict(
     rows: Sequence[Mapping[str, Any]], *, folds: int, repeats: int, bootstrap: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Predict both targets from the nine metrics.
-
-    Args:
-        rows: The table of questions, see :func:`dps.analysis.samples.question_rows`.
-        folds: Parts of a split.
-        repeats: Random splits.
-        bootstrap: Resamples of the questions.
-        seed: Decides splits and resamples.
+    """Predict both targets from the nine metrics in the table of questions.
 
     Returns:
         One result per target: ``target``, ``num_questions``, ``num_censored``, ``num_left_out``, ``missing`` (features

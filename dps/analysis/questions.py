@@ -53,14 +53,7 @@ def chosen(question_ids: Sequence[str], groups: np.ndarray, count: int) -> list[
 def questions_to_read(
     store: Store, samples: Samples, policies: Sequence[ReplayedPolicy], count: int
 ) -> dict[str, Any] | None:
-    """Return what a report shows of some questions; None where it shall show none.
-
-    Args:
-        store: The harvest.
-        samples: Its graded questions that everything is computed on.
-        policies: All, for the k of those over power sampling at their operating points.
-        count: Most questions.
-    """
+    """Return what a report shows of at most ``count`` of the compared questions; None where it shall show none."""
     if count == 0:
         return None
     groups = difficulty_of(samples)

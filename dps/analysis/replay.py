@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.config import ReplayConfig
-from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle, orders_for
+from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
+from dps.analysis.samples import shown_ks
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, check_graded, common_questions, read_table
 from dps.decide import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
-from dps.decide.orders import Walk, walk
+from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
@@ -53,11 +54,6 @@ def claim_folder(harvest: Path, config: ReplayConfig) -> bool:
 
 def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[str, Any]:
     """Run every policy over a harvest and its rivals, and return what ``replay.json`` holds.
-
-    Args:
-        harvest: A store with fixed k: a harvest, or the policy ``power`` of an evaluation.
-        config: What to compare.
-        predict: Asks a trained controller.
 
     Raises:
         InputError: If the stores or controllers do not fit together.
@@ -215,7 +211,7 @@ def _cheap(
     most = samples.num_trajectories
     orders = orders_for(question_ids, most, config.orders, config.seed)
     every = range(1, most + 1)
-    policies = [fixed(table, orders, every, every)]
+    policies = [fixed(table, orders, every, shown_ks(most))]
     if most > 1:
         walked = walk(samples, orders, tuple(every), table.manifest.aggregator, config.seed)
         rule = AdaptiveConsistency()

@@ -14,7 +14,7 @@ import numpy as np
 
 from dps.analysis import compare
 from dps.analysis.findings import findings
-from dps.analysis.policies import ReplayedPolicy, restricted
+from dps.analysis.policies import ReplayedPolicy, graded_alike, restricted
 from dps.analysis.questions import GROUPS, difficulty_of
 from dps.analysis.reliability import reliability
 from dps.analysis.table import Outcome, StoreTable, common_questions, describe_readings, describe_source
@@ -74,10 +74,10 @@ class Analysis:
 
 def result_of(analysis: Analysis) -> dict[str, Any]:
     """Return everything that is shown, as JSON values; a number that does not exist is None."""
-    tables, policies = analysis.tables, analysis.policies
-    first = tables[0]
+    tables, first = analysis.tables, analysis.tables[0]
     ids = first.question_ids
     graded = np.isin(ids, common_questions(tables, graded=True))
+    policies = [graded_alike(policy, graded) for policy in analysis.policies]
     weights = resamples(int(graded.sum()), analysis.resamples, [analysis.seed, 1]) if graded.any() else None
     reference = policies[0] if policies[0].family == "fixed" and policies[0].series == "power" else None
     judged = [restricted(policy, graded) for policy in policies]

@@ -44,17 +44,11 @@ def check_comparable(stores: Sequence[tuple[Path, Manifest]]) -> None:
     """
     first_folder, first = stores[0]
     for folder, manifest in stores[1:]:
-        for what, one, two in (
-            ("benchmark", first.benchmark, manifest.benchmark),
-            ("model", model_identity(first), model_identity(manifest)),
-        ):
-            if one == two or (what == "benchmark" and _prompts_agree(one, two, first_folder, folder)):
-                continue
-            key = next(key for key in sorted({*one, *two}) if (key in one, one.get(key)) != (key in two, two.get(key)))
-            raise InputError(
-                f"Expected stores of one {what}, but {key} is {one.get(key)!r} in {first_folder} and "
-                f"{two.get(key)!r} in {folder}: make a report of each."
-            )
+        one, two = first.benchmark, manifest.benchmark
+        if one != two and not _prompts_agree(one, two, first_folder, folder):
+            _check_same("stores of one benchmark", (first_folder, one), (folder, two), "make a report of each")
+        models = ((first_folder, model_identity(first)), (folder, model_identity(manifest)))
+        _check_same("stores of one model", *models, "make a report of each")
     seen: dict[str, Path] = {}
     for folder, manifest in stores:
         name = str(manifest.policy["name"])
@@ -173,9 +167,11 @@ def _check_together(runs: Sequence[Run]) -> None:
     seen: dict[str, list[Store]] = {}
     for run in runs:
         for policy, store in run.stores.items():
-            _check_same(first, store, "model", model_identity)
+            models = ((one.folder, model_identity(one.manifest)) for one in (first, store))
+            _check_same("runs of one model", *models, "read them apart")
             for other in seen.setdefault(policy, []):
-                _check_same(other, store, "sampler", lambda manifest: manifest.sampler)
+                samplers = ((one.folder, one.manifest.sampler) for one in (other, store))
+                _check_same("runs of one sampler", *samplers, "read them apart")
                 shared = set(other.question_ids) & set(store.question_ids)
                 if other.manifest.seed == store.manifest.seed and shared:
                     raise InputError(
@@ -186,11 +182,11 @@ def _check_together(runs: Sequence[Run]) -> None:
             seen[policy].append(store)
 
 
-def _check_same(one: Store, two: Store, what: str, values: Any) -> None:
-    a, b = values(one.manifest), values(two.manifest)
+def _check_same(what: str, one: tuple[Path, Mapping[str, Any]], two: tuple[Path, Mapping[str, Any]], do: str) -> None:
+    """Refuse two stores whose values differ, or are named by one of them only."""
+    (first, a), (second, b) = one, two
     for key in sorted({*a, *b}):
-        if a.get(key) != b.get(key):
+        if (key in a, a.get(key)) != (key in b, b.get(key)):
             raise InputError(
-                f"Expected runs of one {what}, but {key} is {a.get(key)!r} in {one.folder} and {b.get(key)!r} in "
-                f"{two.folder}: read them apart."
+                f"Expected {what}, but {key} is {a.get(key)!r} in {first} and {b.get(key)!r} in {second}: {do}."
             )

@@ -109,12 +109,7 @@ class StoreTable:
 
 
 def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
-    """Read a store once.
-
-    Args:
-        store: The store.
-        folder: Its folder, for messages.
-        everything: Whether to read steps and strict answers, too; without them the read is a quick scan.
+    """Read a store once, with steps and strict answers (``everything``) or by a quick scan without them.
 
     Raises:
         InputError: If a question of a fixed policy has fewer trajectories than its manifest says.
@@ -175,12 +170,7 @@ def _live(questions: Iterable[Question]) -> Live:
 
 
 def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
-    """Return what a result says of a store: its questions and what one trajectory gives, JSON values.
-
-    Args:
-        table: The questions that everything is computed on.
-        whole: All complete questions of the store.
-    """
+    """Return what a result says of a store, of the compared questions in ``table`` and of its whole, JSON values."""
     entry: dict[str, Any] = {
         "store": table.name,
         "series": table.series,

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
-from dps.analysis.findings import rows_of
-from dps.analysis.page import group_of
-from dps.analysis.words import number, percent_with_error, seconds, share, signed_points
+from dps.analysis.page import grouped, operating_rows
+from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
 
 def render_table(result: Mapping[str, Any], width: int = 120) -> str:
@@ -19,36 +18,36 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
     from rich.text import Text
 
     reference = result["reference"]
-    asked = [policy["operating_point"] for policy in result["policies"] if policy["operating_point"] is not None]
-    ks = sorted({int(k) for row in asked for k in row["share_at_k"]})
-    table = Table(box=box.SIMPLE_HEAD, title=Text(result["title"]), title_justify="left", title_style="bold")
+    last = "" if reference is None else f"k = {result['ks'][-1]}"
+    rows = operating_rows(result)
+    ks = sorted({int(k) for row in rows if row["chosen"] for k in row["share_at_k"]})
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(result["title"]),
+        title_justify="left",
+        title_style="bold",
+        collapse_padding=True,
+    )
     table.add_column("policy", no_wrap=True)
     headings = ["accuracy\n%", "tokens", "compute\ns", "latency\ns", "mean\nk"]
     if reference is not None:
-        headings[1:2] = [f"minus {reference}\npoints", "tokens", f"tokens ×\n{reference}"]
+        headings[1:2] = [f"minus {last}\npoints", "tokens", f"×\n{last}"]
+    if ks:
+        headings.append("% at k =\n" + "".join(f"{k:4d}" for k in ks).strip())
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    if ks:
-        shown = "".join(f"{k:4d}" for k in ks).strip()
-        table.add_column(f"% of questions\nat k = {shown}", justify="right", no_wrap=True)
-    section = None
-    for policy in result["policies"]:
-        group = (group_of(policy), policy["series"])
-        if section not in (None, group):
-            table.add_section()
-        section = group
-        for row in rows_of(policy):
+    for _, group in grouped(rows):
+        table.add_section()
+        for row in group:
             cells = [row["name"], percent_with_error(row["accuracy"], row["stderr"])]
             if reference is not None:
-                difference = row["accuracy_difference"]
-                same = row["name"] == reference
-                cells.append("" if same else signed_points(difference["value"], difference["stderr"]))
+                cells.append("" if row["name"] == reference else points_interval(row["accuracy_difference"]))
             cells.append(number(row["tokens"]))
             if reference is not None:
                 cells.append(share(row["tokens_ratio"]["value"]))
             cells += [seconds(row["compute_s"]), seconds(row["latency_s"]), f"{row['mean_k']:.2f}"]
             if ks:
-                shares = row.get("share_at_k")
+                shares = row["share_at_k"]
                 cells.append("" if shares is None else " ".join(f"{100 * shares.get(str(k), 0):3.0f}" for k in ks))
             table.add_row(*map(Text, cells))
     out = StringIO()

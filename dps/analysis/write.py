@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, write_figure
+from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, png, svg
 from dps.analysis.page import render_page, render_several
 from dps.analysis.result import SCHEMA_VERSION
 from dps.errors import InputError
@@ -44,15 +44,16 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     written = json.loads(text)
     if name == "report":
         _check_own(output, written)
-    _write_pages(written, _folder(output))
+    _check_folder(output)
+    files = _pages(written)
     if name == "replay":
-        replace_file(output / "replay.csv", _table(written))
-    replace_file(output / f"{name}.json", text)
+        files["replay.csv"] = _table(written)
+    _put(output, {**files, f"{name}.json": text}, name)
     return written
 
 
-def _write_pages(result: dict[str, Any], output: Path) -> None:
-    """Write everything that shows a result: the page and its figures."""
+def _pages(result: dict[str, Any]) -> dict[str, str | bytes]:
+    """Return everything that shows a result, the page and its figures, by file name."""
     name = KINDS[result["kind"]]
     figures = {"tokens": (name, draw_accuracy({"": result}))}
     timed = any(p["compute_s"] is not None and p["accuracy"] is not None for p in _points(result))
@@ -60,14 +61,22 @@ def _write_pages(result: dict[str, Any], output: Path) -> None:
         figures["time"] = (f"{name}_time", draw_accuracy({"": result}, ("compute_s", "latency_s")))
     if result["mixing"]:
         figures["mixing"] = (f"{name}_mixing", draw_mixing(result))
-    for part in ("time", "mixing"):
-        for kind in ("png", "svg"):  # those of an earlier result would seem to belong to this one
-            if part not in figures:
-                (output / f"{name}_{part}.{kind}").unlink(missing_ok=True)
+    files: dict[str, str | bytes] = {}
     vectors = {}
     for part, (file, figure) in figures.items():
-        vectors[part] = write_figure(figure, output, file)
-    replace_file(output / f"{name}.html", render_page(result, vectors))
+        vectors[part] = svg(figure, salt=file)
+        files |= {f"{file}.png": png(figure), f"{file}.svg": vectors[part]}
+    return {**files, f"{name}.html": render_page(result, vectors)}
+
+
+def _put(output: Path, files: Mapping[str, str | bytes], name: str) -> None:
+    """Write files, and remove the figures of an earlier result that would seem to belong to this one."""
+    output.mkdir(parents=True, exist_ok=True)
+    for part in ("time.png", "time.svg", "mixing.png", "mixing.svg"):
+        if f"{name}_{part}" not in files:
+            (output / f"{name}_{part}").unlink(missing_ok=True)
+    for file, content in files.items():
+        replace_file(output / file, content)
 
 
 def _points(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -84,13 +93,9 @@ def _table(result: Mapping[str, Any]) -> str:
     return table.getvalue()
 
 
-def _folder(output: Path) -> Path:
-    """Return the folder of a report, made if missing; refuse a file."""
-    output = Path(output)
+def _check_folder(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"Expected a folder for the report, but {output} is a file: name another one.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def _check_own(output: Path, result: Mapping[str, Any]) -> None:
@@ -156,44 +161,46 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
             f"Expected {path} of schema_version {SCHEMA_VERSION}, got {version}: run {command} again on its stores "
             "with this version."
         )
-    if KINDS.get(str(result.get("kind"))) != name:
+    kind, title = result.get("kind"), result.get("title")
+    if KINDS.get(str(kind)) != name or not isinstance(title, str):
         raise InputError(
-            f"Expected {path} to say of which kind it is, got {result.get('kind')}: run {command} again on its stores "
-            "with this version."
+            f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run "
+            f"{command} again on its stores with this version."
         )
     return result
 
 
 def write_again(folder: Path, name: str, output: Path, title: str | None = None) -> dict[str, Any]:
-    """Write page and figures again from a JSON file alone, and return what the file holds.
-
-    Args:
-        folder: Folder of the file.
-        name: ``report`` or ``replay``.
-        output: Folder of what :func:`write_result` writes; made if missing.
-        title: Title of the page; the result's own if None.
+    """Write page and figures again from ``report.json`` or ``replay.json`` alone, and return what that holds.
 
     Raises:
         InputError: If the file cannot be read, or the output holds another result.
-
-    Note:
-        The same bytes as at first where the same matplotlib and FreeType draw, which ``figures`` names.
     """
     result = read_result(folder, name)
+    with _as_written([folder], name):
+        files = _pages(result if title is None else {**result, "title": title})
     if Path(output).resolve() != Path(folder).resolve():
         if name == "report":
             _check_own(output, result)
         else:
             claim(Path(output), "dps report", {"replays": [place_of(folder, output)]}, ("replay.json", "replay.html"))
-        shutil.copyfile(Path(folder) / f"{name}.json", _folder(output) / f"{name}.json")
+        _check_folder(output)
+        files[f"{name}.json"] = (Path(folder) / f"{name}.json").read_bytes()
+    _put(output, files, name)
+    return result
+
+
+@contextmanager
+def _as_written(folders: Sequence[Path], name: str) -> Iterator[None]:
+    """Turn what goes wrong with a result that was not written so into a sentence."""
     try:
-        _write_pages(result if title is None else {**result, "title": title}, _folder(output))
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, TemplateError) as error:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, TemplateError) as error:
+        files = " and ".join(str(Path(folder) / f"{name}.json") for folder in folders)
         raise InputError(
-            f"Expected {Path(folder) / name}.json as dps {name} wrote it, but a part is missing or of another type "
+            f"Expected {files} as dps {name} wrote it, but a part is missing or of another type "
             f"({' '.join(str(error).split())}): run dps {name} again on its stores."
         ) from error
-    return result
 
 
 def write_several(folders: Sequence[Path], output: Path, title: str | None = None) -> list[dict[str, Any]]:
@@ -203,13 +210,16 @@ def write_several(folders: Sequence[Path], output: Path, title: str | None = Non
         InputError: If one cannot be read, or the output holds another run's results.
     """
     results = [read_result(folder, "replay") for folder in folders]
-    claim(Path(output), "dps report", {"replays": [place_of(folder, output) for folder in folders]}, ("replays.html",))
     names = [Path(folder).resolve().name for folder in folders]
     distinct = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
     named = dict(zip(distinct, results, strict=True))
-    vector = write_figure(draw_accuracy(named), _folder(output), "replays")
-    page = render_several(named, vector, title or f"{len(named)} replays side by side")
-    replace_file(Path(output) / "replays.html", page)
+    with _as_written(folders, "replay"):
+        figure = draw_accuracy(named)
+        vector = svg(figure, salt="replays")
+        page = render_several(named, vector, title or f"{len(named)} replays side by side")
+    claim(Path(output), "dps report", {"replays": [place_of(folder, output) for folder in folders]}, ("replays.html",))
+    _check_folder(output)
+    _put(output, {"replays.png": png(figure), "replays.svg": vector, "replays.html": page}, "replays")
     return results
 
 
@@ -219,24 +229,16 @@ def pages_in(folder: Path, start: str) -> dict[str, bytes]:
 
 
 def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return a sentence on pages and figures that were made again from a result alone.
-
-    Args:
-        result: The result; ``figures`` says what drew its figures at first.
-        before: The pages that stood there, see :func:`pages_in`.
-        after: Those that stand there now.
-    """
-    drawn, now = result.get("figures"), drawn_with()
+    """Return a sentence on pages and figures made again from a result: whether they are those that stood there."""
     changed = [name for name, content in before.items() if after.get(name) != content]
     if before and not changed:
         return f"Made again, byte for byte as before: {', '.join(before)}."
-    others = (
-        f"; {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} other bytes than before" if changed else ""
-    )
-    why = ": the title or this toolkit's pages are others now" if changed else ""
-    if drawn is None:
-        why = ": what drew the figures at first is not recorded"
-    elif drawn != now:
-        first, last = (f"matplotlib {v['matplotlib']} with FreeType {v['freetype']}" for v in (drawn, now))
-        why = f": the figures were drawn by {first} at first, by {last} now, so bytes may differ"
-    return f"Made again from JSON alone{others}{why}."
+    drawn, now = result.get("figures"), drawn_with()
+    if drawn != now:
+        first, last = (
+            " with ".join(f"{name} {one[name]}" for name in now) if isinstance(one, dict) and {*one} == {*now} else "?"
+            for one in (drawn, now)
+        )
+        return f"Made again from JSON alone: drawn by {first} at first, by {last} now, so bytes may differ."
+    others = f": {', '.join(changed)} changed, as the title or this toolkit's pages did" if changed else ""
+    return f"Made again from JSON alone{others}."

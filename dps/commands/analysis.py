@@ -35,23 +35,23 @@ def run_report(arguments: list[str]) -> None:
 
     replays = [folder for folder in folders if is_replay(folder)]
     stored = [folder for folder in folders if is_report(folder)]
-    if not replays and not stored:
-        write_report_of(folders, config.output, config.title)
-    elif stored and len(folders) > 1:
+    if len(folders) == 1 and (replays or stored):
+        _write_again(folders[0], "report" if stored else "replay", config.output, config.title)
+    elif stored:
         raise InputError(
             f"Expected one folder where its report.json is all there is, but {stored[0]} is one of {len(folders)}: "
             "make a report of each, or name the stores to compare."
         )
-    elif len(stored) == 1 or len(replays) == len(folders) == 1:
-        _write_again(folders[0], "report" if stored else "replay", config.output, config.title)
     elif len(replays) == len(folders):
         _write_several(folders, config.output, config.title)
-    else:
+    elif replays:
         other = next(folder for folder in folders if folder not in replays)
         raise InputError(
             f"Expected folders of replays only, or of evaluations only, but {replays[0]} holds a replay.json and "
             f"{other} none: make a report of each."
         )
+    else:
+        write_report_of(folders, config.output, config.title)
 
 
 def _report_folder(folders: Sequence[Path], output: str | None) -> Path:

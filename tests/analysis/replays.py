@@ -8,7 +8,7 @@ from dps.analysis.config import ReplayConfig
 from dps.analysis.replay import run_replay
 from dps.analysis.write import write_result
 from feature_store import Store
-from tests.analysis.report.evaluations import plain_manifest, write_store
+from tests.analysis.evaluations import plain_manifest, write_store
 from tests.factories import make_manifest, make_question
 
 HOSTILE = "Is </script><b onclick='x'>1 & 2</b> \u2028 a <question>?"

@@ -64,13 +64,6 @@ def test_the_mixture_spends_the_policys_tokens_and_is_a_real_policy(seed, place)
     assert tokens == pytest.approx(spent)
 
 
-def test_between_two_ks_the_rival_is_what_it_reached_there_and_no_chord():
-    share = {1: 0.3, 2: 0.3, 3: 0.6, 4: 0.65}
-    rival = fixed("plain", [(k, np.arange(100) < 100 * s, 10 * k) for k, s in share.items()])
-    entry = matched([live("gbdt", np.arange(100) < 62, 30), rival])["gbdt", "fixed (plain)"]
-    assert (entry["between"], entry["weight_above"], entry["rival_accuracy"]) == ([3, 3], 0, pytest.approx(0.6))
-
-
 def test_a_rival_that_ends_earlier_or_begins_later_says_so():
     answers = np.arange(40) % 2
     rival = fixed("plain", [(1, answers, 10), (2, np.ones(40), 20)])
@@ -152,3 +145,15 @@ def test_a_point_beside_the_largest_k():
     assert (same["accuracy_difference"]["low"], same["time_ratio"]) == (0.0, None)
     blank = against(outcome(np.full(count, np.nan), 1.0), reference, None, 0.01)
     assert (blank["accuracy_difference"]["value"], blank["no_loss"]) == (None, False)
+
+
+def test_equal_tokens_are_not_taken_for_equal_answers():
+    """Answers that all have the length limit's tokens, or a live policy that sampled more than the fixed k's did."""
+    right, wrong = np.ones(50), np.zeros(50)
+    assert against(outcome(wrong, 800.0), outcome(right, 800.0), None, 0.01)["accuracy_difference"]["value"] == -1
+    power = fixed("power", [(2, wrong, 200), (8, wrong, 800)])
+    for tokens in (800, 1600):
+        entry = matched([power, live("gbdt", right, tokens)])["gbdt", "fixed"]
+        assert (entry["difference"]["value"], entry["verdict"]) == (1, "above")
+    same = matched([power, live("gbdt", wrong, 800)])["gbdt", "fixed"]
+    assert (same["difference"]["low"], same["difference"]["high"]) == (0, 0)

@@ -111,21 +111,21 @@ def against(lost, count, k4_lost=None):
     """The sentence of a controller that loses some questions of k = 8; another loss at fixed k = 4."""
     curve = [(2, np.arange(count) >= count // 3, 250), (4, np.arange(count) >= (k4_lost or count // 3), 450)]
     policies = fixed("power", [*curve, (8, np.ones(count), 900)]), live("gbdt", np.arange(count) >= lost, 500)
-    return the(findings(result_of(*policies)), "gbdt")
+    return the(findings(result_of(*policies)), "gbdt needs 0.56 of the tokens of k = 8 (")
 
 
 def test_no_loss_is_shown_and_a_fixed_k_that_shows_it_too_is_named():
-    assert ": a loss of 1 point is excluded; fixed k = 4 and 8 mixed, the same tokens, gives" in against(2, 1000)
-    assert "; fixed k = 4 shows the same with no more tokens; fixed k = 4 and 8 mixed" in against(2, 1000, 1)
+    assert against(2, 1000).endswith("]): a loss of 1 point is excluded.")
+    assert "]; fixed k = 4 shows the same with no more tokens): a loss of 1 point is excluded." in against(2, 1000, 1)
 
 
 @pytest.mark.parametrize(
     ("lost", "count", "words"),
     [
-        (0, 30, "(30 questions are too few for that, it takes 368)"),  # no discordant pair shows nothing
-        (0, 367, "(367 questions are too few for that, it takes 368)"),
+        (0, 30, "(30 questions are too few, it takes at least 368)"),  # no discordant pair shows nothing
+        (0, 367, "(367 questions are too few, it takes at least 368)"),
         (0, 368, ": a loss of 1 point is excluded"),
-        (4, 500, "a loss of 1 point is not excluded (about "),
+        (4, 500, "; about 976 questions would decide it): a loss of 1 point is not excluded."),
         (90, 500, "below k = 8, a loss of 1 point is not excluded"),
     ],
 )
@@ -133,17 +133,35 @@ def test_a_loss_is_excluded_or_not(lost, count, words):
     assert words in against(lost, count)
 
 
-def test_a_controller_against_fixed_k_at_its_tokens():
-    assert "fixed k = 4 and 8 mixed, the same tokens, gives 83.9 %: the controller beats it" in the(
-        evaluation(), "gbdt needs"
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "ahead of fixed k: gbdt (+11.1 points [+"),
+        ({"gbdt": 0.6}, "behind fixed k: gbdt (−23.9 points [−"),
+        ({"gbdt": 0.84}, "not told apart from fixed k: gbdt (+0.1 points [−"),
+        ({"gbdt_tokens": 450}, "ahead of fixed k: gbdt (+12.5 points [+"),
+    ],
+)
+def test_a_controller_against_fixed_k_at_its_tokens(changes, words):
+    assert the(evaluation(**changes), "At equal tokens " + words).endswith("]).")
+
+
+def test_policies_that_show_the_same_share_a_sentence():
+    policies = [live(name, right(0.94), tokens) for name, tokens in (("gbdt", 500), ("mlp-h", 300))]
+    policies += [live("esc", right(0.7), 400, family="rule"), live("uab", right(0.95), 900, k=8, family="rule")]
+    policies += [live("sprt", right(0.95), 900, k=8, family="rule"), live("entropy", right(0.95), 600, family="rule")]
+    sentences = findings(result_of(power(), *policies))
+    the(
+        sentences, "entropy needs 0.67 of the tokens of k = 8 (0.0 points [−0.9, +0.9]): a loss of 1 point is excluded."
     )
-    assert "the controller loses to it" in the(evaluation(gbdt=0.6), "gbdt needs")
-    assert "the two cannot be told apart" in the(evaluation(gbdt=0.84), "gbdt needs")
-    assert "fixed k = 4, the same tokens, gives 82.5 %" in the(evaluation(gbdt_tokens=450), "gbdt needs")
-    always = live("gbdt", right(0.95), 900, k=8)
-    assert the(findings(result_of(power(), always)), "gbdt") == "gbdt always went on to k = 8, so it saved nothing."
-    rule = live("esc", right(0.95), 500, family="rule")
-    assert "the rule beats it" in the(findings(result_of(power(), rule)), "esc needs")
+    the(sentences, "mlp-h needs 0.33 of the tokens of k = 8 (−1.0 points [−2.5, +0.2]; about ")
+    [shared] = [s for s in sentences if s.startswith("mlp-h needs")]
+    assert " and gbdt 0.56 (" in shared
+    assert the(sentences, "esc needs").endswith("]): below k = 8, a loss of 1 point is not excluded.")
+    equal = the(sentences, "At equal tokens ahead of fixed k: gbdt (")
+    assert "; behind fixed k: esc (" in equal
+    assert equal.endswith(", each comparison judged on its own.")
+    the(sentences, "uab and sprt always went on to k = 8, so they saved nothing.")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +178,8 @@ def test_k8_against_k2(k2, words):
 
 
 def test_the_best_policy_is_the_cheaper_of_two_equals():
-    assert the(evaluation(gbdt=0.95), "The highest").startswith(
-        "The highest accuracy of the 6 policies is that of gbdt: 95.0 ± 1.1 % on 400 questions, with 500 tokens a "
+    assert the(evaluation(gbdt=0.95), "The highest of 6 accuracies, picked on these questions: ").endswith(
+        "questions: gbdt with 95.0 ± 1.1 % on 400 questions and 500 tokens a question."
     )
 
 

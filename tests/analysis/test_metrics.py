@@ -14,9 +14,9 @@ from dps.analysis.metrics import render, run_metrics
 from dps.cli import run
 from dps.errors import InputError
 from feature_store import StoreWriter
-from tests.analysis.report.evaluations import dynamic_manifest
-from tests.analysis.report.evaluations import question as live_question
-from tests.analysis.report.evaluations import write_store as write_live
+from tests.analysis.evaluations import dynamic_manifest
+from tests.analysis.evaluations import question as live_question
+from tests.analysis.evaluations import write_store as write_live
 from tests.analysis.runs import POWER, manifest, question, write_run, write_store
 
 ROOT = Path(__file__).parents[2]
@@ -188,13 +188,3 @@ def test_policies_without_a_common_question_are_refused(tmp_path, capsys):
     assert "Expected questions with a gold answer that the policies power and plain all have, found none" in refused(
         capsys, folder
     )
-
-
-def test_help_and_refusals_need_nothing_heavy():
-    code = (
-        "import sys; from dps.cli import run; run(['metrics', '--folds=0', 'x']);"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"torch", "pandas", "lightning", "matplotlib", "transformers"} & set(loaded.split())
-    assert "metrics " in dps("--help").stdout

@@ -15,8 +15,6 @@ from dps.analysis.mixing import (
     clustered,
     diagnose,
     frozen,
-    idle,
-    intraclass_correlation,
     judge,
     mixing_finding,
     r_hat,
@@ -60,18 +58,6 @@ def every(chains):
 
 
 # -- the flat form -----------------------------------------------------------------------------------------------------
-
-
-def test_stages_are_the_runs_of_one_horizon_within_a_chain():
-    # The third chain begins at the horizon at which the second ended: still another stage.
-    chains = run([chain([1, 2, 3], [4, 5]), chain([6])], [chain([7, 8])])
-    assert chains.first.tolist() == [0, 3, 5, 6]
-    assert chains.count.tolist() == [3, 2, 1, 2]
-    assert chains.stage_chain.tolist() == [0, 0, 1, 2]
-    assert chains.stage_question.tolist() == [0, 0, 0, 1]
-    assert chains.stage_horizon.tolist() == [10, 20, 10, 10]
-    assert chains.last.tolist() == [False, True, True, True]
-    assert chains.end_logprob.tolist() == [3, 5, 6, 8]
 
 
 def test_chains_without_recorded_steps_are_left_out():
@@ -120,15 +106,11 @@ def test_acceptance_by_tokens_at_stake():
     assert [b["acceptance"] for b in bins] == [1, 0.5, 1, 0, 1]
 
 
-def test_frozen_chains_and_idle_steps():
+def test_frozen_chains():
     still = chain([1.0, 1.0], [2.0, 2.0], accepted=[True, False, False, False])
-    same = chain([1.0, 1.0 + 1e-9, 3.0])  # an accepted copy of what was there, then a change
-    chains = run([still], [same])
+    chains = run([still], [chain([1.0, 1.0, 3.0])])
     assert frozen(chains, chains.last).value == 0.5
     assert frozen(chains, chains.stage_horizon == 10).value == 0
-    # The second to fourth step of the first chain and the second of the other; first steps of stages count as changes.
-    assert idle(chains).value == pytest.approx(4 / 7)
-    assert idle(run([chain([1, 2], [2, 3])], [chain([3, 4])])).value == 0
 
 
 # -- log p over the steps ----------------------------------------------------------------------------------------------
@@ -159,17 +141,6 @@ def test_the_second_half_is_worked_out_exactly():
     assert row["second_half_gain_per_token"] == pytest.approx(6 / 90)
     assert row["spread"] == pytest.approx(math.sqrt(0.5))
     assert row["frozen"] == 0
-
-
-def test_odd_and_single_steps_are_halved_downwards():
-    row = stage_row(run([chain([0, 1, 3, 6, 10])]), np.ones(1, bool))
-    assert (row["second_half_gain"], row["gain"]) == (10 - 1, 10)
-    chains = run([chain([1], [2])], [chain([3])])
-    assert stage_row(chains, every(chains))["second_half_gain"] is None
-    mixed = run([chain([1])], [chain([3, 4])], [chain([3, 6])])
-    assert stage_row(mixed, every(mixed))["second_half_gain"] == 2
-    chains = run(*[[chain([0, 0, 0, sign])] for sign in (-1, 1, -1, 1)])
-    assert stage_row(chains, every(chains))["second_half_share_of_gain"] is None  # of a gain that is not there
 
 
 @pytest.mark.parametrize(
@@ -251,23 +222,6 @@ def test_spread_is_pooled_within_questions():
         math.sqrt((2 + 2) / 3)
     )
     assert math.isnan(spread(np.array([1.0, 2.0]), np.array([0, 1])))
-
-
-def test_intraclass_correlation():
-    # Two questions of two: means 1 and 5, MSB = 2 (4 + 4) = 16, MSW = (2 + 2) / 2 = 2.
-    question = np.array([0, 0, 1, 1])
-    assert intraclass_correlation(np.array([0.0, 2.0, 4.0, 6.0]), question).value == pytest.approx((16 - 2) / (16 + 2))
-    assert intraclass_correlation(np.array([1.0, 1.0, 5.0, 5.0]), question).value == 1
-    assert math.isnan(intraclass_correlation(np.ones(4), question).value)
-    assert math.isnan(intraclass_correlation(np.arange(3.0), np.arange(3)).value)
-    rng = np.random.default_rng(1)
-    question = np.repeat(np.arange(400), 4)
-    found = intraclass_correlation(rng.normal(0, 2, 400)[question] + rng.normal(0, 1, 1600), question)
-    assert found.value == pytest.approx(0.8, abs=4 * found.stderr)
-    # Large-sample standard error of the one-way random model.
-    rho, k = found.value, 4
-    expected = math.sqrt(2 * (1 - rho) ** 2 * (1 + (k - 1) * rho) ** 2 / (k * (k - 1) * 399))
-    assert found.stderr == pytest.approx(expected, rel=0.15)
 
 
 def test_r_hat_is_worked_out_exactly():

@@ -18,9 +18,9 @@ from dps.analysis.questions import chosen
 from dps.analysis.reliability import reliability
 from dps.cli import run
 from feature_store import Store
+from tests.analysis.evaluations import power_manifest, question, write_evaluation, write_store
 from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
-from tests.analysis.report.evaluations import dynamic_manifest, power_manifest, question, write_evaluation, write_store
-from tests.analysis.test_report import _Page, write_report
+from tests.analysis.test_report import _Page
 from tests.factories import make_manifest, make_question
 
 TITLE = "A <b>title</b> & </script>"
@@ -90,15 +90,6 @@ def test_accepted_tokens_are_those_of_the_responses(made, stores):
         at = policy["operating_point"]
         if at is not None:
             assert at["accepted"] == pytest.approx(at["tokens"] / 4)
-
-
-def test_what_is_the_same_on_every_question_is_not_called_undecided(made):
-    output, report = made
-    same = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] == "power"]
-    others = [m for m in report["matched_tokens"] if m["policy"] == "fixed-k8" and m["rival_series"] != "power"]
-    undecided = sum(m["verdict"] == "undecided" for m in others)
-    _, text = parsed(output / "replay.html")
-    assert f"undecided {undecided}, the same {len(same)}" in text
 
 
 def test_every_name_of_a_policy_is_explained(made):
@@ -301,10 +292,16 @@ def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
         ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
         ("[]", "got None"),
         ("{", "cannot be read"),
+        (
+            '{"schema_version": 3, "kind": "replay", "title": "", "policies": []}',
+            "but a part is missing or of another type",
+        ),
     ):
         (tmp_path / "replay.json").write_text(text)
-        assert run(["report", str(tmp_path)]) == 2
-        assert message in capsys.readouterr().err
+        for folders in ([tmp_path], [output, tmp_path, "--output", tmp_path / "both"]):
+            assert run(["report", *map(str, folders)]) == 2
+            assert message in capsys.readouterr().err
+        assert not (tmp_path / "both").exists()
 
 
 def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
@@ -315,27 +312,6 @@ def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
     source = (tmp_path / "replay.html").read_text(encoding="utf-8")
     assert "<script>alert" not in source
     assert parsed(tmp_path / "replay.html")[0].open == []
-
-
-def test_an_evaluation_has_the_same_page(tmp_path):
-    power = [question(i, [1, 0, 1, 1, 0, 1, 1, 1], question=HOSTILE) for i in range(6)]
-    write_store(tmp_path / "evaluation" / "power", power_manifest(), power)
-    live = [question(i, [1, 0, 1, 1]) for i in range(6)]
-    folder = write_store(tmp_path / "evaluation" / "gbdt", dynamic_manifest(), live).parent
-    report = write_report([folder], tmp_path / "out", TITLE)
-    source = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    page, text = parsed(tmp_path / "out" / "report.html")
-    assert (page.open, len(set(page.ids))) == ([], len(page.ids))
-    assert "http" not in source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
-    assert {address[1:] for address in page.loads} <= set(page.ids)
-    assert "<b onclick" not in source
-    assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
-    for row in operating_rows(report):
-        assert row["name"] in text
-    for heading in ("All policies", "Accuracy against measured time", "k by difficulty", "Questions to read"):
-        assert heading in text
-    for column in ("compute, s", "calibrated, s", "latency, s"):
-        assert column in text
 
 
 def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):

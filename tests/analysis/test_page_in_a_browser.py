@@ -16,7 +16,7 @@ WIDTHS = (390, 1280)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     from dps.analysis.write import write_several
-    from tests.analysis.report.evaluations import write_evaluation
+    from tests.analysis.evaluations import write_evaluation
     from tests.analysis.test_report import write_report
 
     folder = tmp_path_factory.mktemp("pages")

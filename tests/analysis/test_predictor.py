@@ -75,15 +75,6 @@ def test_no_question_sees_its_own_target():
         assert np.abs(again_constant - constant).max() > 10  # the others see it
 
 
-def test_constant_predictions_are_the_other_folds_means():
-    features, target = data(count=23)
-    _, constant = held_out(features, target, alone(target), 4, np.random.default_rng(0))
-    values, sizes = np.unique(constant, return_counts=True)
-    assert sorted(sizes) == [5, 6, 6, 6]
-    for value in values:
-        assert value == pytest.approx(target[constant != value].mean())
-
-
 def test_errors_are_the_usual_ones():
     rng = np.random.default_rng(0)
     target = rng.integers(1, 5, 40).astype(float)  # with ties
@@ -150,10 +141,3 @@ def test_too_few_questions_have_a_reason_and_no_numbers():
     assert "linear" not in results[0]
     assert "linear" in results[1]
     assert {row["target"] for row in predictions} == {"expected_samples_to_success"}
-
-
-def test_a_target_without_spread_has_no_correlation():
-    rows = [{**row, "samples_to_success": 1} for row in table(20)]
-    (result, _), _ = predict(rows, **SETTINGS, seed=0)
-    assert result["linear"]["spearman"] == {"value": None, "stderr": None}
-    assert result["linear"]["rmse"]["value"] == pytest.approx(0, abs=1e-12)

@@ -9,7 +9,6 @@ import pytest
 
 from dps.analysis.samples import (
     COLUMNS,
-    FEATURES,
     PASS_COLUMNS,
     Pooled,
     expected_samples_to_success,
@@ -19,18 +18,9 @@ from dps.analysis.samples import (
     pool,
     question_rows,
     samples_to_success,
-    slice_columns,
 )
 from dps.errors import InputError
 from tests.analysis.runs import question
-from tests.factories import make_trajectory
-
-
-def test_the_first_right_one_counts():
-    assert samples_to_success([False, None, True, True]) == 3
-    assert samples_to_success([True]) == 1
-    assert samples_to_success([False, None]) is None
-    assert samples_to_success([]) is None
 
 
 @pytest.mark.parametrize("num_samples", range(1, 7))
@@ -40,14 +30,6 @@ def test_its_mean_over_all_orders(num_samples):
         mean = Fraction(sum(samples_to_success(order) for order in orders), len(orders))
         assert expected_samples_to_success(num_samples, right) == pytest.approx(float(mean), abs=1e-12)
     assert expected_samples_to_success(num_samples, 0) == num_samples + 1
-
-
-def test_metrics_of_a_response_are_means_over_its_tokens():
-    trajectory = make_trajectory(3, num_tokens=20)
-    found = measure(trajectory)
-    assert found["entropy"] == pytest.approx(trajectory.token_entropy.mean(dtype=np.float64), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(np.exp(-trajectory.token_logprob.mean(dtype=np.float64)), rel=1e-6)
-    assert found["self_confidence"] == pytest.approx(0.8, rel=1e-6)
 
 
 def test_runs_are_put_one_after_another():
@@ -85,14 +67,6 @@ def test_another_question_under_the_same_id_is_refused():
         pool(pooled, {"power": question(0, [1], gold="9")}, "power")
 
 
-def test_names_of_the_published_slices():
-    assert FEATURES[:3] == ("naive_entropy", "naive_perplexity", "naive_self_confidence")
-    assert len(FEATURES) == 9
-    assert slice_columns("entropy")[:5] == [
-        *("question", "naive_entropy", "std_entropy", "mcmc_entropy", "samples_to_success")
-    ]
-
-
 # -- pass@k -----------------------------------------------------------------------------------------------------------
 
 
@@ -107,12 +81,6 @@ def test_it_is_the_share_of_subsets(num_samples):
     for right in range(num_samples + 1):
         for k in range(1, num_samples + 1):
             assert pass_at_k(num_samples, right, k) == float(enumerated(num_samples, right, k))
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5), (0, 0, 1)])
-def test_impossible_numbers_are_refused(n, c, k):
-    with pytest.raises(ValueError, match="expected 0 <= c <= n"):
-        pass_at_k(n, c, k)
 
 
 def pooled(gold="7", **rows):
@@ -148,17 +116,3 @@ def test_policies_are_compared_on_their_common_graded_questions():
     assert rows["power", 2]["pass_at_k"] == 0.5
     assert rows["plain", 1]["pass_at_k"] == pytest.approx(1 / 3)  # what cannot be graded counts as not right
     assert (rows["power", 1]["num_ungradable"], rows["plain", 1]["num_ungradable"]) == (0, 1)
-
-
-def test_with_a_gold_answer_what_cannot_be_graded_is_not_right():
-    (row,) = pass_curves(pooled(power=[[None], [1]]), ["power"])
-    assert (row["pass_at_k"], row["num_questions"], row["num_ungradable"]) == (0.5, 2, 1)
-    (row,) = pass_curves(pooled(gold=None, power=[[None], [1]]), ["power"])
-    assert (row["pass_at_k"], row["num_questions"], row["num_ungradable"]) == (1.0, 1, 0)
-
-
-def test_k_ends_where_the_shortest_question_does():
-    assert [row["k"] for row in pass_curves(pooled(power=[[1, 0, 1], [0, 1]]), ["power"])] == [1, 2]
-    assert pass_curves(pooled(power=[[1]], plain=[None]), ["power", "plain"]) == []
-    (row,) = pass_curves(pooled(power=[[1]]), ["power"])
-    assert row["stderr"] is None  # one question has no spread

@@ -12,7 +12,7 @@ from dps.benchmarks.outputs import annotate, model_outputs, win_rate
 from dps.benchmarks.regrade import regrade
 from dps.errors import InputError
 from feature_store import Store
-from tests.analysis.report.evaluations import dynamic_manifest, write_store
+from tests.analysis.evaluations import dynamic_manifest, write_store
 from tests.factories import make_manifest, make_question
 
 TEXTS = (
