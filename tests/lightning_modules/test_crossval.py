@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
 from dps.decide.orders import orders_of
 from dps.decide.predictions import Predictions, read_predictions
@@ -185,6 +186,20 @@ def made_up(count=6):
         correct=(rng.random((count, 2, 4)) < 0.5).astype(np.int8),
         tokens=np.cumsum(np.ones((count, 2, 4), np.int64), axis=-1),
     )
+
+
+def test_a_card_shows_what_crossval_and_replay_wrote(folder, store, tmp_path):
+    """The real files of both commands, read by ``dps ship``."""
+    replayed, shipped = tmp_path / "replay", tmp_path / "shipped"
+    assert dps(["replay", store, f"--output={replayed}", f"--controllers.gbdt={folder}"]) == 0
+    measured = [f"--crossval={folder}", f"--replay={replayed}"]
+    assert dps(["ship", str(folder / "fold-0"), f"--output={shipped}", *measured]) == 0
+    card = (shipped / "README.md").read_text()
+    report = json.loads((replayed / "replay.json").read_text())
+    [mine] = [policy for policy in report["policies"] if policy["policy"] == "gbdt"]
+    assert f"{mine['operating_point']['tokens_ratio']['value']:.2f} [" in card
+    assert "Replayed over 120 questions of made-up train" in card
+    assert card.count("\n| ") >= len(mine["curve"])
 
 
 def test_a_split_of_one_class_has_no_ranking():
