@@ -61,7 +61,7 @@ class ControllerModule(L.LightningModule):
 
         The sizes are those of the harvest; ``margin`` is what counts as no loss where the threshold is chosen.
         """
-        if positive_weight != "balanced" and not positive_weight > 0:
+        if positive_weight != "balanced" and not 0 < positive_weight < math.inf:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
         if not 0 <= margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
@@ -132,6 +132,11 @@ class ControllerModule(L.LightningModule):
         table = terms["val"][1]
         if table is None or self.trainer.sanity_checking:
             return
+        if not all(each.isfinite().all() for each, _ in terms.values()):
+            raise InputError(
+                f"The training has diverged in epoch {self.current_epoch + 1}, the network's outputs are no numbers: "
+                "lower the learning rate."
+            )
         training = self.trainer.state.fn == TrainerFn.FITTING
         labels = table.labels(self.data.label)
         if training:

@@ -74,7 +74,12 @@ class GBDT(ControllerModule):
                 "Expected rounds_per_epoch, min_rows_per_leaf and num_threads of at least 1 and num_leaves of at least "
                 f"2, got {rounds_per_epoch}, {min_rows_per_leaf}, {num_threads} and {num_leaves}."
             )
-        if learning_rate <= 0 or l2 < 0 or not (0 < feature_fraction <= 1 and 0 < bagging_fraction <= 1):
+        if not (
+            0 < learning_rate < math.inf
+            and 0 <= l2 < math.inf
+            and 0 < feature_fraction <= 1
+            and 0 < bagging_fraction <= 1
+        ):
             raise InputError(
                 "Expected learning_rate above 0, l2 of at least 0 and fractions in (0, 1], got learning_rate "
                 f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "

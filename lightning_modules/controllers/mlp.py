@@ -129,13 +129,15 @@ class MLPH(ControllerModule):
         """Return the injected optimizer over the parameters, with the correction's own rate and decay.
 
         Raises:
-            InputError: If the optimizer has no weight decay.
+            InputError: If the optimizer has no weight decay, or refuses its settings.
         """
         estimator = self.estimator
         assert isinstance(estimator, MLPEstimator)
-        optimizer = self._optimizer(
-            [{"params": [*estimator.layers.parameters()]}, {"params": estimator.residual_parameters()}]
-        )
+        groups = [{"params": [*estimator.layers.parameters()]}, {"params": estimator.residual_parameters()}]
+        try:
+            optimizer = self._optimizer(groups)
+        except ValueError as error:
+            raise InputError(f"The optimizer refuses its settings: {error}.") from error
         group = optimizer.param_groups[1]
         if "weight_decay" not in group:
             raise InputError(f"Expected an optimizer with weight decay, such as AdamW, got {type(optimizer).__name__}.")

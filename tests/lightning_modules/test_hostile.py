@@ -192,6 +192,16 @@ def test_a_description_of_other_types_is_a_sentence(changed, tmp_path):
         load_controller(changed_description(tmp_path / "a.ckpt", changed))
 
 
+@pytest.mark.parametrize("name", ["model", "calibration", "label", "ks", "benchmark", "num_questions"])
+def test_a_description_that_lacks_something_is_a_sentence(name, tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["controller"]["data"][name]
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=rf"data\.{name} should be"):
+        load_controller(path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

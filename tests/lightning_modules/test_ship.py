@@ -12,24 +12,14 @@ from lightning_modules.load import load_controller
 from lightning_modules.metrics import METRICS
 from lightning_modules.ship import ship
 
-from .test_load import MODEL, features, save
+from .test_load import DATA, MODEL, features, save
 
-DATA = {
-    "model": {**MODEL, "name": "/home/someone/models/made-up"},
-    "calibration": {},
-    "label": "no_gain",
-    "store": "/home/someone/runs/train",
-    "store_fingerprint": "f",
-    "ks": [2, 4, 6, 8],
-    "num_orders": 4,
-    "benchmark": {"name": "gsm8k", "split": "train"},
-    "num_questions": {"train": 100},
-}
+OF_RUN = {"model": {**MODEL, "name": "/home/someone/models/made-up"}, "store": "/home/someone/runs/train"}
 
 
 def trained(folder, name="mlp-hq"):
     (folder / "checkpoints").mkdir(parents=True)
-    save(folder / "checkpoints" / "best.ckpt", name, data=DATA)
+    save(folder / "checkpoints" / "best.ckpt", name, data={**DATA, **OF_RUN, "store_fingerprint": "f"})
     return folder
 
 

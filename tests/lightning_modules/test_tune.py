@@ -6,6 +6,8 @@ import yaml
 
 from dps.cli import run as dps
 from dps.errors import InputError
+from feature_store.errors import StoreError
+from feature_store.lock import held
 from lightning_modules import tune
 from lightning_modules.cli import search_settings
 from lightning_modules.trainer_cli import run
@@ -79,6 +81,11 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     assert trials(folder) == after
     with pytest.raises(InputError, match=r"model\.init_args\.margin was"):
         search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
+
+
+def test_a_second_search_in_a_folder_is_refused_while_the_first_is_on(folder, harvest):
+    with held(folder), pytest.raises(StoreError, match="Another run writes to"):
+        search_settings(options(harvest), trials=3, folds=2, output=folder)
 
 
 def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):
