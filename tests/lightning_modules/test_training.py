@@ -44,7 +44,7 @@ def trained(request, harvest, tmp_path_factory):
     """(name, run folder, the process's own module after a fit)."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     more = [] if request.param.startswith("gbdt") else ["--model.init_args.optimizer.init_args.lr=0.01"]
-    cli = run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=15", *more)])
+    cli = run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=12", *more)])
     return request.param, folder, cli
 
 
@@ -165,7 +165,7 @@ def test_predict_writes_every_question_and_checkpoint(trained, harvest):
         assert int(row[4]) == (2 if 1 - p > controller.threshold else 0)
 
 
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
+@pytest.mark.parametrize("name", ["gbdt", pytest.param("mlp-h", marks=pytest.mark.slow)])
 def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     store = write_harvest(tmp_path / "easy", make_questions(40, p_correct=1.0))
     with caplog.at_level(logging.WARNING, "lightning_modules"):
