@@ -156,8 +156,8 @@ class ControllerCLI(LightningCLI):
         trained = load_controller(path or options.trainer.default_root_dir)
         if "epoch" not in read_checkpoint(trained.path):
             raise InputError(
-                f"Expected a checkpoint of dps fit, but {trained.path} is of dps ship, which leaves out what the Trainer "
-                f"needs: give the run folder that it was made of to dps {command}, or replay it with dps replay."
+                f"Expected a checkpoint of dps fit, but {trained.path} is of dps ship, which leaves out what the "
+                "Trainer needs: give the run folder that it was made of, or measure it with dps replay."
             )
         _check_network(options.model, trained, command)
         options.ckpt_path = str(trained.path)

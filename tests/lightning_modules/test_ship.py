@@ -51,8 +51,9 @@ def crossval(folder, **changes):
     value = {"value": 0.8, "stderr": 0.01}
     metrics = dict.fromkeys(METRICS, value)
     rows = {"controller": metrics, "length": metrics}
-    found = {"format_version": 1, "skill": None, "shipped": None, "name": "mlp-hq", "label": "no_gain", "feature_set": "published", "store_fingerprint": "f",
-             "num_questions": 900, "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
+    found = {"format_version": 1, "name": "mlp-hq", "label": "no_gain", "feature_set": "published",
+             "store_fingerprint": "f", "skill": None, "shipped": None, "num_questions": 900,
+             "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
     (folder / "crossval.json").write_text(json.dumps({**found, **changes}))
     return folder
 
