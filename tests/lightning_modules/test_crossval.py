@@ -131,6 +131,7 @@ def test_the_report_measures_what_the_file_says(folder):
     assert policy["tokens_ratio"]["value"] == pytest.approx(np.mean(spent) / found.tokens[:120, 0, -1].mean())
 
 
+@pytest.mark.slow
 def test_a_finished_fold_is_not_trained_again(folder, store, capsys):
     before = {f: (folder / f"fold-{f}" / "checkpoints" / "best.ckpt").stat().st_mtime_ns for f in range(FOLDS)}
     predictions = (folder / "predictions.h5").read_bytes()

@@ -279,6 +279,7 @@ def test_states_that_name_the_question_do_not_hurt(memorable, tmp_path):
     assert loss(1.0) > loss(chosen) + 0.05  # by heart
 
 
+@pytest.mark.slow
 def test_the_scalars_network_learns_as_if_alone_and_the_rest_more_slowly(harvest, tmp_path):
     found = {}
     for decay in (0.0, 500.0):
