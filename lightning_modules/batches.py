@@ -62,14 +62,9 @@ class EpochBatches(Sampler[np.ndarray]):
     """
 
     def __init__(self, num_rows: int, batch_size: int | None, seed: int | None, *, window: int, run: int) -> None:
-        """Set how to batch.
+        """Set how to batch: without a batch size all rows in one, without a seed in order.
 
-        Args:
-            num_rows: Rows in all.
-            batch_size: Rows of a batch; all in one if None.
-            seed: Of the shuffling; None keeps the order.
-            window: Rows that are shuffled among each other, about.
-            run: Successive rows that are in one window together.
+        About ``window`` rows are shuffled among each other; ``run`` successive rows are in one window together.
         """
         self._num_rows, self._seed, self._run = num_rows, seed, run
         self._batch_size = batch_size or num_rows

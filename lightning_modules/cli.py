@@ -22,28 +22,17 @@ def main(args: list[str]) -> None:
 
 
 def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Train a controller in this process and return its best checkpoint.
-
-    Args:
-        config: A configuration of ``dps fit``.
-        overrides: Options, such as ``--data.init_args.store=runs/quickstart/harvest``.
-
-    Raises:
-        InputError: If options, configuration or store cannot be used.
-    """
+    """Train by a configuration and options of ``dps fit``; returns the best checkpoint. Raises as :func:`main`."""
     from lightning_modules.trainer_cli import run
 
     return run(["fit", "--config", str(config), *overrides]).best_checkpoint
 
 
 def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None) -> Path:
-    """Cross-validate a controller by question, see :mod:`lightning_modules.crossval`.
+    """Cross-validate by the options of ``dps fit``, see :mod:`lightning_modules.crossval`.
 
-    Args:
-        args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
-        folds: Number of folds.
-        output: The folder for ``predictions.h5`` and ``crossval.json``, which is returned; ``crossval`` in the
-            configuration's run folder if None.
+    Returns:
+        ``output``, or ``crossval`` in the configuration's run folder if None.
     """
     from lightning_modules.crossval import crossval
 
@@ -51,13 +40,10 @@ def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | Non
 
 
 def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:
-    """Search for a controller's best settings with Optuna, see :mod:`lightning_modules.tune`.
+    """Search for the best settings by the options of ``dps fit``, see :mod:`lightning_modules.tune`.
 
-    Args:
-        args: Options of ``dps fit``, for example ``["--config", "configs/mlp_hq.yaml"]``.
-        trials: Trials in all.
-        folds: Folds of each trial.
-        output: The folder for ``best.yaml``, which is returned; ``tune`` in the configuration's run folder if None.
+    Returns:
+        ``output``, or ``tune`` in the configuration's run folder if None.
     """
     from lightning_modules.tune import tune
 

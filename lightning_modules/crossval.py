@@ -28,6 +28,8 @@ from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import (
     METRICS,
     NUM_DRAWS,
+    REPORT,
+    REPORT_VERSION,
     baselines,
     length_probabilities,
     measure_probabilities,
@@ -35,9 +37,6 @@ from lightning_modules.metrics import (
     plain,
     skills,
 )
-
-REPORT = "crossval.json"
-FORMAT_VERSION = 1
 
 
 def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
@@ -131,7 +130,7 @@ def measure_crossval(
         return _policy(stops(score, thresholds[:, None, None]), correct, tokens, predictions.ks)
 
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": REPORT_VERSION,
         "name": predictions.name,
         "label": predictions.label_name,
         "feature_set": predictions.feature_set,

@@ -111,6 +111,8 @@ class FeatureDataModule(L.LightningDataModule):
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self._tables: dict[str, Table] = {}
         self._divided_as: dict[str, str] = {}
+        self._fresh: set[str] = set()
+        """Questions of the test store that are in no other split."""
         self._built: tuple[Any, ...] | None = None
         if test_store is not None:
             self._check_test_store(test_store)
@@ -121,7 +123,7 @@ class FeatureDataModule(L.LightningDataModule):
                 "Expected data.num_orders and data.batch_size of at least 1, got "
                 f"{self.num_orders} and {self.batch_size}."
             )
-        for name in ("store", "test_store", "cache_dir"):
+        for name in ("store", "test_store", "cache_dir", "clock_store"):
             if (folder := getattr(self, name)) is not None and not folder.strip():
                 raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
@@ -164,6 +166,7 @@ class FeatureDataModule(L.LightningDataModule):
                     f"{self.test_store}: {(~fresh).sum()} questions are left out, the controller was trained on them."
                 )
             tables["test"] = _graded(predicted.select(fresh), self.test_store)
+            self._fresh = {name for name, new in zip(predicted.question_ids, fresh, strict=True) if new}
         for name in ("train", "val"):
             if tables[name].num_questions == 0:
                 raise InputError(
@@ -190,6 +193,8 @@ class FeatureDataModule(L.LightningDataModule):
 
     def split_of(self, question_id: str) -> str:
         """Return the split that a question belongs to; ``unused`` where :attr:`keep_test` leaves it out."""
+        if question_id in self._fresh:
+            return "test"
         question_id = self._divided_as.get(question_id, question_id)
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
         plain = split_of(question_id, *fractions[:2], self.seed, fractions[2])

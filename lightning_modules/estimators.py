@@ -42,12 +42,9 @@ class Estimator(nn.Module):
         self.calibrator = Calibrator()
 
     def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Return the logit of p_enough before calibration, shape (N,).
+        """Return the logit of p_enough before calibration, shape (N,), of features as measured.
 
-        Args:
-            scalars: Shape (N, F), as measured.
-            hidden: Shape (N, D); not looked at unless in ``parts``.
-            embedding: Shape (N, E); not looked at unless in ``parts``.
+        Shapes are (N, F), (N, D) and (N, E); what is not in ``parts`` is not looked at.
         """
         return self.combine(self.terms(scalars, hidden, embedding))
 
@@ -172,16 +169,9 @@ class MLPEstimator(Estimator):
         dropout: float,
         input_dropout: float,
     ) -> None:
-        """Build the networks.
+        """Build the networks for F, D and E features; D or E of 0 leaves the part out.
 
-        Args:
-            num_scalars: F, the size of the feature set.
-            hidden_size: D; 0 leaves the hidden state out.
-            embedding_size: E; 0 leaves the question embedding out.
-            projection_size: Width to which hidden state and embedding are each projected.
-            layer_sizes: Widths of the hidden layers of either perceptron.
-            dropout: Share of the units of a hidden layer that are dropped.
-            input_dropout: Share of the components of hidden state or embedding that are dropped.
+        The other settings are those of :class:`lightning_modules.controllers.mlp.MLPH`.
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
         super().__init__(frozenset(present))

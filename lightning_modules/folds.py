@@ -17,17 +17,11 @@ from lightning_modules.trainer_cli import ControllerCLI, run
 def open_folds(
     args: Sequence[str], command: str, folds: int, output: Path | None, results: Sequence[str]
 ) -> tuple[ControllerCLI, Path, bool]:
-    """Resolve a configuration and claim the folder of its folds.
-
-    Args:
-        args: Options of ``dps fit``.
-        command: ``crossval`` or ``tune``; also the folder's name in the run folder if ``output`` is None.
-        folds: Number of folds.
-        output: Folder of everything.
-        results: What the results are called, see :func:`dps.folders.claim`.
+    """Resolve options of ``dps fit`` and claim the folder for a command's ``results``, see :func:`dps.folders.claim`.
 
     Returns:
-        The CLI, of which nothing has run; the folder; whether results of the same run stand there.
+        The CLI, of which nothing has run; the folder, which has the command's name in the run folder if ``output`` is
+        None; whether results of the same run stand there.
     """
     if folds < 2:
         raise InputError(f"Expected at least 2 folds, got {folds}.")

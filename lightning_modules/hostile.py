@@ -40,13 +40,22 @@ def check_description(description: Mapping[str, Any]) -> None:
     for name in ("hidden_size", "embedding_size"):
         _expect(_whole(description.get(name), 0), name, "a size", description.get(name))
     data = description["data"]
-    label, ks, clock = data.get("label"), data.get("ks", [1]), data.get("calibration")
+    label, ks, clock = data.get("label"), data.get("ks"), data.get("calibration")
     _expect(isinstance(label, str) and label in LABELS, "data.label", f"one of {', '.join(LABELS)}", label)
-    _expect(isinstance(data.get("model"), dict), "data.model", "an object", data.get("model"))
+    for name in ("model", "benchmark", "num_questions"):
+        _expect(isinstance(data.get(name), dict), f"data.{name}", "an object", data.get(name))
+    _expect(
+        _whole(data.get("num_orders"), 1), "data.num_orders", "a whole number of at least 1", data.get("num_orders")
+    )
     fits = isinstance(ks, list) and ks and all(_whole(k, 1) for k in ks) and ks == sorted(set(ks))
     _expect(bool(fits), "data.ks", "increasing whole numbers", ks)
     fits = isinstance(clock, dict) and all(_number(value) and value >= 0 for value in clock.values())
     _expect(fits, "data.calibration", "numbers of at least 0", clock)
+    validation = description.get("validation", {})
+    fits = isinstance(validation, dict) and _whole(validation.get("num_questions", 0), 0)
+    skill = validation.get("skill", {}) if fits else None
+    fits = isinstance(skill, dict) and all(_is_estimate(value) for value in skill.values())
+    _expect(fits, "validation", "measurements", validation)
 
 
 def build_estimator(
@@ -120,6 +129,15 @@ def _check_trees(state: Any, num_features: int) -> None:
         check_trees(state["booster"], num_features)
     except BadTrees as error:
         raise BadController(f"its trees cannot be used: {error}") from error
+
+
+def _is_estimate(value: Any) -> bool:
+    """Return whether a value is None or an object of numbers, which may be NaN."""
+    return value is None or (
+        isinstance(value, dict)
+        and {"value", "low", "high"} <= value.keys()
+        and all(isinstance(number, float) for number in value.values())
+    )
 
 
 def _expect(fits: bool, name: str, expected: str, value: Any) -> None:

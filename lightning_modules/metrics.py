@@ -18,6 +18,8 @@ from dps.decide.table import Table
 from dps.decide.thresholds import Replay, replay, stops
 from dps.estimates import Estimate, bounded, brier_skill, quantile_bins, resampled, resamples
 
+REPORT, REPORT_VERSION = "crossval.json", 1
+"""What ``dps crossval`` writes, and its ``format_version``."""
 NUM_DRAWS = 400
 """Bootstrap draws of questions."""
 METRICS = {

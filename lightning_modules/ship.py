@@ -25,9 +25,11 @@ from dps.decide.thresholds import choose_threshold, stops
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded, loss_is_below
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
-from lightning_modules.metrics import METRICS, nothing_learnt
+from lightning_modules.metrics import METRICS, REPORT, REPORT_VERSION, nothing_learnt
 
 CARD, FACTS = "README.md", "controller.json"
+_REPLAY_VERSION = 3
+"""``schema_version`` of the replay.json that is read."""
 
 
 def ship(
@@ -163,9 +165,10 @@ def card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _points(loss: Mapping[str, float]) -> str:
+def _points(loss: Mapping[str, float | None]) -> str:
     """Return a difference of accuracies with its interval in words."""
-    return f"{100 * loss['value']:+.1f} points [{100 * loss['low']:+.1f}, {100 * loss['high']:+.1f}]"
+    value, *ends = (None if loss[end] is None else 100 * loss[end] for end in ("value", "low", "high"))
+    return f"{value:+.1f} points" + ("" if None in ends else f" [{ends[0]:+.1f}, {ends[1]:+.1f}]")
 
 
 def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -214,82 +217,92 @@ def _crossval_lines(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _curve_lines(curve: Mapping[str, Any]) -> list[str]:
-    at = curve["operating_point"]
-    ratio = at["tokens_ratio"]
+    at, maximum = curve["operating_point"], curve["maximum"]
     lines = [
         "## What it saves",
         "",
         f"Replayed over {curve['num_questions']:,} questions of {curve['benchmark']}, thresholds chosen on other "
-        f"questions: {ratio['value']:.2f} of the tokens of k = {curve['maximum']} [{ratio['low']:.2f}, "
-        f"{ratio['high']:.2f}] at {_points(at['accuracy_difference'])}.",
+        f"questions: {_number(at['tokens_ratio'], '.2f')} of the tokens of k = {maximum} at "
+        f"{_points(at['accuracy_difference'])}.",
         "",
         "| threshold | accuracy % | tokens | mean k |",
         "|---:|---:|---:|---:|",
     ]
     for point in curve["curve"]:
-        error = f"[{100 * point['low']:.1f}, {100 * point['high']:.1f}]"
-        lines.append(
-            f"| {point['threshold']:.4g} | {100 * point['accuracy']:.1f} {error} | {point['tokens']:,.0f} | "
-            f"{point['mean_k']:.2f} |"
-        )
+        threshold = "" if point["threshold"] is None else f"{point['threshold']:.4g}"
+        percent = {end: value and 100 * value for end, value in point.items() if end in ("low", "high")}
+        accuracy = _number({"value": 100 * point["accuracy"], **percent}, ".1f")
+        lines.append(f"| {threshold} | {accuracy} | {point['tokens']:,.0f} | {point['mean_k']:.2f} |")
     return [*lines, ""]
 
 
-def _with_error(value: Mapping[str, float] | None) -> str:
+def _number(value: Mapping[str, float | None], form: str) -> str:
+    """Return a number with its interval, if it has one."""
+    ends = [value.get(end) for end in ("low", "high")]
+    interval = "" if None in ends else f" [{ends[0]:{form}}, {ends[1]:{form}}]"
+    return f"{value['value']:{form}}{interval}"
+
+
+def _with_error(value: Mapping[str, float | None] | None) -> str:
     if value is None or value.get("value") is None:
         return ""
-    error = "" if value.get("stderr") is None else f" ± {value['stderr']:.3f}"
-    return f"{value['value']:.3f}{error}"
+    return f"{value['value']:.3f}" + ("" if value.get("stderr") is None else f" ± {value['stderr']:.3f}")
+
+
+def _read(folder: str | Path, name: str, command: str, version: tuple[str, int]) -> dict[str, Any]:
+    """Return the JSON that a command wrote; ``version`` is its field and the one value that is read."""
+    path, (field, expected) = Path(folder) / name, version
+    if not path.is_file():
+        raise InputError(f"Expected the folder of {command}, but there is no {path}: run {command}.")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"Expected the result of {command} in {path}, but it cannot be read: {error}.") from error
+    came = report.get(field) if isinstance(report, dict) else None
+    if came != expected:
+        raise InputError(f"Expected {path} of {field} {expected}, got {came}: run {command} again with this version.")
+    return report
 
 
 def _crossval(folder: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a card says of a cross-validation; refuses one of another controller or harvest."""
-    path = Path(folder) / "crossval.json"
-    if not path.is_file():
-        raise InputError(f"Expected the folder of dps crossval, but there is no {path}: run dps crossval.")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    data = description["data"]
-    for what, mine, its in (
-        ("controller", description["name"], report["name"]),
-        ("label", data["label"], report["label"]),
-        ("feature set", description["feature_set"], report["feature_set"]),
-        ("harvest", data["store_fingerprint"], report["store_fingerprint"]),
-    ):
-        if mine != its:
-            raise InputError(f"Expected a cross-validation of the same {what}, but it is {its} instead of {mine}.")
+    report = _read(folder, REPORT, "dps crossval", ("format_version", REPORT_VERSION))
+    same = {**description["data"], **description}
+    names = {"controller": "name", "label": "label", "feature set": "feature_set", "harvest": "store_fingerprint"}
+    for what, name in names.items():
+        if same[name] != report[name]:
+            raise InputError(
+                f"Expected a cross-validation of the same {what}, but it is {report[name]} instead of {same[name]}."
+            )
     return {
         "num_questions": report["num_questions"],
         "num_folds": len(report["folds"]),
-        "skill": report.get("skill"),
-        "shipped": report.get("shipped"),
+        "skill": report["skill"],
+        "shipped": report["shipped"],
         "rows": {who: report["rows"]["all"][who] for who in ("controller", "length")},
-        "auroc_at_k": {
-            name[1:]: rows["controller"].get("auroc") for name, rows in report["rows"].items() if name != "all"
-        },
+        "auroc_at_k": {k[1:]: rows["controller"]["auroc"] for k, rows in report["rows"].items() if k != "all"},
     }
 
 
 def _curve(folder: str | Path, policy: str, description: Mapping[str, Any]) -> dict[str, Any]:
     """Return a controller's curve from a replay."""
     path = Path(folder) / "replay.json"
-    if not path.is_file():
-        raise InputError(f"Expected the folder of dps replay, but there is no {path}: run dps replay.")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    named = [p for p in report["policies"] if p["policy"] == policy and p["kind"] == "controller"]
-    if not named:
-        known = ", ".join(p["policy"] for p in report["policies"] if p["kind"] == "controller") or "none"
+    report = _read(folder, path.name, "dps replay", ("schema_version", _REPLAY_VERSION))
+    controllers = {entry["policy"]: entry for entry in report["policies"] if entry["family"] == "controller"}
+    if policy not in controllers:
+        known = ", ".join(controllers) or "none"
         raise InputError(f"Expected the controller {policy} in {path}, which has {known}: set policy to its name.")
-    its = report["provenance"]["model"].get("fingerprint")
-    mine = description["data"]["model"].get("fingerprint")
-    if its != mine:
-        raise InputError(f"Expected a replay of the same model, but {path} is of {its} instead of {mine}.")
+    came = report["provenance"]["model"].get("fingerprint")
+    expected = description["data"]["model"].get("fingerprint")
+    if came != expected:
+        raise InputError(f"Expected a replay of the same model, but {path} is of {came} instead of {expected}.")
     benchmark = report["provenance"]["benchmark"]
     return {
         "benchmark": f"{benchmark.get('name')} {benchmark.get('split')}",
-        "num_questions": report["num_questions"],
+        "num_questions": report["num_graded"],
         "maximum": report["ks"][-1],
-        "curve": named[0]["curve"],
-        "operating_point": named[0]["operating_point"],
+        "curve": controllers[policy]["curve"],
+        "operating_point": controllers[policy]["operating_point"],
     }
 
 

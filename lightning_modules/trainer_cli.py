@@ -154,9 +154,14 @@ class ControllerCLI(LightningCLI):
         if command == "fit" and path is None:
             return
         trained = load_controller(path or options.trainer.default_root_dir)
+        if "epoch" not in read_checkpoint(trained.path):
+            raise InputError(
+                f"Expected a checkpoint of dps fit, but {trained.path} is of dps ship, which leaves out what the "
+                "Trainer needs: give the run folder that it was made of, or measure it with dps replay."
+            )
         _check_network(options.model, trained, command)
-        if command != "fit":
-            self._trained, options.ckpt_path = trained, str(trained.path)
+        options.ckpt_path = str(trained.path)
+        self._trained = trained if command != "fit" else None
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint, which would name classes to import: checkpoints are handed on."""

@@ -21,12 +21,15 @@ import yaml
 
 from dps.errors import InputError
 from feature_store.files import replace_file
+from feature_store.lock import held
 from lightning_modules.batches import predict_table
 from lightning_modules.folds import open_folds, train_split, write_json
 from lightning_modules.load import load_controller
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
+
+    from lightning_modules.trainer_cli import ControllerCLI
 
 BEST = "best.yaml"
 TRIALS = "trials.json"
@@ -100,14 +103,20 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
     """
     if find_spec("optuna") is None:
         raise InputError("dps tune needs Optuna: pip install optuna (in a clone: pip install -e '.[tune]').")
+    if trials < 1:
+        raise InputError(f"Expected at least 1 trial, got {trials}.")
+    cli, folder, _ = open_folds(args, "tune", folds, output, ("journal.log", BEST, TRIALS))
+    with held(folder):
+        return _search(cli, args, trials, folds, folder)
+
+
+def _search(cli: ControllerCLI, args: Sequence[str], trials: int, folds: int, folder: Path) -> Path:
+    """Run the trials that a folder lacks, and write what they show."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    if trials < 1:
-        raise InputError(f"Expected at least 1 trial, got {trials}.")
-    cli, folder, _ = open_folds(args, "tune", folds, output, ("journal.log", BEST, TRIALS))
     resolved, space = cli.resolved(), SPACES[cli.model.name]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

@@ -18,13 +18,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
 
-from dps.decide.features import FEATURE_SETS
+from dps.decide.features import FEATURE_SETS, FeatureSet
 from dps.decide.labels import continue_score
 from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
 from dps.errors import InputError
 from lightning_modules.batches import Batch
-from lightning_modules.calibration import METHODS
+from lightning_modules.calibration import Method
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator
 from lightning_modules.load import DESCRIPTION, FORMAT
@@ -52,21 +52,30 @@ class ControllerModule(L.LightningModule):
         *,
         hidden_size: int,
         embedding_size: int,
-        feature_set: str,
+        feature_set: FeatureSet,
         positive_weight: PositiveWeight,
-        calibration: str,
+        calibration: Method,
         margin: float,
     ) -> None:
-        """Keep what all controllers have: the estimator, and its arguments as plain values to build it again.
+        """Keep what all controllers have.
 
-        The sizes are those of the harvest; ``margin`` is what counts as no loss where the threshold is chosen.
+        Args:
+            estimator: What predicts.
+            settings: Its arguments as plain values, to build it again.
+            hidden_size: Size of the harvest's hidden states; set from the store.
+            embedding_size: Size of the harvest's question embeddings; set from the store.
+            feature_set: The scalars; set from the data module.
+            positive_weight: Weight in training of a row where k is enough, or `balanced` for the weight that makes both
+                classes count the same; probabilities are corrected for it.
+            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
+                `isotonic` (a step function).
+            margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
+                trained nothing.
         """
-        if positive_weight != "balanced" and not positive_weight > 0:
+        if positive_weight != "balanced" and not 0 < positive_weight < math.inf:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
         if not 0 <= margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
-        if calibration not in METHODS:
-            raise InputError(f"Expected a calibration among {', '.join(METHODS)}, got {calibration}.")
         super().__init__()
         self.estimator = estimator
         self.margin = margin
@@ -132,6 +141,11 @@ class ControllerModule(L.LightningModule):
         table = terms["val"][1]
         if table is None or self.trainer.sanity_checking:
             return
+        if not all(each.isfinite().all() for each, _ in terms.values()):
+            raise InputError(
+                f"The training has diverged in epoch {self.current_epoch + 1}, the network's outputs are no numbers: "
+                "lower the learning rate."
+            )
         training = self.trainer.state.fn == TrainerFn.FITTING
         labels = table.labels(self.data.label)
         if training:

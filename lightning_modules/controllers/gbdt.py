@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from dps.decide.features import FEATURE_SETS, FeatureSet
+from dps.decide.features import FEATURE_SETS
 from dps.decide.splits import stable_number
 from dps.errors import InputError
 from lightning_modules.batches import Batch
-from lightning_modules.calibration import Method
-from lightning_modules.controllers.base import ControllerModule, PositiveWeight
+from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.estimators import TreeEstimator
 
 
@@ -31,9 +30,6 @@ class GBDT(ControllerModule):
 
     def __init__(
         self,
-        hidden_size: int,
-        embedding_size: int,
-        feature_set: FeatureSet,
         rounds_per_epoch: int,
         learning_rate: float,
         num_leaves: int,
@@ -43,16 +39,11 @@ class GBDT(ControllerModule):
         bagging_fraction: float,
         num_threads: int,
         seed: int | None,
-        positive_weight: PositiveWeight,
-        calibration: Method,
-        margin: float,
+        **common: Any,
     ) -> None:
         """Start without trees.
 
         Args:
-            hidden_size: Size of the harvest's hidden states; set from the store.
-            embedding_size: Size of the harvest's question embeddings; set from the store.
-            feature_set: The scalars; set from the data module.
             rounds_per_epoch: Boosting rounds that an epoch adds.
             learning_rate: Shrinkage of each tree.
             num_leaves: Most leaves of a tree.
@@ -62,34 +53,25 @@ class GBDT(ControllerModule):
             bagging_fraction: Share of the rows that each tree sees, in (0, 1].
             num_threads: Threads of LightGBM; small tables are fastest on one.
             seed: Of feature and row sampling; null follows seed_everything.
-            positive_weight: Weight in training of a row where k is enough, or `balanced` for the weight that makes both
-                classes count the same; probabilities are corrected for it.
-            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
-                `isotonic` (a step function).
-            margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
-                trained nothing.
+            common: Arguments of every controller, see :class:`ControllerModule`.
         """
         if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
             raise InputError(
                 "Expected rounds_per_epoch, min_rows_per_leaf and num_threads of at least 1 and num_leaves of at least "
                 f"2, got {rounds_per_epoch}, {min_rows_per_leaf}, {num_threads} and {num_leaves}."
             )
-        if learning_rate <= 0 or l2 < 0 or not (0 < feature_fraction <= 1 and 0 < bagging_fraction <= 1):
+        if not (
+            0 < learning_rate < math.inf
+            and 0 <= l2 < math.inf
+            and 0 < feature_fraction <= 1
+            and 0 < bagging_fraction <= 1
+        ):
             raise InputError(
                 "Expected learning_rate above 0, l2 of at least 0 and fractions in (0, 1], got learning_rate "
                 f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "
                 f"{bagging_fraction:g}."
             )
-        super().__init__(
-            TreeEstimator(),
-            {},
-            hidden_size=hidden_size,
-            embedding_size=embedding_size,
-            feature_set=feature_set,
-            positive_weight=positive_weight,
-            calibration=calibration,
-            margin=margin,
-        )
+        super().__init__(TreeEstimator(), {}, **common)
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         # The Trainer counts optimizer steps, and ModelCheckpoint saves nothing while their number stands still.

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from dps.decide.features import FEATURE_SETS, FeatureSet
 from dps.errors import InputError
 from lightning_modules.batches import Batch
-from lightning_modules.calibration import Method
-from lightning_modules.controllers.base import ControllerModule, PositiveWeight
+from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.estimators import MLPEstimator
 
 
@@ -38,9 +37,7 @@ class MLPH(ControllerModule):
         input_dropout: float,
         residual_lr_scale: float,
         residual_weight_decay: float,
-        positive_weight: PositiveWeight,
-        calibration: Method,
-        margin: float,
+        **common: Any,
     ) -> None:
         """Build the network.
 
@@ -56,12 +53,7 @@ class MLPH(ControllerModule):
             residual_lr_scale: Learning rate of the correction by hidden state and question embedding, as a multiple of
                 the optimizer's.
             residual_weight_decay: Weight decay of the correction, instead of the optimizer's.
-            positive_weight: Weight in the loss of a row where k is enough, or `balanced` for the weight that makes both
-                classes count the same; probabilities are corrected for it.
-            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
-                `isotonic` (a step function).
-            margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
-                trained nothing.
+            common: Arguments of every controller, see :class:`ControllerModule`.
         """
         for what, size in {"hidden states": hidden_size, "embeddings": embedding_size}.items():
             if size == 0 and (what == "hidden states" or self.uses_embedding):
@@ -78,16 +70,8 @@ class MLPH(ControllerModule):
             "input_dropout": input_dropout,
         }
         _check_settings(settings, residual_lr_scale, residual_weight_decay)
-        super().__init__(
-            MLPEstimator(**settings),
-            settings,
-            hidden_size=hidden_size,
-            embedding_size=embedding_size,
-            feature_set=feature_set,
-            positive_weight=positive_weight,
-            calibration=calibration,
-            margin=margin,
-        )
+        sizes = {"hidden_size": hidden_size, "embedding_size": embedding_size, "feature_set": feature_set}
+        super().__init__(MLPEstimator(**settings), settings, **sizes, **common)
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self._optimizer = optimizer
         self._residual_lr_scale = residual_lr_scale
@@ -129,13 +113,15 @@ class MLPH(ControllerModule):
         """Return the injected optimizer over the parameters, with the correction's own rate and decay.
 
         Raises:
-            InputError: If the optimizer has no weight decay.
+            InputError: If the optimizer has no weight decay, or refuses its settings.
         """
         estimator = self.estimator
         assert isinstance(estimator, MLPEstimator)
-        optimizer = self._optimizer(
-            [{"params": [*estimator.layers.parameters()]}, {"params": estimator.residual_parameters()}]
-        )
+        groups = [{"params": [*estimator.layers.parameters()]}, {"params": estimator.residual_parameters()}]
+        try:
+            optimizer = self._optimizer(groups)
+        except ValueError as error:
+            raise InputError(f"The optimizer refuses its settings: {error}.") from error
         group = optimizer.param_groups[1]
         if "weight_decay" not in group:
             raise InputError(f"Expected an optimizer with weight decay, such as AdamW, got {type(optimizer).__name__}.")

@@ -5,6 +5,7 @@ import torch
 
 from dps.cli import run
 from lightning_modules.load import load_controller
+from lightning_modules.ship import ship
 
 SMALL = ("--data.init_args.calibration_fraction=0.2", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false")
 
@@ -60,6 +61,22 @@ def test_a_value_of_another_type_is_refused_without_names_of_python(option, expe
     assert "typing" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("optimizer.init_args.lr=-1", "The optimizer refuses its settings: Invalid learning rate: -1.0"),
+        ("optimizer.init_args.lr=1e30", "The training has diverged in epoch 1"),
+        ("positive_weight=.inf", "Expected positive_weight above 0 or balanced, got inf"),
+        ("residual_lr_scale=.nan", "Expected residual_lr_scale above 0"),
+    ],
+)
+def test_settings_that_no_training_survives_are_a_sentence(option, expected, harvest, tmp_path, capsys):
+    assert fit(harvest, tmp_path, f"--model.init_args.{option}", "--trainer.max_epochs=3", config="mlp_h") == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("options", [["devices=2"], ["num_nodes=2"], ["devices=2", "strategy=ddp"]])
 def test_a_training_on_several_devices_is_refused(options, harvest, tmp_path, capsys):
     assert fit(harvest, tmp_path, *(f"--trainer.{option}" for option in options)) == 2
@@ -103,6 +120,23 @@ def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, t
     error = capsys.readouterr().err
     assert f"Expected a checkpoint of {config.replace('_', '-')}" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+def test_what_dps_ship_wrote_is_no_checkpoint_of_a_training(command, harvest, tmp_path, trained, capsys):
+    shipped = ship(trained["gbdt"], tmp_path / "shipped")
+    options = (*at(harvest, tmp_path / "run"), f"--ckpt_path={shipped}")
+    capsys.readouterr()
+    assert run([command, "--config=configs/gbdt.yaml", *options]) == 2
+    error = capsys.readouterr().err
+    assert "is of dps ship" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_goes_on_from_a_run_folder(harvest, tmp_path, trained, capsys):
+    assert fit(harvest, tmp_path, f"--ckpt_path={trained['gbdt']}", "--trainer.max_epochs=2") == 0
+    assert "the training goes on after epoch 1" in capsys.readouterr().out
 
 
 def test_a_training_does_not_go_on_with_a_network_of_another_shape(harvest, tmp_path, trained, capsys):

@@ -62,15 +62,6 @@ def test_the_same_question_is_in_one_split_whatever_its_ids(doubled):
         assert sum(map(len, splits)) == (120 if not settings.get("keep_test") else sum(map(len, splits)))
 
 
-def test_splits_of_different_questions_are_as_before(tmp_path):
-    from dps.decide.splits import split_of
-
-    data = FeatureDataModule(write_harvest(tmp_path / "harvest", make_questions(60)))
-    data.setup()
-    for split, ids in data.questions().items():
-        assert all(split_of(name, 0.6, 0.2, 0) == split for name in ids)
-
-
 def test_a_test_store_has_no_question_that_was_trained_on_under_another_id(tmp_path):
     questions = make_questions(60)
     store = write_harvest(tmp_path / "harvest", questions)
@@ -82,6 +73,7 @@ def test_a_test_store_has_no_question_that_was_trained_on_under_another_id(tmp_p
     assert not {f"other-{name}" for name in used} & set(data.questions()["test"])
 
 
+@pytest.mark.slow
 def test_a_cross_validation_predicts_a_question_by_one_fold(doubled, tmp_path):
     options = ["--config", str(ROOT / "configs/gbdt.yaml"), f"--data.init_args.store={doubled}"]
     options += ["--trainer.max_epochs=1", "--data.init_args.num_orders=1", "--model.init_args.min_rows_per_leaf=20"]

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dps.cli import run as dps
 from dps.decide.features import checkpoint_features
 from dps.decide.orders import orders_of
-from dps.decide.predictions import Predictions, read_predictions
+from dps.decide.predictions import read_predictions
 from dps.decide.thresholds import cross_fitted, stops
 from dps.errors import InputError
 from dps.estimates import bounded
@@ -130,6 +131,7 @@ def test_the_report_measures_what_the_file_says(folder):
     assert policy["tokens_ratio"]["value"] == pytest.approx(np.mean(spent) / found.tokens[:120, 0, -1].mean())
 
 
+@pytest.mark.slow
 def test_a_finished_fold_is_not_trained_again(folder, store, capsys):
     before = {f: (folder / f"fold-{f}" / "checkpoints" / "best.ckpt").stat().st_mtime_ns for f in range(FOLDS)}
     predictions = (folder / "predictions.h5").read_bytes()
@@ -165,31 +167,23 @@ def test_what_crossval_sets_itself_is_refused(store, tmp_path):
         cross_validate(options(store), folds=1, output=tmp_path)
 
 
-def made_up(count=6):
-    rng = np.random.default_rng(0)
-    shape = (count, 2, 3)
-    return Predictions(
-        name="gbdt",
-        label_name="correct",
-        ks=(2, 4, 6, 8),
-        feature_set="published",
-        aggregator="majority",
-        seed=3,
-        store_fingerprint="abc",
-        question_ids=tuple(f"q-{i}-é" for i in range(count)),
-        fold=np.arange(count, dtype=np.int32) % 2,
-        orders=np.tile(np.arange(8, dtype=np.int32), (count, 2, 1)),
-        p_enough=rng.random(shape),
-        threshold=np.full(count, 0.5),
-        label=(rng.random(shape) < 0.5).astype(np.int8),
-        correct=(rng.random((count, 2, 4)) < 0.5).astype(np.int8),
-        tokens=np.cumsum(np.ones((count, 2, 4), np.int64), axis=-1),
-    )
+def test_a_card_shows_what_crossval_and_replay_wrote(folder, store, tmp_path):
+    """The real files of both commands, read by ``dps ship``."""
+    replayed, shipped = tmp_path / "replay", tmp_path / "shipped"
+    assert dps(["replay", store, f"--output={replayed}", f"--controllers.gbdt={folder}"]) == 0
+    measured = [f"--crossval={folder}", f"--replay={replayed}"]
+    assert dps(["ship", str(folder / "fold-0"), f"--output={shipped}", *measured]) == 0
+    card = (shipped / "README.md").read_text()
+    report = json.loads((replayed / "replay.json").read_text())
+    [mine] = [policy for policy in report["policies"] if policy["policy"] == "gbdt"]
+    assert f"{mine['operating_point']['tokens_ratio']['value']:.2f} [" in card
+    assert "Replayed over 120 questions of made-up train" in card
+    assert card.count("\n| ") >= len(mine["curve"])
 
 
-def test_a_split_of_one_class_has_no_ranking():
-    one_class = replace(made_up(), label=np.ones((6, 2, 3), np.int8))
-    report = measure_crossval(one_class, np.arange(6))
+def test_a_split_of_one_class_has_no_ranking(folder):
+    found = read_predictions(folder)
+    report = measure_crossval(replace(found, label=np.ones_like(found.label)), np.arange(121))
     assert report["rows"]["all"]["controller"]["auroc"]["value"] is None
     assert report["rows"]["all"]["controller"]["brier"]["value"] > 0
     json.dumps(report, allow_nan=False)

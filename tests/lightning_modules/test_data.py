@@ -38,6 +38,9 @@ def test_another_store_is_tested_without_the_questions_trained_on(tmp_path, harv
     assert not trained & set(data.table("test").question_ids)
     assert data.table("test").num_questions == 150 - len(trained)
     assert f"{len(trained)} questions are left out" in capsys.readouterr().out
+    assert {i for i in data.table("predict").question_ids if data.split_of(i) == "test"} == {
+        *data.table("test").question_ids
+    }
 
 
 def test_ungraded_questions_are_left_out_and_counted(tmp_path, capsys):
@@ -67,6 +70,9 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     questions = make_questions(12)
     with pytest.raises(StoreError):
         FeatureDataModule(str(tmp_path / "nowhere"))
+    for name in ("clock_store", "test_store", "cache_dir"):
+        with pytest.raises(InputError, match=rf"data\.{name}, got an empty one"):
+            FeatureDataModule(harvest, **{name: " "})
     with pytest.raises(InputError, match="at least 1"):
         FeatureDataModule(harvest, num_orders=0)
     with pytest.raises(InputError, match="sum of at most 1"):

@@ -19,7 +19,8 @@ from lightning_modules.trees import BadTrees, check_trees
 from .test_load import features, save
 
 CASES = json.loads(Path(__file__).with_name("hostile_checkpoints.json").read_text())
-"""What settings and description of a checkpoint are changed to."""
+"""What settings and description of a checkpoint are changed to, and trees: field, position and value (null removes the
+value), or a pattern of the text and what stands for it."""
 
 
 @pytest.fixture(scope="module")
@@ -32,74 +33,23 @@ def trees():
     return lightgbm.train(parameters, rows, 5).model_to_string()
 
 
-def resized(text):
-    """The text with the tree_sizes that its trees now have."""
-    parts = re.split(r"(?=Tree=\d+\n|end of trees\n)", text)
-    sizes = " ".join(str(len(part)) for part in parts[1:-1])
-    return re.sub(r"tree_sizes=.*", f"tree_sizes={sizes}", text)
+def changed(text, name):
+    """The text with the case's change: to values of the second tree, or to the text itself."""
+    if name in CASES["texts"]:
+        return re.sub(*CASES["texts"][name], text)
+    head, *trees, tail = re.split(r"(?=Tree=\d+\n|end of trees\n)", text)
+    for field, at, value in CASES["trees"][name]:
+        line = re.search(rf"^{field}=(.*)$", trees[1], flags=re.M)
+        values = line[1].split(" ")
+        values[at:] = [*([] if value is None else [value]), *values[at:][1:]]
+        trees[1] = trees[1][: line.start(1)] + " ".join(values) + trees[1][line.end(1) :]
+    head = re.sub(r"tree_sizes=.*", f"tree_sizes={' '.join(str(len(tree)) for tree in trees)}", head)
+    return "".join([head, *trees, tail])
 
 
-def second(text, field, change):
-    """The text with another list of values in the second tree."""
-    start = text.index("Tree=1\n")
-
-    def changed(match):
-        return f"{field}={' '.join(change(match[1].split(' ')))}"
-
-    return resized(text[:start] + re.sub(rf"^{field}=(.*)$", changed, text[start:], count=1, flags=re.M))
-
-
-def put(values, at, value):
-    values[at] = value
-    return values
-
-
-HOSTILE_TREES = {
-    "a left child far out": lambda t: second(t, "left_child", lambda v: put(v, 0, "1000000")),
-    "a right child far out": lambda t: second(t, "right_child", lambda v: put(v, -1, "99")),
-    "a leaf far out": lambda t: second(t, "left_child", lambda v: put(v, -1, "-1000000000")),
-    "a leaf one beyond": lambda t: second(t, "right_child", lambda v: put(v, -1, "-6")),
-    "a cycle": lambda t: second(t, "left_child", lambda v: put(v, 0, "0")),
-    "a node below itself": lambda t: second(t, "left_child", lambda v: put(v, 1, "1")),
-    "two nodes in a circle": lambda t: second(
-        second(t, "left_child", lambda v: ["1", "2", "1", *v[3:]]), "right_child", lambda v: ["-1", "-2", "-3", "-4"]
-    ),
-    "branches that meet": lambda t: second(t, "right_child", lambda v: ["-1"] * len(v)),
-    "a feature far out": lambda t: second(t, "split_feature", lambda v: put(v, 0, "100000000")),
-    "a feature one beyond": lambda t: second(t, "split_feature", lambda v: put(v, 0, "6")),
-    "a feature below 0": lambda t: second(t, "split_feature", lambda v: put(v, 0, "-1")),
-    "a categorical decision": lambda t: second(t, "decision_type", lambda v: put(v, 0, "1")),
-    "an unknown decision": lambda t: second(t, "decision_type", lambda v: put(v, 0, "14")),
-    "too few thresholds": lambda t: second(t, "threshold", lambda v: v[:-1]),
-    "too few leaf values": lambda t: second(t, "leaf_value", lambda v: v[:-1]),
-    "a leaf that is no number": lambda t: second(t, "leaf_value", lambda v: put(v, 0, "nan")),
-    "a threshold that is infinite": lambda t: second(t, "threshold", lambda v: put(v, 0, "1e999")),
-    "many leaves": lambda t: second(t, "num_leaves", lambda v: ["2000000000"]),
-    "no leaves": lambda t: second(t, "num_leaves", lambda v: ["0"]),
-    "fewer leaves than there are": lambda t: second(t, "num_leaves", lambda v: ["2"]),
-    "categories": lambda t: second(t, "num_cat", lambda v: ["3"]),
-    "linear leaves": lambda t: second(t, "is_linear", lambda v: ["1"]),
-    "sizes that are too large": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=999999999", t),
-    "sizes that are too small": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=3", t),
-    "sizes below 0": lambda t: re.sub(r"tree_sizes=\d+", "tree_sizes=-5", t),
-    "no sizes": lambda t: re.sub(r"tree_sizes=.*\n", "", t),
-    "more features": lambda t: t.replace("max_feature_idx=5", "max_feature_idx=500000"),
-    "another objective": lambda t: t.replace("objective=binary sigmoid:1", "objective=multiclass num_class:99999999"),
-    "many classes": lambda t: t.replace("num_class=1", "num_class=100000000"),
-    "many trees an iteration": lambda t: t.replace("num_tree_per_iteration=1", "num_tree_per_iteration=7"),
-    "averaged": lambda t: t.replace("label_index=0", "label_index=0\naverage_output"),
-    "a parameter without a colon": lambda t: t.replace("[boosting: gbdt]", "[boosting]"),
-    "another line among the fields": lambda t: second(t, "shrinkage", lambda v: ["1\ncat_boundaries=0 99"]),
-    "cut off": lambda t: t[: len(t) // 2],
-    "empty lines only": lambda t: "\n" * 100,
-    "another text": lambda t: "tree\n",
-    "a NUL": lambda t: t.replace("Tree=1", "Tree=\x00"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE_TREES)
+@pytest.mark.parametrize("name", [*CASES["trees"], *CASES["texts"]])
 def test_trees_that_lightgbm_must_not_see_are_refused(name, trees, tmp_path):
-    text = HOSTILE_TREES[name](trees)
+    text = changed(trees, name)
     assert text != trees
     with pytest.raises(BadTrees):
         check_trees(text, 6)
@@ -150,7 +100,7 @@ def test_what_lightgbm_writes_passes(num_leaves, missing, tmp_path):
 @pytest.mark.parametrize("name", ["a cycle", "a feature far out"])
 def test_without_the_check_lightgbm_dies_or_never_ends(name, trees):
     """The reason for the check; the trial is a process of its own."""
-    text = HOSTILE_TREES[name](trees)
+    text = changed(trees, name)
     code = "import sys, lightgbm, numpy; lightgbm.Booster(model_str=sys.stdin.read()).predict(-numpy.ones((9, 6)))"
     try:
         done = subprocess.run([sys.executable, "-c", code], input=text, text=True, capture_output=True, timeout=10)
@@ -159,11 +109,11 @@ def test_without_the_check_lightgbm_dies_or_never_ends(name, trees):
     assert done.returncode != 0
 
 
-@pytest.mark.parametrize("changed", CASES["settings"], ids=str)
-def test_absurd_settings_are_a_sentence(changed, tmp_path):
+@pytest.mark.parametrize("settings", CASES["settings"], ids=str)
+def test_absurd_settings_are_a_sentence(settings, tmp_path):
     path = save(tmp_path / "a.ckpt")
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["controller"]["settings"].update(changed)
+    checkpoint["controller"]["settings"].update(settings)
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=r"is damaged or was made by another program: .*\. Get it again"):
         load_controller(path)
@@ -186,10 +136,20 @@ def changed_description(path, changes):
     return path
 
 
-@pytest.mark.parametrize("changed", CASES["description"], ids=str)
-def test_a_description_of_other_types_is_a_sentence(changed, tmp_path):
+@pytest.mark.parametrize("changes", CASES["description"], ids=str)
+def test_a_description_of_other_types_is_a_sentence(changes, tmp_path):
     with pytest.raises(InputError, match=r"Expected a controller's checkpoint|was trained on the features"):
-        load_controller(changed_description(tmp_path / "a.ckpt", changed))
+        load_controller(changed_description(tmp_path / "a.ckpt", changes))
+
+
+@pytest.mark.parametrize("name", ["model", "calibration", "label", "ks", "benchmark", "num_questions"])
+def test_a_description_that_lacks_something_is_a_sentence(name, tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["controller"]["data"][name]
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=rf"data\.{name} should be"):
+        load_controller(path)
 
 
 @pytest.mark.parametrize(

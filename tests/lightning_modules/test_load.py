@@ -20,6 +20,16 @@ EXPECTED = {
 """What they said when they were shipped."""
 MODEL = {"name": "made-up", "fingerprint": "abc", "hidden_size": 8, "feature_layer": 11}
 
+DATA = {
+    "model": MODEL,
+    "calibration": {},
+    "label": "no_gain",
+    "ks": [2, 4, 6, 8],
+    "num_orders": 4,
+    "benchmark": {"name": "gsm8k", "split": "train"},
+    "num_questions": {"train": 100},
+}
+
 
 def save(path, name="mlp-hq", feature_set="published", **changes):
     """Write a checkpoint of an untrained controller."""
@@ -41,7 +51,7 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
         "feature_names": list(FEATURE_SETS[feature_set]),
         "hidden_size": 8,
         "embedding_size": 5,
-        "data": {"model": MODEL, "calibration": {}, "label": "no_gain"},
+        "data": DATA,
     }
     state = {f"estimator.{key}": value for key, value in estimator.state_dict().items()}
     torch.save({"state_dict": state, "controller": {**description, **changes}}, path)

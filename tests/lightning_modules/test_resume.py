@@ -121,8 +121,8 @@ def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(through, harve
     assert_same_training(tmp_path, whole)
 
 
-def test_more_epochs_go_on_and_fewer_are_there_already(through, harvest, tmp_path, capsys):
-    name, _ = through
+@pytest.mark.parametrize("name", ["gbdt", pytest.param("mlp_h", marks=pytest.mark.slow)])
+def test_more_epochs_go_on_and_fewer_are_there_already(name, harvest, tmp_path, capsys):
     main(command(name, harvest, tmp_path / "parts", "--trainer.max_epochs=2"))
     main(command(name, harvest, tmp_path / "parts", "--trainer.max_epochs=4"))
     assert "goes on after epoch 2" in capsys.readouterr().out

@@ -12,48 +12,37 @@ from lightning_modules.load import load_controller
 from lightning_modules.metrics import METRICS
 from lightning_modules.ship import ship
 
-from .test_load import MODEL, features, save
+from .test_load import DATA, MODEL, features, save
 
-DATA = {
-    "model": {**MODEL, "name": "/home/someone/models/made-up"},
-    "calibration": {},
-    "label": "no_gain",
-    "store": "/home/someone/runs/train",
-    "store_fingerprint": "f",
-    "ks": [2, 4, 6, 8],
-    "num_orders": 4,
-    "benchmark": {"name": "gsm8k", "split": "train"},
-    "num_questions": {"train": 100},
-}
+OF_RUN = {"model": {**MODEL, "name": "/home/someone/models/made-up"}, "store": "/home/someone/runs/train"}
 
 
 def trained(folder, name="mlp-hq"):
     (folder / "checkpoints").mkdir(parents=True)
-    save(folder / "checkpoints" / "best.ckpt", name, data=DATA)
+    save(folder / "checkpoints" / "best.ckpt", name, data={**DATA, **OF_RUN, "store_fingerprint": "f"})
     return folder
 
 
-def replay(folder, fingerprint="abc", policy="mlp-hq"):
+def replay(folder, fingerprint="abc", policy="mlp-hq", version=3, ends=(0.35, 0.45)):
+    """The part of a replay.json that a card shows."""
     folder.mkdir()
-    interval = {"value": 0.4, "low": 0.35, "high": 0.45}
-    point = {"threshold": 0.2, "accuracy": 0.5, "low": 0.45, "high": 0.55, "tokens": 1234.0, "mean_k": 3.3}
-    found = {
+    low, high = ends
+    interval = {"value": 0.4, "stderr": 0.03, "low": low, "high": high}
+    point = {"threshold": 0.2, "accuracy": 0.5, "low": low, "high": high, "tokens": 1234.0, "mean_k": 3.3}
+    loss = {name: None if value is None else -value / 100 for name, value in interval.items()}
+    operating = {**point, "tokens_ratio": interval, "accuracy_difference": loss}
+    report = {
+        "schema_version": version,
         "policies": [
-            {
-                "policy": policy,
-                "kind": "controller",
-                "curve": [point],
-                "operating_point": {
-                    "tokens_ratio": interval,
-                    "accuracy_difference": {k: -v / 100 for k, v in interval.items()},
-                },
-            }
+            {"policy": policy, "family": "controller", "curve": [point], "operating_point": operating},
+            {"policy": "fixed", "family": "fixed", "curve": [{**point, "threshold": None}], "operating_point": None},
         ],
         "provenance": {"model": {"fingerprint": fingerprint}, "benchmark": {"name": "gsm8k", "split": "test"}},
-        "num_questions": 700,
+        "num_questions": 710,
+        "num_graded": 700,
         "ks": [2, 4, 6, 8],
     }
-    (folder / "replay.json").write_text(json.dumps(found))
+    (folder / "replay.json").write_text(json.dumps(report))
     return folder
 
 
@@ -62,8 +51,9 @@ def crossval(folder, **changes):
     value = {"value": 0.8, "stderr": 0.01}
     metrics = dict.fromkeys(METRICS, value)
     rows = {"controller": metrics, "length": metrics}
-    found = {"name": "mlp-hq", "label": "no_gain", "feature_set": "published", "store_fingerprint": "f",
-             "num_questions": 900, "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
+    found = {"format_version": 1, "name": "mlp-hq", "label": "no_gain", "feature_set": "published",
+             "store_fingerprint": "f", "skill": None, "shipped": None, "num_questions": 900,
+             "folds": [{}] * 5, "rows": {"all": rows, "k2": rows}}  # fmt: skip
     (folder / "crossval.json").write_text(json.dumps({**found, **changes}))
     return folder
 
@@ -153,8 +143,30 @@ def test_the_card_has_what_was_measured(tmp_path):
     )
     text = (folder / "README.md").read_text()
     assert "| AUROC | 0.800 ± 0.010 | 0.800 ± 0.010 |" in text
-    assert "0.40 of the tokens of k = 8 [0.35, 0.45]" in text
-    assert "| 0.2 | 50.0 [45.0, 55.0] | 1,234 | 3.30 |" in text
+    assert "Replayed over 700 questions of gsm8k test" in text
+    assert "0.40 [0.35, 0.45] of the tokens of k = 8 at -0.4 points [-0.3, -0.5]" in text
+    assert "| 0.2 | 50.0 [35.0, 45.0] | 1,234 | 3.30 |" in text
+
+
+def test_a_replay_of_too_few_questions_for_intervals_has_none_on_the_card(tmp_path):
+    few = replay(tmp_path / "replay", ends=(None, None))
+    text = (ship(trained(tmp_path / "run"), tmp_path / "controller", replay=few) / "README.md").read_text()
+    assert "0.40 of the tokens of k = 8 at -0.4 points." in text
+    assert "| 0.2 | 50.0 | 1,234 | 3.30 |" in text
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"], ids=["absent", "broken", "list", "empty"])
+@pytest.mark.parametrize(("option", "name"), [("crossval", "crossval.json"), ("replay", "replay.json")])
+def test_measures_that_cannot_be_read_are_a_sentence(tmp_path, capsys, option, name, content):
+    (tmp_path / "measured").mkdir()
+    if content is not None:
+        (tmp_path / "measured" / name).write_text(content)
+    command = ["ship", str(trained(tmp_path / "run")), f"--output={tmp_path / 'c'}"]
+    assert run([*command, f"--{option}={tmp_path / 'measured'}"]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,8 +183,10 @@ def test_measures_of_another_controller_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "controller").exists()
 
 
-def test_a_replay_of_another_model_or_policy_is_refused(tmp_path):
+def test_a_replay_of_another_model_policy_or_version_is_refused(tmp_path):
     source = trained(tmp_path / "run")
+    with pytest.raises(InputError, match=r"of schema_version 3, got 2: run dps replay again"):
+        ship(source, tmp_path / "c", replay=replay(tmp_path / "old", version=2))
     with pytest.raises(InputError, match="same model"):
         ship(source, tmp_path / "a", replay=replay(tmp_path / "other", fingerprint="zzz"))
     with pytest.raises(InputError, match="which has gbdt"):

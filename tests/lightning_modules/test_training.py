@@ -29,14 +29,8 @@ def options(name, store, folder, *more):
     small = ["--data.init_args.num_orders=2"]
     if name.startswith("gbdt"):
         small.append("--model.init_args.min_rows_per_leaf=20")
-    return [
-        "--config",
-        str(config),
-        f"--data.init_args.store={store}",
-        f"--trainer.default_root_dir={folder}",
-        *small,
-        *more,
-    ]
+    folders = [f"--data.init_args.store={store}", f"--trainer.default_root_dir={folder}"]
+    return ["--config", str(config), *folders, *small, *more]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -44,7 +38,7 @@ def trained(request, harvest, tmp_path_factory):
     """(name, run folder, the process's own module after a fit)."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     more = [] if request.param.startswith("gbdt") else ["--model.init_args.optimizer.init_args.lr=0.01"]
-    cli = run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=15", *more)])
+    cli = run(["fit", *options(request.param, harvest, folder, "--trainer.max_epochs=12", *more)])
     return request.param, folder, cli
 
 
@@ -125,9 +119,9 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
     assert controller.predict_enough([]).shape == (0,)
 
 
-def data_of(controller, harvest):
+def data_of(harvest, feature_set="published"):
     data = FeatureDataModule(
-        harvest, num_orders=2, val_fraction=0.15, calibration_fraction=0.1, feature_set=controller.feature_set
+        harvest, num_orders=2, val_fraction=0.15, calibration_fraction=0.1, feature_set=feature_set
     )
     data.setup()
     return data
@@ -143,7 +137,7 @@ def arrays_of(table):
 def test_the_threshold_is_chosen_after_calibration_on_both_held_out_splits(trained, harvest):
     _, folder, _ = trained
     controller = load_controller(folder)
-    data = data_of(controller, harvest)
+    data = data_of(harvest, controller.feature_set)
     tables = [data.table("val"), data.table("calibration")]
     p = [controller.estimator.predict_enough(*arrays_of(t)).numpy().reshape(t.scalars.shape[:3]) for t in tables]
     correct, tokens = (np.concatenate([getattr(t, name) for t in tables]) for name in ("correct", "tokens"))
@@ -165,7 +159,7 @@ def test_predict_writes_every_question_and_checkpoint(trained, harvest):
         assert int(row[4]) == (2 if 1 - p > controller.threshold else 0)
 
 
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
+@pytest.mark.parametrize("name", ["gbdt", pytest.param("mlp-h", marks=pytest.mark.slow)])
 def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     store = write_harvest(tmp_path / "easy", make_questions(40, p_correct=1.0))
     with caplog.at_level(logging.WARNING, "lightning_modules"):
@@ -209,7 +203,7 @@ def test_a_run_folder_is_of_one_training(harvest, tmp_path, capsys):
 
 def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
     best = fit_controller(CONFIGS / "mlp_hq.yaml", options("mlp-hq", harvest, tmp_path, "--trainer.max_epochs=1")[2:])
-    data = data_of(load_controller(best), harvest)
+    data = data_of(harvest)
     train, estimator = data.table("train"), load_controller(best).estimator
     scalars = train.scalars.reshape(-1, 6)
     quantiles = np.quantile(scalars, np.linspace(0, 1, 33), axis=0)
@@ -227,7 +221,7 @@ def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
 def test_the_calibration_is_the_calibration_splits(trained, harvest):
     name, folder, _ = trained
     controller = load_controller(folder)
-    table = data_of(controller, harvest).table("calibration")
+    table = data_of(harvest, controller.feature_set).table("calibration")
     logits = controller.estimator(*arrays_of(table)).detach().numpy()
     expected = fit_temperature(logits, table.labels("no_gain").reshape(-1), table.num_questions)
     found = controller.estimator.calibrator.inverse_temperature
@@ -238,7 +232,7 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
 def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path):
-    data = data_of_options(harvest)
+    data = data_of(harvest)
     share = data.table("train").labels("no_gain").mean()
     assert share > 0.7  # unbalanced, so that a weight would show
     for weight in ("balanced", "0.1"):
@@ -250,12 +244,6 @@ def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path
         assert p.mean() == pytest.approx(share, abs=0.06)
         plain = controller.description["positive_weight"]
         assert plain == (weight if weight == "balanced" else float(weight))
-
-
-def data_of_options(harvest):
-    data = FeatureDataModule(harvest, num_orders=2, val_fraction=0.15, calibration_fraction=0.1)
-    data.setup()
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +279,7 @@ def test_states_that_name_the_question_do_not_hurt(memorable, tmp_path):
     assert loss(1.0) > loss(chosen) + 0.05  # by heart
 
 
+@pytest.mark.slow
 def test_the_scalars_network_learns_as_if_alone_and_the_rest_more_slowly(harvest, tmp_path):
     found = {}
     for decay in (0.0, 500.0):

@@ -6,6 +6,8 @@ import yaml
 
 from dps.cli import run as dps
 from dps.errors import InputError
+from feature_store.errors import StoreError
+from feature_store.lock import held
 from lightning_modules import tune
 from lightning_modules.cli import search_settings
 from lightning_modules.trainer_cli import run
@@ -81,10 +83,16 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
         search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
 
 
+def test_a_second_search_in_a_folder_is_refused_while_the_first_is_on(folder, harvest):
+    with held(folder), pytest.raises(StoreError, match="Another run writes to"):
+        search_settings(options(harvest), trials=3, folds=2, output=folder)
+
+
 def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):
     monkeypatch.setattr(tune, "find_spec", lambda name: None)
     assert dps(["tune", *options(harvest)]) == 2
     assert capsys.readouterr().err.endswith("pip install optuna (in a clone: pip install -e '.[tune]').\n")
-    assert dps(["tune", "--help"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        dps(["tune", "--help"])
     assert "best.yaml" in capsys.readouterr().out
     assert dps(["tune", *options(harvest), "--trials", "x"]) == 2

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from lightning_modules import batches
 from lightning_modules.batches import EpochBatches
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Standardizer
-from tests.factories import make_manifest, make_question
+from tests.factories import make_manifest, make_question, make_trajectory
 
 ROOT = Path(__file__).parents[2]
 SIZE, K = 512, 8
@@ -169,13 +170,24 @@ def test_statistics_by_chunks_are_those_of_all_rows_and_do_not_cancel_far_from_z
     assert standardizer.scale.tolist() == [1.0] * 3
 
 
+def long_question(number):
+    """A question whose trajectories have 16 blocks of 3,584 numbers; a trajectory's blocks are equal, to be quick."""
+    question = make_question(number, hidden_size=0)
+    longer = [
+        make_trajectory(t.index, correct=t.correct, answer_class=t.answer_class, hidden_size=3584, num_tokens=128)
+        for t in question.trajectories
+    ]
+    repeated = [replace(t, hidden=np.repeat(t.hidden[:1], 16, axis=0)) for t in longer]
+    return replace(question, trajectories=tuple(repeated))
+
+
 @pytest.mark.slow
 def test_a_training_needs_no_memory_for_the_vectors_of_a_7b_model(tmp_path):
     """1.8 GB of hidden states of a 7B model's size, 115 MB pooled, in less memory than the hidden states."""
     model = {"name": "m", "fingerprint": "0" * 16, "num_layers": 28, "feature_layer": 11, "hidden_size": 3584}
     writer = StoreWriter.open(tmp_path / "store", make_manifest(model=model))
     for start in range(0, 1000, 20):
-        writer.commit([make_question(number, hidden_size=3584) for number in range(start, start + 20)])
+        writer.commit([long_question(number) for number in range(start, start + 20)])
     options = [f"--data.init_args.store={tmp_path / 'store'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "dps", "fit", "--config", "configs/mlp_hq.yaml", "--trainer.max_epochs=2"]
     subprocess.run(
