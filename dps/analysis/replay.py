@@ -16,9 +16,10 @@ from dps.analysis.result import Analysis, result_of
 from dps.analysis.samples import shown_ks
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, check_graded, common_questions, read_table
-from dps.decide import RULES, AdaptiveConsistency, EarlyStoppingConsistency, KRange
+from dps.decide import RULES, KRange
 from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
+from dps.decide.rules import AdaptiveConsistency, EarlyStoppingConsistency
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
