@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -159,7 +160,8 @@ def test_a_run_of_other_settings_is_refused(capsys, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_baselines_of_another_law_run_and_are_marked(tmp_path):
     policies = ["power", "max-swap", "early-entropy", "early-perplexity", "early-self-confidence"]
-    options = ["--benchmark.limit=4", "--k.maximum=2", "--sampler.early_stop_min_tokens=8", "--compute.rows=16"]
+    options = ["--benchmark.limit=6", "--k.maximum=4", "--sampler.early_stop_min_tokens=8", "--compute.rows=24"]
+    options += ["--sampler.num_mh_steps=6"]  # enough that power sampling takes a step down
     thresholds = "--early_stop_thresholds={entropy: 9.0, perplexity: 1.0}"  # always past, never past
     command = ["evaluate", f"--output={tmp_path}", f"--policies=[{','.join(policies)}]", thresholds, *SMALL, *options]
     assert run(command) == 0
@@ -175,6 +177,9 @@ def test_baselines_of_another_law_run_and_are_marked(tmp_path):
     tokens = {name: [t.tokens.tolist() for q in store for t in q.trajectories] for name, store in stores.items()}
     assert tokens["early-perplexity"] == tokens["power"]
     assert tokens["max-swap"] != tokens["power"]
+    steps = [t.steps for q in stores["max-swap"] for t in q.trajectories]
+    in_stage = [np.diff(trace.logprob)[np.diff(trace.horizon) == 0] for trace in steps]
+    assert all((rise >= -1e-6).all() for rise in in_stage)
 
 
 def test_stop_strings_come_from_the_benchmark(tmp_path):
