@@ -11,6 +11,7 @@ from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
 from dps.decide import RULES, KRange
 from dps.decide.aggregate import Aggregator
+from dps.decide.rules import WIDTHS
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.run.compute import ComputeConfig
@@ -103,9 +104,9 @@ class EvaluateConfig:
     """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
     """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
-    rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab` and `random`, which need no
-    training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample
-    another law. Rules and controllers beside `power` cost no more tokens, see compute.share."""
+    rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab`, `lead` and `random`, which need
+    no training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which
+    sample another law. Rules and controllers beside `power` cost no more tokens, see compute.share."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
@@ -214,8 +215,9 @@ class EvaluateConfig:
                 raise InputError(
                     f"The rule {name} has the settings {', '.join(fields_of_rule)}, got rules.{name}.{unknown[0]}."
                 )
-            if settings.get("window", 1) < 1:
-                raise InputError(f"rules.{name}.window must be at least 1, got {settings['window']:g}.")
+            width = WIDTHS.get(name, "")
+            if settings.get(width, 1) < 1:
+                raise InputError(f"rules.{name}.{width} must be at least 1, got {settings[width]:g}.")
 
     def _check_all_used(self) -> None:
         """Refuse what is set up for a policy that is not run."""

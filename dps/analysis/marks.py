@@ -48,11 +48,12 @@ _MARKERS = {
     "entropy": ">",
     "self-confidence": "p",
     "uab": "h",
+    "lead": "8",
     "random": "d",
 }
-_SPARE_MARKERS = ("8", "H", "s", "v", "o")
+_SPARE_MARKERS = ("H", "s", "v", "o")
 _BROKEN: Dashes = (5, 1.5, 1.5, 1.5)
-_DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5))
+_DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5), (8, 2, 1.5, 2))
 
 
 @dataclass(frozen=True, slots=True)

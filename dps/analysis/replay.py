@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dps.analysis.table import StoreTable, check_graded, common_questions, read_
 from dps.decide import RULES, KRange
 from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
-from dps.decide.rules import AdaptiveConsistency, EarlyStoppingConsistency
+from dps.decide.rules import WIDTHS, AdaptiveConsistency
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
@@ -192,9 +192,8 @@ def _rules(walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Replaye
     """Run every rule that needs no training; also return the names of those that the harvest shows too little to."""
     policies, blind = [], []
     for name, rule in RULES.items():
-        # One sweep with the widest window goes through all shorter ones.
-        used = EarlyStoppingConsistency(window=walked.ks[-1]) if name == "esc" else rule
-        p_enough = walked.p_enough(used)
+        widest: dict[str, Any] = {WIDTHS[name]: walked.ks[-1]} if name in WIDTHS else {}
+        p_enough = walked.p_enough(replace(rule, **widest))
         if np.isfinite(p_enough).all():
             family = "chance" if name == "random" else "rule"
             policies.append(dynamic(name, family, "power", walked, p_enough, folds, margin))

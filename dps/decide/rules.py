@@ -144,6 +144,24 @@ class BudgetAllocation:
 
 
 @dataclass(frozen=True)
+class LeadingVotes:
+    """``p_enough`` is the share of the margin by which the leading answer is ahead of the second.
+
+    At the threshold 0 the leading answer must be ahead by ``margin`` votes (lead-1 and lead-2 are the margins 1 and 2).
+    A threshold of ``1 - m / margin`` is the rule with the smaller margin m, so one sweep tries them all. A response
+    without an answer has no vote.
+    """
+
+    name: str = "lead"
+    threshold: float = 0.0
+    margin: int = 2
+
+    def enough(self, seen: Seen) -> np.ndarray:
+        """Return p_enough of N questions: shape (N,)."""
+        return np.minimum(seen.top - seen.runner_up, self.margin) / self.margin
+
+
+@dataclass(frozen=True)
 class RandomEscalation:
     """``p_enough`` is a uniform random number that depends on seed, question and k only: what a rule has to beat."""
 
@@ -161,6 +179,8 @@ class RandomEscalation:
 
 _ALL: tuple[Rule, ...] = (
     AdaptiveConsistency(), EarlyStoppingConsistency(), MixtureSPRT(), LowEntropy(), SelfConfidence(),
-    BudgetAllocation(), RandomEscalation(),
+    BudgetAllocation(), LeadingVotes(), RandomEscalation(),
 )  # fmt: skip
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ALL}
+WIDTHS = {"esc": "window", "lead": "margin"}
+"""The setting, at least 1, that a rule's threshold goes through: a sweep at its largest value has the smaller ones."""

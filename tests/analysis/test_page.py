@@ -17,10 +17,12 @@ from dps.analysis.page import operating_rows
 from dps.analysis.questions import chosen
 from dps.analysis.reliability import reliability
 from dps.cli import run
+from dps.decide import RULES
 from feature_store import Store
 from tests.analysis.evaluations import power_manifest, question, write_evaluation, write_store
 from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
 from tests.analysis.test_report import _Page
+from tests.commands import ROOT
 from tests.factories import make_manifest, make_question
 
 TITLE = "A <b>title</b> & </script>"
@@ -227,6 +229,14 @@ def test_every_policy_can_be_told_apart_without_colours(made):
     _, report = made
     marks = marks_of(report["policies"])
     assert len({(m.marker, m.hollow, m.dashes) for m in marks.values()}) == len(report["policies"])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_explained_drawn_and_listed(name):
+    for file in ("dps/analysis/templates/glossary.html.j2", "dps/analysis/marks.py"):
+        assert f'"{name}": "' in (ROOT / file).read_text(encoding="utf-8"), file
+    assert f"`{name}`" in (ROOT / "dps/config.py").read_text(encoding="utf-8")
+    assert f" {name}," in (ROOT / "configs/evaluate/arithmetic.yaml").read_text(encoding="utf-8")
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))

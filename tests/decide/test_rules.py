@@ -12,6 +12,7 @@ from scipy.stats import beta, kstest
 
 from dps.decide import RULES
 from dps.decide.aggregate import AGGREGATORS, representative
+from dps.decide.rules import WIDTHS
 from dps.decide.seen import Seen, Tally, question_key, seen_of
 from tests.factories import make_question
 
@@ -110,10 +111,32 @@ def test_votes_are_weighed_by_the_beta_posterior_and_by_the_likelihood_ratio_of_
         # Beta(4 + 1, 0 + 1) has 1 - 1/32 above one half; 3 agreeing answers have 0.9375, below 0.95.
         ("adaptive-consistency", {"top": [3, 4, 5], "runner_up": [0, 0, 1]}, [False, True, False]),
         ("esc", {"run": [0, 3, 4, 7]}, [False, False, True, True]),
+        ("lead", {"top": [0, 1, 2, 3, 5], "runner_up": [0, 0, 0, 2, 3]}, [False, False, True, False, True]),
     ],
 )
 def test_published_thresholds_stop_where_the_papers_stop(name, shown, stopped):
     assert (1 - RULES[name].enough(seen_with(**shown)) <= RULES[name].threshold).tolist() == stopped
+
+
+def test_a_lead_counts_votes_of_answers_only():
+    classes = [[-1, -1, -1], [-1, 0, -1], [0, 1, 0], [0, 0, -1], [2, 2, 2]]
+    tally = Tally(len(classes), 3)
+    for column in np.transpose(classes):
+        tally.add(column, np.full(len(classes), -3.0), np.ones((3, len(classes))))
+    seen = tally.seen(np.zeros(len(classes), np.uint64))
+    assert RULES["lead"].enough(seen).tolist() == [0.0, 0.5, 0.5, 1.0, 1.0]
+    assert replace(RULES["lead"], margin=4).enough(seen).tolist() == [0.0, 0.25, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_sweep_of_the_widest_rule_goes_through_all_narrower_ones(name):
+    top, runner_up = np.array([(v, w) for v in range(20) for w in range(v + 1)]).T
+    seen = seen_with(top=top, runner_up=runner_up, run=top)
+    for widest in (2, 8, 19):
+        p_inc = 1 - replace(RULES[name], **{WIDTHS[name]: widest}).enough(seen)
+        for width in range(1, widest + 1):
+            narrow = 1 - replace(RULES[name], **{WIDTHS[name]: width}).enough(seen) <= 0
+            assert (p_inc <= 1 - width / widest).tolist() == narrow.tolist()
 
 
 def test_confidence_rules_average_over_tokens():
