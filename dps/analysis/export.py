@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.samples import FEATURES, SIDES, measure, side_policies
+from dps.analysis.published import FEATURES, SIDES, measure, side_policies
 from dps.analysis.stores import Run
 from feature_store import Question, Trajectory
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from dps.analysis.findings import rows_of
 from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
 from dps.analysis.mixing import SMALL
-from dps.analysis.samples import shown_ks
+from dps.analysis.published import shown_ks
 from dps.analysis.words import percent
 
 if TYPE_CHECKING:

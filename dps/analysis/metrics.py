@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from dps.analysis import export, predictor, samples
+from dps.analysis import export, predictor, published
 from dps.analysis.config import MetricsConfig
-from dps.analysis.samples import METRICS, Pooled
+from dps.analysis.published import METRICS, Pooled
 from dps.analysis.stores import Run, find_runs
 from dps.analysis.words import listing, percent_with_error, share
 from dps.errors import InputError
@@ -70,16 +70,16 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
         return measured
     counted = next(run.stores[config.mcmc_policy] for run in runs if config.mcmc_policy in run.stores)
     metric = counted.manifest.sampler.get("early_stop", "none")
-    rows = measured["samples"] = samples.question_rows(pooled, config.mcmc_policy, metric)
+    rows = measured["samples"] = published.question_rows(pooled, config.mcmc_policy, metric)
     settings = {name: getattr(config, name) for name in ("folds", "repeats", "bootstrap", "seed")}
     measured["predictor"], predictions = predictor.predict(rows, **settings)
-    measured["pass_at_k"] = samples.pass_curves(pooled, policies)
+    measured["pass_at_k"] = published.pass_curves(pooled, policies)
     notes += _notes(measured, pooled)
-    _write_csv(output / "samples.csv", samples.COLUMNS, rows)
+    _write_csv(output / "samples.csv", published.COLUMNS, rows)
     for metric in METRICS:
-        _write_csv(output / f"{metric}.csv", samples.slice_columns(metric), rows)
+        _write_csv(output / f"{metric}.csv", published.slice_columns(metric), rows)
     _write_csv(output / "predictions.csv", predictor.COLUMNS, predictions)
-    _write_csv(output / "pass_at_k.csv", samples.PASS_COLUMNS, measured["pass_at_k"])
+    _write_csv(output / "pass_at_k.csv", published.PASS_COLUMNS, measured["pass_at_k"])
     for name in ("predictor", "pass_at_k"):
         content = {"schema_version": SCHEMA_VERSION, "runs": measured["runs"], "notes": notes, name: measured[name]}
         replace_file(output / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -107,7 +107,7 @@ def _pass_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return pass@k as lines of columns."""
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     values = {(row["policy"], row["k"]): row for row in rows}
-    ks = samples.shown_ks(max(row["k"] for row in rows))
+    ks = published.shown_ks(max(row["k"] for row in rows))
     # The largest k of each policy is shown, too, where that is not a power of two.
     ks = sorted({*ks, *(max(k for name, k in values if name == policy) for policy in policies)})
     table = [["k", *policies]]
@@ -149,7 +149,7 @@ def _policies(runs: Sequence[Run], config: MetricsConfig) -> tuple[list[str], li
             f"Expected a policy with a fixed number of trajectories, but that of {config.mcmc_policy} depends on what "
             "they are: set mcmc_policy to power, or to another one that has no controller."
         )
-    sides = samples.side_policies(config.mcmc_policy).values()
+    sides = published.side_policies(config.mcmc_policy).values()
     if config.mcmc_policy not in fixed and not (config.trajectories_only and set(sides) & set(fixed)):
         raise InputError(
             f"Expected a store of the policy {config.mcmc_policy} in {listing(str(run.folder) for run in runs)}, found "
@@ -175,7 +175,7 @@ def _read(
 ) -> Iterator[dict[str, Any]]:
     """Yield a run's rows of trajectories, and pool its questions on the way."""
     for questions in run.questions(policies):
-        samples.pool(pooled, questions, config.mcmc_policy)
+        published.pool(pooled, questions, config.mcmc_policy)
         yield from export.rows(run, questions, config.mcmc_policy, series=config.series)
 
 

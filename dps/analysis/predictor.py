@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps.analysis.samples import FEATURES
+from dps.analysis.published import FEATURES
 from dps.analysis.words import json_number
 from feature_store.records import content_of
 

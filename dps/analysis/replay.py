@@ -11,9 +11,9 @@ import numpy as np
 
 from dps.analysis.config import ReplayConfig
 from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle
+from dps.analysis.published import shown_ks
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
-from dps.analysis.samples import shown_ks
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, check_graded, common_questions, read_table
 from dps.decide import RULES, KRange

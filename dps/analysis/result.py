@@ -1,6 +1,6 @@
 """The result of an analysis as one plain dictionary, of the same schema for evaluations, harvests and replays.
 
-It holds all that pages, figures and tables show, so it can be kept when the stores are not. ``evaluation`` and
+It holds all that pages, figures and tables show, so it can be kept when the stores are not. ``report`` and
 ``replay`` say which policies are compared; :func:`result_of` compares them.
 """
 

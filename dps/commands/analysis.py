@@ -65,7 +65,7 @@ def _report_folder(folders: Sequence[Path], output: str | None) -> Path:
 
 def write_report_of(folders: list[Path], output: str | None, title: str | None) -> None:
     """Write the report of evaluations and print its table and findings."""
-    from dps.analysis.evaluation import read_report
+    from dps.analysis.report import read_report
     from dps.analysis.terminal import render_table
     from dps.analysis.write import write_result
 

@@ -32,11 +32,11 @@ class AdaptiveConsistency:
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return p_enough of N questions: shape (N,)."""
-        return by_votes(leads, seen)
+        return by_votes(beta_posterior, seen)
 
 
 @cache
-def leads(top: int, runner_up: int) -> float:
+def beta_posterior(top: int, runner_up: int) -> float:
     """Return P(p > 1/2) under Beta(top + 1, runner_up + 1).
 
     It is the chance of at most ``top`` heads in ``top + runner_up + 1`` throws of a fair coin: a sum of whole numbers.
@@ -83,16 +83,16 @@ class MixtureSPRT:
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return p_enough of N questions: shape (N,)."""
-        return by_votes(ahead, seen)
+        return by_votes(mixture_posterior, seen)
 
 
 @cache
-def ahead(top: int, runner_up: int) -> float:
+def mixture_posterior(top: int, runner_up: int) -> float:
     """Return L / (1 + L); 1/2 where nothing was seen."""
     votes = top + runner_up
     # The integral of p^top (1 - p)^runner_up over (1/2, 1), times its density 2, is 2 B(top + 1, runner_up + 1) times
     # the posterior mass above 1/2; B is a whole number's inverse.
-    ratio = 2 ** (votes + 1) * leads(top, runner_up) / ((votes + 1) * comb(votes, top))
+    ratio = 2 ** (votes + 1) * beta_posterior(top, runner_up) / ((votes + 1) * comb(votes, top))
     return ratio / (1 + ratio)
 
 

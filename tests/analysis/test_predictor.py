@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from dps.analysis.predictor import errors, fit_linear, held_out, judge, predict
-from dps.analysis.samples import FEATURES
+from dps.analysis.published import FEATURES
 
 SETTINGS = dict(folds=5, repeats=3, bootstrap=50)
 

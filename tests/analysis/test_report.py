@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dps.analysis.evaluation import read_report
 from dps.analysis.findings import rows_of
+from dps.analysis.report import read_report
 from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
 from dps.cli import run

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from dps.analysis.samples import (
+from dps.analysis.published import (
     COLUMNS,
     PASS_COLUMNS,
     Pooled,
