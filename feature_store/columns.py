@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 FORMAT = "dps-feature-store"
-VERSION = 5
-"""The one version that is written and read. Stores of versions 1 to 4 came before the first release."""
+VERSION = 6
+"""The one version that is written and read. Stores of versions 1 to 5 came before the first release."""
 
 _TEXTS = ("text", "text or none", "json")
 _BYTES = {**dict.fromkeys(_TEXTS, "uint8"), "vectors": "float32", **dict.fromkeys(("yes", "flag", "ending"), "int8")}
@@ -50,8 +50,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_columns("gold answer", "text or none"),
         *_columns("metadata", "json"),
         *_columns("num_prompt_tokens", "int32", "token"),
+        *_columns("num_cancelled_tokens", "int64", "token"),
         *_columns("embedding", "vectors"),
-        *_columns("prefill_s embedding_s controller_s latency_s", "float64", "s"),
+        *_columns("prefill_s embedding_s controller_s cancelled_s latency_s", "float64", "s"),
         *_columns("correct", "flag"),
     ),
     "decisions": (*_columns("k", "int32"), *_columns("p_enough", "float64")),
@@ -62,8 +63,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_columns("correct strict_correct", "flag"),
         *_columns("ending", "ending"),
         *_columns("base_logprob proposal_logprob", "float64", "nat"),
-        *_columns("num_generated_tokens", "int64", "token"),
-        *_columns("mh_proposed mh_accepted", "int64"),
+        *_columns("num_generated_tokens num_saved_tokens", "int64", "token"),
+        *_columns("mh_proposed mh_accepted mh_rejected_early", "int64"),
         *_columns("compute_s started_s finished_s", "float64", "s"),
     ),
     "tokens": _columns("tokens", "int32"),

@@ -88,6 +88,10 @@ class Trajectory:
     """Hidden states averaged over each block's predicting positions: shape (b, D), float32."""
     steps: StepTrace = field(default_factory=no_steps)
     """Its Metropolis-Hastings steps; empty where they were not recorded."""
+    mh_rejected_early: int = 0
+    """Steps whose proposal was stopped because its rejection was certain."""
+    num_saved_tokens: int = 0
+    """About as many tokens these would have taken more: by how much the responses that stayed were longer."""
     ending: str = "eos"
     """How the response ended, one of :data:`ENDINGS`."""
     strict_answer: str | None = None
@@ -147,6 +151,10 @@ class Question:
     """The controller's decisions in order; empty for a fixed number of trajectories."""
     trajectories: tuple[Trajectory, ...]
     """In order of index."""
+    num_cancelled_tokens: int = 0
+    """Tokens of trajectories that were begun before the policy was asked and given up when it said enough."""
+    cancelled_s: float = 0.0
+    """Their share of the measured decoding time, seconds."""
 
     @property
     def k(self) -> int:

@@ -188,6 +188,8 @@ def _trajectory_of(chain: Chain, text: str, block_size: int) -> Trajectory:
         num_generated_tokens=chain.num_generated_tokens,
         mh_proposed=chain.mh_proposed,
         mh_accepted=chain.mh_accepted,
+        mh_rejected_early=chain.mh_rejected_early,
+        num_saved_tokens=chain.num_saved_tokens,
         compute_s=chain.decode_s,
         started_s=0.0,
         finished_s=chain.finished - chain.admitted,

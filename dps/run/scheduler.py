@@ -12,8 +12,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from dps.decide.features import checkpoint_features
 from dps.decide.seen import question_key, seen_of
 from dps.model import LanguageModel
 from dps.run.live import LiveQuestion, PolicyRun, PreparedQuestion, QuestionPolicy
+from dps.run.readers import Readers
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
@@ -33,10 +32,6 @@ FEATURE_PATIENCE_S = 2.0
 """How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
 WAITING_DEVICES = ("cuda",)
 """Devices that a pass of a few chains costs as much as one of many."""
-GRADING_THREADS = 8
-"""Questions whose responses are read at a time, where a grader takes long."""
-READING_WAIT_S = 0.2
-"""Longest wait for a response to be read while there is nothing to decode."""
 
 
 @dataclass(slots=True)
@@ -138,7 +133,7 @@ def run_policies(
         METHOD sections 2 to 5.
     """
     scheduler = _Scheduler(model, engine, iter(questions), seed, aggregator, account or Account(), on_checkpoint)
-    with _Readers(grader) as readers:
+    with Readers(grader) as readers:
         while not scheduler.finished and not stopping():
             scheduler.admit(at_a_time)
             scheduler.decode()
@@ -305,47 +300,6 @@ class _Scheduler:
         now = time.perf_counter()
         elapsed, self._mark = now - self._mark, now
         return elapsed
-
-
-class _Readers:
-    """Read the responses of questions: at once, or in threads where the grader takes long."""
-
-    def __init__(self, grader: Grader) -> None:
-        self._grader = grader
-        self._threads = ThreadPoolExecutor(GRADING_THREADS) if grader.in_background else None
-        self._running: dict[Future[None], list[QuestionPolicy]] = {}
-        self._done: list[QuestionPolicy] = []
-
-    def __enter__(self) -> _Readers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-
-    def submit(self, policies: Iterable[QuestionPolicy]) -> None:
-        """Have the trajectories of these policies read; a question's by one thread, however many policies share it."""
-        groups: dict[LiveQuestion, list[QuestionPolicy]] = {}
-        for policy in policies:
-            groups.setdefault(policy.question, []).append(policy)
-        for question, group in groups.items():
-            ks = {policy.requested for policy in group}
-            if self._threads is None:
-                question.read(ks, self._grader)
-                self._done += group
-            else:
-                self._running[self._threads.submit(question.read, ks, self._grader)] = group
-
-    def done(self, *, wait: bool) -> list[QuestionPolicy]:
-        """Return what has been read since the last call; with ``wait``, at least one if any is left."""
-        if self._running:
-            timeout = READING_WAIT_S if wait and not self._done else 0.0
-            finished, _ = futures.wait(self._running, timeout=timeout, return_when=futures.FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                self._done += self._running.pop(future)
-        done, self._done = self._done, []
-        return done
 
 
 def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[float]:

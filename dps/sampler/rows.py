@@ -24,7 +24,7 @@ _COUNTED = ("position", "draws", "generated", "useful_steps")
 """Fields that grow by one with every token; they lie together so that one addition moves them all."""
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length", "rejected_early",
+    "forced_length", "rejected_early", "saved_tokens",
 )  # fmt: skip
 _NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight")
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
@@ -93,6 +93,7 @@ class Rows:
     read_positions: Tensor  # key/value positions that attention read for this row's tokens since the host last looked
     forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
     rejected_early: Tensor  # proposals stopped once their rejection was certain
+    saved_tokens: Tensor  # by how much the responses that stayed were longer than these proposals, at least 0 each
     number: Tensor  # u of the step that is under way, drawn before its proposal
     old_base: Tensor  # log p of the response from the cut on; likewise what ``law.Suffix`` has beside it
     old_proposal: Tensor
@@ -252,7 +253,7 @@ class Rows:
         where = torch.tensor(rows, device=self.index.device)
         counts = (
             self.start, self.length, self.generated, self.proposed, self.accepted, self.rejected_early,
-            self.early.long(),
+            self.saved_tokens, self.early.long(),
         )  # fmt: skip
         integers = torch.stack([field[where] for field in counts]).cpu().numpy()
         tokens = self.saved.tokens[where].cpu().numpy()
@@ -261,7 +262,7 @@ class Rows:
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         self._free(where)
         found = []
-        for line, (start, length, generated, proposed, accepted, rejected_early, early) in enumerate(
+        for line, (start, length, generated, proposed, accepted, rejected_early, saved, early) in enumerate(
             integers.T.tolist()
         ):
             span = slice(start, start + length)
@@ -277,6 +278,7 @@ class Rows:
                     mh_proposed=proposed,
                     mh_accepted=accepted,
                     mh_rejected_early=rejected_early,
+                    num_saved_tokens=saved,
                     steps=_unpack(moves[line, :proposed], logprob[line, :proposed]),
                     stopped=states is not None and states[line, start + length - 1] == self.stops.matched,
                     early=bool(early),
@@ -319,6 +321,8 @@ class Finished:
     """Steps accepted."""
     mh_rejected_early: int
     """Steps whose proposal was stopped because its rejection was certain."""
+    num_saved_tokens: int
+    """About as many tokens these would have taken more: by how much the responses that stayed were longer."""
     steps: StepTrace
     """These steps one by one."""
     stopped: bool

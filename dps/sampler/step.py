@@ -58,7 +58,9 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     goes_on = active & ~(ended | (size >= rows.horizon))
     if rows.terms is not None:
         doomed = _is_doomed(rows, values, active)
-        rows.rejected_early.add_(goes_on & doomed)
+        doomed = goes_on & doomed
+        rows.rejected_early.add_(doomed)
+        rows.saved_tokens.add_(torch.where(doomed, (rows.length - size).clamp(min=0), 0))
         goes_on = goes_on & ~doomed
     active.copy_(goes_on)
 

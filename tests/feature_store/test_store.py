@@ -376,7 +376,7 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
 
     with h5py.File(segment) as f:
         assert f.attrs["format"] == b"dps-feature-store"
-        assert f.attrs["version"] == 5
+        assert f.attrs["version"] == 6
         sha256, columns = f.attrs["sha256"].decode(), f.attrs["column_sha256"].tobytes()
         names = []
         f.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)

@@ -17,7 +17,7 @@ from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
 from dps.errors import InputError
-from dps.run import scheduler
+from dps.run import readers, scheduler
 from dps.run.scheduler import Account, PolicyRun, PreparedQuestion, run_policies, run_policy
 from dps.run.worker import prepare
 from dps.sampler.engine import Engine
@@ -281,7 +281,7 @@ def test_policies_that_share_a_question_leave_the_readers_to_other_questions(mod
                 both.wait(10)
             return Grading.extract(self, text, item)
 
-    runs = [PolicyRun(FixedK(2), embeds=False) for _ in range(scheduler.GRADING_THREADS + 1)]
+    runs = [PolicyRun(FixedK(2), embeds=False) for _ in range(readers.GRADING_THREADS + 1)]
     engine = Engine(model, CONFIG, rows=8, prompt_room=8)
     done = list(run_policies(model, engine, [(runs, q) for q in questions(2)], grader=Waiting(), seed=1))
     assert len(done) == 2 * len(runs)

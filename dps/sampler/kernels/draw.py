@@ -77,7 +77,8 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     _advance_row[(count,)](
         logits, statistics, rows.active, rows.key, rows.draws, rows.position, rows.generated, rows.useful_steps,
         rows.read_positions, rows.start, rows.horizon, rows.forced_length, tokens, values, is_eos,
-        rows.evidence, rows.weight, rows.bound, rows.rejected_early, rows.bound if rows.terms is None else rows.terms,
+        rows.evidence, rows.weight, rows.bound, rows.rejected_early, rows.saved_tokens, rows.length,
+        rows.bound if rows.terms is None else rows.terms,
         logits.stride(0), vocabulary, chunks, inverse_high, inverse_low,
         tokens.stride(0), values.stride(0), values.stride(1), eos, not_eos,
         BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings,
@@ -127,7 +128,7 @@ def _chunk_statistics(
 def _advance_row(
     logits, statistics, active, key, draws, position, generated, useful_steps,
     read_positions, start, horizon, forced_length, tokens, values, is_eos,
-    evidence, weight, bound, rejected_early, terms,
+    evidence, weight, bound, rejected_early, saved_tokens, length, terms,
     stride, vocabulary, chunks, inverse_high, inverse_low,
     token_stride, kind_stride, value_stride, eos, not_eos,
     BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, EARLY: tl.constexpr,
@@ -161,6 +162,8 @@ def _advance_row(
         cut_weight = tl.load(weight + row) + tl.load(terms + 2) * entropy + tl.load(terms + 3)
         doomed = running - tl.log(cut_weight) < tl.load(bound + row)
         num_rejected = tl.load(rejected_early + row)
+        num_saved = tl.load(saved_tokens + row)
+        longer = tl.maximum(tl.load(length + row) - size, 0)
 
     # Every warp reads the row's numbers, one of them writes them: not before all have read.
     tl.debug_barrier()
@@ -180,7 +183,9 @@ def _advance_row(
     if EARLY:
         tl.store(evidence + row, running)
         tl.store(weight + row, cut_weight)
-        tl.store(rejected_early + row, num_rejected + (goes_on & doomed).to(tl.int64))
+        stopped = goes_on & doomed
+        tl.store(rejected_early + row, num_rejected + stopped.to(tl.int64))
+        tl.store(saved_tokens + row, num_saved + tl.where(stopped, longer, 0))
         goes_on = goes_on & (doomed == 0)
     tl.store(active + row, goes_on)
 
