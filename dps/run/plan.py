@@ -283,11 +283,11 @@ def fit(looks: np.ndarray, settled: int = 0) -> tuple[float, float, float]:
     return float(constant), float(slope), startup
 
 
-def makespan(lengths: np.ndarray, rows: int) -> tuple[int, int]:
+def makespan(lengths: np.ndarray, rows: int, *, recorded: bool) -> tuple[int, int]:
     """Return the steps until the last of these chains ends, and the sum over the steps of the rows that are computed.
 
     Chains of ``lengths`` steps, shape (n,), are seated in order, each on the row that comes free first. At the end,
-    when rows come free for good, the engine runs as few as it has sizes for.
+    when rows come free for good, the engine runs as few as it has sizes for, fewer sizes where it records its work.
     """
     heap = [int(n) for n in lengths[:rows]]
     heapq.heapify(heap)
@@ -295,7 +295,7 @@ def makespan(lengths: np.ndarray, rows: int) -> tuple[int, int]:
         heapq.heapreplace(heap, heap[0] + int(length))
     ends = sorted(heap)
     phases = np.diff([0, *ends]).tolist()
-    computed = sum(steps * batch_size(len(ends) - done, rows) for done, steps in enumerate(phases))
+    computed = sum(steps * batch_size(len(ends) - done, rows, recorded=recorded) for done, steps in enumerate(phases))
     return max(ends, default=0), computed
 
 
@@ -308,7 +308,7 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     share = math.ceil(missing / busy)
     chains = tokens[rng.integers(0, len(tokens), share)].reshape(-1)
     pilot = max(pilots, key=lambda p: p.row_s * p.rows + p.step_s)  # the slowest worker is waited for
-    steps, row_steps = makespan(chains, pilot.rows)
+    steps, row_steps = makespan(chains, pilot.rows, recorded=pilot.memory_gib is not None)
     decode_s = (pilot.step_s * steps + pilot.row_s * row_steps) / pilot.useful
     start_s = max(p.start_s for p in pilots)
     seconds = start_s + decode_s + share * float(np.mean([p.question_s for p in pilots]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache as once
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -75,10 +76,14 @@ class RowCache(Cache):
         self.live = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.saved = torch.zeros_like(self.live)
         self.positions = positions
+        self.sharing: Tensor | None = None
+        """Where the attention kernel reads prompts, see ``sharing.share_prompts``: int64, shape (3, R)."""
         self.arrivals: Tensor | None = None
         """What the attention kernel counts by, one number for each row and head; always zero between steps."""
         if kernels is not None:
             self.arrivals = torch.zeros(rows * sizes.heads, dtype=torch.int32, device=model.device)
+            alone = np.arange(rows)
+            self.sharing = torch.from_numpy(np.stack((alone, alone, 0 * alone))).to(model.device)
         self._kernels = kernels
         self._heads = torch.arange(sizes.heads, device=model.device)
         self._rows, self._length, self._written = rows, positions, self._heads

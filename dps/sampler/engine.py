@@ -35,6 +35,7 @@ from dps.sampler.prompts import PromptReader
 from dps.sampler.rows import Finished, Rows, RowStatus
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
 from dps.sampler.settle import settle
+from dps.sampler.sharing import share_prompts
 from dps.sampler.step import advance_rows, decode_step
 from dps.sampler.stop import open_stops
 from dps.sampler.streams import uniform
@@ -196,9 +197,9 @@ class Engine:
         self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
         self._seats: list[_Seat | None] = [None] * rows
         # Of each row's chain: positions beyond which it cannot stand before it generates more, Metropolis-Hastings
-        # steps at the last look, and decoding seconds.
-        self._of_chain = np.zeros((3, rows))
-        self._reach, self._num_proposed, self._decode_s = self._of_chain
+        # steps at the last look, decoding seconds, number of the prompt, and its positions that have been read.
+        self._of_chain = np.zeros((5, rows))
+        self._reach, self._num_proposed, self._decode_s, self._prompt, self._num_read = self._of_chain
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
@@ -219,6 +220,7 @@ class Engine:
         cancelled = []
         for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
             seat, self._seats[row] = self._seats[row], None
+            self._prompt[row] = 0
             decode_s = float(self._decode_s[row])
             cancelled.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
         return cancelled
@@ -274,6 +276,9 @@ class Engine:
         started = time.perf_counter()
         count = self._compact()
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
+        if self._kernels is not None:
+            sharing = share_prompts(self._prompt, self._num_read, self._reach, count)
+            self.cache.sharing.copy_(torch.from_numpy(sharing))
         length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
@@ -327,6 +332,7 @@ class Engine:
         chains = []
         for row, finished in zip(rows, self._rows.read(rows) if rows else [], strict=True):
             seat, self._seats[row] = self._seats[row], None
+            self._prompt[row] = 0
             if not np.isfinite(finished.base_logprobs).all():
                 raise InputError(
                     f"The model {self.model.name} says nothing of some tokens: its logits are not numbers. Choose "
@@ -382,13 +388,14 @@ class Engine:
         for row, request in zip(free, requests, strict=True):
             self._pending.popleft()
             self._seats[row] = _Seat(request, started, share + self._prompts.pay(request.prompt))
-            self._of_chain[:, row] = len(request.prompt) - 1, 0, 0.0
+            read = len(request.prompt) - 1
+            self._of_chain[:, row] = read, 0, 0.0, self._prompts.number(request.prompt), read
         self._prompts.trim()
 
     def _compact(self) -> int:
         """Return how many rows the next steps run, moving chains into lower rows where that makes them fewer."""
         used = [row for row, seat in enumerate(self._seats) if seat is not None]
-        wanted = batch_size(len(used), self.rows)
+        wanted = batch_size(len(used), self.rows, recorded=self._recorder is not None)
         sources = [row for row in used if row >= wanted]
         if not sources:
             return wanted
@@ -430,9 +437,19 @@ class Engine:
             torch.cuda.empty_cache()
 
 
-def batch_size(used: int, rows: int) -> int:
-    """Return how many of the rows are run for that many chains: few sizes, so that kernels see few shapes."""
-    size = SMALLEST_BATCH
-    while size < used:
-        size *= 2
+def batch_size(used: int, rows: int, *, recorded: bool) -> int:
+    """Return how many of the rows are run for that many chains: a multiple of 8.
+
+    Each size needs a recording, which takes as long as some tens of steps, so that there two to a doubling are best:
+    rows that idle at the end of a run cost less than more recordings would.
+
+    >>> [batch_size(used, 1000, recorded=True) for used in (1, 17, 25, 33, 200, 769)]
+    [8, 24, 32, 48, 256, 1000]
+    >>> batch_size(201, 256, recorded=False)
+    208
+    """
+    size = -(-used // SMALLEST_BATCH) * SMALLEST_BATCH
+    if recorded:
+        doubling = 1 << (size - 1).bit_length()
+        size = doubling * 3 // 4 if size <= doubling * 3 // 4 and doubling > 16 else doubling
     return min(size, rows)

@@ -123,7 +123,7 @@ class UnchangedForward:
 
     def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any) -> None:
         self._model, self._cache = model, cache
-        self._attention = _attention(kernels, cache.arrivals)
+        self._attention = _attention(kernels, cache.arrivals, cache.sharing)
 
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
         """See :data:`Forward`."""
@@ -146,8 +146,8 @@ class UnchangedForward:
             config._attn_implementation = before
 
 
-def _attention(kernels: Any, arrivals: Tensor) -> Callable[..., tuple[Tensor, None]]:
-    """Return the attention function for transformers' interface; for ``arrivals`` see the kernel.
+def _attention(kernels: Any, arrivals: Tensor, sharing: Tensor) -> Callable[..., tuple[Tensor, None]]:
+    """Return the attention function for transformers' interface; for ``arrivals`` and ``sharing`` see the kernel.
 
     The function raises NotImplementedError for what the kernel lacks: attention sinks and position biases.
     """
@@ -173,6 +173,7 @@ def _attention(kernels: Any, arrivals: Tensor) -> Callable[..., tuple[Tensor, No
             scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
             softcap=softcap,
             arrivals=arrivals,
+            sharing=sharing[:, : len(query)],
         )
         return attended[:, None], None
 

@@ -90,6 +90,7 @@ class FusedDecoder:
         decoder, kernels = self._model.model, self._kernels
         hidden = decoder.embed_tokens(fed)
         residual: Tensor | None = None
+        sharing = self._cache.sharing[:, : len(fed)]
         for number, layer in enumerate(decoder.layers):
             (qkv, qkv_bias), (gate_up, gate_up_bias) = self._merged[number]
             states, attention = self._cache.live[number], layer.self_attn
@@ -104,7 +105,7 @@ class FusedDecoder:
             )  # fmt: skip
             attended = kernels.attend_rows(
                 query, states[0], states[1], position,
-                max_length=length, scale=attention.scaling, arrivals=self._cache.arrivals,
+                max_length=length, scale=attention.scaling, arrivals=self._cache.arrivals, sharing=sharing,
             )  # fmt: skip
             hidden = attention.o_proj(attended.flatten(1))
             norm = layer.post_attention_layernorm

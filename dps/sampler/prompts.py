@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class _Read:
 
     states: Tensor
     """Its keys and values without its last token's: (layers, 2, H, P - 1, D)."""
+    number: int
+    """Above 0, its own."""
     unpaid_s: float
     """What reading it took, until a chain has been charged with it."""
 
@@ -43,6 +45,7 @@ class PromptReader:
         """Begin with none."""
         self._model = model
         self._kept: OrderedDict[Prompt, _Read] = OrderedDict()
+        self._numbers = count(1)
 
     def read(self, prompts: Iterable[Prompt], coming: Iterable[Prompt]) -> float:
         """Read those of the prompts that have not been read; on a GPU also some of those that are ``coming``.
@@ -71,12 +74,16 @@ class PromptReader:
             seconds = time.perf_counter() - started
             total += seconds
             for prompt, read in zip(batch, states, strict=True):
-                self._kept[prompt] = _Read(read, seconds * len(prompt) / sum(map(len, batch)))
+                self._kept[prompt] = _Read(read, next(self._numbers), seconds * len(prompt) / sum(map(len, batch)))
         return total
 
     def states(self, prompt: Prompt) -> Tensor | None:
         """Return a read prompt's keys and values without its last token's; None where that is all it has."""
         return self._kept[prompt].states if len(prompt) > 1 else None
+
+    def number(self, prompt: Prompt) -> int:
+        """Return the number of a read prompt, 0 where nothing had to be read: rows of one number hold the same."""
+        return self._kept[prompt].number if len(prompt) > 1 else 0
 
     def pay(self, prompt: Prompt) -> float:
         """Return the seconds of reading this prompt that no chain has been charged with yet."""

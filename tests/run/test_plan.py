@@ -21,13 +21,15 @@ CONFIG = HarvestConfig(
 )
 
 
-def test_chains_are_seated_on_the_row_that_comes_free_first():
-    assert makespan(np.array([5, 3, 4, 2]), 2) == (7, 14)  # 5+2 on one row, 3+4 on the other
-    assert makespan(np.array([5, 3, 4, 2]), 8) == (5, 40)
-    assert makespan(np.array([], int), 4) == (0, 0)
-    assert makespan(np.full(100, 7), 10) == (70, 700)
-    # All 32 rows run until 16 of them are free, then 16, and 8 are the fewest.
-    assert makespan(np.array([1] * 16 + [3] * 12 + [4] * 4), 32) == (4, 1 * 32 + 2 * 16 + 1 * 8)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_chains_are_seated_on_the_row_that_comes_free_first(recorded):
+    assert makespan(np.array([5, 3, 4, 2]), 2, recorded=recorded) == (7, 14)  # 5+2 on one row, 3+4 on the other
+    assert makespan(np.array([5, 3, 4, 2]), 8, recorded=recorded) == (5, 40)
+    assert makespan(np.array([], int), 4, recorded=recorded) == (0, 0)
+    assert makespan(np.full(100, 7), 10, recorded=recorded) == (70, 700)
+    # All 80 rows run until 40 of them are free, then 40 or 48, and 8 are the fewest.
+    lengths = np.array([1] * 40 + [3] * 36 + [4] * 4)
+    assert makespan(lengths, 80, recorded=recorded) == (4, 1 * 80 + 2 * (48 if recorded else 40) + 1 * 8)
 
 
 def test_the_time_of_a_step_is_found_again_and_start_up_told_apart():

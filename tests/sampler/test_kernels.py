@@ -262,6 +262,25 @@ def test_a_row_beyond_the_longest_harms_no_other():
     assert not bool(arrivals.any())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_one_prompt_may_read_it_from_one_row(dtype):
+    query, cache, position = attention_case(5, 4, 2, 32, [100, 70, 30, 200, 150], 224, dtype, seed=9)
+    cache[:, 3, :, :65] = cache[:, 1, :, :65]
+    settings = dict(max_length=224, scale=0.25)
+    expected = {p: kernels.attend_rows(query, cache[0], cache[1], position, piece=p, arrivals=zeros(10), **settings)
+                for p in (64, 128, 256)}  # fmt: skip
+    cache[:, 3, :, :65] = torch.nan
+    order, origin, shared = [4, 1, 3, 0, 2], [0, 1, 2, 1, 4], [0, 65, 0, 65, 7]
+    for piece, alone in expected.items():
+        arrivals = zeros(10)
+        together = kernels.attend_rows(
+            query, cache[0], cache[1], position, piece=piece, arrivals=arrivals,
+            sharing=torch.stack([integers(*order), integers(*origin), integers(*shared)]), **settings,
+        )  # fmt: skip
+        assert torch.equal(together, alone)
+        assert not bool(arrivals.any())
+
+
 def test_attention_reads_queries_that_lie_apart():
     query, cache, position = attention_case(3, 4, 2, 16, [3, 40, 7], 64, torch.float32, seed=5)
     merged = torch.cat([query.flatten(1), random(3, 50)], 1)

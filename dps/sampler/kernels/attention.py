@@ -27,6 +27,7 @@ def attend_rows(
     max_length: int,
     scale: float,
     arrivals: Tensor,
+    sharing: Tensor | None = None,
     softcap: float | None = None,
     piece: int | None = None,
 ) -> Tensor:
@@ -39,6 +40,9 @@ def attend_rows(
     share them; nothing beyond the row's length is read. The pieces of a longer row are merged by whichever of its
     programs ends last (Dao, Haziza, Massa and Sizov, "Flash-Decoding for long-context inference", 2023).
 
+    Rows of one prompt hold the same keys and values for it. With ``sharing`` they all read one row's, in programs that
+    run side by side, so that these come from the cache of the device and not from its memory each time.
+
     Args:
         query: Shape (B, H, D); any strides of rows and heads.
         keys: One layer's keys, shape (R, Hkv, S, D), R at least B, Hkv a divisor of H; positions and features
@@ -50,6 +54,9 @@ def attend_rows(
         scale: Factor of the scores, ``D ** -0.5`` as a rule.
         arrivals: Zeros, at least B * Hkv of them, int32, kept between calls: where the programs of a row count who has
             ended. Zeros again when the kernel ends; calls that may overlap must not share them.
+        sharing: Shape (3, B), int64: rows in the order in which their programs run, a permutation of them;
+            for each row another row (or itself) with the same first positions, and how many these are. None shares
+            nothing.
         softcap: Bound of the scores, where the model has one.
         piece: Positions per program, a multiple of 64; by default so that the device is filled several times over.
     """
@@ -69,12 +76,12 @@ def attend_rows(
     log_sum = torch.empty((rows, heads, pieces), dtype=torch.float32, device=query.device) if split else out
     block, num_stages = _attention_shape(padded * keys.element_size())
     _attend_piece[(rows * key_heads, pieces)](
-        query, keys, values, position, out, partial, log_sum, arrivals,
-        query.stride(0), query.stride(1), keys.stride(0), keys.stride(1),
+        query, keys, values, position, position if sharing is None else sharing, out, partial, log_sum, arrivals,
+        0 if sharing is None else sharing.stride(0), query.stride(0), query.stride(1), keys.stride(0), keys.stride(1),
         scale, 1.0 if softcap is None else softcap, piece,
         KEY_HEADS=key_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)),
         SIZE=size, SIZE_PADDED=padded, BLOCK=block, SOFTCAP=softcap is not None, SPLIT=split,
-        num_warps=4, num_stages=num_stages,
+        SHARED=sharing is not None, num_warps=4, num_stages=num_stages,
     )  # fmt: skip
     return out
 
@@ -101,17 +108,22 @@ def _attention_shape(head_bytes: int) -> tuple[int, int]:
 
 @triton.jit
 def _attend_piece(
-    query, keys, values, position, out, partial, log_sum, arrivals,
-    query_row_stride, query_head_stride, row_stride, head_stride,
+    query, keys, values, position, sharing, out, partial, log_sum, arrivals,
+    sharing_stride, query_row_stride, query_head_stride, row_stride, head_stride,
     scale, softcap, piece_length,
     KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
     SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr, SPLIT: tl.constexpr,
+    SOFTCAP: tl.constexpr, SPLIT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Attend over one piece of one row, for the query heads of one key head; the row's last program merges."""
     # Pieces vary slowest: the programs of late pieces, most of which have nothing to do, come last.
     pair, piece = tl.program_id(0), tl.program_id(1)
     row, key_head = pair // KEY_HEADS, pair % KEY_HEADS
+    if SHARED:
+        row = tl.load(sharing + row).to(tl.int32)
+        pair = row * KEY_HEADS + key_head
+        origin = tl.load(sharing + sharing_stride + row)
+        shared = tl.load(sharing + 2 * sharing_stride + row).to(tl.int32)
     # A row that waits may stand beyond max_length: its output is of no use, but its pieces must still be counted.
     length = tl.minimum(tl.load(position + row).to(tl.int32) + 1, tl.num_programs(1) * piece_length)
 
@@ -129,9 +141,14 @@ def _attend_piece(
     if begin >= length:
         return
     start = row.to(tl.int64) * row_stride + key_head.to(tl.int64) * head_stride
+    if SHARED:
+        elsewhere = (origin - row) * row_stride
+    else:
+        elsewhere, shared = start * 0, begin * 0
     result, level = _attend_span(
-        q, keys + start, values + start, begin, tl.minimum(length, begin + piece_length), scale, softcap,
-        GROUP_PADDED, SIZE, SIZE_PADDED, BLOCK, SOFTCAP,
+        q, keys + start, values + start, elsewhere, shared,
+        begin, tl.minimum(length, begin + piece_length), scale, softcap,
+        GROUP_PADDED, SIZE, SIZE_PADDED, BLOCK, SOFTCAP, SHARED,
     )  # fmt: skip
     place = row.to(tl.int64) * (KEY_HEADS * GROUP) + head
     out_at = out + place[:, None] * SIZE + feature[None, :]
@@ -158,11 +175,14 @@ def _attend_piece(
 
 @triton.jit
 def _attend_span(
-    q, keys, values, begin, end, scale, softcap,
+    q, keys, values, elsewhere, shared, begin, end, scale, softcap,
     GROUP_PADDED: tl.constexpr, SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SOFTCAP: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return a group's attention over positions ``begin..end-1`` and the base-2 log of its weights' sum."""
+    """Return a group's attention over positions ``begin..end-1`` and the base-2 log of its weights' sum.
+
+    The first ``shared`` positions lie ``elsewhere`` elements further on.
+    """
     feature = tl.arange(0, SIZE_PADDED)
     inside = tl.arange(0, BLOCK)
     offset = inside[:, None] * SIZE + feature[None, :]
@@ -173,8 +193,11 @@ def _attend_span(
         valid = first + inside < end
         # Neither garbage nor NaN beyond the row's length may enter: 0 * NaN is NaN.
         mask = valid[:, None] if SIZE == SIZE_PADDED else valid[:, None] & (feature < SIZE)[None, :]
-        k = tl.load(keys + (first * SIZE + offset), mask=mask, other=0.0)
-        v = tl.load(values + (first * SIZE + offset), mask=mask, other=0.0)
+        place = first * SIZE + offset
+        if SHARED:
+            place = tl.where(first + inside < shared, elsewhere, 0)[:, None] + place
+        k = tl.load(keys + place, mask=mask, other=0.0)
+        v = tl.load(values + place, mask=mask, other=0.0)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")
         if SOFTCAP:
             # tanh(x) = 1 - 2 / (1 + exp(2 x)), right at both ends too.
