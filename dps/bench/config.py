@@ -21,7 +21,7 @@ class BenchConfig:
     """`dps bench`: whole runs and decoding steps against vLLM, the published one-chain loop and plain `generate`."""
 
     output: str = "runs/bench"
-    """Folder of bench.json. A second run of the same command measures what is missing."""
+    """Folder of bench.json. A second run of the same command measures what is missing; other cases are added."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model; with random_weights, a folder that holds a config.json."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))

@@ -87,7 +87,7 @@ def bench(config: BenchConfig) -> Records:
         InputError: If the output folder holds the records of another benchmark.
     """
     resolved = asdict(config)
-    for name in ("output", "overwrite", "vllm_path"):
+    for name in ("output", "overwrite", "cases", "repeats", "vllm_path"):  # parts of one benchmark, and where
         resolved.pop(name)
     records = Records(Path(config.output), resolved, overwrite=config.overwrite)
     plan = [(tuple(name for name in names if name not in records), measure) for names, measure in _plan(config)]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,8 @@ from typing import Any
 OLDEST = (0, 10)
 """The oldest vLLM whose interface and log-probabilities, those before the temperature, are known to be these."""
 _POLL_S = 0.2
+_END_S = 30.0
+"""Longest wait for a process that has nothing to do any more."""
 
 
 class LeftOut(Exception):
@@ -108,25 +111,31 @@ def run_job(job: Job, folder: str | None, log: Path) -> Iterator[dict[str, Any]]
         command = [sys.executable, "-m", "dps.bench.vllm", str(asked), str(made)]
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=_environment(folder))
         try:
-            running = True
-            while running:
-                time.sleep(_POLL_S)
-                running = process.poll() is None
+            while seen < len(job.measurements):
+                ended = process.poll() is not None
                 lines = made.read_text().split("\n")[:-1]
                 yield from map(json.loads, lines[seen:])
                 seen = len(lines)
+                if ended:
+                    break
+                time.sleep(_POLL_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait()
-    if process.returncode:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            process.kill()
+    if seen < len(job.measurements):
         said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}, no message"]
         raise LeftOut(f"its process failed ({said[-1]}); {log} has all that it printed")
 
 
 def _environment(folder: str | None) -> dict[str, str]:
     """Return the environment of a process that finds vLLM in ``folder``."""
-    path = [part for part in (folder, os.environ.get("PYTHONPATH")) if part]
+    path = [os.path.abspath(folder)] if folder else []
+    path += filter(None, [os.environ.get("PYTHONPATH")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)} if path else dict(os.environ)
 
 

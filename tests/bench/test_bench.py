@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -257,6 +258,16 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
     after = {record["name"]: record for record in json.loads((tmp_path / "bench.json").read_text())["records"]}
     assert after["reference"] == records["reference"]
     assert list(after) == list(records)
+
+
+def test_cases_of_one_benchmark_are_measured_one_after_the_other(tmp_path, capsys):
+    settings = parse(parser_of("bench", ""), BenchConfig, [*TINY, f"--output={tmp_path}"])[0]
+    one = bench(replace(settings, cases=("generate",)))
+    two = bench(replace(settings, cases=("generate", "reference")))
+    assert [record.name for record in two] == ["generate-8", "reference"]
+    assert list(two)[:1] == list(one)
+    with pytest.raises(InputError, match="is of another one"):
+        bench(replace(settings, cases=("generate",), k=3))
 
 
 def test_a_harvest_that_dies_without_a_word_ends_in_a_sentence(tmp_path, monkeypatch):
