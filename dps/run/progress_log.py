@@ -136,7 +136,7 @@ class ProgressLog:
         if done.gpu_gib is not None:
             self._gpu_gib = max(done.gpu_gib, self._gpu_gib or 0.0)
         if done.spent is not None:
-            self._spent.update([done.spent])
+            self._spent[done.worker] = done.spent
 
     def words(self) -> dict[str, str]:
         """Return the totals in words."""

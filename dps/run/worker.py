@@ -201,10 +201,10 @@ def work(
             yield now
             given = take(now.group, cache.wanted, committer.complete)
 
-    def tell(done: Done) -> None:
-        report(replace(done, spent=(number, cache.account.numbers())))
+    def say(done: Done) -> None:
+        report(replace(done, worker=number, spent=cache.account.numbers()))
 
-    with Committer(folders, f"w{number}", settings.compute.commit_interval_s, tell) as committer:
+    with Committer(folders, f"w{number}", settings.compute.commit_interval_s, say) as committer:
 
         def stopped() -> bool:
             committer.look()

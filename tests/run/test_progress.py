@@ -144,14 +144,14 @@ def test_the_log_counts_its_time_from_the_first_admission(tmp_path, monkeypatch)
 
 def test_the_log_sums_what_the_workers_spent_as_each_said_last(tmp_path):
     said = [
-        None,
+        (0, None),
         (0, {"decode_s": 1.5, "num_steps": 10}),
         (1, {"decode_s": 2.0}),
         (0, {"decode_s": 4.25, "num_steps": 30}),
     ]
     with ProgressLog(tmp_path, before=0, total=4) as log:
-        for spent in said:
-            log.add(replace(done(), spent=spent))
+        for worker, spent in said:
+            log.add(replace(done(), worker=worker, spent=spent))
             log._write_line()
     spent = [line["spent"] for line in lines_of(tmp_path)]
     assert spent[0] is None
