@@ -70,7 +70,7 @@ def whole_run(config: BenchConfig, *, plain: bool, rows: int | None, workers: in
         "acceptance_ratio": last["acceptance_ratio"],
         "num_questions": last["questions"],
         "command_s": command_s,
-        "startup_s": last.get("startup_s") or {},
+        "startup_s": last.get("start", {}),
         "peak_memory_gib": last["gpu_gib"],
         "machine": machine_of(manifest.device),
     } | summary_of(last["spent"], worker_s=workers * last["elapsed_s"])

@@ -218,7 +218,7 @@ class _Scalars:
         """Write the numbers of a line; what it has no number for is left out."""
         wall_time = datetime.fromisoformat(line["time"]).timestamp()
         for name, value in line.items():
-            if name not in ("time", "questions", "total", "spent") and value is not None:
+            if name not in ("time", "questions", "total") and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, line["questions"], walltime=wall_time)
         self._writer.flush()
 
