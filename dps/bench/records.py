@@ -147,7 +147,7 @@ def print_table(records: Records) -> None:
     _print_columns([record for record in records if record.shares], _WHOLE, value)
     for record in records:
         if record.startup_s:
-            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record.startup_s.items())
+            stages = ", ".join(f"{stage} {s:.1f}" for stage, s in record.startup_s.items() if s >= 0.05)
             print(f"{record.name}: start {sum(record.startup_s.values()):.1f} s ({stages})")
     print(records.path)
 

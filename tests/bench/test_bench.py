@@ -190,7 +190,12 @@ def test_a_whole_run_says_where_the_wall_clock_of_its_workers_went(tmp_path, cap
     assert summary_of(few, worker_s=20.0)["tail_share"] == 1
 
     records = Records(tmp_path, {})
-    whole = {"num_questions": 30, "command_s": 14.0, "startup_s": {"model": 2.5, "clock": 1.0}, "workers": 2}
+    whole = {
+        "num_questions": 30,
+        "command_s": 14.0,
+        "startup_s": {"model": 2.5, "rows": 0.01, "clock": 1.0},
+        "workers": 2,
+    }
     records.add(Record("harvest-2x8-0", 6000, 10.0, **whole, **said))
     records.add(Record("vllm-plain-t1", 2000, 10.0))
     records.add(Record("vllm-plain-t1-logprobs", 1000, 10.0))
