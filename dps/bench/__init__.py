@@ -1,1 +1,1 @@
-"""Measuring speed: the engine against the published loop and plain batched sampling, in one process."""
+"""Measuring speed: whole runs and decoding steps against vLLM, the published loop and plain batched sampling."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
@@ -12,15 +13,15 @@ from dps.errors import InputError
 from dps.model_config import ModelConfig, check_model_name
 from dps.sampler.settings import ForwardPath, SamplerConfig, check_rows
 
-Case = Literal["harvest", "reference", "generate", "steps"]
+Case = Literal["harvest", "plain", "vllm", "reference", "generate", "steps"]
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """`dps bench`: harvests and decoding steps against the published one-chain loop and plain batched sampling."""
+    """`dps bench`: whole runs and decoding steps against vLLM, the published one-chain loop and plain `generate`."""
 
     output: str = "runs/bench"
-    """Folder of bench.json. A second run of the same command measures what is missing."""
+    """Folder of bench.json. A second run of the same command measures what is missing; other cases are added."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model; with random_weights, a folder that holds a config.json."""
     benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
@@ -31,23 +32,33 @@ class BenchConfig:
     """Features that harvests compute."""
     k: int = 8
     """Trajectories of each question."""
-    cases: tuple[Case, ...] = ("harvest", "reference", "generate", "steps")
-    """What to measure, in this order: whole harvests in processes of their own, the one-chain loop, plain batched
-    sampling, and decoding steps with all rows busy."""
+    plain_k: int = 16
+    """Plain samples of each question that the case `plain` takes, at most 64."""
+    cases: tuple[Case, ...] = ("harvest", "plain", "vllm", "reference", "generate", "steps")
+    """What to measure, always in this order: whole harvests, whole runs of plain samples at temperature 1 (no features)
+    and vLLM, where it is installed, in processes of their own; the one-chain loop, plain batched sampling, and decoding
+    steps with all rows busy."""
     workers: tuple[int, ...] = (1,)
-    """Workers of a harvest, one GPU each, one measurement each: how a run scales over the GPUs of a host."""
+    """Workers of a whole run, one GPU each, one measurement each: how a run scales over the GPUs of a host."""
     rows: tuple[int | None, ...] = (None,)
     """Rows of an engine, at least 8, one measurement each; null takes as many as memory allows."""
     forward: tuple[ForwardPath, ...] = ("auto",)
-    """How the model is run, one measurement of the case `steps` each; harvests take the first."""
+    """How the model is run, one measurement of the case `steps` each; whole runs take the first."""
     generate_batch_sizes: tuple[int, ...] = (64,)
     """Batch sizes of plain sampling; the best one is what the engine is compared with."""
     reference_budget_s: float = 60.0
     """Seconds that the one-chain loop may take; a chain that it cuts off counts with its tokens and its time."""
+    vllm_path: str | None = None
+    """Folder that vLLM is installed in (`pip install --target`), where it is not beside this package; it goes first on
+    the path of vLLM's process, which has this command's environment otherwise."""
+    vllm_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM's `LLM` beside model, data type, length and prefix caching: `{max_num_seqs: 1024}`."""
+    vllm_budget_s: float = 120.0
+    """Seconds that vLLM's lockstep proposals may take; no step of all chains begins after them."""
     steps_s: float = 5.0
     """Seconds over which the case `steps` is measured, after as long a warm-up."""
     repeats: int = 1
-    """How often each harvest is measured."""
+    """How often each whole run is measured."""
     forced_mean_length: int | None = None
     """Let responses end at random lengths of this mean instead of where the model says; for random weights."""
     forced_spread: float = 0.5
@@ -70,12 +81,19 @@ class BenchConfig:
                 raise InputError(f"{name} is empty: name at least one.")
         for rows in self.rows:
             check_rows(rows, "rows")
-        for name in ("k", "repeats", "threads", "workers", "generate_batch_sizes"):
+        for name in ("k", "plain_k", "repeats", "threads", "workers", "generate_batch_sizes"):
             value = getattr(self, name)
             if any(number is not None and number < 1 for number in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{name} must be at least 1, got {value}.")
-        if not (self.reference_budget_s > 0 and self.steps_s > 0):
-            raise InputError("reference_budget_s and steps_s must be above 0.")
+        if self.plain_k > 64:
+            raise InputError(f"plain_k must be at most 64, got {self.plain_k}.")
+        if not (self.reference_budget_s > 0 and self.vllm_budget_s > 0 and self.steps_s > 0):
+            raise InputError("reference_budget_s, vllm_budget_s and steps_s must be above 0.")
+        if self.vllm_path is not None and not Path(self.vllm_path).is_dir():
+            raise InputError(
+                f"Expected vllm_path to be the folder that vLLM is installed in, but {self.vllm_path} is no folder: "
+                "leave it out where vLLM is installed beside this package."
+            )
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
         if self.forced_mean_length is not None and not self.model.random_weights:
             raise InputError("forced_mean_length measures speed with model.random_weights: set that too.")

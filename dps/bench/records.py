@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Record:
     num_tokens: int
     """Sampled tokens, rejected ones included."""
     seconds: float
-    """What they took; of a harvest, from the first admission of a question to the last commit."""
+    """What they took; of a whole run, from the first admission of a question to the last commit."""
     rows: int | None = None
     workers: int | None = None
     kernels: str | None = None
@@ -31,12 +32,26 @@ class Record:
     """The byte floor of the steps (``floor``) over their time."""
     useful_rows: float | None = None
     """Share of row-steps that generated a token."""
+    useful_rows_waiting: float | None = None
+    """The same while chains waited for a row."""
+    useful_rows_tail: float | None = None
+    """The same afterwards, when rows idle one after the other."""
     acceptance_ratio: float | None = None
     num_questions: int | None = None
+    """Questions that were sampled to the end."""
     command_s: float | None = None
-    """Of a harvest, start-up and the clock's calibration included."""
+    """Of a whole run, start-up, the clock's calibration and the end included."""
+    startup_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of the start by stage, of a process of its own; not in ``seconds``."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Of a whole run, what the workers' wall clock went into: ``decode``, ``prefill``, ``features``, ``embedding``,
+    ``controller``, ``grading`` (that sampling waited for) and ``other``, idle time included; 1 in all."""
+    tail_share: float | None = None
+    """Share of that wall clock after the last moment when a chain waited for a row."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """What the shares are made of, see ``dps.run.scheduler.Account.numbers``."""
     peak_memory_gib: float | None = None
-    """Of the GPU."""
+    """Of the GPU; of several workers, of the one that had most."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Device and software."""
 
@@ -44,6 +59,16 @@ class Record:
     def tokens_per_s(self) -> float:
         """The speed."""
         return self.num_tokens / self.seconds
+
+    @property
+    def questions_per_min(self) -> float | None:
+        """Questions a minute, where all were sampled to the end."""
+        return 60 * self.num_questions / self.seconds if self.num_questions else None
+
+    @property
+    def outside_s(self) -> float | None:
+        """Seconds of a whole run before the first admission and after the last commit."""
+        return self.command_s - self.seconds if self.command_s is not None else None
 
 
 class Records:
@@ -81,21 +106,89 @@ class Records:
         replace_file(self.path, text + "\n")
 
 
-def print_table(records: Records) -> None:
-    """Print the records as a table, with their speed over that of the reference and of the best plain batch."""
-    from rich.console import Console
-    from rich.table import Table
+_RIVALS = {"x loop": "reference", "x generate": "generate", "x vLLM": "vllm-plain", "x lockstep": "vllm-lockstep"}
+"""Tokens a second over those of the fastest record whose name begins so."""
+_SPEED = (
+    ("questions per min", "questions_per_min", "{:,.1f}"),
+    ("tokens/s", "tokens_per_s", "{:,.0f}"),
+    ("sampling % of wall clock", "decode", "%"),
+    *((head, head, "x") for head in _RIVALS),
+    ("useful rows %", "useful_rows", "%"),
+    ("step ms", "ms_per_step", "{:.2f}"),
+    ("of the byte floor", "floor_share", "{:.2f}"),
+    ("accepted %", "acceptance_ratio", "%"),
+    ("peak GiB", "peak_memory_gib", "{:.1f}"),
+    ("rows", "rows", "{}"),
+)
+_WHOLE = (
+    ("wall clock s", "seconds", "{:,.1f}"),
+    ("before, after s", "outside_s", "{:,.1f}"),
+    *((f"{name} %", name, "%") for name in ("decode", "prefill", "features", "embedding", "controller")),
+    ("grading waited for %", "grading", "%"),
+    ("other, idle %", "other", "%"),
+    ("tail %", "tail_share", "%"),
+    ("useful % while chains wait", "useful_rows_waiting", "%"),
+    ("useful % in the tail", "useful_rows_tail", "%"),
+)
+"""Head of a column, what it shows (an attribute, a share or a ratio), and how."""
 
-    columns = (
-        ("rows", "{}"), ("workers", "{}"), ("tokens_per_s", "{:,.0f}"), ("ms_per_step", "{:.2f}"),
-        ("floor_share", "{:.2f}"), ("useful_rows", "{:.1%}"), ("acceptance_ratio", "{:.1%}"),
-        ("peak_memory_gib", "{:.1f}"),
-    )  # fmt: skip
-    rivals = {kind: [r.tokens_per_s for r in records if r.name.startswith(kind)] for kind in ("reference", "generate")}
-    table = Table("", *(name for name, _ in columns), *(f"x {kind}" for kind in rivals))
+
+def print_table(records: Records) -> None:
+    """Print what a person reads first, then where the wall clock of whole runs went, then the starts."""
+
+    def ratio(record: Record, kind: str) -> float | None:
+        speeds = [other.tokens_per_s for other in records if other.name.startswith(kind)]
+        return record.tokens_per_s / max(speeds) if speeds else None
+
+    def value(record: Record, what: str) -> Any:
+        return ratio(record, _RIVALS[what]) if what in _RIVALS else getattr(record, what, record.shares.get(what))
+
+    _print_columns(list(records), _SPEED, value)
+    _print_columns([record for record in records if record.shares], _WHOLE, value)
     for record in records:
-        cells = [(getattr(record, name), form) for name, form in columns]
-        cells += [(record.tokens_per_s / max(speeds) if speeds else None, "{:,.1f}") for speeds in rivals.values()]
-        table.add_row(record.name, *("" if value is None else form.format(value) for value, form in cells))
-    Console(width=160).print(table)
+        if record.startup_s:
+            stages = ", ".join(f"{stage} {s:.1f}" for stage, s in record.startup_s.items() if s >= 0.05)
+            print(f"{record.name}: start {sum(record.startup_s.values()):.1f} s ({stages})")
     print(records.path)
+
+
+def _print_columns(
+    records: Sequence[Record], columns: Sequence[tuple[str, str, str]], value: Callable[[Record, str], Any]
+) -> None:
+    """Print a table of the columns that have something to show."""
+    from rich.box import MARKDOWN
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    cells = {head: [_text(value(record, what), form) for record in records] for head, what, form in columns}
+    shown = {head: texts for head, texts in cells.items() if any(texts)}
+    if not shown:
+        return
+    heads = [Column(head, justify="right", min_width=max(map(len, head.split()))) for head in shown]
+    table = Table(Column("", no_wrap=True), *heads, box=MARKDOWN)
+    for number, record in enumerate(records):
+        table.add_row(record.name, *(texts[number] for texts in shown.values()))
+    Console(width=170).print(table)
+
+
+def _text(value: Any, form: str) -> str:
+    """Return what a cell says: a share as per cent, a ratio with three digits or more."""
+    if value is None:
+        return ""
+    if form == "x":
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{100 * value:.1f}" if form == "%" else form.format(value)
+
+
+def machine_of(device: str | None) -> dict[str, Any]:
+    """Return device and software."""
+    import torch
+    import transformers
+
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from dps.bench.config import BenchConfig
 from dps.bench.floor import floor_s, measure_bandwidth
-from dps.bench.records import Record, Records
+from dps.bench.records import Record, Records, machine_of
 from dps.bench.rivals import batched_generate, reference_chain
+from dps.bench.vllm import Job, LeftOut, measurements, run_job, vllm_version
+from dps.bench.whole import whole_run
 from dps.benchmarks import Benchmark, load_benchmark
 from dps.config import ComputeConfig
 from dps.device import name_of
-from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
-from dps.run.progress_log import PROGRESS
+from dps.model_config import EMBEDDED, embedded_path
 from dps.run.worker import prompts_of
 from dps.sampler.engine import ChainRequest
 from dps.sampler.open import open_engine
 from dps.sampler.settings import ForwardPath
 from dps.sampler.streams import stream_key
-from feature_store import Store
+
+Measure = Callable[["_Setting", tuple[str, ...]], Iterable[tuple[str, dict[str, Any]]]]
+"""Makes the named measurements, each the values of a record."""
 
 
 class _Setting:
@@ -88,69 +87,104 @@ def bench(config: BenchConfig) -> Records:
         InputError: If the output folder holds the records of another benchmark.
     """
     resolved = asdict(config)
-    for name in ("output", "overwrite"):
+    for name in ("output", "overwrite", "cases", "repeats", "vllm_path"):  # parts of one benchmark, and where
         resolved.pop(name)
     records = Records(Path(config.output), resolved, overwrite=config.overwrite)
-    plan = [(name, measure) for name, measure in _plan(config) if name not in records]
-    print(f"bench: {len(plan)} to do", file=sys.stderr)
+    plan = [(tuple(name for name in names if name not in records), measure) for names, measure in _plan(config)]
+    print(f"bench: {sum(len(names) for names, _ in plan)} to do", file=sys.stderr)
     setting = _Setting(config)
-    for name, measure in plan:
-        print(f"bench: {name}", file=sys.stderr, flush=True)
-        if torch.cuda.is_available():
+    for names, measure in plan:
+        if not names:
+            continue
+        print(f"bench: {', '.join(names)}", file=sys.stderr, flush=True)
+        if torch.cuda.is_initialized():  # else nothing is to be given back, and this process takes no memory yet
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        records.add(Record(name=name, **measure(setting)))
+        try:
+            for name, values in measure(setting, names):
+                records.add(Record(name=name, **values))
+        except LeftOut as reason:
+            lacking = ", ".join(name for name in names if name not in records)
+            print(f"bench: left out {lacking}: {reason}.", file=sys.stderr, flush=True)
     return records
 
 
-def _plan(config: BenchConfig) -> Iterator[tuple[str, Callable[[_Setting], dict[str, Any]]]]:
-    """Yield every measurement's name and how to make it: harvests first, while this process has no model."""
+def _plan(config: BenchConfig) -> Iterator[tuple[tuple[str, ...], Measure]]:
+    """Yield the names of measurements and how to make them; other processes come first, while this one has no model."""
+
+    def one(name: str, measure: Callable[[_Setting], dict[str, Any]]) -> tuple[tuple[str, ...], Measure]:
+        return (name,), lambda setting, names: [(names[0], measure(setting))]
+
     all_rows = [(rows, rows or "memory") for rows in config.rows]
-    if "harvest" in config.cases:
-        for repeat in range(config.repeats):  # the numbers of workers take turns, so that a slow spell meets all
-            for rows, label in all_rows:
-                for workers in config.workers:
-                    yield f"harvest-{workers}x{label}-{repeat}", partial(_harvest, rows=rows, workers=workers)
+    for repeat in range(config.repeats):  # kinds and numbers of workers take turns, so that a slow spell meets all
+        for rows, label in all_rows:
+            for workers in config.workers:
+                for case in ("harvest", "plain"):
+                    if case in config.cases:
+                        run = partial(_whole, plain=case == "plain", rows=rows, workers=workers)
+                        yield one(f"{case}-{workers}x{label}-{repeat}", run)
+    if "vllm" in config.cases:
+        yield tuple(_vllm_measurements(config)), _vllm
     if "reference" in config.cases:
-        yield "reference", _reference
+        yield one("reference", _reference)
     if "generate" in config.cases:
         for size in config.generate_batch_sizes:
-            yield f"generate-{size}", partial(_generate, batch_size=size)
+            yield one(f"generate-{size}", partial(_generate, batch_size=size))
     if "steps" in config.cases:
         for rows, label in all_rows:
             for forward in config.forward:
-                yield f"steps-{label}-{forward}", partial(_steps, rows=rows, forward=forward)
+                yield one(f"steps-{label}-{forward}", partial(_steps, rows=rows, forward=forward))
 
 
-def _harvest(setting: _Setting, *, rows: int | None, workers: int) -> dict[str, Any]:
-    """All questions to the end by ``dps harvest`` in a process of its own: features, embeddings, grades and commits."""
+def _whole(setting: _Setting, *, plain: bool, rows: int | None, workers: int) -> dict[str, Any]:
+    """All questions to the end by ``dps harvest`` or, for plain samples, ``dps evaluate``."""
+    if plain and setting.config.forced_mean_length is not None:
+        raise LeftOut("only harvests have forced lengths")
+    return whole_run(setting.config, plain=plain, rows=rows, workers=workers)
+
+
+def _vllm_measurements(config: BenchConfig) -> dict[str, dict[str, Any]]:
+    return measurements(config.sampler.temperature, lockstep=config.sampler.num_mh_steps > 0)
+
+
+def _vllm(setting: _Setting, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same prompts with vLLM; what it prints goes to ``vllm.log`` beside the records."""
     config = setting.config
-    shared = ("model", "benchmark", "sampler", "features", "seed", "forced_mean_length", "forced_spread")
-    settings = {name: value for name, value in asdict(config).items() if name in shared}
-    settings["k"] = {"start": config.k, "maximum": config.k}
-    compute = {"rows": rows, "workers": workers, "forward": config.forward[0], "threads": config.threads}
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        path, output = Path(folder) / "harvest.json", Path(folder) / "store"
-        path.write_text(json.dumps({**settings, "compute": compute}))
-        command = [sys.executable, "-m", "dps", "harvest", f"--config={path}", f"--output={output}"]
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
-        command_s = time.perf_counter() - started
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, no message."]
-            raise InputError(f"The harvest to be measured failed: {said[-1]}")
-        last = json.loads((output / PROGRESS).read_text().splitlines()[-1])
-        manifest = Store.open(output).manifest
-    return {
-        "num_tokens": last["tokens"],
-        "seconds": last["elapsed_s"],
-        "rows": int(manifest.calibration["rows"]),
-        "workers": workers,
-        "acceptance_ratio": last["acceptance_ratio"],
-        "num_questions": last["questions"],
-        "command_s": command_s,
-        "machine": _machine(manifest.device),
+    if config.model.random_weights:
+        raise LeftOut("vLLM would have other random weights")
+    version = vllm_version(config.vllm_path)
+    # On the CPU, for tokenizer and EOS only: the GPU's memory is left to vLLM.
+    model = load_model(replace(config.model, device="cpu", dtype="bfloat16"))
+    prompts = [list(tokens) for _, tokens in prompts_of(model, setting.benchmark, config.sampler).values()]
+    sampler = config.sampler
+    options = {
+        "model": str(embedded_path("model")) if config.model.name == EMBEDDED else config.model.name,
+        "revision": config.model.revision,
+        "trust_remote_code": config.model.trust_remote_code,
+        "dtype": "bfloat16" if config.model.dtype == "auto" else config.model.dtype,
+        "max_model_len": max(map(len, prompts)) + sampler.max_new_tokens,
+        "enable_prefix_caching": True,
+        "seed": config.seed,
     }
+    job = Job(
+        options=options | config.vllm_options,
+        prompts=prompts,
+        k=config.k,
+        eos_ids=list(model.eos_ids),
+        stop=list(setting.benchmark.stop_strings(model.tokenizer)),
+        block_size=sampler.block_size,
+        max_new_tokens=sampler.max_new_tokens,
+        num_mh_steps=sampler.num_mh_steps,
+        final_steps=sampler.final_steps,
+        alpha=sampler.alpha,
+        seed=config.seed,
+        budget_s=config.vllm_budget_s,
+        measurements={name: what for name, what in _vllm_measurements(config).items() if name in names},
+    )
+    del model
+    for values in run_job(job, config.vllm_path, Path(config.output) / "vllm.log"):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield values.pop("name"), values | {"machine": machine_of(name_of(device)) | {"vllm": version}}
 
 
 def _reference(setting: _Setting) -> dict[str, Any]:
@@ -171,7 +205,7 @@ def _reference(setting: _Setting) -> dict[str, Any]:
         "num_tokens": sum(chain.num_generated_tokens for chain in chains),
         "seconds": spent,
         "acceptance_ratio": sum(chain.mh_accepted for chain in chains) / proposed if proposed else None,
-        "machine": _machine(name_of(model.device)),
+        "machine": machine_of(name_of(model.device)),
     }
 
 
@@ -230,15 +264,4 @@ def _memory(setting: _Setting) -> dict[str, Any]:
     """Return the peak memory of a GPU since the case began, and the machine."""
     device = setting.model.device
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return {"peak_memory_gib": peak, "machine": _machine(name_of(device))}
-
-
-def _machine(device: str | None) -> dict[str, Any]:
-    """Return device and software."""
-    return {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
-    }
+    return {"peak_memory_gib": peak, "machine": machine_of(name_of(device))}

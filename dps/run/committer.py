@@ -30,6 +30,10 @@ class Done:
     """Seconds from its admission to this report."""
     gpu_gib: float | None = None
     """Most GPU memory that the worker has had in use, GiB; None on a CPU."""
+    worker: int = 0
+    """Number of the worker."""
+    spent: dict[str, float] | None = None
+    """What the worker's time went into so far (``scheduler.Account.numbers``)."""
 
     @classmethod
     def of(cls, store: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -99,6 +100,8 @@ class ProgressLog:
         self._tokens = self._trajectories = self._graded = self._correct = self._proposed = self._accepted = 0
         self._gpu_gib: float | None = None
         """Of the worker that has had most in use."""
+        self._spent: dict[int, dict[str, float]] = {}
+        """By worker, as it said last; what a killed one spent stays."""
         self._last = float("-inf")
         self._pending = False
         with _writing(folder):
@@ -132,6 +135,8 @@ class ProgressLog:
         self._accepted += done.accepted
         if done.gpu_gib is not None:
             self._gpu_gib = max(done.gpu_gib, self._gpu_gib or 0.0)
+        if done.spent is not None:
+            self._spent[done.worker] = done.spent
 
     def words(self) -> dict[str, str]:
         """Return the totals in words."""
@@ -166,6 +171,7 @@ class ProgressLog:
             "accuracy": round(self._correct / self._graded, 4) if self._graded else None,
             "acceptance_ratio": round(self._accepted / self._proposed, 4) if self._proposed else None,
             "gpu_gib": round(self._gpu_gib, 2) if self._gpu_gib is not None else None,
+            "spent": self._spent_by_all(),
         }
         content = json.dumps(line).encode() + b"\n"
         while content:  # a disk that is nearly full takes a part, and refuses the rest
@@ -173,6 +179,14 @@ class ProgressLog:
         if self._scalars is not None:
             self._scalars.write(line)
         self._pending = False
+
+    def _spent_by_all(self) -> dict[str, float] | None:
+        """Return what the workers spent together, and how many they are; None before any has said so."""
+        total: Counter[str] = Counter()
+        for numbers in self._spent.values():
+            total.update(numbers)
+        rounded = {name: round(value, 3) for name, value in total.items()}
+        return {"workers": len(self._spent), **rounded} if self._spent else None
 
 
 @contextmanager
@@ -204,7 +218,7 @@ class _Scalars:
         """Write the numbers of a line; what it has no number for is left out."""
         wall_time = datetime.fromisoformat(line["time"]).timestamp()
         for name, value in line.items():
-            if name not in ("time", "questions", "total") and value is not None:
+            if name not in ("time", "questions", "total") and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, line["questions"], walltime=wall_time)
         self._writer.flush()
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dps.benchmarks.grading import Grader
@@ -32,6 +33,10 @@ FEATURE_PATIENCE_S = 2.0
 """How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
 WAITING_DEVICES = ("cuda",)
 """Devices that a pass of a few chains costs as much as one of many."""
+COUNTED = ("decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated_tokens", "num_read_positions")
+"""What an engine counts of its work."""
+SHARES = ("decode", "prefill", "features", "controller", "embedding", "grading", "other")
+"""What an account tells apart."""
 
 
 @dataclass(slots=True)
@@ -48,13 +53,25 @@ class Account:
     """Calls of controllers and rules, shared among the questions asked about."""
     embedding: float = 0.0
     """Embeddings of the questions."""
+    grading: float = 0.0
+    """Reading and grading that sampling stood still for, charged to nobody."""
     other: float = 0.0
     """Idle time and bookkeeping, charged to nobody."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What engines counted of the run's work, by the names of :data:`COUNTED`."""
+    while_waiting: Counter[str] = field(default_factory=Counter)
+    """The same up to the last moment when a chain waited for a row, and the ``seconds`` until then; the rest is the
+    tail, when rows idle one after the other."""
 
     @property
     def total(self) -> float:
         """The whole."""
-        return self.decode + self.prefill + self.features + self.controller + self.embedding + self.other
+        return sum(getattr(self, name) for name in SHARES)
+
+    def numbers(self) -> dict[str, float]:
+        """Return everything by name, such that the sum over workers is that of the run."""
+        seconds = {f"{name}_s": getattr(self, name) for name in SHARES}
+        return {**seconds, **self.counts, **{f"waiting_{name}": value for name, value in self.while_waiting.items()}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,12 +219,15 @@ class _Scheduler:
     def decode(self) -> None:
         """Let the engine work, and note which policies have come to a checkpoint."""
         engine, account = self._engine, self._account
-        before = engine.decode_s, engine.prefill_s
+        before = {name: getattr(engine, name) for name in COUNTED}
         chains = engine.poll()
-        decode, prefill = engine.decode_s - before[0], engine.prefill_s - before[1]
-        account.decode += decode
-        account.prefill += prefill
-        account.other += self._lap() - decode - prefill
+        made = {name: getattr(engine, name) - before[name] for name in COUNTED}
+        account.decode += made["decode_s"]
+        account.prefill += made["prefill_s"]
+        account.other += self._lap() - made["decode_s"] - made["prefill_s"]
+        account.counts.update(made)
+        if engine.num_pending:
+            account.while_waiting = Counter(account.counts, seconds=account.total)
         questions = {}
         for chain in chains:
             question = questions[chain.request.key[0]] = self._live[chain.request.key[0]]
@@ -247,7 +267,7 @@ class _Scheduler:
 
     def decide(self, ready: list[QuestionPolicy]) -> Iterator[Completed]:
         """Ask the policies at a checkpoint; request more trajectories, or yield the question."""
-        self._account.other += self._lap()
+        self._account.grading += self._lap()
         p_enough: dict[QuestionPolicy, float] = {}
         groups: dict[PolicyRun, list[QuestionPolicy]] = {}
         for policy in ready:

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.run.committer import Committer, Done
 from dps.run.ledger import Ledger, Missing, Take
-from dps.run.scheduler import Completed, PolicyRun, PreparedQuestion, run_policies
+from dps.run.scheduler import Account, Completed, PolicyRun, PreparedQuestion, run_policies
 from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_room
@@ -201,7 +201,10 @@ def work(
             yield now
             given = take(now.group, cache.wanted, committer.complete)
 
-    with Committer(folders, f"w{number}", settings.compute.commit_interval_s, report) as committer:
+    def say(done: Done) -> None:
+        report(replace(done, worker=number, spent=cache.account.numbers()))
+
+    with Committer(folders, f"w{number}", settings.compute.commit_interval_s, say) as committer:
 
         def stopped() -> bool:
             committer.look()
@@ -261,6 +264,8 @@ class EngineCache:
         self._group: int | None = None
         self._engine: Engine | None = None
         self._prompts: Prompts = {}
+        self.account = Account()
+        """Where the time of all that was sampled went."""
 
     @property
     def wanted(self) -> int:
@@ -340,6 +345,7 @@ class EngineCache:
             grader=self._benchmark.grader,
             seed=self._settings.seed,
             aggregator=self._settings.aggregator,
+            account=self.account,
             at_a_time=self._settings.compute.questions_at_a_time,
             stopping=stopping,
         ):

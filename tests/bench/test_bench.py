@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from dps.bench.floor import floor_s, position_bytes, weight_bytes
 from dps.bench.records import Record, Records, print_table
 from dps.bench.rivals import batched_generate, count_tokens, reference_chain
 from dps.bench.run import bench, forced_lengths
+from dps.bench.whole import summary_of
 from dps.commands.options import parse, parser_of
 from dps.errors import InputError
 from dps.model import load_model
@@ -136,6 +139,22 @@ def test_forced_lengths_have_their_mean_and_depend_on_seed_and_question():
 # -- records and the command -------------------------------------------------------------------------------------------
 
 
+def rows_of(printed):
+    """The cells of every printed row, words of a head that is broken into lines put together again."""
+    rows, head = [], None
+    for line in (line for line in printed.splitlines() if line.startswith("|")):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if set(line) <= set("|-: "):
+            rows, head = (
+                [*rows[:head], [" ".join(filter(None, words)) for words in zip(*rows[head:], strict=True)]],
+                None,
+            )
+        else:
+            head = len(rows) if head is None and not cells[0] else head
+            rows.append(cells)
+    return rows
+
+
 def test_records_survive_and_are_not_mixed(tmp_path, capsys):
     records = Records(tmp_path, {"k": 8})
     records.add(Record("reference", 30, 2.0))
@@ -144,11 +163,54 @@ def test_records_survive_and_are_not_mixed(tmp_path, capsys):
     assert "reference" in again
     assert list(again) == list(records)
     print_table(again)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "steps-8-auto" in line]
-    assert [cell.strip() for cell in line.split("│") if cell.strip()] == ["steps-8-auto", "8", "750", "0.50", "50.0"]
+    head, *lines = rows_of(capsys.readouterr().out)
+    assert head == ["", "tokens/s", "x loop", "of the byte floor", "rows"]
+    assert lines == [["reference", "15", "1", "", ""], ["steps-8-auto", "750", "50", "0.50", "8"]]
     with pytest.raises(InputError, match="of the same configuration, but it is of another one"):
         Records(tmp_path, {"k": 4})
     assert list(Records(tmp_path, {"k": 4}, overwrite=True)) == []
+
+
+SPENT = {
+    "workers": 2, "decode_s": 12.0, "prefill_s": 2.0, "features_s": 1.0, "controller_s": 0.0, "embedding_s": 0.5,
+    "grading_s": 3.0, "other_s": 0.1, "num_row_steps": 1000, "num_generated_tokens": 800, "waiting_seconds": 15.0,
+    "waiting_num_row_steps": 600, "waiting_num_generated_tokens": 594,
+}  # fmt: skip
+
+
+def test_a_whole_run_says_where_the_wall_clock_of_its_workers_went(tmp_path, capsys):
+    said = summary_of(SPENT, worker_s=20.0)
+    shares = {"decode": 0.6, "prefill": 0.1, "features": 0.05, "embedding": 0.025, "controller": 0.0, "grading": 0.15}
+    assert said["shares"] == pytest.approx(shares | {"other": 0.075})
+    assert (said["useful_rows"], said["useful_rows_waiting"], said["useful_rows_tail"]) == (0.8, 0.99, 206 / 400)
+    assert said["tail_share"] == pytest.approx(0.25)
+    assert said["spent"] == SPENT
+    few = {name: value for name, value in SPENT.items() if not name.startswith("waiting")}  # no chain ever waited
+    assert summary_of(few, worker_s=20.0)["useful_rows_waiting"] is None
+    assert summary_of(few, worker_s=20.0)["tail_share"] == 1
+
+    records = Records(tmp_path, {})
+    whole = {
+        "num_questions": 30,
+        "command_s": 14.0,
+        "startup_s": {"model": 2.5, "rows": 0.01, "clock": 1.0},
+        "workers": 2,
+    }
+    records.add(Record("harvest-2x8-0", 6000, 10.0, **whole, **said))
+    records.add(Record("vllm-plain-t1", 2000, 10.0))
+    records.add(Record("vllm-plain-t1-logprobs", 1000, 10.0))
+    records.add(Record("vllm-lockstep", 500, 10.0))
+    print_table(Records(tmp_path, {}))  # as they were read again
+    printed = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in rows_of(printed)}
+    speed, *_ = rows_of(printed)
+    assert speed[1:6] == ["questions per min", "tokens/s", "sampling % of wall clock", "x vLLM", "x lockstep"]
+    assert [row for row in rows_of(printed) if row[0] == "harvest-2x8-0"] == [
+        ["harvest-2x8-0", "180.0", "600", "60.0", "3", "12", "80.0"],
+        ["harvest-2x8-0", "10.0", "4.0", "60.0", "10.0", "5.0", "2.5", "0.0", "15.0", "7.5", "25.0", "99.0", "51.5"],
+    ]
+    assert rows["vllm-plain-t1-logprobs"] == ["", "100", "", "0.5", "2", ""]
+    assert "harvest-2x8-0: start 3.5 s (model 2.5, clock 1.0)" in printed
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -165,35 +227,52 @@ def dps_bench(*arguments):
 TINY = [
     "--benchmark.name=arithmetic", "--benchmark.split=test", "--benchmark.limit=4", "--sampler.block_size=8",
     "--sampler.max_new_tokens=16", "--sampler.num_mh_steps=1", "--k=2", "--rows=[8]", "--generate_batch_sizes=[8]",
-    "--reference_budget_s=0.3", "--steps_s=0.2", "--threads=1", "--workers=[1,2]", "--features.layer=1",
+    "--reference_budget_s=0.3", "--steps_s=0.2", "--threads=1", "--workers=[1,2]", "--features.layer=1", "--plain_k=3",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
     done = dps_bench(*TINY, f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     held = json.loads((tmp_path / "bench.json").read_text())
     records = {record["name"]: record for record in held["records"]}
-    harvests = ["harvest-1x8-0", "harvest-2x8-0"]
-    assert list(records) == [*harvests, "reference", "generate-8", "steps-8-auto"]
-    for name in harvests:
+    whole = ["harvest-1x8-0", "plain-1x8-0", "harvest-2x8-0", "plain-2x8-0"]
+    assert list(records) == [*whole, "reference", "generate-8", "steps-8-auto"]
+    assert "bench: left out vllm-plain-t1, " in done.stderr
+    assert "vLLM is not installed" in done.stderr
+    for name, first in zip(whole, whole[:2] * 2, strict=True):
         record = records[name]
-        assert (record["num_questions"], record["workers"]) == (4, int(name[8]))
+        assert (record["num_questions"], record["workers"]) == (4, int(name[-5]))
         assert 0 < record["seconds"] < record["command_s"]
-        assert record["num_tokens"] == records[harvests[0]]["num_tokens"] > 0  # the same chains
+        assert record["num_tokens"] == records[first]["num_tokens"] > 0  # the same chains
+        assert sum(record["shares"].values()) == pytest.approx(1, abs=0.01)
+        assert record["shares"]["decode"] > 0
+        assert record["spent"]["num_generated_tokens"] == record["num_tokens"]
+        assert (record["shares"]["features"] > 0) == (record["acceptance_ratio"] is not None) == ("harvest" in name)
     steps = records["steps-8-auto"]
     assert 0 < steps["useful_rows"] <= 1
     assert 0 < steps["floor_share"] < 1
     assert steps["kernels"] == "eager"
     assert all(record["machine"]["device"] for record in records.values())
 
-    (tmp_path / "bench.json").write_text(json.dumps({**held, "records": held["records"][:3]}))
+    (tmp_path / "bench.json").write_text(json.dumps({**held, "records": held["records"][:5]}))
     again = dps_bench(*TINY, f"--output={tmp_path}")
-    assert "bench: 2 to do" in again.stderr
+    assert "bench: 7 to do" in again.stderr  # five of vLLM
     after = {record["name"]: record for record in json.loads((tmp_path / "bench.json").read_text())["records"]}
     assert after["reference"] == records["reference"]
     assert list(after) == list(records)
+
+
+def test_cases_of_one_benchmark_are_measured_one_after_the_other(tmp_path, capsys):
+    settings = parse(parser_of("bench", ""), BenchConfig, [*TINY, f"--output={tmp_path}"])[0]
+    one = bench(replace(settings, cases=("generate",)))
+    two = bench(replace(settings, cases=("generate", "reference")))
+    assert [record.name for record in two] == ["generate-8", "reference"]
+    assert list(two)[:1] == list(one)
+    with pytest.raises(InputError, match="is of another one"):
+        bench(replace(settings, cases=("generate",), k=3))
 
 
 def test_a_harvest_that_dies_without_a_word_ends_in_a_sentence(tmp_path, monkeypatch):
@@ -209,7 +288,9 @@ def test_a_harvest_that_dies_without_a_word_ends_in_a_sentence(tmp_path, monkeyp
         (["--rows=[]"], "rows is empty"),
         (["--repeats=0"], "repeats must be at least 1, got 0"),
         (["--workers=[0]"], "workers must be at least 1, got (0,)"),
-        (["--steps_s=0"], "reference_budget_s and steps_s must be above 0"),
+        (["--steps_s=0"], "reference_budget_s, vllm_budget_s and steps_s must be above 0"),
+        (["--plain_k=65"], "plain_k must be at most 64, got 65"),
+        (["--vllm_path=nowhere"], "Expected vllm_path to be the folder that vLLM is installed in, but nowhere is no"),
         (["--cases=[speed]"], "speed"),
         (["--rowz=[8]"], "rowz"),
         (["--forced_mean_length=9999"], "forced_mean_length is 9999, more than sampler.max_new_tokens"),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -139,6 +140,23 @@ def test_the_log_counts_its_time_from_the_first_admission(tmp_path, monkeypatch)
     lines = lines_of(tmp_path)
     assert [line["elapsed_s"] for line in lines] == [5.0, 10.0, 14.0]
     assert (lines[0]["questions_per_min"], lines[0]["left_s"]) == (12.0, 15.0)
+
+
+def test_the_log_sums_what_the_workers_spent_as_each_said_last(tmp_path):
+    said = [
+        (0, None),
+        (0, {"decode_s": 1.5, "num_steps": 10}),
+        (1, {"decode_s": 2.0}),
+        (0, {"decode_s": 4.25, "num_steps": 30}),
+    ]
+    with ProgressLog(tmp_path, before=0, total=4) as log:
+        for worker, spent in said:
+            log.add(replace(done(), worker=worker, spent=spent))
+            log._write_line()
+    spent = [line["spent"] for line in lines_of(tmp_path)]
+    assert spent[0] is None
+    assert spent[1] == {"workers": 1, "decode_s": 1.5, "num_steps": 10}
+    assert spent[3] == {"workers": 2, "decode_s": 6.25, "num_steps": 30}
 
 
 def test_the_log_becomes_tensorboard_scalars_whose_steps_go_on_in_a_resumed_run(tmp_path):

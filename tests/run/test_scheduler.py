@@ -18,7 +18,7 @@ from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
 from dps.errors import InputError
 from dps.run import readers, scheduler
-from dps.run.scheduler import Account, PolicyRun, PreparedQuestion, run_policies, run_policy
+from dps.run.scheduler import COUNTED, Account, PolicyRun, PreparedQuestion, run_policies, run_policy
 from dps.run.worker import prepare
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
@@ -339,11 +339,53 @@ def test_every_moment_is_charged_once(model):
     )
     charged = account.decode + account.prefill + account.features + account.controller + account.embedding
     assert shares == pytest.approx(charged, rel=1e-9)
-    assert shares + account.other == pytest.approx(account.total, rel=1e-12)
+    assert shares + account.grading + account.other == pytest.approx(account.total, rel=1e-12)
     assert account.total <= wall
     assert account.total == pytest.approx(wall, abs=0.05)
     assert account.embedding >= 0.1
     assert min(account.decode, account.prefill, account.features, account.controller, account.other) > 0
+
+
+def test_the_account_counts_the_engines_work_and_tells_the_tail_apart(model):
+    class Watched(Engine):
+        waiting = None
+
+        def poll(self, *given):
+            ended = super().poll(*given)
+            self.waiting = {name: getattr(self, name) for name in COUNTED} if self.num_pending else self.waiting
+            return ended
+
+    for rows, waits in ((8, True), (64, False)):  # 48 chains
+        account, engine = Account(), Watched(model, CONFIG, rows=rows, prompt_room=8)
+        list(run_policy(model, engine, questions(12), FixedK(4), grader=Grading(), seed=1, account=account))
+        counts = {name: getattr(engine, name) for name in COUNTED}
+        assert account.counts == pytest.approx(counts)
+        assert (account.counts["decode_s"], account.counts["prefill_s"]) == (account.decode, account.prefill)
+        numbers = account.numbers()
+        assert numbers["decode_s"] == account.decode
+        assert numbers["num_row_steps"] == engine.num_row_steps
+        if not waits:
+            assert not account.while_waiting
+            continue
+        assert {name: numbers[f"waiting_{name}"] for name in COUNTED} == pytest.approx(engine.waiting)
+        assert 0 < numbers["waiting_num_row_steps"] < numbers["num_row_steps"]
+        assert account.decode > numbers["waiting_decode_s"] > 0
+        assert numbers["waiting_decode_s"] < numbers["waiting_seconds"] < account.total
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_grading_that_sampling_waits_for_is_told_apart(model, background):
+    class Slow(Grading):
+        in_background = background
+
+        def extract(self, text, item):
+            time.sleep(0.02)
+            return super().extract(text, item)
+
+    account = Account()
+    run(model, FixedK(2), count=5, account=account, grader=Slow())
+    wait = 0.03 if background else 0.2  # at the least the last question, when nothing is left to decode
+    assert wait <= account.grading < account.total
 
 
 def test_latency_covers_the_question_from_its_first_row_to_its_answer(model):

@@ -161,6 +161,16 @@ def test_the_bar_counts_shared_tokens_once_and_each_log_what_its_policy_is_charg
     assert "evaluation (power, rule, plain): 4 of 6" in said
 
 
+def test_the_log_says_what_the_run_spent(alone):
+    last = progress(alone.folder)[-1]
+    spent = last["spent"]
+    assert (spent["workers"], spent["num_generated_tokens"]) == (1, last["tokens"])
+    assert 0 < spent["waiting_num_row_steps"] < spent["num_row_steps"]  # 96 chains on 16 rows
+    seconds = sum(spent[f"{name}_s"] for name in ("decode", "prefill", "features", "embedding", "grading", "other"))
+    assert 0 < seconds < last["elapsed_s"] + 1
+    assert min(spent[name] for name in ("decode_s", "prefill_s", "features_s", "embedding_s")) > 0
+
+
 def test_a_worker_reports_the_memory_of_its_own_gpu(alone, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         assert progress(alone.folder)[-1]["gpu_gib"] is None
