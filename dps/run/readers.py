@@ -26,10 +26,10 @@ GRADING_THREADS = 8
 """Most questions whose responses are read at a time, where that is not done at once."""
 READING_WAIT_S = 0.2
 """Longest wait for a response to be read while there is nothing to decode."""
-PROCESSES_PAY_S = 0.5
+PROCESSES_PAY_S = 0.25
 """Seconds of reading in a thread after which processes start: about what a start takes."""
-ROWS_BEHIND = 2
-"""Responses that may wait for each row of the engine; where more do, no question is admitted."""
+MOST_BEHIND = 2
+"""Responses that may wait for each row of the engine, or questions for each thread: behind both, none is admitted."""
 
 
 class Readers:
@@ -86,8 +86,9 @@ class Readers:
         return len({policy.question for group in self._running.values() for policy in group})
 
     def has_room(self, rows: int) -> bool:
-        """Whether so few responses wait to be read that an engine of that many rows may take another question."""
-        return sum(max(policy.requested for policy in group) for group in self._running.values()) < ROWS_BEHIND * rows
+        """Whether so little waits to be read that an engine of that many rows may take another question."""
+        responses = sum(max(policy.requested for policy in group) for group in self._running.values())
+        return responses < MOST_BEHIND * rows or len(self._running) < MOST_BEHIND * GRADING_THREADS
 
 
 def _read_here(grader: Grader, texts: Sequence[str], item: Item, prompt: str, answers: Answers) -> list[Reading]:
