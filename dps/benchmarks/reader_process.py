@@ -45,7 +45,7 @@ class ReaderProcess:
         for _ in range(_MOST_DEATHS):
             try:
                 line = self._started()
-                line.send((texts, item, prompt, answers))
+                line.send((self._grader, texts, item, prompt, answers))
                 result = line.recv()
             except (EOFError, OSError) as error:
                 self._end()
@@ -63,7 +63,7 @@ class ReaderProcess:
         ) from death
 
     def _started(self) -> Connection:
-        """Return the line to a process that is ready."""
+        """Return the line to the process, which is started if there is none."""
         with self._changing:
             if self._stopped:
                 raise WorkersDied("The reading of responses was stopped.")
@@ -82,8 +82,7 @@ class ReaderProcess:
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,  # Ctrl-C is for the run, which stops its readers
                 )
-        self._line.send(self._grader)
-        return self._line
+            return self._line
 
     def stop(self) -> None:
         """Kill the process; from any thread, and a reading under way ends in an exception."""
@@ -111,20 +110,18 @@ class ReaderProcess:
 
 
 def serve(descriptor: int) -> None:
-    """Body of the process: read what comes over the line with the grader that comes first."""
+    """Body of the process: answer what comes over the line."""
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     with Connection(descriptor) as line, suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        grader = line.recv_bytes()
         while True:
-            request = line.recv_bytes()
-            line.send_bytes(_answer(grader, request))
+            line.send_bytes(_answer(line.recv_bytes()))
 
 
-def _answer(grader: bytes, request: bytes) -> bytes:
+def _answer(request: bytes) -> bytes:
     """Return readings and answers, or the exception instead of them, pickled; an exception that cannot be as text."""
     try:
-        texts, item, prompt, answers = pickle.loads(request)
-        return pickle.dumps((answers.add(pickle.loads(grader), texts, item, prompt), answers))
+        grader, *asked, answers = pickle.loads(request)
+        return pickle.dumps((answers.add(grader, *asked), answers))
     except Exception as error:
         text = f"In a process that read responses:\n{traceback.format_exc()}"
         error.add_note(text)

@@ -16,7 +16,7 @@ from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.reader_process import ReaderProcess
 from dps.decide import FixedK
 from dps.errors import InputError, WorkersDied
-from dps.run import readers
+from dps.run import pool, readers
 from dps.run.live import LiveQuestion, PreparedQuestion, QuestionPolicy
 from dps.run.readers import Readers
 from dps.run.scheduler import PolicyRun, run_policies
@@ -147,6 +147,14 @@ def test_what_goes_wrong_in_a_process_stops_the_run_in_a_sentence(tmp_path, at_o
         assert len(drained(reading)) == 1
     assert len(answers_in(tmp_path, "died")) == (text == "die")
     assert sum(answers_in(tmp_path, "died").values()) == 3 * (text == "die")
+
+
+def test_a_worker_whose_readers_died_says_so_in_their_sentence():
+    def work():
+        raise WorkersDied("Three processes died.")
+
+    with pytest.raises(WorkersDied, match=r"Three processes died."):
+        pool.checked(pool._answer_of(work))
 
 
 def test_nobody_waits_for_a_reader_at_the_end(tmp_path, at_once):
