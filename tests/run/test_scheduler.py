@@ -367,10 +367,10 @@ def test_the_account_counts_the_engines_work_and_tells_the_tail_apart(model):
         assert numbers["waiting_decode_s"] < numbers["waiting_seconds"] < account.total
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_grading_that_sampling_waits_for_is_told_apart(model, background):
+@pytest.mark.parametrize("place", ["none", "threads"])
+def test_grading_that_sampling_waits_for_is_told_apart(model, place):
     class Slow(Grading):
-        in_background = background
+        background = place
 
         def extract(self, text, item):
             time.sleep(0.02)
@@ -378,7 +378,7 @@ def test_grading_that_sampling_waits_for_is_told_apart(model, background):
 
     account = Account()
     run(model, FixedK(2), count=5, account=account, grader=Slow())
-    wait = 0.03 if background else 0.2  # at the least the last question, when nothing is left to decode
+    wait = 0.03 if place == "threads" else 0.2  # at the least the last question, when nothing is left to decode
     assert wait <= account.grading < account.total
 
 
