@@ -1,7 +1,7 @@
 """Questions and graders: which answer a response gives, whether that is right, and which answers are the same.
 
-Every kind of answer has its grader (``kinds``); runs and ``dps grade`` call :func:`read` for each response. What could
-be hostile (programs) runs in processes of its own, so graders work in any thread.
+Every kind of answer has its grader (``kinds``); ``dps grade`` calls :func:`read` for each response, runs call
+:meth:`Answers.read`. What could be hostile (programs) runs in processes of its own, so graders work in any thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from dps.benchmarks.thinking import answer_part
 
@@ -32,8 +32,10 @@ class Grader:
     """How the responses to a benchmark's questions are read; answers are the same where their keys are equal."""
 
     __slots__ = ()
-    in_background: ClassVar[bool] = False
-    """Whether grading takes so long that sampling should go on meanwhile."""
+    background: ClassVar[Literal["none", "threads", "processes"]] = "none"
+    """Where responses are read while sampling goes on: ``threads`` where the work waits for other processes,
+    ``processes`` where Python itself works long, ``none`` where that is done at once. For processes the grader is
+    pickled: its class must be importable."""
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return a response's answer in canonical form, wherever it stands; None if it has none."""
@@ -59,7 +61,7 @@ class Grader:
 
     def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
         """Return each answer's equivalence class, numbered by first appearance from 0; -1 for no answer."""
-        return number_classes([None if answer is None else self.key(answer, item) for answer in answers])
+        return Answers().classes(self, answers, item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,50 @@ class Reading:
     """Whether that is right."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What is known of the answers to one question: each is graded and gets its key once, also if it is undecided."""
+
+    grades: dict[str | None, bool | None] = field(default_factory=dict)
+    keys: dict[str | None, Hashable] = field(default_factory=lambda: {None: None})
+
+    def read(self, grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
+        """Read one response to a prompt.
+
+        What a reasoning model thinks before it answers is no answer, see ``thinking``.
+        """
+        said = answer_part(text, prompt)
+        both = (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
+        for answer in both:
+            if answer not in self.grades:
+                self.grades[answer] = grader.grade(answer, item)
+        answer, strict = both
+        return Reading(answer, self.grades[answer], strict, self.grades[strict])
+
+    def add(self, grader: Grader, texts: Sequence[str], item: Item, prompt: str) -> list[Reading]:
+        """Read responses to a prompt, and let their answers have keys."""
+        readings = [self.read(grader, text, item, prompt) for text in texts]
+        self.classes(grader, [reading.answer for reading in readings], item)
+        return readings
+
+    def classes(self, grader: Grader, answers: Sequence[str | None], item: Item) -> list[int]:
+        """Return the answers' classes, see :meth:`Grader.classes`."""
+        for answer in answers:
+            if answer not in self.keys:
+                self.keys[answer] = grader.key(answer, item)
+        return number_classes([self.keys[answer] for answer in answers])
+
+
 def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
-    """Read one response to a prompt; what a reasoning model thinks before it answers is no answer, see ``thinking``."""
-    said = answer_part(text, prompt)
-    answer, strict = (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
-    correct = grader.grade(answer, item)
-    return Reading(answer, correct, strict, correct if strict == answer else grader.grade(strict, item))
+    """Read one response, see :meth:`Answers.read`."""
+    return Answers().read(grader, text, item, prompt)
 
 
 def read_all(grader: Grader, responses: Sequence[tuple[str, str]], item: Item) -> list[tuple[Reading, int]]:
     """Read the responses to one question, each a text and its prompt; with each reading comes its answer's class."""
-    readings = [read(grader, text, item, prompt) for text, prompt in responses]
-    classes = grader.classes([reading.answer for reading in readings], item)
+    answers = Answers()
+    readings = [answers.read(grader, text, item, prompt) for text, prompt in responses]
+    classes = answers.classes(grader, [reading.answer for reading in readings], item)
     return list(zip(readings, classes, strict=True))
 
 
@@ -101,7 +135,10 @@ def number_classes(keys: Sequence[Hashable | None]) -> list[int]:
     return [-1 if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def idle_cores() -> int:
-    """Return how many processes may grade at a time: the cores that this process may use but one, at least one."""
+def idle_cores(workers: int = 1) -> int:
+    """Return how many processes may grade at a time for each of so many workers, at least one.
+
+    They share the cores that this process may use; each worker's sampling has one for itself.
+    """
     known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(1, len(known) - 1)
+    return max(1, len(known) // workers - 1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 from dps.benchmarks.grading import Grader, Item, idle_cores
 from dps.benchmarks.program_text import LONGEST_PROGRAM, find_program, find_strict_program, parsed
@@ -41,7 +41,7 @@ class CodeGrader(Grader):
     ``check(candidate)``) and ``entry_point`` (the function's name).
     """
 
-    in_background: ClassVar[bool] = True
+    background = "threads"
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the whole program of a response in any form, see :func:`~dps.benchmarks.program_text.find_program`."""

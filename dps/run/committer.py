@@ -34,6 +34,8 @@ class Done:
     """Number of the worker."""
     spent: dict[str, float] | None = None
     """What the worker's time went into so far (``scheduler.Account.numbers``)."""
+    behind: int = 0
+    """Questions of the worker whose responses wait to be read."""
 
     @classmethod
     def of(cls, store: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dps.benchmarks.benchmark import Item
-from dps.benchmarks.grading import Grader, Reading, read
+from dps.benchmarks.grading import Answers, Reading, number_classes
 from dps.decide import Policy
 from dps.decide.aggregate import answer_of
 from dps.sampler.engine import Chain
 from dps.sampler.teacher import block_sizes
 from feature_store.records import Decision, Question, Trajectory
+
+Read = Callable[[Sequence[str], Item, str, Answers], list[Reading]]
+"""Reads the texts of responses to a prompt; their answers are among the known ones afterwards, with keys."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +72,7 @@ class LiveQuestion:
     trajectories: dict[int, Trajectory] = field(default_factory=dict)
     """The same as records, without what depends on reader, layer or policy."""
     readings: dict[int, Reading] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
     classes: dict[int, list[int]] = field(default_factory=dict)
     """By k: the classes of the first k answers."""
     hidden: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
@@ -83,14 +87,15 @@ class LiveQuestion:
         self.chains[index] = chain
         self.trajectories[index] = _trajectory_of(chain, text, block_size)
 
-    def read(self, ks: Set[int], grader: Grader) -> None:
-        """Read the answers of the first k trajectories for each k and class them, each once; from any thread."""
-        item, prompt = self.source.item, self.source.prompt
+    def read(self, ks: Set[int], read: Read) -> None:
+        """Have the first k trajectories read for each k and class their answers, each once; from any thread."""
         with self._reading:
-            for index in set(range(max(ks))) - self.readings.keys():
-                self.readings[index] = read(grader, self.trajectories[index].text, item, prompt)
-            for k in ks - self.classes.keys():
-                self.classes[k] = grader.classes([self.readings[index].answer for index in range(k)], item)
+            new = [index for index in range(max(ks)) if index not in self.readings]
+            texts = [self.trajectories[index].text for index in new]
+            if new:
+                self.readings |= zip(new, read(texts, self.source.item, self.source.prompt, self.answers), strict=True)
+            keys = [self.answers.keys[self.readings[index].answer] for index in range(max(ks))]
+            self.classes |= {k: number_classes(keys[:k]) for k in ks}
 
 
 @dataclass(slots=True, eq=False)

@@ -99,7 +99,7 @@ class Worker:
 def _answer_of(work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except (InputError, StoreError) as error:
+    except (InputError, StoreError, WorkersDied) as error:
         return error
     except Exception:
         return traceback.format_exc()
@@ -107,7 +107,7 @@ def _answer_of(work: Callable[[], Any]) -> Any:
 
 def checked(answer: Any) -> Any:
     """Return what a worker answered; raise what it refused, or a RuntimeError where it failed, which is a bug."""
-    if isinstance(answer, (InputError, StoreError)):
+    if isinstance(answer, (InputError, StoreError, WorkersDied)):
         raise answer
     if isinstance(answer, str):
         raise RuntimeError(f"A worker failed:\n{answer}")

@@ -30,7 +30,10 @@ class Progress:
         self._show(self)
 
     def note(self, **fields: Any) -> None:
-        """Show these values beside the count, in place of earlier ones of the same name; floats with three digits."""
+        """Show these values beside the count, in place of earlier ones of the same name; floats with three digits.
+
+        None shows nothing.
+        """
         self.fields.update(fields)
         self._show(self)
 
@@ -50,7 +53,7 @@ class Progress:
 
     def notes(self) -> str:
         """Return the noted values as one text."""
-        return ", ".join(f"{name} {_text(value)}" for name, value in self.fields.items())
+        return ", ".join(f"{name} {_text(value)}" for name, value in self.fields.items() if value is not None)
 
 
 @contextmanager

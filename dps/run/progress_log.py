@@ -54,6 +54,8 @@ class Display:
         self._sampled = 0
         self._counted: dict[tuple[int, str], int] = {}
         """By group and question: the trajectories whose tokens are in the sum, the first so many."""
+        self._behind: dict[int, int] = {}
+        """By worker: questions whose responses waited to be read when it last reported."""
         names = ", ".join(name for _, name, before in stores if before < total)
         self._track = track(f"{kind} ({names})", sum(total - before for _, _, before in stores))
         self._stack = ExitStack()
@@ -80,9 +82,12 @@ class Display:
         if done.store not in self._logs:
             self._logs[done.store] = self._stack.enter_context(self._open(folder, before))
         log = self._logs[done.store]
-        log.add(done)
+        self._behind[done.worker] = done.behind
+        behind = sum(self._behind.values())
+        log.add(done, behind)
         self._bar.advance(1)
-        self._bar.note(policy=name, tokens=self._sampled, **log.words())
+        grading = f"{behind:,} question{'s' * (behind > 1)} behind" if behind else None
+        self._bar.note(policy=name, tokens=self._sampled, **log.words(), grading=grading)
         log.write()
 
 
@@ -102,6 +107,7 @@ class ProgressLog:
         """Of the worker that has had most in use."""
         self._spent: dict[int, dict[str, float]] = {}
         """By worker, as it said last; what a killed one spent stays."""
+        self._behind = 0
         self._last = float("-inf")
         self._pending = False
         with _writing(folder):
@@ -123,8 +129,9 @@ class ProgressLog:
             if self._pending:
                 self._write_line()
 
-    def add(self, done: Done) -> None:
-        """Count a question; the run's time is counted from the first admission."""
+    def add(self, done: Done, behind: int = 0) -> None:
+        """Count a question, while the responses of so many wait to be read; the time runs from the first admission."""
+        self._behind = behind
         self.progress.began_before(done.age_s)
         self.progress.advance()
         self._tokens += sum(done.tokens)
@@ -170,6 +177,7 @@ class ProgressLog:
             "mean_k": round(self._trajectories / progress.done, 3),
             "accuracy": round(self._correct / self._graded, 4) if self._graded else None,
             "acceptance_ratio": round(self._accepted / self._proposed, 4) if self._proposed else None,
+            "grading_behind": self._behind,
             "gpu_gib": round(self._gpu_gib, 2) if self._gpu_gib is not None else None,
             "spent": self._spent_by_all(),
         }

@@ -98,6 +98,8 @@ class Completed:
     """The complete record."""
     last: bool
     """Whether all policies that came with the question have their answers now."""
+    behind: int
+    """Questions whose responses wait to be read."""
 
 
 def run_policy(
@@ -125,6 +127,7 @@ def run_policies(
     aggregator: str = "majority",
     account: Account | None = None,
     at_a_time: int | None = None,
+    workers: int = 1,
     stopping: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Iterator[Completed]:
@@ -140,6 +143,7 @@ def run_policies(
         aggregator: How k answers become one.
         account: Filled with where the time went, if given.
         at_a_time: Questions that are worked on at a time; None takes as many as keep the rows busy.
+        workers: Workers that share the cores of this machine, and so the processes that read responses.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
         on_checkpoint: Called at every checkpoint, if given.
 
@@ -150,12 +154,13 @@ def run_policies(
         METHOD sections 2 to 5.
     """
     scheduler = _Scheduler(model, engine, iter(questions), seed, aggregator, account or Account(), on_checkpoint)
-    with Readers(grader) as readers:
+    with Readers(grader, workers=workers) as readers:
         while not scheduler.finished and not stopping():
-            scheduler.admit(at_a_time)
+            if readers.has_room(engine.rows):
+                scheduler.admit(at_a_time)
             scheduler.decode()
             readers.submit(scheduler.with_features())
-            yield from scheduler.decide(readers.done(wait=engine.idle))
+            yield from scheduler.decide(readers.done(wait=engine.idle), readers.behind)
 
 
 class _Scheduler:
@@ -265,7 +270,7 @@ class _Scheduler:
         self._reached = []
         return reached
 
-    def decide(self, ready: list[QuestionPolicy]) -> Iterator[Completed]:
+    def decide(self, ready: list[QuestionPolicy], behind: int) -> Iterator[Completed]:
         """Ask the policies at a checkpoint; request more trajectories, or yield the question."""
         self._account.grading += self._lap()
         p_enough: dict[QuestionPolicy, float] = {}
@@ -294,7 +299,7 @@ class _Scheduler:
             question.policies.remove(policy)
             if not question.policies:
                 del self._live[question.number]
-            yield Completed(policy.run, policy.complete(self._aggregator), last=not question.policies)
+            yield Completed(policy.run, policy.complete(self._aggregator), not question.policies, behind)
         self._account.other += self._lap()
 
     def _request(self, policy: QuestionPolicy, count: int, *, first: bool) -> None:

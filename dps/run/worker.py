@@ -202,7 +202,7 @@ def work(
             given = take(now.group, cache.wanted, committer.complete)
 
     def say(done: Done) -> None:
-        report(replace(done, worker=number, spent=cache.account.numbers()))
+        report(replace(done, worker=number, spent=cache.account.numbers(), behind=cache.behind))
 
     with Committer(folders, f"w{number}", settings.compute.commit_interval_s, say) as committer:
 
@@ -266,6 +266,8 @@ class EngineCache:
         self._prompts: Prompts = {}
         self.account = Account()
         """Where the time of all that was sampled went."""
+        self.behind = 0
+        """Questions whose responses wait to be read."""
 
     @property
     def wanted(self) -> int:
@@ -347,8 +349,10 @@ class EngineCache:
             aggregator=self._settings.aggregator,
             account=self.account,
             at_a_time=self._settings.compute.questions_at_a_time,
+            workers=self._settings.compute.workers,
             stopping=stopping,
         ):
+            self.behind = completed.behind
             store, group = stores[completed.run]
             yield store, completed, group if completed.last else None
 

@@ -229,6 +229,16 @@ def test_a_question_with_many_answers_takes_one_reading_for_each(monkeypatch):
     assert time.process_time() - started < 3
 
 
+def test_what_cannot_be_decided_is_not_tried_again(monkeypatch):
+    evaluated, evaluate = [], values.evaluate
+    monkeypatch.setattr(values, "evaluate", lambda *given: evaluated.append(given) or evaluate(*given))
+    text, asked = r"(10^9)!+\sqrt{7}", item(r"\sqrt{7}")
+    for _ in range(3):
+        assert MathGrader().grade(text, asked) is MathGrader().grade("7", item(text)) is None
+        assert MathGrader().key(text, asked) == ("undecided", text)
+    assert len(evaluated) == 2  # the text and the gold answer
+
+
 def test_rounding_errors_that_have_grown_leave_a_doubt():
     assert equal("0", r"\sqrt{10^{80}+1}-10^{40}") is None
     assert equal("0", r"\sqrt{2}-\frac{2}{\sqrt{2}}") is True

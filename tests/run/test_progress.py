@@ -15,7 +15,7 @@ from dps.cli import run
 from dps.run import compute
 from dps.run.committer import Done
 from dps.run.progress import Progress, format_rate, format_seconds, track
-from dps.run.progress_log import PROGRESS, ProgressLog
+from dps.run.progress_log import PROGRESS, Display, ProgressLog
 
 SCRIPT = """
 import sys, time
@@ -105,6 +105,18 @@ def done(age_s=0.0):
 
 def lines_of(folder):
     return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
+
+
+def test_the_line_and_the_log_say_how_far_the_grading_is_behind(tmp_path, monkeypatch):
+    """Each worker says how far it is; the line says nothing once all of them have caught up."""
+    monkeypatch.setattr("dps.run.progress_log._EVERY_S", 0.0)
+    reports = [(1, 1000, "grading 1,000 questions behind"), (0, 12, "grading 1,012 questions behind")]
+    reports += [(1, 0, "grading 12 questions behind"), (0, 1, "grading 1 question behind"), (0, 0, "accepted 25%")]
+    with Display("evaluation", [(tmp_path, "power", 0)], 5, [(0,)]) as display:
+        for number, (worker, behind, said) in enumerate(reports):
+            display.show(replace(done(), question_id=f"q{number}", worker=worker, behind=behind))
+            assert display._bar.notes().endswith(said)
+    assert [line["grading_behind"] for line in lines_of(tmp_path)] == [1000, 1012, 12, 1, 0]
 
 
 def test_the_log_says_how_far_a_store_is(tmp_path, monkeypatch):

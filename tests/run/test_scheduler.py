@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from dps.benchmarks import Item
+from dps.benchmarks.grading import Grader, Item
 from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
@@ -29,10 +29,8 @@ CONFIG = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=8, num_mh_steps=2
 CALIBRATION = {"seconds_per_token": 0.01, "prefill_seconds_per_token": 0.001}
 
 
-class Grading:
+class Grading(Grader):
     """The answer is the last token before the end; even ones are right."""
-
-    in_background = False
 
     def extract(self, text, item):
         return text.split()[-1] if text.split() else None
@@ -43,15 +41,11 @@ class Grading:
     def grade(self, answer, item):
         return answer is not None and int(answer) % 2 == 0
 
-    def classes(self, answers, item):
-        seen = {}
-        return [-1 if a is None else seen.setdefault(a, len(seen)) for a in answers]
-
 
 class SlowGrading(Grading):
     """The same verdicts, each after a while, in another order than they were asked for."""
 
-    in_background = True
+    background = "threads"
 
     def extract(self, text, item):
         time.sleep(0.001 * (hash(item.question_id) % 7))
@@ -373,10 +367,10 @@ def test_the_account_counts_the_engines_work_and_tells_the_tail_apart(model):
         assert numbers["waiting_decode_s"] < numbers["waiting_seconds"] < account.total
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_grading_that_sampling_waits_for_is_told_apart(model, background):
+@pytest.mark.parametrize("place", ["none", "threads"])
+def test_grading_that_sampling_waits_for_is_told_apart(model, place):
     class Slow(Grading):
-        in_background = background
+        background = place
 
         def extract(self, text, item):
             time.sleep(0.02)
@@ -384,7 +378,7 @@ def test_grading_that_sampling_waits_for_is_told_apart(model, background):
 
     account = Account()
     run(model, FixedK(2), count=5, account=account, grader=Slow())
-    wait = 0.03 if background else 0.2  # at the least the last question, when nothing is left to decode
+    wait = 0.03 if place == "threads" else 0.2  # at the least the last question, when nothing is left to decode
     assert wait <= account.grading < account.total
 
 

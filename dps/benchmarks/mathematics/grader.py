@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.comparing import equal, key_of
@@ -17,7 +16,7 @@ from dps.benchmarks.mathematics.words import without_magnitude
 class MathGrader(Grader):
     """Reads responses whose answers are mathematics: extracts a text in normal form, compares by meaning."""
 
-    in_background: ClassVar[bool] = True
+    background = "processes"
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the last boxed answer, else what follows ``####`` or "answer is", the last formula or number."""
@@ -40,7 +39,7 @@ class MathGrader(Grader):
 class NumberGrader(MathGrader):
     """Reads responses whose answers are numbers: with the same reader, but an answer must have a rational value."""
 
-    in_background: ClassVar[bool] = False
+    background = "none"
 
     def extract(self, text: str, item: Item) -> str | None:
         """Return the number that a response gives, in canonical form, a percent sign behind it."""

@@ -74,18 +74,26 @@ def canonical_number(text: str) -> str | None:
     return None if number is None else format_number(number)
 
 
-@lru_cache(maxsize=10_000)
 def worth(normal: str, scale: Scale = "none") -> Worth | None:
     """Return what an expression in normal form is worth, see :func:`evaluate`; None for any other text.
 
-    Undecided if it takes too much, or is of a kind that is not evaluated.
+    Undecided if it takes too much, or is of a kind that is not evaluated; that is remembered as well.
     """
+    value = _worth(normal, scale)
+    if value is Undecided:
+        raise Undecided
+    return value
+
+
+@lru_cache(maxsize=10_000)
+def _worth(normal: str, scale: Scale) -> Worth | type[Undecided] | None:
     if normal in (r"\infty", r"-\infty"):
         return Worth(normal.replace(r"\infty", "oo"))
     tree = read_expression(normal)
-    if tree is None and _TAKES_MORE.search(normal):
-        raise Undecided
-    return None if tree is None else evaluate(tree, scale)
+    try:
+        return evaluate(tree, scale) if tree is not None else Undecided if _TAKES_MORE.search(normal) else None
+    except Undecided:
+        return Undecided
 
 
 def read_expression(normal: str) -> Tree | None:
