@@ -1,4 +1,4 @@
-"""Joins the many small segments of a long run into few large ones, in little memory, and may be killed at any moment."""
+"""Joins the many small segments of a long run into few large ones, in little memory, safe against kills."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ class _Complete:
 
 
 def commit_interval(least_s: float, elapsed_s: float) -> float:
-    """Return the time between two commits of a worker that has sampled for ``elapsed_s``, all in seconds."""
-    return max(least_s, min(_LONGEST_S, _SHARE * elapsed_s))
+    """Return the time between two commits of a worker that has sampled for ``elapsed_s``, all in seconds; 0 stays 0."""
+    return max(least_s, min(_LONGEST_S, _SHARE * elapsed_s)) if least_s else 0.0
 
 
 class Committer:

@@ -1,6 +1,7 @@
 """How often a worker commits, by a clock that the test moves."""
 
 from concurrent.futures import Future
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +48,7 @@ def commits(monkeypatch, hours, least_s):
 
 def test_a_long_run_commits_less_and_less_often(monkeypatch):
     times, waited = commits(monkeypatch, 12, 5.0)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert all(gap <= max(5.0, min(60.0, 0.01 * at)) + 1 for gap, at in zip(gaps, times[1:], strict=True))
     assert times[:20] == [5.0 * n for n in range(1, 21)]  # a short run commits as often as it is told to
     assert gaps[-2] == 60.0
@@ -60,3 +61,8 @@ def test_who_asks_for_fewer_commits_gets_them(monkeypatch):
     times, waited = commits(monkeypatch, 1, 300.0)
     assert times[:-1] == [300.0 * n for n in range(1, 12)]
     assert waited == 300.0
+
+
+def test_without_an_interval_every_question_is_written_at_once(monkeypatch):
+    times, _ = commits(monkeypatch, 1, 0.0)
+    assert times == [float(second) for second in range(3600)]

@@ -184,12 +184,10 @@ def test_a_run_that_is_done_joins_its_segments_where_there_are_many(alone, tmp_p
 
     write_once = store_module.write_once
     command = ["harvest", f"--output={tmp_path}", *SETTINGS]
-    with (
-        monkeypatch.context() as patched,
-        pytest.warns(UserWarning, match="stay as they are: Cannot write to the store"),
-    ):
-        patched.setattr(store_module, "write_once", no_room)
+    monkeypatch.setattr(store_module, "write_once", no_room)
+    with pytest.warns(UserWarning, match="stay as they are: Cannot write to the store"):
         assert run(command) == 0
+    monkeypatch.setattr(store_module, "write_once", write_once)
     assert same(Store.open(tmp_path), alone)
     assert len(list(tmp_path.glob("segment-w0-*.h5"))) >= 3
     assert "join the segments of" in capsys.readouterr().err
@@ -269,8 +267,9 @@ def test_the_messages_are_those_that_the_document_shows(tmp_path, monkeypatch):
         new["trajectories/compute_s"][0] += 1
     segment.write_bytes((tmp_path / "new.h5").read_bytes())
     messages.append(said(lambda: list(Store.open(tmp_path))))
+    messages.append(plain(str(store_module.other_questions(segment))))
     manifest.write_text(manifest.read_text().replace('"aggregator": "majority"', '"aggregator": "weighted"'))
     messages.append(said(lambda: Store.open(tmp_path)))
-    assert len(set(messages)) == 8
+    assert len(set(messages)) == 9
     for message in messages:
         assert f"| {message} |" in table
