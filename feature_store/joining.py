@@ -63,10 +63,11 @@ def join_segments(
     wanted = sorted(name for path in sources for name in names[path])
     writer, written = StoreWriter.attach(folder), []
     try:
-        with (track or _untracked)(f"join the segments of {folder}", len(wanted)) as bar:
+        with track(f"join the segments of {folder}", len(wanted)) if track else nullcontext() as bar:
             for batch in _batches(_in_order(store, wanted), questions):
                 written.append(writer.commit(batch, writer="all"))
-                bar.advance(len(batch))
+                if bar is not None:
+                    bar.advance(len(batch))
     except BaseException:
         _remove(folder, written)
         raise
@@ -123,12 +124,3 @@ def _batches(questions: Iterator[tuple[Question, int]], most: int) -> Iterator[l
         size += each
     if batch:
         yield batch
-
-
-class _Untracked:
-    def advance(self, number: int) -> None:
-        """Pass over what is done."""
-
-
-def _untracked(description: str, total: int) -> AbstractContextManager[_Untracked]:
-    return nullcontext(_Untracked())
