@@ -66,7 +66,7 @@ def write_manifest(folder: Path, manifest: Manifest, *, replacing: bool = False)
 
 def _encoded(content: dict[str, Any]) -> bytes:
     """Return a manifest's entries as its file, the ids of the questions on one line at the end."""
-    others = {name: value for name, value in content.items() if name != _IDS} | {_DIGEST: _digest(content)}
+    others = {name: value for name, value in content.items() if name != _IDS} | {_DIGEST: digest_of_entries(content)}
     text = json.dumps(others, indent=2, sort_keys=True)
     if _IDS in content:
         text = f'{text[:-2]},\n  "{_IDS}": {json.dumps(content[_IDS])}\n}}'
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(
             f"{path} lacks {', '.join(sorted(missing))}: it is damaged; delete the store and harvest again."
         )
-    if content.pop(_DIGEST, None) != _digest(content):
+    if content.pop(_DIGEST, None) != digest_of_entries(content):
         raise StoreError(
             f"The content of {path} does not match its checksum: it was changed after it was written; put the "
             "original back, or harvest again into another folder."
@@ -126,8 +126,8 @@ def _check(content: dict[str, Any], path: Path) -> None:
                 )
 
 
-def _digest(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's entries as compact JSON with sorted keys."""
+def digest_of_entries(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a file's entries as compact JSON with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

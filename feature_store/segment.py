@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -31,6 +31,15 @@ _DIGEST_SIZE = 32
 """Bytes of a SHA-256."""
 _FLAGS = (None, False, True)
 """What -1, 0 and 1 stand for, from -1 on."""
+
+
+class Content(NamedTuple):
+    """What opening a store needs of a segment."""
+
+    checksum: str
+    """The one that it states of its whole content."""
+    question_ids: list[str]
+    """Of its questions, in order."""
 
 
 def encode_segment(questions: Sequence[Question]) -> bytes:
@@ -65,19 +74,14 @@ def read_segment(path: Path) -> list[Question]:
     return decode(load(path, DATASETS), path)
 
 
-def read_checksum(path: Path) -> str:
-    """Read the checksum that a segment states of its content, and nothing else; errors as :func:`read_segment`."""
-    with reading(path) as file:
-        return _joint(list(column_digests(file, path).values()))
-
-
-def read_question_ids(path: Path) -> list[str]:
-    """Read only the question ids of a segment; errors as :func:`read_segment`."""
-    data, offsets = (load(path, _IDS)[name] for name in _IDS)
+def read_content(path: Path) -> Content:
+    """Read what opening a store needs of a segment; errors as :func:`read_segment`."""
+    arrays, digests = _load(path, _IDS)
+    data, offsets = (arrays[name] for name in _IDS)
     if not _fit(offsets, len(offsets) - 1, len(data)):
         raise damaged(path)
     try:
-        return _texts(data, offsets)
+        return Content(_joint(list(digests.values())), _texts(data, offsets))
     except UnicodeDecodeError as error:
         raise damaged(path) from error
 
@@ -301,12 +305,17 @@ def _broken_rule(arrays: dict[str, np.ndarray]) -> str | None:
 
 def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read datasets of a segment and compare each with its checksum; raises StoreError for any fault."""
+    return _load(path, names)[0]
+
+
+def _load(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
+    """Return datasets of a segment, and the checksums that it states of all."""
     with reading(path) as file:
         digests = column_digests(file, path)
         arrays = {name: dataset_of(file, name, path)[...] for name in names}
     if any(column_digest(name, array) != digests[name] for name, array in arrays.items()):
         raise changed(path)
-    return arrays
+    return arrays, digests
 
 
 def dataset_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from feature_store.columns import COLUMNS
 from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
+from feature_store.index import INDEX, contents, read_index
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
 from feature_store.scan import scan_segment
-from feature_store.segment import encode_segment, read_checksum, read_question_ids, read_segment
+from feature_store.segment import encode_segment, read_content, read_segment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,15 +37,17 @@ def segments(folder: Path) -> list[Path]:
 
 
 class Store:
-    """A store opened for reading. Opening reads the manifest and every segment's question ids."""
+    """A store opened for reading. Opening reads the manifest and the ids of all questions, from the index if it can."""
 
     def __init__(self, folder: Path | str) -> None:
         """Open a store; raises StoreError if it is absent, of another version, or a segment cannot be read."""
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self.contents = contents(self.folder)
+        """What each segment holds, in order of name."""
         where: dict[str, Path] = {}
-        for path in segments(self.folder):
-            for question_id in read_question_ids(path):
+        for path, content in self.contents.items():
+            for question_id in content.question_ids:
                 where.setdefault(question_id, path)  # of two copies, the first segment's counts
         self._where = dict(sorted(where.items()))
 
@@ -88,10 +91,28 @@ class Store:
             if question_id not in self._where:
                 raise StoreError(f"The store {self.folder} has no question {question_id}.")
             if question_id not in held:
-                path = self._where[question_id]
-                questions = (q for q in read_segment(path) if q.question_id in asked)
-                held |= {q.question_id: q for q in questions if self._where.get(q.question_id) == path}
+                found = self.read_counting(self._where[question_id])
+                held |= {q.question_id: q for q in found if q.question_id in asked}
             yield held.pop(question_id)
+
+    def segment_of(self, question_id: str) -> Path:
+        """Return the segment whose copy of a question counts."""
+        return self._where[question_id]
+
+    def read_counting(self, path: Path) -> Iterator[Question]:
+        """Yield the questions of a segment whose copies count; errors as :meth:`read`."""
+        return self._counting(path, read_segment(path))
+
+    def _counting(self, path: Path, questions: Iterable[Question]) -> Iterator[Question]:
+        """Yield those of a segment's questions that count; refuses others than it held when the store was opened."""
+        names = iter(self.contents[path].question_ids)
+        for question in questions:
+            if question.question_id != next(names, None):
+                raise other_questions(path)
+            if self._where[question.question_id] == path:
+                yield question
+        if next(names, None) is not None:
+            raise other_questions(path)
 
     def scan(self, *, hidden: bool = True) -> Iterator[Question]:
         """Yield every question once with what features need, segment by segment, in little memory.
@@ -100,15 +121,13 @@ class Store:
         text, tokens, per-token values and steps; without ``hidden`` they have no hidden states either: D is 0.
         """
         for path in self._sources():
-            for question in scan_segment(path, hidden=hidden):
-                if self._where.get(question.question_id) == path:
-                    yield question
+            yield from self._counting(path, scan_segment(path, hidden=hidden))
 
     def checksum(self) -> str:
         """Return a digest of the segments that the questions come from, by the checksums that they state."""
         digest = hashlib.sha256()
         for path in self._sources():
-            digest.update(f"{path.name}|{read_checksum(path)}|".encode())
+            digest.update(f"{path.name}|{self.contents[path].checksum}|".encode())
         return digest.hexdigest()
 
     def _sources(self) -> list[Path]:
@@ -138,6 +157,8 @@ class StoreWriter:
         """Open a store that :meth:`open` has created, as one of several writers; errors as :class:`Store`."""
         store = Store.open(folder)
         self.folder, self.manifest = store.folder, store.manifest
+        self._numbers: dict[str, int] = {}
+        """Of the next segment of each writer, if the name is free."""
         self.committed = set(store.question_ids)
         """Ids of the questions that are in the store."""
 
@@ -155,7 +176,7 @@ class StoreWriter:
             if not (folder / MANIFEST).exists():
                 _create(folder, manifest)
             check_same_run(folder, manifest)
-            for pattern in (MANIFEST, SEGMENT):  # only now: a folder that is refused is left as it is
+            for pattern in (MANIFEST, SEGMENT, INDEX):  # only now: a folder that is refused is left as it is
                 remove_leftovers(folder, pattern)
             writer = cls.attach(folder)
             stored = writer.manifest
@@ -178,7 +199,7 @@ class StoreWriter:
         if not questions:
             raise ValueError("expected at least one question to commit")
         content = encode_segment(questions)
-        number = len(list(self.folder.glob(f"segment-{writer}-*.h5")))
+        number = self._numbers.get(writer) or len(list(self.folder.glob(f"segment-{writer}-*.h5")))
         while True:
             path = self.folder / f"segment-{writer}-{number:06d}.h5"
             try:
@@ -191,6 +212,7 @@ class StoreWriter:
                     f"Cannot write to the store {self.folder} ({error.strerror}): what it held is kept; make room or "
                     "access for it and run the command again."
                 ) from error
+            self._numbers[writer] = number + 1
             self.committed.update(question.question_id for question in questions)
             return path
 
@@ -223,13 +245,25 @@ def examine(folder: Path) -> tuple[list[str], list[str]]:
     """
     manifest = read_manifest(folder)
     damaged, held = [], set()
+    known = read_index(folder)
     for path in segments(folder):
         try:
-            held.update(question.question_id for question in read_segment(path))
+            names = [question.question_id for question in read_segment(path)]
+            held.update(names)
+            if path.name in known and known[path.name] != (read_content(path).checksum, names):
+                damaged.append(str(other_questions(path)))
         except StoreError as error:
             damaged.append(str(error))
     missing = _shortfall(folder, manifest, held)
     return damaged, [] if missing is None else [missing]
+
+
+def other_questions(path: Path) -> StoreError:
+    """Return the error of a segment that holds something else than the index says, or than it held before."""
+    return StoreError(
+        f"{path} holds other questions than {INDEX} beside it says: delete {INDEX}, which is made anew from the "
+        "segments."
+    )
 
 
 def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_store.errors import StoreError
-from feature_store.files import new_file, new_folder, sync_folder
+from feature_store.files import new_file, new_folder
+from feature_store.joining import MOST_QUESTIONS, Track, join_segments
 from feature_store.lock import held
 from feature_store.manifest import differences
 from feature_store.records import Question
@@ -125,34 +126,10 @@ def _check_same(question_id: str, one: Store, other: Store) -> None:
         )
 
 
-def compact(folder: Path, questions: int = 512, progress: Progress = lambda count: None) -> tuple[int, int]:
-    """Join a store's segments into few large ones, in order of question id.
-
-    The new segments are on the disk before an old one goes; a store that a kill left in between holds some questions
-    twice, which readers count once, and another call finishes the work.
-
-    Args:
-        folder: The store; refused while a run holds it.
-        questions: Most questions of a segment.
-        progress: See :data:`Progress`.
-
-    Returns:
-        Segments before and after.
-    """
-    folder = Path(folder)
-    with held(folder):
-        store, before = Store.open(folder), segments(folder)
-        if len(before) <= max(1, -(-len(store) // questions)):
-            return len(before), len(before)
-        writer, written = StoreWriter.attach(folder), 0
-        for batch in _batches(iter(store), questions):
-            writer.commit(batch, writer="all")
-            written += 1
-            progress(len(batch))
-        for path in before:
-            path.unlink()
-        sync_folder(folder)
-        return len(before), written
+def compact(folder: Path, questions: int = MOST_QUESTIONS, track: Track | None = None) -> tuple[int, int]:
+    """Join a store's segments as :func:`join_segments` does; refused while a run holds the store."""
+    with held(Path(folder)):
+        return join_segments(Path(folder), questions=questions, track=track)
 
 
 def export(folder: Path, output: Path) -> int:

@@ -34,7 +34,10 @@ def run_store(arguments: list[str]) -> None:
         if any(faults.values()):
             raise InputError(" ".join(fault for each in faults.values() for fault in each))
     elif action == "compact":
-        joined = {str(folder): dict(zip(("before", "after"), tools.compact(folder), strict=True)) for folder in folders}
+        from dps.run.progress import track
+
+        counts = {str(folder): tools.compact(folder, track=track) for folder in folders}
+        joined = {name: dict(zip(("before", "after"), both, strict=True)) for name, both in counts.items()}
         lines = [f"{name}: {each['before']} segments joined into {each['after']}" for name, each in joined.items()]
         _show(config.json, joined, lines)
     elif output is None:

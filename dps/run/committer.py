@@ -13,6 +13,11 @@ from dps.device import peak_gib
 from feature_store import Question, StoreWriter
 from feature_store.errors import StoreError
 
+_SHARE = 0.01
+"""A worker writes after this share of the time that it has sampled, so that a long run does not make small files."""
+_LONGEST_S = 60.0
+"""But at least this often, unless it is asked to write less often."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -64,15 +69,23 @@ class _Complete:
     """When it was complete, on the clock of ``time.monotonic``."""
 
 
+def commit_interval(least_s: float, elapsed_s: float) -> float:
+    """Return the time between two commits of a worker that has sampled for ``elapsed_s``, all in seconds; 0 stays 0."""
+    return max(least_s, min(_LONGEST_S, _SHARE * elapsed_s)) if least_s else 0.0
+
+
 class Committer:
-    """Commits questions as they complete, several at a time.
+    """Commits questions as they complete, several at a time, less often as the run gets longer.
 
     A thread compresses and writes, which holds up nobody; the questions of a commit are reported when it is on the
     disk, by the thread that samples. A run that is stopped commits what is complete.
     """
 
     def __init__(self, folders: Sequence[Path], writer: str, interval_s: float, report: Callable[[Done], None]) -> None:
-        """Prepare; ``folders`` are the stores in order of their numbers, ``writer`` names this worker's segments."""
+        """Prepare; ``folders`` are the stores in order of their numbers, ``writer`` names this worker's segments.
+
+        ``interval_s`` is the least time between two commits, see :func:`commit_interval`.
+        """
         self._folders = folders
         self._writer = writer
         self._interval_s = interval_s
@@ -81,7 +94,7 @@ class Committer:
         self._thread = ThreadPoolExecutor(1)
         self._held: list[_Complete] = []
         self._under_way: tuple[list[_Complete], Future[None]] | None = None
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
 
     def __enter__(self) -> Committer:
         return self
@@ -110,7 +123,9 @@ class Committer:
         """
         if self._under_way is not None and self._under_way[1].done():
             self._settle()
-        if self._held and self._under_way is None and time.monotonic() - self._last >= self._interval_s:
+        now = time.monotonic()
+        wait_s = commit_interval(self._interval_s, now - self._began)
+        if self._held and self._under_way is None and now - self._last >= wait_s:
             self._begin()
 
     def commit(self) -> None:

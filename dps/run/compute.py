@@ -45,7 +45,9 @@ class ComputeConfig:
     """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
     over instead of being measured again, so that `question_time_sec` means the same in both."""
     commit_interval_s: float = 5.0
-    """Complete questions are written this often, seconds; a killed run loses at most that and a write under way."""
+    """Complete questions are written this often at most, seconds. The time between two writes grows to 1 % of the time
+    that the worker has sampled, but not beyond 60 s; a killed run loses at most that and a write under way. 0 writes
+    every question at once."""
     tensorboard: bool = False
     """Write the numbers of progress.jsonl as TensorBoard scalars, too, over the questions done; into the folder
     `tensorboard` of each store. Needs the extra of that name."""

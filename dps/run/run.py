@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ from dps.run.clock import Clock, clock_store, measure_clock
 from dps.run.committer import Done
 from dps.run.ledger import Missing
 from dps.run.pool import Pool, for_worker
+from dps.run.progress import track
 from dps.run.progress_log import Display
 from dps.run.worker import (
     LoadController,
@@ -46,6 +48,8 @@ from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.errors import StoreError
+from feature_store.index import MANY
+from feature_store.joining import join_segments
 from feature_store.lock import held
 from feature_store.manifest import MANIFEST
 from feature_store.store import check_same_run
@@ -225,10 +229,11 @@ def _fill(
         _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
         # Worker processes start first, so that they import while this one loads the model.
         pool = _pool(settings, load_controller)
+        workers = stack.enter_context(ExitStack())
         if pool is None:
             settings = for_worker(settings, 0)
         else:
-            stack.callback(pool.close)
+            workers.callback(pool.close)
         model = load_model(settings.model)
         warn_of_endless_turns(model, benchmark)
         identity = identity_of(model, benchmark, settings)
@@ -249,7 +254,19 @@ def _fill(
                 torch.cuda.empty_cache()  # a worker plans with the memory that is free
         wanted = [item.question_id for item in benchmark.items[settings.compute.part]]
         writers = _open_stores(plans, settings, resolved, identity, measure, wanted)
-        return _fill_stores(plans, settings, writers, wanted, run)
+        counts = _fill_stores(plans, settings, writers, wanted, run)
+        workers.close()
+        for plan in plans:
+            _join(plan.folder)
+        return [Summary.of(plan.folder, len(wanted), count) for plan, count in zip(plans, counts, strict=True)]
+
+
+def _join(folder: Path) -> None:
+    """Join the segments of a store that is done, where there are many; the run holds it still."""
+    try:
+        join_segments(folder, least=MANY, track=track)
+    except StoreError as error:  # the run itself is done
+        warnings.warn(f"The segments of {folder} stay as they are: {error}", stacklevel=2)
 
 
 def _fill_stores(
@@ -258,8 +275,8 @@ def _fill_stores(
     writers: Sequence[StoreWriter],
     wanted: Sequence[str],
     run: FillStores,
-) -> list[Summary]:
-    """Have the workers sample what the stores lack of the questions wanted, and show the progress."""
+) -> list[int]:
+    """Have the workers sample what the stores lack of the questions wanted, and show it; return how many for each."""
     tasks = [plan.task for plan in plans]
     lacking = [[name for name in wanted if name not in writer.committed] for writer in writers]
     before = [len(wanted) - len(names) for names in lacking]
@@ -277,7 +294,7 @@ def _fill_stores(
             counts = display.counts
         if counts != [len(names) for names in lacking]:
             raise RuntimeError(f"expected to sample {[len(names) for names in lacking]} questions, sampled {counts}")
-    return [Summary.of(plan.folder, n + c, c) for plan, n, c in zip(plans, before, counts, strict=True)]
+    return counts
 
 
 def _check_standing(folders: Sequence[Path], earlier: str | None) -> None:

@@ -18,6 +18,7 @@ import pytest
 from dps.cli import run
 from dps.run import pool, ray_pool
 from dps.run import progress_log as progress_module
+from dps.run import run as run_module
 from dps.run.committer import Done
 from dps.run.progress_log import PROGRESS, ProgressLog
 from feature_store import Store, StoreWriter
@@ -25,7 +26,7 @@ from feature_store import lock as lock_module
 from feature_store import store as store_module
 from feature_store.errors import StoreError
 from feature_store.lock import held
-from feature_store.segment import read_question_ids
+from feature_store.segment import read_content
 from feature_store.tools import verify
 from tests.factories import make_manifest, make_question
 from tests.harvests import same
@@ -168,8 +169,43 @@ def test_questions_are_committed_once_also_where_their_report_fails(tmp_path, ca
     monkeypatch.setattr(progress_module, "FileIO", FullFile)
     assert run(["harvest", f"--output={folder}", *SETTINGS]) == 2
     assert "Cannot write the progress of the store" in capsys.readouterr().err
-    stored = [name for path in folder.glob("segment-*.h5") for name in read_question_ids(path)]
+    stored = [name for path in folder.glob("segment-*.h5") for name in read_content(path).question_ids]
     assert len(stored) == len(set(stored)) > 0
+
+
+def test_a_run_that_is_done_joins_its_segments_where_there_are_many(alone, tmp_path, capsys, monkeypatch):
+    """What was left by a run that could not, by the next, though it has nothing to sample."""
+    monkeypatch.setattr(run_module, "MANY", 3)
+
+    def no_room(path, content):
+        if "all" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_once(path, content)
+
+    write_once = store_module.write_once
+    command = ["harvest", f"--output={tmp_path}", *SETTINGS]
+    monkeypatch.setattr(store_module, "write_once", no_room)
+    with pytest.warns(UserWarning, match="stay as they are: Cannot write to the store"):
+        assert run(command) == 0
+    monkeypatch.setattr(store_module, "write_once", write_once)
+    assert same(Store.open(tmp_path), alone)
+    assert len(list(tmp_path.glob("segment-w0-*.h5"))) >= 3
+    assert "join the segments of" in capsys.readouterr().err
+    assert run(command) == 0
+    assert [path.name for path in tmp_path.glob("segment-*.h5")] == ["segment-all-000000.h5"]
+    assert verify(tmp_path) == []
+    assert same(Store.open(tmp_path), alone)
+    assert "join the segments of" in capsys.readouterr().err
+    assert run(command) == 0
+    assert "join the segments of" not in capsys.readouterr().err
+
+
+def test_a_run_that_is_broken_off_leaves_its_segments(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "MANY", 1)
+    monkeypatch.setattr(progress_module, "FileIO", FullFile)
+    assert run(["harvest", f"--output={tmp_path}", *SETTINGS]) == 2
+    assert list(tmp_path.glob("segment-w0-*.h5"))
+    assert not list(tmp_path.glob("segment-all-*.h5"))
 
 
 def test_half_a_line_of_the_log_is_dropped(tmp_path):
@@ -231,8 +267,9 @@ def test_the_messages_are_those_that_the_document_shows(tmp_path, monkeypatch):
         new["trajectories/compute_s"][0] += 1
     segment.write_bytes((tmp_path / "new.h5").read_bytes())
     messages.append(said(lambda: list(Store.open(tmp_path))))
+    messages.append(plain(str(store_module.other_questions(segment))))
     manifest.write_text(manifest.read_text().replace('"aggregator": "majority"', '"aggregator": "weighted"'))
     messages.append(said(lambda: Store.open(tmp_path)))
-    assert len(set(messages)) == 8
+    assert len(set(messages)) == 9
     for message in messages:
         assert f"| {message} |" in table

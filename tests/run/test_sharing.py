@@ -16,7 +16,7 @@ from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
 from feature_store.errors import StoreError
-from feature_store.segment import read_question_ids
+from feature_store.segment import read_content
 from feature_store.tools import verify
 from tests.run.test_scheduler import same_record
 
@@ -124,7 +124,7 @@ def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path
     assert {path: path.read_bytes() for path in before} == before  # nothing that was committed is done again
     assert sum(engine.num_generated_tokens for engine in engines) < charged(config, "power", "plain")
     for store in (Store.open(f"{config.output}/{name}") for name in config.policies):
-        stored = [name for path in store.folder.glob("segment-*.h5") for name in read_question_ids(path)]
+        stored = [name for path in store.folder.glob("segment-*.h5") for name in read_content(path).question_ids]
         assert sorted(stored) == store.question_ids
 
 
