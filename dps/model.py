@@ -21,6 +21,7 @@ from dps.errors import InputError
 from dps.extras import install
 from dps.hub import only_cached, quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
+from dps.start import MODEL, stage
 from dps.text import AddedText
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class LanguageModel:
     def hidden_size(self) -> int:
         """Size D of a hidden state."""
         return self.text_config.hidden_size
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of its weights."""
+        return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def max_positions(self) -> int:
@@ -288,6 +294,7 @@ def _device_of(name: str) -> torch.device:
     return device
 
 
+@stage(MODEL)
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     """Load a causal language model by its settings, or just its name, for sampling.
 
