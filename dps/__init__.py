@@ -8,6 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from dps.threads import wait_passively
+
+wait_passively()  # here, because whatever of the package loads PyTorch comes later
+
 _EXPORTS = {
     "answer": "dps.api",
     "load_model": "dps.model",

@@ -4,11 +4,6 @@ import errno
 import os
 import sys
 
-# Threads that wait for work must not keep a core busy that another process could use; their libraries read this when
-# they are loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("KMP_BLOCKTIME", "0")
-
 from dps.cli import run
 
 

@@ -17,6 +17,7 @@ from dps.run.scheduler import Checkpoint, run_policy
 from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
+from dps.threads import num_threads, torch_threads
 from feature_store.records import Question
 
 
@@ -76,8 +77,7 @@ def answer(
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
     if controller is not None:
-        identity = feature_identity(loaded, encoder, feature_layer)
-        controller.check_model(identity, encoder.size if encoder is not None else None)
+        controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size if encoder else None)
     prompts = prompts_of(loaded, benchmark, settings)
     engine = open_engine(
         loaded,
@@ -98,7 +98,8 @@ def answer(
         feature_layer=feature_layer if HIDDEN in parts else None,
         on_checkpoint=on_checkpoint,
     )
-    by_id = {record.question_id: record for record in records}
+    with torch_threads(num_threads(loaded.num_parameters)):
+        by_id = {record.question_id: record for record in records}
     return [by_id[item.question_id] for item in benchmark.items]
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from dps.errors import InputError
 from dps.hub import is_hub_id, offline_if_silent, only_cached, quiet_hub
+from dps.start import EMBEDDER, stage
+from dps.threads import num_threads, torch_threads
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,6 +64,7 @@ class QuestionEmbedder:
         """Size E of an embedding. Loads the model."""
         return int(self._model.get_embedding_dimension())
 
+    @stage(EMBEDDER)
     def embed(self, questions: Sequence[str]) -> np.ndarray:
         """Embed N questions as the model does, without normalizing: shape (N, E), float32.
 
@@ -69,7 +72,8 @@ class QuestionEmbedder:
         """
         if not questions:
             return np.empty((0, self.size), dtype=np.float32)
-        embeddings = self._model.encode(list(questions), show_progress_bar=False, convert_to_numpy=True)
+        with torch_threads(num_threads(sum(weight.numel() for weight in self._model.parameters()))):
+            embeddings = self._model.encode(list(questions), show_progress_bar=False, convert_to_numpy=True)
         return np.asarray(embeddings, dtype=np.float32)
 
     @cached_property

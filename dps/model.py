@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,11 +21,16 @@ from dps.errors import InputError
 from dps.extras import install
 from dps.hub import only_cached, quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
+from dps.start import MODEL, stage
 from dps.text import AddedText
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_BATCH = 1024
+"""Texts that a tokenizer is given at a time: of each it keeps much more than the tokens until it returns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,33 +129,60 @@ class LanguageModel:
         """Size D of a hidden state."""
         return self.text_config.hidden_size
 
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of its weights."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
     @property
     def max_positions(self) -> int:
         """Positions that the model was made for, prompt and response together."""
         return getattr(self.text_config, "max_position_embeddings", None) or 1 << 30
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the prompt's token ids, with the special tokens that a text to be continued has.
+        """Return one prompt's token ids, see :meth:`encode_all`."""
+        return self.encode_all([prompt])[0]
+
+    def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the prompts' token ids, with the special tokens that a text to be continued has.
 
         A chat template writes its special tokens itself, so to a :class:`ChatPrompt` none are added. A plain prompt
         gets those that the tokenizer puts before a text (a BOS, most often), unless it begins with them already, and
         none of those that it puts behind one: an EOS there would say that the text has ended. An InputError if the
         tokenizer writes a token that the model does not have.
         """
-        tokens = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if not isinstance(prompt, ChatPrompt):
-            framed = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
+        rows = []
+        for tokens, framed in self._tokenized(prompts):
             starts = range(len(framed) - len(tokens) + 1)
             start = next((start for start in starts if framed[start : start + len(tokens)] == tokens), 0)
-            tokens = tokens if tokens[:start] == framed[:start] else framed[:start] + tokens
+            rows.append(tokens if tokens[:start] == framed[:start] else framed[:start] + tokens)
         size = self.model.get_input_embeddings().weight.shape[0]
-        if tokens and max(tokens) >= size:
+        if (most := max((max(tokens, default=0) for tokens in rows), default=0)) >= size:
             raise InputError(
-                f"The tokenizer of the model {self.name} writes {self.tokenizer.convert_ids_to_tokens(max(tokens))!r} "
-                f"as token {max(tokens)}, but the model has only {size} tokens: give it the tokenizer that it was "
+                f"The tokenizer of the model {self.name} writes {self.tokenizer.convert_ids_to_tokens(most)!r} "
+                f"as token {most}, but the model has only {size} tokens: give it the tokenizer that it was "
                 "trained with."
             )
-        return tokens
+        return rows
+
+    def _tokenized(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield each prompt's tokens, and these with the special ones that the tokenizer puts around a plain prompt.
+
+        A fast tokenizer takes many prompts at a time, on all cores, and frames what it has split already.
+        """
+        tokenizer = self.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            for prompt in prompts:
+                tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                yield tokens, tokens if isinstance(prompt, ChatPrompt) else tokenizer(prompt)["input_ids"]
+            return
+        frame = tokenizer.backend_tokenizer.post_process
+        bare = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        for start in range(0, len(prompts), _BATCH):
+            batch = list(prompts[start : start + _BATCH])
+            split = tokenizer(batch, **bare)
+            for prompt, tokens, encoding in zip(batch, split["input_ids"], split.encodings, strict=True):
+                yield tokens, tokens if isinstance(prompt, ChatPrompt) else frame(encoding, None, True).ids
 
     @cached_property
     def _added_text(self) -> AddedText:
@@ -262,6 +294,7 @@ def _device_of(name: str) -> torch.device:
     return device
 
 
+@stage(MODEL)
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     """Load a causal language model by its settings, or just its name, for sampling.
 

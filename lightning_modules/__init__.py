@@ -10,6 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from dps.threads import wait_passively
+
+wait_passively()  # before any module here loads PyTorch
+
 _EXPORTS = {
     "Controller": "lightning_modules.load",
     "load_controller": "lightning_modules.load",

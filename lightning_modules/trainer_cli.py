@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -31,6 +32,7 @@ from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
+from dps.threads import num_threads
 from feature_store import Store
 from feature_store.files import replace_file
 from feature_store.lock import held
@@ -168,6 +170,7 @@ class ControllerCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse to measure a trained controller on data that do not fit it, or over another's; use its clock."""
+        torch.set_num_threads(num_threads(sum(weight.numel() for weight in self.model.parameters())))
         if self._trained is None:
             return
         trained = self._trained.description["data"]

@@ -11,8 +11,8 @@ MOST_SOURCE, MOST_TESTS = 31_200, 18_600
 """What stands there now. Lower them after taking something away; the aim is 20,000 and 10,000."""
 COMPOSITION = ("dps.commands", "dps.cli", "dps.api")
 """Where both sides are put together; only there, and only when a command runs, the sampler's side loads the other."""
-OF_DPS = ("decide", "estimates", "doubt", "errors", "folders", "arguments", "extras")
-"""What controllers may use of ``dps``: decisions, statistics, sentences, and whose results a folder holds."""
+OF_DPS = ("decide", "estimates", "doubt", "errors", "folders", "arguments", "extras", "threads")
+"""What controllers may use of ``dps``: decisions, statistics, sentences, whose results a folder holds, and threads."""
 
 
 def files(*folders, suffix=".py"):

@@ -16,7 +16,7 @@ from dps.model import load_model
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
 
 from .sampler.models import tiny_model
-from .tokenizer_kinds import byte_level, framed, llama2, unigram, word_piece
+from .tokenizer_kinds import ALL, TEXTS, byte_level, framed, llama2, unigram, word_piece
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,30 @@ def test_a_tokenizer_that_writes_what_the_model_does_not_have_is_refused():
 def test_special_tokens_in_the_text_of_a_plain_prompt(single, prompt, expected):
     model = with_tokenizer(framed(byte_level(), single))
     assert model.tokenizer.convert_ids_to_tokens(model.encode(prompt)) == expected.split()
+
+
+def one_by_one(tokenizer, prompt):
+    """A prompt's tokens by two calls of the tokenizer, one with special tokens and one without."""
+    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokens if isinstance(prompt, ChatPrompt) else tokenizer(prompt, add_special_tokens=True)["input_ids"]
+    starts = range(len(whole) - len(tokens) + 1)
+    start = next((start for start in starts if whole[start : start + len(tokens)] == tokens), 0)
+    return tokens if tokens[:start] == whole[:start] else whole[:start] + tokens
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A </s>", "<s> <unk> $A", "</s> $A"])
+@pytest.mark.parametrize("kind", ALL)
+def test_many_prompts_have_the_tokens_that_each_has_alone(kind, single, monkeypatch):
+    monkeypatch.setattr("dps.model._BATCH", 5)
+    tokenizer = framed(ALL[kind](), single)
+    texts = [*TEXTS, "", " ", "x", "<s>", "<s><s>", "<s>x", "<unk>", "<unk><unk>", "x</s>", "</s>x<s>", "return" * 9]
+    prompts = [*texts, *map(ChatPrompt, texts), *texts]
+    expected = [one_by_one(tokenizer, prompt) for prompt in prompts]
+    model = with_tokenizer(tokenizer)
+    assert model.encode_all(prompts) == expected == [model.encode(prompt) for prompt in prompts]
+    slow = dataclasses.replace(model, tokenizer=lambda *given, **options: tokenizer(*given, **options))
+    assert slow.encode_all(prompts) == expected
+    assert model.encode_all([]) == []
 
 
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from dps.benchmarks.config import BenchmarkConfig
 from dps.benchmarks.grading import Grader, Item
 from dps.errors import InputError
 from dps.model_config import EMBEDDED
+from dps.start import BENCHMARK, stage
 
 __all__ = ["NAMES", "Benchmark", "BenchmarkConfig", "Item", "grader_of", "load_benchmark", "module_of"]
 
@@ -46,6 +47,7 @@ def load_benchmark(config: BenchmarkConfig, model: str | None = None) -> Benchma
 
 
 @lru_cache(maxsize=8)
+@stage(BENCHMARK)
 def _loaded(config: BenchmarkConfig, embedded: bool, stamp: tuple[int, ...] | None) -> Benchmark:
     module = module_of(config.name)
     return module.load(config, embedded) if config.name == "jsonl" else module.load(config)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dps.commands.analysis import write_report_of
 from dps.commands.options import Settings, parse, parser_of
 from dps.commands.stores import check_controller_file
+from dps.start import IMPORTS, process_age, stage, starting
 
 if TYPE_CHECKING:
     from dps.run.run import Summary
@@ -29,20 +30,19 @@ def run_harvest(arguments: list[str]) -> None:
     ]
     config, _ = parse(parser, HarvestConfig, spelt_out, fits="harvest")
     _check_questions(config.check())
-    if config.plan != "off":
-        import json
-        import time
+    with starting("harvest", from_process=True):
+        if config.plan != "off":
+            import json
 
-        import psutil
+            with stage(IMPORTS):
+                from dps.run.plan import plan_harvest
 
-        from dps.run.plan import plan_harvest
-
-        plan = plan_harvest(config, loading_s=time.time() - psutil.Process().create_time())
-        print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
-        return
-    from dps.run.run import harvest
-
-    _say([harvest(config)])
+            plan = plan_harvest(config, loading_s=process_age())
+            print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+            return
+        with stage(IMPORTS):
+            from dps.run.run import harvest
+        _say([harvest(config)])
 
 
 def run_evaluate(arguments: list[str]) -> None:
@@ -58,10 +58,11 @@ def run_evaluate(arguments: list[str]) -> None:
     for name, path in config.controllers.items():
         if name in config.policies:
             check_controller_file(path)
-    from dps.run.run import evaluate
-    from lightning_modules.load import load_controller
-
-    _say(evaluate(config, load_controller=load_controller))
+    with starting("evaluation", from_process=True):
+        with stage(IMPORTS):
+            from dps.run.run import evaluate
+            from lightning_modules.load import load_controller
+        _say(evaluate(config, load_controller=load_controller))
 
 
 def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
@@ -169,11 +170,13 @@ def run_sample(arguments: list[str]) -> None:
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
     check_there(model_config)
-    from dps.api import answer
-    from dps.model import load_model
-    from lightning_modules.load import load_controller
-
-    controller = load_controller(config.controller) if config.controller is not None else None
+    with starting("sample", from_process=True):
+        with stage(IMPORTS):
+            from dps.api import answer
+            from dps.model import load_model
+            from lightning_modules.load import load_controller
+        controller = load_controller(config.controller) if config.controller is not None else None
+        model = load_model(model_config)
 
     def show(checkpoint: Checkpoint) -> None:
         answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
@@ -185,7 +188,7 @@ def run_sample(arguments: list[str]) -> None:
 
     [record] = answer(
         parsed["question"],
-        load_model(model_config),
+        model,
         controller=controller,
         k=k,
         sampler=sampler,

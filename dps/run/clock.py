@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dps.benchmarks import Benchmark
 from dps.device import name_of, synchronize
 from dps.errors import InputError
@@ -24,6 +22,7 @@ from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
+from dps.start import CLOCK, stage
 from feature_store import Manifest, Store
 
 _CONSTANTS = ("seconds_per_token", "prefill_seconds_per_token", "rows")
@@ -47,8 +46,6 @@ def measure_clock(model: LanguageModel, benchmark: Benchmark, settings: WorkSett
     Raises:
         InputError: If the earlier store is of another model, device or number of rows.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
     engine = open_engine(
         model,
@@ -100,6 +97,7 @@ def taken_over(folder: str, *, fingerprint: str, device: str, rows: int) -> Cloc
     return Clock(dict(earlier.calibration), earlier.device)
 
 
+@stage(CLOCK)
 def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: float = 1.0) -> dict[str, float]:
     """Measure the clock on full rows of real prompts.
 

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dps.benchmarks import load_benchmark
 from dps.config import HarvestConfig
 from dps.decide import FixedK
 from dps.device import peak_gib, synchronize
-from dps.model import load_model
 from dps.run.clock import measure_clock
 from dps.run.pool import for_worker, num_devices
 from dps.run.run import check_harvest_folder, settings_of
@@ -171,9 +169,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     """
     started = time.perf_counter() if began is None else began
     settings = for_worker(settings_of(config), worker)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    model = load_model(settings.model)
+    model = settings.load_model()
     benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:

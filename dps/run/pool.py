@@ -23,12 +23,13 @@ import torch
 
 from dps.benchmarks import load_benchmark
 from dps.errors import InputError, WorkersDied
-from dps.model import LanguageModel, load_model
+from dps.model import LanguageModel
 from dps.run.clock import Clock, measure_clock
 from dps.run.committer import Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
-from dps.run.worker import LoadController, StoreTask, WorkSettings, work
+from dps.run.worker import LoadController, Report, StoreTask, WorkSettings, work
 from dps.sampler.settings import SamplerConfig
+from dps.start import CLOCK, WAITING, WORKERS, Start, Started, process_age, stage, worker_started
 from feature_store import Store
 from feature_store.errors import StoreError
 
@@ -74,11 +75,18 @@ class Worker:
         self._settings = settings
         self._load_controller = load_controller
         self._model: LanguageModel | None = None
+        self.start = Start(process_age())
+        """Of this worker."""
 
     def load(self) -> LanguageModel:
         """Return the model."""
-        self._model = self._model or load_model(self._settings.model)
+        self._model = self._model or self._settings.load_model()
         return self._model
+
+    def waits(self, receive: Callable[[], Any]) -> Any:
+        """Return what the parent says, however long that takes."""
+        with self.start.active(), stage(WAITING):
+            return receive()
 
     def clock(self, sampler: SamplerConfig) -> Clock | Exception | str:
         """Measure the calibrated clock; see :func:`dps.run.clock.measure_clock`."""
@@ -87,13 +95,15 @@ class Worker:
             benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
             return measure_clock(self.load(), benchmark, self._settings, sampler)
 
-        return _answer_of(measure)
+        with self.start.active():
+            return _answer_of(measure)
 
     def run(self, tasks: list[StoreTask], **line: Any) -> Exception | str | None:
         """Do the work; ``line`` is how it asks for questions, reports them and learns of an end."""
-        return _answer_of(
-            lambda: work(self._number, tasks, self._settings, self._load_controller, model=self._model, **line)
-        )
+        with self.start.active():
+            return _answer_of(
+                lambda: work(self._number, tasks, self._settings, self._load_controller, model=self._model, **line)
+            )
 
 
 def _answer_of(work: Callable[[], Any]) -> Any:
@@ -186,6 +196,7 @@ class Pool:
             self._pipes[mine] = number
             self._processes.append(process)
 
+    @stage(CLOCK)
     def clock(self, sampler: SamplerConfig) -> Clock:
         """Let the first worker measure the calibrated clock; see :func:`dps.run.clock.measure_clock`.
 
@@ -199,7 +210,8 @@ class Pool:
         except (EOFError, OSError):
             raise no_clock() from None
 
-    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None]) -> None:
+    @stage(WORKERS)
+    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Report) -> None:
         """Let the workers fill the stores with what groups of them lack; ``report`` is called once for each question.
 
         Raises:
@@ -221,6 +233,9 @@ class Pool:
                 if isinstance(message, Done):
                     if ledger.done(message.store, message.question_id):
                         report(message)
+                elif isinstance(message, Started):
+                    worker_started()
+                    report(message)
                 elif isinstance(message, tuple):
                     self._send(pipe, ledger.take(self._pipes[pipe], *message))
                 else:
@@ -312,10 +327,10 @@ def _worker_process(
     """Body of a worker process: wait for the tasks, do them, say how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks the workers to stop
     line, worker = _Line(pipe), Worker(number, settings, load_controller)
-    torch.set_num_threads(settings.threads or 1)
-    answer = _answer_of(worker.load)
+    with worker.start.active():
+        answer = _answer_of(worker.load)
     if isinstance(answer, LanguageModel):
-        while isinstance(tasks := line.receive(), _ClockWanted):
+        while isinstance(tasks := worker.waits(line.receive), _ClockWanted):
             line.send(worker.clock(tasks.sampler))
         answer = None
         if tasks != _STOP:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 from dps.run.committer import Done
 from dps.run.progress import Progress, track
+from dps.start import Started, current, words
 from feature_store.errors import StoreError
 from feature_store.hostile import open_in_place
 
@@ -58,6 +60,8 @@ class Display:
         """By worker: questions whose responses waited to be read when it last reported."""
         names = ", ".join(name for _, name, before in stores if before < total)
         self._track = track(f"{kind} ({names})", sum(total - before for _, _, before in stores))
+        self._kind = kind
+        self._start: dict[str, Any] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Display:
@@ -72,8 +76,13 @@ class Display:
         """Questions that were shown, of each store."""
         return [self._logs[n].progress.done if n in self._logs else 0 for n in range(len(self._stores))]
 
-    def show(self, done: Done) -> None:
-        """Count one committed question; its tokens once, however many policies share them."""
+    def show(self, done: Done | Started) -> None:
+        """Count one committed question; its tokens once, however many policies share them.
+
+        When a worker's first tokens are there, keep what the start took: of several workers, until the last has some.
+        """
+        if isinstance(done, Started):
+            return self._note_start(done)
         key = self._group_of[done.store], done.question_id
         counted = self._counted.get(key, 0)
         self._sampled += sum(done.tokens[counted:])
@@ -81,6 +90,7 @@ class Display:
         folder, name, before = self._stores[done.store]
         if done.store not in self._logs:
             self._logs[done.store] = self._stack.enter_context(self._open(folder, before))
+            self._logs[done.store].start = self._start
         log = self._logs[done.store]
         self._behind[done.worker] = done.behind
         behind = sum(self._behind.values())
@@ -89,6 +99,16 @@ class Display:
         grading = f"{behind:,} question{'s' * (behind > 1)} behind" if behind else None
         self._bar.note(policy=name, tokens=self._sampled, **log.words(), grading=grading)
         log.write()
+
+    def _note_start(self, worker: Started) -> None:
+        start = current()
+        if start is None or start.total_s is None:
+            return
+        if not self._start:
+            print(f"{self._kind}: {words(start.total_s, start.seconds)}", file=sys.stderr, flush=True)
+        self._start |= {"start_s": round(start.total_s, 3), "start": start.summary()}
+        if worker.seconds != self._start["start"]:
+            self._start["worker_start"] = {"worker": worker.worker, "start_s": worker.total_s, **worker.seconds}
 
 
 class ProgressLog:
@@ -108,6 +128,8 @@ class ProgressLog:
         self._spent: dict[int, dict[str, float]] = {}
         """By worker, as it said last; what a killed one spent stays."""
         self._behind = 0
+        self.start: dict[str, Any] = {}
+        """What the start took, for every line: in all, and by stage."""
         self._last = float("-inf")
         self._pending = False
         with _writing(folder):
@@ -180,6 +202,7 @@ class ProgressLog:
             "grading_behind": self._behind,
             "gpu_gib": round(self._gpu_gib, 2) if self._gpu_gib is not None else None,
             "spent": self._spent_by_all(),
+            **self.start,
         }
         content = json.dumps(line).encode() + b"\n"
         while content:  # a disk that is nearly full takes a part, and refuses the rest

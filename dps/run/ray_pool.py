@@ -7,7 +7,7 @@ question's way is the same as with local processes. Stores lie on a file system 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from dps.run import pool
 from dps.run.clock import Clock
 from dps.run.committer import Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
-from dps.run.worker import LoadController, StoreTask, WorkSettings
+from dps.run.worker import LoadController, Report, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
+from dps.start import CLOCK, WORKERS, Started, stage, worker_started
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
@@ -31,16 +32,16 @@ class Desk(Ledger):
     def __init__(self, missing: Sequence[Missing], num_workers: int) -> None:
         """Fill the queue; see :class:`dps.run.ledger.Ledger`."""
         super().__init__(missing, num_workers)
-        self._reports: list[Done] = []
+        self._reports: list[Done | Started] = []
         self._stopped = False
 
     def take(self, worker: int, group: int | None, wanted: int, complete: Mapping[int, int] | None = None) -> Take:
         """Hand out questions, unless the run is to end."""
         return NOTHING_MORE if self._stopped else super().take(worker, group, wanted, complete)
 
-    def report(self, done: Done) -> None:
-        """Note a committed question."""
-        if self.done(done.store, done.question_id):
+    def report(self, done: Done | Started) -> None:
+        """Note a committed question, or the first tokens of a worker."""
+        if isinstance(done, Started) or self.done(done.store, done.question_id):
             self._reports.append(done)
 
     def stop(self) -> None:
@@ -51,7 +52,7 @@ class Desk(Ledger):
         """Whether they were asked to."""
         return self._stopped
 
-    def news(self) -> tuple[list[Done], bool, str | None]:
+    def news(self) -> tuple[list[Done | Started], bool, str | None]:
         """Return the reports since the last call, whether all is done, and a question that is deadly."""
         reports, self._reports = self._reports, []
         return reports, self.finished, self.deadly()
@@ -117,6 +118,7 @@ class RayPool:
         self._desk: Any = None
         self._running: dict[Any, int] = {}
 
+    @stage(CLOCK)
     def clock(self, sampler: SamplerConfig) -> Clock:
         """Let the first actor measure the calibrated clock; see :meth:`dps.run.pool.Pool.clock`."""
         try:
@@ -124,7 +126,8 @@ class RayPool:
         except self._ray.exceptions.RayActorError:
             raise pool.no_clock() from None
 
-    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None]) -> None:
+    @stage(WORKERS)
+    def run(self, tasks: list[StoreTask], missing: Sequence[Missing], report: Report) -> None:
         """Let the actors fill the stores; see :meth:`dps.run.pool.Pool.run`."""
         ray = self._ray
         tasks = [replace(task, folder=task.folder.resolve()) for task in tasks]
@@ -135,6 +138,8 @@ class RayPool:
             ended, _ = ray.wait(list(self._running), timeout=_POLL_S)
             reports, finished, deadly = ray.get(self._desk.news.remote())
             for done in reports:
+                if isinstance(done, Started):
+                    worker_started()
                 report(done)
             pool.check_deadly(deadly)
             for future in [] if finished else ended:

@@ -29,13 +29,13 @@ from dps.forced import ForcedLengths
 from dps.model import load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
-from dps.run.committer import Done
 from dps.run.ledger import Missing
 from dps.run.pool import Pool, for_worker
 from dps.run.progress import track
 from dps.run.progress_log import Display
 from dps.run.worker import (
     LoadController,
+    Report,
     StoreTask,
     WorkSettings,
     identity_of,
@@ -46,6 +46,7 @@ from dps.run.worker import (
 )
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import check_layer
+from dps.start import WORKERS, stage, starting
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.errors import StoreError
 from feature_store.index import MANY
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 MeasureClock = Callable[[SamplerConfig], Clock]
 """Measures the calibrated clock of a sampler, or takes it over."""
-FillStores = Callable[[list[StoreTask], Sequence[Missing], Callable[[Done], None]], None]
+FillStores = Callable[[list[StoreTask], Sequence[Missing], Report], None]
 """Fills stores with what groups of them lack, and reports every committed question."""
 
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "lightning", "lightgbm", "h5py", "numpy")
@@ -223,18 +224,20 @@ def _fill(
     if any(plan.task.features for plan in plans) or any(EMBEDDING in each.parts for each in controllers):
         open_embedder(settings.features.embedder).check_there()
     with ExitStack() as stack:
+        stack.enter_context(starting(plans[0].kind))
         for plan in plans:
             stack.enter_context(held(plan.folder))
         benchmark = load_benchmark(settings.benchmark, settings.model.name)
         _check_standing([plan.folder for plan in plans], settings.compute.clock_store)
         # Worker processes start first, so that they import while this one loads the model.
-        pool = _pool(settings, load_controller)
+        with stage(WORKERS):
+            pool = _pool(settings, load_controller)
         workers = stack.enter_context(ExitStack())
         if pool is None:
             settings = for_worker(settings, 0)
         else:
             workers.callback(pool.close)
-        model = load_model(settings.model)
+        model = settings.load_model()
         warn_of_endless_turns(model, benchmark)
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:

@@ -7,13 +7,13 @@ process starts from there.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from dps.run.scheduler import Account, Completed, PolicyRun, PreparedQuestion, r
 from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_room
+from dps.start import FIRST_STEPS, IDENTITY, PROMPTS, Started, current, stage
+from dps.threads import num_threads
 
 _PAUSE_S = 0.2
 """Pause of a worker that has nothing to do while others still have questions."""
@@ -81,17 +83,21 @@ class WorkSettings:
     forced_lengths: ForcedLengths | None = None
     """Lengths of the responses, where speed is measured."""
 
-    @property
-    def threads(self) -> int | None:
-        """PyTorch threads of a worker; None leaves PyTorch's own choice."""
+    def load_model(self) -> LanguageModel:
+        """Load the model, and give this process the threads that a worker with that model has."""
+        if self.compute.threads is not None:
+            torch.set_num_threads(self.compute.threads)
+        model = load_model(self.model)
+        torch.set_num_threads(self.threads(model))
+        return model
+
+    def threads(self, model: LanguageModel) -> int:
+        """Return the PyTorch threads of a worker with that model, see :func:`dps.threads.num_threads`."""
         if self.compute.threads is not None:
             return self.compute.threads
         # A GPU's worker has little to compute on the CPU, and threads that wait for more cost the other workers theirs.
-        most = _THREADS_BESIDE_A_GPU if self.model.device != "cpu" and torch.cuda.is_available() else None
-        if self.compute.workers == 1:
-            return most
-        share = max(1, len(os.sched_getaffinity(0)) // self.compute.workers)
-        return share if most is None else min(share, most)
+        most = None if model.device.type == "cpu" else _THREADS_BESIDE_A_GPU
+        return num_threads(model.num_parameters, self.compute.workers, most)
 
     def groups(self, tasks: Sequence[StoreTask]) -> list[tuple[int, ...]]:
         """Return the numbers of the stores in groups whose policies share their trajectories, in order."""
@@ -107,21 +113,28 @@ def open_embedder(name: str, device: torch.device | None = None) -> QuestionEmbe
     return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name, place)
 
 
+_prompts: WeakKeyDictionary[LanguageModel, tuple[Benchmark, Prompts]] = WeakKeyDictionary()
+"""What each model was asked last: all samplers of a run have the same prompts."""
+
+
+@stage(PROMPTS)
 def prompts_of(model: LanguageModel, benchmark: Benchmark, sampler: SamplerConfig) -> Prompts:
-    """Render and tokenize every question's prompt.
+    """Return every question's prompt; it is rendered and tokenized when a model is first asked these questions.
 
     Raises:
         InputError: If a prompt leaves no room for a response; the sentence names the question.
     """
-    prompts = {}
-    for item in benchmark.items:
-        prompt = benchmark.render(item, model.tokenizer)
-        tokens = tuple(model.encode(prompt))
+    asked, prompts = _prompts.get(model, (None, {}))
+    if asked is not benchmark:
+        texts = [benchmark.render(item, model.tokenizer) for item in benchmark.items]
+        names = [item.question_id for item in benchmark.items]
+        prompts = dict(zip(names, zip(texts, map(tuple, model.encode_all(texts)), strict=True), strict=True))
+        _prompts[model] = benchmark, prompts
+    for question_id, (_, tokens) in prompts.items():
         try:
             check_room(len(tokens), sampler, model.max_positions)
         except InputError as error:
-            raise InputError(f"Question {item.question_id}: {error}") from None
-        prompts[item.question_id] = (prompt, tokens)
+            raise InputError(f"Question {question_id}: {error}") from None
     return prompts
 
 
@@ -161,6 +174,10 @@ TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]
 each group it has complete but not committed."""
 
 
+Report = Callable[[Done | Started], None]
+"""Takes what a worker has to tell: its first tokens, and every committed question."""
+
+
 def work(
     number: int,
     tasks: list[StoreTask],
@@ -168,7 +185,7 @@ def work(
     load_controller: LoadController | None,
     *,
     take: TakeQuestions,
-    report: Callable[[Done], None],
+    report: Report,
     stopping: Callable[[], bool],
     model: LanguageModel | None = None,
 ) -> None:
@@ -180,16 +197,15 @@ def work(
         settings: What they have in common.
         load_controller: Loads the controllers of dynamic policies.
         take: Asks for questions.
-        report: Called for every question after it was committed.
+        report: Called for every question after it was committed, and when the first tokens are there.
         stopping: Asked every few steps; True ends the work after committing what is complete.
         model: A loaded model, if the process has one.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    model = model or load_model(settings.model)
+    model = model or settings.load_model()
     benchmark = load_benchmark(settings.benchmark, settings.model.name)
     cache = EngineCache(model, benchmark, tasks, settings, load_controller)
     folders = [task.folder for task in tasks]
+    start = current()
     given: Take | None = None
 
     def feed() -> Iterator[Take]:
@@ -207,6 +223,8 @@ def work(
     with Committer(folders, f"w{number}", settings.compute.commit_interval_s, say) as committer:
 
         def stopped() -> bool:
+            if start is not None and start.total_s is None and cache.has_sampled:
+                report(start.started(number))
             committer.look()
             return stopping()
 
@@ -220,13 +238,13 @@ def work(
                 given = None
                 continue
             cache.turn_to(given.group)
+            if start is not None:
+                start.enter(FIRST_STEPS)
             for store, completed, last_of in cache.sample(feed(), stopped):
                 committer.add(store, completed.question, last_of)
 
 
-def work_alone(
-    tasks: list[StoreTask], missing: Sequence[Missing], report: Callable[[Done], None], **given: Any
-) -> None:
+def work_alone(tasks: list[StoreTask], missing: Sequence[Missing], report: Report, **given: Any) -> None:
     """Fill the stores with what their groups lack, as the only worker; ``given`` goes to :func:`work`."""
     ledger = Ledger(missing, 1)
 
@@ -276,6 +294,11 @@ class EngineCache:
             return 1
         start = max(self._runs[store].policy.start for store in self._groups[self._group])
         return max(1, self._engine.rows // (4 * start))
+
+    @property
+    def has_sampled(self) -> bool:
+        """Whether a step has been made."""
+        return self._engine is not None and self._engine.num_steps > 0
 
     def _sampler(self, group: int) -> SamplerConfig:
         return self._tasks[self._groups[group][0]].sampler
@@ -373,6 +396,7 @@ def feature_identity(model: LanguageModel, embedder: QuestionEmbedder | None, la
     return model.identity(layer) | ({"embedder": embedder.identity} if embedder is not None else {})
 
 
+@stage(IDENTITY)
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
     forced = settings.forced_lengths

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from dps.sampler.cache import RowCache, cache_argument
 from dps.sampler.fused import FusedDecoder, can_fuse
 from dps.sampler.settings import ForwardPath
+from dps.start import COMPARISON, stage
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 """(token ids (B,), positions (B,), number of positions that attention may read) -> logits (B, V)."""
@@ -43,6 +44,7 @@ def load_kernels(device: torch.device) -> Any:
     return kernels
 
 
+@stage(COMPARISON)
 def open_forward(
     model: PreTrainedModel, cache: RowCache, kernels: Any, wanted: ForwardPath = "auto"
 ) -> tuple[Forward, ForwardPath]:

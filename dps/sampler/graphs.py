@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from dps.start import RECORDINGS, stage
+
 
 class Recorder:
     """Runs a piece of device work by replaying its recording; records it when it is first asked for.
@@ -26,6 +28,7 @@ class Recorder:
             graph = self._graphs[key] = self._record(work)
         graph.replay()
 
+    @stage(RECORDINGS)
     def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         resume = self._pause()
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig, check_rows
+from dps.start import ROWS, stage
 
 if TYPE_CHECKING:
     from dps.benchmarks import Benchmark
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dps.model import LanguageModel
 
 
+@stage(ROWS)
 def open_engine(
     model: LanguageModel,
     sampler: SamplerConfig,

@@ -49,9 +49,8 @@ def devices(monkeypatch, model):
         found.append(config.device if isinstance(config, ModelConfig) else "auto")
         return model
 
-    for module in (dps.run.run, dps.run.plan, dps.api, dps.bench.run, dps.run.worker):
+    for module in (dps.run.run, dps.api, dps.bench.run, dps.run.worker):
         monkeypatch.setattr(module, "load_model", load)
-    monkeypatch.setattr("dps.run.pool.load_model", load)
     return found
 
 

@@ -1,0 +1,203 @@
+"""How long a command takes until its first token, by stage; what lasts is said on stderr while it lasts.
+
+Functions that belong to a stage are decorated with :func:`stage`. It counts for the :class:`Start` that this thread is
+in, and costs nothing where there is none.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+IMPORTS, BENCHMARK, MODEL, IDENTITY = "imports", "benchmark", "model", "identity"
+PROMPTS, EMBEDDER, ROWS, COMPARISON = "prompts", "embedder", "rows", "comparison"
+RECORDINGS, CLOCK, FIRST_STEPS, WORKERS = "recordings", "clock", "first steps", "workers"
+WAITING, OTHER = "waiting", "other"
+_WORDS = {
+    IMPORTS: "loading the libraries",
+    BENCHMARK: "reading the questions",
+    MODEL: "loading the model",
+    IDENTITY: "taking the digests of model and embedder",
+    PROMPTS: "rendering and tokenizing the prompts",
+    EMBEDDER: "loading the embedder and embedding questions",
+    ROWS: "making the rows",
+    COMPARISON: "comparing the forward passes",
+    RECORDINGS: "compiling and recording the GPU's work",
+    CLOCK: "measuring the clock",
+    FIRST_STEPS: "sampling the first tokens",
+    WORKERS: "starting the workers",
+}
+_SILENT_S = 2.0
+"""Longest time in which nothing is said."""
+_PATIENCE = 4.0
+"""What lasts is said again when it has lasted this many times as long as when it was said last."""
+
+_current: ContextVar[Start | None] = ContextVar("start", default=None)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Count the seconds in this context for a stage of the start, those of stages within it for them."""
+    start = _current.get()
+    if start is None:
+        yield
+        return
+    start.enter(name)
+    try:
+        yield
+    finally:
+        start.leave()
+
+
+def current() -> Start | None:
+    """Return the start that this thread is in."""
+    return _current.get()
+
+
+def worker_started() -> None:
+    """Note that one more of the workers has its first tokens; the last of them counts."""
+    if (start := _current.get()) is not None:
+        start.finish()
+
+
+@contextmanager
+def starting(command: str, *, from_process: bool = False) -> Iterator[None]:
+    """Measure a command's start in this context, and say on stderr what lasts; within another start that one goes on.
+
+    Args:
+        command: What the lines begin with.
+        from_process: Count what the process has needed so far, as imports.
+    """
+    if _current.get() is not None:
+        yield
+        return
+    start = Start(process_age() if from_process else 0.0)
+    start.watch(command)
+    with start.active():
+        try:
+            yield
+        finally:
+            start.stop_watching()
+
+
+def process_age() -> float:
+    """Return the seconds since this process was created."""
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker's first tokens are there."""
+
+    worker: int
+    total_s: float
+    """From the beginning of its process."""
+    seconds: dict[str, float]
+    """By stage."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    name: str
+    began: float
+    said_s: float = 0.0
+    """Age at which it was said last."""
+
+
+@dataclass(eq=False)
+class Start:
+    """The seconds of a start by stage: each second counts for the innermost stage that it falls into."""
+
+    before_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    total_s: float | None = None
+    """From the beginning to the first token, once that is there."""
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._began = self._mark = time.monotonic()
+        self._said = self._began
+        self._stages: list[_Stage] = []
+        self._over = threading.Event()
+        if self.before_s:
+            self.seconds[IMPORTS] = self.before_s
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let stages in this context, and this thread, count for this start."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def enter(self, name: str) -> None:
+        """Begin a stage."""
+        if self.total_s is None:
+            self._count()
+            self._stages.append(_Stage(name, self._mark))
+
+    def leave(self) -> None:
+        """End the innermost stage."""
+        if self.total_s is None:
+            self._count()
+            self._stages.pop()
+
+    def finish(self) -> None:
+        """Note that the first token is there; stages no longer count. Called again, another worker's first is there."""
+        self._count()
+        self._over.set()
+        self.total_s = self.before_s + self._mark - self._began
+
+    def started(self, worker: int) -> Started:
+        """Finish, and return what a worker reports."""
+        self.finish()
+        return Started(worker, round(self.total_s or 0.0, 3), self.summary())
+
+    def summary(self) -> dict[str, float]:
+        """Return the seconds by stage, rounded."""
+        return {name: round(seconds, 3) for name, seconds in self.seconds.items()}
+
+    def _count(self) -> None:
+        now, name = time.monotonic(), self._stages[-1].name if self._stages else OTHER
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._mark
+        self._mark = now
+
+    def stop_watching(self) -> None:
+        """Say nothing more."""
+        self._over.set()
+
+    # -- on stderr -----------------------------------------------------------------------------------------------------
+
+    def watch(self, command: str) -> None:
+        """Say what is being done whenever nothing was said for two seconds, until the first token is there."""
+
+        def look() -> None:
+            while not self._over.wait(_SILENT_S / 4):
+                self._say(command)
+
+        threading.Thread(target=look, name="start", daemon=True).start()
+
+    def _say(self, command: str) -> None:
+        now, stages = time.monotonic(), list(self._stages)
+        if not stages or now - self._said < _SILENT_S:
+            return
+        here = stages[-1]
+        age = now - here.began
+        if age >= _PATIENCE * here.said_s:
+            so_far = f" ({age:.0f} s so far)" if here.said_s else ""
+            here.said_s, self._said = max(age, _SILENT_S), now
+            print(f"{command}: {_WORDS.get(here.name, here.name)}{so_far}", file=sys.stderr, flush=True)
+
+
+def words(total_s: float, seconds: Mapping[str, float]) -> str:
+    """Return one line: the time until the first token and, longest first, the stages that it went into."""
+    shown = sorted(((s, name) for name, s in seconds.items() if s >= max(0.05, 0.01 * total_s)), reverse=True)
+    return f"first token after {total_s:.1f} s: " + ", ".join(f"{name} {s:.1f} s" for s, name in shown)
