@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 _PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 _SAYS = (*_PASSIVE, "GOMP_SPINCOUNT")
-PARAMETERS_A_THREAD = 40_000_000
+PARAMETERS_A_THREAD = 150_000_000
 """A model gets one thread for each so many parameters: with less to do, threads wait for each other longer than they
 work (docs/performance.md)."""
 
@@ -29,7 +29,7 @@ def wait_passively() -> None:
 
 
 def num_threads(num_parameters: int, sharing: int = 1, most: int | None = None) -> int:
-    """Return the threads of a model on a CPU: one for each 40 million parameters, at least one, at most the cores.
+    """Return the threads of a model on a CPU: one for each 150 million parameters, at least one, at most the cores.
 
     Args:
         num_parameters: Of the model.
