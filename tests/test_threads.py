@@ -48,11 +48,11 @@ def cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("million", "sharing", "most", "expected"),
-    [(0, 1, None, 1), (1.2, 1, None, 1), (79, 1, None, 1), (80, 1, None, 2), (135, 1, None, 3), (500, 1, None, 12),
-     (7000, 1, None, 16), (7000, 4, None, 4), (135, 8, None, 2), (1.2, 4, None, 1), (7000, 64, None, 1),
+    [(0, 1, None, 1), (1.2, 1, None, 1), (299, 1, None, 1), (300, 1, None, 2), (494, 1, None, 3), (1800, 1, None, 12),
+     (7000, 1, None, 16), (7000, 4, None, 4), (494, 8, None, 2), (1.2, 4, None, 1), (7000, 64, None, 1),
      (7000, 1, 4, 4), (1.2, 1, 4, 1)],
 )  # fmt: skip
-def test_a_model_gets_a_thread_for_each_40_million_parameters(cores, million, sharing, most, expected):
+def test_a_model_gets_a_thread_for_each_150_million_parameters(cores, million, sharing, most, expected):
     assert num_threads(int(million * 1e6), sharing, most) == expected
 
 
