@@ -36,6 +36,7 @@ def test_info_counts_what_is_there(tmp_path):
     assert found["questions"] == found["segments"] == 5
     assert found["trajectories"] == found["trajectories_with_features"] == len(trajectories)
     assert found["tokens"] == sum(len(t.tokens) for t in trajectories)
+    assert found["cancelled_tokens"] == 0
     assert found["generated_tokens"] == sum(t.num_generated_tokens for t in trajectories)
     assert found["acceptance_ratio"] == sum(t.mh_accepted for t in trajectories) / sum(
         t.mh_proposed for t in trajectories
