@@ -8,12 +8,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dps.api import answer
+from dps.cli import run
 from dps.config import ComputeConfig
 from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.decide.features import SCALAR_FEATURES
 from dps.run import scheduler
 from dps.run.scheduler import Account, PolicyRun, run_policies
 from dps.sampler.engine import Engine
+from dps.sampler.settings import SamplerConfig
+from tests.factories import make_question
 from tests.run.test_scheduler import (
     CONFIG,
     FakeController,
@@ -282,3 +286,23 @@ def test_eager_rungs_are_on_where_few_questions_are_worked_on():
     assert ComputeConfig(questions_at_a_time=1).begins_early
     assert not ComputeConfig(questions_at_a_time=1, eager=False).begins_early
     assert ComputeConfig(eager=True).begins_early
+
+
+def test_answer_begins_early_unless_told_otherwise():
+    controller = FakeController(lambda features: 1.0)
+    controller.parts = frozenset()
+    sampler = SamplerConfig(alpha=4.0, block_size=8, max_new_tokens=16, num_mh_steps=1)
+    options = dict(controller=controller, sampler=sampler, rows=8)
+    [eager], [plain] = answer("14+23", **options), answer("14+23", eager=False, **options)
+    assert eager.num_cancelled_tokens > 0
+    same_but_cancelled({0: eager}, {0: plain})
+
+
+def test_sample_says_how_many_tokens_were_not_needed(monkeypatch, capsys):
+    record, given = replace(make_question(0, k=2), num_cancelled_tokens=1070), {}
+    monkeypatch.setattr("dps.model.load_model", lambda config: None)
+    monkeypatch.setattr("dps.api.answer", lambda *_, **settings: given.update(settings) or [record])
+    assert run(["sample", "1+2", "--eager=false"]) == 0
+    assert given["eager"] is False
+    tokens = sum(t.num_generated_tokens for t in record.trajectories) + 1070
+    assert f"{tokens:,} tokens, 1,070 of them begun early and not needed, " in capsys.readouterr().out
