@@ -34,6 +34,7 @@ def answer(
     feature_layer: int = 11,
     seed: int = 0,
     rows: int | None = 64,
+    eager: bool = True,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> list[Question]:
     """Answer questions with as many trajectories as the controller asks for.
@@ -51,6 +52,7 @@ def answer(
         feature_layer: The hidden layer that the controller was trained with.
         seed: Names the random streams.
         rows: Chains that run at a time, at least 8; None as many as memory allows.
+        eager: Whether rows that would idle begin what the controller may ask for, see ``ComputeConfig.eager``.
         on_checkpoint: Called whenever all trajectories of a question that were asked for have ended.
 
     Returns:
@@ -79,13 +81,9 @@ def answer(
     if controller is not None:
         controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size if encoder else None)
     prompts = prompts_of(loaded, benchmark, settings)
+    tokens = [tokens for _, tokens in prompts.values()]
     engine = open_engine(
-        loaded,
-        settings,
-        ComputeConfig(rows=rows),
-        benchmark=benchmark,
-        prompts=[tokens for _, tokens in prompts.values()],
-        memory_share=1.0,
+        loaded, settings, ComputeConfig(rows=rows), benchmark=benchmark, prompts=tokens, memory_share=1.0
     )
     records = run_policy(
         loaded,
@@ -96,6 +94,7 @@ def answer(
         seed=seed,
         aggregator=aggregator,
         feature_layer=feature_layer if HIDDEN in parts else None,
+        eager=eager,
         on_checkpoint=on_checkpoint,
     )
     with torch_threads(num_threads(loaded.num_parameters)):

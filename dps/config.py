@@ -365,6 +365,8 @@ class SampleConfig:
     """Names the random streams."""
     rows: int = 8
     """Chains that run at a time, at least 8."""
+    eager: bool = True
+    """Begin trajectories before the controller has asked for them, see compute.eager."""
     embedder: str = "embedded"
     """The question embedder that the controller was trained with."""
     feature_layer: int = 11

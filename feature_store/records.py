@@ -152,7 +152,7 @@ class Question:
     trajectories: tuple[Trajectory, ...]
     """In order of index."""
     num_cancelled_tokens: int = 0
-    """Tokens of trajectories that were begun before the policy was asked and given up when it said enough."""
+    """Tokens of trajectories that were begun before the policy asked for them, and given up."""
     cancelled_s: float = 0.0
     """Their share of the measured decoding time, seconds."""
 

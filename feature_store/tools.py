@@ -28,6 +28,7 @@ def info(folder: Path) -> dict[str, Any]:
     counts, endings, grades = Counter(), Counter(), Counter()
     for question in store:
         grades[question.correct] += 1
+        counts["cancelled_tokens"] += question.num_cancelled_tokens
         for t in question.trajectories:
             endings[t.ending] += 1
             counts["tokens"] += len(t.tokens)
@@ -36,7 +37,14 @@ def info(folder: Path) -> dict[str, Any]:
             counts["mh_accepted"] += t.mh_accepted
             counts["trajectories_with_features"] += t.hidden.shape[1] > 0
     manifest, paths = store.manifest, segments(store.folder)
-    names = ("tokens", "generated_tokens", "mh_proposed", "mh_accepted", "trajectories_with_features")
+    names = (
+        "tokens",
+        "generated_tokens",
+        "cancelled_tokens",
+        "mh_proposed",
+        "mh_accepted",
+        "trajectories_with_features",
+    )
     return {
         "folder": str(folder),
         "kind": manifest.kind,

@@ -5,9 +5,9 @@
 Harvests 400 training questions of the embedded model and trains three controllers on them; then harvests 200 other
 questions (k = 8) and runs the controllers and three rules on these live, under the same seed. The replay decides over
 the stored trajectories in their natural order, through the functions of ``dps replay``, at the thresholds of the live
-runs. Every k, answer, grade and token count must be the same, and every ``p_enough`` within 1e-6; otherwise it says
-where not and ends with code 1. The live runs are repeated, because their measured times depend on what else the machine
-was doing. Writes ``replay_live.json``; what stands in ``--runs`` is not sampled again.
+runs. Every k, answer, grade and token count (what was cancelled left out) must be the same, and every ``p_enough``
+within 1e-6; otherwise it says where not and ends with code 1. The live runs are repeated, because their measured times
+depend on what else the machine was doing. Writes ``replay_live.json``; what stands in ``--runs`` is not sampled again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def dps(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dps", *arguments], cwd=ROOT, check=True)
 
 
-def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Sequence[str]) -> None:
+def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Sequence[str], *, eager: bool) -> None:
     """Harvest, train and evaluate; what is done already is not done again."""
     harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", *compute]
     dps(*harvest, f"--benchmark.limit={train}", f"--output={runs / 'train'}")
@@ -61,6 +61,7 @@ def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Se
     policies = [*CONTROLLERS, *RULE_NAMES]
     paths = [f"--controllers.{name}={runs / name}" for name in CONTROLLERS]
     evaluate = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", *compute, *same, *paths]
+    evaluate += [f"--compute.eager={str(eager).lower()}"]
     for repeat in range(repeats):
         dps(*evaluate, f"--policies=[{','.join(policies)}]", f"--output={runs / f'evaluation-{repeat}'}")
 
@@ -145,7 +146,9 @@ def _row(
         "calibrated_s": calibrated_seconds(tokens, stored.num_prompt_tokens, clock),
         "calibrated_by_live_clock_s": calibrated_seconds(tokens, stored.num_prompt_tokens, live_clock),
         "stored_compute_s": stored.prefill_s + stored.embedding_s + sum(t.compute_s for t in prefix),
-        "live_compute_s": live.prefill_s
+        "cancelled_tokens": live.num_cancelled_tokens,
+        "live_compute_s": live.cancelled_s
+        + live.prefill_s
         + live.embedding_s
         + live.controller_s
         + sum(t.compute_s for t in live.trajectories),
@@ -171,7 +174,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], threshold: float, p_inc: np.ndar
             for row in rows
             if not all(row[name] for name in AGREE) or row["p_enough_difference"] > TOLERANCE
         ],
-        **{name: mean(name) for name in ("k", "tokens", *seconds)},
+        **{name: mean(name) for name in ("k", "tokens", "cancelled_tokens", *seconds)},
     }
 
 
@@ -184,11 +187,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=32, help="chains that run at a time in a worker")
     parser.add_argument("--repeats", type=int, default=3, help="live runs")
     parser.add_argument("--workers", type=int, default=1, help="worker processes for sampling")
+    parser.add_argument("--eager", action="store_true", help="begin rungs early in the live runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/replay-live"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/replay-live"))
     options = parser.parse_args()
     compute = [f"--compute.rows={options.rows}", f"--compute.workers={options.workers}"]
-    sample_all(options.runs, options.train, options.questions, options.repeats, compute)
+    sample_all(options.runs, options.train, options.questions, options.repeats, compute, eager=options.eager)
     runs = ROOT / options.runs
     controllers = {name: runs / name for name in CONTROLLERS}
     repeats = [

@@ -281,6 +281,12 @@ def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]], sources: Seque
             f"Fixed k is the mean over {analysis.num_orders} orders of the same trajectories, with every k that was "
             "sampled between those of the table where tokens are matched."
         )
+    cancelled = {
+        one.series: one.live.cancelled.mean() / one.live.outcome.tokens.mean() for one in tables if one.live is not None
+    }
+    if any(cancelled.values()):
+        each = ", ".join(f"{name} {100 * part:.1f} %" for name, part in cancelled.items() if part)
+        notes.append(f"Tokens of trajectories that were begun early and cancelled count; their share: {each}.")
     notes += _size_notes(analysis, count)
     rows = [
         row for entry in entries for row in ([entry["operating_point"]] if entry["operating_point"] else entry["curve"])

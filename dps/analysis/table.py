@@ -32,7 +32,7 @@ class Outcome:
     correct: np.ndarray
     """Share of the orders whose answer is right; NaN where the question has no grade."""
     tokens: np.ndarray
-    """Sampled tokens, rejected ones included."""
+    """Sampled tokens, rejected ones and those of cancelled trajectories included."""
     accepted: np.ndarray
     """How many of them are in the responses."""
     k: np.ndarray
@@ -54,7 +54,9 @@ class Live:
     question_ids: tuple[str, ...]
     """Q of them."""
     outcome: Outcome
-    """The recorded answers and costs; the question's embedding and the controller's calls count."""
+    """The recorded answers and costs; the question's embedding, the controller's calls and what was cancelled count."""
+    cancelled: np.ndarray
+    """Tokens of trajectories that were begun early and not needed, of each question: shape (Q,)."""
     prompt_tokens: np.ndarray
     """Length of each prompt: shape (Q,)."""
     ungradable: np.ndarray
@@ -104,7 +106,8 @@ class StoreTable:
         of = self.live
         assert of is not None
         decisions = tuple(of.decisions[i] for i in rows)
-        live = Live(tuple(question_ids), of.outcome.on(rows), of.prompt_tokens[rows], of.ungradable[rows], decisions)
+        columns = (of.outcome.on(rows), of.cancelled[rows], of.prompt_tokens[rows], of.ungradable[rows])
+        live = Live(tuple(question_ids), *columns, decisions)
         return replace(self, live=live)
 
 
@@ -154,19 +157,21 @@ def _live(questions: Iterable[Question]) -> Live:
         used, is_graded = question.trajectories, has_grade(question)
         values = (
             float(bool(question.correct)) if is_graded else np.nan,
-            sum(t.num_generated_tokens for t in used),
+            sum(t.num_generated_tokens for t in used) + question.num_cancelled_tokens,
             sum(float(t.block_num_tokens.sum()) for t in used),
             len(used),
-            sum(t.compute_s for t in used) + question.prefill_s + question.embedding_s + question.controller_s,
+            sum(t.compute_s for t in used)
+            + sum((question.prefill_s, question.embedding_s, question.controller_s, question.cancelled_s)),
             question.latency_s,
+            question.num_cancelled_tokens,
             question.num_prompt_tokens,
             is_graded and question.correct is None,
         )
         rows.append((question.question_id, values, tuple((d.k, d.p_enough) for d in question.decisions)))
     rows.sort(key=lambda row: row[0])
-    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 8).T
+    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 9).T
     ids, decisions = tuple(row[0] for row in rows), tuple(row[2] for row in rows)
-    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7] > 0, decisions)
+    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7], columns[8] > 0, decisions)
 
 
 def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:

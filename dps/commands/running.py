@@ -197,13 +197,16 @@ def run_sample(arguments: list[str]) -> None:
         feature_layer=config.feature_layer,
         seed=config.seed,
         rows=config.rows,
+        eager=config.eager,
         on_checkpoint=show,
     )
     best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
-    tokens = sum(t.num_generated_tokens for t in record.trajectories)
+    cancelled = record.num_cancelled_tokens
+    tokens = sum(t.num_generated_tokens for t in record.trajectories) + cancelled
+    early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
     print(
         f"\n{best.text.strip()}\n\n"
-        f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens, {record.latency_s:.1f} s)"
+        f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens{early}, {record.latency_s:.1f} s)"
     )
 
 

@@ -41,6 +41,8 @@ class Done:
     """What the worker's time went into so far (``scheduler.Account.numbers``)."""
     behind: int = 0
     """Questions of the worker whose responses wait to be read."""
+    cancelled: int = 0
+    """Tokens of the question's cancelled trajectories."""
 
     @classmethod
     def of(cls, store: int, question: Question, *, waited_s: float = 0.0, gpu_gib: float | None = None) -> Done:
@@ -54,6 +56,7 @@ class Done:
             proposed=sum(t.mh_proposed for t in question.trajectories),
             age_s=question.latency_s + waited_s,
             gpu_gib=gpu_gib,
+            cancelled=question.num_cancelled_tokens,
         )
 
 

@@ -41,6 +41,12 @@ class ComputeConfig:
     """Let the policies of an evaluation that have one sampler share their trajectories: each is sampled once, decided
     on live by every policy, and charged in full to each that uses it. Off, every policy samples its own, one after
     another: for `latency_s` as a policy has it alone. So it is, too, where questions_at_a_time is set."""
+    eager: bool | None = None
+    """Let rows that would idle begin the trajectories of a question's next rungs before its policy has said whether k
+    is enough, and cancel what is not needed then: same responses, k and answers, sooner, for more tokens (those of
+    cancelled trajectories are counted). If not set, on where questions_at_a_time is set and off elsewhere, where token
+    counts would depend on timing. True: in any evaluation, whenever rows would idle. A fixed number of trajectories has
+    no rungs, so nothing changes for harvests and `power`."""
     clock_store: str | None = None
     """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
     over instead of being measured again, so that `question_time_sec` means the same in both."""
@@ -56,6 +62,11 @@ class ComputeConfig:
     def shares(self) -> bool:
         """Whether policies over one sampler share their trajectories."""
         return self.share and self.questions_at_a_time is None
+
+    @property
+    def begins_early(self) -> bool:
+        """Whether rows that would idle begin trajectories that a policy may ask for."""
+        return self.questions_at_a_time is not None if self.eager is None else self.eager
 
     @property
     def part(self) -> slice:

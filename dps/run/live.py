@@ -13,7 +13,7 @@ from dps.benchmarks.benchmark import Item
 from dps.benchmarks.grading import Answers, Reading, number_classes
 from dps.decide import Policy
 from dps.decide.aggregate import answer_of
-from dps.sampler.engine import Chain
+from dps.sampler.engine import Cancelled, Chain
 from dps.sampler.teacher import block_sizes
 from feature_store.records import Decision, Question, Trajectory
 
@@ -63,12 +63,14 @@ class LiveQuestion:
     number: int
     """Names the question's chains: a question may come several times, for policies that share nothing."""
     source: PreparedQuestion
-    num_submitted: int = 0
-    """Trajectories that the engine was asked for."""
+    num_requested: int = 0
+    """Trajectories that some policy has asked for, the first ones."""
     policies: list[QuestionPolicy] = field(default_factory=list)
     """The policies whose answer does not stand yet."""
     chains: dict[int, Chain] = field(default_factory=dict)
     """The chains that have ended."""
+    given_up: list[Chain | Cancelled] = field(default_factory=list)
+    """What was begun before a policy asked for it, and then not needed or in the way."""
     trajectories: dict[int, Trajectory] = field(default_factory=dict)
     """The same as records, without what depends on reader, layer or policy."""
     readings: dict[int, Reading] = field(default_factory=dict)
@@ -80,6 +82,18 @@ class LiveQuestion:
     feature_s: dict[tuple[int, int], float] = field(default_factory=dict)
     """By layer and index: measured seconds of reading them."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def later(self) -> dict[int, int]:
+        """By index: what nobody has asked for yet and a policy may, and after how many rungs at the earliest."""
+        found: dict[int, int] = {}
+        for policy in self.policies:
+            k, wanted = policy.requested, policy.run.policy
+            if not policy.stands and wanted.asks(k):
+                for index in range(max(k, self.num_requested), wanted.range.maximum):
+                    rungs = (index - k) // wanted.range.step + 1
+                    found[index] = min(rungs, found.get(index, rungs))
+        return found
 
     def add(self, chain: Chain, text: str, block_size: int) -> None:
         """Take in a chain that has ended, with the text of its response."""
@@ -108,6 +122,8 @@ class QuestionPolicy:
     """Trajectories that this policy has asked for: the first of the question's."""
     at_checkpoint: bool = False
     """Whether all of them have ended, and the policy's decision is being prepared."""
+    stands: bool = False
+    """Whether the policy asks for no more."""
     controller_s: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
 
@@ -153,10 +169,16 @@ class QuestionPolicy:
         return tuple(records)
 
     def complete(self, aggregator: str) -> Question:
-        """Return the finished record. Each policy is charged in full for what it shared with others."""
+        """Return the finished record.
+
+        Each policy is charged in full for what it shared with others; one that asks at checkpoints also for all that
+        was begun early and given up until now.
+        """
         source, trajectories = self.question.source, self.trajectories()
         answer, correct = answer_of(trajectories, aggregator)
         embedding_s = source.embedding_s if self.run.embeds else 0.0
+        given_up = self.question.given_up if self.run.policy.asks(self.run.policy.start) else []
+        used = [self.question.chains[t.index] for t in trajectories]
         return Question(
             question_id=source.item.question_id,
             question=source.item.question,
@@ -165,7 +187,7 @@ class QuestionPolicy:
             metadata=source.item.metadata,
             num_prompt_tokens=len(source.tokens),
             embedding=self.embedding,
-            prefill_s=sum(self.question.chains[t.index].prefill_s for t in trajectories),
+            prefill_s=sum(chain.prefill_s for chain in [*used, *given_up]),
             embedding_s=embedding_s,
             controller_s=self.controller_s,
             latency_s=time.perf_counter() - self._admitted + embedding_s,
@@ -173,6 +195,8 @@ class QuestionPolicy:
             correct=correct,
             decisions=tuple(self.decisions),
             trajectories=trajectories,
+            num_cancelled_tokens=sum(chain.num_generated_tokens for chain in given_up),
+            cancelled_s=sum(chain.decode_s for chain in given_up),
         )
 
 

@@ -54,7 +54,7 @@ class Display:
         self._open = partial(ProgressLog, total=total, tensorboard=tensorboard)
         self._logs: dict[int, ProgressLog] = {}
         self._sampled = 0
-        self._counted: dict[tuple[int, str], int] = {}
+        self._counted: dict[tuple[int, str], tuple[int, int]] = {}
         """By group and question: the trajectories whose tokens are in the sum, the first so many."""
         self._behind: dict[int, int] = {}
         """By worker: questions whose responses waited to be read when it last reported."""
@@ -84,9 +84,9 @@ class Display:
         if isinstance(done, Started):
             return self._note_start(done)
         key = self._group_of[done.store], done.question_id
-        counted = self._counted.get(key, 0)
-        self._sampled += sum(done.tokens[counted:])
-        self._counted[key] = max(counted, len(done.tokens))
+        counted, cancelled = self._counted.get(key, (0, 0))
+        self._sampled += sum(done.tokens[counted:]) + max(0, done.cancelled - cancelled)
+        self._counted[key] = max(counted, len(done.tokens)), max(cancelled, done.cancelled)
         folder, name, before = self._stores[done.store]
         if done.store not in self._logs:
             self._logs[done.store] = self._stack.enter_context(self._open(folder, before))
@@ -156,7 +156,7 @@ class ProgressLog:
         self._behind = behind
         self.progress.began_before(done.age_s)
         self.progress.advance()
-        self._tokens += sum(done.tokens)
+        self._tokens += sum(done.tokens) + done.cancelled
         self._trajectories += len(done.tokens)
         self._graded += done.correct is not None
         self._correct += bool(done.correct)

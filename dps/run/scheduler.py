@@ -3,16 +3,18 @@
 ``engine`` samples chains; this module decides which chains there are. It admits questions while there are rows, asks
 a policy about a question as soon as all trajectories that this policy requested have ended, adds trajectories ahead of
 new questions, and yields a question as soon as a policy's answer stands. Policies that come with a question together
-share its trajectories: what several of them request is sampled, read and graded once. Harvests, evaluations and
-:func:`dps.answer` all go through it.
+share its trajectories: what several of them request is sampled, read and graded once. Rows that would idle may begin
+*early* what a policy has not requested and may; what is not needed then is given up, and so is what is in the way of
+anything requested. Harvests, evaluations and :func:`dps.answer` all go through it.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,9 @@ COUNTED = ("decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated
 """What an engine counts of its work."""
 SHARES = ("decode", "prefill", "features", "controller", "embedding", "grading", "other")
 """What an account tells apart."""
+
+_Key = tuple[int, int]
+"""Names a chain: number of its question and index of the trajectory."""
 
 
 @dataclass(slots=True)
@@ -128,6 +133,7 @@ def run_policies(
     account: Account | None = None,
     at_a_time: int | None = None,
     workers: int = 1,
+    eager: bool = False,
     stopping: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Iterator[Completed]:
@@ -144,6 +150,8 @@ def run_policies(
         account: Filled with where the time went, if given.
         at_a_time: Questions that are worked on at a time; None takes as many as keep the rows busy.
         workers: Workers that share the cores of this machine, and so the processes that read responses.
+        eager: Whether rows that would idle begin trajectories that a policy may request. The records are the same but
+            for times and what was cancelled.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
         on_checkpoint: Called at every checkpoint, if given.
 
@@ -158,6 +166,7 @@ def run_policies(
         while not scheduler.finished and not stopping():
             if readers.has_room(engine.rows):
                 scheduler.admit(at_a_time)
+            scheduler.begin_early(eager)
             scheduler.decode()
             readers.submit(scheduler.with_features())
             yield from scheduler.decide(readers.done(wait=engine.idle), readers.behind)
@@ -185,12 +194,16 @@ class _Scheduler:
         self._on_checkpoint = on_checkpoint
         self._numbers = itertools.count()
         self._live: dict[int, LiveQuestion] = {}
+        self._early: set[_Key] = set()
+        """Chains in the engine that no policy has requested."""
         self._exhausted = False
         self._ahead = engine.rows // 4
         """Chains that wait for a row: more than can come free before the next look, so that no row goes without."""
         self._reached: list[QuestionPolicy] = []
         """Policies at a checkpoint of which nothing was computed yet."""
         self._reached_since = 0.0
+        self._again = False
+        """Whether a policy's next trajectories had ended before it requested them."""
         self._mark = time.perf_counter()
 
     @property
@@ -203,7 +216,7 @@ class _Scheduler:
         engine = self._engine
         while (
             not self._exhausted
-            and engine.num_running + engine.num_pending < engine.rows + self._ahead
+            and self._num_requested < engine.rows + self._ahead
             and (at_a_time is None or len(self._live) < at_a_time)
         ):
             entry = next(self._waiting, None)
@@ -218,14 +231,31 @@ class _Scheduler:
             self._live[question.number] = question
             for policy in question.policies:
                 self._request(policy, policy.run.policy.start, first=False)
-            self._ahead = max(question.num_submitted, engine.rows // 4)
+            self._ahead = max(question.num_requested, engine.rows // 4)
         self._account.other += self._lap()
+
+    def begin_early(self, eager: bool) -> None:
+        """Give idle rows what may be requested next, the nearest rungs first; take back rows that are needed."""
+        engine = self._engine
+        idle = engine.rows - engine.num_running - engine.num_pending
+        if not eager or not idle or (idle < 0 and not self._early):
+            return
+        rungs = {(q.number, index): rung for q in self._live.values() for index, rung in q.later.items()}
+        if idle < 0:
+            self._cancel(heapq.nlargest(-idle, self._early, lambda key: (rungs[key], *key)))
+        else:
+            coming = (key for key in rungs.keys() - self._early if key[1] not in self._live[key[0]].chains)
+            for number, index in heapq.nsmallest(idle, coming, lambda key: (rungs[key], *key)):
+                self._submit(self._live[number], index, first=False)
+                self._early.add((number, index))
 
     def decode(self) -> None:
         """Let the engine work, and note which policies have come to a checkpoint."""
         engine, account = self._engine, self._account
         before = {name: getattr(engine, name) for name in COUNTED}
-        chains = engine.poll()
+        # A decision that is being prepared may end its question, and then what was begun early is decoded for nobody.
+        deciding = self._early and any(p.at_checkpoint for q in self._live.values() for p in q.policies)
+        chains = [] if self._again else engine.poll(1) if deciding else engine.poll()
         made = {name: getattr(engine, name) - before[name] for name in COUNTED}
         account.decode += made["decode_s"]
         account.prefill += made["prefill_s"]
@@ -235,6 +265,7 @@ class _Scheduler:
             account.while_waiting = Counter(account.counts, seconds=account.total)
         questions = {}
         for chain in chains:
+            self._early.discard(chain.request.key)
             question = questions[chain.request.key[0]] = self._live[chain.request.key[0]]
             text = before_stop(self._model.decode(chain.tokens.tolist()), engine.stop_strings)
             question.add(chain, text, engine.config.block_size)
@@ -251,7 +282,7 @@ class _Scheduler:
         reached = self._reached
         lacking = [policy for policy in reached if policy.lacking]
         patience = FEATURE_PATIENCE_S if self._model.device.type in WAITING_DEVICES else 0.0
-        if any(policy.run.policy.controller is not None for policy in lacking) or self._engine.idle:
+        if any(policy.run.policy.controller is not None for policy in lacking) or not self._num_requested:
             patience = 0.0
         if lacking and time.perf_counter() - self._reached_since < patience:
             self._reached = lacking
@@ -285,6 +316,7 @@ class _Scheduler:
             for policy in group:
                 policy.controller_s += seconds / len(group)
                 policy.decisions.append(Decision(policy.requested, p_enough[policy]))
+        standing, waiting = [], len(self._reached)
         for policy in ready:
             question, probability = policy.question, p_enough.get(policy)
             count = policy.run.policy.more(policy.requested, probability)
@@ -294,8 +326,15 @@ class _Scheduler:
             if count:
                 policy.at_checkpoint = False
                 self._request(policy, count, first=True)
-                self._note_checkpoint(policy)  # another policy may have had them sampled already
+                self._note_checkpoint(policy)  # they may have been sampled already
                 continue
+            policy.stands = True
+            standing.append(policy)
+        self._again = len(self._reached) > waiting
+        for question in dict.fromkeys(policy.question for policy in standing):
+            self._give_up(question)
+        for policy in standing:
+            question = policy.question
             question.policies.remove(policy)
             if not question.policies:
                 del self._live[question.number]
@@ -306,12 +345,38 @@ class _Scheduler:
         """Give a policy more trajectories; those that no policy has requested before are sampled."""
         policy.requested += count
         question = policy.question
-        source, indices = question.source, range(question.num_submitted, policy.requested)
+        indices = range(question.num_requested, policy.requested)
         for index in reversed(indices) if first else indices:
-            stream = stream_key(self._seed, source.question_id, index)
-            forced = source.forced_lengths[index] if source.forced_lengths is not None else None
-            self._engine.submit(ChainRequest((question.number, index), source.tokens, stream, forced), first=first)
-        question.num_submitted = max(question.num_submitted, policy.requested)
+            if (question.number, index) in self._early:
+                self._early.remove((question.number, index))
+            elif index not in question.chains:
+                self._submit(question, index, first=first)
+        question.num_requested = max(question.num_requested, policy.requested)
+
+    def _submit(self, question: LiveQuestion, index: int, *, first: bool) -> None:
+        """Have a trajectory sampled."""
+        source = question.source
+        stream = stream_key(self._seed, source.question_id, index)
+        forced = source.forced_lengths[index] if source.forced_lengths is not None else None
+        self._engine.submit(ChainRequest((question.number, index), source.tokens, stream, forced), first=first)
+
+    def _give_up(self, question: LiveQuestion) -> None:
+        """Give up what was begun of a question and no policy can want any more, also what has ended."""
+        later = question.later
+        self._cancel([key for key in self._early if key[0] == question.number and key[1] not in later])
+        ended = [index for index in question.chains if index >= question.num_requested and index not in later]
+        question.given_up += [question.chains.pop(index) for index in ended]
+
+    def _cancel(self, keys: Collection[_Key]) -> None:
+        """Cancel chains that were begun early; each counts for its question."""
+        self._early.difference_update(keys)
+        for cancelled in self._engine.cancel(keys) if keys else []:
+            self._live[cancelled.request.key[0]].given_up.append(cancelled)
+
+    @property
+    def _num_requested(self) -> int:
+        """Chains in the engine that a policy has requested."""
+        return self._engine.num_running + self._engine.num_pending - len(self._early)
 
     def _note_checkpoint(self, policy: QuestionPolicy) -> None:
         """Put a policy among those at a checkpoint, if it has come to one."""

@@ -373,6 +373,7 @@ class EngineCache:
             account=self.account,
             at_a_time=self._settings.compute.questions_at_a_time,
             workers=self._settings.compute.workers,
+            eager=self._settings.compute.begins_early,
             stopping=stopping,
         ):
             self.behind = completed.behind

@@ -74,14 +74,17 @@ def test_a_lucky_prefix_does_not_count(tmp_path):
 
 
 def test_a_live_policy_keeps_its_answer_and_pays_for_its_controller(tmp_path):
-    asked = [question(1, [1, 1], decisions=[Decision(2, 0.9)]), question(0, [0, 0, 1, 1, 1, 1])]
+    early = dict(num_cancelled_tokens=70, cancelled_s=0.5)
+    asked = [question(1, [1, 1], decisions=[Decision(2, 0.9)], **early), question(0, [0, 0, 1, 1, 1, 1])]
     table = table_of(tmp_path / "s", dynamic_manifest(), asked)
     policy = live(table)
     assert table.question_ids == ("q00000", "q00001")
     assert table.live.decisions == ((), ((2, 0.9),))
     assert policy.p_inc == {2: pytest.approx(0.1)}
     assert (policy.label, policy.family, policy.natural_k.tolist()) == ("gbdt", "controller", [6, 2])
-    assert policy.chosen.compute_s == pytest.approx([6 * 0.02 + 0.006, 2 * 0.02 + 0.006])
+    assert policy.chosen.compute_s == pytest.approx([6 * 0.02 + 0.006, 2 * 0.02 + 0.006 + 0.5])
+    assert policy.chosen.tokens.tolist() == [600, 270]
+    assert table.on(["q00001"]).live.cancelled.tolist() == [70]
     assert policy.chosen.latency_s.tolist() == [9.0, 9.0]
 
 

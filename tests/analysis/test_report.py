@@ -102,6 +102,16 @@ def test_rules_are_not_called_controllers_and_policies_are_compared_on_common_qu
     assert any(note in n for n in report["notes"])
 
 
+def test_what_was_cancelled_counts_and_is_named(tmp_path):
+    asked = [question(i, row[:2], num_cancelled_tokens=60) for i, row in enumerate(power_rows(40))]
+    write_store(tmp_path / "gbdt", dynamic_manifest(), asked)
+    write_store(tmp_path / "power", power_manifest(), [question(i, row) for i, row in enumerate(power_rows(40))])
+    report = read_report([tmp_path])
+    assert rows(report)["gbdt"]["tokens"] == 260
+    note = "Tokens of trajectories that were begun early and cancelled count; their share: gbdt 23.1 %."
+    assert note in report["notes"]
+
+
 def ungraded(record, **changes):
     return replace(record, trajectories=tuple(replace(t, correct=None) for t in record.trajectories), **changes)
 

@@ -44,6 +44,8 @@ def test_info_counts_what_is_there(tmp_path):
     assert sum(found["endings"].values()) == len(trajectories)
     assert found["bytes"] == sum(path.stat().st_size for path in folder.glob("*.h5"))
     json.dumps(found)
+    StoreWriter.attach(folder).commit([replace(make_question(9), num_cancelled_tokens=70)], writer="b")
+    assert info(folder)["cancelled_tokens"] == found["cancelled_tokens"] + 70 == 70
 
 
 def test_parts_of_a_run_merge_to_the_whole(tmp_path):

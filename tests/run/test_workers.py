@@ -150,13 +150,14 @@ def test_the_bar_counts_shared_tokens_once_and_each_log_what_its_policy_is_charg
     done = Done(0, "q0", tokens=(100, 200, 300), correct=True, accepted=1, proposed=2, age_s=1.0)
     with Display("evaluation", [(folder, name, 0) for name, folder in folders.items()], 2, [(0, 1), (2,)]) as display:
         for store, count, gpu_gib in ((1, 1, 3.456), (0, 3, 7.891), (2, 2, 3.5)):  # of two workers
-            display.show(replace(done, store=store, tokens=done.tokens[:count], gpu_gib=gpu_gib))
+            early = {0: 7, 1: 5, 2: 0}[store]  # cancelled of the question until then
+            display.show(replace(done, store=store, tokens=done.tokens[:count], gpu_gib=gpu_gib, cancelled=early))
         display.show(replace(done, question_id="q1", store=0))
     assert display.counts == [2, 1, 1]
-    assert [progress(folder)[-1]["tokens"] for folder in folders.values()] == [1200, 100, 300]
+    assert [progress(folder)[-1]["tokens"] for folder in folders.values()] == [1207, 105, 300]
     assert [progress(folder)[-1]["gpu_gib"] for folder in folders.values()] == [7.89, 3.46, 3.5]
     said = capsys.readouterr().err
-    assert "tokens 1,500" in said  # 100 of both, 500 of the first alone, 300 of another sampler, 600 of the next
+    assert "tokens 1,507" in said  # 100 of both, 500 of the first alone, 300 of another sampler, 600 of the next
     assert "GPU GiB 7.9" in said
     assert "evaluation (power, rule, plain): 4 of 6" in said
 
