@@ -45,13 +45,19 @@ _MARKERS = {
     "adaptive-consistency": "P",
     "esc": "X",
     "sprt": "<",
+    "certificate": "H",
     "entropy": ">",
     "self-confidence": "p",
     "uab": "h",
     "lead": "8",
+    "lead-1": "^",
+    "lead-2": "D",
+    "lead-3": "p",
     "random": "d",
 }
-_SPARE_MARKERS = ("H", "s", "v", "o")
+_HOLLOW = ("lead-1", "lead-2", "lead-3")
+"""Single points of the curve of ``lead``."""
+_SPARE_MARKERS = ("s", "v", "o")
 _BROKEN: Dashes = (5, 1.5, 1.5, 1.5)
 _DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5), (8, 2, 1.5, 2))
 
@@ -109,7 +115,7 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
         else:
             marker = _MARKERS.get(policy["name"]) or next(spare)
             color = CONTROLLER if family == "controller" else RULE
-            marks[label] = Mark(color, marker, _DASHES[seen[family] % len(_DASHES)])
+            marks[label] = Mark(color, marker, _DASHES[seen[family] % len(_DASHES)], policy["name"] in _HOLLOW)
             seen[family] += 1
     return marks
 

@@ -159,6 +159,14 @@ def dynamic(
     )
 
 
+def at_threshold(name: str, series: str, walked: Walk, p_enough: np.ndarray, threshold: float) -> ReplayedPolicy:
+    """Return a rule at a threshold that nothing chose: one point, from p_enough (Q, O, C)."""
+    stop = stops(continue_score(p_enough), threshold)
+    point, at = outcome_at(walked, stop), np.full(1, threshold)
+    natural = (np.asarray(walked.ks)[stop[:, 0]], at_stop(walked.correct[:, 0], stop[:, 0]))
+    return ReplayedPolicy(name, "rule", series, at, (point,), np.ones(1, bool), point, at, *natural)
+
+
 def outcome_at(walked: Walk, stop: np.ndarray) -> Outcome:
     """Return what stopping at these indices into ``walked.ks`` gives: ``stop`` has shape (Q, O)."""
     correct, tokens, accepted = (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.config import ReplayConfig
-from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle
+from dps.analysis.policies import ReplayedPolicy, at_threshold, dynamic, fixed, oracle
 from dps.analysis.published import shown_ks
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
@@ -19,7 +19,7 @@ from dps.analysis.table import StoreTable, check_graded, common_questions, read_
 from dps.decide import RULES, KRange
 from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
-from dps.decide.rules import WIDTHS, AdaptiveConsistency
+from dps.decide.rules import LEADS, WIDTHS, AdaptiveConsistency
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
@@ -192,6 +192,9 @@ def _rules(walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Replaye
     """Run every rule that needs no training; also return the names of those that the harvest shows too little to."""
     policies, blind = [], []
     for name, rule in RULES.items():
+        if name in LEADS:
+            policies.append(at_threshold(name, "power", walked, walked.p_enough(rule), rule.threshold))
+            continue
         widest: dict[str, Any] = {WIDTHS[name]: walked.ks[-1]} if name in WIDTHS else {}
         p_enough = walked.p_enough(replace(rule, **widest))
         if np.isfinite(p_enough).all():
