@@ -142,10 +142,11 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         x, y, low, high = ([point[key] for point in points] for key in (cost, "accuracy", "low", "high"))
         if policy["family"] == "fixed":  # the bands of all would cover one another; these show how wide they are
             axes.fill_between(x, low, high, color=mark.color, alpha=0.07, linewidth=0, zorder=0.5)
-        bound = policy["family"] == "oracle"
-        axes.plot(
-            x, y, color=mark.color, linestyle=mark.line, linewidth=0.7 if bound else 1.2, zorder=1.5 if bound else 2
-        )
+        # Between two points a curve is a mixture of both: straight in cost, so bent on the logarithmic axis.
+        places = np.arange(12 * max(len(x) - 1, 0) + 1) / 12
+        bent = [np.interp(places, np.arange(len(x)), values) for values in (x, y) if values]
+        width = 0.7 if policy["family"] == "oracle" else 1.2
+        axes.plot(*bent, color=mark.color, linestyle=mark.line, linewidth=width, zorder=2)
         if policy["family"] == "fixed":
             short = shown_ks(int(policy["curve"][-1]["threshold"]))
             rows = [row for row in rows if len(rows) <= 8 or row["threshold"] in short]
