@@ -104,9 +104,10 @@ class EvaluateConfig:
     """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
     """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
-    rules `adaptive-consistency`, `esc`, `sprt`, `entropy`, `self-confidence`, `uab`, `lead` and `random`, which need
-    no training, and the baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which
-    sample another law. Rules and controllers beside `power` cost no more tokens, see compute.share."""
+    rules `adaptive-consistency`, `esc`, `sprt`, `certificate`, `entropy`, `self-confidence`, `uab`, `lead`, `lead-1`,
+    `lead-2`, `lead-3` and `random`, which need no training, and the baselines `max-swap`, `early-entropy`,
+    `early-perplexity`, `early-self-confidence`, which sample another law. Rules and controllers beside `power` cost no
+    more tokens, see compute.share."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
@@ -215,9 +216,10 @@ class EvaluateConfig:
                 raise InputError(
                     f"The rule {name} has the settings {', '.join(fields_of_rule)}, got rules.{name}.{unknown[0]}."
                 )
-            width = WIDTHS.get(name, "")
-            if settings.get(width, 1) < 1:
-                raise InputError(f"rules.{name}.{width} must be at least 1, got {settings[width]:g}.")
+            for width in WIDTHS.values():
+                if settings.get(width, 1) < 1:
+                    raise InputError(f"rules.{name}.{width} must be at least 1, got {settings[width]:g}.")
+            replace(RULES[name], **settings)  # type: ignore[type-var]  # which refuses what only the rule can judge
 
     def _check_all_used(self) -> None:
         """Refuse what is set up for a policy that is not run."""

@@ -211,7 +211,7 @@ def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[
     base = next((one for one in policies if one.family == "fixed" and one.series == "power"), None)
     rows = []
     for policy in policies:
-        if base is None or policy is base or policy.series != "power" or len(policy.curve) < 2:
+        if base is None or policy.family in ("fixed", "oracle") or policy.series != "power" or len(policy.curve) < 2:
             continue
         ends = [[float(one.curve[i].tokens.mean()) for one in (policy, base)] for i in (0, -1)]
         low, high = max(ends[0]), min(ends[1])

@@ -142,7 +142,11 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         x, y, low, high = ([point[key] for point in points] for key in (cost, "accuracy", "low", "high"))
         if policy["family"] == "fixed":  # the bands of all would cover one another; these show how wide they are
             axes.fill_between(x, low, high, color=mark.color, alpha=0.07, linewidth=0, zorder=0.5)
-        axes.plot(x, y, color=mark.color, linestyle=mark.line, linewidth=1.2, zorder=2)
+        # Between two points a curve is a mixture of both: straight in cost, so bent on the logarithmic axis.
+        places = np.arange(12 * max(len(x) - 1, 0) + 1) / 12
+        bent = [np.interp(places, np.arange(len(x)), values) for values in (x, y) if values]
+        width = 0.7 if policy["family"] == "oracle" else 1.2
+        axes.plot(*bent, color=mark.color, linestyle=mark.line, linewidth=width, zorder=2)
         if policy["family"] == "fixed":
             short = shown_ks(int(policy["curve"][-1]["threshold"]))
             rows = [row for row in rows if len(rows) <= 8 or row["threshold"] in short]
@@ -151,7 +155,8 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
                 axes.annotate(
                     f"{row['threshold']:g}", place, (4, -9), textcoords="offset points", color=mark.color, fontsize=7.5
                 )
-        drawn = [_row(axes, row, cost, mark, chosen=policy["operating_point"] is not None) for row in rows]
+        chosen = policy["operating_point"] is not None and policy["family"] != "oracle"
+        drawn = [_row(axes, row, cost, mark, chosen=chosen) for row in rows]
         handles[_NAMES.get(label, label)] = drawn[-1]
         ends += [(point[cost], point["low"], point["high"]) for point in [*points, *rows]]
     _scales(axes, ends)
@@ -184,7 +189,7 @@ def level_of(result: Mapping[str, Any]) -> float | None:
 
 
 def front_of(result: Mapping[str, Any], cost: str) -> list[tuple[float, float]]:
-    """Return the Pareto front over every point of every policy but the oracle, as (cost, accuracy)."""
+    """Return the Pareto front over every point of every policy but the bounds, as (cost, accuracy)."""
     return pareto_front(
         [
             (point[cost], point["accuracy"])

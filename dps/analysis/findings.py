@@ -41,6 +41,7 @@ def findings(result: Entry) -> list[str]:
         *_asking(result),
         *_own(result),
         *(_rules(result) if result["kind"] == "replay" else []),
+        *_left(result),
         *_gain(result),
         *(mixing_finding(entry, several=len(result["mixing"]) > 1) for entry in result["mixing"]),
     ]
@@ -294,6 +295,51 @@ def _rules(result: Entry) -> list[str]:
             f"{_other_controllers(result, worst['policy'])}"
         )
     return sentences
+
+
+def _left(result: Entry) -> list[str]:
+    """Say how far the best rule on votes could still get at the accuracy of the best rule there is, by series.
+
+    The best rule there is saves most without a loss, or is the most accurate one where a loss is never excluded.
+    """
+    sentences = []
+    by_label = {policy["policy"]: policy for policy in result["policies"]}
+    for bound in (policy for label, policy in by_label.items() if label.startswith("votes-bound")):
+        oracle, other = (by_label[bound["policy"].replace("votes-bound", name)] for name in ("oracle", "votes-dp"))
+        rules = [p for p in result["policies"] if p["family"] == "rule" and p["series"] == bound["series"]]
+        rules = [p for p in rules if p["operating_point"] is not None]
+        if not rules:
+            continue
+        saving = _leading(result, "rule") if bound["series"] == "power" else None
+        rule = saving or max(rules, key=lambda p: (p["operating_point"]["accuracy"], -p["operating_point"]["tokens"]))
+        at = rule["operating_point"]
+        known = _tokens_at(oracle, at["accuracy"])
+        votes = min(_tokens_at(bound, at["accuracy"]), at["tokens"])
+        if known >= at["tokens"]:
+            continue
+        share, held_out = (at["tokens"] - votes) / (at["tokens"] - known), _tokens_at(other, at["accuracy"])
+        reached = f"spends {number(held_out)}" if held_out < float("inf") else "does not get there"
+        sentences.append(
+            f"What is left to save at the accuracy of {rule['policy']} ({percent(at['accuracy'])}, "
+            f"{number(at['tokens'])} tokens a question): perfect knowledge would spend {number(known)}. The best rule "
+            f"on votes would go {100 * share:.0f} % of that way ({number(votes)}), fitted to these very questions; "
+            f"fitted to others (votes-dp), it {reached}."
+        )
+    return sentences
+
+
+def _tokens_at(policy: Entry, accuracy: float) -> float:
+    """Return the fewest tokens for an accuracy along a curve, mixed from two points where between; infinite if none."""
+    curve = [(point["tokens"], point["accuracy"]) for point in policy["curve"]]
+    tokens, reached = curve[0]
+    if reached >= accuracy:
+        return tokens
+    for more, higher in curve[1:]:
+        if higher >= accuracy:
+            return tokens + (more - tokens) * (accuracy - reached) / (higher - reached)
+        if higher > reached:
+            tokens, reached = more, higher
+    return float("inf")
 
 
 def _strongest_rule(result: Entry, policy: str) -> Entry | None:

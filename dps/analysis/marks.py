@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
+from dps.decide.rules import LEADS
+
 INK, MUTED, GRID, SURFACE = "#1f2328", "#5d6670", "#e3e6ea", "#ffffff"
 """Text and axes, secondary text, grid lines, the page behind a figure."""
 # Okabe and Ito's palette, which people with colour-blindness can tell apart; line style and marker say the same again.
@@ -45,13 +47,18 @@ _MARKERS = {
     "adaptive-consistency": "P",
     "esc": "X",
     "sprt": "<",
+    "certificate": "H",
     "entropy": ">",
     "self-confidence": "p",
     "uab": "h",
     "lead": "8",
+    "lead-1": "^",
+    "lead-2": "D",
+    "lead-3": "p",
     "random": "d",
 }
-_SPARE_MARKERS = ("H", "s", "v", "o")
+_BOUNDS = {"oracle": "o", "votes-bound": "s", "votes-dp": "h"}
+_SPARE_MARKERS = ("s", "v", "o")
 _BROKEN: Dashes = (5, 1.5, 1.5, 1.5)
 _DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5), (8, 2, 1.5, 2))
 
@@ -99,18 +106,19 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
         if label in marks:
             continue
         if family == "oracle":
-            marks[label] = Mark(OTHER, "o", (), hollow=True)
+            marks[label] = Mark(OTHER, _BOUNDS[policy["name"]], of_series.dashes, hollow=True)
         elif family == "chance":
             marks[label] = Mark(OTHER, _MARKERS.get(policy["name"], "d"), (1.5, 1.5))
         elif family == "fixed":
             marks[label] = of_series
         elif policy["series"] != "power":
-            marks[label] = Mark(of_series.color, of_series.marker, _BROKEN, hollow=True)
+            marks[label] = Mark(of_series.color, _MARKERS.get(policy["name"], "8"), of_series.dashes, hollow=True)
         else:
             marker = _MARKERS.get(policy["name"]) or next(spare)
             color = CONTROLLER if family == "controller" else RULE
-            marks[label] = Mark(color, marker, _DASHES[seen[family] % len(_DASHES)])
-            seen[family] += 1
+            hollow = policy["name"] in LEADS  # one point of the curve of ``lead``, without a line
+            marks[label] = Mark(color, marker, () if hollow else _DASHES[seen[family] % len(_DASHES)], hollow)
+            seen[family] += not hollow
     return marks
 
 

@@ -29,7 +29,7 @@ GROUPS = {
     "fixed": "Power sampling, fixed k",
     "controller": "Power sampling, a trained controller decides k",
     "rule": "Power sampling, a rule without training decides k",
-    "bound": "Bounds: by chance, and with the answer known",
+    "bound": "Bounds: by chance, the best rule on votes, the answer known",
     "cheap": "Self-consistency over cheap samples",
 }
 """Headings of the table, in order."""
@@ -159,7 +159,7 @@ def group_of(policy: Mapping[str, Any]) -> str:
 
 
 def operating_rows(result: Result) -> list[dict[str, Any]]:
-    """Return a row for each operating point, each named k of fixed policies, and the oracle.
+    """Return a row for each operating point, each named k of fixed policies, and the bounds.
 
     A row is the point as the result has it (:mod:`dps.analysis.result`), with ``policy``, ``family``, ``group``, and
     whether it is on the Pareto ``front`` of the rows.
@@ -291,10 +291,10 @@ def _curve(policy: Mapping[str, Any], costs: Sequence[str]) -> dict[str, Any]:
 
 
 def _what(policy: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    if policy["family"] == "oracle":
-        return "smallest k that is right"
     if point["threshold"] is None:
         return ""
+    if policy["family"] == "oracle":
+        return f"going on pays at {point['threshold']:.3g} points per 1,000 tokens"
     return f"k = {point['threshold']:g}" if policy["family"] == "fixed" else f"threshold {point['threshold']:.3g}"
 
 

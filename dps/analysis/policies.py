@@ -7,17 +7,18 @@ one point: what it did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dps.analysis.table import Outcome, StoreTable
 from dps.decide import RULES
+from dps.decide.bounds import best_on_votes, held_out_on_votes, perfect, rates_for, vote_states
 from dps.decide.labels import continue_score
 from dps.decide.orders import Walk, at_stop, in_order, walk
 from dps.decide.splits import other_folds
-from dps.decide.thresholds import cheapest_without_loss, effective_margin, spread_thresholds, stops
+from dps.decide.thresholds import NEVER_STOP, cheapest_without_loss, effective_margin, spread_thresholds, stops
 
 CURVE_POINTS = 61
 """Most thresholds of a curve; they are spread evenly over its tokens."""
@@ -34,11 +35,12 @@ class ReplayedPolicy:
     name: str
     """``fixed``, ``gbdt``, ``adaptive-consistency``, ..."""
     family: str
-    """``fixed``, ``controller``, ``rule``, ``chance`` or ``oracle``."""
+    """``fixed``, ``controller``, ``rule``, ``chance`` or ``oracle`` (bounds that nobody can run live)."""
     series: str
     """The source: ``power``, ``plain``, ``lowtemp``, ..."""
     thresholds: np.ndarray
-    """Threshold (or k, of a fixed policy) of each point of the curve, in increasing order of tokens: shape (M,)."""
+    """Threshold (k of a fixed policy, rate of a bound) of each point of the curve, which are in increasing order of
+    tokens: shape (M,)."""
     curve: tuple[Outcome, ...]
     """M points."""
     listed: np.ndarray
@@ -159,6 +161,14 @@ def dynamic(
     )
 
 
+def at_threshold(name: str, series: str, walked: Walk, p_enough: np.ndarray, threshold: float) -> ReplayedPolicy:
+    """Return a rule at a threshold that nothing chose: one point, from p_enough (Q, O, C)."""
+    stop = stops(continue_score(p_enough), threshold)
+    point, at = outcome_at(walked, stop), np.full(1, threshold)
+    natural = (np.asarray(walked.ks)[stop[:, 0]], at_stop(walked.correct[:, 0], stop[:, 0]))
+    return ReplayedPolicy(name, "rule", series, at, (point,), np.ones(1, bool), point, at, *natural)
+
+
 def outcome_at(walked: Walk, stop: np.ndarray) -> Outcome:
     """Return what stopping at these indices into ``walked.ks`` gives: ``stop`` has shape (Q, O)."""
     correct, tokens, accepted = (
@@ -191,11 +201,43 @@ def cross_fitted(
     return chosen
 
 
-def oracle(series: str, walked: Walk) -> ReplayedPolicy:
-    """Return the bound: the smallest k that is right, the first k where none is."""
-    any_right = walked.correct.any(axis=-1)
-    stop = np.where(any_right, walked.correct.argmax(axis=-1), 0)
-    return ReplayedPolicy("oracle", "oracle", series, np.full(1, np.nan), (outcome_at(walked, stop),), np.ones(1, bool))
+def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[ReplayedPolicy]:
+    """Return what no rule can beat, over rates of accuracy against tokens, see :mod:`dps.decide.bounds`.
+
+    ``oracle`` knows the answers. ``votes-bound`` is the best rule on vote counts, fitted to the questions that it is
+    judged on; ``votes-dp`` is that rule for each question fitted to the other folds' questions, and its operating point
+    is chosen like that of a controller. Their thresholds are the rates; -1 is k = maximum.
+    """
+    states, shape = vote_states(walked.seen), walked.correct.shape[:2]
+    correct, tokens = (values.reshape(-1, len(walked.ks)) for values in (walked.correct, walked.tokens))
+    row_folds = np.repeat(folds, shape[1])
+
+    def swept(name: str, stop_at: Callable[[float], np.ndarray]) -> tuple[ReplayedPolicy, dict[float, np.ndarray]]:
+        stop = {float(rate): stop_at(rate).reshape(shape) for rate in rates_for(tokens)}
+        points = {rate: outcome_at(walked, where) for rate, where in stop.items()}
+        costs = {float(point.tokens.mean()): rate for rate, point in reversed(points.items())}  # equal ones once
+        rates = np.array([costs[cost] for cost in sorted(costs)])
+        curve = tuple(points[rate] for rate in rates)
+        return ReplayedPolicy(name, "oracle", series, rates, curve, rates == 0), stop
+
+    known, _ = swept("oracle", lambda rate: perfect(correct, tokens, rate))
+    fitted, _ = swept("votes-bound", lambda rate: best_on_votes(states, correct, tokens, rate))
+    other, stop = swept("votes-dp", lambda rate: held_out_on_votes(states, correct, tokens, rate, row_folds))
+    stop[NEVER_STOP] = np.full(shape, len(states))
+    rates, curve = np.append(other.thresholds, NEVER_STOP), (*other.curve, outcome_at(walked, stop[NEVER_STOP]))
+    chosen = cross_fitted(rates, curve, walked, folds, margin)
+    where = np.stack([stop[rate][q] for q, rate in enumerate(chosen)])
+    operating = replace(
+        other,
+        thresholds=rates,
+        curve=curve,
+        listed=np.zeros(len(rates), bool),
+        chosen=outcome_at(walked, where),
+        chosen_thresholds=chosen,
+        natural_k=np.asarray(walked.ks)[where[:, 0]],
+        natural_correct=at_stop(walked.correct[:, 0], where[:, 0]),
+    )
+    return [operating, fitted, known]
 
 
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.config import ReplayConfig
-from dps.analysis.policies import ReplayedPolicy, dynamic, fixed, oracle
+from dps.analysis.policies import ReplayedPolicy, at_threshold, bounds, dynamic, fixed
 from dps.analysis.published import shown_ks
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
@@ -19,7 +19,7 @@ from dps.analysis.table import StoreTable, check_graded, common_questions, read_
 from dps.decide import RULES, KRange
 from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
-from dps.decide.rules import WIDTHS, AdaptiveConsistency
+from dps.decide.rules import LEADS, WIDTHS
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
@@ -28,6 +28,9 @@ from feature_store.manifest import read_manifest
 
 _ELSEWHERE = ("output", "rivals", "controllers", "show_questions")
 """Settings that change no number, or are told elsewhere in the provenance."""
+
+CHEAP_RULES = ("adaptive-consistency", "lead", "lead-2", "lead-3")
+"""The rules that are run over cheap samples, which come one at a time, so lead-1 stops at the first."""
 
 Predict = Callable[[str, Path, Sequence[str], np.ndarray, tuple[int, ...]], tuple[np.ndarray, float]]
 """Asks a trained controller (its path) about questions of a store (the store, Q ids, orders (Q, O, K) and ks):
@@ -87,14 +90,14 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     for name, path in config.controllers.items():
         p_enough, own = _asked(name, out_of_fold, predict, (path, harvest, common, orders, ks))
         policies.append(dynamic(name, "controller", "power", walked, p_enough, folds, config.margin, own))
-    rules, blind = _rules(walked, folds, config.margin)
+    rules, blind = _rules("power", walked, RULES, folds, config.margin)
     policies += rules
     if blind:
         notes.append(
             f"Left out: {', '.join(blind)}. The harvest has not recorded the entropies and top-1 probabilities that "
             "they look at."
         )
-    policies.append(oracle("power", walked))
+    policies += bounds("power", walked, folds, config.margin)
     for table in tables[1:]:
         policies += _cheap(table, common, folds, config)
     default = f"Policies replayed: {manifest.benchmark.get('name')}, {Path(str(manifest.model.get('name'))).name}"
@@ -188,15 +191,21 @@ def _asked(
     return one.p_enough, one.threshold
 
 
-def _rules(walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[ReplayedPolicy], list[str]]:
-    """Run every rule that needs no training; also return the names of those that the harvest shows too little to."""
+def _rules(
+    series: str, walked: Walk, names: Collection[str], folds: np.ndarray, margin: float
+) -> tuple[list[ReplayedPolicy], list[str]]:
+    """Run rules that need no training; also return the names of those that the store shows too little to."""
     policies, blind = [], []
-    for name, rule in RULES.items():
+    for name in names:
+        rule = RULES[name]
+        if name in LEADS:
+            policies.append(at_threshold(name, series, walked, walked.p_enough(rule), rule.threshold))
+            continue
         widest: dict[str, Any] = {WIDTHS[name]: walked.ks[-1]} if name in WIDTHS else {}
         p_enough = walked.p_enough(replace(rule, **widest))
         if np.isfinite(p_enough).all():
             family = "chance" if name == "random" else "rule"
-            policies.append(dynamic(name, family, "power", walked, p_enough, folds, margin))
+            policies.append(dynamic(name, family, series, walked, p_enough, folds, margin))
         else:
             blind.append(name)
     return policies, blind
@@ -205,7 +214,7 @@ def _rules(walked: Walk, folds: np.ndarray, margin: float) -> tuple[list[Replaye
 def _cheap(
     table: StoreTable, question_ids: Sequence[str], folds: np.ndarray, config: ReplayConfig
 ) -> list[ReplayedPolicy]:
-    """Return fixed and adaptive self-consistency over a rival's samples."""
+    """Return fixed and adaptive self-consistency over a rival's samples, one at a time, and its bounds."""
     samples = table.samples
     assert samples is not None
     most = samples.num_trajectories
@@ -214,7 +223,6 @@ def _cheap(
     policies = [fixed(table, orders, every, shown_ks(most))]
     if most > 1:
         walked = walk(samples, orders, tuple(every), table.manifest.aggregator, config.seed)
-        rule = AdaptiveConsistency()
-        p_enough = walked.p_enough(rule)
-        policies.append(dynamic(rule.name, "rule", table.series, walked, p_enough, folds, config.margin))
+        policies += _rules(table.series, walked, CHEAP_RULES, folds, config.margin)[0]
+        policies += bounds(table.series, walked, folds, config.margin)
     return policies

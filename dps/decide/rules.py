@@ -13,6 +13,7 @@ import numpy as np
 
 from dps.decide.policy import Rule
 from dps.decide.seen import Seen, by_votes
+from dps.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AdaptiveConsistency:
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return p_enough of N questions: shape (N,)."""
-        return by_votes(beta_posterior, seen)
+        return by_votes(beta_posterior, seen.top, seen.runner_up)
 
 
 @cache
@@ -83,17 +84,73 @@ class MixtureSPRT:
 
     def enough(self, seen: Seen) -> np.ndarray:
         """Return p_enough of N questions: shape (N,)."""
-        return by_votes(mixture_posterior, seen)
+        ratio = by_votes(mixture_ratio, seen.top, seen.runner_up)
+        return ratio / (1 + ratio)
 
 
 @cache
-def mixture_posterior(top: int, runner_up: int) -> float:
-    """Return L / (1 + L); 1/2 where nothing was seen."""
+def mixture_ratio(top: int, runner_up: int) -> float:
+    """Return L; 1 where nothing was seen."""
     votes = top + runner_up
     # The integral of p^top (1 - p)^runner_up over (1/2, 1), times its density 2, is 2 B(top + 1, runner_up + 1) times
     # the posterior mass above 1/2; B is a whole number's inverse.
-    ratio = 2 ** (votes + 1) * beta_posterior(top, runner_up) / ((votes + 1) * comb(votes, top))
-    return ratio / (1 + ratio)
+    return 2 ** (votes + 1) * beta_posterior(top, runner_up) / ((votes + 1) * comb(votes, top))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Stop when the leading answer is certified to be the model's single most likely one, whatever answers there are.
+
+    At any time, an answer that is not the single most likely one has been certified with a probability of at most
+    ``level``. Let M(x, y) be L of :class:`MixtureSPRT` for x and y votes, the mean of (2p)^x (2 - 2p)^y over p uniform
+    on (1/2, 1). From any moment that the past decides, M of the later votes for a and b is a nonnegative
+    supermartingale that starts at 1 if b is at least as likely as a. M falls with y, so M(x, largest y) is at most
+    M(x, y) for every rival b, also for one that nobody has seen; that it ever reaches 1/e has a probability of at most
+    e (Ville). The j-th distinct answer counts from its first vote, which is not counted itself, and has the share
+    1 / (j (j + 1)) of the level; these shares add up to 1. So E = M(x, y) / (j (j + 1)) of the leading answer certifies
+    it at E >= 1 / level, and ``p_enough`` is ``level E / (1 + level E)``. Of answers with equally many votes the first
+    one leads; a tie is never certified.
+
+    Of responses from several arms, this holds for every answer that one and the same other answer equals or beats in
+    each arm.
+
+    Source:
+        Ota et al., "CITE: Anytime-Valid Statistical Inference in LLM Self-Consistency", arXiv 2605.05873: the smallest
+        of the pairwise e-processes against all rivals, for one answer named beforehand. Cordero-Encinar and Duncan,
+        "Certified Self-Consistency", arXiv 2510.17472: mixtures over p > 1/2 for the leading answer. Counting from
+        the first vote with shares of the level, so that the votes may choose the answer, is ours.
+    """
+
+    name: str = "certificate"
+    threshold: float = 0.5
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Raise InputError if the level is no probability."""
+        if not 0 < self.level < 1:
+            raise InputError(f"rules.{self.name}.level must be above 0 and below 1, got {self.level:g}.")
+
+    def enough(self, seen: Seen) -> np.ndarray:
+        """Return p_enough of N questions: shape (N,)."""
+        classes = np.stack(seen.history, axis=1)
+        (rows, k), most = classes.shape, int(classes.max(initial=0)) + 1
+        cells = np.arange(rows)[:, None] * most + classes
+
+        def votes(counted: np.ndarray) -> np.ndarray:
+            return np.bincount(cells[counted], minlength=rows * most).reshape(rows, most)
+
+        first = np.full((rows, most), k)
+        for place in range(k - 1, -1, -1):
+            first.flat[cells[classes[:, place] >= 0, place]] = place
+        every = np.arange(rows)
+        leader = (votes(classes >= 0) * (k + 1) - first).argmax(axis=1)
+        since = first[every, leader]
+        later = votes((np.arange(k) > since[:, None]) & (classes >= 0))
+        own = later[every, leader]
+        later[every, leader] = 0
+        j = 1 + (first < since[:, None]).sum(axis=1)
+        evidence = self.level * by_votes(mixture_ratio, own, later.max(axis=1)) / (j * (j + 1))
+        return np.where(since < k, evidence / (1 + evidence), 0.0)
 
 
 @dataclass(frozen=True)
@@ -147,9 +204,9 @@ class BudgetAllocation:
 class LeadingVotes:
     """``p_enough`` is the share of the margin by which the leading answer is ahead of the second.
 
-    At the threshold 0 the leading answer must be ahead by ``margin`` votes (lead-1 and lead-2 are the margins 1 and 2).
-    A threshold of ``1 - m / margin`` is the rule with the smaller margin m, so one sweep tries them all. A response
-    without an answer has no vote.
+    At the threshold 0 the leading answer must be ahead by ``margin`` votes; lead-1, lead-2 and lead-3 are the margins
+    1, 2 and 3. A threshold of ``1 - m / margin`` is the rule with the smaller margin m, so one sweep tries them all. A
+    response without an answer has no vote.
     """
 
     name: str = "lead"
@@ -177,9 +234,12 @@ class RandomEscalation:
         return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
+LEADS = {f"lead-{margin}": LeadingVotes(f"lead-{margin}", margin=margin) for margin in (1, 2, 3)}
+"""Points of the sweep of ``lead``, by name."""
 _ALL: tuple[Rule, ...] = (
     AdaptiveConsistency(), EarlyStoppingConsistency(), MixtureSPRT(), LowEntropy(), SelfConfidence(),
-    BudgetAllocation(), LeadingVotes(), RandomEscalation(),
+    Certificate(), BudgetAllocation(), LeadingVotes(), *LEADS.values(),
+    RandomEscalation(),
 )  # fmt: skip
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ALL}
 WIDTHS = {"esc": "window", "lead": "margin"}

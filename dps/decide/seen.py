@@ -39,6 +39,16 @@ class Seen:
     """Mean log p of the first response's tokens, nats, float64."""
     keys: np.ndarray
     """A number that names the question (and its order, in replay) under the run's seed, uint64."""
+    history: tuple[np.ndarray, ...] = ()
+    """The class of each trajectory, in order of coming; -1 for no answer: k arrays of int64."""
+    state: np.ndarray | None = None
+    """A number that names how many votes the classes have, whichever they are, uint64: see :data:`_NAMES`."""
+
+
+_NAMES = np.random.default_rng(0).integers(2**64, size=4097, dtype=np.uint64)
+_NAMES[0] = 0
+"""A random number for each number of votes. Their sum over the classes, modulo 2^64, names the votes of all classes in
+any order; that some two of a million different ones share a name has a probability of 3e-8."""
 
 
 class Tally:
@@ -52,6 +62,8 @@ class Tally:
         self._best = np.full(self._counts.shape, -np.inf)
         self._member = np.full(self._counts.shape, -1)
         self._latest = np.full(num_questions, -1)
+        self._history: list[np.ndarray] = []
+        self._state = np.zeros(num_questions, np.uint64)
         self._run = np.zeros(num_questions, np.int64)
         self._sums = np.zeros((4, num_questions))
         self._probe = np.zeros(num_questions)
@@ -65,7 +77,9 @@ class Tally:
         """
         answered = classes >= 0
         rows, labels, logp = self._rows[answered], classes[answered], logprobs[answered]
-        self._counts[rows, labels] += 1
+        self._history.append(classes)
+        votes = self._counts[rows, labels] = self._counts[rows, labels] + 1
+        self._state[rows] += _NAMES[votes] - _NAMES[votes - 1]
         self._weights[rows, labels] = np.logaddexp(self._weights[rows, labels], logp)
         better = logp > self._best[rows, labels]
         self._best[rows[better], labels[better]] = logp[better]
@@ -92,7 +106,8 @@ class Tally:
     def seen(self, keys: np.ndarray) -> Seen:
         """Return what a rule sees now."""
         largest = np.partition(self._counts, -2, axis=1)[:, -2:]
-        return Seen(self.k, largest[:, 1], largest[:, 0], self._run, *self._sums.copy(), self._probe, keys)
+        counted = (self.k, largest[:, 1], largest[:, 0], self._run, *self._sums.copy(), self._probe)
+        return Seen(*counted, keys, tuple(self._history), self._state.copy())
 
 
 def columns_of(trajectory: Trajectory) -> tuple[int, float, float, float, float]:
@@ -110,10 +125,10 @@ def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> S
     return tally.seen(np.array(keys, dtype=np.uint64))
 
 
-def by_votes(probability: Callable[[int, int], float], seen: Seen) -> np.ndarray:
-    """Return a function of the two largest votes for N questions, called once for each pair that occurs: shape (N,)."""
-    pairs, where = np.unique(np.stack([seen.top, seen.runner_up]), axis=1, return_inverse=True)
-    return np.array([probability(int(top), int(second)) for top, second in pairs.T])[where.reshape(-1)]
+def by_votes(function: Callable[[int, int], float], top: np.ndarray, runner_up: np.ndarray) -> np.ndarray:
+    """Return a function of two numbers of votes of N questions, called once for each pair that occurs: shape (N,)."""
+    pairs, where = np.unique(np.stack([top, runner_up]), axis=1, return_inverse=True)
+    return np.array([function(int(first), int(second)) for first, second in pairs.T])[where.reshape(-1)]
 
 
 def question_key(seed: int, question_id: str, order: int = 0) -> int:

@@ -1,5 +1,7 @@
 """The sentences say what the data say: they change when the data change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,27 @@ def result_of(*policies, kind="evaluation", margin=0.01):
 def power(k2=0.7, k8=0.95, count=N):
     shares = ((2, k2, 250), (4, (k2 + k8) / 2, 450), (8, k8, 900))
     return fixed("power", [(k, right(share, count=count), tokens) for k, share, tokens in shares])
+
+
+def bound(name, points):
+    curve = [(np.nan, right(share), tokens) for share, tokens in points]
+    return replace(fixed("power", curve), name=name, family="oracle")
+
+
+@pytest.mark.parametrize(("held_out", "said"), [((0.8, 500), "it spends 450."), ((0.7, 300), "it does not get there.")])
+def test_what_votes_leave_is_told_at_the_accuracy_of_the_best_rule(held_out, said):
+    rules = [live("esc", right(0.75), 600, family="rule"), live("lead-2", right(0.7), 500, family="rule")]
+    oracle = bound("oracle", [(0.5, 100), (0.9, 180)])  # 75 % with 150
+    votes = [bound("votes-dp", [(0.5, 250), (0.7, 400), (0.6, 420), held_out])]
+    votes += [bound("votes-bound", [(0.5, 200), (0.7, 400), (0.8, 640)])]  # 75 % with 520
+    sentences = findings(result_of(power(), *rules, *votes, oracle, kind="replay"))
+    assert the(sentences, "What is left to save") == (
+        "What is left to save at the accuracy of esc (75.0 %, 600 tokens a question): perfect knowledge would spend "
+        "150. The best rule on votes would go 18 % of that way (520), fitted to these very questions; fitted to others "
+        f"(votes-dp), {said}"
+    )
+    alone = findings(result_of(power(), *rules, kind="replay"))
+    assert not [sentence for sentence in alone if sentence.startswith("What is left")]
 
 
 def evaluation(*, plain=(0.3, 0.5), gbdt=0.95, gbdt_tokens=500, k2=0.7, k8=0.95, plain_tokens=(100, 1000)):

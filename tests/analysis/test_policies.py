@@ -1,17 +1,19 @@
 """Tables and policies: fixed k over orders, live policies, replays that say what a live run does."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from dps.analysis.policies import ORDERS, cross_fitted, dynamic, fixed, live, oracle
+from dps.analysis.policies import ORDERS, bounds, cross_fitted, dynamic, fixed, live
 from dps.analysis.table import read_table
 from dps.decide import RULES, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
 from dps.decide.orders import orders_for, orders_of, walk
 from dps.decide.samples import samples_of
 from dps.decide.splits import folds_of
+from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from feature_store import Decision, Store
 from tests.analysis.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
@@ -140,18 +142,31 @@ def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on():
     assert chosen.tolist() != policy.chosen_thresholds.tolist()  # the others did look at fold 2
 
 
-def test_the_oracle_takes_the_smallest_k_that_is_right():
-    _, walked = walked_of(20, 1)
-    (point,) = oracle("power", walked).curve
-    for q in range(20):
-        right = [k for k, c in zip(walked.ks, walked.correct[q, 0], strict=True) if c]
-        assert (point.k[q], point.correct[q]) == ((right[0], 1.0) if right else (2, 0.0))
+def test_the_bounds_of_a_walk():
+    samples, walked = walked_of(60, 3)
+    folds = folds_of(samples.question_ids, 5, 0)
+    votes, fitted, oracle = bounds("power", walked, folds, 0.2)
+    for bound in (fitted, oracle):
+        [best] = np.flatnonzero(bound.listed)
+        assert (bound.thresholds[best], best) == (0, len(bound.curve) - 1)
+        assert all(a.tokens.mean() < b.tokens.mean() for a, b in pairwise(bound.curve))
+    best = oracle.curve[-1]
+    right = walked.correct.any(axis=2)
+    first = np.asarray(walked.ks)[walked.correct.argmax(axis=2)]  # the first k where none is right
+    assert best.k.tolist() == first.mean(axis=1).tolist()
+    assert best.correct.tolist() == right.mean(axis=1).tolist()
+    assert (votes.thresholds[-1], votes.curve[-1].k.tolist()) == (NEVER_STOP, [8.0] * 60)
+    for q in (0, 30, 59):  # at the rate that the other folds' questions chose, the point of the curve
+        at = votes.thresholds.tolist().index(votes.chosen_thresholds[q])
+        assert votes.chosen.tokens[q] == votes.curve[at].tokens[q]
+    assert len(set(votes.chosen_thresholds[folds == 1])) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "krange"),
     [
         ("adaptive-consistency", KRange(1, 1, 5)),
+        ("certificate", KRange(2, 1, 6)),
         ("entropy", KRange(2, 2, 8)),
         pytest.param("random", KRange(1, 1, 5), marks=pytest.mark.slow),
         pytest.param("uab", KRange(2, 2, 8), marks=pytest.mark.slow),

@@ -2,6 +2,9 @@
 
 import heapq
 from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+from math import comb
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from scipy.stats import beta, kstest
 
 from dps.decide import RULES
 from dps.decide.aggregate import AGGREGATORS, representative
-from dps.decide.rules import WIDTHS
+from dps.decide.rules import WIDTHS, Certificate, MixtureSPRT, mixture_ratio
 from dps.decide.seen import Seen, Tally, question_key, seen_of
 from tests.factories import make_question
 
@@ -24,7 +27,7 @@ def seen_with(**fields):
         k=4, top=zeros.astype(int), runner_up=zeros.astype(int), run=zeros.astype(int), num_tokens=zeros + 1,
         logprob=zeros, entropy=zeros, top1=zeros, probe=zeros, keys=np.arange(number, dtype=np.uint64),
     )  # fmt: skip
-    return replace(base, **{name: np.asarray(value) for name, value in fields.items()})
+    return replace(base, **{name: value if name == "history" else np.asarray(value) for name, value in fields.items()})
 
 
 def winner_by_definition(classes, logprobs, method):
@@ -112,6 +115,9 @@ def test_votes_are_weighed_by_the_beta_posterior_and_by_the_likelihood_ratio_of_
         ("adaptive-consistency", {"top": [3, 4, 5], "runner_up": [0, 0, 1]}, [False, True, False]),
         ("esc", {"run": [0, 3, 4, 7]}, [False, False, True, True]),
         ("lead", {"top": [0, 1, 2, 3, 5], "runner_up": [0, 0, 0, 2, 3]}, [False, False, True, False, True]),
+        ("lead-3", {"top": [0, 2, 3, 4, 5], "runner_up": [0, 0, 0, 2, 2]}, [False, False, True, False, True]),
+        # After the first vote (2^9 - 1) / 9 / 2 = 28 for 8 equal ones, below 20 for 7.
+        ("certificate", {"history": [*np.zeros((8, 2), int), [0, 1]], "k": [9, 9]}, [True, False]),
     ],
 )
 def test_published_thresholds_stop_where_the_papers_stop(name, shown, stopped):
@@ -187,3 +193,88 @@ def test_every_rule_answers_in_the_unit_interval_even_where_nothing_was_answered
     enough = RULES[name].enough(seen_of([trajectories, make_question(4).trajectories[:2]], [1, 2]))
     assert enough.shape == (2,)
     assert ((enough >= 0) & (enough <= 1)).all()
+
+
+def runs_of(law, length):
+    """All sequences of votes of that length, -1 no answer where the law has one more than its answers, and their
+    probabilities."""
+    labels = sorted(law)
+    sequences = np.array(list(product(labels, repeat=length)))
+    return sequences, np.array([law[label] for label in labels])[np.searchsorted(labels, sequences)].prod(axis=1)
+
+
+def ever_false(rule, law, length):
+    """The probability, by level, that a leader that is not the only mode has that evidence within so many votes."""
+    sequences, probability = runs_of(law, length)
+    answers = {label: p for label, p in law.items() if label >= 0}
+    modes = [label for label, p in answers.items() if p == max(answers.values())]
+    most, tally = np.zeros(len(sequences)), Tally(len(sequences), max(law) + 1)
+    for votes in sequences.T:
+        tally.add(votes, np.full(len(votes), -1.0), np.ones((3, len(votes))))
+        said = rule.enough(tally.seen(np.zeros(len(votes), np.uint64)))
+        right = (tally._counts.argmax(axis=1) == modes[0]) & (len(modes) == 1)
+        most = np.where(right, most, np.maximum(most, said / (1 - said)))
+    return {level: probability[most >= (1 - 1e-12) / level].sum() for level in (0.5, 0.2, 0.1, 0.05)}
+
+
+EVEN = [{0: 0.5, 1: 0.5}, {-1: 0.2, 0: 0.4, 1: 0.4}]
+OTHERS = [
+    {0: 0.48, 1: 0.52}, {0: 0.4, 1: 0.4, 2: 0.2}, {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}, {0: 0.35, 1: 0.4, 2: 0.25},
+    {0: 0.45, 1: 0.45, 2: 0.05, 3: 0.05}, {0: 0.3, 1: 0.4, 2: 0.2, 3: 0.1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("law", [*EVEN, *OTHERS])
+def test_a_false_certificate_has_at_most_its_level_at_any_time_and_the_leaders_sprt_has_more(law):
+    length = {2: 12, 3: 9, 4: 7}[len(law)]
+    false = ever_false(Certificate(level=0.5), law, length)  # which says half the evidence
+    assert false[0.5] > 0
+    assert all(p <= level / 2 for level, p in false.items())
+    # The tempting rule chooses whom to test by the votes that it tests with.
+    wrong = ever_false(MixtureSPRT(), law, length)
+    assert law not in EVEN or any(p > level for level, p in wrong.items()), wrong
+
+
+def exact_ratio(x, y):
+    """M(x, y), the mean of (2p)^x (2 - 2p)^y over p uniform on (1/2, 1), as a fraction."""
+    terms = [Fraction((-1) ** i * comb(y, i), x + i + 1) * (1 - Fraction(1, 2 ** (x + i + 1))) for i in range(y + 1)]
+    return 2 ** (x + y + 1) * sum(terms)
+
+
+def test_the_evidence_against_one_rival_is_an_exact_supermartingale():
+    for x, y in product(range(13), repeat=2):
+        more, less = exact_ratio(x + 1, y), exact_ratio(x, y + 1)
+        assert (more + less) / 2 == exact_ratio(x, y)  # a and b equally likely: a fair game
+        assert more > exact_ratio(x, y) > less  # a less likely than b: one that loses; and the strongest rival is least
+        assert mixture_ratio(x, y) == pytest.approx(float(exact_ratio(x, y)), rel=1e-12)
+    assert exact_ratio(0, 0) == 1
+
+
+@pytest.mark.parametrize(("law", "length"), [([3, 3, 1], 6), ([2, 3, 1], 6), ([2, 2, 1, 1], 5)])
+def test_all_shares_together_are_an_exact_supermartingale_above_every_false_certificate(law, length):
+    """What is bet on answers that are no single mode, each against the mode, falls on average after every sequence."""
+    likely = [Fraction(p, sum(law)) for p in law]
+    mode = [max((b for b in range(len(law)) if b != a), key=lambda b: law[b]) for a in range(len(law))]
+    false = [a for a in range(len(law)) if law[a] <= law[mode[a]]]
+
+    def bets(run):
+        distinct = list(dict.fromkeys(run))
+        shares, spent = {}, Fraction(0)
+        for j, a in enumerate(distinct, 1):
+            later = run[run.index(a) + 1 :]
+            shares[a] = Fraction(1, j * (j + 1)) * exact_ratio(later.count(a), later.count(mode[a]))
+            spent += Fraction(1, j * (j + 1))
+        return shares, sum(shares[a] for a in shares if a in false) + 1 - spent
+
+    assert bets(())[1] == 1
+    for run in (run for n in range(length) for run in product(range(len(law)), repeat=n)):
+        assert sum(p * bets((*run, a))[1] for a, p in enumerate(likely)) <= bets(run)[1]
+        if run:
+            leader = max(dict.fromkeys(run), key=run.count)  # the first of several
+            later = run[run.index(leader) + 1 :]
+            rivals = [later.count(b) for b in range(len(law)) if b != leader]
+            j = list(dict.fromkeys(run)).index(leader) + 1
+            evidence = exact_ratio(later.count(leader), max(rivals)) / (j * (j + 1))
+            assert leader not in false or evidence <= bets(run)[0][leader]
+            [said] = Certificate(level=0.25).enough(seen_with(history=[np.array([a]) for a in run], k=[1]))
+            assert said == pytest.approx(float(evidence / (4 + evidence)), rel=1e-12)

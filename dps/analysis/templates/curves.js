@@ -228,7 +228,13 @@
         curve.group.style.display = curve.visible ? "" : "none";
         if (!curve.visible) continue;
         const points = curve.policy.points;
-        curve.line.setAttribute("d", path(points, (p) => p[ACCURACY]));
+        // Between two points a curve is a mixture of both: straight in cost, so bent on the logarithmic axis.
+        const ends = points.map((p) => [p[COSTS + cost], p[ACCURACY]]);
+        const bent = ends.flatMap(([x, y], i) => !i ? [[x, y]] : Array.from({ length: 12 }, (_, step) => {
+          const [w, [a, b]] = [(step + 1) / 12, ends[i - 1]];
+          return [a + w * (x - a), b + w * (y - b)];
+        }));
+        curve.line.setAttribute("d", bent.map(([x, y], i) => `${i ? "L" : "M"}${X(x)} ${Y(y)}`).join(""));
         const under = [...points].reverse().map((p) => `L${X(p[COSTS + cost])} ${Y(p[LOW])}`).join("");
         if (points.length) curve.band.setAttribute("d", `${path(points, (p) => p[HIGH])}${under}Z`);
         curve.points.forEach(({ point: p }, i) => {

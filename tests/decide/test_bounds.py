@@ -1,0 +1,106 @@
+"""The bounds, against all rules that there are on toys with every order of the trajectories."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dps.decide import RULES
+from dps.decide.bounds import best_on_votes, held_out_on_votes, perfect, rates_for, vote_states
+from dps.decide.orders import at_stop, walk
+from dps.decide.samples import samples_from
+from dps.decide.thresholds import stops, sweep
+
+VOTE_RULES = ("adaptive-consistency", "esc", "sprt", "certificate", "lead", "lead-1", "lead-2", "lead-3")
+
+
+def toy(seed, ks=(1, 2, 3, 4), questions=5, most=4):
+    """Questions with `most` responses in every order there is: the walk, its vote states, and rows of it."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for q in range(questions):
+        classes = rng.integers(-1, 3, most)
+        gold = rng.integers(0, 3)
+        columns = np.zeros((10, most))
+        columns[0], columns[1], columns[2] = classes, rng.normal(-20, 5, most), rng.integers(5, 20, most)
+        columns[5], columns[6] = rng.integers(10, 60, most), classes == gold
+        rows.append(((f"q{q}", f"text {q}", None, True, 5, 0.0), columns))
+    samples = samples_from(rows, most)
+    orders = np.broadcast_to(list(permutations(range(most))), (questions, 24, most))
+    walked = walk(samples, orders, ks, "majority", 0)
+    flat = (walked.correct.reshape(-1, len(ks)), walked.tokens.reshape(-1, len(ks)))
+    return walked, vote_states(walked.seen), *flat
+
+
+def worth(stop, correct, tokens, rate):
+    return (100_000 * at_stop(correct, stop) - rate * at_stop(tokens, stop)).mean()
+
+
+def test_the_state_is_how_many_votes_the_classes_have():
+    walked, states, _, _ = toy(1)
+    for seen, (fine, coarse) in zip(walked.seen, states, strict=True):
+        history = np.stack(seen.history, axis=1).tolist()
+        votes = [tuple(sorted((row.count(label) for label in range(3)), reverse=True)) for row in history]
+        assert len(set(zip(votes, fine.tolist(), strict=True))) == len(set(votes)) == len(set(fine.tolist()))
+        two = [one[:2] for one in votes]
+        assert len(set(zip(two, coarse.tolist(), strict=True))) == len(set(two)) == len(set(coarse.tolist()))
+
+
+@pytest.mark.parametrize("ks", [(1, 2, 3), (2, 4), (1, 2, 4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_rule_on_votes_is_the_best_of_all_rules_on_states(ks, seed):
+    _, states, correct, tokens = toy(seed, ks)
+    numbers = [int(fine.max()) + 1 for fine, _ in states]
+    every = []
+    for decided in product([False, True], repeat=sum(numbers)):  # every set of states to stop in
+        tables = np.split(np.array(decided), np.cumsum(numbers)[:-1])
+        enough = np.stack([table[fine] for table, (fine, _) in zip(tables, states, strict=True)], axis=1)
+        every.append(np.where(enough.any(axis=1), enough.argmax(axis=1), len(states)))
+    for rate in (0.0, 40.0, 200.0, 1000.0, 5000.0):
+        best = max(worth(stop, correct, tokens, rate) for stop in every)
+        assert worth(best_on_votes(states, correct, tokens, rate), correct, tokens, rate) == pytest.approx(best)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 2, 3, 4), (2, 4), (1, 3, 4)]))
+def test_no_rule_on_votes_is_worth_more_and_perfect_knowledge_bounds_all(seed, ks):
+    walked, states, correct, tokens = toy(seed, ks)
+    rules = [replace(RULES[name], **({"margin": 4} if name == "lead" else {})) for name in VOTE_RULES]
+    reached = []
+    for rule in rules:
+        p_inc = 1 - walked.p_enough(rule)
+        for threshold in sweep(p_inc, walked.correct, walked.tokens)[0]:
+            reached.append(stops(p_inc, threshold).reshape(-1))
+    for rate in rates_for(walked.tokens):
+        bound = worth(best_on_votes(states, correct, tokens, rate), correct, tokens, rate)
+        assert bound >= max(worth(stop, correct, tokens, rate) for stop in reached) - 1e-6
+        known = perfect(correct, tokens, rate)
+        assert worth(known, correct, tokens, rate) >= bound - 1e-6
+        each = 100_000 * correct - rate * tokens
+        assert (at_stop(each, known) == each.max(axis=1)).all()
+
+
+def test_perfect_knowledge_stops_at_the_first_right_answer_and_gives_up_at_once():
+    correct = np.array([[False, True, True], [True, False, True], [False, False, False], [False, False, True]])
+    tokens = np.array([[10, 20, 30]] * 4)
+    assert perfect(correct, tokens, 0.0).tolist() == [1, 0, 0, 2]
+    assert perfect(correct, tokens, 100_000 / 15).tolist() == [1, 0, 0, 0]  # 20 tokens more are not worth an answer
+
+
+def test_held_out_a_question_decides_nothing_for_itself_and_an_unknown_state_falls_back():
+    _, states, correct, tokens = toy(3, questions=10)
+    folds = np.repeat(np.arange(10) % 5, 24)
+    mine = folds == 2
+    told = held_out_on_votes(states, correct, tokens, 100.0, folds)
+    other = np.where(mine[:, None], ~correct, correct)
+    assert held_out_on_votes(states, other, tokens, 100.0, folds)[mine].tolist() == told[mine].tolist()
+    assert held_out_on_votes(states, other, tokens, 100.0, folds).tolist() != told.tolist()
+    # Two checkpoints. The state 2 was not learnt: row 4 goes on as its coarser state does, row 5 has none and stops.
+    fine, coarse = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 0, 2])
+    right = np.array([[0, 1], [0, 1], [0, 0], [1, 0], [0, 0], [0, 1]], bool)
+    spent = np.tile([10, 20], (6, 1))
+    learn = np.arange(6) < 4
+    assert best_on_votes([(fine, coarse)], right, spent, 1.0, learn).tolist() == [1, 1, 0, 0, 1, 0]
