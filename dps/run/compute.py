@@ -39,8 +39,9 @@ class ComputeConfig:
     runs `eager`."""
     share: bool = True
     """Let the policies of an evaluation that have one sampler share their trajectories: each is sampled once, decided
-    on live by every policy, and charged in full to each that uses it. Off, every policy samples its own, one after
-    another: for `latency_s` as a policy has it alone. So it is, too, where questions_at_a_time is set."""
+    on live by every policy, and charged in full to each that uses it; `power`, `plain` and `lowtemp` share rows. Off,
+    every policy samples its own, one after another: for `latency_s` as a policy has it alone. So it is, too, where
+    questions_at_a_time is set."""
     eager: bool | None = None
     """Let rows that would idle begin the trajectories of a question's next rungs before its policy has said whether k
     is enough, and cancel what is not needed then: same responses, k and answers, sooner, for more tokens (those of

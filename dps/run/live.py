@@ -54,6 +54,8 @@ class PolicyRun:
     """Layer of the hidden states. None reads none; a policy whose controller looks at them needs them."""
     embeds: bool = True
     """Whether it gets the question's embedding, where there is one."""
+    arm: int = 0
+    """Number of the engine's settings that its trajectories are sampled by, one for all that share them."""
 
 
 @dataclass(slots=True, eq=False)

@@ -358,7 +358,8 @@ class _Scheduler:
         source = question.source
         stream = stream_key(self._seed, source.question_id, index)
         forced = source.forced_lengths[index] if source.forced_lengths is not None else None
-        self._engine.submit(ChainRequest((question.number, index), source.tokens, stream, forced), first=first)
+        key, arm = (question.number, index), question.policies[0].run.arm
+        self._engine.submit(ChainRequest(key, source.tokens, stream, forced, arm), first=first)
 
     def _give_up(self, question: LiveQuestion) -> None:
         """Give up what was begun of a question and no policy can want any more, also what has ended."""

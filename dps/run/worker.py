@@ -100,11 +100,20 @@ class WorkSettings:
         return num_threads(model.num_parameters, self.compute.workers, most)
 
     def groups(self, tasks: Sequence[StoreTask]) -> list[tuple[int, ...]]:
-        """Return the numbers of the stores in groups whose policies share their trajectories, in order."""
-        groups: dict[Any, list[int]] = {}
+        """Return the numbers of the stores in groups whose policies share their trajectories.
+
+        Groups that share rows follow one another, those of long chains first, whose tail the others then fill.
+        """
+        if not self.compute.shares:
+            return [(number,) for number in range(len(tasks))]
+        groups: dict[SamplerConfig, list[int]] = {}
         for number, task in enumerate(tasks):
-            groups.setdefault(task.sampler if self.compute.shares else number, []).append(number)
-        return [tuple(group) for group in groups.values()]
+            groups.setdefault(task.sampler, []).append(number)
+
+        def place(sampler: SamplerConfig) -> tuple[int, int]:
+            return [sampler.shares_rows(other) for other in groups].index(True), -sampler.max_mh_steps
+
+        return [tuple(groups[sampler]) for sampler in sorted(groups, key=place)]
 
 
 def open_embedder(name: str, device: torch.device | None = None) -> QuestionEmbedder:
@@ -300,27 +309,31 @@ class EngineCache:
         """Whether a step has been made."""
         return self._engine is not None and self._engine.num_steps > 0
 
-    def _sampler(self, group: int) -> SamplerConfig:
-        return self._tasks[self._groups[group][0]].sampler
+    def _arms(self, group: int) -> list[SamplerConfig]:
+        """Return the samplers whose chains run on the rows of a group's engine."""
+        own = self._tasks[self._groups[group][0]].sampler
+        if not self._settings.compute.shares:
+            return [own]
+        return list(dict.fromkeys(task.sampler for task in self._tasks if task.sampler.shares_rows(own)))
 
     def has_rows_for(self, group: int) -> bool:
-        """Whether a group's chains can take the rows of the engine at hand: policies over one sampler can."""
-        return self._engine is not None and self._engine.config == self._sampler(group)
+        """Whether a group's chains can take the rows of the engine at hand."""
+        return self._engine is not None and list(self._engine.arms) == self._arms(group)
 
     def turn_to(self, group: int) -> None:
-        """Make ready for a group, unless it is the one at hand. A new engine is made only for another sampler."""
+        """Make ready for a group, unless it is the one at hand. A new engine is made only for other rows."""
         if self._group == group:
             return
+        arms = self._arms(group)
         for store in self._groups[group]:  # loads what they need before the rows take the memory
             if store not in self._runs:
-                self._runs[store] = self._open(self._tasks[store])
+                self._runs[store] = self._open(self._tasks[store], arms)
         if not self.has_rows_for(group):
             self._engine = None  # its rows' memory is free before the next engine asks for some
-            sampler = self._sampler(group)
-            self._prompts = prompts_of(self._model, self._benchmark, sampler)
+            self._prompts = prompts_of(self._model, self._benchmark, arms[0])
             self._engine = open_engine(
                 self._model,
-                sampler,
+                arms,
                 self._settings.compute,
                 benchmark=self._benchmark,
                 prompts=[tokens for _, tokens in self._prompts.values()],
@@ -328,7 +341,7 @@ class EngineCache:
             )
         self._group = group
 
-    def _open(self, task: StoreTask) -> PolicyRun:
+    def _open(self, task: StoreTask, arms: Sequence[SamplerConfig]) -> PolicyRun:
         """Load a store's policy."""
         layer = self._settings.features.layer
         policy = _policy(task, self._load_controller)
@@ -340,7 +353,7 @@ class EngineCache:
         if policy.controller is not None:
             identity = feature_identity(self._model, self._embedder, layer)
             policy.controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
-        return PolicyRun(policy, layer if HIDDEN in parts else None, EMBEDDING in parts)
+        return PolicyRun(policy, layer if HIDDEN in parts else None, EMBEDDING in parts, arms.index(task.sampler))
 
     def sample(
         self, given: Iterable[Take], stopping: Callable[[], bool]

@@ -59,6 +59,8 @@ class ChainRequest:
     forced_length: int | None = None
     """Let every response of the chain end in EOS at exactly this length, whatever the model says: for measuring speed
     with random weights. What comes out follows no law."""
+    arm: int = 0
+    """Number of the engine's settings by which the chain is sampled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class Engine:
     def __init__(
         self,
         model: LanguageModel,
-        config: SamplerConfig,
+        arms: SamplerConfig | Sequence[SamplerConfig],
         *,
         rows: int | None,
         prompt_room: int,
@@ -127,7 +129,7 @@ class Engine:
 
         Args:
             model: The language model.
-            config: The sampler's settings.
+            arms: The sampler's settings, or several, any of which a chain may have (``ChainRequest.arm``).
             rows: Chains that run at a time; None takes as many as memory allows, see :func:`rows_from_memory`.
             prompt_room: Length of the longest prompt, tokens.
             memory_share: Share of the free memory that these rows may plan with, where ``rows`` is None.
@@ -136,10 +138,11 @@ class Engine:
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
 
         Raises:
-            InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, or the
-                model's layers cannot be rewound to a cut.
+            InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, the
+                model's layers cannot be rewound to a cut, or several settings differ in what all rows must have.
         """
-        config.check()
+        self.arms = (arms,) if isinstance(arms, SamplerConfig) else tuple(arms)
+        config = _check_arms(self.arms)
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}.")
         check_room(prompt_room, config, model.max_positions)
@@ -155,7 +158,7 @@ class Engine:
         self._stops = open_stops(stop_strings, model.tokenizer, vocabulary, model.device) if stop_strings else None
         self._advance = partial(
             advance_rows if self._kernels is None else self._kernels.advance_rows,
-            temperature=config.temperature,
+            temperature=config.temperature if len(self.arms) == 1 else None,
             is_eos=self._is_eos,
             eos=int(self._is_eos.long().argmax()),
             not_eos=int(self._is_eos.long().argmin()),
@@ -192,9 +195,10 @@ class Engine:
         self.cache = RowCache(model.model, rows, self.positions, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
-        self._rows = Rows(rows, self.positions, config, model.device, numbers, stops=self._stops)
+        self._rows = Rows(rows, self.positions, self.arms, model.device, numbers, stops=self._stops)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
-        self._pacer = Pacer(config.block_size, config.num_mh_steps) if self._graphs else None
+        most_steps = max(arm.num_mh_steps for arm in self.arms)
+        self._pacer = Pacer(config.block_size, most_steps) if self._graphs else None
         self._seats: list[_Seat | None] = [None] * rows
         # Of each row's chain: positions beyond which it cannot stand before it generates more, Metropolis-Hastings
         # steps at the last look, decoding seconds, number of the prompt, and its positions that have been read.
@@ -206,6 +210,11 @@ class Engine:
     def submit(self, request: ChainRequest, *, first: bool = False) -> None:
         """Queue a chain, before all that wait if ``first``; InputError if the prompt leaves no room for a response."""
         check_room(len(request.prompt), self.config, self.positions)
+        if not 0 <= request.arm < len(self.arms):
+            raise InputError(
+                f"Expected an arm from 0 to {len(self.arms) - 1}, the engine's settings, got {request.arm}: open the "
+                "engine with the settings that the chain is to have."
+            )
         (self._pending.appendleft if first else self._pending.append)(request)
 
     @torch.inference_mode()  # rows that were made anew within ``poll`` cannot be written outside
@@ -380,6 +389,7 @@ class Engine:
             [request.prompt for request in requests],
             [request.stream for request in requests],
             [request.forced_length or 0 for request in requests],
+            [request.arm for request in requests],
         )
         synchronize(self.model.device)
         now = time.perf_counter()
@@ -435,6 +445,19 @@ class Engine:
         self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _check_arms(arms: Sequence[SamplerConfig]) -> SamplerConfig:
+    """Return the first of an engine's settings, after checking all of them."""
+    if not arms:
+        raise InputError("Expected the settings of at least one sampler, got none: an engine samples by some.")
+    for arm in arms:
+        if not arm.check().shares_rows(arms[0]):
+            raise InputError(
+                "Settings that sample in one batch may differ in alpha, proposal_temperature, num_mh_steps, schedule, "
+                f"num_final_steps and reject_early only, got {arms[0]} and {arm}: open an engine for each."
+            )
+    return arms[0]
 
 
 def batch_size(used: int, rows: int, *, recorded: bool) -> int:

@@ -25,9 +25,15 @@ def base_logprobs(logits: Tensor) -> Tensor:
     return (logits if logits.element_size() >= 4 else logits.float()).log_softmax(-1)
 
 
-def proposal_logprobs(logits: Tensor, temperature: float) -> Tensor:
-    """Return log g(. | context), (..., V): the softmax of ``logits / temperature``, nothing truncated."""
-    return ((logits if logits.element_size() >= 4 else logits.float()) / temperature).log_softmax(-1)
+def proposal_logprobs(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return log g(. | context), (..., V): the softmax of ``logits / temperature``, nothing truncated.
+
+    A tensor has a temperature for each context, shape (..., 1).
+    """
+    logits = logits if logits.element_size() >= 4 else logits.float()
+    # In the precision of the logits: a column of float64 would raise theirs, which a number does not.
+    temperature = temperature.to(logits.dtype) if isinstance(temperature, Tensor) else temperature
+    return (logits / temperature).log_softmax(-1)
 
 
 def entropies(logprobs: Tensor) -> Tensor:
@@ -52,8 +58,10 @@ def sample_token(logprobs: Tensor, uniform: Tensor) -> Tensor:
     return token.clamp(max=logprobs.shape[1] - 1)  # only what is no number leads beyond: the engine refuses it
 
 
-def draw_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, temperature: float | Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row from the proposal, and say what is kept of each.
+
+    The temperature is that of all rows, or of each row, shape (B, 1).
 
     Returns:
         The tokens, (B,), and (4, B), float64: log p and log g of the token, the entropy of the base model's law there
@@ -117,7 +125,7 @@ class Suffix(NamedTuple):
     """Log-probability of the cut given the whole response."""
 
 
-def log_accept_ratio(new: Suffix, old: Suffix, alpha: float, rule: AcceptRule = "metropolis") -> Tensor:
+def log_accept_ratio(new: Suffix, old: Suffix, alpha: float | Tensor, rule: AcceptRule = "metropolis") -> Tensor:
     """Return the log of the ratio by which a step from x to y is accepted.
 
     ``metropolis``: ``alpha [log p(y) - log p(x)] + [log g(x) - log g(y)] + [log w(m|y) - log w(m|x)]``, sums over the
@@ -177,19 +185,22 @@ def early_terms(config: SamplerConfig) -> EarlyTerms | None:
     return EarlyTerms(config.alpha, -1.0, *cut)
 
 
-def early_bound(uniform: Tensor, old: Suffix, room: Tensor, config: SamplerConfig) -> Tensor:
+def early_bound(
+    uniform: Tensor, old: Suffix, room: Tensor, alpha: float | Tensor, rule: AcceptRule = "metropolis"
+) -> Tensor:
     """Return what ``evidence - log weight`` must fall below for the rejection to be certain, (B,).
 
     Args:
         uniform: The number ``u`` of the step, drawn before the proposal.
         old: Of the response that the proposal would replace.
         room: Tokens that the proposal may have, (B,): as often may a term be rounded up.
-        config: The sampler's settings.
+        alpha: Exponent of the target.
+        rule: How steps are accepted.
     """
-    slack = _SLACK * config.alpha * room
-    if config.accept_rule == "max_swap":
+    slack = _SLACK * alpha * room
+    if rule == "max_swap":
         return old.base - slack
-    return uniform.log() + (config.alpha * old.base - old.proposal + old.cut) - slack
+    return uniform.log() + (alpha * old.base - old.proposal + old.cut) - slack
 
 
 # -- schedule: what follows a step -------------------------------------------------------------------------------------
@@ -219,6 +230,8 @@ def next_move(
     horizon: Tensor,
     steps_left: Tensor,
     extended: Tensor,
+    num_mh_steps: Tensor,
+    final_steps: Tensor,
 ) -> Next:
     """Return what each row does next, after an extension or a Metropolis-Hastings step.
 
@@ -226,24 +239,26 @@ def next_move(
     T_max and takes ``final_steps`` there; the last stage of an unfinished chain takes the larger number of steps.
 
     Args:
-        config: The sampler's settings.
+        config: The sampler's settings that all rows have: block_size and max_new_tokens.
         length: Of the current response, (B,).
         has_ended: Whether the response ends in EOS or a stop string, (B,).
         horizon: Of the row's stage, (B,).
         steps_left: Before the step that is over, (B,).
         extended: Whether an extension is over, (B,).
+        num_mh_steps: Steps of a stage, (B,) or ().
+        final_steps: Steps at T_max, (B,) or ().
     """
     limit = config.max_new_tokens
     at_limit = horizon >= limit
-    of_stage = torch.where(at_limit, max(config.num_mh_steps, config.final_steps), config.num_mh_steps)
+    of_stage = torch.where(at_limit, torch.maximum(num_mh_steps, final_steps), num_mh_steps)
     steps_left = torch.where(extended, of_stage, steps_left - 1)
     stage_over = steps_left <= 0
-    jump = stage_over & has_ended & ~at_limit & (config.final_steps > 0)
+    jump = stage_over & has_ended & ~at_limit & (final_steps > 0)
     extend = stage_over & ~has_ended & (length < limit)
     grown = (horizon + config.block_size).clamp(max=limit)
     return Next(
         horizon=torch.where(jump, limit, torch.where(extend, grown, horizon)),
-        steps_left=torch.where(jump, config.final_steps, steps_left),
+        steps_left=torch.where(jump, final_steps, steps_left),
         propose=~stage_over | jump,
         extend=extend,
         finished=stage_over & ~jump & ~extend,

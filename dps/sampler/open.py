@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @stage(ROWS)
 def open_engine(
     model: LanguageModel,
-    sampler: SamplerConfig,
+    sampler: SamplerConfig | Sequence[SamplerConfig],
     compute: ComputeConfig,
     *,
     benchmark: Benchmark,
@@ -33,7 +33,7 @@ def open_engine(
 
     Args:
         model: On the device that will do the work.
-        sampler: How chains are sampled.
+        sampler: How chains are sampled; several where chains of each are to share the rows.
         compute: Says how many rows there are, and how the model is run.
         benchmark: Says at which texts a response ends.
         prompts: Token ids of every prompt that may be submitted, at least one; the longest decides the room.

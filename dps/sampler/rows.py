@@ -7,14 +7,14 @@ decoding step and the settling of ended proposals (``step``, ``settle``) only wr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dps.sampler.law import early_terms
+from dps.sampler.law import EarlyTerms, early_terms
 from dps.sampler.settings import LENGTH_BITS, SamplerConfig
 from dps.sampler.stop import StopTable
 from dps.sampler.streams import uniform
@@ -22,11 +22,13 @@ from feature_store.records import StepTrace
 
 _COUNTED = ("position", "draws", "generated", "useful_steps")
 """Fields that grow by one with every token; they lie together so that one addition moves them all."""
+_STEPS = ("num_mh_steps", "final_steps")
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length", "rejected_early", "saved_tokens",
+    "forced_length", "rejected_early", "saved_tokens", *_STEPS,
 )  # fmt: skip
-_NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight")
+_SETTINGS = ("alpha", "temperature", "inverse", *(f"early_{name}" for name in EarlyTerms._fields))
+_NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight", *_SETTINGS)
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
 _KINDS = 4
 """Numbers that are kept of each token beside itself."""
@@ -94,6 +96,11 @@ class Rows:
     forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
     rejected_early: Tensor  # proposals stopped once their rejection was certain
     saved_tokens: Tensor  # by how much the responses that stayed were longer than these proposals, at least 0 each
+    num_mh_steps: Tensor  # of the chain's settings; so are the next three
+    final_steps: Tensor
+    alpha: Tensor
+    temperature: Tensor
+    inverse: Tensor  # of the temperature, as the kernel of a pure batch gets it: the sum of two float32
     number: Tensor  # u of the step that is under way, drawn before its proposal
     old_base: Tensor  # log p of the response from the cut on; likewise what ``law.Suffix`` has beside it
     old_proposal: Tensor
@@ -111,14 +118,15 @@ class Rows:
         self,
         rows: int,
         positions: int,
-        config: SamplerConfig,
+        arms: Sequence[SamplerConfig],
         device: torch.device,
         uniform: Callable[[Tensor, Tensor], Tensor] = uniform,
         *,
         stops: StopTable | None = None,
     ) -> None:
-        """Allocate R rows of S positions, prompt and response together.
+        """Allocate R rows of S positions, prompt and response together, for chains of these settings.
 
+        Until a chain is seated on it a row has the first of them.
         ``uniform`` makes the random numbers: ``streams.uniform`` or its equal in ``kernels``.
         """
         self.uniform, self.stops = uniform, stops
@@ -126,17 +134,26 @@ class Rows:
         self.live, self.saved = (
             Responses.empty(rows, positions, device, stops=stops is not None) for _ in ("live", "saved")
         )
-        steps = config.max_mh_steps + 1  # the last takes what the rows write that took no step
+        steps = max(arm.max_mh_steps for arm in arms) + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
-        self._first_horizon = config.block_size
+        self._first_horizon = arms[0].block_size
+        self._steps = np.array([(arm.num_mh_steps, arm.final_steps) for arm in arms]).T
+        self._settings = np.array([_settings_of(arm) for arm in arms]).T
         self._hold(
             torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device),
             torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device),
             torch.zeros((len(_NUMBERS), rows), dtype=torch.float64, device=device),
         )
-        terms = early_terms(config)
-        self.terms = None if terms is None else torch.tensor(terms, dtype=torch.float64, device=device)
+        self._rejects_early = bool(self._settings[-len(EarlyTerms._fields) :].any())
+        self._numbers[-len(_SETTINGS) :] = torch.from_numpy(self._settings[:, :1])
+        self._integers[-len(_STEPS) :] = torch.from_numpy(self._steps[:, :1])
+
+    @property
+    def terms(self) -> Tensor | None:
+        """``law.EarlyTerms`` of each row, (4, R), zeros where it rejects nothing early; None if no settings do."""
+        count = len(EarlyTerms._fields)
+        return self._numbers[-count:] if self._rejects_early else None
 
     def _hold(self, integers: Tensor, flags: Tensor, numbers: Tensor) -> None:
         """Let the fields be the lines of these tables."""
@@ -175,12 +192,15 @@ class Rows:
 
     # -- what the host does --------------------------------------------------------------------------------------------
 
-    def seat(self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int]) -> None:
-        """Start chains on these rows: prompt, key of the random stream, forced length (0 for none)."""
+    def seat(
+        self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int], arms: list[int]
+    ) -> None:
+        """Start chains on these rows: prompt, key of the random stream, forced length (0 for none), settings."""
         sizes = np.array([len(prompt) for prompt in prompts])
         fields = dict.fromkeys(_INTEGERS, 0)
         fields |= {"position": sizes - 1, "start": sizes, "cut": sizes, "horizon": self._first_horizon}
         fields |= {"key": np.array(keys), "forced_length": np.array(forced)}
+        fields |= zip(_STEPS, self._steps[:, arms], strict=True)
         columns = np.stack([np.broadcast_to(fields[name], len(rows)) for name in _INTEGERS]).astype(np.int64)
         tokens = np.zeros((len(rows), max(sizes)), np.int64)
         for line, prompt in zip(tokens, prompts, strict=True):
@@ -190,7 +210,10 @@ class Rows:
         self._integers[:, where] = torch.from_numpy(columns).to(device)
         flags = dict.fromkeys(_FLAGS, False) | {"occupied": True, "active": True, "extending": True}
         self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
-        self.bound[where] = -torch.inf
+        numbers = np.zeros((len(_NUMBERS), len(rows)))
+        numbers[_NUMBERS.index("bound")] = -np.inf
+        numbers[-len(_SETTINGS) :] = self._settings[:, arms]
+        self._numbers[:, where] = torch.from_numpy(numbers).to(device)
         ids = torch.from_numpy(tokens).to(device)
         for responses in (self.live, self.saved):
             responses.tokens[where, : ids.shape[1]] = ids
@@ -329,6 +352,13 @@ class Finished:
     """Whether its last token completed a stop string."""
     early: bool
     """Whether a rule that looks at the response ended it."""
+
+
+def _settings_of(arm: SamplerConfig) -> tuple[float, ...]:
+    """Return what ``_SETTINGS`` names."""
+    inverse = 1.0 / arm.temperature
+    high = float(np.float32(inverse))
+    return arm.alpha, arm.temperature, high + float(np.float32(inverse - high)), *(early_terms(arm) or (0.0,) * 4)
 
 
 def _unpack(moves: np.ndarray, logprob: np.ndarray) -> StepTrace:

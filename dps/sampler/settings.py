@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from dps.errors import InputError
@@ -132,6 +132,11 @@ class SamplerConfig:
         if self.early_stop_min_tokens < 1:
             raise InputError(f"early_stop_min_tokens must be at least 1, got {self.early_stop_min_tokens}.")
         return self
+
+    def shares_rows(self, other: SamplerConfig) -> bool:
+        """Return whether chains of both settings can run in one batch: whether they differ in what each row has."""
+        of_row = dict(alpha=1.0, proposal_temperature=None, num_mh_steps=0, num_final_steps=None, reject_early=True)
+        return replace(self, schedule="paper", **of_row) == replace(other, schedule="paper", **of_row)
 
     def plain(self, temperature: float) -> SamplerConfig:
         """Return the settings of plain sampling at that temperature: the same code and lengths, no steps."""

@@ -27,7 +27,10 @@ from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
 
 
 def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -> None:
-    """Settle every row whose proposal has ended; the others stay as they are. ``is_eos`` is bool, shape (V,)."""
+    """Settle every row whose proposal has ended; the others stay as they are.
+
+    Of ``config`` is taken what all rows have (``SamplerConfig.shares_rows``); ``is_eos`` is bool, shape (V,).
+    """
     ended = rows.occupied & ~(rows.active | rows.finished)
     proposed = ended & ~rows.extending
     generated = rows.position + 1 - rows.start
@@ -35,7 +38,7 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     # A proposal that was stopped early is decided as if it had ended there: its rejection is certain, so the same.
     new = _suffix(rows, rows.live, generated, from_cut, config)
     old = Suffix(rows.old_base, rows.old_proposal, rows.old_cut)
-    verdict = accept(rows.number, log_accept_ratio(new, old, config.alpha, config.accept_rule))
+    verdict = accept(rows.number, log_accept_ratio(new, old, rows.alpha, config.accept_rule))
     # The numbers of tokens that a proposal did not need are passed over: no later number depends on where it ended.
     rows.draws.add_(torch.where(proposed, rows.horizon - generated, 0))
     accepted = ended & (rows.extending | verdict)
@@ -102,6 +105,8 @@ def _start_next(rows: Rows, ended: Tensor, stop: Tensor, config: SamplerConfig, 
         horizon=rows.horizon,
         steps_left=rows.steps_left,
         extended=rows.extending,
+        num_mh_steps=rows.num_mh_steps,
+        final_steps=rows.final_steps,
     )
     number = _draw(rows, ended & move.propose)
     if config.cut_law == "entropy":
@@ -138,14 +143,14 @@ def _prepare_step(
         (rows.old_cut, old.cut),
     ]
     if rows.terms is not None:
-        bound = early_bound(number, old, rows.start + horizon - cut, config)
+        bound = early_bound(number, old, rows.start + horizon - cut, rows.alpha, config.accept_rule)
         if config.accept_rule == "max_swap":
             weight = torch.ones_like(bound)
         elif config.cut_law == "entropy":
             weight = _weights(rows, rows.saved, cut).sum(-1)
         else:
             weight = (cut - rows.start).double()
-        bound = torch.where(propose, bound, -torch.inf)
+        bound = torch.where(propose & (rows.terms[0] > 0), bound, -torch.inf)
         fields += [(rows.bound, bound), (rows.evidence, torch.zeros_like(bound)), (rows.weight, weight)]
     for field, value in fields:
         torch.where(ended, value, field, out=field)

@@ -31,14 +31,18 @@ def decode_step(rows: Rows, length: int, *, forward: Forward, advance: Advance) 
         _follow_stops(rows, taken)
 
 
-def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
+def advance_rows(
+    logits: Tensor, rows: Rows, *, temperature: float | None, is_eos: Tensor, eos: int, not_eos: int
+) -> None:
     """Draw each active row's next token from the proposal at that temperature and bring the row up to date.
 
-    Takes one number of each active row's random stream; rows that are not active stay as they are. ``is_eos``, bool
-    (V,), says which tokens end a response; ``eos`` is one of them and ``not_eos`` another, for rows of forced length.
+    With temperature None each row has its own. Takes one number of each active row's random stream; rows that are not
+    active stay as they are. ``is_eos``, bool (V,), says which tokens end a response; ``eos`` is one of them and
+    ``not_eos`` another, for rows of forced length.
     """
     active = rows.active
-    drawn, values = draw_tokens(logits, temperature, rows.uniform(rows.key, rows.draws))
+    tempering = rows.temperature[:, None] if temperature is None else temperature
+    drawn, values = draw_tokens(logits, tempering, rows.uniform(rows.key, rows.draws))
     following = rows.position + 1
     size = following + 1 - rows.start  # of the response that ends in the drawn token
     forced = rows.forced_length > 0

@@ -182,6 +182,8 @@ def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> n
             horizon=torch.full((count,), horizon),
             steps_left=torch.full((count,), left),
             extended=torch.full((count,), extended),
+            num_mh_steps=torch.tensor(config.num_mh_steps),
+            final_steps=torch.tensor(config.final_steps),
         )
         if not torch.equal(move.propose.long() + move.extend.long() + move.finished.long(), torch.ones(count).long()):
             raise AssertionError(f"At horizon {horizon} the schedule does not say one thing for every response.")

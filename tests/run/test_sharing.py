@@ -12,6 +12,7 @@ from dps.decide import KRange
 from dps.decide.features import PARTS, SCALAR_FEATURES
 from dps.run import worker
 from dps.run.run import evaluate
+from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from feature_store import Store
@@ -117,7 +118,35 @@ def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch,
     config, engines = config_of(tmp_path, compute={"rows": rows}), sampled(monkeypatch)
     evaluate(config, load_controller)
     check_same(config, apart)
-    assert sum(engine.num_generated_tokens for engine in engines) == charged(config, "power", "plain")
+    (engine,) = engines
+    assert engine.num_generated_tokens == charged(config, "power", "plain")
+
+
+def test_samplers_that_differ_by_row_share_an_engine_and_no_wait_stands_between_them(tmp_path, monkeypatch):
+    policies = ("plain", "max-swap", "power", "lowtemp", "early-entropy")
+    given = dict(policies=policies, controllers={}, limit=3)
+    apart, shared = tmp_path / "apart", tmp_path / "shared"
+    for folder in (apart, shared):
+        folder.mkdir()
+    engines = sampled(monkeypatch)
+    evaluate(config_of(apart, **given, compute={"share": False}), None)
+    assert [len(engine.arms) for engine in engines] == [1] * 5
+    engines.clear()
+    beside, submit = [], Engine.submit
+
+    def noted(engine, request, **settings):
+        beside.append((request.arm, {s.request.arm for s in engine._seats if s is not None}))
+        submit(engine, request, **settings)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    config = config_of(shared, **given, compute={"rows": 8})
+    evaluate(config, None)
+    assert [len(engine.arms) for engine in engines] == [3, 1, 1]
+    assert engines[0].num_generated_tokens == charged(config, "power", "plain", "lowtemp")
+    # The long chains of power come first, and the others take their rows while some still run.
+    assert beside[0][0] == 1
+    assert any(arm != 1 and 1 in others for arm, others in beside)
+    check_same(config, config_of(apart, **given))
 
 
 def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
@@ -152,14 +181,14 @@ def test_latency_of_one_question_at_a_time_is_measured_apart(apart, tmp_path, mo
 
 
 def test_eager_rungs_change_no_store_but_for_what_was_cancelled(apart, tmp_path, monkeypatch):
-    policies = ("self-confidence", "fake")
+    policies = ("self-confidence", "plain", "fake")
     config, engines = config_of(tmp_path, policies=policies, compute={"eager": True}), sampled(monkeypatch)
     evaluate(config, load_controller)
     check_same(config, apart, cancelled=1)
     sampled_once, cancelled = {}, {}
-    for question in (q for name in policies for q in Store.open(f"{config.output}/{name}")):
-        name = question.question_id
-        sampled_once |= {(name, t.index): t.num_generated_tokens for t in question.trajectories}
+    for policy, question in ((name, q) for name in policies for q in Store.open(f"{config.output}/{name}")):
+        name, plain = question.question_id, policy == "plain"
+        sampled_once |= {(plain, name, t.index): t.num_generated_tokens for t in question.trajectories}
         cancelled[name] = max(cancelled.get(name, 0), question.num_cancelled_tokens)
     tokens = sum(sampled_once.values()) + sum(cancelled.values())
     assert sum(engine.num_generated_tokens for engine in engines) == tokens

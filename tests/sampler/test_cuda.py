@@ -16,6 +16,7 @@ from dps.testing import assert_follows, reference_law, responses, sample_chains,
 from .chains import requests_of
 from .models import tiny_model, with_tokenizer
 from .test_exactness import FINAL, PAPER
+from .test_mixed import check_laws
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +46,10 @@ def test_recorded_sampler_follows_the_enumerated_finite_step_law(settings, path)
     assert len(chains) == count
     drawn = [tuple(chain.tokens.tolist()) for chain in chains.values()]
     assert_follows(drawn, expected, responses(toy, config.max_new_tokens))
+
+
+def test_each_arm_of_a_recorded_batch_follows_its_own_enumerated_law():
+    check_laws(count=20_000, place=on_cuda)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_what_is_summed_token_by_token_is_the_log_ratio_at_the_last(changes):
         return Suffix(base[response, span, 2].sum(), proposal[response, span, 2].sum(), log_cut)
 
     old, new = suffix(0), suffix(1)
-    bound = early_bound(number, old, torch.tensor(5), config)
+    bound = early_bound(number, old, torch.tensor(5), config.alpha, config.accept_rule)
     evidence = terms.base * new.base + terms.proposal * new.proposal
     slack = 5e-5 * config.alpha
     if config.accept_rule == "max_swap":

@@ -51,7 +51,7 @@ def key_of(number):
 
 def draw(logits, temperature, uniform):
     """Let rows at their first token draw by these numbers; return tokens (B,) and values (4, B)."""
-    rows = Rows(len(logits), 8, SamplerConfig(), DEVICE)
+    rows = Rows(len(logits), 8, [SamplerConfig()], DEVICE)
     rows.key.copy_(integers(*map(key_of, uniform.tolist())))
     rows.start.fill_(1)
     rows.horizon.fill_(2)
@@ -92,9 +92,10 @@ def test_random_numbers_are_those_of_the_streams_bit_for_bit():
     assert torch.equal(kernels.uniform(key, counter), streams.uniform(key, counter))
 
 
-def random_rows(count, positions, *, seed):
+def random_rows(count, positions, *, seed, arms):
     """Rows in every state there can be: a third inactive, a third of forced length, a third about to end."""
-    rows = Rows(count, positions, SamplerConfig(), DEVICE)
+    rows = Rows(count, positions, arms, DEVICE)
+    rows._numbers[-len(rows._settings) :] = torch.from_numpy(rows._settings[:, [i % len(arms) for i in range(count)]])
     for number, name in enumerate(("draws", "generated", "useful_steps", "read_positions", "cut", "length")):
         getattr(rows, name).copy_(random_integers(0, 1000, count, seed + number))
     rows.key.copy_(random_integers(-(1 << 63), (1 << 63) - 1, count, seed + 10))
@@ -115,11 +116,16 @@ def random_rows(count, positions, *, seed):
     return rows
 
 
-@pytest.mark.parametrize("temperature", [0.25, 0.7])
+TEMPERATURES = (0.25, 0.7, 1.0, 0.5, 0.125, 1.3, 1 / 3)
+"""Of rows side by side: every way that the kernel has, and one at which nothing is rejected early."""
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.7, None])
 def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
     monkeypatch.setattr(kernels.draw, "_CHUNK", 64)  # several chunks of a small vocabulary
     count, used, vocabulary = 32, 28, 140
-    both = [random_rows(count, 40, seed=3) for _ in range(2)]
+    arms = [SamplerConfig(alpha=8.0, proposal_temperature=t) for t in TEMPERATURES]
+    both = [random_rows(count, 40, seed=3, arms=[SamplerConfig()] if temperature else arms) for _ in range(2)]
     untouched = copy.deepcopy(both[0])
     is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=DEVICE)
     is_eos[1::4] = True
@@ -147,6 +153,27 @@ def test_rows_advance_as_by_plain_torch(temperature, monkeypatch):
     assert int((fast.live.values != untouched.live.values).sum()) == sum(taken) * 4
     assert 0 < int(fast.rejected_early.sum()) < int((both[0].draws > untouched.draws).sum())
     assert torch.equal(fast._numbers[:, waiting], untouched._numbers[:, waiting])
+    if temperature is None:  # where the temperature is above 1 a token adds nothing to the evidence
+        unbounded = [row for row in range(used) if TEMPERATURES[row % len(TEMPERATURES)] == 1.3]
+        assert torch.equal(fast.evidence[unbounded], untouched.evidence[unbounded])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_row_of_a_mixed_batch_draws_as_in_a_pure_one_bit_for_bit(temperature, monkeypatch):
+    monkeypatch.setattr(kernels.draw, "_CHUNK", 64)
+    count, vocabulary = 21, 140
+    arms = [SamplerConfig(alpha=8.0, proposal_temperature=t) for t in TEMPERATURES]
+    own = list(range(TEMPERATURES.index(temperature), count, len(TEMPERATURES)))
+    nothing = torch.zeros(vocabulary, dtype=torch.bool, device=DEVICE)
+    found = []
+    for each, given in ((arms, None), ([arms[TEMPERATURES.index(temperature)]], temperature)):
+        rows = random_rows(count, 40, seed=5, arms=each)
+        rows.active.fill_(True)
+        kernels.advance_rows(
+            random(count, vocabulary, seed=1, scale=3.0), rows, temperature=given, is_eos=nothing, eos=1, not_eos=2
+        )
+        found.append((rows.live.tokens[own], rows.live.values[:, own], rows._numbers[:, own], rows._integers[:, own]))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

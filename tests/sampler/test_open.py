@@ -60,16 +60,16 @@ def opened(monkeypatch):
     found = []
 
     class Noted(Engine):
-        def __init__(self, model, config, **settings):
-            super().__init__(model, config, **settings)
-            found.append({"sampler": config, **settings, "rows in all": self.rows})
+        def __init__(self, model, arms, **settings):
+            super().__init__(model, arms, **settings)
+            found.append({"arms": self.arms, **settings, "rows in all": self.rows})
 
     monkeypatch.setattr(opening, "Engine", Noted)
     return found
 
 
 EXPECTED = {
-    "sampler": SAMPLER,
+    "arms": (SAMPLER,),
     "rows": 16,
     "path": "unchanged",
     "stop_strings": ("\n\n", "0="),
@@ -184,7 +184,7 @@ def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, ope
         signal.signal(signal.SIGINT, handler)
     assert devices == ["cuda:5"]
     assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
-    assert [(s["sampler"].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
+    assert [(s["arms"][0].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,26 @@ def test_the_most_steps_of_a_chain():
     assert final.max_mh_steps >= 2 * 4 + 7  # the last stage is the final one, or a jump to it follows the second
 
 
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        (dict(alpha=3.0, proposal_temperature=1.0, num_mh_steps=7), True),
+        (dict(schedule="final-horizon", num_final_steps=3), True),
+        (dict(reject_early=False), True),
+        (dict(block_size=9), False),
+        (dict(max_new_tokens=24), False),
+        (dict(cut_law="entropy"), False),
+        (dict(accept_rule="max_swap"), False),
+        (dict(early_stop="entropy"), False),
+    ],
+    ids=str,
+)
+def test_settings_share_rows_where_they_differ_by_row_only(changes, shares):
+    other = replace(CONFIG, **changes).check()
+    assert CONFIG.shares_rows(other) == other.shares_rows(CONFIG) == CONFIG.plain(0.6).shares_rows(other) == shares
+    assert other.shares_rows(other)
+
+
 def test_plain_sampling_ignores_what_makes_a_kernel():
     plain = replace(CONFIG, cut_law="entropy").plain(0.7).check()
     assert (plain.temperature, plain.num_mh_steps, plain.max_mh_steps) == (0.7, 0, 0)

@@ -50,7 +50,9 @@ def _uniform_number(key, counter):
     return ((z >> 12).to(tl.float64) + 0.5) * _LAST_BIT
 
 
-def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tensor, eos: int, not_eos: int) -> None:
+def advance_rows(
+    logits: Tensor, rows: Rows, *, temperature: float | None, is_eos: Tensor, eos: int, not_eos: int
+) -> None:
     """Draw each active row's next token from ``softmax(logits / temperature)`` and bring the row up to date.
 
     What :func:`dps.sampler.step.advance_rows` does, with the same arguments and random numbers. The logits (rows may be
@@ -63,36 +65,46 @@ def advance_rows(logits: Tensor, rows: Rows, *, temperature: float, is_eos: Tens
     chunks = triton.cdiv(vocabulary, _CHUNK)
     block = min(_CHUNK, max(16, triton.next_power_of_2(vocabulary)))
     # A Python float reaches a kernel as float32: two of them carry a float64.
-    inverse = 1.0 / temperature
+    mixed = temperature is None  # each row has its own
+    inverse = 0.0 if mixed else 1.0 / temperature
     inverse_high = float(np.float32(inverse))
     inverse_low = inverse - inverse_high
     # exp(x / T) is a square of exp(x) for T = 1/2, of a square for 1/4, ...: one exponential per logit, not two.
     squarings = {1.0: 0, 2.0: 1, 4.0: 2, 8.0: 3}.get(inverse, -1)
     statistics = torch.empty((4, count, chunks), dtype=torch.float32, device=logits.device)
     _chunk_statistics[(chunks, count)](
-        logits, statistics, rows.active, logits.stride(0), vocabulary, inverse_high,
-        BLOCK=block, SQUARINGS=squarings, num_warps=4,
+        logits, statistics, rows.active, rows.inverse, logits.stride(0), vocabulary, inverse_high,
+        BLOCK=block, SQUARINGS=squarings, MIXED=mixed, num_warps=4,
     )  # fmt: skip
-    tokens, values = rows.live.tokens, rows.live.values
+    tokens, values, terms = rows.live.tokens, rows.live.values, rows.terms
     _advance_row[(count,)](
         logits, statistics, rows.active, rows.key, rows.draws, rows.position, rows.generated, rows.useful_steps,
         rows.read_positions, rows.start, rows.horizon, rows.forced_length, tokens, values, is_eos,
         rows.evidence, rows.weight, rows.bound, rows.rejected_early, rows.saved_tokens, rows.length,
-        rows.bound if rows.terms is None else rows.terms,
+        rows.bound if terms is None else terms, rows.inverse, 0 if terms is None else terms.stride(0),
         logits.stride(0), vocabulary, chunks, inverse_high, inverse_low,
         tokens.stride(0), values.stride(0), values.stride(1), eos, not_eos,
         BLOCK=block, CHUNKS=max(16, triton.next_power_of_2(chunks)), SQUARINGS=squarings,
-        EARLY=rows.terms is not None, num_warps=8,
+        EARLY=terms is not None, MIXED=mixed, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
-def _exponentials(logit, top, inverse, SQUARINGS: tl.constexpr):
-    """Return ``logit - top``, its exponential and the exponential of its quotient by T, float32."""
+def _exponentials(logit, top, inverse, SQUARINGS: tl.constexpr, MIXED: tl.constexpr):
+    """Return ``logit - top``, its exponential and the exponential of its quotient by T, float32.
+
+    MIXED: ``inverse`` is float64 and the row's own, for which each token takes what a pure batch is compiled for.
+    """
     # A chunk of nothing but -inf has no maximum to subtract.
     below = logit - tl.where(top == float("-inf"), 0.0, top)
     base = tl.exp2(below * _LOG2_E)
-    if SQUARINGS >= 0:
+    if MIXED:
+        square = base * base
+        fourth = square * square
+        tempered = tl.exp2(below * inverse.to(tl.float32) * _LOG2_E)
+        tempered = tl.where(inverse == 8.0, fourth * fourth, tl.where(inverse == 4.0, fourth, tempered))
+        tempered = tl.where(inverse == 2.0, square, tl.where(inverse == 1.0, base, tempered))
+    elif SQUARINGS >= 0:
         tempered = base
         for _ in tl.static_range(SQUARINGS):
             tempered = tempered * tempered
@@ -103,8 +115,8 @@ def _exponentials(logit, top, inverse, SQUARINGS: tl.constexpr):
 
 @triton.jit
 def _chunk_statistics(
-    logits, statistics, active, stride, vocabulary, inverse,
-    BLOCK: tl.constexpr, SQUARINGS: tl.constexpr,
+    logits, statistics, active, inverses, stride, vocabulary, inverse,
+    BLOCK: tl.constexpr, SQUARINGS: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
     """Write one chunk's maximum, sums of both exponentials and sum of x exp(x): ``statistics`` is (4, B, C)."""
     chunk, row = tl.program_id(0), tl.program_id(1)
@@ -115,7 +127,9 @@ def _chunk_statistics(
     start = logits + row.to(tl.int64) * stride
     logit = tl.load(start + index, mask=index < vocabulary, other=float("-inf")).to(tl.float32)
     top = tl.max(logit, 0)
-    below, base, tempered = _exponentials(logit, top, inverse, SQUARINGS)
+    if MIXED:
+        inverse = tl.load(inverses + row)
+    below, base, tempered = _exponentials(logit, top, inverse, SQUARINGS, MIXED)
     at = statistics + row * chunks + chunk
     plane = rows * chunks
     tl.store(at, top)
@@ -128,10 +142,10 @@ def _chunk_statistics(
 def _advance_row(
     logits, statistics, active, key, draws, position, generated, useful_steps,
     read_positions, start, horizon, forced_length, tokens, values, is_eos,
-    evidence, weight, bound, rejected_early, saved_tokens, length, terms,
-    stride, vocabulary, chunks, inverse_high, inverse_low,
+    evidence, weight, bound, rejected_early, saved_tokens, length, terms, inverses,
+    term_stride, stride, vocabulary, chunks, inverse_high, inverse_low,
     token_stride, kind_stride, value_stride, eos, not_eos,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, EARLY: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token and write what follows from it, in the order of ``step.advance_rows``."""
     row = tl.program_id(0)
@@ -148,8 +162,8 @@ def _advance_row(
     num_read = tl.load(read_positions + row)
 
     drawn, base_logprob, proposal_logprob, entropy, top_probability = _find_token(
-        logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
-        BLOCK, CHUNKS, SQUARINGS,
+        logits, statistics, number, inverses, stride, vocabulary, chunks, inverse_high, inverse_low,
+        BLOCK, CHUNKS, SQUARINGS, MIXED,
     )  # fmt: skip
     says_end = tl.load(is_eos + drawn).to(tl.int32) != 0
     forced = forced_size > 0
@@ -158,8 +172,12 @@ def _advance_row(
     ended = tl.where(forced, end, says_end)
 
     if EARLY:
-        running = tl.load(evidence + row) + tl.load(terms) * base_logprob + tl.load(terms + 1) * proposal_logprob
-        cut_weight = tl.load(weight + row) + tl.load(terms + 2) * entropy + tl.load(terms + 3)
+        if MIXED:
+            terms += row
+        of_base, of_proposal = tl.load(terms), tl.load(terms + term_stride)
+        of_entropy, of_token = tl.load(terms + 2 * term_stride), tl.load(terms + 3 * term_stride)
+        running = tl.load(evidence + row) + of_base * base_logprob + of_proposal * proposal_logprob
+        cut_weight = tl.load(weight + row) + of_entropy * entropy + of_token
         doomed = running - tl.log(cut_weight) < tl.load(bound + row)
         num_rejected = tl.load(rejected_early + row)
         num_saved = tl.load(saved_tokens + row)
@@ -192,12 +210,17 @@ def _advance_row(
 
 @triton.jit
 def _find_token(
-    logits, statistics, number, stride, vocabulary, chunks, inverse_high, inverse_low,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr,
+    logits, statistics, number, inverses, stride, vocabulary, chunks, inverse_high, inverse_low,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SQUARINGS: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
     """Merge a row's chunks, find the chunk of its token and the token in it; return what ``law.draw_tokens`` does."""
     row, rows = tl.program_id(0), tl.num_programs(0)
-    inverse = tl.cast(inverse_high, tl.float64) + tl.cast(inverse_low, tl.float64)
+    if MIXED:
+        inverse = tl.load(inverses + row)
+        tempering = inverse
+    else:
+        inverse = tl.cast(inverse_high, tl.float64) + tl.cast(inverse_low, tl.float64)
+        tempering = inverse_high
     chunk_index = tl.arange(0, CHUNKS)
     exists = chunk_index < chunks
     at = statistics + row * chunks + chunk_index
@@ -231,7 +254,7 @@ def _find_token(
     inside = chunk * BLOCK + index
     logit = tl.load(start + inside, mask=inside < vocabulary, other=float("-inf")).to(tl.float32)
     chunk_top = tl.sum(tl.where(chosen, top, 0.0), 0)
-    _, _, tempered = _exponentials(logit, chunk_top, inverse_high, SQUARINGS)
+    _, _, tempered = _exponentials(logit, chunk_top, tempering, SQUARINGS, MIXED)
     cumulative_inside = tl.cumsum(tempered.to(tl.float64), 0)
     goal_inside = fraction * tl.max(cumulative_inside, 0)
     first_inside = tl.min(tl.where((cumulative_inside > goal_inside) & (tempered > 0.0), index, BLOCK), 0)
