@@ -124,10 +124,12 @@ class RowCache(Cache):
         target.flatten(2, 4).index_copy_(2, slots, source.flatten(2, 4).index_select(2, slots))
 
     def load_prompt(self, rows: list[int], prompt: Tensor) -> None:
-        """Put a prompt's keys and values, (layers, 2, H, P, D), at these rows' first positions."""
+        """Put a prompt's keys and values, (layers, 2, H, P, D), at these rows' first positions.
+
+        ``saved`` needs none: what a rejection puts back begins at the prompt's last token, which is fed with the rest.
+        """
         where = torch.tensor(rows, device=prompt.device)
-        for buffer in (self.live, self.saved):
-            buffer[:, :, where, :, : prompt.shape[3]] = prompt[:, :, None]
+        self.live[:, :, where, :, : prompt.shape[3]] = prompt[:, :, None]
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows."""

@@ -57,8 +57,9 @@ def test_cache_holds_the_accepted_response_after_every_poll():
             if len(tokens) < 2:
                 continue
             fresh = prefill(model.model, [tuple(tokens[:-1])])[0]
-            kept = engine.cache.saved[:, :, row, :, : len(tokens) - 1]
-            torch.testing.assert_close(kept, fresh, atol=1e-9, rtol=0)
+            response = slice(start - 1, len(tokens) - 1)  # a rejection puts back no earlier position
+            kept = engine.cache.saved[:, :, row, :, response]
+            torch.testing.assert_close(kept, fresh[:, :, :, response], atol=1e-9, rtol=0)
             cut = int(engine._rows.cut[row])  # what precedes the cut is live, too
             torch.testing.assert_close(
                 engine.cache.live[:, :, row, :, : cut - 1], fresh[:, :, :, : cut - 1], atol=1e-9, rtol=0
