@@ -76,7 +76,9 @@ def join_segments(
                 if bar is not None:
                     bar.advance(len(batch))
     except BaseException:
-        _remove(folder, written)
+        # Where no lock has refused another joining, that may have removed old copies because of these new ones.
+        if all(path.exists() for path in sources):
+            _remove(folder, written)
         raise
     # The last first: as long as an old copy of a question is left, the first one is, which is the one that counts.
     _remove(folder, [*reversed(sources), folder / INDEX])
