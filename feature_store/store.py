@@ -7,8 +7,9 @@ whole, what it does not hold is sampled again. Several processes may write to on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,15 @@ from feature_store.index import INDEX, contents, read_index
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
 from feature_store.scan import scan_segment
-from feature_store.segment import encode_segment, read_content, read_segment
+from feature_store.segment import Content, encode_segment, read_content, read_segment
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SEGMENT = "segment-*.h5"
 """What segments' names look like."""
+ReadSegment = Callable[[Path], Iterable[Question]]
+"""Gives the questions of a segment, or as much of each as is wanted."""
 
 _SCALARS = tuple(column.name for column in COLUMNS["trajectories"] if column.name not in ("index", "text"))
 """The fields of a trajectory that :meth:`Store.to_frame` shows besides its index and its number of tokens."""
@@ -40,16 +43,15 @@ class Store:
     """A store opened for reading. Opening reads the manifest and the ids of all questions, from the index if it can."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a store; raises StoreError if it is absent, of another version, or a segment cannot be read."""
+        """Open a store; raises StoreError if it is absent, of another version, or a segment cannot be read.
+
+        It has the questions that it has now, also while a run adds others, and while segments are joined.
+        """
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.contents = contents(self.folder)
         """What each segment holds, in order of name."""
-        where: dict[str, Path] = {}
-        for path, content in self.contents.items():
-            for question_id in content.question_ids:
-                where.setdefault(question_id, path)  # of two copies, the first segment's counts
-        self._where = dict(sorted(where.items()))
+        self._where = _places(self.contents)
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
@@ -91,37 +93,60 @@ class Store:
             if question_id not in self._where:
                 raise StoreError(f"The store {self.folder} has no question {question_id}.")
             if question_id not in held:
-                found = self.read_counting(self._where[question_id])
-                held |= {q.question_id: q for q in found if q.question_id in asked}
+                held |= {q.question_id: q for q in self._with(question_id, read_segment) if q.question_id in asked}
             yield held.pop(question_id)
 
-    def segment_of(self, question_id: str) -> Path:
-        """Return the segment whose copy of a question counts."""
-        return self._where[question_id]
+    def counting(self, path: Path) -> list[str]:
+        """Return the ids of a segment's questions whose copies count."""
+        return [name for name in self.contents[path].question_ids if self._where.get(name) == path]
 
-    def read_counting(self, path: Path) -> Iterator[Question]:
-        """Yield the questions of a segment whose copies count; errors as :meth:`read`."""
-        return self._counting(path, read_segment(path))
-
-    def _counting(self, path: Path, questions: Iterable[Question]) -> Iterator[Question]:
-        """Yield those of a segment's questions that count; refuses others than it held when the store was opened."""
+    def read_counting(self, path: Path, read: ReadSegment = read_segment) -> Iterator[Question]:
+        """Yield the questions of a segment whose copies count; refuses others than those that opening has seen."""
         names = iter(self.contents[path].question_ids)
-        for question in questions:
+        for question in read(path):
             if question.question_id != next(names, None):
                 raise other_questions(path)
-            if self._where[question.question_id] == path:
+            if self._where.get(question.question_id) == path:
                 yield question
         if next(names, None) is not None:
             raise other_questions(path)
 
     def scan(self, *, hidden: bool = True) -> Iterator[Question]:
-        """Yield every question once with what features need, segment by segment, in little memory.
+        """Yield every question once with what features need, in little memory.
 
         Nothing is held beyond a piece of one segment, so questions do not come in order of id. Trajectories have no
         text, tokens, per-token values and steps; without ``hidden`` they have no hidden states either: D is 0.
         """
-        for path in self._sources():
-            yield from self._counting(path, scan_segment(path, hidden=hidden))
+        return self.by_segment(partial(scan_segment, hidden=hidden))
+
+    def by_segment(self, read: ReadSegment = read_segment) -> Iterator[Question]:
+        """Yield every question once, segment by segment, each as ``read`` gives it; errors as :meth:`read`."""
+        left = set(self._where)
+        for question_id in sorted(left, key=lambda name: (self._where[name].name, name)):
+            if question_id in left:
+                for question in self._with(question_id, read):
+                    if question.question_id in left:  # a joined segment also has some that have been yielded
+                        left.remove(question.question_id)
+                        yield question
+
+    def _with(self, question_id: str, read: ReadSegment) -> Iterator[Question]:
+        """Yield the questions of the segment with this one, wherever it is now; some twice if it moves meanwhile."""
+        path = self._where[question_id]
+        try:
+            yield from self.read_counting(path, read)
+        except StoreError:
+            if not self._moved(path):
+                raise
+            yield from self._with(question_id, read)
+
+    def _moved(self, path: Path) -> bool:
+        """Whether a segment was joined with others since it was listed; if so, all questions are looked up again."""
+        now = contents(self.folder)
+        where = _places(now)
+        if now.get(path) == self.contents[path] or not self._where.keys() <= where.keys():
+            return False
+        self.contents, self._where = now, {name: where[name] for name in self._where}
+        return True
 
     def checksum(self) -> str:
         """Return a digest of the segments that the questions come from, by the checksums that they state."""
@@ -148,6 +173,15 @@ class Store:
             for t in question.trajectories
         )
         return pd.DataFrame(rows, columns=["question_id", "index", "num_tokens", *_SCALARS])
+
+
+def _places(found: Mapping[Path, Content]) -> dict[str, Path]:
+    """Return the segment of each question whose copy counts, in order of id."""
+    where: dict[str, Path] = {}
+    for path, content in found.items():
+        for question_id in content.question_ids:
+            where.setdefault(question_id, path)  # of two copies, the first segment's counts
+    return dict(sorted(where.items()))
 
 
 class StoreWriter:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_store.errors import StoreError
 from feature_store.files import new_file, new_folder
-from feature_store.joining import MOST_QUESTIONS, Track, join_segments
+from feature_store.joining import MOST_QUESTIONS, Track, batches, in_order, join_segments
 from feature_store.lock import held
-from feature_store.manifest import differences
-from feature_store.records import Question
-from feature_store.store import Store, StoreWriter, examine, segments
+from feature_store.manifest import differences, read_manifest
+from feature_store.store import Store, StoreWriter, examine
 
 Progress = Callable[[int], None]
 """Is called with the number of questions that were written since the last call."""
@@ -26,7 +24,7 @@ def info(folder: Path) -> dict[str, Any]:
     """Return what a store holds: its manifest's main entries, counts, means and size, as JSON values."""
     store = Store.open(folder)
     counts, endings, grades = Counter(), Counter(), Counter()
-    for question in store:
+    for question in store.by_segment():
         grades[question.correct] += 1
         counts["cancelled_tokens"] += question.num_cancelled_tokens
         for t in question.trajectories:
@@ -36,7 +34,7 @@ def info(folder: Path) -> dict[str, Any]:
             counts["mh_proposed"] += t.mh_proposed
             counts["mh_accepted"] += t.mh_accepted
             counts["trajectories_with_features"] += t.hidden.shape[1] > 0
-    manifest, paths = store.manifest, segments(store.folder)
+    manifest = store.manifest
     names = (
         "tokens",
         "generated_tokens",
@@ -62,8 +60,8 @@ def info(folder: Path) -> dict[str, Any]:
         "acceptance_ratio": counts["mh_accepted"] / counts["mh_proposed"] if counts["mh_proposed"] else None,
         "graded_questions": grades[True] + grades[False],
         "right_questions": grades[True],
-        "segments": len(paths),
-        "bytes": sum(path.stat().st_size for path in paths),
+        "segments": len(store.contents),
+        "bytes": sum(path.stat().st_size for path in store.contents),
     }
 
 
@@ -113,9 +111,9 @@ def merge(folders: Sequence[Path], output: Path, progress: Progress = lambda cou
             for name in again:
                 _check_same(name, store, first[name])
             repeated += len(again)
-            fresh = [name for name in store.question_ids if name not in first]
-            first |= dict.fromkeys(fresh, store)
-            for batch in _batches(store.read(fresh), 64):
+            first = dict.fromkeys(store.question_ids, store) | first
+            new = (question for question in store.by_segment() if first[question.question_id] is store)
+            for batch in batches(in_order(new, folder), MOST_QUESTIONS):
                 writer.commit(batch)
                 progress(len(batch))
     return Merged(len(first), repeated)
@@ -136,6 +134,7 @@ def _check_same(question_id: str, one: Store, other: Store) -> None:
 
 def compact(folder: Path, questions: int = MOST_QUESTIONS, track: Track | None = None) -> tuple[int, int]:
     """Join a store's segments as :func:`join_segments` does; refused while a run holds the store."""
+    read_manifest(Path(folder))  # a folder that holds no store is left as it is
     with held(Path(folder)):
         return join_segments(Path(folder), questions=questions, track=track)
 
@@ -162,8 +161,3 @@ def export(folder: Path, output: Path) -> int:
             # Packed without a time, which would make the bytes differ.
             file.write_bytes(gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
     return len(frame)
-
-
-def _batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:
-    while batch := list(islice(questions, size)):
-        yield batch

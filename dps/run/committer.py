@@ -77,6 +77,14 @@ def commit_interval(least_s: float, elapsed_s: float) -> float:
     return max(least_s, min(_LONGEST_S, _SHARE * elapsed_s)) if least_s else 0.0
 
 
+def num_commits(least_s: float, sampled_s: float, questions: int) -> int:
+    """Return about how often a worker commits that completes so many questions in ``sampled_s`` seconds."""
+    commits, at_s = 0, commit_interval(least_s, 0.0)
+    while least_s and at_s < sampled_s and commits < questions:
+        commits, at_s = commits + 1, at_s + commit_interval(least_s, at_s)
+    return min(questions, commits + 1) if least_s else questions
+
+
 class Committer:
     """Commits questions as they complete, several at a time, less often as the run gets longer.
 

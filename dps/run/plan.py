@@ -25,6 +25,7 @@ from dps.config import HarvestConfig
 from dps.decide import FixedK
 from dps.device import peak_gib, synchronize
 from dps.run.clock import measure_clock
+from dps.run.committer import num_commits
 from dps.run.pool import for_worker, num_devices
 from dps.run.run import check_harvest_folder, settings_of
 from dps.run.scheduler import Account, run_policy
@@ -32,6 +33,8 @@ from dps.run.worker import open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
 from dps.sampler.open import open_engine
 from feature_store import Store
+from feature_store.index import MANY
+from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small
 from feature_store.segment import encode_segment
 
 MIN_QUESTIONS = 24
@@ -308,9 +311,12 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     decode_s = (pilot.step_s * steps + pilot.row_s * row_steps) / pilot.useful
     start_s = max(p.start_s for p in pilots)
     seconds = start_s + decode_s + share * float(np.mean([p.question_s for p in pilots]))
-    segments = busy * max(1.0, min(share, (seconds - start_s) / max(config.compute.commit_interval_s, 1e-3)))
     each = float(np.mean([p.question_bytes for p in pilots]))
     header = float(np.mean([p.segment_bytes for p in pilots]))
+    segments = busy * num_commits(config.compute.commit_interval_s, seconds - start_s, share)
+    per_segment = missing / segments
+    if segments >= MANY and is_small(per_segment, per_segment * each + header):  # the end of the run joins them
+        segments = max(math.ceil(missing / MOST_QUESTIONS), math.ceil(missing * each / MOST_BYTES))
     stderr = by_question.std(ddof=1) / math.sqrt(len(by_question)) if len(by_question) > 1 else 0.0
     # The sampled questions are among those to come, which leaves less unknown.
     stderr *= math.sqrt(max(0.0, 1 - len(by_question) / missing))

@@ -268,8 +268,8 @@ def _join(folder: Path) -> None:
     """Join the segments of a store that is done, where there are many; the run holds it still."""
     try:
         join_segments(folder, least=MANY, track=track)
-    except StoreError as error:  # the run itself is done
-        warnings.warn(f"The segments of {folder} stay as they are: {error}", stacklevel=2)
+    except (StoreError, OSError) as error:  # the run itself is done
+        warnings.warn(f"{folder} is complete, but its segments were not joined: {error}", stacklevel=2)
 
 
 def _fill_stores(

@@ -154,6 +154,9 @@ def test_compaction_keeps_every_question_and_survives_a_kill(tmp_path, monkeypat
     assert_same(tuple(Store.open(folder)), before)
     assert compact(folder, questions=4) == (12, 3)
     assert compact(folder, questions=4) == (3, 3)
+    with pytest.raises(StoreError, match="there is no folder"):
+        compact(tmp_path / "misspelt")
+    assert not (tmp_path / "misspelt").exists()
     assert verify(folder) == []
     assert_same(tuple(Store.open(folder)), before)
     StoreWriter.attach(folder).commit([make_question(20)])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dps.run import committer
-from dps.run.committer import Committer
+from dps.run.committer import Committer, num_commits
 from tests.factories import make_question
 
 
@@ -55,6 +55,7 @@ def test_a_long_run_commits_less_and_less_often(monkeypatch):
     assert waited <= 61.0
     # 100 in the first 500 s; their gap grows by 1 % each until 6,000 s, about ln(12) / ln(1.01) of them; 620 after it.
     assert len(times) == pytest.approx(100 + 250 + 620, rel=0.02)
+    assert num_commits(5.0, 12 * 3600, 10**6) == pytest.approx(len(times), rel=0.02)  # as a plan counts them
 
 
 def test_who_asks_for_fewer_commits_gets_them(monkeypatch):

@@ -80,7 +80,24 @@ def test_a_plan_of_equal_chains_is_exact():
     # 800 chains of 50 steps on 80 rows: 10 rounds of 50 steps.
     assert plan.seconds == pytest.approx(3.0 + 500 * 0.01 + 40_000 * 0.001 + 100 * 0.1)
     assert plan.device_hours == pytest.approx(plan.seconds / 3600)
-    assert plan.gigabytes * 1e9 == pytest.approx(100 * 1000 + 55 / 10 * 500)
+    assert plan.gigabytes * 1e9 == pytest.approx(100 * 1000 + 6 * 500)  # one every 10 s and one at the end
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "size", "segments"),
+    [
+        (0.0, 1000.0, 4),  # 2,000 segments of a question each, joined by 512
+        (5.0, 1000.0, 36),  # too few to be joined
+        (0.5, 300_000.0, 18),  # by bytes: 600 MB in segments of 32 MiB
+        (0.5, 5e6, 100 + 100 * np.log(180 / 50)),  # too large to be joined; the interval grows after 50 s
+    ],
+)
+def test_a_plan_counts_segments_as_the_run_writes_and_joins_them(interval_s, size, segments):
+    config = replace(CONFIG, compute=ComputeConfig(rows=80, commit_interval_s=interval_s))
+    measured = pilot(question_s=0.05, step_s=0.0, row_s=0.0001, question_bytes=size, segment_bytes=1e6)
+    plan = extrapolate([measured], 2000, 0, config)
+    assert plan.seconds - plan.start_seconds == pytest.approx(180.0)
+    assert (plan.gigabytes * 1e9 - 2000 * size) / 1e6 == pytest.approx(segments, rel=0.02)
 
 
 def test_two_workers_share_the_questions_and_the_slower_one_is_waited_for():
