@@ -61,7 +61,17 @@ def perfect(correct: np.ndarray, tokens: np.ndarray, rate: float) -> np.ndarray:
     At rate 0 that is the first k that is right, and the first k of all where none is: the best accuracy that stopping
     somewhere can have, with the least tokens. O(N C).
     """
-    return (_POINT * correct - rate * tokens).argmax(axis=-1)
+    best, stop = _worth(correct, tokens, rate, 0), np.zeros(len(correct), np.int64)
+    for c in range(1, correct.shape[1]):
+        now = _worth(correct, tokens, rate, c)
+        stop[now > best] = c
+        np.maximum(now, best, out=best)
+    return stop
+
+
+def _worth(correct: np.ndarray, tokens: np.ndarray, rate: float, c: int) -> np.ndarray:
+    """Return what stopping at one k is worth: shape (N,). One at a time, as large arrays of all take longer to make."""
+    return _POINT * correct[:, c] - rate * tokens[:, c]
 
 
 def vote_states(seen: Sequence[Seen]) -> States:
@@ -107,11 +117,11 @@ def held_out_on_votes(
 
     A state that those rows lack is decided by the coarser state, and stops where they lack that, too.
     """
-    worth = np.ascontiguousarray((_POINT * correct - rate * tokens).T)
+    worth = [_worth(correct, tokens, rate, c) for c in range(correct.shape[1])]
     stop = np.full(len(correct), len(states))
     for mine, others in other_folds(folds):
         learnt = np.flatnonzero(others)
-        later, goes_on = worth[-1, learnt], []
+        later, goes_on = worth[-1][learnt], []
         for now, (fine, coarse) in zip(worth[-2::-1], reversed(states), strict=True):
             known, here = fine[learnt], now[learnt]
             gains = np.bincount(known, later - here, len(coarse))
