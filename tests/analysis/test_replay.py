@@ -188,6 +188,7 @@ def test_the_command_writes_and_prints(harvest, tmp_path, capsys):
         (["--folds", "1"], "folds of at least 2"),
         (["--margin", "1.5"], "margin of accuracy in [0, 1)"),
         (["--controllers", "{a: /nowhere}"], "Expected a trained controller at /nowhere"),
+        (["--k.start", "8", "--k.maximum", "8"], "has only k = 8: give for instance --k.start 1 --k.step 1, with"),
         (["--k.start", "3", "--k.step", "2", "--k.maximum", "8"], "cannot be reached"),
     ],
 )
