@@ -141,10 +141,10 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
     ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance
     that a fair coin splits them at least as unevenly.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # the law of scipy.stats.binomtest, which takes half a second to import
 
     first, second = int((one & ~other).sum()), int((other & ~one).sum())
-    p_value = float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    p_value = min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
     return {"only_one": first, "only_other": second, "p_value": p_value}
 
 

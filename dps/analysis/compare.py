@@ -192,6 +192,56 @@ def _beside(
     return entry, values
 
 
+def left(policies: Sequence[ReplayedPolicy], rules: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:
+    """Return what is left to save at the accuracies of rules, by label, and how much of that votes could save.
+
+    ``share`` is how far the best rule on votes goes from the rule's tokens to those of perfect knowledge; its interval
+    is over the questions, with the fit of the rule on votes as it is. ``held_out`` compares ``votes-dp`` with the rule
+    at the rule's tokens.
+    """
+    entries = []
+    for rule in (one for one in policies if one.label in rules):
+        bound = {one.name: one for one in policies if one.family == "oracle" and one.series == rule.series}
+        if rule.chosen is None or not bound:
+            continue
+        every = np.concatenate([np.full((1, weights.shape[1]), 1 / weights.shape[1]), weights])
+        accuracy, tokens = every @ rule.chosen.correct, every @ rule.chosen.tokens
+        known, votes = (_tokens_at(bound[name].curve, accuracy, every) for name in ("oracle", "votes-bound"))
+        if known[0] >= tokens[0]:
+            continue
+        share = np.maximum((tokens - votes) / (tokens - known), 0.0)
+        of_others = _beside(rule, rule.label, rule.chosen, bound["votes-dp"], weights)
+        entries.append(
+            {
+                "policy": rule.label,
+                "accuracy": float(accuracy[0]),
+                "tokens": float(tokens[0]),
+                "oracle_tokens": float(known[0]),
+                "votes_tokens": json_number(votes[0]),
+                "share": plain(resampled(float(share[0]), share[1:], weights.shape[1])),
+                "held_out": None if of_others is None else of_others[0],
+            }
+        )
+    return entries
+
+
+def _tokens_at(curve: Sequence[Outcome], accuracy: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the fewest tokens that mixtures of two points need for an accuracy, (R,), on each resample: (R,).
+
+    Infinite where no point reaches the accuracy. ``weights`` has shape (R, Q).
+    """
+    tokens, right = (weights @ np.stack([getattr(one, name) for one in curve]).T for name in ("tokens", "correct"))
+    reached = right >= accuracy[:, None] - 1e-12
+    fewest = np.where(reached, tokens, np.inf).min(axis=1)
+    for i in range(len(curve)):  # a share of the questions with this point, which is below, the others with one above
+        rise = right - right[:, i : i + 1]
+        mixes = reached & ~reached[:, i : i + 1]
+        part = (accuracy - right[:, i])[:, None] / np.where(mixes, rise, 1.0)
+        mixed = tokens[:, i : i + 1] + part * (tokens - tokens[:, i : i + 1])
+        fewest = np.minimum(fewest, np.where(mixes, mixed, np.inf).min(axis=1))
+    return fewest
+
+
 def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np.ndarray) -> None:
     """Give every comparison the interval that holds for all of these together, so that the worst may be picked out."""
     if not compared:
@@ -242,7 +292,7 @@ def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None
     points += [
         (one.label, one.natural_correct)
         for one in policies
-        if one.natural_correct is not None and one.series == "power"
+        if one.natural_correct is not None and one.series == "power" and one.family != "oracle"
     ]  # type: ignore[list-item]
     return [
         {"policy": label, "rival": other, **mcnemar(right, rival)}

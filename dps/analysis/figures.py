@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from dps.analysis.findings import rows_of
+from dps.analysis.findings import best_rule, rows_of
 from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
 from dps.analysis.mixing import SMALL
 from dps.analysis.published import shown_ks
@@ -54,6 +54,8 @@ _NAMES = {
     "fixed (plain)": "plain sampling",
     "fixed (lowtemp)": "low temperature",
 }
+_MOST_NAMED = 12
+"""Curves that a reader of a figure can tell apart."""
 COST_WORDS = {
     "tokens": "generated tokens per question, rejected ones included",
     "compute_s": "compute seconds per question",
@@ -126,6 +128,7 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
     axes.set_xscale("log")
     axes.set_xlabel(COST_WORDS[cost])
     handles: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     ends: list[tuple[float, float, float]] = []
     front = front_of(result, cost)
     if front:
@@ -133,6 +136,7 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
     level = level_of(result)
     if level is not None:
         axes.axhline(level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1)
+    named = named_of(result)
     for policy in result["policies"]:
         mark, label = marks[policy["policy"]], policy["policy"]
         points = [p for p in policy["curve"] if p["accuracy"] is not None and p[cost]]
@@ -145,8 +149,13 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         # Between two points a curve is a mixture of both: straight in cost, so bent on the logarithmic axis.
         places = np.arange(12 * max(len(x) - 1, 0) + 1) / 12
         bent = [np.interp(places, np.arange(len(x)), values) for values in (x, y) if values]
-        width = 0.7 if policy["family"] == "oracle" else 1.2
-        axes.plot(*bent, color=mark.color, linestyle=mark.line, linewidth=width, zorder=2)
+        bound = policy["family"] == "oracle"
+        look = {"linewidth": 0.7 if bound else 1.2} if label in named else {"linewidth": 0.6, "alpha": 0.45}
+        [line] = axes.plot(*bent, color=mark.color, linestyle=mark.line, **look, zorder=2)
+        ends += [(point[cost], point["low"], point["high"]) for point in points]
+        if label not in named:
+            others.setdefault("other bounds" if bound else "other rules", line)
+            continue
         if policy["family"] == "fixed":
             short = shown_ks(int(policy["curve"][-1]["threshold"]))
             rows = [row for row in rows if len(rows) <= 8 or row["threshold"] in short]
@@ -155,12 +164,31 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
                 axes.annotate(
                     f"{row['threshold']:g}", place, (4, -9), textcoords="offset points", color=mark.color, fontsize=7.5
                 )
-        chosen = policy["operating_point"] is not None and policy["family"] != "oracle"
+        chosen = policy["operating_point"] is not None and not bound
         drawn = [_row(axes, row, cost, mark, chosen=chosen) for row in rows]
         handles[_NAMES.get(label, label)] = drawn[-1]
-        ends += [(point[cost], point["low"], point["high"]) for point in [*points, *rows]]
+        ends += [(point[cost], point["low"], point["high"]) for point in rows]
     _scales(axes, ends)
-    return handles
+    return handles | others
+
+
+def named_of(result: Mapping[str, Any]) -> set[str]:
+    """Return the policies that the static figure of a result names, so that a reader sees first what decides.
+
+    Of more than :data:`_MOST_NAMED` curves these are fixed k, controllers, the best rule over each sampler, and what
+    bounds power sampling. The others are faint lines there; the interactive figure names all.
+    """
+    policies = result["policies"]
+    if sum(len(policy["curve"]) > 1 for policy in policies) <= _MOST_NAMED:
+        return {policy["policy"] for policy in policies}
+    best = {best_rule(policies, policy["series"]) for policy in policies}
+    return {
+        policy["policy"]
+        for policy in policies
+        if policy["family"] in ("fixed", "controller")
+        or policy["policy"] in best
+        or policy["policy"] in ("oracle", "votes-bound")
+    }
 
 
 def _row(axes: Axes, row: Mapping[str, Any], cost: str, mark: Mark, *, chosen: bool) -> Any:

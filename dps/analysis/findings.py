@@ -85,8 +85,13 @@ def _measured(row: Entry, *, of_rival: bool = False) -> str:
     """
     shown = row["difference"]
     if of_rival:
-        shown = {"value": -shown["value"], "low": -shown["high"], "high": -shown["low"]}
+        shown = _turned(shown)
     return f"{signed_points(shown['value'])} points, {between(shown)}{row['picked']}"
+
+
+def _turned(difference: Entry) -> Entry:
+    """Return a difference the other way round."""
+    return {"value": -difference["value"], "low": -difference["high"], "high": -difference["low"]}
 
 
 def _loss(at: Entry, result: Entry) -> tuple[str, str]:
@@ -281,8 +286,9 @@ def _rules(result: Entry) -> list[str]:
     sentences = []
     if rule is not None:
         at = rule["operating_point"]
+        count = sum((p["family"], p["series"]) == ("rule", "power") for p in result["policies"])
         sentences.append(
-            f"Of the rules that need no training, {rule['policy']} saves most: "
+            f"Of the {count} rules that need no training, {rule['policy']} saves most, picked on these questions: "
             f"{interval(at['tokens_ratio']).replace(' [', ' of the tokens [')} at "
             f"{signed_points(at['accuracy_difference']['value'])} points {between(at['accuracy_difference'])}, "
             f"{_loss(at, result)[0]}."
@@ -297,49 +303,39 @@ def _rules(result: Entry) -> list[str]:
     return sentences
 
 
-def _left(result: Entry) -> list[str]:
-    """Say how far the best rule on votes could still get at the accuracy of the best rule there is, by series.
+def best_rule(policies: Sequence[Entry], series: str) -> str | None:
+    """Return which rule of a series saves most without a loss, or is the most accurate where none excludes one."""
+    rules = [p for p in policies if (p["family"], p["series"]) == ("rule", series) and p["operating_point"] is not None]
+    saving = _leading({"policies": rules}, "rule")
+    if saving is None and rules:
+        saving = max(rules, key=lambda p: (p["operating_point"]["accuracy"], -p["operating_point"]["tokens"]))
+    return saving and saving["policy"]
 
-    The best rule there is saves most without a loss, or is the most accurate one where a loss is never excluded.
-    """
+
+def _left(result: Entry) -> list[str]:
+    """Say how far the best rule on votes could still get at the accuracy of each series' best rule."""
     sentences = []
-    by_label = {policy["policy"]: policy for policy in result["policies"]}
-    for bound in (policy for label, policy in by_label.items() if label.startswith("votes-bound")):
-        oracle, other = (by_label[bound["policy"].replace("votes-bound", name)] for name in ("oracle", "votes-dp"))
-        rules = [p for p in result["policies"] if p["family"] == "rule" and p["series"] == bound["series"]]
-        rules = [p for p in rules if p["operating_point"] is not None]
-        if not rules:
-            continue
-        saving = _leading(result, "rule") if bound["series"] == "power" else None
-        rule = saving or max(rules, key=lambda p: (p["operating_point"]["accuracy"], -p["operating_point"]["tokens"]))
-        at = rule["operating_point"]
-        known = _tokens_at(oracle, at["accuracy"])
-        votes = min(_tokens_at(bound, at["accuracy"]), at["tokens"])
-        if known >= at["tokens"]:
-            continue
-        share, held_out = (at["tokens"] - votes) / (at["tokens"] - known), _tokens_at(other, at["accuracy"])
-        reached = f"spends {number(held_out)}" if held_out < float("inf") else "does not get there"
+    for entry in result["left"]:
+        rule, share, held_out = entry["policy"], entry["share"], entry["held_out"]
+        ends = "" if share["low"] is None else f" [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
+        votes = (
+            f"The best rule on votes, fitted to these very questions, would go {100 * share['value']:.0f} %{ends} of "
+            f"that way ({number(entry['votes_tokens'])})"
+            if share["value"] > 0
+            else "No rule on votes gets there with fewer tokens, not even one fitted to these very questions"
+        )
+        of_others = ""
+        if held_out is not None:
+            shown = _turned(held_out["difference"])
+            of_others = (
+                f"; fitted to others (votes-dp), it gives {signed_points(shown['value'])} points "
+                f"{between(shown)} at the tokens of {rule}"
+            )
         sentences.append(
-            f"What is left to save at the accuracy of {rule['policy']} ({percent(at['accuracy'])}, "
-            f"{number(at['tokens'])} tokens a question): perfect knowledge would spend {number(known)}. The best rule "
-            f"on votes would go {100 * share:.0f} % of that way ({number(votes)}), fitted to these very questions; "
-            f"fitted to others (votes-dp), it {reached}."
+            f"What is left to save at the accuracy of {rule} ({percent(entry['accuracy'])}, {number(entry['tokens'])} "
+            f"tokens a question): perfect knowledge would spend {number(entry['oracle_tokens'])}. {votes}{of_others}."
         )
     return sentences
-
-
-def _tokens_at(policy: Entry, accuracy: float) -> float:
-    """Return the fewest tokens for an accuracy along a curve, mixed from two points where between; infinite if none."""
-    curve = [(point["tokens"], point["accuracy"]) for point in policy["curve"]]
-    tokens, reached = curve[0]
-    if reached >= accuracy:
-        return tokens
-    for more, higher in curve[1:]:
-        if higher >= accuracy:
-            return tokens + (more - tokens) * (accuracy - reached) / (higher - reached)
-        if higher > reached:
-            tokens, reached = more, higher
-    return float("inf")
 
 
 def _strongest_rule(result: Entry, policy: str) -> Entry | None:

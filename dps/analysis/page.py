@@ -29,7 +29,7 @@ GROUPS = {
     "fixed": "Power sampling, fixed k",
     "controller": "Power sampling, a trained controller decides k",
     "rule": "Power sampling, a rule without training decides k",
-    "bound": "Bounds: by chance, the best rule on votes, the answer known",
+    "bound": "Bounds that nobody can run, and chance",
     "cheap": "Self-consistency over cheap samples",
 }
 """Headings of the table, in order."""

@@ -7,14 +7,15 @@ one point: what it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from dps.analysis.table import Outcome, StoreTable
 from dps.decide import RULES
-from dps.decide.bounds import best_on_votes, held_out_on_votes, perfect, rates_for, vote_states
+from dps.decide.bounds import best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.labels import continue_score
 from dps.decide.orders import Walk, at_stop, in_order, walk
 from dps.decide.splits import other_folds
@@ -209,24 +210,25 @@ def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[
     is chosen like that of a controller. Their thresholds are the rates; -1 is k = maximum.
     """
     states, shape = vote_states(walked.seen), walked.correct.shape[:2]
-    correct, tokens = (values.reshape(-1, len(walked.ks)) for values in (walked.correct, walked.tokens))
+    # One k after the other in memory, as the functions go through them.
+    correct, tokens = (np.asfortranarray(of.reshape(-1, len(walked.ks))) for of in (walked.correct, walked.tokens))
     row_folds = np.repeat(folds, shape[1])
 
-    def swept(name: str, stop_at: Callable[[float], np.ndarray]) -> tuple[ReplayedPolicy, dict[float, np.ndarray]]:
-        stop = {float(rate): stop_at(rate).reshape(shape) for rate in rates_for(tokens)}
-        points = {rate: outcome_at(walked, where) for rate, where in stop.items()}
-        costs = {float(point.tokens.mean()): rate for rate, point in reversed(points.items())}  # equal ones once
+    def drawn(name: str, stop: dict[float, np.ndarray]) -> ReplayedPolicy:
+        points = {rate: outcome_at(walked, where.reshape(shape)) for rate, where in stop.items()}
+        costs = {float(point.tokens.mean()): rate for rate, point in points.items()}  # equal ones once
         rates = np.array([costs[cost] for cost in sorted(costs)])
-        curve = tuple(points[rate] for rate in rates)
-        return ReplayedPolicy(name, "oracle", series, rates, curve, rates == 0), stop
+        return ReplayedPolicy(name, "oracle", series, rates, tuple(points[rate] for rate in rates), rates == 0)
 
-    known, _ = swept("oracle", lambda rate: perfect(correct, tokens, rate))
-    fitted, _ = swept("votes-bound", lambda rate: best_on_votes(states, correct, tokens, rate))
-    other, stop = swept("votes-dp", lambda rate: held_out_on_votes(states, correct, tokens, rate, row_folds))
-    stop[NEVER_STOP] = np.full(shape, len(states))
-    rates, curve = np.append(other.thresholds, NEVER_STOP), (*other.curve, outcome_at(walked, stop[NEVER_STOP]))
+    known = drawn("oracle", corners(partial(perfect, correct, tokens), correct, tokens))
+    best = corners(partial(best_on_votes, states, correct, tokens), correct, tokens)
+    stop = {rate: held_out_on_votes(states, correct, tokens, rate, row_folds) for rate in best}
+    other = drawn("votes-dp", stop)
+    stop[NEVER_STOP] = np.full(len(correct), len(states))
+    rates = np.append(other.thresholds, NEVER_STOP)
+    curve = (*other.curve, outcome_at(walked, stop[NEVER_STOP].reshape(shape)))
     chosen = cross_fitted(rates, curve, walked, folds, margin)
-    where = np.stack([stop[rate][q] for q, rate in enumerate(chosen)])
+    where = np.stack([stop[rate].reshape(shape)[q] for q, rate in enumerate(chosen)])
     operating = replace(
         other,
         thresholds=rates,
@@ -237,7 +239,7 @@ def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[
         natural_k=np.asarray(walked.ks)[where[:, 0]],
         natural_correct=at_stop(walked.correct[:, 0], where[:, 0]),
     )
-    return [operating, fitted, known]
+    return [operating, drawn("votes-bound", best), known]
 
 
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:

@@ -82,6 +82,11 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     power, samples = tables[0], tables[0].samples
     assert samples is not None
     ks = (config.k or _range(manifest, power.ks)).values
+    if len(ks) < 2:
+        raise InputError(
+            f"Expected several k's at which policies may stop, but {harvest} has only k = {ks[0]}: give for instance "
+            "--k.start 1 --k.step 1, with --k.maximum."
+        )
     orders = _orders(common, samples.num_trajectories, config, out_of_fold, manifest)
     walked = walk(samples, orders, ks, manifest.aggregator, config.seed)
     folds = folds_of(divided_as(common, samples.contents), config.folds, config.seed)

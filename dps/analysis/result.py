@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dps.analysis import compare
-from dps.analysis.findings import findings
+from dps.analysis.findings import best_rule, findings
 from dps.analysis.policies import ReplayedPolicy, graded_alike, restricted
 from dps.analysis.questions import GROUPS, difficulty_of
 from dps.analysis.reliability import reliability
@@ -104,6 +104,11 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "policies": entries,
         "gain": _gain(reference, analysis.ks),
         "matched_tokens": [] if weights is None else compare.matched_tokens(judged, weights),
+        "left": []
+        if weights is None or analysis.kind != "replay"
+        else compare.left(
+            judged, [best_rule(entries, name) for name in dict.fromkeys(p.series for p in judged)], weights
+        ),
         "areas": [] if weights is None else compare.areas(judged, weights),
         "mcnemar": _mcnemar(analysis, judged, graded),
         "difficulty": None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from dps.errors import InputError
@@ -131,6 +132,8 @@ _WHOLE = (
     ("useful % in the tail", "useful_rows_tail", "%"),
 )
 """Head of a column, what it shows (an attribute, a share or a ratio), and how."""
+_WIDTH = 100
+"""Characters of a printed line."""
 
 
 def print_table(records: Records) -> None:
@@ -145,8 +148,10 @@ def print_table(records: Records) -> None:
 
     _print_columns(list(records), _SPEED, value)
     _print_columns([record for record in records if record.shares], _WHOLE, value)
+    told: list[dict[str, float]] = []
     for record in records:
-        if record.startup_s:
+        if record.startup_s and record.startup_s not in told:  # once for the measurements of one process
+            told.append(record.startup_s)
             stages = ", ".join(f"{stage} {s:.1f}" for stage, s in record.startup_s.items() if s >= 0.05)
             print(f"{record.name}: start {sum(record.startup_s.values()):.1f} s ({stages})")
     print(records.path)
@@ -155,20 +160,30 @@ def print_table(records: Records) -> None:
 def _print_columns(
     records: Sequence[Record], columns: Sequence[tuple[str, str, str]], value: Callable[[Record, str], Any]
 ) -> None:
-    """Print a table of the columns that have something to show."""
+    """Print tables of the columns and rows that have something to show, as many as 100 characters a line take."""
     from rich.box import MARKDOWN
     from rich.console import Console
     from rich.table import Column, Table
 
     cells = {head: [_text(value(record, what), form) for record in records] for head, what, form in columns}
     shown = {head: texts for head, texts in cells.items() if any(texts)}
-    if not shown:
-        return
-    heads = [Column(head, justify="right", min_width=max(map(len, head.split()))) for head in shown]
-    table = Table(Column("", no_wrap=True), *heads, box=MARKDOWN)
-    for number, record in enumerate(records):
-        table.add_row(record.name, *(texts[number] for texts in shown.values()))
-    Console(width=170).print(table)
+    narrowest = {head: max(map(len, [*head.split(), *texts])) for head, texts in shown.items()}
+    names = [record.name for record in records]
+    parts: list[list[str]] = []
+    room = 0
+    for head, width in narrowest.items():
+        room -= width + 3
+        if room < 0:
+            parts.append([])
+            room = _WIDTH - max(map(len, names)) - 4 - width - 3
+        parts[-1].append(head)
+    for part in parts:
+        heads = [Column("\n".join(wrap(head, narrowest[head])), justify="right") for head in part]
+        table = Table(Column("", no_wrap=True), *heads, box=MARKDOWN)
+        for name, *texts in zip(names, *(shown[head] for head in part), strict=True):
+            if any(texts):
+                table.add_row(name, *texts)
+        Console(width=_WIDTH).print(table)
 
 
 def _text(value: Any, form: str) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -109,7 +110,9 @@ def run_job(job: Job, folder: str | None, log: Path) -> Iterator[dict[str, Any]]
         asked.write_text(json.dumps(vars(job)))
         made.touch()
         command = [sys.executable, "-m", "dps.bench.vllm", str(asked), str(made)]
-        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=_environment(folder))
+        process = subprocess.Popen(
+            command, stdout=printed, stderr=subprocess.STDOUT, env=_environment(folder), start_new_session=True
+        )
         try:
             while seen < len(job.measurements):
                 ended = process.poll() is not None
@@ -122,14 +125,16 @@ def run_job(job: Job, folder: str | None, log: Path) -> Iterator[dict[str, Any]]
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
         finally:
-            if process.poll() is None:
-                process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
-            process.kill()
+            # vLLM's engine is a process of its own, which holds the GPU's memory and may outlive the one that asked.
+            for end in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, end)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_S)
     if seen < len(job.measurements):
         said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}, no message"]
-        raise LeftOut(f"its process failed ({said[-1]}); {log} has all that it printed")
+        why = next((line for line in reversed(said) if "Error" in line), said[-1])
+        raise LeftOut(f"its process failed ({why}); {log} has all that it printed")
 
 
 def _environment(folder: str | None) -> dict[str, str]:
@@ -216,6 +221,8 @@ class Rival:
             outputs = self.generate(prefixes, lengths, temperature=temperature, logprobs=logprobs)
             for chain, cut, (sample,) in zip(live, cuts, outputs, strict=True):
                 tokens = list(sample.token_ids)
+                if sample.logprobs is None:
+                    raise RuntimeError("Expected log-probabilities of the sampled tokens, but vLLM returned none.")
                 new = [of[token].logprob for token, of in zip(tokens, sample.logprobs, strict=True)]
                 made["num_tokens"] += len(tokens)
                 log_ratio = job.alpha * (sum(new) - sum(chain.logprobs[cut:]))

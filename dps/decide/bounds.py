@@ -8,29 +8,51 @@ then the maximum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dps.decide.orders import at_stop
 from dps.decide.seen import Seen
 from dps.decide.splits import other_folds
 
-NUM_RATES = 24
-"""Rates of a sweep above 0."""
+TOLERANCE = 0.05
+"""Points of accuracy by which the best of a kind may lie above the line that is drawn through its corners."""
 _POINT = 100 * 1000
 """One right answer in the unit of rate times tokens."""
 
 States = Sequence[tuple[np.ndarray, np.ndarray]]
-"""For each checkpoint the number of each row's vote state, and of a coarser one: (N,), int64, each from 0."""
+"""For each checkpoint the number of each row's vote state, (N,), int64 from 0, and each state's coarser one: (S,)."""
 
 
-def rates_for(tokens: np.ndarray) -> np.ndarray:
-    """Return the rates of a sweep: 0, then from hardly any to three times one right answer for the tokens of a step.
+def corners(stop_at: Callable[[float], np.ndarray], correct: np.ndarray, tokens: np.ndarray) -> dict[float, np.ndarray]:
+    """Return where the best of a kind stops, at the rates at which its front has corners: (N,) by rate, falling.
 
-    They are spread evenly over their logarithms: shape (NUM_RATES + 1,). ``tokens`` has shape (..., C + 1), C >= 1.
+    ``stop_at`` says where it stops at a rate. Between two corners the rate of the line through them is tried, and taken
+    where more is gained at that rate than :data:`TOLERANCE`; so if each stop is the best of its kind at its rate, none
+    of that kind lies further above the lines.
     """
-    step = max(float(np.diff(tokens, axis=-1).mean()), 1e-9)
-    return np.concatenate([[0.0], _POINT / step * np.logspace(-3.5, 0.5, NUM_RATES)])
+    step = max(int(np.diff(tokens, axis=-1).min()), 1)
+    found: dict[float, tuple[np.ndarray, float, float]] = {}
+
+    def reach(rate: float) -> tuple[np.ndarray, float, float]:
+        stop = stop_at(rate)
+        return stop, float(_POINT * at_stop(correct, stop).mean()), float(at_stop(tokens, stop).mean())
+
+    ends = (1.0 + _POINT / step, 0.0)  # at the first rate nothing pays, at the last any answer does
+    found = {rate: reach(rate) for rate in ends}
+    pending = [ends]
+    while pending:
+        high, low = pending.pop()
+        (_, right, spent), (_, more_right, more_spent) = found[high], found[low]
+        if more_right <= right or more_spent <= spent:
+            continue
+        rate = (more_right - right) / (more_spent - spent)
+        made = reach(rate)
+        if low < rate < high and made[1] - right - rate * (made[2] - spent) > 1000 * TOLERANCE:
+            found[rate] = made
+            pending += [(high, rate), (rate, low)]
+    return {rate: found[rate][0] for rate in sorted(found, reverse=True)}
 
 
 def perfect(correct: np.ndarray, tokens: np.ndarray, rate: float) -> np.ndarray:
@@ -39,7 +61,17 @@ def perfect(correct: np.ndarray, tokens: np.ndarray, rate: float) -> np.ndarray:
     At rate 0 that is the first k that is right, and the first k of all where none is: the best accuracy that stopping
     somewhere can have, with the least tokens. O(N C).
     """
-    return (_POINT * correct - rate * tokens).argmax(axis=-1)
+    best, stop = _worth(correct, tokens, rate, 0), np.zeros(len(correct), np.int64)
+    for c in range(1, correct.shape[1]):
+        now = _worth(correct, tokens, rate, c)
+        stop[now > best] = c
+        np.maximum(now, best, out=best)
+    return stop
+
+
+def _worth(correct: np.ndarray, tokens: np.ndarray, rate: float, c: int) -> np.ndarray:
+    """Return what stopping at one k is worth: shape (N,). One at a time, as large arrays of all take longer to make."""
+    return _POINT * correct[:, c] - rate * tokens[:, c]
 
 
 def vote_states(seen: Sequence[Seen]) -> States:
@@ -52,19 +84,17 @@ def vote_states(seen: Sequence[Seen]) -> States:
     states = []
     for one in seen:
         assert one.state is not None
-        coarse = one.top * (one.k + 1) + one.runner_up
-        states.append(tuple(np.unique(names, return_inverse=True)[1].reshape(-1) for names in (one.state, coarse)))
-    return states  # type: ignore[return-value]
+        _, first, fine = np.unique(one.state, return_index=True, return_inverse=True)
+        coarse = np.unique((one.top * (one.k + 1) + one.runner_up)[first], return_inverse=True)[1]
+        states.append((fine.reshape(-1), coarse.reshape(-1)))
+    return states
 
 
-def best_on_votes(
-    states: States, correct: np.ndarray, tokens: np.ndarray, rate: float, learn: np.ndarray | None = None
-) -> np.ndarray:
+def best_on_votes(states: States, correct: np.ndarray, tokens: np.ndarray, rate: float) -> np.ndarray:
     """Return where the best rule on vote states stops: shape (N,), int64.
 
     Dynamic programming from the last checkpoint back: in each state going on is worth, on average over the rows that
-    are in it, what the rule will do later; the rule goes on where that is worth more than stopping. A state that no
-    learnt row has is decided by the coarser state, and stops where no learnt row has that either.
+    are in it, what the rule will do later; the rule goes on where that is worth more than stopping.
 
     If the rows are all orders of each question's trajectories, what comes after a state does not depend on what came
     before, and no rule that sees votes, past ones and their order included, is worth more than this one at this rate
@@ -76,25 +106,29 @@ def best_on_votes(
         correct: Shape (N, C + 1), bool.
         tokens: Shape (N, C + 1), int64.
         rate: Points of accuracy per 1,000 tokens.
-        learn: The rows that the rule is fitted to: a mask of shape (N,); all, if not given.
     """
-    learn = np.ones(len(correct), bool) if learn is None else learn
-    stop = np.full(len(correct), len(states))
-    right, spent = correct[:, -1].astype(np.int64), tokens[:, -1]
-    for c in range(len(states) - 1, -1, -1):
-        gain = np.where(learn, _POINT * (right - correct[:, c]) - rate * (spent - tokens[:, c]), 0.0)
-        fine, coarse = (np.bincount(state, gain)[state] > 0 for state in states[c])
-        goes_on = np.where(np.bincount(states[c][0], learn)[states[c][0]] > 0, fine, coarse)
-        right, spent = np.where(goes_on, right, correct[:, c]), np.where(goes_on, spent, tokens[:, c])
-        stop = np.where(goes_on, stop, c)
-    return stop
+    return held_out_on_votes(states, correct, tokens, rate, np.zeros(len(correct)))
 
 
 def held_out_on_votes(
     states: States, correct: np.ndarray, tokens: np.ndarray, rate: float, folds: np.ndarray
 ) -> np.ndarray:
-    """Return where :func:`best_on_votes` stops, fitted for each row to the rows of the other ``folds`` (N,): (N,)."""
-    stop = np.empty(len(correct), np.int64)
+    """Return where :func:`best_on_votes` stops, fitted for each row to the rows of the other ``folds`` (N,): (N,).
+
+    A state that those rows lack is decided by the coarser state, and stops where they lack that, too.
+    """
+    worth = [_worth(correct, tokens, rate, c) for c in range(correct.shape[1])]
+    stop = np.full(len(correct), len(states))
     for mine, others in other_folds(folds):
-        stop[mine] = best_on_votes(states, correct, tokens, rate, others)[mine]
+        learnt = np.flatnonzero(others)
+        later, goes_on = worth[-1][learnt], []
+        for now, (fine, coarse) in zip(worth[-2::-1], reversed(states), strict=True):
+            known, here = fine[learnt], now[learnt]
+            gains = np.bincount(known, later - here, len(coarse))
+            lacking = np.bincount(known, minlength=len(coarse)) == 0
+            going = np.where(lacking, np.bincount(coarse, gains)[coarse], gains) > 0
+            later = np.where(going[known], later, here)
+            goes_on.append(going)
+        for c, going in zip(range(len(states) - 1, -1, -1), goes_on, strict=True):
+            stop[mine & ~going[states[c][0]]] = c
     return stop

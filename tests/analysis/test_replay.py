@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dps.analysis.config import ReplayConfig
+from dps.analysis.figures import draw_accuracy, named_of
+from dps.analysis.findings import best_rule
 from dps.analysis.replay import CHEAP_RULES, run_replay
 from dps.analysis.write import write_result
 from dps.cli import run as main
@@ -121,6 +123,17 @@ def test_a_controller_that_knows_saves_most_and_the_oracle_bounds_it(report):
     assert "lowtemp" in report["findings"][0]
 
 
+def test_the_static_figure_names_what_decides_and_draws_the_rest_faintly(report):
+    best = {best_rule(report["policies"], series) for series in ("power", "lowtemp")}
+    expected = {"fixed", "fixed (lowtemp)", "mlp", "oracle", "votes-bound"} | best
+    assert named_of(report) == expected
+    few = {**report, "policies": [p for p in report["policies"] if p["series"] == "lowtemp"]}
+    assert named_of(few) == {policy["policy"] for policy in few["policies"]}
+    [legend] = draw_accuracy({"": report}).legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert (len(said), said[0], said[-2:]) == (9, "power sampling, fixed k", ["other rules", "other bounds"])
+
+
 def test_too_few_questions_are_said_and_nothing_is_called_without_loss(report):
     assert any("n is too small to exclude a loss of 1 point of accuracy" in note for note in report["notes"])
     points = [p["operating_point"] for p in report["policies"] if p["series"] == "power" and p["operating_point"]]
@@ -175,6 +188,7 @@ def test_the_command_writes_and_prints(harvest, tmp_path, capsys):
         (["--folds", "1"], "folds of at least 2"),
         (["--margin", "1.5"], "margin of accuracy in [0, 1)"),
         (["--controllers", "{a: /nowhere}"], "Expected a trained controller at /nowhere"),
+        (["--k.start", "8", "--k.maximum", "8"], "has only k = 8: give for instance --k.start 1 --k.step 1, with"),
         (["--k.start", "3", "--k.step", "2", "--k.maximum", "8"], "cannot be reached"),
     ],
 )

@@ -2,8 +2,10 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,10 @@ from dps.model import load_model
 from dps.sampler.settings import SamplerConfig
 
 PACKAGE = """
+import atexit
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +49,9 @@ class LLM:
     def generate(self, prompts, params, *, use_tqdm=True):
         log(prompts=[p["prompt_token_ids"] for p in prompts], params=[vars(p) for p in params])
         if Path(__file__).with_name("fails").exists() and params[0].logprobs == 0 and params[0].n > 1:
+            engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # holds the GPU's memory
+            Path(__file__).with_name("engine").write_text(str(engine.pid))
+            atexit.register(print, "a warning at the end")
             raise RuntimeError("out of blocks")
         outputs = []
         for p in params:
@@ -129,6 +137,11 @@ def test_what_was_measured_before_a_failure_is_kept_and_the_rest_is_measured_aga
     said = capsys.readouterr().err
     assert "left out vllm-plain-t1-logprobs, vllm-plain-t0.25, vllm-plain-t0.25-logprobs, vllm-lockstep: " in said
     assert f"its process failed (RuntimeError: out of blocks); {tmp_path}/out/vllm.log has all that it printed." in said
+    engine = Path("/proc") / (folder / "vllm" / "engine").read_text() / "stat"
+    until = time.monotonic() + 20
+    while engine.exists() and engine.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # a zombie, if nobody reaps
+        assert time.monotonic() < until, "the engine outlives its measurement"
+        time.sleep(0.05)
     (folder / "vllm" / "fails").unlink()
     assert len(list(bench(config))) == 5
     assert "bench: vllm-plain-t1-logprobs, vllm-plain-t0.25, " in capsys.readouterr().err

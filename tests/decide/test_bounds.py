@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dps.decide import RULES
-from dps.decide.bounds import best_on_votes, held_out_on_votes, perfect, rates_for, vote_states
+from dps.decide.bounds import TOLERANCE, best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.orders import at_stop, walk
 from dps.decide.samples import samples_from
 from dps.decide.thresholds import stops, sweep
@@ -41,7 +41,8 @@ def worth(stop, correct, tokens, rate):
 
 def test_the_state_is_how_many_votes_the_classes_have():
     walked, states, _, _ = toy(1)
-    for seen, (fine, coarse) in zip(walked.seen, states, strict=True):
+    for seen, (fine, coarser) in zip(walked.seen, states, strict=True):
+        coarse = coarser[fine]
         history = np.stack(seen.history, axis=1).tolist()
         votes = [tuple(sorted((row.count(label) for label in range(3)), reverse=True)) for row in history]
         assert len(set(zip(votes, fine.tolist(), strict=True))) == len(set(votes)) == len(set(fine.tolist()))
@@ -74,7 +75,17 @@ def test_no_rule_on_votes_is_worth_more_and_perfect_knowledge_bounds_all(seed, k
         p_inc = 1 - walked.p_enough(rule)
         for threshold in sweep(p_inc, walked.correct, walked.tokens)[0]:
             reached.append(stops(p_inc, threshold).reshape(-1))
-    for rate in rates_for(walked.tokens):
+    fronts = [
+        corners(lambda rate: best_on_votes(states, correct, tokens, rate), correct, tokens),
+        corners(lambda rate: perfect(correct, tokens, rate), correct, tokens),
+    ]
+    for front in fronts:  # nothing lies above the lines between the corners, either
+        assert list(front)[-1] == 0
+        spent, right = (np.array([at_stop(of, stop).mean() for stop in front.values()]) for of in (tokens, correct))
+        for stop in reached:
+            line = np.interp(at_stop(tokens, stop).mean(), spent, right)
+            assert at_stop(correct, stop).mean() <= line + TOLERANCE / 100 + 1e-9
+    for rate in {rate for front in fronts for rate in front}:
         bound = worth(best_on_votes(states, correct, tokens, rate), correct, tokens, rate)
         assert bound >= max(worth(stop, correct, tokens, rate) for stop in reached) - 1e-6
         known = perfect(correct, tokens, rate)
@@ -98,9 +109,9 @@ def test_held_out_a_question_decides_nothing_for_itself_and_an_unknown_state_fal
     other = np.where(mine[:, None], ~correct, correct)
     assert held_out_on_votes(states, other, tokens, 100.0, folds)[mine].tolist() == told[mine].tolist()
     assert held_out_on_votes(states, other, tokens, 100.0, folds).tolist() != told.tolist()
-    # Two checkpoints. The state 2 was not learnt: row 4 goes on as its coarser state does, row 5 has none and stops.
-    fine, coarse = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 0, 2])
+    # Rows 0 to 3 are learnt. Row 4 goes on as its coarser state does; row 5 has none and stops.
+    states = [(np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 0, 2]))]
     right = np.array([[0, 1], [0, 1], [0, 0], [1, 0], [0, 0], [0, 1]], bool)
-    spent = np.tile([10, 20], (6, 1))
-    learn = np.arange(6) < 4
-    assert best_on_votes([(fine, coarse)], right, spent, 1.0, learn).tolist() == [1, 1, 0, 0, 1, 0]
+    spent, folds = np.tile([10, 20], (6, 1)), np.array([0, 0, 0, 0, 1, 1])
+    assert held_out_on_votes(states, right, spent, 1.0, folds)[4:].tolist() == [1, 0]
+    assert best_on_votes(states, right, spent, 1.0).tolist() == [1, 1, 0, 0, 0, 1]
