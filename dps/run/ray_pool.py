@@ -119,10 +119,10 @@ class RayPool:
         self._running: dict[Any, int] = {}
 
     @stage(CLOCK)
-    def clock(self, sampler: SamplerConfig) -> Clock:
+    def clock(self, tasks: Sequence[StoreTask], sampler: SamplerConfig) -> Clock:
         """Let the first actor measure the calibrated clock; see :meth:`dps.run.pool.Pool.clock`."""
         try:
-            return pool.checked(self._ray.get(self._workers[0].clock.remote(sampler)))
+            return pool.checked(self._ray.get(self._workers[0].clock.remote(tasks, sampler)))
         except self._ray.exceptions.RayActorError:
             raise pool.no_clock() from None
 
