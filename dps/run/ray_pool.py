@@ -19,7 +19,7 @@ from dps.run.committer import Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
 from dps.run.worker import LoadController, Report, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
-from dps.start import CLOCK, WORKERS, Started, stage, worker_started
+from dps.start import CLOCK, WAITING, WORKERS, Start, Started, stage, worker_started
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
@@ -60,6 +60,12 @@ class Desk(Ledger):
 
 class Worker(pool.Worker):
     """A worker on some node."""
+
+    def __init__(self, number: int, settings: WorkSettings, load_controller: LoadController | None) -> None:
+        """Begin the start here, as Ray's processes may have idled before; between its calls an actor waits."""
+        super().__init__(number, settings, load_controller)
+        self.start = Start()
+        self.start.enter(WAITING)
 
     def run(self, tasks: list[StoreTask], desk: Any) -> Exception | str | None:
         """Do the work; see :meth:`dps.run.pool.Worker.run`. An actor that raised would be taken for dead."""
