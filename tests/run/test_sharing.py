@@ -141,6 +141,7 @@ def test_samplers_that_differ_by_row_share_an_engine_and_no_wait_stands_between_
     monkeypatch.setattr(Engine, "submit", noted)
     config = config_of(shared, **given, compute={"rows": 8})
     evaluate(config, None)
+    engines = [engine for engine in engines if engine.num_steps]  # the others were opened for a clock
     assert [len(engine.arms) for engine in engines] == [3, 1, 1]
     assert engines[0].num_generated_tokens == charged(config, "power", "plain", "lowtemp")
     # The long chains of power come first, and the others take their rows while some still run.
