@@ -5,6 +5,7 @@ import os
 import sys
 
 from dps.cli import run
+from dps.start import process_began
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a model's text may have what the terminal cannot show
+    process_began()
     code: int | str | None
     try:
         code = run(sys.argv[1:])

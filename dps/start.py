@@ -38,6 +38,7 @@ _PATIENCE = 4.0
 """What lasts is said again when it has lasted this many times as long as when it was said last."""
 
 _current: ContextVar[Start | None] = ContextVar("start", default=None)
+_for_command = False
 
 
 @contextmanager
@@ -65,24 +66,32 @@ def worker_started() -> None:
         start.finish()
 
 
+def process_began() -> None:
+    """Say that this process was made for one command: its start counts what the process has needed so far."""
+    global _for_command
+    _for_command = True
+
+
 @contextmanager
-def starting(command: str, *, from_process: bool = False) -> Iterator[None]:
+def starting(command: str) -> Iterator[None]:
     """Measure a command's start in this context, and say on stderr what lasts; within another start that one goes on.
 
-    Args:
-        command: What the lines begin with.
-        from_process: Count what the process has needed so far, as imports.
+    ``command`` is what the lines begin with. What the process needed before counts as imports, after
+    :func:`process_began` and once: a second command, or one in a notebook, has not waited for it.
     """
+    global _for_command
     if _current.get() is not None:
         yield
         return
-    start = Start(process_age() if from_process else 0.0)
-    start.watch(command)
-    with start.active():
-        try:
+    start, _for_command = Start(process_age() if _for_command else 0.0), False
+    watch = threading.Thread(target=start.watch, args=(command,), name="start", daemon=True)
+    watch.start()
+    try:
+        with start.active():
             yield
-        finally:
-            start.stop_watching()
+    finally:
+        start.over.set()
+        watch.join()
 
 
 def process_age() -> float:
@@ -123,9 +132,8 @@ class Start:
     def __post_init__(self) -> None:
         """Start the clock."""
         self._began = self._mark = time.monotonic()
-        self._said = self._began
         self._stages: list[_Stage] = []
-        self._over = threading.Event()
+        self.over = threading.Event()
         if self.before_s:
             self.seconds[IMPORTS] = self.before_s
 
@@ -153,7 +161,7 @@ class Start:
     def finish(self) -> None:
         """Note that the first token is there; stages no longer count. Called again, another worker's first is there."""
         self._count()
-        self._over.set()
+        self.over.set()
         self.total_s = self.before_s + self._mark - self._began
 
     def started(self, worker: int) -> Started:
@@ -170,31 +178,18 @@ class Start:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._mark
         self._mark = now
 
-    def stop_watching(self) -> None:
-        """Say nothing more."""
-        self._over.set()
-
-    # -- on stderr -----------------------------------------------------------------------------------------------------
-
     def watch(self, command: str) -> None:
-        """Say what is being done whenever nothing was said for two seconds, until the first token is there."""
-
-        def look() -> None:
-            while not self._over.wait(_SILENT_S / 4):
-                self._say(command)
-
-        threading.Thread(target=look, name="start", daemon=True).start()
-
-    def _say(self, command: str) -> None:
-        now, stages = time.monotonic(), list(self._stages)
-        if not stages or now - self._said < _SILENT_S:
-            return
-        here = stages[-1]
-        age = now - here.began
-        if age >= _PATIENCE * here.said_s:
-            so_far = f" ({age:.0f} s so far)" if here.said_s else ""
-            here.said_s, self._said = max(age, _SILENT_S), now
-            print(f"{command}: {_WORDS.get(here.name, here.name)}{so_far}", file=sys.stderr, flush=True)
+        """Say on stderr what lasts, whenever nothing was said for two seconds, until the first token is there."""
+        said = self._began
+        while not self.over.wait(_SILENT_S / 4):
+            now, stages = time.monotonic(), list(self._stages)
+            if not stages or now - said < _SILENT_S:
+                continue
+            here, age = stages[-1], now - stages[-1].began
+            if age >= _PATIENCE * here.said_s:
+                so_far = f" ({age:.0f} s so far)" if here.said_s else ""
+                here.said_s, said = max(age, _SILENT_S), now
+                print(f"{command}: {_WORDS.get(here.name, here.name)}{so_far}", file=sys.stderr, flush=True)
 
 
 def words(total_s: float, seconds: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dps.commands.analysis import write_report_of
 from dps.commands.options import Settings, parse, parser_of
 from dps.commands.stores import check_controller_file
-from dps.start import IMPORTS, process_age, stage, starting
+from dps.start import IMPORTS, current, stage, starting
 
 if TYPE_CHECKING:
     from dps.run.run import Summary
@@ -29,15 +29,16 @@ def run_harvest(arguments: list[str]) -> None:
         for word, after in zip(arguments, following, strict=True)
     ]
     config, _ = parse(parser, HarvestConfig, spelt_out, fits="harvest")
-    _check_questions(config.check())
-    with starting("harvest", from_process=True):
+    with starting("harvest"):
+        _check_questions(config.check())
         if config.plan != "off":
             import json
 
             with stage(IMPORTS):
                 from dps.run.plan import plan_harvest
 
-            plan = plan_harvest(config, loading_s=process_age())
+            start = current()
+            plan = plan_harvest(config, loading_s=start.seconds[IMPORTS] if start is not None else 0.0)
             print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
             return
         with stage(IMPORTS):
@@ -54,11 +55,11 @@ def run_evaluate(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == "--policies" for argument in arguments):
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
         config = config.narrowed(_named(arguments, ("controllers", "rules")))
-    _check_questions(config.check())
-    for name, path in config.controllers.items():
-        if name in config.policies:
-            check_controller_file(path)
-    with starting("evaluation", from_process=True):
+    with starting("evaluation"):
+        _check_questions(config.check())
+        for name, path in config.controllers.items():
+            if name in config.policies:
+                check_controller_file(path)
         with stage(IMPORTS):
             from dps.run.run import evaluate
             from lightning_modules.load import load_controller
@@ -170,13 +171,6 @@ def run_sample(arguments: list[str]) -> None:
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
     check_there(model_config)
-    with starting("sample", from_process=True):
-        with stage(IMPORTS):
-            from dps.api import answer
-            from dps.model import load_model
-            from lightning_modules.load import load_controller
-        controller = load_controller(config.controller) if config.controller is not None else None
-        model = load_model(model_config)
 
     def show(checkpoint: Checkpoint) -> None:
         answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
@@ -186,20 +180,26 @@ def run_sample(arguments: list[str]) -> None:
         more = f" → {checkpoint.more} more" if checkpoint.more else ""
         print(f"k = {len(checkpoint.trajectories)}:  {answers}{estimate}{more}", flush=True)
 
-    [record] = answer(
-        parsed["question"],
-        model,
-        controller=controller,
-        k=k,
-        sampler=sampler,
-        style=style,
-        embedder=config.embedder,
-        feature_layer=config.feature_layer,
-        seed=config.seed,
-        rows=config.rows,
-        eager=config.eager,
-        on_checkpoint=show,
-    )
+    with starting("sample"):
+        with stage(IMPORTS):
+            from dps.api import answer
+            from dps.model import load_model
+            from lightning_modules.load import load_controller
+        controller = load_controller(config.controller) if config.controller is not None else None
+        [record] = answer(
+            parsed["question"],
+            load_model(model_config),
+            controller=controller,
+            k=k,
+            sampler=sampler,
+            style=style,
+            embedder=config.embedder,
+            feature_layer=config.feature_layer,
+            seed=config.seed,
+            rows=config.rows,
+            eager=config.eager,
+            on_checkpoint=show,
+        )
     best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
     cancelled = record.num_cancelled_tokens
     tokens = sum(t.num_generated_tokens for t in record.trajectories) + cancelled

@@ -12,14 +12,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dps.benchmarks import Benchmark
 from dps.device import name_of, synchronize
 from dps.errors import InputError
-from dps.model import LanguageModel
-from dps.run.worker import WorkSettings, prompts_of
+from dps.run.worker import EngineCache
 from dps.sampler.cache import prefill
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.start import CLOCK, stage
@@ -38,27 +35,21 @@ class Clock:
     """Name of the GPU or processor; None where the store that it comes from does not say."""
 
 
-def measure_clock(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings, sampler: SamplerConfig) -> Clock:
-    """Measure the calibrated clock in the process of a worker, on the engine that this worker will sample with.
+def measure_clock(cache: EngineCache, sampler: SamplerConfig) -> Clock:
+    """Measure the calibrated clock of a sampler in the process of a worker, on the engine that it will sample with.
 
     With ``compute.clock_store`` nothing is measured: the engine is only opened, to compare its rows and device.
 
     Raises:
         InputError: If the earlier store is of another model, device or number of rows.
     """
-    prompts = [tokens for _, tokens in prompts_of(model, benchmark, sampler).values()]
-    engine = open_engine(
-        model,
-        sampler,
-        settings.compute,
-        benchmark=benchmark,
-        prompts=prompts,
-        memory_share=settings.memory_share,
-    )
-    device, folder = name_of(model.device), settings.compute.clock_store
-    if folder is None:
-        return Clock(calibrate(engine, prompts), device)
-    return taken_over(folder, fingerprint=model.fingerprint, device=device, rows=engine.rows)
+    engine = cache.engine_of(sampler)
+    device, folder = name_of(engine.model.device), cache.settings.compute.clock_store
+    if folder is not None:
+        return taken_over(folder, fingerprint=engine.model.fingerprint, device=device, rows=engine.rows)
+    constants = calibrate(engine, cache.prompts, arm=engine.arms.index(sampler))
+    engine.clear()
+    return Clock(constants, device)
 
 
 def clock_store(folder: str) -> Manifest:
@@ -98,12 +89,15 @@ def taken_over(folder: str, *, fingerprint: str, device: str, rows: int) -> Cloc
 
 
 @stage(CLOCK)
-def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: float = 1.0) -> dict[str, float]:
+def calibrate(
+    engine: Engine, prompts: Sequence[tuple[int, ...]], *, arm: int = 0, seconds: float = 1.0
+) -> dict[str, float]:
     """Measure the clock on full rows of real prompts.
 
     Args:
-        engine: An idle engine like the run's (``dps.sampler.open``); it is of no other use afterwards.
+        engine: An idle engine; chains are left on it (``Engine.clear``).
         prompts: Prompts to sample from, at least one.
+        arm: Number of the engine's settings by which all chains are sampled.
         seconds: How long to measure, after a warm-up: until chains have ended, so that a GPU's recordings are made and
             the rows stand at all lengths, but at least a quarter and at most ten times that.
 
@@ -119,7 +113,7 @@ def calibrate(engine: Engine, prompts: Sequence[tuple[int, ...]], *, seconds: fl
         while time.perf_counter() < end:
             while engine.num_running + engine.num_pending < 2 * engine.rows:
                 key = stream_key(0, "calibration", number)
-                engine.submit(ChainRequest(number, prompts[number % len(prompts)], key))
+                engine.submit(ChainRequest(number, prompts[number % len(prompts)], key, arm=arm))
                 number += 1
             ended += len(engine.poll())
         return engine.decode_s - decode_s, engine.num_generated_tokens - tokens

@@ -33,7 +33,8 @@ class ComputeConfig:
     """`2/8` takes the second of eight equal parts of the questions: every eighth, from the second on. Parts of one run
     are put together by `dps store merge`."""
     threads: int | None = None
-    """PyTorch threads of a worker; the machine's cores divided by the workers if not set, beside a GPU at most 4."""
+    """PyTorch threads of a worker; if not set, one for each 150 million parameters of the model, at least one, at most
+    the worker's share of the cores, and 4 beside a GPU (`OMP_NUM_THREADS` counts instead of the size); on Ray one."""
     forward: ForwardPath = "auto"
     """How a GPU runs the model: `auto` takes `fused` for the common architectures and `unchanged` for others. A CPU
     runs `eager`."""

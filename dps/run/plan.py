@@ -27,11 +27,10 @@ from dps.device import peak_gib, synchronize
 from dps.run.clock import measure_clock
 from dps.run.committer import num_commits
 from dps.run.pool import for_worker, num_devices
-from dps.run.run import check_harvest_folder, settings_of
+from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
 from dps.run.scheduler import Account, run_policy
-from dps.run.worker import open_embedder, prepare, prompts_of
+from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
-from dps.sampler.open import open_engine
 from feature_store import Store
 from feature_store.index import MANY
 from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small
@@ -175,17 +174,11 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     model = settings.load_model()
     benchmark = load_benchmark(config.benchmark, config.model.name)
     prompts = prompts_of(model, benchmark, config.sampler)
+    cache = EngineCache(model, [plan_of_harvest(config).task], settings, None)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:
         # The run measures its clock too; here that also warms up.
-        measure_clock(model, benchmark, settings, config.sampler)
-    engine = open_engine(
-        model,
-        config.sampler,
-        settings.compute,
-        benchmark=benchmark,
-        prompts=[tokens for _, tokens in prompts.values()],
-        memory_share=settings.memory_share,
-    )
+        measure_clock(cache, config.sampler)
+    engine = cache.engine_of(config.sampler)
     count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
     chosen = set(question_ids[:count])
     items = [item for item in benchmark.items if item.question_id in chosen]

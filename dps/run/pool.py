@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from dps.benchmarks import load_benchmark
 from dps.errors import InputError, WorkersDied
 from dps.model import LanguageModel
 from dps.run.clock import Clock, measure_clock
 from dps.run.committer import Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
-from dps.run.worker import LoadController, Report, StoreTask, WorkSettings, work
+from dps.run.worker import EngineCache, LoadController, Report, StoreTask, WorkSettings, work
 from dps.sampler.settings import SamplerConfig
 from dps.start import CLOCK, WAITING, WORKERS, Start, Started, process_age, stage, worker_started
 from feature_store import Store
@@ -75,6 +74,7 @@ class Worker:
         self._settings = settings
         self._load_controller = load_controller
         self._model: LanguageModel | None = None
+        self._cache: EngineCache | None = None
         self.start = Start(process_age())
         """Of this worker."""
 
@@ -88,22 +88,20 @@ class Worker:
         with self.start.active(), stage(WAITING):
             return receive()
 
-    def clock(self, sampler: SamplerConfig) -> Clock | Exception | str:
+    def _cache_of(self, tasks: Sequence[StoreTask]) -> EngineCache:
+        """Return what is kept of the engine and the policies; all calls are for the same stores."""
+        self._cache = self._cache or EngineCache(self.load(), tasks, self._settings, self._load_controller)
+        return self._cache
+
+    def clock(self, tasks: Sequence[StoreTask], sampler: SamplerConfig) -> Clock | Exception | str:
         """Measure the calibrated clock; see :func:`dps.run.clock.measure_clock`."""
-
-        def measure() -> Clock:
-            benchmark = load_benchmark(self._settings.benchmark, self._settings.model.name)
-            return measure_clock(self.load(), benchmark, self._settings, sampler)
-
         with self.start.active():
-            return _answer_of(measure)
+            return _answer_of(lambda: measure_clock(self._cache_of(tasks), sampler))
 
     def run(self, tasks: list[StoreTask], **line: Any) -> Exception | str | None:
         """Do the work; ``line`` is how it asks for questions, reports them and learns of an end."""
         with self.start.active():
-            return _answer_of(
-                lambda: work(self._number, tasks, self._settings, self._load_controller, model=self._model, **line)
-            )
+            return _answer_of(lambda: work(self._number, tasks, self._cache_of(tasks), **line))
 
 
 def _answer_of(work: Callable[[], Any]) -> Any:
@@ -167,6 +165,7 @@ def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list
 class _ClockWanted:
     """Asks a worker to measure the calibrated clock before its work."""
 
+    tasks: Sequence[StoreTask]
     sampler: SamplerConfig
 
 
@@ -197,14 +196,16 @@ class Pool:
             self._processes.append(process)
 
     @stage(CLOCK)
-    def clock(self, sampler: SamplerConfig) -> Clock:
+    def clock(self, tasks: Sequence[StoreTask], sampler: SamplerConfig) -> Clock:
         """Let the first worker measure the calibrated clock; see :func:`dps.run.clock.measure_clock`.
+
+        ``tasks`` are those that the workers will be told to do.
 
         Raises:
             WorkersDied: If it died over it; else as :func:`checked`.
         """
         pipe = next(pipe for pipe, number in self._pipes.items() if number == 0)
-        self._send(pipe, _ClockWanted(sampler))
+        self._send(pipe, _ClockWanted(tasks, sampler))
         try:
             return checked(pipe.recv())
         except (EOFError, OSError):
@@ -331,7 +332,7 @@ def _worker_process(
         answer = _answer_of(worker.load)
     if isinstance(answer, LanguageModel):
         while isinstance(tasks := worker.waits(line.receive), _ClockWanted):
-            line.send(worker.clock(tasks.sampler))
+            line.send(worker.clock(tasks.tasks, tasks.sampler))
         answer = None
         if tasks != _STOP:
             answer = worker.run(tasks, take=line.take, report=line.send, stopping=line.stopping)

@@ -19,7 +19,7 @@ from dps.run.committer import Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
 from dps.run.worker import LoadController, Report, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
-from dps.start import CLOCK, WORKERS, Started, stage, worker_started
+from dps.start import CLOCK, WAITING, WORKERS, Start, Started, stage, worker_started
 
 _POLL_S = 0.3
 """Seconds between two looks at what the workers have reported."""
@@ -60,6 +60,12 @@ class Desk(Ledger):
 
 class Worker(pool.Worker):
     """A worker on some node."""
+
+    def __init__(self, number: int, settings: WorkSettings, load_controller: LoadController | None) -> None:
+        """Begin the start here, as Ray's processes may have idled before; between its calls an actor waits."""
+        super().__init__(number, settings, load_controller)
+        self.start = Start()
+        self.start.enter(WAITING)
 
     def run(self, tasks: list[StoreTask], desk: Any) -> Exception | str | None:
         """Do the work; see :meth:`dps.run.pool.Worker.run`. An actor that raised would be taken for dead."""
@@ -119,10 +125,10 @@ class RayPool:
         self._running: dict[Any, int] = {}
 
     @stage(CLOCK)
-    def clock(self, sampler: SamplerConfig) -> Clock:
+    def clock(self, tasks: Sequence[StoreTask], sampler: SamplerConfig) -> Clock:
         """Let the first actor measure the calibrated clock; see :meth:`dps.run.pool.Pool.clock`."""
         try:
-            return pool.checked(self._ray.get(self._workers[0].clock.remote(sampler)))
+            return pool.checked(self._ray.get(self._workers[0].clock.remote(tasks, sampler)))
         except self._ray.exceptions.RayActorError:
             raise pool.no_clock() from None
 

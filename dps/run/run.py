@@ -34,6 +34,7 @@ from dps.run.pool import Pool, for_worker
 from dps.run.progress import track
 from dps.run.progress_log import Display
 from dps.run.worker import (
+    EngineCache,
     LoadController,
     Report,
     StoreTask,
@@ -114,7 +115,7 @@ def harvest(config: HarvestConfig) -> Summary:
         InputError: If the settings, the questions, the model or the folder cannot be used.
     """
     config.check()
-    return _fill([_plan_harvest(config)], settings_of(config), asdict(config), None)[0]
+    return _fill([plan_of_harvest(config)], settings_of(config), asdict(config), None)[0]
 
 
 def check_harvest_folder(config: HarvestConfig) -> None:
@@ -131,10 +132,10 @@ def check_harvest_folder(config: HarvestConfig) -> None:
     model = load_model(config.model)
     check_layer(settings.features.layer, model.num_layers)
     identity = identity_of(model, benchmark, settings)
-    check_same_run(folder, _manifest(_plan_harvest(config), settings, asdict(config), identity, Clock({}, None), []))
+    check_same_run(folder, _manifest(plan_of_harvest(config), settings, asdict(config), identity, Clock({}, None), []))
 
 
-def _plan_harvest(config: HarvestConfig) -> StorePlan:
+def plan_of_harvest(config: HarvestConfig) -> StorePlan:
     """Return the store of a harvest."""
     policy = {"name": "power", "family": "fixed", **asdict(config.k)}
     return StorePlan("harvest", policy, StoreTask(Path(config.output), config.sampler, config.k.maximum, features=True))
@@ -247,11 +248,12 @@ def _fill(
             prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room
         measure: MeasureClock
         run: FillStores
+        tasks = [plan.task for plan in plans]
         if pool is None:
-            measure = partial(measure_clock, model, benchmark, settings)
-            run = partial(work_alone, settings=settings, load_controller=load_controller, model=model)
+            cache = EngineCache(model, tasks, settings, load_controller)
+            measure, run = partial(measure_clock, cache), partial(work_alone, cache=cache)
         else:
-            measure, run = pool.clock, pool.run
+            measure, run = partial(pool.clock, tasks), pool.run
             del model
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # a worker plans with the memory that is free

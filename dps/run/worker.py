@@ -190,29 +190,22 @@ Report = Callable[[Done | Started], None]
 def work(
     number: int,
     tasks: list[StoreTask],
-    settings: WorkSettings,
-    load_controller: LoadController | None,
+    cache: EngineCache,
     *,
     take: TakeQuestions,
     report: Report,
     stopping: Callable[[], bool],
-    model: LanguageModel | None = None,
 ) -> None:
     """Fill the stores with the questions that this worker is given, until none is left anywhere.
 
     Args:
         number: Of this worker, which its segments bear.
         tasks: The stores, in order.
-        settings: What they have in common.
-        load_controller: Loads the controllers of dynamic policies.
+        cache: Of these stores; it may have an idle engine already.
         take: Asks for questions.
         report: Called for every question after it was committed, and when the first tokens are there.
         stopping: Asked every few steps; True ends the work after committing what is complete.
-        model: A loaded model, if the process has one.
     """
-    model = model or settings.load_model()
-    benchmark = load_benchmark(settings.benchmark, settings.model.name)
-    cache = EngineCache(model, benchmark, tasks, settings, load_controller)
     folders = [task.folder for task in tasks]
     start = current()
     given: Take | None = None
@@ -229,7 +222,7 @@ def work(
     def say(done: Done) -> None:
         report(replace(done, worker=number, spent=cache.account.numbers(), behind=cache.behind))
 
-    with Committer(folders, f"w{number}", settings.compute.commit_interval_s, say) as committer:
+    with Committer(folders, f"w{number}", cache.settings.compute.commit_interval_s, say) as committer:
 
         def stopped() -> bool:
             if start is not None and start.total_s is None and cache.has_sampled:
@@ -253,8 +246,8 @@ def work(
                 committer.add(store, completed.question, last_of)
 
 
-def work_alone(tasks: list[StoreTask], missing: Sequence[Missing], report: Report, **given: Any) -> None:
-    """Fill the stores with what their groups lack, as the only worker; ``given`` goes to :func:`work`."""
+def work_alone(tasks: list[StoreTask], missing: Sequence[Missing], report: Report, cache: EngineCache) -> None:
+    """Fill the stores with what their groups lack, as the only worker; see :func:`work`."""
     ledger = Ledger(missing, 1)
 
     def take(group: int | None, wanted: int, complete: Mapping[int, int]) -> Take:
@@ -264,25 +257,25 @@ def work_alone(tasks: list[StoreTask], missing: Sequence[Missing], report: Repor
                 ledger.done(store, question_id)
         return taken
 
-    work(0, tasks, take=take, report=report, stopping=lambda: False, **given)
+    work(0, tasks, cache, take=take, report=report, stopping=lambda: False)
 
 
 class EngineCache:
-    """What a worker keeps between batches: the engine, and the policy of each store."""
+    """What a worker keeps from its clock to its last batch: the engine, and the policy of each store."""
 
     def __init__(
         self,
         model: LanguageModel,
-        benchmark: Benchmark,
-        tasks: list[StoreTask],
+        tasks: Sequence[StoreTask],
         settings: WorkSettings,
         load_controller: LoadController | None,
     ) -> None:
         self._model = model
-        self._benchmark = benchmark
+        self._benchmark = benchmark = load_benchmark(settings.benchmark, settings.model.name)
         self._tasks = tasks
         self._groups = settings.groups(tasks)
-        self._settings = settings
+        self.settings = settings
+        """What all stores have in common."""
         self._load_controller = load_controller
         self._items = {item.question_id: item for item in benchmark.items}
         self._embedder: QuestionEmbedder | None = None
@@ -306,13 +299,24 @@ class EngineCache:
 
     @property
     def has_sampled(self) -> bool:
-        """Whether a step has been made."""
-        return self._engine is not None and self._engine.num_steps > 0
+        """Whether a step of the work has been made."""
+        return self.account.counts["num_steps"] > 0
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Token ids of every question's prompt, once there is an engine."""
+        return [tokens for _, tokens in self._prompts.values()]
+
+    def engine_of(self, sampler: SamplerConfig) -> Engine:
+        """Return the engine, idle, on which the chains of one of the stores' samplers run."""
+        self.turn_to(next(n for n, group in enumerate(self._groups) if self._tasks[group[0]].sampler == sampler))
+        assert self._engine is not None
+        return self._engine
 
     def _arms(self, group: int) -> list[SamplerConfig]:
         """Return the samplers whose chains run on the rows of a group's engine."""
         own = self._tasks[self._groups[group][0]].sampler
-        if not self._settings.compute.shares:
+        if not self.settings.compute.shares:
             return [own]
         return list(dict.fromkeys(task.sampler for task in self._tasks if task.sampler.shares_rows(own)))
 
@@ -334,22 +338,22 @@ class EngineCache:
             self._engine = open_engine(
                 self._model,
                 arms,
-                self._settings.compute,
+                self.settings.compute,
                 benchmark=self._benchmark,
-                prompts=[tokens for _, tokens in self._prompts.values()],
-                memory_share=self._settings.memory_share,
+                prompts=self.prompts,
+                memory_share=self.settings.memory_share,
             )
         self._group = group
 
     def _open(self, task: StoreTask, arms: Sequence[SamplerConfig]) -> PolicyRun:
         """Load a store's policy."""
-        layer = self._settings.features.layer
+        layer = self.settings.features.layer
         policy = _policy(task, self._load_controller)
         # A harvest stores everything; a live run computes what its controller looks at.
         parts = frozenset(PARTS if task.features else ())
         parts |= policy.controller.parts if policy.controller is not None else frozenset()
         if EMBEDDING in parts and self._embedder is None:
-            self._embedder = open_embedder(self._settings.features.embedder, self._model.device)
+            self._embedder = open_embedder(self.settings.features.embedder, self._model.device)
         if policy.controller is not None:
             identity = feature_identity(self._model, self._embedder, layer)
             policy.controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
@@ -373,7 +377,7 @@ class EngineCache:
                 embeds = any(run.embeds for each in runs.values() for run in each)
                 items = [self._items[name] for name in runs]
                 embedder = self._embedder if embeds else None
-                for question in prepare(items, self._prompts, embedder, self._settings.forced_lengths):
+                for question in prepare(items, self._prompts, embedder, self.settings.forced_lengths):
                     yield runs[question.question_id], question
 
         for completed in run_policies(
@@ -381,12 +385,12 @@ class EngineCache:
             self._engine,
             questions(),
             grader=self._benchmark.grader,
-            seed=self._settings.seed,
-            aggregator=self._settings.aggregator,
+            seed=self.settings.seed,
+            aggregator=self.settings.aggregator,
             account=self.account,
-            at_a_time=self._settings.compute.questions_at_a_time,
-            workers=self._settings.compute.workers,
-            eager=self._settings.compute.begins_early,
+            at_a_time=self.settings.compute.questions_at_a_time,
+            workers=self.settings.compute.workers,
+            eager=self.settings.compute.begins_early,
             stopping=stopping,
         ):
             self.behind = completed.behind

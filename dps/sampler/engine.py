@@ -234,6 +234,11 @@ class Engine:
             cancelled.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
         return cancelled
 
+    def clear(self) -> None:
+        """Give up all chains and forget all prompts: what is submitted next finds nothing of them but the counts."""
+        self.cancel({request.key for request in (*self._pending, *(seat.request for seat in self._seats if seat))})
+        self._prompts.clear()
+
     @property
     def kernels(self) -> str:
         """How the work is done: the forward pass in use, and whether it is recorded."""

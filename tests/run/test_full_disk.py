@@ -147,6 +147,7 @@ def test_a_ray_worker_hands_on_that_it_cannot_write(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
     monkeypatch.setattr(pool, "work", cannot)
+    monkeypatch.setattr(pool.Worker, "_cache_of", lambda self, tasks: None)
     said = ray_pool.Worker(0, None, None).run([], None)
     assert isinstance(said, StoreError)
     assert "No space left" in str(said)

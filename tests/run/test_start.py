@@ -1,13 +1,17 @@
 """The start of a run: what it takes by stage, what is said of it, and that prompts are made once."""
 
 import json
+import threading
 import time
 
 import pytest
 
+import dps.api
+import dps.sampler.open
 import dps.start
 from dps.cli import run
 from dps.model import LanguageModel
+from dps.run import ray_pool
 from dps.run.progress_log import PROGRESS
 from dps.start import Start, current, stage, starting, words
 
@@ -39,6 +43,42 @@ def test_each_second_counts_for_the_innermost_stage(monkeypatch):
     assert start.summary() == {"imports": 2.0, "other": 1.0, "model": 20.0, "prompts": 8.0, "workers": 96.0}
     assert start.total_s == sum(start.summary().values())
     assert words(start.total_s, start.seconds).startswith("first token after 127.0 s: workers 96.0 s, model 20.0 s, ")
+
+
+def test_only_the_first_command_of_its_process_has_waited_for_the_imports(monkeypatch):
+    monkeypatch.setattr(dps.start, "process_age", lambda: 7.0)
+    seen = []
+    for began in (False, True, False):
+        if began:
+            dps.start.process_began()
+        with starting("harvest"), starting("inner"):
+            seen.append(current().before_s)
+    assert seen == [0.0, 7.0, 0.0]
+    assert not [thread for thread in threading.enumerate() if thread.name == "start"]
+
+
+def test_a_ray_actor_that_is_not_called_waits():
+    start = ray_pool.Worker(0, None, None).start
+    time.sleep(0.05)
+    with start.active(), stage("model"):
+        time.sleep(0.05)
+    time.sleep(0.05)
+    start.finish()
+    assert start.summary().get("other", 0.0) < 0.01
+    assert 0.1 <= start.seconds["waiting"] <= start.total_s < 1.0  # not since the process began
+
+
+def test_all_that_a_question_waits_for_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(dps.start, "_SILENT_S", 0.02)
+    opened = dps.sampler.open.open_engine.__wrapped__
+
+    def slowly(*given, **settings):
+        time.sleep(0.5)
+        return opened(*given, **settings)
+
+    monkeypatch.setattr(dps.api, "open_engine", stage("rows")(slowly))
+    assert run(["sample", "1+2", "--k.start=1", "--k.maximum=1", "--rows=8"]) == 0
+    assert "sample: making the rows" in capfd.readouterr().err.splitlines()
 
 
 def test_what_lasts_is_said_and_what_does_not_is_not(monkeypatch, capfd):

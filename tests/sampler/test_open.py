@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,13 +23,17 @@ from dps.model import load_model
 from dps.model_config import ModelConfig
 from dps.run.pool import _STOP, Pool, _ClockWanted, _worker_process, for_worker
 from dps.run.run import harvest, settings_of
+from dps.run.worker import EngineCache, StoreTask
 from dps.sampler import open as opening
-from dps.sampler.engine import Engine
+from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.streams import stream_key
 from feature_store import Store
 
 SAMPLER = SamplerConfig(alpha=4.0, block_size=8, max_new_tokens=24, num_mh_steps=1)
+OTHER_BLOCKS = replace(SAMPLER, block_size=12)
+TASK = StoreTask(Path("store"), SAMPLER, 2, features=True)
 QUESTIONS = BenchmarkConfig(name="arithmetic", limit=3, seed=0, stop=("\n\n", "0="))
 CONFIG = HarvestConfig(
     benchmark=QUESTIONS, sampler=SAMPLER, compute=ComputeConfig(rows=16, threads=1, forward="unchanged")
@@ -84,12 +89,12 @@ def but_room(settings):
 
 def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path, monkeypatch, model, devices, opened):
     harvest(replace(CONFIG, output=str(tmp_path / "store")))
-    clock, worker = opened
+    (run,) = opened  # the clock is measured on the worker's own
     assert Store.open(tmp_path / "store").manifest.calibration["rows"] == 16
     opened.clear()
 
     dps.run.plan.plan_harvest(replace(CONFIG, output=str(tmp_path / "planned")))
-    plan_clock, pilot = opened
+    (pilot,) = opened
     opened.clear()
 
     settings = dict(model=CONFIG.model, benchmark=QUESTIONS, sampler=SAMPLER, rows=(16,), forward=("unchanged",))
@@ -97,16 +102,43 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     (steps,) = opened
     opened.clear()
 
-    assert clock["prompt_room"] == worker["prompt_room"] > 0
-    for settings in (clock, worker, plan_clock, pilot, steps):
+    assert run["prompt_room"] > 0
+    for settings in (run, pilot, steps):
         assert but_room(settings) == EXPECTED
-        assert settings["prompt_room"] == clock["prompt_room"]
+        assert settings["prompt_room"] == run["prompt_room"]
 
     asked = dps.api.given_questions(["1+2?", "From left to right: 3+4"], "number")
     monkeypatch.setattr(dps.api, "given_questions", lambda *_: replace(asked, config=QUESTIONS))
     dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
     (interface,) = opened
     assert but_room(interface) == {**EXPECTED, "path": "auto"}
+
+
+def test_a_cleared_engine_samples_what_a_new_one_does(model):
+    benchmark = load_benchmark(QUESTIONS)
+    prompts = [tokens for _, tokens in dps.run.worker.prompts_of(model, benchmark, SAMPLER).values()]
+    new, used = (
+        open_engine(model, SAMPLER, CONFIG.compute, benchmark=benchmark, prompts=prompts, memory_share=1.0)
+        for _ in range(2)
+    )
+    for key in range(40):
+        used.submit(ChainRequest(key, prompts[key % 3], stream_key(1, "other", key)))
+    used.poll()
+    assert used.num_running
+    assert used.num_pending
+    used.clear()
+    assert used.idle
+    assert not used._prompts._kept  # read again, and paid for by the chains that come
+    chains = []
+    for engine in (new, used):
+        for key, prompt in enumerate(prompts):
+            engine.submit(ChainRequest(key, prompt, stream_key(0, "test", key)))
+        ended = []
+        while not engine.idle:
+            ended += engine.poll()
+        chains.append({chain.request.key: (chain.tokens.tolist(), chain.num_generated_tokens) for chain in ended})
+    assert chains[0] == chains[1]
+    assert len(chains[0]) == 3
 
 
 def settings_for(workers, device="auto", backend="local", rows=None, threads=1):
@@ -166,25 +198,28 @@ def test_the_clocks_rows_are_those_of_the_run(monkeypatch, model, opened):
     each = dps.sampler.memory.row_bytes(model.model, room)
     monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 75 * each)  # 67 rows, an eighth is 8
     settings = for_worker(settings_of(settings_for(8)), 0)
-    clock = dps.run.clock.measure_clock(model, benchmark, settings, SAMPLER)
+    clock = dps.run.clock.measure_clock(EngineCache(model, [TASK], settings, None), SAMPLER)
     assert clock.constants["rows"] == opened[0]["rows in all"] == 64
     on_cpu = for_worker(settings_of(settings_for(8, "cpu")), 0)
-    assert dps.run.clock.measure_clock(model, benchmark, on_cpu, SAMPLER).constants["rows"] == 8
+    on_cpu = EngineCache(model, [TASK], on_cpu, None)
+    assert dps.run.clock.measure_clock(on_cpu, SAMPLER).constants["rows"] == 8
 
 
 def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, opened):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     handler = signal.getsignal(signal.SIGINT)
     mine, theirs = multiprocessing.Pipe()
-    for message in (_ClockWanted(SAMPLER), _ClockWanted(replace(SAMPLER, num_mh_steps=2)), _STOP):
+    tasks = [TASK, replace(TASK, sampler=replace(SAMPLER, num_mh_steps=2)), replace(TASK, sampler=OTHER_BLOCKS)]
+    for message in (*(_ClockWanted(tasks, task.sampler) for task in tasks), _STOP):
         mine.send(message)
     try:
         _worker_process(5, theirs, for_worker(settings_of(settings_for(8, rows=8)), 5), None)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert devices == ["cuda:5"]
-    assert [mine.recv().constants["rows"] for _ in range(2)] == [8.0, 8.0]
-    assert [(s["arms"][0].num_mh_steps, s["memory_share"]) for s in opened] == [(1, 1.0), (2, 1.0)]
+    assert [mine.recv().constants["rows"] for _ in tasks] == [8.0, 8.0, 8.0]
+    assert [s["arms"] for s in opened] == [tuple(task.sampler for task in tasks[:2]), (OTHER_BLOCKS,)]
+    assert [s["memory_share"] for s in opened] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +239,7 @@ def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words
     else:
         theirs.close()
     with pytest.raises(error, match=words):
-        pool.clock(SAMPLER)
+        pool.clock([TASK], SAMPLER)
 
 
 @pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])
