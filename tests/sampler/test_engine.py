@@ -387,6 +387,19 @@ def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone(rows):
     assert spent == engine.num_generated_tokens
 
 
+def test_a_chain_that_has_gone_does_not_decide_how_far_attention_reads(monkeypatch):
+    engine = Engine(tiny_model(sharpness=2.0), CONFIG, rows=8, prompt_room=100)
+    for request in (*requests_of([0], prompts=[(1,) * 100]), *requests_of([1])):
+        engine.submit(request)
+    asked, bucket = [], engine._bucket
+    monkeypatch.setattr(engine, "_bucket", lambda reach: asked.append(reach) or bucket(reach))
+    engine.poll(1)
+    engine.cancel({0})
+    engine.poll(1)
+    assert asked[0] > 100
+    assert asked[1] < 20
+
+
 @pytest.mark.slow
 def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_flat():
     model = tiny_model(sharpness=2.0)

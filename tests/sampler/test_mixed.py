@@ -205,7 +205,7 @@ def test_a_batch_in_which_all_rows_have_the_settings_of_row_0_is_noticed(field, 
     monkeypatch.setattr(engine_module, "settle", with_row_0(settled))
     monkeypatch.setattr(engine_module, "decode_step", with_row_0(step))
     with pytest.raises(AssertionError, match="standard errors away"):
-        check_laws([dataclasses.replace(arm, reject_early=False) for arm in LAWS])
+        check_laws([dataclasses.replace(arm, reject_early=False) for arm in LAWS], count=2_500)
 
 
 # -- what cannot be meant ----------------------------------------------------------------------------------------------
