@@ -228,8 +228,7 @@ class Engine:
         now = time.perf_counter()
         cancelled = []
         for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
-            seat, self._seats[row] = self._seats[row], None
-            self._prompt[row] = 0
+            seat = self._leave(row)
             decode_s = float(self._decode_s[row])
             cancelled.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
         return cancelled
@@ -291,8 +290,8 @@ class Engine:
         count = self._compact()
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
         if self._kernels is not None:
-            sharing = share_prompts(self._prompt, self._num_read, self._reach, count)
-            self.cache.sharing.copy_(torch.from_numpy(sharing))
+            sharing = share_prompts(self._prompt[:count], self._num_read[:count], self._reach[:count])
+            self.cache.sharing[:, :count] = torch.from_numpy(sharing)
         length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
@@ -345,8 +344,7 @@ class Engine:
         """Free these rows and return their chains."""
         chains = []
         for row, finished in zip(rows, self._rows.read(rows) if rows else [], strict=True):
-            seat, self._seats[row] = self._seats[row], None
-            self._prompt[row] = 0
+            seat = self._leave(row)
             if not np.isfinite(finished.base_logprobs).all():
                 raise InputError(
                     f"The model {self.model.name} says nothing of some tokens: its logits are not numbers. Choose "
@@ -418,10 +416,15 @@ class Engine:
         self.cache.move_rows(sources, targets)
         self._rows.move(sources, targets)
         self._of_chain[:, targets] = self._of_chain[:, sources]
-        self._of_chain[:, sources] = 0
         for source, target in zip(sources, targets, strict=True):
-            self._seats[target], self._seats[source] = self._seats[source], None
+            self._seats[target] = self._leave(source)
         return wanted
+
+    def _leave(self, row: int) -> _Seat:
+        """Let this row have no chain, as far as the host is concerned; returns the seat of the one that it had."""
+        seat, self._seats[row] = self._seats[row], None
+        self._reach[row] = self._prompt[row] = 0  # what the device counts of the row stays as it is
+        return seat
 
     def _halve(self, reason: str) -> None:
         """Go on with half the rows after running out of memory; the chains that were running start again.

@@ -27,6 +27,9 @@ SMALLEST_BATCH = 8
 LENGTH_BITS = 20
 """Bits of a response's length where steps are recorded, see ``rows``."""
 
+LEAST_TEMPERATURE = 1e-30
+"""Logits over this are still numbers in single precision; far above it already the likeliest token is always drawn."""
+
 ENTROPY_FLOOR = 0.05
 """Nats added to every entropy by the cut law ``entropy``, so that no position is out of reach."""
 
@@ -105,8 +108,11 @@ class SamplerConfig:
                 raise InputError(f"{name} must be {known}, got {getattr(self, name)!r}.")
         if not 1 <= self.alpha < math.inf:
             raise InputError(f"alpha must be at least 1 and finite (the target is p^alpha), got {self.alpha:g}.")
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"proposal_temperature must be above 0 and finite, got {self.temperature:g}.")
+        if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise InputError(
+                f"proposal_temperature must be at least {LEAST_TEMPERATURE:g} and finite, 1/alpha where it is not set, "
+                f"got {self.temperature:g}: raise it, or lower alpha."
+            )
         if self.block_size < 1 or self.max_new_tokens < 1:
             raise InputError(
                 f"block_size and max_new_tokens must be at least 1, got {self.block_size} and {self.max_new_tokens}."

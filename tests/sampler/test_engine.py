@@ -89,9 +89,9 @@ def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
     model = tiny_model(sharpness=2.0)
     config = dataclasses.replace(CONFIG, schedule=schedule)
     engine = Engine(model, config, rows=8, prompt_room=8)
-    alone = [sample_chains(engine, [request])[request.key] for request in requests_of(range(0, 24, 2))]
+    alone = [sample_chains(engine, [request])[request.key] for request in requests_of(range(0, 24, 5))]
     for rows in (8, 16, 64):
-        for one, other in zip(alone, run(model, config, rows=rows)[::2], strict=True):
+        for one, other in zip(alone, run(model, config, rows=rows)[::5], strict=True):
             same(one, other)
 
 
@@ -385,6 +385,19 @@ def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone(rows):
     assert any(one.num_generated_tokens > 4 for one in cancelled)
     spent = sum(c.num_generated_tokens for c in [*chains.values(), *cancelled])
     assert spent == engine.num_generated_tokens
+
+
+def test_a_chain_that_has_gone_does_not_decide_how_far_attention_reads(monkeypatch):
+    engine = Engine(tiny_model(sharpness=2.0), CONFIG, rows=8, prompt_room=100)
+    for request in (*requests_of([0], prompts=[(1,) * 100]), *requests_of([1])):
+        engine.submit(request)
+    asked, bucket = [], engine._bucket
+    monkeypatch.setattr(engine, "_bucket", lambda reach: asked.append(reach) or bucket(reach))
+    engine.poll(1)
+    engine.cancel({0})
+    engine.poll(1)
+    assert asked[0] > 100
+    assert asked[1] < 20
 
 
 @pytest.mark.slow

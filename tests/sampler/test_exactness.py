@@ -11,6 +11,7 @@ from dps.sampler.law import (
     base_logprobs,
     cut_logprob,
     cut_position,
+    draw_tokens,
     early_bound,
     early_terms,
     entropies,
@@ -20,7 +21,7 @@ from dps.sampler.law import (
     weighted_cut_logprob,
     weighted_cut_position,
 )
-from dps.sampler.settings import ENTROPY_FLOOR, SamplerConfig
+from dps.sampler.settings import ENTROPY_FLOOR, LEAST_TEMPERATURE, SamplerConfig
 from dps.sampler.streams import stream_key, uniform
 from dps.testing import (
     SamplerKernel,
@@ -172,6 +173,14 @@ def test_sample_token_inverts_the_distribution():
     logprobs = torch.tensor([[0.2, 0.0, 0.5, 0.3, 0.0]], dtype=torch.float64).log()
     for number, token in ((1e-16, 0), (0.1999, 0), (0.2001, 2), (0.6999, 2), (0.7001, 3), (1 - 2.0**-53, 3)):
         assert sample_token(logprobs, torch.tensor([number], dtype=torch.float64)).item() == token
+
+
+@pytest.mark.parametrize("temperature", [LEAST_TEMPERATURE, torch.full((5, 1), LEAST_TEMPERATURE).double()], ids=type)
+def test_the_least_temperature_takes_the_likeliest_token(temperature):
+    logits = 1e4 * torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    token, values = draw_tokens(logits, temperature, torch.full((5,), 0.7, dtype=torch.float64))
+    assert torch.equal(token, logits.argmax(-1))
+    assert values.isfinite().all()
 
 
 def test_streams_are_uniform_distinct_and_never_0_or_1():

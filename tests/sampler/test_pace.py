@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 
 from dps.sampler.pace import (
@@ -11,6 +12,11 @@ from dps.sampler.pace import (
     Pacer,
     best_pace,
 )
+from dps.testing import sample_chains
+
+from .chains import CONFIG, requests_of
+from .models import tiny_model
+from .recordings import RecordedEngine
 
 
 def waste(pace: Pace, proposal_length: float, chain_length: float) -> float:
@@ -50,3 +56,22 @@ def test_nothing_ever_ends_a_division_by_zero():
     for _ in range(2000):
         pacer.note(tokens=0, proposals=0, chains=0)
     assert 1 <= pacer.pace.steps_per_look <= MOST_STEPS_PER_LOOK
+
+
+def test_the_pacer_is_told_of_every_token_proposal_and_chain_once(monkeypatch):
+    """Also where chains move into lower rows, and where a row has been another chain's."""
+    told, moved = [], 0
+    monkeypatch.setattr(Pacer, "note", lambda pacer, *counts: told.append(counts))
+    engine = RecordedEngine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8)
+    move = engine.cache.move_rows
+
+    def noted(sources, targets):
+        nonlocal moved
+        moved += len(sources)
+        move(sources, targets)
+
+    monkeypatch.setattr(engine.cache, "move_rows", noted)
+    chains = sample_chains(engine, requests_of(range(60))).values()
+    assert moved > 5
+    expected = (engine.num_generated_tokens, sum(chain.mh_proposed for chain in chains), len(chains))
+    assert tuple(np.sum(told, 0)) == expected
