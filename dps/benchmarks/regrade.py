@@ -62,7 +62,7 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
     changes = Changes(len(store))
-    with new_folder(output) as unfinished, Desk(2 * idle_cores(), idle_cores()) as desk:
+    with new_folder(output) as unfinished, Desk(2 * idle_cores(), idle_cores() + 1) as desk:
         writer = StoreWriter.open(unfinished, store.manifest)
         questions = iter(store)
         while old := list(islice(questions, _BATCH)):

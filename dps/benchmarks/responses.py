@@ -236,7 +236,7 @@ def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator
     """Yield kind and verdict of each response in order, but for the first ones; of these groups may still need some."""
     waiting: deque[tuple[Response, _Unit, int]] = deque()
     units: dict[Name, _Unit] = {}
-    with Desk(2 * idle_cores(), idle_cores()) as desk:
+    with Desk(2 * idle_cores(), idle_cores() + 1) as desk:  # nothing samples beside
         for count, response in enumerate(read_responses(path), 1):
             name = response.group
             unit = _Unit() if name is None else units.setdefault(name, _Unit())
