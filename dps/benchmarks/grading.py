@@ -1,13 +1,13 @@
 """Questions and graders: which answer a response gives, whether that is right, and which answers are the same.
 
-Every kind of answer has its grader (``kinds``); ``dps grade`` calls :func:`read` for each response, runs call
-:meth:`Answers.read`. What could be hostile (programs) runs in processes of its own, so graders work in any thread.
+Every kind of answer has its grader (``kinds``). Runs and ``dps grade`` read by a desk (``reader_process``). What could
+be hostile (programs) runs in processes of its own, so graders work in any thread.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -98,9 +98,9 @@ class Answers:
         answer, strict = both
         return Reading(answer, self.grades[answer], strict, self.grades[strict])
 
-    def add(self, grader: Grader, texts: Sequence[str], item: Item, prompt: str) -> list[Reading]:
-        """Read responses to a prompt, and let their answers have keys."""
-        readings = [self.read(grader, text, item, prompt) for text in texts]
+    def add(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item) -> list[Reading]:
+        """Read responses, each a text and its prompt, and let their answers have keys."""
+        readings = [self.read(grader, text, item, prompt) for text, prompt in responses]
         self.classes(grader, [reading.answer for reading in readings], item)
         return readings
 
@@ -117,12 +117,22 @@ def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
     return Answers().read(grader, text, item, prompt)
 
 
-def read_all(grader: Grader, responses: Sequence[tuple[str, str]], item: Item) -> list[tuple[Reading, int]]:
+Read = Callable[[Grader, Sequence[tuple[str, str]], Item, Answers], list[Reading]]
+"""Reads as :meth:`Answers.add` does, here or elsewhere; the answers are among the known ones afterwards, with keys."""
+
+
+def read_here(grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
+    """Read in the thread that asks."""
+    return answers.add(grader, responses, item)
+
+
+def read_all(
+    grader: Grader, responses: Sequence[tuple[str, str]], item: Item, by: Read = read_here
+) -> list[tuple[Reading, int]]:
     """Read the responses to one question, each a text and its prompt; with each reading comes its answer's class."""
     answers = Answers()
-    readings = [answers.read(grader, text, item, prompt) for text, prompt in responses]
-    classes = answers.classes(grader, [reading.answer for reading in readings], item)
-    return list(zip(readings, classes, strict=True))
+    readings = by(grader, responses, item, answers)
+    return list(zip(readings, number_classes([answers.keys[each.answer] for each in readings]), strict=True))
 
 
 def number_classes(keys: Sequence[Hashable | None]) -> list[int]:

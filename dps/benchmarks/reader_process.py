@@ -1,6 +1,10 @@
-"""A process that reads responses: Python's work on them does not hold up the threads of the run.
+"""Processes that read responses: Python's work on them does not hold up the threads of the run.
 
-The process is started as a program of its own, never forked (the run may hold a GPU and many threads) and never through
+One thread of a process runs Python at a time, so long work in Python would hold up the sampling thread at every look. A
+desk reads in a thread until that has taken as long as a process takes to start, then in processes: few responses need
+none. What waits for other processes (programs, in their sandbox) stays in threads.
+
+A process is started as a program of its own, never forked (the run may hold a GPU and many threads) and never through
 ``multiprocessing``, which forbids daemons to have children and imports a user's script again. It imports graders, not
 PyTorch, and ends by itself when the run is gone, whatever it is doing.
 """
@@ -12,30 +16,86 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from queue import LifoQueue
+from typing import TypeVar
 
-from dps.benchmarks.grading import Answers, Grader, Item, Reading
+from dps.benchmarks.grading import Answers, Grader, Item, Reading, read_here
 from dps.errors import WorkersDied
 
+PROCESSES_PAY_S = 0.25
+"""Seconds of reading in a thread after which processes start: about what a start takes."""
 _MOST_DEATHS = 3
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+_Result = TypeVar("_Result")
+
+
+class Desk:
+    """Threads in which responses are read, and the processes behind them; both start as they are needed."""
+
+    def __init__(self, threads: int, processes: int) -> None:
+        """Begin with none of them; there will be at most so many."""
+        self._threads = ThreadPoolExecutor(threads)
+        self._processes = [ReaderProcess() for _ in range(processes)]
+        self._idle: LifoQueue[ReaderProcess] = LifoQueue()  # those that run already are taken before others start
+        for process in self._processes:
+            self._idle.put(process)
+        self._one_thread = threading.Lock()
+        self._thread_s = 0.0
+        self._stopped = False
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End every reading soon, if by an exception, and take away the processes."""
+        self._stopped = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.stop()
+        self._threads.shutdown()
+        for process in self._processes:
+            process.close()
+
+    def submit(self, work: Callable[..., _Result], *given: object) -> Future[_Result]:
+        """Have a thread do work that reads."""
+        return self._threads.submit(work, *given)
+
+    def read(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
+        """Read where the grader is best read; from any thread, errors as of :meth:`ReaderProcess.read`."""
+        if grader.background != "processes":
+            return read_here(grader, responses, item, answers)
+        if self._thread_s < PROCESSES_PAY_S:
+            with self._one_thread:
+                if self._thread_s < PROCESSES_PAY_S and not self._stopped:
+                    started = time.monotonic()
+                    readings = read_here(grader, responses, item, answers)
+                    self._thread_s += time.monotonic() - started
+                    return readings
+        process = self._idle.get()
+        try:
+            return process.read(grader, responses, item, answers)
+        finally:
+            self._idle.put(process)
 
 
 class ReaderProcess:
     """Reads responses in a process, which starts when it is first needed and again after it died."""
 
-    def __init__(self, grader: Grader) -> None:
-        self._grader = grader
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Connection | None = None
         self._changing = threading.Lock()
         self._stopped = False
 
-    def read(self, texts: Sequence[str], item: Item, prompt: str, answers: Answers) -> list[Reading]:
-        """Read responses to a prompt; ``answers`` knows theirs afterwards, with their keys. For one thread at a time.
+    def read(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
+        """Read responses; ``answers`` knows their answers afterwards, with keys. For one thread at a time.
 
         Raises:
             WorkersDied: If three processes died over them, or this reader was stopped.
@@ -45,7 +105,7 @@ class ReaderProcess:
         for _ in range(_MOST_DEATHS):
             try:
                 line = self._started()
-                line.send((self._grader, texts, item, prompt, answers))
+                line.send((grader, responses, item, answers))
                 result = line.recv()
             except (EOFError, OSError) as error:
                 self._end()

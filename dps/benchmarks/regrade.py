@@ -7,13 +7,13 @@ written to a store of their own, so that the old verdicts can still be compared.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from dps.benchmarks import grader_of
 from dps.benchmarks.grading import Grader, Item, idle_cores, read_all
+from dps.benchmarks.reader_process import Desk
 from dps.decide.aggregate import answer_of
 from dps.errors import InputError
 from feature_store import Question, Store, StoreWriter
@@ -62,11 +62,12 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))
     aggregator = store.manifest.aggregator
     changes = Changes(len(store))
-    with new_folder(output) as unfinished, ThreadPoolExecutor(2 * idle_cores()) as threads:
+    with new_folder(output) as unfinished, Desk(2 * idle_cores(), idle_cores() + 1) as desk:
         writer = StoreWriter.open(unfinished, store.manifest)
         questions = iter(store)
         while old := list(islice(questions, _BATCH)):
-            new = list(threads.map(lambda question: graded(question, grader, aggregator), old))
+            readings = [desk.submit(graded, question, grader, aggregator, desk) for question in old]
+            new = [reading.result() for reading in readings]
             writer.commit(new)
             for before, after in zip(old, new, strict=True):
                 changes.add(before, after)
@@ -74,10 +75,10 @@ def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda
     return changes
 
 
-def graded(question: Question, grader: Grader, aggregator: str) -> Question:
-    """Return a question with its responses read and graded by this grader."""
+def graded(question: Question, grader: Grader, aggregator: str, desk: Desk) -> Question:
+    """Return a question with its responses read at the desk and graded by this grader."""
     item = Item(question.question_id, question.question, question.gold, question.metadata)
-    readings = read_all(grader, [(t.text, question.prompt) for t in question.trajectories], item)
+    readings = read_all(grader, [(t.text, question.prompt) for t in question.trajectories], item, desk.read)
     trajectories = tuple(
         replace(trajectory, **asdict(reading), answer_class=number)
         for trajectory, (reading, number) in zip(question.trajectories, readings, strict=True)

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
 from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
 from dps.benchmarks.kinds import KINDS, grader_of_kind
+from dps.benchmarks.reader_process import Desk
 from dps.benchmarks.records import Record, read_lines, shortened
 from dps.errors import InputError
 
@@ -235,8 +236,7 @@ def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator
     """Yield kind and verdict of each response in order, but for the first ones; of these groups may still need some."""
     waiting: deque[tuple[Response, _Unit, int]] = deque()
     units: dict[Name, _Unit] = {}
-    threads = ThreadPoolExecutor(2 * idle_cores())
-    try:
+    with Desk(2 * idle_cores(), idle_cores() + 1) as desk:  # nothing samples beside
         for count, response in enumerate(read_responses(path), 1):
             name = response.group
             unit = _Unit() if name is None else units.setdefault(name, _Unit())
@@ -246,23 +246,22 @@ def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator
             if name is None or len(unit.responses) == sizes[name]:
                 units.pop(name, None)
                 if count > skipped:
-                    unit.result = threads.submit(_graded, response, unit.responses)
+                    unit.result = desk.submit(_graded, response, unit.responses, desk)
             while waiting and (result := waiting[0][1].result) and (result.done() or len(waiting) > _AHEAD):
                 yield _verdict(*waiting.popleft())
         if units:
             raise InputError(f"{path} was changed while it was graded: grade it again.")
         while waiting:
             yield _verdict(*waiting.popleft())
-    finally:
-        threads.shutdown(cancel_futures=True)
 
 
-def _graded(last: Response, responses: list[tuple[str, str]]) -> list[tuple[Reading, int | None]]:
+def _graded(last: Response, responses: list[tuple[str, str]], desk: Desk) -> list[tuple[Reading, int | None]]:
     """Grade the responses of a unit, of which this is the last."""
     grader = grader_of_kind(last.kind)
-    if last.group is None:
+    if last.group is None and grader.background == "threads":  # a program's class, which nobody asks for, takes runs
         return [(read(grader, last.text, last.item, last.prompt), None)]
-    return read_all(grader, responses, last.item)
+    found = read_all(grader, responses, last.item, desk.read)
+    return found if last.group is not None else [(reading, None) for reading, _ in found]
 
 
 def _verdict(response: Response, unit: _Unit, place: int) -> tuple[str, dict[str, Any]]:

@@ -60,6 +60,13 @@ class Done:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker died; what it had committed was reported."""
+
+    worker: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Complete:
     """A question that is complete and not committed."""

@@ -17,8 +17,8 @@ from dps.sampler.engine import Cancelled, Chain
 from dps.sampler.teacher import block_sizes
 from feature_store.records import Decision, Question, Trajectory
 
-Read = Callable[[Sequence[str], Item, str, Answers], list[Reading]]
-"""Reads the texts of responses to a prompt; their answers are among the known ones afterwards, with keys."""
+Read = Callable[[Sequence[tuple[str, str]], Item, Answers], list[Reading]]
+"""Reads responses, each a text and its prompt; their answers are among the known ones afterwards, with keys."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +107,9 @@ class LiveQuestion:
         """Have the first k trajectories read for each k and class their answers, each once; from any thread."""
         with self._reading:
             new = [index for index in range(max(ks)) if index not in self.readings]
-            texts = [self.trajectories[index].text for index in new]
+            responses = [(self.trajectories[index].text, self.source.prompt) for index in new]
             if new:
-                self.readings |= zip(new, read(texts, self.source.item, self.source.prompt, self.answers), strict=True)
+                self.readings |= zip(new, read(responses, self.source.item, self.answers), strict=True)
             keys = [self.answers.keys[self.readings[index].answer] for index in range(max(ks))]
             self.classes |= {k: number_classes(keys[:k]) for k in ks}
 

@@ -24,7 +24,7 @@ import torch
 from dps.errors import InputError, WorkersDied
 from dps.model import LanguageModel
 from dps.run.clock import Clock, measure_clock
-from dps.run.committer import Done
+from dps.run.committer import Died, Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
 from dps.run.worker import EngineCache, LoadController, Report, StoreTask, WorkSettings, work
 from dps.sampler.settings import SamplerConfig
@@ -144,7 +144,7 @@ def say_lost(number: int, how: str, lost: Sequence[str]) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
+def reclaim(worker: int, held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list[Done]:
     """Return reports of those questions that a dead worker had committed, but not reported any more.
 
     ``held`` are the stores and questions that it had.
@@ -154,7 +154,7 @@ def reclaim(held: Sequence[tuple[int, str]], tasks: Sequence[StoreTask]) -> list
         store = Store.open(tasks[number].folder)
         stored = set(store.question_ids)
         committed = [question_id for of, question_id in held if of == number and question_id in stored]
-        reports += [Done.of(number, question) for question in store.read(committed)]
+        reports += [replace(Done.of(number, question), worker=worker) for question in store.read(committed)]
     return reports
 
 
@@ -242,15 +242,16 @@ class Pool:
                 else:
                     checked(message)
 
-    def _lost(self, pipe: Connection, ledger: Ledger, tasks: list[StoreTask], report: Callable[[Done], None]) -> None:
+    def _lost(self, pipe: Connection, ledger: Ledger, tasks: list[StoreTask], report: Report) -> None:
         """Hand a dead worker's questions to the others; what it had committed unreported is reported."""
         number = self._pipes.pop(pipe)
         pipe.close()
         process = self._processes[number]
         process.join(timeout=5)
-        for done in reclaim(ledger.held_by(number), tasks):
+        for done in reclaim(number, ledger.held_by(number), tasks):
             ledger.done(done.store, done.question_id)
             report(done)
+        report(Died(number))
         say_lost(number, f" with exit code {process.exitcode}", ledger.lost(number))
         check_deadly(ledger.deadly())
 

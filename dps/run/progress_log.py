@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from dps.run.committer import Done
+from dps.run.committer import Died, Done
 from dps.run.progress import Progress, track
 from dps.start import Started, current, words
 from feature_store.errors import StoreError
@@ -76,13 +76,16 @@ class Display:
         """Questions that were shown, of each store."""
         return [self._logs[n].progress.done if n in self._logs else 0 for n in range(len(self._stores))]
 
-    def show(self, done: Done | Started) -> None:
+    def show(self, done: Done | Started | Died) -> None:
         """Count one committed question; its tokens once, however many policies share them.
 
         When a worker's first tokens are there, keep what the start took: of several workers, until the last has some.
         """
         if isinstance(done, Started):
             return self._note_start(done)
+        if isinstance(done, Died):  # what it was behind with goes back to the queue
+            self._behind.pop(done.worker, None)
+            return None
         key = self._group_of[done.store], done.question_id
         counted, cancelled = self._counted.get(key, (0, 0))
         self._sampled += sum(done.tokens[counted:]) + max(0, done.cancelled - cancelled)

@@ -15,7 +15,7 @@ from dps.errors import InputError, WorkersDied
 from dps.extras import install
 from dps.run import pool
 from dps.run.clock import Clock
-from dps.run.committer import Done
+from dps.run.committer import Died, Done
 from dps.run.ledger import NOTHING_MORE, Ledger, Missing, Take
 from dps.run.worker import LoadController, Report, StoreTask, WorkSettings
 from dps.sampler.settings import SamplerConfig
@@ -149,19 +149,20 @@ class RayPool:
                 report(done)
             pool.check_deadly(deadly)
             for future in [] if finished else ended:
-                self._ended(future, tasks)
+                self._ended(future, tasks, report)
             if not self._running and not finished:
                 raise WorkersDied(pool.ALL_DIED)
 
-    def _ended(self, future: Any, tasks: list[StoreTask]) -> None:
+    def _ended(self, future: Any, tasks: list[StoreTask], report: Report) -> None:
         """See why a worker ended; if it died, its questions go to the others."""
         ray, desk = self._ray, self._desk
         number = self._running.pop(future)
         try:
             pool.checked(ray.get(future))
         except ray.exceptions.RayActorError:
-            for done in pool.reclaim(ray.get(desk.held_by.remote(number)), tasks):
+            for done in pool.reclaim(number, ray.get(desk.held_by.remote(number)), tasks):
                 ray.get(desk.report.remote(done))
+            report(Died(number))
             pool.say_lost(number, "", ray.get(desk.lost.remote(number)))
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
-from dps.run.committer import Committer, Done
+from dps.run.committer import Committer, Died, Done
 from dps.run.ledger import Ledger, Missing, Take
 from dps.run.scheduler import Account, Completed, PolicyRun, PreparedQuestion, run_policies
 from dps.sampler.engine import Engine
@@ -183,8 +183,8 @@ TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]
 each group it has complete but not committed."""
 
 
-Report = Callable[[Done | Started], None]
-"""Takes what a worker has to tell: its first tokens, and every committed question."""
+Report = Callable[[Done | Started | Died], None]
+"""Takes what there is to tell of a worker: its first tokens, every committed question, its death."""
 
 
 def work(

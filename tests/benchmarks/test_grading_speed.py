@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from dps.benchmarks.grading import Answers, Item, read_all
+from dps.benchmarks.grading import Answers, Item, read_all, read_here
 from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.reader_process import ReaderProcess
 from tests.benchmarks.data import slice_path
@@ -53,14 +53,11 @@ def by_processes(responses, count):
     def read(process):
         while waiting:
             number, (item, texts) = waiting.pop(0)
-            answers = Answers()
-            readings = process.read(texts, item, "", answers)
-            classes = answers.classes(MathGrader(), [each.answer for each in readings], item)
-            results[number] = list(zip(readings, classes, strict=True))
+            results[number] = read_all(MathGrader(), [(text, "") for text in texts], item, process.read)
 
-    processes = [ReaderProcess(MathGrader()) for _ in range(count)]
+    processes = [ReaderProcess() for _ in range(count)]
     for process in processes:
-        process.read([], responses[0][0], "", Answers())
+        process.read(MathGrader(), [], responses[0][0], Answers())
     threads = [threading.Thread(target=read, args=(process,)) for process in processes]
     started = time.perf_counter()
     for thread in threads:
@@ -106,7 +103,7 @@ def test_reading_in_a_process_does_not_hold_up_a_sampling_thread(responses):
             for item, texts in itertools.cycle(responses):
                 if ended.is_set():
                     return
-                read(texts[:8], item, "", Answers())
+                read(MathGrader(), [(text, "") for text in texts[:8]], item, Answers())
 
         thread = threading.Thread(target=reading)
         thread.start()
@@ -115,14 +112,10 @@ def test_reading_in_a_process_does_not_hold_up_a_sampling_thread(responses):
         thread.join()
         return count
 
-    process = ReaderProcess(MathGrader())
-    process.read([], responses[0][0], "", Answers())
+    process = ReaderProcess()
+    process.read(MathGrader(), [], responses[0][0], Answers())
     rounds = [(steps(), steps_beside(process.read), steps_beside(read_here)) for _ in range(3)]
     process.close()
     alone, processes, threads = (statistics.median(counts) for counts in zip(*rounds, strict=True))
     print(f"\nsteps/s alone {alone}, beside a process {processes}, beside a thread {threads}")
     assert processes > 2 * threads
-
-
-def read_here(texts, item, prompt, answers):
-    return answers.add(MathGrader(), texts, item, prompt)

@@ -13,9 +13,15 @@ import pytest
 
 from dps.cli import run
 from dps.run import compute
-from dps.run.committer import Done
+from dps.run.committer import Died, Done
+from dps.run.pool import reclaim
 from dps.run.progress import Progress, format_rate, format_seconds, track
 from dps.run.progress_log import PROGRESS, Display, ProgressLog
+from dps.run.worker import StoreTask
+from dps.sampler.settings import SamplerConfig
+from feature_store import Store
+from tests.analysis.evaluations import write_store
+from tests.factories import make_manifest, make_question
 
 SCRIPT = """
 import sys, time
@@ -108,15 +114,25 @@ def lines_of(folder):
 
 
 def test_the_line_and_the_log_say_how_far_the_grading_is_behind(tmp_path, monkeypatch):
-    """Each worker says how far it is; the line says nothing once all of them have caught up."""
+    """Each worker says how far it is, what a dead one said is over; the line says nothing once all have caught up."""
     monkeypatch.setattr("dps.run.progress_log._EVERY_S", 0.0)
     reports = [(1, 1000, "grading 1,000 questions behind"), (0, 12, "grading 1,012 questions behind")]
     reports += [(1, 0, "grading 12 questions behind"), (0, 1, "grading 1 question behind"), (0, 0, "accepted 25%")]
-    with Display("evaluation", [(tmp_path, "power", 0)], 5, [(0,)]) as display:
+    reports += [(2, 7, "grading 7 questions behind"), (0, 0, "accepted 25%")]
+    with Display("evaluation", [(tmp_path, "power", 0)], 7, [(0,)]) as display:
         for number, (worker, behind, said) in enumerate(reports):
+            if number == 6:
+                display.show(Died(2))
             display.show(replace(done(), question_id=f"q{number}", worker=worker, behind=behind))
             assert display._bar.notes().endswith(said)
-    assert [line["grading_behind"] for line in lines_of(tmp_path)] == [1000, 1012, 12, 1, 0]
+    assert [line["grading_behind"] for line in lines_of(tmp_path)] == [1000, 1012, 12, 1, 0, 7, 0]
+
+
+def test_what_a_dead_worker_had_committed_is_reported_as_its_own(tmp_path):
+    folder = write_store(tmp_path / "store", make_manifest(), [make_question(0), make_question(1)])
+    first, _ = Store.open(folder).question_ids
+    [found] = reclaim(3, [(0, first), (0, "elsewhere")], [StoreTask(folder, SamplerConfig(), 8)])
+    assert (found.question_id, found.worker, found.store) == (first, 3, 0)
 
 
 def test_the_log_says_how_far_a_store_is(tmp_path, monkeypatch):

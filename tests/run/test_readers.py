@@ -1,5 +1,6 @@
 """Reading responses beside the sampling: at once, in threads, in processes."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -7,20 +8,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from dps.benchmarks import reader_process, regrade, responses
 from dps.benchmarks.grading import Answers, Item, read_all
 from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.reader_process import ReaderProcess
 from dps.decide import FixedK
 from dps.errors import InputError, WorkersDied
-from dps.run import pool, readers
+from dps.run import pool
 from dps.run.live import LiveQuestion, PreparedQuestion, QuestionPolicy
 from dps.run.readers import Readers
 from dps.run.scheduler import PolicyRun, run_policies
 from dps.sampler.engine import Engine
+from feature_store import Store
+from tests.analysis.evaluations import write_store
+from tests.factories import make_manifest, make_question
 from tests.run.graders import Telling
 from tests.run.test_scheduler import CONFIG, SlowGrading, model, questions  # noqa: F401
 
@@ -30,7 +36,7 @@ TEXTS = ["5", r"\frac{10}{2}", "6", "5", r"\int xdx", "x+1", "1+x", "6", r"5\tex
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(readers, "PROCESSES_PAY_S", 0.0)
+    monkeypatch.setattr(reader_process, "PROCESSES_PAY_S", 0.0)
 
 
 def asked(texts, *ks, question_id="q"):
@@ -99,7 +105,7 @@ def test_a_small_evaluation_starts_no_process_a_long_one_does(tmp_path, monkeypa
         reading.submit(asked(TEXTS, 10))
         drained(reading)
         assert processes_in(tmp_path) == {os.getpid()}
-        monkeypatch.setattr(readers, "PROCESSES_PAY_S", 1e-6)
+        monkeypatch.setattr(reader_process, "PROCESSES_PAY_S", 1e-6)
         reading.submit(asked(TEXTS, 10))
         drained(reading)
         assert len(processes_in(tmp_path)) == 2
@@ -168,15 +174,39 @@ def test_nobody_waits_for_a_reader_at_the_end(tmp_path, at_once):
     assert all(map(gone, processes_in(tmp_path)))
 
 
+def test_stored_responses_and_those_of_a_file_are_read_in_processes(tmp_path, at_once, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    monkeypatch.setattr(regrade, "grader_of", lambda *_: Telling(str(tmp_path / "notes")))
+    monkeypatch.setattr(responses, "grader_of_kind", lambda _: Telling(str(tmp_path / "notes")))
+    question = make_question(0, k=2)
+    texts = [replace(t, text=text) for t, text in zip(question.trajectories, TEXTS[:2], strict=True)]
+    stored = write_store(tmp_path / "store", make_manifest(), [replace(question, gold="5", trajectories=tuple(texts))])
+    regrade.regrade(stored, tmp_path / "new")
+    [new] = Store.open(tmp_path / "new")
+    assert [(t.answer, t.correct, t.answer_class) for t in new.trajectories] == [(t, True, 0) for t in TEXTS[:2]]
+    lines = [{"id": n, "kind": "math", "response": text, "gold": "5"} for n, text in enumerate(TEXTS)]
+    lines += [line | {"group": "g"} for line in lines[:3]]
+    (tmp_path / "in").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    output = tmp_path / "out"
+    responses.grade_file(tmp_path / "in", output, responses.check_responses(tmp_path / "in"))
+    verdicts = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [verdict["answer"] for verdict in verdicts] == TEXTS + TEXTS[:3]
+    assert [verdict["class"] for verdict in verdicts] == 10 * [None] + [0, 0, 1]
+    assert os.getpid() not in processes_in(tmp_path / "notes")
+    assert all(map(gone, processes_in(tmp_path / "notes")))
+
+
 RUN = """
-import sys, time
-from dps.run import readers
+import sys
+from dps.benchmarks import reader_process, regrade, responses
+from dps.benchmarks.grading import Answers
+from dps.run.readers import Readers
 from tests.run.graders import Telling
 class Question:
-    def read(self, ks, read): read(["sleep"], None, "p", readers.Answers())
+    def read(self, ks, read): read([("sleep", "p")], None, Answers())
 class Policy: question, requested = Question(), 1
-readers.PROCESSES_PAY_S = 0.0
-with readers.Readers(Telling(sys.argv[1])) as reading:
+reader_process.PROCESSES_PAY_S = 0.0
+with Readers(Telling(sys.argv[1])) as reading:
     reading.submit([Policy()])
     while True: reading.done(wait=True)
 """
@@ -198,8 +228,9 @@ def test_readers_end_with_the_run_whatever_they_do(tmp_path, sent):
 
 
 def _read_as_a_daemon(pipe, folder):
-    process, answers = ReaderProcess(Telling(folder)), Answers()
-    pipe.send([each.correct for each in process.read(["5", "6"], ITEM, "p", answers)])
+    process, answers = ReaderProcess(), Answers()
+    readings = process.read(Telling(folder), [("5", "p"), ("6", "p")], ITEM, answers)
+    pipe.send([each.correct for each in readings])
     process.close()
 
 
