@@ -28,6 +28,11 @@ def wait_passively() -> None:
         os.environ.update(_PASSIVE)
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def num_threads(num_parameters: int, sharing: int = 1, most: int | None = None) -> int:
     """Return the threads of a model on a CPU: one for each 150 million parameters, at least one, at most the cores.
 
@@ -40,8 +45,7 @@ def num_threads(num_parameters: int, sharing: int = 1, most: int | None = None) 
         At least 1. ``OMP_NUM_THREADS``, where the user has set it, counts instead of the size of the model, but
         processes that share the cores have no more than their share.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // sharing)
+    share = max(1, num_cores() // sharing)
     if (wanted := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal() and int(wanted):
         return int(wanted) if sharing == 1 else min(share, int(wanted))
     threads = min(share, max(1, num_parameters // PARAMETERS_A_THREAD))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -151,10 +152,8 @@ def dynamic(
         thresholds=thresholds,
         curve=curve,
         listed=np.zeros(len(curve), bool),
-        chosen=outcome_at(walked, stop),
         chosen_thresholds=chosen,
-        natural_k=np.asarray(walked.ks)[stop[:, 0]],
-        natural_correct=at_stop(walked.correct[:, 0], stop[:, 0]),
+        **_chosen_at(walked, stop),
         p_enough=p_enough,
         p_inc=dict(zip(walked.ks, p_inc.mean(axis=(0, 1)).tolist(), strict=False)),
         own=own,
@@ -168,6 +167,15 @@ def at_threshold(name: str, series: str, walked: Walk, p_enough: np.ndarray, thr
     point, at = outcome_at(walked, stop), np.full(1, threshold)
     natural = (np.asarray(walked.ks)[stop[:, 0]], at_stop(walked.correct[:, 0], stop[:, 0]))
     return ReplayedPolicy(name, "rule", series, at, (point,), np.ones(1, bool), point, at, *natural)
+
+
+def _chosen_at(walked: Walk, stop: np.ndarray) -> dict[str, Any]:
+    """Return what a policy's operating point is: over all orders, and in the one that was sampled."""
+    return {
+        "chosen": outcome_at(walked, stop),
+        "natural_k": np.asarray(walked.ks)[stop[:, 0]],
+        "natural_correct": at_stop(walked.correct[:, 0], stop[:, 0]),
+    }
 
 
 def outcome_at(walked: Walk, stop: np.ndarray) -> Outcome:
@@ -234,10 +242,8 @@ def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[
         thresholds=rates,
         curve=curve,
         listed=np.zeros(len(rates), bool),
-        chosen=outcome_at(walked, where),
         chosen_thresholds=chosen,
-        natural_k=np.asarray(walked.ks)[where[:, 0]],
-        natural_correct=at_stop(walked.correct[:, 0], where[:, 0]),
+        **_chosen_at(walked, where),
     )
     return [operating, drawn("votes-bound", best), known]
 

@@ -6,12 +6,12 @@ be hostile (programs) runs in processes of its own, so graders work in any threa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dps.benchmarks.thinking import answer_part
+from dps.threads import num_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +150,4 @@ def idle_cores(workers: int = 1) -> int:
 
     They share the cores that this process may use; each worker's sampling has one for itself.
     """
-    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(1, len(known) // workers - 1)
+    return max(1, num_cores() // workers - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from dps.commands.analysis import write_report_of
 from dps.commands.options import Settings, parse, parser_of
 from dps.commands.stores import check_controller_file
 from dps.start import IMPORTS, current, stage, starting
+from dps.threads import num_cores
 
 if TYPE_CHECKING:
     from dps.run.run import Summary
@@ -103,7 +103,7 @@ def run_quickstart(arguments: list[str]) -> None:
     config, _ = parse(parser, QuickstartConfig, arguments)
     check_seed(config.seed)
     output = Path(config.output)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or num_cores()
 
     def load(config_class: type[Settings], name: str, questions: int | None) -> Settings:
         options = [f"--config={CONFIGS / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
