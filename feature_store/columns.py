@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 FORMAT = "dps-feature-store"
-VERSION = 6
-"""The one version that is written and read. Stores of versions 1 to 5 came before the first release."""
+VERSION = 7
+"""The one version that is written and read. Stores of versions 1 to 6 came before the first release."""
 
 _TEXTS = ("text", "text or none", "json")
 _BYTES = {**dict.fromkeys(_TEXTS, "uint8"), "vectors": "float32", **dict.fromkeys(("yes", "flag", "ending"), "int8")}
@@ -51,13 +51,13 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_columns("metadata", "json"),
         *_columns("num_prompt_tokens", "int32", "token"),
         *_columns("num_cancelled_tokens", "int64", "token"),
-        *_columns("embedding", "vectors"),
+        *_columns("embedding prompt_hidden", "vectors"),
         *_columns("prefill_s embedding_s controller_s cancelled_s latency_s", "float64", "s"),
         *_columns("correct", "flag"),
     ),
     "decisions": (*_columns("k", "int32"), *_columns("p_enough", "float64")),
     "trajectories": (
-        *_columns("text", "text"),
+        *_columns("text arm", "text"),
         *_columns("answer strict_answer", "text or none"),
         *_columns("index answer_class", "int32"),
         *_columns("correct strict_correct", "flag"),

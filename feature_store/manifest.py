@@ -24,19 +24,22 @@ _IDS = "question_ids"
 _OPTIONAL = (_IDS, "device")
 """Entries that are left out where they are None."""
 
-_LARGEST_K = 1 << 20
-
 
 def _is_number(value: Any, least: float, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool) and least <= value < math.inf
 
 
-def _is_k(value: Any) -> bool:
-    return _is_number(value, 1, int) and value <= _LARGEST_K
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    ("an object", lambda v: isinstance(v, dict), ("policy", "model", "benchmark", "sampler", "config", "software")),
+    ("an object", lambda v: isinstance(v, dict), ("policy", "model", "benchmark", "arms", "config", "software")),
+    (
+        "an object of one object an arm",
+        lambda v: v != {} and all(isinstance(arm, dict) for arm in v.values()),
+        ("arms",),
+    ),
     (
         "an object of numbers of at least 0",
         lambda v: isinstance(v, dict) and all(_is_number(number, 0, int, float) for number in v.values()),
@@ -46,13 +49,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a text", lambda v: isinstance(v, str), ("model.name", "model.fingerprint")),
     ("a text", lambda v: isinstance(v, str), ("benchmark.name", "benchmark.source", "benchmark.split")),
     ("a whole number", lambda v: _is_number(v, -math.inf, int), ("seed", "model.feature_layer", "model.hidden_size")),
-    (f"a whole number from 1 to {_LARGEST_K:,}", _is_k, ("policy.start", "policy.step", "policy.maximum")),
-    (
-        f"a list of whole numbers from 1 to {_LARGEST_K:,}",
-        lambda v: isinstance(v, list) and v != [] and all(map(_is_k, v)),
-        ("policy.ks",),
-    ),
-    ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v), (_IDS,)),
+    ("a list of texts", _is_texts, (_IDS, "policy.ladder")),
 )
 """What a manifest's entries and their parts must be, in words and as a test; objects stand before their parts."""
 
@@ -134,7 +131,7 @@ def digest_of_entries(content: dict[str, Any]) -> str:
 def differences(stored: Manifest, wanted: Manifest) -> str:
     """Return in words what distinguishes two runs, as far as it decides the trajectories, at most three entries."""
     texts = []
-    for name in ("kind", "policy", "sampler", "model", "benchmark", "seed", "aggregator"):
+    for name in ("kind", "policy", "arms", "model", "benchmark", "seed", "aggregator"):
         one, other = (json.loads(json.dumps(getattr(m, name), default=str)) for m in (stored, wanted))
         texts += differing(name, one, other)
     return "; ".join(texts[:3]) or "the settings differ"

@@ -49,7 +49,7 @@ class Trajectory:
     """One finished chain of a question: n tokens in b blocks, hidden size D (0 where there are no features)."""
 
     index: int
-    """Which of the question's trajectories this is, from 0. It names the random stream."""
+    """Which of the arm's trajectories of the question this is, from 0. With the arm it names the random stream."""
     tokens: np.ndarray
     """Accepted response, EOS included: shape (n,), int32."""
     text: str
@@ -98,6 +98,8 @@ class Trajectory:
     """The answer that the prompt's own form of an answer gives, in canonical form; None where the response lacks it."""
     strict_correct: bool | None = None
     """Whether that answer is right; None where it cannot be graded or was not looked for."""
+    arm: str = "power"
+    """Name of the arm that it was drawn by, of the manifest's ``arms``."""
     token_logprob: np.ndarray = field(default_factory=not_recorded)
     """Base model's log p of each accepted token, nats: shape (n,), float32, or (0,) where not recorded."""
     token_entropy: np.ndarray = field(default_factory=not_recorded)
@@ -150,11 +152,14 @@ class Question:
     decisions: tuple[Decision, ...]
     """The controller's decisions in order; empty for a fixed number of trajectories."""
     trajectories: tuple[Trajectory, ...]
-    """In order of index."""
+    """In the order in which they were asked for: by arm and index in a harvest, by rung in an evaluation."""
     num_cancelled_tokens: int = 0
     """Tokens of trajectories that were begun before the policy asked for them, and given up."""
     cancelled_s: float = 0.0
     """Their share of the measured decoding time, seconds."""
+    prompt_hidden: np.ndarray = field(default_factory=not_recorded)
+    """Hidden states of the prompt in each of the manifest's ``prompt_layers``, at its last token and then their mean
+    over its tokens: shape (L * 2 * D,), float32, or (0,) where none were read."""
 
     @property
     def k(self) -> int:
@@ -186,8 +191,8 @@ class Manifest:
     kind: str
     """``harvest`` (fixed k with features, for training) or ``evaluation`` (one policy's run)."""
     policy: dict[str, Any]
-    """``{"name": "power" | "gbdt" | ..., "family": "fixed" | "dynamic", "start": 2, "step": 2, "maximum": 8}``, or a
-    list ``ks`` in the place of these numbers. Every prefix k of a ``fixed`` store is a policy of its own."""
+    """``{"name": "power" | "gbdt" | ..., "family": "fixed" | "dynamic", "ladder": ["power 2", ...]}``: what was
+    climbed, rung by rung. Every prefix of the ladder of a ``fixed`` store is a policy of its own."""
     aggregator: str
     """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
     seed: int
@@ -195,8 +200,8 @@ class Manifest:
     """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""
     benchmark: dict[str, Any]
     """Identity of the questions: ``name``, ``source``, ``split``, ..."""
-    sampler: dict[str, Any]
-    """The resolved sampler settings (alpha, block_size, num_mh_steps, ...)."""
+    arms: dict[str, dict[str, Any]]
+    """The resolved sampler settings (alpha, block_size, num_mh_steps, ...) of each arm by name, in order."""
     calibration: dict[str, float]
     """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
     device: str | None = None
@@ -209,3 +214,8 @@ class Manifest:
     """Versions of the packages that made it."""
     question_ids: list[str] | None = None
     """Ids of all questions that the store is to have, sorted; None where nothing says which."""
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """The settings of the first arm."""
+        return next(iter(self.arms.values()))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dps.decide.features import HIDDEN, PARTS, FeatureSet
 from dps.decide.labels import Label
 from dps.decide.splits import SPLITS, fold_of, split_of
-from dps.decide.table import Table, ks_of, make_table
+from dps.decide.table import Table, harvested_ladder, make_table
 from dps.decide.vectors import pooled_vectors
 from dps.doubt import doubt
 from dps.errors import InputError
@@ -105,7 +105,8 @@ class FeatureDataModule(L.LightningDataModule):
 
         opened = Store.open(store)
         self.manifest = opened.manifest
-        self.ks = ks_of(self.manifest.policy, store)
+        self.ladder = harvested_ladder(self.manifest.policy, store)
+        self.ks = self.ladder.ks
         self.hidden_size, self.embedding_size = _sizes(opened, store)
         self.calibration = self._clock(clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
@@ -271,7 +272,7 @@ class FeatureDataModule(L.LightningDataModule):
             print(f"Note: {short}")
         table = make_table(
             store.scan(hidden=False),
-            ks=self.ks,
+            ladder=self.ladder,
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
             num_orders=self.num_orders,
@@ -305,7 +306,7 @@ class FeatureDataModule(L.LightningDataModule):
         store = Store.open(folder)
         sizes, model, other = _sizes(store, folder), self.manifest.model, store.manifest.model
         compared = {
-            "k": (self.ks, ks_of(store.manifest.policy, folder)),
+            "ladder": (str(self.ladder), str(harvested_ladder(store.manifest.policy, folder))),
             "hidden size": (self.hidden_size, sizes[0]),
             "embedding size": (self.embedding_size, sizes[1]),
             "model fingerprint": (model.get("fingerprint"), other.get("fingerprint")),
@@ -315,7 +316,7 @@ class FeatureDataModule(L.LightningDataModule):
             if expected != came:
                 raise InputError(
                     f"Expected data.test_store to have the features of {self.store}, but its {name} is {came} instead "
-                    f"of {expected}: give a harvest of the same model with the same k."
+                    f"of {expected}: give a harvest of the same model with the same ladder."
                 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dps.decide.features import HIDDEN
+from dps.decide.ladder import POWER, from_ks
 from dps.decide.table import make_table
 from dps.errors import InputError
 from feature_store import Store
@@ -56,7 +57,8 @@ def predict_orders(
         rows = [place[question.question_id] for question in questions]
         table = make_table(
             questions,
-            ks=ks,
+            ladder=from_ks(POWER, ks),
+            totals={POWER: orders.shape[2]},
             aggregator=store.manifest.aggregator,
             calibration=controller.calibration,
             parts=parts,

@@ -27,8 +27,9 @@ from dps.decide import RULES
 from dps.decide.aggregate import answer_of
 from dps.decide.features import calibrated_seconds
 from dps.decide.labels import continue_score
+from dps.decide.ladder import Ladder
 from dps.decide.orders import walk
-from dps.decide.samples import samples_of
+from dps.decide.samples import fixed_ladder, samples_of
 from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
@@ -79,7 +80,7 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
     """
     store = Store.open(harvest)
-    samples = samples_of(store.scan(hidden=False), store.manifest.policy["maximum"], str(harvest))
+    samples = samples_of(store.scan(hidden=False), fixed_ladder(store.manifest, str(harvest)).totals, str(harvest))
     samples = samples.select(samples.has_grade)
     aggregator = store.manifest.aggregator
     natural = np.arange(samples.num_trajectories)[None, None].repeat(len(samples.question_ids), axis=0)
@@ -87,7 +88,7 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
     for name in (*controllers, *rules):
         live = Store.open(evaluation / name)
         policy = live.manifest.policy
-        ks = tuple(range(policy["start"], policy["maximum"] + 1, policy["step"]))
+        ks = Ladder.parse(policy["ladder"]).ks
         walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
             p_enough, threshold = predict_orders(str(controllers[name]), harvest, samples.question_ids, natural, ks)

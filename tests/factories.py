@@ -145,16 +145,18 @@ def make_question(
     )
 
 
-def make_manifest(**changes):
-    """A manifest that fits the questions above."""
+def make_manifest(*, sampler=None, **changes):
+    """A manifest that fits the questions above; `sampler` is the settings of its one arm."""
+    if sampler is not None:
+        changes["arms"] = {"power": sampler}
     values = dict(
         kind="harvest",
-        policy={"name": "power", "family": "fixed", "start": 2, "step": 2, "maximum": 8},
+        policy={"name": "power", "family": "fixed", "ladder": ["power 2", "power 2", "power 2", "power 2"]},
         aggregator="majority",
         seed=0,
         model={"name": "made-up", "fingerprint": "0" * 16, "num_layers": 12, "hidden_size": 8, "feature_layer": 11},
         benchmark={"name": "made-up", "source": "tests/factories.py", "split": "train"},
-        sampler={"alpha": 4.0, "block_size": 8, "num_mh_steps": 5, "max_new_tokens": 32},
+        arms={"power": {"alpha": 4.0, "block_size": 8, "num_mh_steps": 5, "max_new_tokens": 32}},
         calibration={"seconds_per_token": 0.001, "prefill_seconds_per_token": 0.0001, "rows": 64},
         config={},
         fingerprint="made-up",

@@ -16,7 +16,7 @@ from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, check_graded, common_questions, read_table
-from dps.decide import RULES, KRange
+from dps.decide import RULES
 from dps.decide.orders import Walk, orders_for, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.rules import LEADS, WIDTHS
@@ -81,7 +81,7 @@ def run_replay(harvest: Path, config: ReplayConfig, predict: Predict) -> dict[st
     tables = [table.on(common) for table in whole]
     power, samples = tables[0], tables[0].samples
     assert samples is not None
-    ks = (config.k or _range(manifest, power.ks)).values
+    ks = power.ks if config.k is None else config.k.values
     if len(ks) < 2:
         raise InputError(
             f"Expected several k's at which policies may stop, but {harvest} has only k = {ks[0]}: give for instance "
@@ -150,13 +150,6 @@ def _common(
     return common, [
         f"Everything is computed on the {len(common):,} questions that all have; the harvest has {len(first.graded):,}."
     ]
-
-
-def _range(manifest: Manifest, ks: tuple[int, ...]) -> KRange:
-    policy = manifest.policy
-    if {"start", "step", "maximum"} <= policy.keys():
-        return KRange(*(int(policy[name]) for name in ("start", "step", "maximum")))
-    return KRange(1, 1, ks[-1])
 
 
 def _orders(

@@ -15,7 +15,7 @@ import numpy as np
 from dps.analysis.mixing import ChainTrace, traces_of
 from dps.analysis.words import plain
 from dps.decide.aggregate import has_grade
-from dps.decide.samples import Samples, fixed_ks, samples_of
+from dps.decide.samples import Samples, fixed_ladder, samples_of
 from dps.errors import InputError
 from dps.estimates import estimate
 from feature_store import Manifest, Question, Store
@@ -128,8 +128,8 @@ def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
     if policy.get("family") == "dynamic":
         live = _live(questions)
     else:
-        ks = fixed_ks(store.manifest, folder)
-        samples = samples_of(questions, ks[-1], folder)
+        ladder = fixed_ladder(store.manifest, folder)
+        ks, samples = ladder.ks, samples_of(questions, ladder.totals, folder)
         samples = samples.on(sorted(samples.question_ids))
     name = store.folder.resolve().name
     return StoreTable(name, str(policy["name"]), store.manifest, ks, samples, live, traces, readings)
@@ -217,7 +217,7 @@ def check_graded(table: StoreTable, folder: str) -> StoreTable:
         InputError: If it is of a live policy, or no question has a grade.
     """
     if table.samples is None:
-        fixed_ks(table.manifest, folder)
+        fixed_ladder(table.manifest, folder)
     if not table.graded:
         raise InputError(
             f"Expected graded questions in {folder}, but it has none: policies are compared by the grades of a "

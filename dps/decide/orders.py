@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dps.decide.ladder import POWER, Ladder
 from dps.decide.policy import Rule
 from dps.decide.samples import Samples
 from dps.decide.seen import Seen, Tally, question_key
@@ -18,12 +19,13 @@ from dps.decide.splits import stable_number
 from dps.errors import InputError
 
 
-def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
+def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: int, arm: str = POWER) -> np.ndarray:
     """Return orders of a question's trajectories: shape (num_orders, num_trajectories), the first is the natural one.
 
-    The others are permutations drawn from a stream that depends on seed and question only.
+    The others are permutations drawn from a stream that depends on seed, question and arm only.
     """
-    rng = np.random.default_rng([seed, stable_number("orders", question_id)])
+    name = (question_id,) if arm == POWER else (question_id, arm)
+    rng = np.random.default_rng([seed, stable_number("orders", *name)])
     others = [rng.permutation(num_trajectories) for _ in range(num_orders - 1)]
     return np.stack([np.arange(num_trajectories), *others])
 
@@ -32,6 +34,32 @@ def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: i
     """Return the orders of several questions, see :func:`orders_of`: shape (Q, O, K)."""
     every = [orders_of(name, num_trajectories, num_orders, seed) for name in question_ids]
     return np.stack(every) if every else np.zeros((0, num_orders, num_trajectories), dtype=np.int64)
+
+
+def ladder_orders(
+    question_ids: Sequence[str], arms: Sequence[str], ladder: Ladder, num_orders: int, seed: int
+) -> np.ndarray:
+    """Return the columns in which a ladder's responses come, in several orders of each arm's: shape (Q, O, n).
+
+    Each arm's trajectories are exchangeable, so each arm has orders of its own, of all its columns; the ladder takes
+    the first of each. Two ladders meet the same trajectories of an arm that both have. The first order is the natural
+    one.
+
+    Args:
+        question_ids: Q of them.
+        arms: The arm of each of K columns, see :class:`dps.decide.samples.Samples`; with all that the ladder takes.
+        ladder: What is climbed; n responses at its end.
+        num_orders: O.
+        seed: Of the orders.
+    """
+    columns = {arm: np.flatnonzero(np.array(arms) == arm) for arm in ladder.arms}
+    places = {arm: np.array([i for i, key in enumerate(ladder.sequence()) if key[0] == arm]) for arm in ladder.arms}
+    result = np.empty((len(question_ids), num_orders, ladder.maximum), np.int64)
+    for row, name in zip(result, question_ids, strict=True):
+        for arm, place in places.items():
+            order = orders_of(name, len(columns[arm]), num_orders, seed, arm)
+            row[:, place] = columns[arm][order[:, : len(place)]]
+    return result
 
 
 def in_order(values: np.ndarray, orders: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Policies: how many trajectories a question gets.
 
-A policy starts a question with ``start`` trajectories; when these have ended, the policy is asked how many
-more the question should get. Light: the controllers are passed in.
+A policy climbs a ladder: a question gets the responses of the first rung; when these have ended, the policy is asked
+whether they are enough, and so on. Light: the controllers are passed in.
 """
 
 from __future__ import annotations
@@ -13,50 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dps.decide.features import CheckpointFeatures
+from dps.decide.ladder import POWER, KRange, Ladder, from_ks
 from dps.decide.seen import Seen
 from dps.errors import InputError
-
-
-@dataclass(frozen=True)
-class KRange:
-    """The numbers of trajectories at which a policy may stop."""
-
-    start: int = 2
-    """Trajectories that every question gets."""
-    step: int = 2
-    """Trajectories that are added at a time."""
-    maximum: int = 8
-    """The most that a question gets."""
-
-    def check(self) -> KRange:
-        """Return self if the maximum can be reached, raise InputError otherwise."""
-        if self.start < 1 or self.step < 1 or self.maximum < self.start:
-            raise InputError(
-                f"Expected 1 <= k.start <= k.maximum and k.step >= 1, got start {self.start}, step {self.step}, "
-                f"maximum {self.maximum}."
-            )
-        if (self.maximum - self.start) % self.step:
-            below = self.start + (self.maximum - self.start) // self.step * self.step
-            raise InputError(
-                f"k.maximum {self.maximum} cannot be reached from k.start {self.start} in steps of {self.step}: "
-                f"set it to {below} or {below + self.step}."
-            )
-        return self
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Every k of the range, in order."""
-        return tuple(range(self.start, self.maximum + 1, self.step))
-
-    def check_known(self, controller: Controller) -> None:
-        """Raise InputError if a controller would be asked at a k that it has never seen."""
-        asked, known = set(self.values[:-1]), set(controller.ks[:-1])
-        if asked - known or self.maximum > controller.ks[-1]:
-            raise InputError(
-                f"The controller {controller.name} was trained to be asked at k = {sorted(known)} of at most "
-                f"{controller.ks[-1]}, but k.start {self.start}, k.step {self.step} and k.maximum "
-                f"{self.maximum} would ask it at k = {sorted(asked)}: change k, or train on such a harvest."
-            )
 
 
 class Controller(Protocol):
@@ -99,47 +58,66 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Add trajectories while a controller or a rule is not sure enough (METHOD section 4); without either, never."""
+    """Climb while a controller or a rule is not sure enough (METHOD section 4); without either, to the end."""
 
-    range: KRange
-    """Where the policy may stop."""
+    ladder: Ladder
+    """What is climbed. The responses after each rung name the rung."""
     controller: Controller | None = None
     """The trained controller that is asked; None for no controller."""
     rule: Rule | None = None
     """The rule that is asked where no controller is; None for no rule."""
 
     def __post_init__(self) -> None:
-        """Raise InputError if the controller has never seen a checkpoint of the range."""
+        """Raise InputError if the controller has never seen a checkpoint of the ladder."""
         if self.controller is not None:
-            self.range.check_known(self.controller)
+            check_known(self.ladder, self.controller)
 
     @property
     def start(self) -> int:
-        """Trajectories at the beginning."""
-        return self.range.start
+        """Responses at the beginning: those of the first rung, or all where nobody is asked."""
+        return self.ladder.maximum if self.asker is None else self.ladder.ks[0]
+
+    @property
+    def asker(self) -> Controller | Rule | None:
+        """The controller or the rule that is asked."""
+        return self.controller or self.rule
 
     def asks(self, k: int) -> bool:
-        """Whether the controller or the rule is asked when k trajectories have ended."""
-        return (self.controller or self.rule) is not None and k < self.range.maximum
+        """Whether the controller or the rule is asked when k responses have ended."""
+        return self.asker is not None and k < self.ladder.maximum
 
     def more(self, k: int, p_enough: float | None) -> int:
-        """Return ``step`` while ``1 - p_enough > threshold`` and ``k < maximum``, else 0, which ends the question."""
-        asker = self.controller or self.rule
-        if asker is None or p_enough is None or k >= self.range.maximum:
+        """Return how many responses are added after k: those of the next rung while ``1 - p_enough > threshold``.
+
+        0 ends the question.
+        """
+        rung = self.ladder.rung_after(k)
+        if self.asker is None or p_enough is None or rung is None:
             return 0
-        return self.range.step if 1.0 - p_enough > asker.threshold else 0
+        return rung.count if 1.0 - p_enough > self.asker.threshold else 0
+
+
+def check_known(ladder: Ladder, controller: Controller) -> None:
+    """Raise InputError if a controller would be asked at a k that it has never seen."""
+    asked, known = set(ladder.ks[:-1]), set(controller.ks[:-1])
+    if asked - known or ladder.maximum > controller.ks[-1]:
+        raise InputError(
+            f"The controller {controller.name} was trained to be asked at k = {sorted(known)} of at most "
+            f"{controller.ks[-1]}, but k up to {ladder.maximum} would ask it at k = {sorted(asked)}: change k.start, "
+            "k.step and k.maximum or the ladder, or train on such a harvest."
+        )
 
 
 def FixedK(k: int) -> Policy:
     """Return the policy that gives every question k trajectories."""
-    return Policy(KRange(k, 1, k))
+    return Policy(from_ks(POWER, [k]))
 
 
-def DynamicK(k_range: KRange, controller: Controller) -> Policy:
-    """Return the policy that asks a controller; raises InputError if that does not know the range."""
-    return Policy(k_range, controller=controller)
+def DynamicK(k_range: KRange | Ladder, controller: Controller) -> Policy:
+    """Return the policy that asks a controller; raises InputError if that does not know the ladder."""
+    return Policy(k_range if isinstance(k_range, Ladder) else k_range.ladder(), controller=controller)
 
 
-def RuleK(k_range: KRange, rule: Rule) -> Policy:
+def RuleK(k_range: KRange | Ladder, rule: Rule) -> Policy:
     """Return the policy that asks a rule."""
-    return Policy(k_range, rule=rule)
+    return Policy(k_range if isinstance(k_range, Ladder) else k_range.ladder(), rule=rule)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from dps.decide.aggregate import has_grade
+from dps.decide.ladder import Key, Ladder
 from dps.decide.seen import columns_of
 from dps.errors import InputError
-from feature_store.records import Manifest, Question, content_of
+from feature_store.records import Manifest, Question, Trajectory, content_of
 
 _ABOUT = ("question_ids", "contents", "levels", "has_grade", "prompt_tokens", "prefill_s")
 _COLUMNS = {
@@ -54,11 +55,13 @@ class OfQuestions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples(OfQuestions):
-    """The first K trajectories of Q questions."""
+    """K trajectories of each of Q questions, side by side: those of one arm, then those of the next."""
 
     BY_QUESTION = (*_ABOUT, *_COLUMNS)
     question_ids: tuple[str, ...]
     """Q of them."""
+    arms: tuple[str, ...]
+    """The arm of each of the K columns, for all questions; the columns of an arm are in order of index."""
     contents: tuple[str, ...]
     """The text of each question but for white space: the same question may have several ids."""
     levels: tuple[str | None, ...]
@@ -97,25 +100,43 @@ class Samples(OfQuestions):
         return self.classes.shape[1]
 
 
-def samples_of(questions: Iterable[Question], num_trajectories: int, source: str = "the store") -> Samples:
-    """Return the first K trajectories of some questions as arrays, in the order of the questions, which are read once.
+def columns_for(totals: Mapping[str, int]) -> tuple[Key, ...]:
+    """Return arm and index of the columns of so many trajectories of each arm."""
+    return tuple((arm, index) for arm, count in totals.items() for index in range(count))
 
-    An InputError if a question of the store (``source``) has fewer trajectories.
+
+def samples_of(questions: Iterable[Question], totals: Mapping[str, int], source: str = "the store") -> Samples:
+    """Return the first trajectories of each arm as arrays, in the order of the questions, which are read once.
+
+    An InputError if a question of the store (``source``) has fewer trajectories than ``totals`` of an arm.
     """
-    return samples_from([row_of(question, num_trajectories, source) for question in questions], num_trajectories)
+    keys = columns_for(totals)
+    return samples_from([row_of(question, keys, source) for question in questions], [arm for arm, _ in keys])
 
 
 Row = tuple[tuple[Any, ...], np.ndarray]
 """What :class:`Samples` has of one question: the first six fields, and the ten others, shape (10, K), float64."""
 
 
-def row_of(question: Question, num_trajectories: int, source: str = "the store") -> Row:
-    """Return one question's share of :func:`samples_of`; raises as that does."""
-    if len(question.trajectories) < num_trajectories:
+def trajectories_of(question: Question, keys: Sequence[Key], source: str = "the store") -> list[Trajectory]:
+    """Return some trajectories of a question, by arm and index.
+
+    An InputError if the question, of the store ``source``, lacks one.
+    """
+    known = {(t.arm, t.index): t for t in question.trajectories}
+    if lacking := [key for key in keys if key not in known]:
+        arm = lacking[0][0]
+        expected, came = (sum(key[0] == arm for key in some) for some in (keys, known))
         raise InputError(
-            f"Expected {num_trajectories} trajectories of every question of {source}, but question "
-            f"{question.question_id} has {len(question.trajectories)}: sample it again into another folder."
+            f"Expected {expected} responses of the arm {arm} for every question of {source}, but question "
+            f"{question.question_id} has {came}: sample it again into another folder."
         )
+    return [known[key] for key in keys]
+
+
+def row_of(question: Question, keys: Sequence[Key], source: str = "the store") -> Row:
+    """Return one question's share of :func:`samples_of`; raises as :func:`trajectories_of` does."""
+    trajectories = trajectories_of(question, keys, source)
     level = question.metadata.get("level")
     about = (
         question.question_id,
@@ -125,7 +146,6 @@ def row_of(question: Question, num_trajectories: int, source: str = "the store")
         question.num_prompt_tokens,
         question.prefill_s,
     )
-    trajectories = question.trajectories[:num_trajectories]
     costs = [
         (t.num_generated_tokens, bool(t.correct), t.correct is not None, t.compute_s, t.finished_s)
         for t in trajectories
@@ -133,13 +153,14 @@ def row_of(question: Question, num_trajectories: int, source: str = "the store")
     return about, np.array([(*columns_of(t), *more) for t, more in zip(trajectories, costs, strict=True)]).T
 
 
-def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
-    """Return the samples of what :func:`row_of` gave of each question."""
+def samples_from(rows: Sequence[Row], arms: Sequence[str]) -> Samples:
+    """Return the samples of what :func:`row_of` gave of each question; ``arms`` are those of the K columns."""
     about = list(zip(*(row[0] for row in rows), strict=True)) or [()] * len(_ABOUT)
     ids, contents, levels, graded, prompt_tokens, prefill_s = about
-    columns = np.array([values for _, values in rows]).reshape(len(rows), len(_COLUMNS), num_trajectories)
+    columns = np.array([values for _, values in rows]).reshape(len(rows), len(_COLUMNS), len(arms))
     return Samples(
         question_ids=ids,
+        arms=tuple(arms),
         contents=contents,
         levels=levels,
         has_grade=np.array(graded, dtype=bool),
@@ -149,8 +170,8 @@ def samples_from(rows: Sequence[Row], num_trajectories: int) -> Samples:
     )
 
 
-def fixed_ks(manifest: Manifest, folder: str) -> tuple[int, ...]:
-    """Return the prefixes of a fixed store that are policies: its ``ks``, else start, start + step, ..., maximum.
+def fixed_ladder(manifest: Manifest, folder: str) -> Ladder:
+    """Return the ladder that every question of a store has climbed to its end; each prefix of it is a policy.
 
     An InputError if the store's policy is dynamic, so that its questions differ in k.
     """
@@ -161,6 +182,4 @@ def fixed_ks(manifest: Manifest, folder: str) -> tuple[int, ...]:
             f"dynamic policy {policy.get('name')}: replay what dps harvest, or dps evaluate with power, plain and "
             "lowtemp, wrote."
         )
-    if policy.get("ks") is not None:
-        return tuple(sorted(int(k) for k in policy["ks"]))
-    return tuple(range(int(policy["start"]), int(policy["maximum"]) + 1, int(policy["step"])))
+    return Ladder.parse(policy.get("ladder", ()))

@@ -23,8 +23,9 @@ from dps.decide.features import (
     sums_of,
 )
 from dps.decide.labels import labels_of
-from dps.decide.orders import orders_of, walk
-from dps.decide.samples import OfQuestions, row_of, samples_from
+from dps.decide.ladder import Ladder
+from dps.decide.orders import ladder_orders, walk
+from dps.decide.samples import OfQuestions, columns_for, row_of, samples_from, trajectories_of
 from dps.decide.splits import divided_as
 from dps.errors import InputError
 from feature_store.records import Question
@@ -55,12 +56,12 @@ class Table(OfQuestions):
     """Prompt tokens of each question: shape (Q,), int64."""
     graded: np.ndarray
     """Whether the question has labels: shape (Q,), bool."""
-    ks: tuple[int, ...]
-    """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
+    ladder: Ladder
+    """What was climbed: C + 1 rungs, with a checkpoint after each but the last."""
     scalars: np.ndarray
     """The features named by ``FEATURE_SETS`` for the table's feature set: shape (Q, O, C, F), float64."""
     orders: np.ndarray
-    """Trajectories in each order: shape (Q, O, K), int16."""
+    """Columns in the order in which their trajectories come: shape (Q, O, n), int16."""
     vectors: np.ndarray
     """Pooled hidden states of each trajectory of M questions, in memory or as a memory map: shape (M, K, D), float32;
     D is 0 where they were not asked for. A row's hidden state is the mean over the first k of its order."""
@@ -72,6 +73,11 @@ class Table(OfQuestions):
     """Whether the answer of the first k trajectories is right: shape (Q, O, C + 1), bool; False if not graded."""
     tokens: np.ndarray
     """Tokens generated for the first k trajectories, rejected ones included: shape (Q, O, C + 1), int64."""
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
+        return self.ladder.ks
 
     @property
     def num_questions(self) -> int:
@@ -150,65 +156,81 @@ def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray,
     return means
 
 
-def ks_of(policy: Mapping[str, Any], folder: str) -> tuple[int, ...]:
-    """Return the checkpoints of a harvest, then its maximum, from the ``policy`` of its manifest.
+def harvested_ladder(policy: Mapping[str, Any], folder: str) -> Ladder:
+    """Return the ladder of a harvest, from its manifest's ``policy``; a checkpoint is after each rung but the last.
 
-    An InputError if the store (``folder``) is no harvest, or has no checkpoint below its maximum.
+    An InputError if the store (``folder``) is no harvest, or has no checkpoint.
     """
-    if policy.get("family") != "fixed" or not {"start", "step", "maximum"} <= policy.keys():
+    if policy.get("family") != "fixed":
         raise InputError(
             f"Expected a harvest, in which every question has the same number of trajectories, but {folder} is a store "
             f"of the policy {policy.get('name')}: controllers train on what dps harvest writes."
         )
-    start, step, maximum = (int(policy[name]) for name in ("start", "step", "maximum"))
-    if start >= maximum:
+    ladder = Ladder.parse(policy.get("ladder", ()))
+    if len(ladder.rungs) < 2:
         raise InputError(
-            f"Expected a harvest with a checkpoint below its maximum, but {folder} has k.start {start} and k.maximum "
-            f"{maximum}: nothing could be decided there; harvest with a larger k.maximum."
+            f"Expected a harvest with a checkpoint below its end, but {folder} has the ladder {ladder}: nothing could "
+            "be decided there; harvest with a larger k.maximum, or with more rungs."
         )
-    return (*range(start, maximum, step), maximum)
+    return ladder
 
 
 def make_table(
     questions: Iterable[Question],
     *,
-    ks: tuple[int, ...],
+    ladder: Ladder,
     aggregator: str,
     calibration: Mapping[str, float],
     num_orders: int = 1,
     seed: int = 0,
     parts: Collection[str] = PARTS,
     feature_set: str = "published",
+    totals: Mapping[str, int] | None = None,
     orders: Iterable[np.ndarray] | None = None,
 ) -> Table:
     """Make the table of some questions, in their order; those without a grade are in it, marked by ``graded``.
 
     Every row equals ``checkpoint_features`` of the first k trajectories of its order, bit for bit. The questions of a
-    harvest are read once; ``ks`` are the checkpoints, then the maximum, see :func:`ks_of`; ``calibration`` is the clock
-    of ``question_time_sec``; ``orders`` are each question's, shape (O, K), in place of those that ``num_orders`` and
-    ``seed`` draw. An InputError if there is no question, or one has too few trajectories or no features.
+    harvest are read once.
+
+    Args:
+        questions: Of a harvest.
+        ladder: What is climbed, with a checkpoint after each rung but the last.
+        aggregator: How k answers become one.
+        calibration: The clock of ``question_time_sec``.
+        num_orders: Orders of each question, the first is the natural one.
+        seed: Of the orders.
+        parts: The parts of the features that are made.
+        feature_set: Which scalars.
+        totals: Trajectories of each arm that the orders are of; those of the ladder where not given.
+        orders: Each question's, shape (O, n), in place of those that ``num_orders`` and ``seed`` draw.
+
+    Raises:
+        InputError: If there is no question, or one has too few trajectories or no features.
     """
     rows, scalars, used, vectors, embeddings = [], [], [], [], []
+    ks, keys = ladder.ks, columns_for(totals or ladder.totals)
+    arms = [arm for arm, _ in keys]
     for question, given in zip(questions, repeat(None) if orders is None else orders, strict=False):
-        own = orders_of(question.question_id, ks[-1], num_orders, seed) if given is None else given
-        rows.append(row_of(question, own.shape[1]))
+        own = ladder_orders([question.question_id], arms, ladder, num_orders, seed)[0] if given is None else given
+        rows.append(row_of(question, keys))
         used.append(own)
-        trajectories = question.trajectories[: own.shape[1]]
+        trajectories = trajectories_of(question, keys)
         sums = [sums_of(t) for t in trajectories]
         scalars.append(_scalars(question, sums, own, ks[:-1], calibration, feature_set))
-        pooled = [pool_hidden(t) for t in trajectories] if HIDDEN in parts else np.zeros((own.shape[1], 0), np.float32)
+        pooled = [pool_hidden(t) for t in trajectories] if HIDDEN in parts else np.zeros((len(keys), 0), np.float32)
         vectors.append(np.stack(pooled))
         embeddings.append(np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32))
     if not rows:
         raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
-    samples, every = samples_from(rows, used[0].shape[1]), np.stack(used)
+    samples, every = samples_from(rows, arms), np.stack(used)
     walked = walk(samples, every, ks, aggregator)
     return Table(
         question_ids=samples.question_ids,
         contents=samples.contents,
         lengths=samples.prompt_tokens,
         graded=samples.has_grade,
-        ks=tuple(ks),
+        ladder=ladder,
         scalars=np.stack(scalars),
         orders=every.astype(np.int16),
         vectors=np.stack(vectors),

@@ -92,9 +92,9 @@ class LiveQuestion:
         for policy in self.policies:
             k, wanted = policy.requested, policy.run.policy
             if not policy.stands and wanted.asks(k):
-                for index in range(max(k, self.num_requested), wanted.range.maximum):
-                    rungs = (index - k) // wanted.range.step + 1
-                    found[index] = min(rungs, found.get(index, rungs))
+                for rungs, end in enumerate((end for end in wanted.ladder.ks if end > k), start=1):
+                    for index in range(max(k, self.num_requested), end):
+                        found[index] = min(rungs, found.get(index, rungs))
         return found
 
     def add(self, chain: Chain, text: str, block_size: int) -> None:

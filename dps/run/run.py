@@ -24,6 +24,7 @@ from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
 from dps.decide import RULES, Controller, DynamicK
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
+from dps.decide.ladder import POWER, from_ks
 from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import load_model
@@ -137,7 +138,7 @@ def check_harvest_folder(config: HarvestConfig) -> None:
 
 def plan_of_harvest(config: HarvestConfig) -> StorePlan:
     """Return the store of a harvest."""
-    policy = {"name": "power", "family": "fixed", **asdict(config.k)}
+    policy = {"name": "power", "family": "fixed", "ladder": config.k.ladder().texts()}
     return StorePlan("harvest", policy, StoreTask(Path(config.output), config.sampler, config.k.maximum, features=True))
 
 
@@ -158,12 +159,12 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
 
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
-    policy: dict[str, Any] = {"name": name, "family": "fixed", **asdict(config.k)}
+    policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": config.k.ladder().texts()}
     task = StoreTask(Path(config.output) / name, config.sampler, config.k.maximum)
     controller = None
     if name in ("plain", "lowtemp"):
         sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
-        policy = {"name": name, "family": "fixed", "ks": list(config.plain_ks)}
+        policy["ladder"] = from_ks(POWER, config.plain_ks).texts()
         task = replace(task, sampler=sampler, k=config.plain_max_k)
     elif name == "max-swap":
         task = replace(task, sampler=replace(config.sampler, accept_rule="max_swap"))
@@ -365,8 +366,8 @@ def _manifest(
     wanted: Sequence[str],
 ) -> Manifest:
     """Return the manifest of a store; ``wanted`` are questions that are to be in it beside those that are."""
-    sampler = asdict(plan.task.sampler)
-    decides = {**identity, "sampler": sampler, "policy": plan.policy, "kind": plan.kind}
+    arms = {POWER: asdict(plan.task.sampler)}
+    decides = {**identity, "arms": arms, "policy": plan.policy, "kind": plan.kind}
     return Manifest(
         kind=plan.kind,
         policy=plan.policy,
@@ -374,7 +375,7 @@ def _manifest(
         seed=settings.seed,
         model=identity["model"],
         benchmark=identity["benchmark"],
-        sampler=sampler,
+        arms=arms,
         calibration=clock.constants,
         device=clock.device,
         config=resolved,

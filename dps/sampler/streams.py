@@ -1,6 +1,6 @@
 """Random streams of trajectories: a counter-based generator that gives the same numbers in every batch.
 
-A trajectory's stream is named by (seed, question, trajectory index) and by nothing else (METHOD section 2). Draw number
+A trajectory's stream is named by (seed, question, arm, index) and by nothing else (METHOD section 2). Draw number
 ``c`` of a stream is a pure function of its 64-bit key and ``c``, computed for all rows at once on their device, so the
 chains of a batch neither share nor exchange random numbers.
 """
@@ -11,6 +11,8 @@ import hashlib
 
 import torch
 from torch import Tensor
+
+from dps.decide.ladder import POWER
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -23,9 +25,13 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def stream_key(seed: int, question_id: str, trajectory: int) -> int:
-    """Return the key of a trajectory's stream, a signed 64-bit integer; trajectories of a question count from 0."""
-    digest = hashlib.blake2b(f"{seed}\x1f{question_id}\x1f{trajectory}".encode(), digest_size=8).digest()
+def stream_key(seed: int, question_id: str, trajectory: int, arm: str = POWER) -> int:
+    """Return the key of a trajectory's stream, a signed 64-bit integer; trajectories of an arm count from 0.
+
+    The arm of power sampling stands in no name, so its streams are those that there were before there were arms.
+    """
+    name = (seed, question_id, trajectory) if arm == POWER else (seed, question_id, arm, trajectory)
+    digest = hashlib.blake2b("\x1f".join(map(str, name)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

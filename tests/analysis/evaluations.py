@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from dps.decide.ladder import from_ks
 from feature_store import StoreWriter
 from tests.factories import make_manifest, make_question, make_trajectory
 
@@ -50,7 +51,7 @@ def power_manifest(**changes):
 def plain_manifest(name="plain", ks=(1, 2, 4), **changes):
     return make_manifest(
         kind="evaluation",
-        policy={"name": name, "family": "fixed", "ks": list(ks)},
+        policy={"name": name, "family": "fixed", "ladder": from_ks("power", ks).texts()},
         calibration={"seconds_per_token": 5.0, "prefill_seconds_per_token": 5.0, "rows": 64},
         **changes,
     )
@@ -59,7 +60,12 @@ def plain_manifest(name="plain", ks=(1, 2, 4), **changes):
 def dynamic_manifest(name="gbdt", **changes):
     return make_manifest(
         kind="evaluation",
-        policy={"name": name, "family": "dynamic", "start": 2, "step": 2, "maximum": 8, "threshold": 0.5},
+        policy={
+            "name": name,
+            "family": "dynamic",
+            "ladder": ["power 2", "power 2", "power 2", "power 2"],
+            "threshold": 0.5,
+        },
         **changes,
     )
 

@@ -27,7 +27,7 @@ def question(number, row, *, salt=0, gold="7", **changes):
 
 def manifest(name, *, count, **changes):
     """A manifest of one policy of an evaluation."""
-    policy = {"name": name, "family": "fixed", "ks": list(range(1, count + 1))}
+    policy = {"name": name, "family": "fixed", "ladder": ["power 1"] * count}
     values = dict(kind="evaluation", policy=policy, fingerprint=f"{name} {changes}")
     return make_manifest(**{**values, **changes})
 

@@ -137,7 +137,7 @@ def test_two_runs_are_pooled(tmp_path):
 def test_notes_say_what_a_reader_must_know(tmp_path):
     rows = [[1, None], [0, 1], [None, None], [1, 0], [1, 1]]
     folder = write_run(tmp_path / "run", power=rows, plain=[[0]] * 4, lowtemp=None)
-    law = {"name": "max_swap", "family": "fixed", "ks": [1], "law": "a search for likely responses"}
+    law = {"name": "max_swap", "family": "fixed", "ladder": ["power 1"], "law": "a search for likely responses"}
     write_store(folder / "max_swap", "max_swap", [[1]] * 4, policy=law)
     found = run_metrics([folder], MetricsConfig(folds=2, repeats=1, bootstrap=5))
     text = render(found)

@@ -124,7 +124,7 @@ def test_a_question_with_too_few_trajectories_is_refused(tmp_path):
 
 def walked_of(count, num_orders):
     questions = [make_question(number) for number in range(count)]
-    samples = samples_of(questions, 8)
+    samples = samples_of(questions, {"power": 8})
     return samples, walk(samples, orders_for(samples.question_ids, 8, num_orders, 0), (2, 4, 6, 8), "majority", 0)
 
 
@@ -174,7 +174,7 @@ def test_the_bounds_of_a_walk():
 )
 def test_replay_says_what_a_live_run_does(model, name, krange):  # noqa: F811
     whole = run(model, FixedK(krange.maximum), count=14)
-    samples = samples_of([whole[i] for i in sorted(whole)], krange.maximum)
+    samples = samples_of([whole[i] for i in sorted(whole)], {"power": krange.maximum})
     orders = np.arange(krange.maximum)[None, None].repeat(14, axis=0)
     walked = walk(samples, orders, krange.values, "majority", 1)
     p_inc = 1 - walked.p_enough(RULES[name])[:, 0]

@@ -41,7 +41,9 @@ def rivals(tmp_path_factory):
     """Cheap samples of the same questions that are right more often than the harvest's."""
     folder = tmp_path_factory.mktemp("rivals")
     manifest = make_manifest(
-        kind="evaluation", policy={"name": "lowtemp", "family": "fixed", "ks": [1, 2, 4, 8]}, fingerprint="other"
+        kind="evaluation",
+        policy={"name": "lowtemp", "family": "fixed", "ladder": ["power 1", "power 1", "power 2", "power 4"]},
+        fingerprint="other",
     )
     cheap = []
     for number in range(60):
@@ -56,7 +58,7 @@ def rivals(tmp_path_factory):
 def crossval(path, fingerprint="made-up", orders=4, quality=1.0, ks=(2, 4, 6, 8), threshold=0.5):
     """Out-of-fold predictions of a controller that knows the answers to some degree."""
     path.mkdir()
-    samples = samples_of([make_question(number) for number in range(60)], 8)
+    samples = samples_of([make_question(number) for number in range(60)], {"power": 8})
     shuffled = np.stack([orders_of(name, 8, orders, 0) for name in samples.question_ids])
     walked = walk(samples, shuffled, (2, 4, 6, 8), "majority")
     label = labels_of(walked.correct, "no_gain")
@@ -73,7 +75,7 @@ def crossval(path, fingerprint="made-up", orders=4, quality=1.0, ks=(2, 4, 6, 8)
 
 
 def walk_of(ks):
-    samples = samples_of([make_question(number) for number in range(60)], 8)
+    samples = samples_of([make_question(number) for number in range(60)], {"power": 8})
     return walk(samples, np.stack([orders_of(name, 8, 4, 0) for name in samples.question_ids]), ks, "majority")
 
 
@@ -208,7 +210,10 @@ def test_with_a_wide_margin_few_questions_exclude_a_loss(harvest, tmp_path):
 
 @pytest.mark.parametrize("shift", [60, 1000])
 def test_rivals_of_other_questions_are_named(harvest, tmp_path, shift, capsys):
-    manifest = make_manifest(kind="evaluation", policy={"name": "plain", "family": "fixed", "ks": [1, 2, 4, 8]})
+    manifest = make_manifest(
+        kind="evaluation",
+        policy={"name": "plain", "family": "fixed", "ladder": ["power 1", "power 1", "power 2", "power 4"]},
+    )
     others = [make_question(number, hidden_size=0) for number in range(shift, shift + 5)]
     StoreWriter.open(tmp_path / "plain", manifest).commit(others)
     assert main(["replay", str(harvest), f"--rivals=[{tmp_path}]", f"--output={tmp_path / 'out'}"]) == 2
@@ -220,7 +225,7 @@ def test_rivals_of_other_questions_are_named(harvest, tmp_path, shift, capsys):
 
 def test_stores_that_differ_in_what_only_one_names_are_told_apart(harvest, tmp_path, capsys):
     benchmark = {**make_manifest().benchmark, "prompt_of_a_later_release": None}
-    manifest = make_manifest(policy={"name": "plain", "family": "fixed", "ks": [1]}, benchmark=benchmark)
+    manifest = make_manifest(policy={"name": "plain", "family": "fixed", "ladder": ["power 1"]}, benchmark=benchmark)
     StoreWriter.open(tmp_path / "plain", manifest).commit([make_question(0, hidden_size=0)])
     assert main(["replay", str(harvest), f"--rivals=[{tmp_path}]", f"--output={tmp_path / 'out'}"]) == 2
     assert "prompt_of_a_later_release is None" in capsys.readouterr().err

@@ -173,7 +173,12 @@ def test_responses_are_read_strictly_and_flexibly_side_by_side(tmp_path):
 
 
 def test_what_makes_stores_differ_is_noted(evaluation, tmp_path):
-    policy = {"name": "max-swap", "family": "fixed", "start": 2, "step": 2, "maximum": 8, "law": "a search"}
+    policy = {
+        "name": "max-swap",
+        "family": "fixed",
+        "ladder": ["power 2", "power 2", "power 2", "power 2"],
+        "law": "a search",
+    }
     write_store(tmp_path / "max-swap", power_manifest(policy=policy), [question(0, [1, 1, 0, 1, 1, 1, 1, 1])])
     write_store(tmp_path / "gbdt", dynamic_manifest(sampler={"num_mh_steps": 99}, seed=7), [question(0, [1, 1])])
     notes = read_report([evaluation / "power", tmp_path])["notes"]

@@ -28,7 +28,7 @@ def toy(seed, ks=(1, 2, 3, 4), questions=5, most=4):
         columns[0], columns[1], columns[2] = classes, rng.normal(-20, 5, most), rng.integers(5, 20, most)
         columns[5], columns[6] = rng.integers(10, 60, most), classes == gold
         rows.append(((f"q{q}", f"text {q}", None, True, 5, 0.0), columns))
-    samples = samples_from(rows, most)
+    samples = samples_from(rows, ["power"] * most)
     orders = np.broadcast_to(list(permutations(range(most))), (questions, 24, most))
     walked = walk(samples, orders, ks, "majority", 0)
     flat = (walked.correct.reshape(-1, len(ks)), walked.tokens.reshape(-1, len(ks)))

@@ -8,7 +8,7 @@ import pytest
 from dps.decide import RULES
 from dps.decide.aggregate import answer_of
 from dps.decide.orders import at_stop, in_order, orders_for, orders_of, walk
-from dps.decide.samples import fixed_ks, samples_of
+from dps.decide.samples import fixed_ladder, samples_of
 from dps.decide.seen import question_key, seen_of
 from dps.decide.splits import divided_as, fold_of, folds_of, other_folds, split_of
 from dps.errors import InputError
@@ -53,7 +53,7 @@ def test_orders_are_permutations_and_the_first_is_natural():
 
 def walked(count=12, num_orders=5, ks=(2, 4, 6, 8), aggregator="majority"):
     questions = [make_question(number) for number in range(count)]
-    samples = samples_of(questions, 8)
+    samples = samples_of(questions, {"power": 8})
     orders = orders_for(samples.question_ids, 8, num_orders, 0)
     return questions, samples, orders, walk(samples, orders, ks, aggregator, rule_seed=4)
 
@@ -79,7 +79,7 @@ def test_every_prefix_of_every_order_answers_what_its_trajectories_answer(aggreg
 def test_nobody_wins_where_nobody_answers():
     question = make_question(0)
     silent = tuple(replace(t, answer=None, answer_class=-1, correct=None) for t in question.trajectories)
-    samples = samples_of([replace(question, trajectories=silent), question], 8)
+    samples = samples_of([replace(question, trajectories=silent), question], {"power": 8})
     steps = walk(samples, orders_for(samples.question_ids, 8, 2, 0), (1, 8), "majority")
     assert steps.seen == ()
     assert (steps.winners[0] == -1).all()
@@ -104,18 +104,20 @@ def test_samples_of_some_questions_only():
     assert some.levels == ("2", "2")
     assert some.generated[0].tolist() == [t.num_generated_tokens for t in questions[7].trajectories]
     assert samples.select(samples.has_grade).right.tolist() == samples.right.tolist()
-    assert samples_of([], 8).classes.shape == (0, 8)
+    assert samples_of([], {"power": 8}).classes.shape == (0, 8)
 
 
 def test_a_store_whose_questions_differ_in_k_is_refused():
-    with pytest.raises(InputError, match="8 trajectories of every question of store, but question q00000 has 4"):
-        samples_of([make_dynamic_question(0, ks=(2, 4))], 8, "store")
-    dynamic = make_manifest(policy={"name": "gbdt", "family": "dynamic", "start": 2, "step": 2, "maximum": 8})
+    with pytest.raises(InputError, match=r"8 responses of the arm power .* of store, but question q00000 has 4"):
+        samples_of([make_dynamic_question(0, ks=(2, 4))], {"power": 8}, "store")
+    dynamic = make_manifest(
+        policy={"name": "gbdt", "family": "dynamic", "ladder": ["power 2", "power 2", "power 2", "power 2"]}
+    )
     with pytest.raises(InputError, match="dynamic policy gbdt"):
-        fixed_ks(dynamic, "store")
-    assert fixed_ks(make_manifest(), "store") == (2, 4, 6, 8)
-    plain = make_manifest(policy={"name": "plain", "family": "fixed", "ks": [4, 1], "maximum": 4})
-    assert fixed_ks(plain, "store") == (1, 4)
+        fixed_ladder(dynamic, "store")
+    assert fixed_ladder(make_manifest(), "store").ks == (2, 4, 6, 8)
+    plain = make_manifest(policy={"name": "plain", "family": "fixed", "ladder": ["power 1", "power 3"]})
+    assert fixed_ladder(plain, "store").ks == (1, 4)
     _, samples, orders, _ = walked(count=2)
     with pytest.raises(InputError, match="at most 8"):
         walk(samples, orders, (2, 10), "majority")

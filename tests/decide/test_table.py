@@ -9,8 +9,9 @@ import pytest
 from dps.decide.aggregate import answer_of, has_grade
 from dps.decide.features import checkpoint_features
 from dps.decide.labels import continue_score, labels_of
+from dps.decide.ladder import from_ks
 from dps.decide.orders import orders_of
-from dps.decide.table import ks_of, make_table
+from dps.decide.table import harvested_ladder, make_table
 from dps.errors import InputError
 from tests.factories import make_manifest, make_question
 
@@ -19,7 +20,9 @@ CLOCK = make_manifest().calibration
 
 
 def table_of(questions, **changes):
-    return make_table(questions, **{"ks": KS, "aggregator": "majority", "calibration": CLOCK, **changes})
+    return make_table(
+        questions, **{"ladder": from_ks("power", KS), "aggregator": "majority", "calibration": CLOCK, **changes}
+    )
 
 
 def graded(question, rows, **changes):
@@ -87,7 +90,7 @@ def test_an_ungradable_answer_is_wrong_and_a_question_without_any_grade_has_no_l
         graded(questions[3], [True] * 8, gold=None),
         graded(questions[4], [False] + [None] * 7),
     ]
-    table = table_of(questions, ks=(2, 4, 8), aggregator="best_logprob", num_orders=4)
+    table = table_of(questions, ladder=from_ks("power", (2, 4, 8)), aggregator="best_logprob", num_orders=4)
     assert table.graded.tolist() == [True, False, True, True, True] == [has_grade(q) for q in questions]
     for row, question in enumerate(questions):
         for o, order in enumerate(orders_of(question.question_id, 8, 4, 0)):
@@ -114,16 +117,14 @@ def test_parts_that_nobody_uses_are_not_made():
 
 
 def test_checkpoints_come_from_the_policy():
-    policy = {"name": "power", "family": "fixed", "start": 1, "step": 3, "maximum": 10}
-    assert ks_of(policy, "s") == (1, 4, 7, 10)
-    plain = {"name": "plain", "family": "fixed", "ks": [1, 2]}
+    policy = {"name": "power", "family": "fixed", "ladder": ["power 1", "power 3", "power 3", "power 3"]}
+    assert harvested_ladder(policy, "s").ks == (1, 4, 7, 10)
     for bad, sentence in (
         (policy | {"family": "dynamic"}, "Expected a harvest, in which .* s is a store of the policy power"),
-        (plain, "Expected a harvest, in which .* s is a store of the policy plain"),
-        (policy | {"maximum": 1}, "below its maximum, but s has k.start 1 and k.maximum 1"),
+        (policy | {"ladder": ["power 1"]}, r"below its end, but s has the ladder \[power 1\]"),
     ):
         with pytest.raises(InputError, match=sentence):
-            ks_of(bad, "s")
+            harvested_ladder(bad, "s")
 
 
 def test_three_hundred_questions_take_about_a_second():

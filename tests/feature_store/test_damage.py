@@ -115,7 +115,7 @@ def folder(segment):
 
 TEXTS = ("[" * 100_000, "[1]", "7", "null", '{"a": ' * 50_000 + "1" + "}" * 50_000, "9" * 10_000, "{", "\udc80")
 SEGMENTS = {
-    "version": (attribute("version", 7), rf"{SEGMENT} is a segment of version 7, but this program reads version 6"),
+    "version": (attribute("version", 8), rf"{SEGMENT} is a segment of version 8, but this program reads version 7"),
     "versions": (attribute("version", [1, 1]), r"of version \[1 1\]"),
     "format": (attribute("format", np.bytes_("other")), "is not a segment of a dps-feature-store"),
     "folder": (folder, r"cannot be opened \(Is a directory\): check it and its permissions"),  # and may well be whole
@@ -301,7 +301,7 @@ def text_of(**changes):
 CLOCK = ('"seconds_per_token": 0.001', '"seconds_per_token": 0.007')
 NO_JSON = r"manifest\.json cannot be read as JSON|is not the manifest of"
 MANIFESTS = [
-    (text_of(version=4), r"is of version 4 by its manifest\.json, but this program reads version 6"),
+    (text_of(version=4), r"is of version 4 by its manifest\.json, but this program reads version 7"),
     (text_of(format="other"), "is not the manifest of a dps-feature-store"),
     (lambda text: text.replace(*CLOCK), r"manifest\.json does not match its checksum"),
     (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "seed"}), "lacks seed: it is damaged"),

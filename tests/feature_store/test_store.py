@@ -119,7 +119,7 @@ def test_a_resumed_store_keeps_its_manifest_and_its_questions(tmp_path):
 def test_another_run_is_refused_and_says_what_differs(tmp_path):
     StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0)])
     other = make_manifest(fingerprint="other", seed=3, sampler={**make_manifest().sampler, "alpha": 2.0})
-    with pytest.raises(StoreError, match=r"sampler\.alpha was 4\.0 and is now 2\.0; seed was 0 and is now 3"):
+    with pytest.raises(StoreError, match=r"arms\.power\.alpha was 4\.0 and is now 2\.0; seed was 0 and is now 3"):
         StoreWriter.open(tmp_path, other)
 
 
@@ -376,7 +376,7 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
 
     with h5py.File(segment) as f:
         assert f.attrs["format"] == b"dps-feature-store"
-        assert f.attrs["version"] == 6
+        assert f.attrs["version"] == 7
         sha256, columns = f.attrs["sha256"].decode(), f.attrs["column_sha256"].tobytes()
         names = []
         f.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
@@ -461,7 +461,7 @@ def test_the_table_of_trajectories(tmp_path):
     questions = [make_question(i, k=2) for i in range(3)]
     StoreWriter.open(tmp_path, make_manifest()).commit(questions)
     frame = Store.open(tmp_path).to_frame()
-    assert len(frame) == 6
+    assert len(frame) == 7
     assert frame["num_tokens"].tolist() == [len(t.tokens) for q in questions for t in q.trajectories]
     assert frame["question_id"].tolist() == [q.question_id for q in questions for _ in range(2)]
     for name in set(frame) - {"num_tokens", "question_id"}:

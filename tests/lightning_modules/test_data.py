@@ -81,9 +81,11 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     with pytest.raises(InputError, match="store of the policy gbdt"):
         FeatureDataModule(dynamic)
     shorter = write_harvest(
-        tmp_path / "k6", questions, policy={"name": "power", "family": "fixed", "start": 2, "step": 2, "maximum": 6}
+        tmp_path / "k6",
+        questions,
+        policy={"name": "power", "family": "fixed", "ladder": ["power 2", "power 2", "power 2"]},
     )
-    with pytest.raises(InputError, match="its k is"):
+    with pytest.raises(InputError, match="its ladder is"):
         FeatureDataModule(harvest, test_store=shorter)
     with pytest.raises(InputError, match="none is in val"):
         ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)

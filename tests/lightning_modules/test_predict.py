@@ -15,7 +15,13 @@ from lightning_modules.predict import predict_orders
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-EACH = {"policy": {"name": "power", "family": "fixed", "start": 1, "step": 1, "maximum": 8}}
+EACH = {
+    "policy": {
+        "name": "power",
+        "family": "fixed",
+        "ladder": ["power 1", "power 1", "power 1", "power 1", "power 1", "power 1", "power 1", "power 1"],
+    }
+}
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_one_policy_records_the_same_with_eager_rungs(model, watched, name, rows
     same_but_cancelled(eager, plain)
     tokens, cancelled = spent(eager)
     assert tokens + cancelled == engine.num_generated_tokens
-    stopped = [q for q in eager.values() if q.k < run.policy.range.maximum]
+    stopped = [q for q in eager.values() if q.k < run.policy.ladder.maximum]
     assert (watched["early"] > 0) == run.policy.asks(run.policy.start)
     assert (cancelled > 0) == bool(stopped) or (rows, at_a_time) == (8, 3)  # which gives up to make room, too
     assert bool(stopped) == (name in ("asked", "torn", "agree", "esc"))

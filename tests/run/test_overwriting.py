@@ -10,7 +10,7 @@ from feature_store import Store, StoreWriter
 from feature_store.tools import merge
 from tests.factories import make_manifest, make_question
 
-PLAIN = {"name": "plain", "family": "fixed", "ks": [1, 2, 4, 8]}
+PLAIN = {"name": "plain", "family": "fixed", "ladder": ["power 1", "power 1", "power 2", "power 4"]}
 
 
 SMALL = ["--resamples=100", "--orders=2"]
