@@ -421,7 +421,7 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
         assert list(decisions) == [dataclasses.astuple(d) for d in question.decisions]
         assert cut("questions", "trajectories", row) == slice(number, number + question.k)
         for trajectory in question.trajectories:
-            left = fields_of("trajectories", number, trajectory, texts="text answer strict_answer")
+            left = fields_of("trajectories", number, trajectory, texts="text arm answer strict_answer")
             for table in ("tokens", "series", "blocks"):
                 left -= arrays_of(table, number, trajectory)
             assert left == {"steps"}
@@ -461,7 +461,7 @@ def test_the_table_of_trajectories(tmp_path):
     questions = [make_question(i, k=2) for i in range(3)]
     StoreWriter.open(tmp_path, make_manifest()).commit(questions)
     frame = Store.open(tmp_path).to_frame()
-    assert len(frame) == 7
+    assert len(frame) == 6
     assert frame["num_tokens"].tolist() == [len(t.tokens) for q in questions for t in q.trajectories]
     assert frame["question_id"].tolist() == [q.question_id for q in questions for _ in range(2)]
     for name in set(frame) - {"num_tokens", "question_id"}:
