@@ -194,7 +194,7 @@ class Manifest:
     """``{"name": "power" | "gbdt" | ..., "family": "fixed" | "dynamic", "ladder": ["power 2", ...]}``: what was
     climbed, rung by rung. Every prefix of the ladder of a ``fixed`` store is a policy of its own."""
     aggregator: str
-    """How answers are aggregated: ``majority``, ``best_logprob`` or ``weighted``."""
+    """How answers are aggregated, one of :data:`dps.decide.aggregate.AGGREGATORS`."""
     seed: int
     model: dict[str, Any]
     """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""

@@ -6,13 +6,15 @@ Training reads these from a store, a live run has just finished them; a controll
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import combinations
+from typing import Literal, get_args
 
 import numpy as np
 
+from dps.decide.ladder import Ladder, from_ks
+from dps.decide.seen import SHOWN, Tally, columns_of, numbered
 from feature_store.records import Trajectory
 
 SCALAR_FEATURES: tuple[str, ...] = (
@@ -46,16 +48,212 @@ EXTENDED_FEATURES: tuple[str, ...] = (
 )
 """What the same trajectories tell besides the six, in the order of the arrays; see :func:`extended_features`."""
 
-SCALARS, HIDDEN, EMBEDDING = "scalars", "hidden", "embedding"
-PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING})
+SCALARS, HIDDEN, EMBEDDING, PROMPT = "scalars", "hidden", "embedding", "prompt"
+PARTS: frozenset[str] = frozenset({SCALARS, HIDDEN, EMBEDDING, PROMPT})
 """The parts of :class:`CheckpointFeatures`; a controller says which of them it looks at."""
 
-FeatureSet = Literal["published", "extended"]
+FeatureSet = Literal["published", "extended", "ladder", "recorded"]
 FEATURE_SETS: dict[str, tuple[str, ...]] = {
     "published": SCALAR_FEATURES,
     "extended": SCALAR_FEATURES + EXTENDED_FEATURES,
 }
-"""The scalars that a controller may be trained on."""
+"""The names of the sets that no ladder changes, see :func:`feature_names`."""
+_UNRECORDED = ("mcmc_entropy", "mcmc_self_confidence", "question_time_sec", "entropy_std", "top1_std")
+"""What needs entropies, top-1 probabilities or a clock."""
+VOTE_VALUE, END_LOGIT = LEARNT = ("vote_value", "end_logit")
+"""The scalars that an estimator fills in, see :func:`feature_names`."""
+
+
+def feature_names(feature_set: str, ladder: Ladder) -> tuple[str, ...]:
+    """Return the names of the scalars of a feature set, in the order of the arrays; only the last two need the ladder.
+
+    ``published`` is the seed's six, ``extended`` adds what the same trajectories tell besides. ``ladder`` adds where on
+    the ladder a question stands, what each of its arms a says, see :meth:`Rows.scalars`, and :data:`LEARNT`;
+    ``recorded`` is ``ladder`` without what needs entropies, top-1 probabilities or a clock, which not all records have.
+
+    :data:`LEARNT` are columns whose values have to be learnt on some questions first. They come last and are 0 in
+    tables and features alike, until whoever learns fills them in before anything looks at the scalars:
+    ``scalars[..., names.index(VOTE_VALUE)]`` from the vote states (``Table.votes``, :attr:`CheckpointFeatures.votes`)
+    by :meth:`dps.decide.bounds.VoteTable.gain`, that of :data:`END_LOGIT` from what is known of the question before it
+    is answered (``prompt``, ``embedding``, the prompt's length). A column that nobody fills in is a constant.
+
+    Raises:
+        ValueError: For any other set.
+    """
+    if feature_set not in get_args(FeatureSet):
+        raise ValueError(f"expected a feature set among {', '.join(get_args(FeatureSet))}, got {feature_set!r}")
+    if feature_set in FEATURE_SETS:
+        return FEATURE_SETS[feature_set]
+    names, arms = FEATURE_SETS["extended"], ladder.arms
+    names += ("rung", "next_count", *(f"next_is_{arm}" for arm in arms), "tokens_so_far", "arms_agree")
+    names += tuple(f"{what}_{arm}" for what in _PER_ARM for arm in arms) + LEARNT
+    return names if feature_set == "ladder" else tuple(name for name in names if name not in _UNRECORDED)
+
+
+_PER_ARM = ("n", "agreement", "own_share", "logprob", "length")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What the first n trajectories of N rows show, all rows on the same ladder.
+
+    A row is a question in one order of its trajectories. A live question is a row and a table is many; what is said of
+    a row depends on no other, bit for bit: sums are taken one trajectory after the other.
+    """
+
+    shown: np.ndarray
+    """What :data:`dps.decide.seen.SHOWN` names, in order of coming: shape (S, n, N), float64."""
+    arms: tuple[str, ...]
+    """The arm of each of the n trajectories."""
+    num_prompt_tokens: np.ndarray
+    """Of each row's question: shape (N,)."""
+    calibration: Mapping[str, float]
+    """The clock of ``question_time_sec``: that of the run which trained the controller."""
+
+    def of(self, name: str) -> np.ndarray:
+        """Return one of the things shown: shape (n, N)."""
+        return self.shown[list(SHOWN).index(name)]
+
+    def scalars(self, feature_set: str, ks: Sequence[int], ladder: Ladder) -> np.ndarray:
+        """Return the scalars of the first k trajectories, in the order of :func:`feature_names`: shape (N, C, F).
+
+        Published, with the accepted tokens of all k trajectories pooled (each token counts once, n of them):
+        perplexity ``exp(-sum log p / n)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted /
+        proposed`` with 0 of 0 counted as 1; the calibrated time of all generated tokens and one prefill; k.
+
+        Extended, always finite: spreads are over the trajectories (0 for one), log p and entropy means per token in
+        nats, ``vote_entropy`` that of the classes' shares among the answered, ``answer_logprob_gap`` the best log p in
+        the majority's class minus the best in any other (0 where there is no other).
+
+        Of the ladder: ``rung``, from 0, the last that was climbed; ``next_count`` and ``next_is_<arm>``, the rung that
+        comes (0 at the end); ``tokens_so_far``, rejected ones included; ``arms_agree``, the share of pairs of arms,
+        both with an answer, whose majorities give the same one (1 where there is no pair). Of each arm: its responses
+        ``n_``, the share ``agreement_`` of its answers that are the majority's of all arms, the share ``own_share_`` of
+        its responses in its own largest class, log p a token of its responses ``logprob_`` and their mean of tokens
+        ``length_``; 0 where there is none. Classes enter by their sizes only, so their numbering changes nothing.
+        """
+        names = feature_names(feature_set, ladder)
+        values = self._pooled(ks, clock="question_time_sec" in names)
+        if feature_set != "published":
+            values |= self._spreads(ks) | self._votes(ks, ladder, by_arm=feature_set != "extended")
+            values |= dict.fromkeys(LEARNT, np.zeros(1))
+        shape = (len(ks), self.shown.shape[2])
+        return np.stack([np.broadcast_to(values[name], shape) for name in names], axis=-1).swapaxes(0, 1)
+
+    def votes(self, ks: Sequence[int]) -> np.ndarray:
+        """Return what names the votes of the first k trajectories, see :attr:`dps.decide.seen.Seen.votes`.
+
+        Shape (N, C, 2), int64.
+        """
+        keys = np.zeros(self.shown.shape[2], np.uint64)
+        return np.stack([pooled.seen(keys).votes for _, pooled, _ in self._tallies(ks, ())], axis=1)
+
+    def _totals(self, name: str, ks: Sequence[int]) -> np.ndarray:
+        """Return sums over the first k trajectories, one after the other: shape (C, N)."""
+        return np.cumsum(self.of(name), axis=0)[np.asarray(ks) - 1]
+
+    def _pooled(self, ks: Sequence[int], clock: bool) -> dict[str, np.ndarray]:
+        """Return the published features, without the time if there is no clock."""
+        tokens, proposed, generated = (self._totals(name, ks) for name in ("kept", "proposed", "generated"))
+        accepted = self._totals("accepted", ks)
+        values = {
+            "mcmc_perplexity": np.exp(-self._totals("token_logprobs", ks) / tokens),
+            "mcmc_entropy": self._totals("entropies", ks) / tokens,
+            "mcmc_self_confidence": self._totals("top1", ks) / tokens,
+            "acceptance_ratio": np.where(proposed > 0, accepted / np.maximum(proposed, 1), 1.0),
+            "current_k": np.array(ks, np.float64)[:, None],
+            "tokens_so_far": generated,
+        }
+        if clock:
+            values["question_time_sec"] = calibrated_seconds(generated, self.num_prompt_tokens, self.calibration)
+        return values
+
+    def _spreads(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the extended features that have nothing to do with votes."""
+        kept, number = self.of("kept"), np.asarray(ks)[:, None]
+        values = {"num_prompt_tokens": self.num_prompt_tokens, "cut_share": self._totals("cut", ks) / number}
+        for name, each in (
+            ("length", kept),
+            ("logprob", self.of("token_logprobs") / kept),
+            ("entropy", self.of("entropies") / kept),
+            ("top1", self.of("top1") / kept),
+        ):
+            means = np.cumsum(each, axis=0)[number[:, 0] - 1] / number
+            squares = [np.cumsum((each[:k] - mean) ** 2, axis=0)[-1] for k, mean in zip(ks, means, strict=True)]
+            values |= {f"{name}_mean": means, f"{name}_std": np.sqrt(squares / number)}
+            values[f"{name}_max"] = np.maximum.accumulate(each, axis=0)[number[:, 0] - 1]
+            values[f"{name}_min"] = np.minimum.accumulate(each, axis=0)[number[:, 0] - 1]
+        return values
+
+    def _tallies(self, ks: Sequence[int], arms: Sequence[str]) -> Iterator[tuple[int, Tally, dict[str, Tally]]]:
+        """Yield each k with the votes of all trajectories so far, and with those of each of these arms."""
+        classes, num_rows = self.of("classes").astype(np.int64), self.shown.shape[2]
+        num_classes = int(classes.max(initial=0)) + 1
+        pooled, own = Tally(num_rows, num_classes), {arm: Tally(num_rows, num_classes) for arm in arms}
+        numbers, logprobs = numbered(self.arms), self.of("logprobs")
+        sums = np.stack([self.of(name) for name in ("kept", "entropies", "top1")], axis=1)
+        for i, arm in enumerate(self.arms[: ks[-1]]):
+            pooled.add(classes[i], logprobs[i], sums[i], numbers[i])
+            if own:
+                own[arm].add(classes[i], logprobs[i], sums[i])
+            if i + 1 in ks:
+                yield i + 1, pooled, own
+
+    def _votes(self, ks: Sequence[int], ladder: Ladder, by_arm: bool) -> dict[str, np.ndarray]:
+        """Return the features of votes, and those of the ladder where these are asked for."""
+        made = []
+        for k, pooled, own in self._tallies(ks, ladder.arms if by_arm else ()):
+            made.append(_vote_features(pooled))
+            if by_arm:
+                coming = ladder.rung_after(k)
+                made[-1] |= _arm_features(pooled, own) | {
+                    "rung": np.array(ladder.ks.index(k)),
+                    "next_count": np.array(coming.count if coming else 0),
+                    **{f"next_is_{arm}": np.array(coming is not None and coming.arm == arm) for arm in own},
+                }
+        shape = self.shown.shape[2:]
+        return {name: np.stack([np.broadcast_to(of[name], shape) for of in made]) for name in made[0]}
+
+
+def _vote_features(tally: Tally) -> dict[str, np.ndarray]:
+    """Return the extended features of the votes so far: shape (N,) each."""
+    sizes = -np.sort(-tally.counts, axis=1)
+    answered, distinct = sizes.sum(axis=1), (sizes > 0).sum(axis=1)
+    shares = sizes / np.maximum(answered, 1)[:, None]
+    ratios = np.where(sizes > 0, answered[:, None] / np.maximum(sizes, 1), 1.0)
+    each, where = np.unique(ratios, return_inverse=True)
+    logs = np.array([math.log(ratio) for ratio in each.tolist()])[where].reshape(sizes.shape)
+    leads = np.arange(tally.counts.shape[1]) == tally.leaders()[:, None]
+    best, other = (np.where(mask, tally.best, -np.inf).max(axis=1) for mask in (leads, ~leads))
+    several = distinct > 1
+    return {
+        "answer_agreement": sizes[:, 0] / tally.k,
+        "vote_margin": (sizes[:, 0] - sizes[:, 1]) / tally.k,
+        "num_distinct_answers": distinct,
+        "unanswered_share": (tally.k - answered) / tally.k,
+        "vote_entropy": np.cumsum(shares * logs, axis=1)[:, -1],
+        "answer_logprob_gap": np.where(several, best, 0.0) - np.where(several, other, 0.0),
+    }
+
+
+def _arm_features(pooled: Tally, own: Mapping[str, Tally]) -> dict[str, np.ndarray]:
+    """Return what arms say each, and whether they agree: shape (N,) each."""
+    leader, rows, none = pooled.leaders(), np.arange(len(pooled.counts)), np.zeros(len(pooled.counts))
+    leaders = {arm: tally.leaders() for arm, tally in own.items()}
+    pairs = [(leaders[a] == leaders[b], (leaders[a] >= 0) & (leaders[b] >= 0)) for a, b in combinations(own, 2)]
+    number, same = sum((both for _, both in pairs), none), sum((alike & both for alike, both in pairs), none)
+    values = {"arms_agree": np.where(number > 0, same / np.maximum(number, 1), 1.0)}
+    for arm, tally in own.items():
+        answers, k = tally.counts.sum(axis=1), max(tally.k, 1)
+        tokens, logprob = tally.sums[:2]
+        values |= {
+            f"n_{arm}": none + tally.k,
+            f"agreement_{arm}": np.where(leader >= 0, tally.counts[rows, leader], 0) / np.maximum(answers, 1),
+            f"own_share_{arm}": tally.counts.max(axis=1) / k,
+            f"logprob_{arm}": logprob / np.maximum(tokens, 1),
+            f"length_{arm}": tokens / k,
+        }
+    return values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,57 +266,31 @@ class CheckpointFeatures:
     """Hidden state, the mean over the k trajectories of :func:`pool_hidden`: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
-    extended: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """The :data:`EXTENDED_FEATURES`: shape (17,), float64."""
+    prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Hidden states of the prompt, see :attr:`feature_store.records.Question.prompt_hidden`: shape (P,), float32."""
+    rows: Rows | None = None
+    """The one row of what the k trajectories show."""
+    ladder: Ladder | None = None
+    """The ladder that is climbed."""
+    made: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Scalars of other sets that were made ahead, shape (F,) each."""
 
     def scalars_of(self, feature_set: str) -> np.ndarray:
-        """Return the scalars of a feature set, a key of :data:`FEATURE_SETS`: shape (F,), float64."""
-        return np.concatenate([self.scalars, self.extended]) if feature_set == "extended" else self.scalars
+        """Return the scalars of a feature set, in the order of :func:`feature_names`: shape (F,), float64."""
+        if feature_set == "published" or self.rows is None or self.ladder is None:
+            return self.made.get(feature_set, self.scalars)
+        return self.rows.scalars(feature_set, (len(self.rows.arms),), self.ladder)[0, 0]
+
+    @property
+    def votes(self) -> np.ndarray:
+        """What names the votes so far, see :attr:`dps.decide.seen.Seen.votes`: shape (2,), int64."""
+        assert self.rows is not None
+        return self.rows.votes((len(self.rows.arms),))[0, 0]
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectorySums:
-    """What the scalars need of one trajectory; a table reads each trajectory once and uses it in many rows."""
-
-    tokens: int
-    """Accepted tokens."""
-    logprob: float
-    """Sum of log p over them, nats."""
-    entropy: float
-    """Sum of the entropies they were drawn under, nats."""
-    top1: float
-    """Sum of the top-1 probabilities."""
-    accepted: int
-    """Accepted MH steps."""
-    proposed: int
-    """MH steps."""
-    generated: int
-    """Generated tokens, rejected ones included."""
-    answer_class: int
-    """Class of the answer, -1 for none."""
-    base_logprob: float
-    """Log p of the response, by which a vote breaks ties, nats."""
-    cut: bool
-    """Whether the response was cut at T_max."""
-
-
-def sums_of(trajectory: Trajectory) -> TrajectorySums:
-    """Return what the scalars need of a trajectory."""
-    return TrajectorySums(
-        tokens=int(trajectory.block_num_tokens.sum()),
-        logprob=float(trajectory.block_logprob.sum()),
-        entropy=float(trajectory.block_entropy.sum()),
-        top1=float(trajectory.block_top1.sum()),
-        accepted=trajectory.mh_accepted,
-        proposed=trajectory.mh_proposed,
-        generated=trajectory.num_generated_tokens,
-        answer_class=trajectory.answer_class,
-        base_logprob=trajectory.base_logprob,
-        cut=trajectory.ending == "length",
-    )
-
-
-def calibrated_seconds(num_tokens: int, num_prompt_tokens: int, calibration: Mapping[str, float]) -> float:
+def calibrated_seconds(
+    num_tokens: np.ndarray, num_prompt_tokens: np.ndarray, calibration: Mapping[str, float]
+) -> np.ndarray:
     """Return the time of generated tokens (rejected ones included) and one prefill, seconds (METHOD section 5)."""
     return num_tokens * calibration["seconds_per_token"] + num_prompt_tokens * calibration["prefill_seconds_per_token"]
 
@@ -131,91 +303,35 @@ def pool_hidden(trajectory: Trajectory) -> np.ndarray:
     return (weights[:, None] * trajectory.hidden).sum(axis=0).astype(np.float32)
 
 
-def scalar_features(
-    sums: Sequence[TrajectorySums], num_prompt_tokens: int, calibration: Mapping[str, float]
-) -> list[float]:
-    """Return the published six of k >= 1 trajectories, in the order of :data:`SCALAR_FEATURES`.
-
-    With the accepted tokens of all k trajectories pooled (each token counts once, N of them): perplexity
-    ``exp(-sum log p / N)``, mean entropy, mean top-1 probability; acceptance ratio ``accepted / proposed`` with 0 of 0
-    counted as 1; the calibrated time of all generated tokens and one prefill; k.
-    """
-    num_tokens = sum(s.tokens for s in sums)
-    proposed = sum(s.proposed for s in sums)
-    values = {
-        "mcmc_perplexity": float(np.exp(-sum(s.logprob for s in sums) / num_tokens)),
-        "mcmc_entropy": sum(s.entropy for s in sums) / num_tokens,
-        "mcmc_self_confidence": sum(s.top1 for s in sums) / num_tokens,
-        "acceptance_ratio": sum(s.accepted for s in sums) / proposed if proposed else 1.0,
-        "question_time_sec": calibrated_seconds(sum(s.generated for s in sums), num_prompt_tokens, calibration),
-        "current_k": float(len(sums)),
-    }
-    return [values[name] for name in SCALAR_FEATURES]
-
-
-def extended_features(sums: Sequence[TrajectorySums], num_prompt_tokens: int) -> list[float]:
-    """Return the extended features of k >= 1 trajectories, in the order of :data:`EXTENDED_FEATURES`; always finite.
-
-    Spreads are over the trajectories (0 for one), log p and entropy means per token in nats, ``vote_entropy`` that of
-    the classes' shares among the answered, ``answer_logprob_gap`` the best log p in the majority's class minus the best
-    in any other (0 where there is no other). Classes enter by their sizes only, so their numbering changes nothing.
-    """
-    k = len(sums)
-    sizes = Counter(s.answer_class for s in sums if s.answer_class >= 0)
-    counts = sorted(sizes.values(), reverse=True)
-    answered = sum(counts)
-    largest, second = [*counts, 0, 0][:2]
-    best = {c: max(s.base_logprob for s in sums if s.answer_class == c) for c in sizes}
-    gap = 0.0
-    if len(best) > 1:
-        winner = max(best, key=lambda c: (sizes[c], best[c]))
-        gap = best[winner] - max(logprob for c, logprob in best.items() if c != winner)
-    lengths = [float(s.tokens) for s in sums]
-    logprobs = [s.logprob / s.tokens for s in sums]
-    values = {
-        "answer_agreement": largest / k,
-        "vote_margin": (largest - second) / k,
-        "num_distinct_answers": float(len(counts)),
-        "unanswered_share": (k - answered) / k,
-        "vote_entropy": sum(n / answered * math.log(answered / n) for n in counts),
-        "answer_logprob_gap": gap,
-        "length_mean": sum(lengths) / k,
-        "length_std": _spread(lengths),
-        "length_max": max(lengths),
-        "cut_share": sum(s.cut for s in sums) / k,
-        "logprob_mean": sum(logprobs) / k,
-        "logprob_std": _spread(logprobs),
-        "logprob_min": min(logprobs),
-        "logprob_max": max(logprobs),
-        "entropy_std": _spread([s.entropy / s.tokens for s in sums]),
-        "top1_std": _spread([s.top1 / s.tokens for s in sums]),
-        "num_prompt_tokens": float(num_prompt_tokens),
-    }
-    return [values[name] for name in EXTENDED_FEATURES]
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation over these values themselves (not of a sample): 0 for one."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-
-
 def checkpoint_features(
     trajectories: Sequence[Trajectory],
     *,
     num_prompt_tokens: int,
     embedding: np.ndarray,
     calibration: Mapping[str, float],
+    prompt_hidden: np.ndarray | None = None,
+    ladder: Ladder | None = None,
 ) -> CheckpointFeatures:
     """Return the features of one question from its k >= 1 trajectories so far (METHOD section 3).
 
-    ``embedding`` is the question's, shape (E,); ``calibration`` the clock of the run that trained the controller.
+    Args:
+        trajectories: In the order of the ladder.
+        num_prompt_tokens: Of the question.
+        embedding: The question's: shape (E,).
+        calibration: The clock of the run that trained the controller.
+        prompt_hidden: Hidden states of the prompt, shape (P,); none where not given.
+        ladder: The controller's, a rung of which ends at k; the first rung is the only one where not given.
     """
-    sums = [sums_of(t) for t in trajectories]
+    shown = np.array([columns_of(t) for t in trajectories], dtype=np.float64).T[..., None]
+    arms = tuple(t.arm for t in trajectories)
+    rows = Rows(shown, arms, np.array([num_prompt_tokens]), calibration)
+    ladder = ladder or from_ks(arms[0], [len(arms)])
     vectors = np.stack([pool_hidden(t) for t in trajectories]).astype(np.float64)
     return CheckpointFeatures(
-        scalars=np.array(scalar_features(sums, num_prompt_tokens, calibration)),
+        scalars=rows.scalars("published", (len(arms),), ladder)[0, 0],
         hidden=vectors.mean(axis=0).astype(np.float32),
         embedding=np.asarray(embedding, dtype=np.float32),
-        extended=np.array(extended_features(sums, num_prompt_tokens)),
+        prompt=np.asarray([] if prompt_hidden is None else prompt_hidden, dtype=np.float32),
+        rows=rows,
+        ladder=ladder,
     )

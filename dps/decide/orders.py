@@ -14,7 +14,7 @@ import numpy as np
 from dps.decide.ladder import POWER, Ladder
 from dps.decide.policy import Rule
 from dps.decide.samples import Samples
-from dps.decide.seen import Seen, Tally, question_key
+from dps.decide.seen import Seen, Tally, numbered, question_key
 from dps.decide.splits import stable_number
 from dps.errors import InputError
 
@@ -100,6 +100,8 @@ def walk(
 ) -> Walk:
     """Walk through the trajectories of every question in every order (Q, O, K), stopping at the k's.
 
+    The orders are those of one ladder: at each place all have trajectories of the same arm.
+
     The k's increase; an InputError if they exceed K. ``rule_seed`` is that of the rule that escalates by chance; None
     where no rule will be asked, and nothing is seen.
     """
@@ -113,13 +115,14 @@ def walk(
     keys = np.zeros(len(rows), np.uint64)
     if rule_seed is not None:
         keys[:] = [question_key(rule_seed, name, o) for name in samples.question_ids for o in range(num_orders)]
-    tally = Tally(len(rows), int(samples.classes.max(initial=0)) + 1)
+    tally = Tally(len(rows), int(samples.classes.max(initial=0)) + 1, aggregator)
+    arms = numbered([samples.arms[column] for column in orders[0, 0]] if len(rows) else [])
     places, seen = [], []
     for k in range(1, ks[-1] + 1):
         classes, logprobs, *sums = (column[:, k - 1] for column in columns)
-        tally.add(classes, logprobs, np.stack(sums))
+        tally.add(classes, logprobs, np.stack(sums), arms[k - 1] if arms else 0)
         if k in ks:
-            places.append(tally.winners(aggregator))
+            places.append(tally.winners())
             if k != ks[-1] and rule_seed is not None:
                 seen.append(tally.seen(keys))
     place = np.stack(places, axis=-1).reshape(num_questions, num_orders, len(ks))

@@ -10,18 +10,13 @@ import numpy as np
 
 from dps.decide.aggregate import has_grade
 from dps.decide.ladder import Key, Ladder
-from dps.decide.seen import columns_of
+from dps.decide.seen import SHOWN, columns_of
 from dps.errors import InputError
 from feature_store.records import Manifest, Question, Trajectory, content_of
 
 _ABOUT = ("question_ids", "contents", "levels", "has_grade", "prompt_tokens", "prefill_s")
-_COLUMNS = {
-    "classes": np.int64,
-    "logprobs": np.float64,
-    "kept": np.float64,
-    "entropies": np.float64,
-    "top1": np.float64,
-    "generated": np.int64,
+_COLUMNS: dict[str, type] = {
+    **SHOWN,
     "right": np.bool_,
     "gradable": np.bool_,
     "compute_s": np.float64,
@@ -83,8 +78,17 @@ class Samples(OfQuestions):
     """Sums of entropies over the accepted tokens, nats: shape (Q, K), float64."""
     top1: np.ndarray
     """Sums of top-1 probabilities over them: shape (Q, K), float64."""
+    token_logprobs: np.ndarray
+    """Sums of base log-probabilities of single tokens over them, nats; ``logprobs`` but for rounding: shape (Q, K),
+    float64."""
+    accepted: np.ndarray
+    """Accepted MH steps: shape (Q, K), int64."""
+    proposed: np.ndarray
+    """MH steps: shape (Q, K), int64."""
     generated: np.ndarray
     """Sampled tokens, rejected ones included: shape (Q, K), int64."""
+    cut: np.ndarray
+    """Whether the response was cut at T_max: shape (Q, K), bool."""
     right: np.ndarray
     """Whether each answer is right; what cannot be graded is not: shape (Q, K), bool."""
     gradable: np.ndarray
@@ -115,7 +119,7 @@ def samples_of(questions: Iterable[Question], totals: Mapping[str, int], source:
 
 
 Row = tuple[tuple[Any, ...], np.ndarray]
-"""What :class:`Samples` has of one question: the first six fields, and the ten others, shape (10, K), float64."""
+"""What :class:`Samples` has of one question: the first six fields, and the others, shape (14, K), float64."""
 
 
 def trajectories_of(question: Question, keys: Sequence[Key], source: str = "the store") -> list[Trajectory]:
@@ -146,10 +150,7 @@ def row_of(question: Question, keys: Sequence[Key], source: str = "the store") -
         question.num_prompt_tokens,
         question.prefill_s,
     )
-    costs = [
-        (t.num_generated_tokens, bool(t.correct), t.correct is not None, t.compute_s, t.finished_s)
-        for t in trajectories
-    ]
+    costs = [(bool(t.correct), t.correct is not None, t.compute_s, t.finished_s) for t in trajectories]
     return about, np.array([(*columns_of(t), *more) for t, more in zip(trajectories, costs, strict=True)]).T
 
 

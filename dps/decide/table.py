@@ -12,20 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from dps.decide.features import (
-    EMBEDDING,
-    HIDDEN,
-    PARTS,
-    TrajectorySums,
-    extended_features,
-    pool_hidden,
-    scalar_features,
-    sums_of,
-)
+from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, Rows, pool_hidden
 from dps.decide.labels import labels_of
 from dps.decide.ladder import Ladder
-from dps.decide.orders import ladder_orders, walk
-from dps.decide.samples import OfQuestions, columns_for, row_of, samples_from, trajectories_of
+from dps.decide.orders import in_order, ladder_orders, walk
+from dps.decide.samples import OfQuestions, Samples, columns_for, row_of, samples_from, trajectories_of
+from dps.decide.seen import SHOWN
 from dps.decide.splits import divided_as
 from dps.errors import InputError
 from feature_store.records import Question
@@ -34,6 +26,8 @@ _CHUNK = 32 * 2**20
 """Bytes of hidden states that are averaged at a time."""
 _COMPONENTS = 2**18
 """Components that are averaged at a time: their float64 sums stay in the processor's cache."""
+_ROWS = 2**12
+"""About how many orders of questions have their scalars made at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +39,8 @@ class Table(OfQuestions):
     """
 
     BY_QUESTION = (
-        "question_ids", "contents", "lengths", "graded", "scalars", "orders", "vector_rows", "embedding", "correct",
-        "tokens",
+        "question_ids", "contents", "lengths", "graded", "scalars", "votes", "orders", "vector_rows", "embedding",
+        "prompt", "correct", "tokens",
     )  # fmt: skip
     question_ids: tuple[str, ...]
     """Q of them."""
@@ -59,7 +53,9 @@ class Table(OfQuestions):
     ladder: Ladder
     """What was climbed: C + 1 rungs, with a checkpoint after each but the last."""
     scalars: np.ndarray
-    """The features named by ``FEATURE_SETS`` for the table's feature set: shape (Q, O, C, F), float64."""
+    """The features of :func:`dps.decide.features.feature_names`: shape (Q, O, C, F), float64."""
+    votes: np.ndarray
+    """What names the votes so far, see :attr:`dps.decide.seen.Seen.votes`: shape (Q, O, C, 2), int64."""
     orders: np.ndarray
     """Columns in the order in which their trajectories come: shape (Q, O, n), int16."""
     vectors: np.ndarray
@@ -69,6 +65,8 @@ class Table(OfQuestions):
     """Which of the M each question is: shape (Q,), int64. Tables of splits share the vectors."""
     embedding: np.ndarray
     """Question embeddings: shape (Q, E), float32; E is 0 where they were not asked for."""
+    prompt: np.ndarray
+    """Hidden states of the prompts: shape (Q, P), float32; P is 0 where they were not asked for, or not harvested."""
     correct: np.ndarray
     """Whether the answer of the first k trajectories is right: shape (Q, O, C + 1), bool; False if not graded."""
     tokens: np.ndarray
@@ -132,7 +130,7 @@ class Table(OfQuestions):
 
     def natural_order(self) -> Table:
         """Return the table with each question's own order of trajectories only."""
-        names = ("scalars", "orders", "correct", "tokens")
+        names = ("scalars", "votes", "orders", "correct", "tokens")
         return replace(self, **{name: getattr(self, name)[:, :1] for name in names})
 
 
@@ -208,59 +206,64 @@ def make_table(
     Raises:
         InputError: If there is no question, or one has too few trajectories or no features.
     """
-    rows, scalars, used, vectors, embeddings = [], [], [], [], []
+    rows, used, vectors, embeddings, prompts = [], [], [], [], []
     ks, keys = ladder.ks, columns_for(totals or ladder.totals)
     arms = [arm for arm, _ in keys]
     for question, given in zip(questions, repeat(None) if orders is None else orders, strict=False):
         own = ladder_orders([question.question_id], arms, ladder, num_orders, seed)[0] if given is None else given
         rows.append(row_of(question, keys))
         used.append(own)
-        trajectories = trajectories_of(question, keys)
-        sums = [sums_of(t) for t in trajectories]
-        scalars.append(_scalars(question, sums, own, ks[:-1], calibration, feature_set))
-        pooled = [pool_hidden(t) for t in trajectories] if HIDDEN in parts else np.zeros((len(keys), 0), np.float32)
-        vectors.append(np.stack(pooled))
+        pooled = [pool_hidden(t) for t in trajectories_of(question, keys)] if HIDDEN in parts else []
+        vectors.append(np.stack(pooled) if pooled else np.zeros((len(keys), 0), np.float32))
         embeddings.append(np.asarray(question.embedding if EMBEDDING in parts else [], dtype=np.float32))
+        prompts.append(np.asarray(question.prompt_hidden if PROMPT in parts else [], dtype=np.float32))
     if not rows:
         raise InputError("Expected at least one question in the store, but it has none: let dps harvest finish some.")
+    if len(sizes := {len(prompt) for prompt in prompts}) > 1:
+        raise InputError(
+            f"Expected hidden states of one size of every question's prompt, but these have {sorted(sizes)}: harvest "
+            "all questions with the same features.prompt_layers."
+        )
     samples, every = samples_from(rows, arms), np.stack(used)
     walked = walk(samples, every, ks, aggregator)
+    scalars, votes = _scalars(samples, every, ladder, calibration, feature_set)
     return Table(
         question_ids=samples.question_ids,
         contents=samples.contents,
         lengths=samples.prompt_tokens,
         graded=samples.has_grade,
         ladder=ladder,
-        scalars=np.stack(scalars),
+        scalars=scalars,
+        votes=votes,
         orders=every.astype(np.int16),
         vectors=np.stack(vectors),
         vector_rows=np.arange(len(rows)),
         embedding=np.stack(embeddings),
+        prompt=np.stack(prompts),
         correct=walked.correct,
         tokens=walked.tokens,
     )
 
 
 def _scalars(
-    question: Question,
-    sums: list[TrajectorySums],
-    orders: np.ndarray,
-    checkpoints: tuple[int, ...],
-    calibration: Mapping[str, float],
-    feature_set: str,
-) -> np.ndarray:
-    """Return one question's scalars in every order at every checkpoint: shape (O, C, F)."""
-    length = question.num_prompt_tokens
-
-    def row(chosen: list[int]) -> list[float]:
-        first = [sums[i] for i in chosen]
-        more = extended_features(first, length) if feature_set == "extended" else []
-        return scalar_features(first, length, calibration) + more
-
-    scalars = np.array([[row(order[:k]) for k in checkpoints] for order in orders.tolist()])
-    if not np.isfinite(scalars).all():
+    samples: Samples, orders: np.ndarray, ladder: Ladder, calibration: Mapping[str, float], feature_set: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scalars and votes of every question in every order (Q, O, n) at every checkpoint: (Q, O, C, F or 2)."""
+    (num_questions, num_orders, n), ks = orders.shape, ladder.ks[:-1]
+    arms, made = tuple(samples.arms[column] for column in orders[0, 0]), []
+    step = max(1, _ROWS // num_orders)
+    for start in range(0, num_questions, step):
+        some = slice(start, start + step)
+        shown = [in_order(getattr(samples, name)[some], orders[some]).reshape(-1, n).T for name in SHOWN]
+        rows = Rows(np.array(shown, np.float64), arms, np.repeat(samples.prompt_tokens[some], num_orders), calibration)
+        made.append((rows.scalars(feature_set, ks, ladder), rows.votes(ks)))
+    shape = (num_questions, num_orders, len(ks), -1)
+    scalars, votes = (np.concatenate(each).reshape(shape) for each in zip(*made, strict=True))
+    whole = np.isfinite(scalars).all(axis=(1, 2, 3))
+    if not whole.all():
         raise InputError(
-            f"Expected features of every trajectory, but question {question.question_id} has none: controllers train "
-            "on what dps harvest writes, evaluations store no features."
+            f"Expected features of every trajectory, but question {samples.question_ids[int(np.argmin(whole))]} has "
+            "none: controllers train on what dps harvest writes, evaluations store no features; where a store has "
+            "votes and log p only, set data.feature_set to recorded."
         )
-    return scalars
+    return scalars, votes

@@ -24,9 +24,9 @@ def toy(seed, ks=(1, 2, 3, 4), questions=5, most=4):
     for q in range(questions):
         classes = rng.integers(-1, 3, most)
         gold = rng.integers(0, 3)
-        columns = np.zeros((10, most))
+        columns = np.zeros((14, most))
         columns[0], columns[1], columns[2] = classes, rng.normal(-20, 5, most), rng.integers(5, 20, most)
-        columns[5], columns[6] = rng.integers(10, 60, most), classes == gold
+        columns[8], columns[10] = rng.integers(10, 60, most), classes == gold
         rows.append(((f"q{q}", f"text {q}", None, True, 5, 0.0), columns))
     samples = samples_from(rows, ["power"] * most)
     orders = np.broadcast_to(list(permutations(range(most))), (questions, 24, most))

@@ -8,25 +8,31 @@ from hypothesis import strategies as st
 
 from dps.decide.features import (
     EXTENDED_FEATURES,
-    FEATURE_SETS,
+    LEARNT,
     SCALAR_FEATURES,
-    TrajectorySums,
+    Rows,
     checkpoint_features,
-    extended_features,
+    feature_names,
     pool_hidden,
-    scalar_features,
-    sums_of,
 )
+from dps.decide.ladder import Ladder, from_ks
+from dps.decide.seen import columns_of
 from tests.factories import make_manifest, make_question
+
+CLOCK = make_manifest().calibration
 
 
 def sums(answer_class, base_logprob, tokens, logprob, *, entropy=0.0, top1=0.0, cut=False):
-    return TrajectorySums(tokens, logprob, entropy, top1, 3, 5, 4 * tokens, answer_class, base_logprob, cut)
+    return answer_class, base_logprob, tokens, entropy, top1, logprob, 3, 5, 4 * tokens, cut
 
 
-def named(values):
-    assert len(values) == len(EXTENDED_FEATURES)
-    return dict(zip(EXTENDED_FEATURES, values, strict=True))
+def features_of(shown, ladder=None, feature_set="extended", num_prompt_tokens=5):
+    """The scalars of one row of trajectories by name; of one arm where no ladder says otherwise."""
+    ladder = ladder or from_ks("power", [len(shown)])
+    arms = tuple(arm for arm, _ in ladder.sequence(len(shown)))
+    rows = Rows(np.array(shown, float).T[..., None], arms, np.array([num_prompt_tokens]), CLOCK)
+    values = rows.scalars(feature_set, (len(shown),), ladder)[0, 0].tolist()
+    return dict(zip(feature_names(feature_set, ladder), values, strict=True))
 
 
 def test_extended_features_by_hand():
@@ -36,8 +42,14 @@ def test_extended_features_by_hand():
         sums(0, -7.0, 30, -60.0, entropy=60.0, top1=15.0),
         sums(-1, -1.0, 40, -40.0, entropy=80.0, top1=30.0, cut=True),
     ]
-    assert named(extended_features(trajectories, num_prompt_tokens=13)) == pytest.approx(
+    assert features_of(trajectories, num_prompt_tokens=13) == pytest.approx(
         {
+            "mcmc_perplexity": math.exp(1.2),
+            "mcmc_entropy": 1.6,
+            "mcmc_self_confidence": 0.65,
+            "acceptance_ratio": 0.6,
+            "question_time_sec": 400 * 0.001 + 13 * 0.0001,
+            "current_k": 4.0,
             "answer_agreement": 0.5,
             "vote_margin": 0.25,
             "num_distinct_answers": 2.0,
@@ -62,42 +74,80 @@ def test_extended_features_by_hand():
 
 def test_a_tie_of_votes_is_broken_by_the_best_log_probability():
     pair = [sums(0, -9.0, 5, -9.0), sums(1, -2.0, 5, -2.0)]
-    tied = named(extended_features(pair, 5))
+    tied = features_of(pair)
     assert (tied["vote_margin"], tied["answer_logprob_gap"]) == (0.0, 7.0)
-    outvoted = named(extended_features([*pair, sums(0, -8.0, 5, -8.0)], 5))
+    outvoted = features_of([*pair, sums(0, -8.0, 5, -8.0)])
     assert outvoted["answer_logprob_gap"] == -6.0  # the majority is the less probable one
 
 
 def test_one_trajectory_and_no_answer_are_finite():
-    alone = named(extended_features([sums(2, -3.0, 6, -3.0)], 5))
+    alone = features_of([sums(2, -3.0, 6, -3.0)])
     assert (alone["answer_agreement"], alone["vote_margin"], alone["num_distinct_answers"]) == (1.0, 1.0, 1.0)
     for name in ("length_std", "logprob_std", "entropy_std", "top1_std", "vote_entropy", "answer_logprob_gap"):
         assert alone[name] == 0.0
-    silent = named(extended_features([sums(-1, -3.0, 6, -3.0)] * 2, 5))
+    silent = features_of([sums(-1, -3.0, 6, -3.0)] * 2)
     assert (silent["answer_agreement"], silent["unanswered_share"], silent["num_distinct_answers"]) == (0.0, 1.0, 0.0)
     assert np.isfinite(list(silent.values())).all()
+
+
+MIXED = Ladder.parse(["plain 2", "lowtemp 1", "plain 1", "lowtemp 2", "power 2"])
+
+
+def test_features_of_a_ladder_by_hand():
+    """Two arms that have answered, one that has not been asked: plain says 4, 0, none and lowtemp says 0."""
+    shown = [sums(4, -9.0, 10, -10.0), sums(0, -8.0, 20, -10.0), sums(0, -7.0, 30, -60.0), sums(-1, -1.0, 30, -40.0)]
+    expected = {
+        "rung": 2.0, "next_count": 2.0, "next_is_plain": 0.0, "next_is_lowtemp": 1.0, "next_is_power": 0.0,
+        "tokens_so_far": 360.0, "arms_agree": 1.0,  # of plain's two answers with a vote each, 0 is the more probable
+        "n_plain": 3.0, "n_lowtemp": 1.0, "n_power": 0.0,
+        "agreement_plain": 0.5, "agreement_lowtemp": 1.0, "agreement_power": 0.0,
+        "own_share_plain": 1 / 3, "own_share_lowtemp": 1.0, "own_share_power": 0.0,
+        "logprob_plain": -18 / 60, "logprob_lowtemp": -7 / 30, "logprob_power": 0.0,
+        "length_plain": 20.0, "length_lowtemp": 30.0, "length_power": 0.0,
+        "vote_value": 0.0, "end_logit": 0.0,
+    }  # fmt: skip
+    made = features_of(shown, MIXED, "ladder")
+    assert made == pytest.approx(features_of(shown) | expected, rel=1e-12)
+    assert list(made)[-2:] == list(LEARNT)
+    lacking = {"mcmc_entropy", "mcmc_self_confidence", "question_time_sec", "entropy_std", "top1_std"}
+    assert features_of(shown, MIXED, "recorded") == {k: v for k, v in made.items() if k not in lacking}
+    shown[1] = sums(2, -9.5, 20, -10.0)  # plain's majority is 4 now, all arms' majority 0 by its log p
+    other = features_of(shown, MIXED, "ladder")
+    assert (other["arms_agree"], other["agreement_plain"], other["agreement_lowtemp"]) == (0.0, 0.0, 1.0)
+    assert features_of(shown[:2], MIXED, "ladder")["arms_agree"] == 1.0  # there is no pair
+    whole = features_of([*shown, *shown], MIXED, "ladder")
+    assert (whole["next_count"], whole["next_is_power"], whole["rung"]) == (0.0, 0.0, 4.0)
+
+
+def test_the_sets_of_features():
+    published, extended = (feature_names(name, MIXED) for name in ("published", "extended"))
+    assert (published, extended) == (SCALAR_FEATURES, SCALAR_FEATURES + EXTENDED_FEATURES)
+    assert feature_names("ladder", MIXED)[: len(extended)] == extended
+    with pytest.raises(ValueError, match="among published, extended, ladder, recorded, got 'all'"):
+        feature_names("all", MIXED)
 
 
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=8), st.permutations(range(4)), st.integers(0, 9))
 def test_how_classes_are_numbered_changes_nothing(classes, names, seed):
     rng = np.random.default_rng(seed)
     made = [sums(c, float(rng.normal()), int(rng.integers(1, 9)), float(-rng.random())) for c in classes]
-    renamed = [replace(s, answer_class=names[s.answer_class] if s.answer_class >= 0 else -1) for s in made]
-    assert extended_features(made, 5) == extended_features(renamed, 5)
-    assert np.isfinite(extended_features(made, 5)).all()
+    renamed = [(names[s[0]] if s[0] >= 0 else -1, *s[1:]) for s in made]
+    ladder = Ladder(tuple(replace(rung, count=1) for rung in (MIXED.rungs * 2)[: len(made)]))
+    assert features_of(made, ladder, "ladder") == features_of(renamed, ladder, "ladder")
+    assert np.isfinite(list(features_of(made, ladder, "ladder").values())).all()
 
 
-def test_a_checkpoint_has_both_sets_and_the_published_six_stay():
+def test_what_is_shown_of_a_trajectory_and_recorded_without_entropies():
     question = make_question(3)
-    four, length = question.trajectories[:4], question.num_prompt_tokens
-    clock = make_manifest().calibration
-    made = checkpoint_features(four, num_prompt_tokens=length, embedding=question.embedding, calibration=clock)
-    assert FEATURE_SETS == {"published": SCALAR_FEATURES, "extended": SCALAR_FEATURES + EXTENDED_FEATURES}
-    published = scalar_features([sums_of(t) for t in four], length, clock)
-    extended = extended_features([sums_of(t) for t in four], length)
-    np.testing.assert_array_equal(made.scalars_of("published"), published)
-    np.testing.assert_array_equal(made.scalars_of("extended"), [*published, *extended])
-    assert [sums_of(t).cut for t in four] == [False, False, True, False]
+    four = question.trajectories[:4]
+    assert [columns_of(t)[-1] for t in four] == [False, False, True, False]
+    bare = [replace(t, block_entropy=t.block_entropy * np.nan, block_top1=t.block_top1 * np.nan) for t in four]
+    whole, part = (
+        checkpoint_features(each, num_prompt_tokens=9, embedding=question.embedding, calibration=CLOCK)
+        for each in (four, bare)
+    )
+    np.testing.assert_array_equal(part.scalars_of("recorded"), whole.scalars_of("recorded"))
+    assert whole.votes.tolist() == part.votes.tolist()
 
 
 def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens():

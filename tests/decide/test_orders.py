@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dps.decide import RULES
-from dps.decide.aggregate import answer_of
+from dps.decide.aggregate import AGGREGATORS, answer_of
 from dps.decide.orders import at_stop, in_order, orders_for, orders_of, walk
 from dps.decide.samples import fixed_ladder, samples_of
 from dps.decide.seen import question_key, seen_of
@@ -58,7 +58,7 @@ def walked(count=12, num_orders=5, ks=(2, 4, 6, 8), aggregator="majority"):
     return questions, samples, orders, walk(samples, orders, ks, aggregator, rule_seed=4)
 
 
-@pytest.mark.parametrize("aggregator", ["majority", "best_logprob", "weighted"])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_prefix_of_every_order_answers_what_its_trajectories_answer(aggregator):
     questions, samples, orders, steps = walked(ks=(1, 2, 5, 8), aggregator=aggregator)
     for q, question in enumerate(questions):

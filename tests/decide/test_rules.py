@@ -30,39 +30,51 @@ def seen_with(**fields):
     return replace(base, **{name: value if name == "history" else np.asarray(value) for name, value in fields.items()})
 
 
-def winner_by_definition(classes, logprobs, method):
+def winner_by_definition(classes, logprobs, tokens, method):
     """METHOD section 2: the strongest class, ties by its best log p, and its trajectory with the highest log p."""
-    strength = {}
+    logprobs, strength = (logprobs / tokens if "token" in method else logprobs), {}
     for label in sorted({c for c in classes if c >= 0}):
         members = logprobs[classes == label]
-        votes = {"majority": len(members), "weighted": np.exp(members + 20).sum(), "best_logprob": members.max()}
-        strength[label] = (votes[method], members.max())
+        votes = {"majority": len(members), "weighted": np.exp(members).sum(), "best_logprob": members.max()}
+        strength[label] = (votes[method.removesuffix("_per_token")], members.max())
     if not strength:
         return None
     best = max(strength, key=strength.get)
     return int(np.argmax(np.where(classes == best, logprobs, -np.inf)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(AGGREGATORS))
 def test_the_answer_is_chosen_by_its_definition_at_every_k(seed, aggregator):
     rng = np.random.default_rng(seed)
-    classes = rng.integers(-1, 4, (7, 9))
+    classes, tokens = rng.integers(-1, 4, (7, 9)), rng.integers(1, 4, (7, 9))
     logprobs = np.round(rng.normal(-20, 6, (7, 9)), 0)  # ties
-    if aggregator == "weighted":  # sums that are equal on paper may differ by rounding
+    if "weighted" in aggregator:  # sums that are equal on paper may differ by rounding
         logprobs += rng.normal(0, 1e-3, (7, 9))
-    tally = Tally(7, 4)
+    tally = Tally(7, 4, aggregator)
     for k in range(9):
-        tally.add(classes[:, k], logprobs[:, k], np.ones((3, 7)))
-        so_far = list(zip(classes[:, : k + 1], logprobs[:, : k + 1], strict=True))
-        expected = [winner_by_definition(c, p, aggregator) for c, p in so_far]
-        assert [None if w < 0 else w for w in tally.winners(aggregator).tolist()] == expected
-        assert [representative(c, p, aggregator) for c, p in so_far] == expected
+        tally.add(classes[:, k], logprobs[:, k], np.stack([tokens[:, k], *np.ones((2, 7))]))
+        so_far = list(zip(classes[:, : k + 1], logprobs[:, : k + 1], tokens[:, : k + 1], strict=True))
+        expected = [winner_by_definition(c, p, n, aggregator) for c, p, n in so_far]
+        assert [None if w < 0 else w for w in tally.winners().tolist()] == expected
+        assert [representative(c, p, aggregator, n) for c, p, n in so_far] == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "winner"),
+    [("majority", 1), ("best_logprob", 0), ("best_logprob_per_token", 3), ("weighted", 0), ("weighted_per_token", 2)],
+)
+def test_aggregators_by_hand(method, winner):
+    """p a token: 0.37 of class 0; 0.14, 0.05, 0.02 of class 1; 0.41, 0.33 of class 2; 0.45 of class 3."""
+    classes, tokens = [0, 1, 2, 3, 2, 1, 1, -1], [2, 3, 9, 7, 8, 4, 5, 1]
+    per_token = [-1.0, -2.0, -0.9, -0.8, -1.1, -3.0, -4.0, -0.1]
+    logprobs = np.multiply(tokens, per_token)  # -2, -6, -8.1, -5.6, -8.8, -12, -20, -0.1
+    assert representative(classes, logprobs, method, tokens) == winner
 
 
 def test_no_trajectory_and_an_unknown_aggregator():
     assert representative([], []) is None
-    with pytest.raises(ValueError, match="among majority, best_logprob, weighted, got 'mean'"):
+    with pytest.raises(ValueError, match=r"among majority, best_logprob, weighted, .*, weighted_per_token, got 'mean'"):
         representative([0], [-1.0], "mean")
 
 
@@ -212,7 +224,7 @@ def ever_false(rule, law, length):
     for votes in sequences.T:
         tally.add(votes, np.full(len(votes), -1.0), np.ones((3, len(votes))))
         said = rule.enough(tally.seen(np.zeros(len(votes), np.uint64)))
-        right = (tally._counts.argmax(axis=1) == modes[0]) & (len(modes) == 1)
+        right = (tally.counts.argmax(axis=1) == modes[0]) & (len(modes) == 1)
         most = np.where(right, most, np.maximum(most, said / (1 - said)))
     return {level: probability[most >= (1 - 1e-12) / level].sum() for level in (0.5, 0.2, 0.1, 0.05)}
 

@@ -9,8 +9,8 @@ import pytest
 from dps.decide.aggregate import answer_of, has_grade
 from dps.decide.features import checkpoint_features
 from dps.decide.labels import continue_score, labels_of
-from dps.decide.ladder import from_ks
-from dps.decide.orders import orders_of
+from dps.decide.ladder import Ladder, from_ks
+from dps.decide.orders import ladder_orders, orders_of
 from dps.decide.table import harvested_ladder, make_table
 from dps.errors import InputError
 from tests.factories import make_manifest, make_question
@@ -30,22 +30,50 @@ def graded(question, rows, **changes):
     return replace(question, trajectories=tuple(replace(t, correct=c) for t, c in pairs), **changes)
 
 
-@pytest.mark.parametrize(("hidden_size", "feature_set"), [(1, "published"), (12, "extended")])
-def test_every_row_equals_the_live_features_bit_for_bit(hidden_size, feature_set):
-    questions = [make_question(i, hidden_size=hidden_size) for i in range(6)]
-    table = table_of(questions, num_orders=5, seed=3, feature_set=feature_set)
+MIXED = Ladder.parse(["plain 1", "lowtemp 2", "plain 2", "power 1", "lowtemp 1"])
+
+
+def with_arms(question, arms):
+    """The question with its trajectories as those of some arms, in order."""
+    indices = [arms[:i].count(arm) for i, arm in enumerate(arms)]
+    named = zip(question.trajectories, arms, indices, strict=True)
+    prompt = np.random.default_rng(question.num_prompt_tokens).normal(size=6).astype(np.float32)
+    trajectories = tuple(replace(t, arm=arm, index=index) for t, arm, index in named)
+    return replace(question, trajectories=trajectories, prompt_hidden=prompt)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "feature_set", "ladder"),
+    [
+        (1, "published", from_ks("power", KS)),
+        (12, "extended", from_ks("power", KS)),
+        (3, "ladder", MIXED),
+        (2, "recorded", MIXED),
+    ],
+)
+def test_every_row_equals_the_live_features_bit_for_bit(hidden_size, feature_set, ladder, monkeypatch):
+    monkeypatch.setattr("dps.decide.table._ROWS", 10)
+    arms = ["power"] * 8 if ladder is not MIXED else ["plain"] * 4 + ["lowtemp"] * 3 + ["power"]
+    totals = {arm: arms.count(arm) for arm in dict.fromkeys(arms)}
+    questions = [with_arms(make_question(i, hidden_size=hidden_size), arms) for i in range(6)]
+    table = table_of(questions, ladder=ladder, totals=totals, num_orders=5, seed=3, feature_set=feature_set)
+    orders = ladder_orders(table.question_ids, arms, ladder, 5, 3)
     for q, question in enumerate(questions):
-        for o, order in enumerate(orders_of(question.question_id, 8, 5, 3)):
-            for c, k in enumerate(KS[:-1]):
+        for o, order in enumerate(orders[q]):
+            for c, k in enumerate(ladder.ks[:-1]):
                 live = checkpoint_features(
                     [question.trajectories[i] for i in order[:k]],
                     num_prompt_tokens=question.num_prompt_tokens,
                     embedding=question.embedding,
                     calibration=CLOCK,
+                    prompt_hidden=question.prompt_hidden,
+                    ladder=ladder,
                 )
                 np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars_of(feature_set))
+                np.testing.assert_array_equal(table.votes[q, o, c], live.votes)
                 np.testing.assert_array_equal(table.hidden[q, o, c], live.hidden)
                 np.testing.assert_array_equal(table.embedding[q], live.embedding)
+                np.testing.assert_array_equal(table.prompt[q], live.prompt)
     assert table.hidden.dtype == np.float32
     np.testing.assert_array_equal(np.concatenate(list(table.hidden_chunks())), table.hidden.reshape(-1, hidden_size))
 
@@ -106,6 +134,7 @@ def test_unusable_questions_are_refused():
         ([make_question(3, k=6)], "q00003 has 6"),
         ([replace(question, trajectories=bare)], "q00004 has none"),
         ([], "at least one question"),
+        ([question, replace(question, prompt_hidden=np.ones(4, np.float32))], r"of one size .* these have \[0, 4\]"),
     ):
         with pytest.raises(InputError, match=sentence):
             table_of(questions)
@@ -113,7 +142,7 @@ def test_unusable_questions_are_refused():
 
 def test_parts_that_nobody_uses_are_not_made():
     table = table_of([make_question(0)], parts={"scalars"})
-    assert (table.hidden.shape, table.embedding.shape) == ((1, 1, 3, 0), (1, 0))
+    assert (table.hidden.shape, table.embedding.shape, table.prompt.shape) == ((1, 1, 3, 0), (1, 0), (1, 0))
 
 
 def test_checkpoints_come_from_the_policy():

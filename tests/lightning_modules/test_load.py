@@ -95,11 +95,11 @@ def test_extended_features_are_asked_for_and_looked_at(tmp_path, name):
     controller = load_controller(save(tmp_path / "a.ckpt", name, "extended"))
     with pytest.raises(InputError, match="23 scalar features, but these have 6"):
         controller.predict_enough([features()])
-    full = replace(features(), extended=np.ones(17))
-    p = controller.predict_enough([full, replace(full, extended=np.arange(17.0))])
+    full, other = (replace(features(), made={"extended": each}) for each in (np.ones(23), np.arange(23.0)))
+    p = controller.predict_enough([full, other])
     assert name == "gbdt" or p[0] != p[1]
     published = load_controller(save(tmp_path / "b.ckpt", name))
-    assert len({*published.predict_enough([full, replace(full, extended=np.arange(17.0))])}) == 1
+    assert len({*published.predict_enough([full, other])}) == 1
 
 
 def test_another_model_layer_or_embedder_is_refused(tmp_path):
@@ -134,12 +134,13 @@ def test_only_what_a_controller_looks_at_has_to_fit(tmp_path):
 def test_shipped_controllers_load_and_say_the_same(name):
     controller = load_controller(SHIPPED / name)
     rng = np.random.default_rng(0)
+    published = np.array([1.2, 0.2, 0.9, 0.3, 20.0, 2.0])
     asked = [
         CheckpointFeatures(
-            np.array([1.2, 0.2, 0.9, 0.3, 20.0, 2.0]),
+            published,
             rng.normal(size=896).astype(np.float32),
             rng.normal(size=384).astype(np.float32),
-            rng.random(17),
+            made={"extended": np.concatenate([published, rng.random(17)])},
         )
         for _ in range(3)
     ]
