@@ -1,4 +1,4 @@
-"""Hidden states of finished responses by one teacher-forced pass, averaged over blocks.
+"""Hidden states of finished responses and of prompts, each by one forward pass over it.
 
 Log-probabilities, entropies and top-1 probabilities are recorded as tokens are drawn; hidden states of rejected tokens
 would be wasted, so they come from reading the accepted response once. The pass ends at the layer that is asked for.
@@ -6,8 +6,10 @@ would be wasted, so they come from reading the accepted response once. The pass 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,11 @@ _TOKENS_PER_PASS = {"cuda": 16384, "cpu": 8192}
 """Padded tokens of one forward pass, at most (one sequence alone may be longer)."""
 
 
-def check_layer(layer: int, num_layers: int) -> None:
+def check_layer(layer: int, num_layers: int, setting: str = "features.layer") -> None:
     """Raise InputError for a feature layer that the model lacks (``hidden_states`` has num_layers + 1 entries)."""
     if not 0 <= layer <= num_layers:
         raise InputError(
-            f"features.layer is {layer}, but the model has {num_layers} layers: "
+            f"{setting} is {layer}, but the model has {num_layers} layers: "
             f"choose 0 (the embedding's output) to {num_layers}."
         )
 
@@ -51,39 +53,86 @@ def block_hidden(
         For each sequence the means of its b blocks: shape (b, D), float32.
     """
     check_layer(layer, model.num_layers)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    return _in_passes(
+        model,
+        [len(prompt) + len(response) for prompt, response in sequences],
+        lambda batch: _block_means(model, [sequences[i] for i in batch], layer, block_size),
+    )
+
+
+@torch.inference_mode()
+def prompt_states(model: LanguageModel, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[np.ndarray]:
+    """Read prompts once, to the deepest of some layers, and keep what the model knows of each at its end.
+
+    The prefill of sampling never sees a prompt's last token, so it does not have these.
+
+    Args:
+        model: The base model.
+        prompts: Token ids, each with at least one.
+        layers: Indices into ``hidden_states``, L of them: 0 is the embedding's output.
+
+    Returns:
+        For each prompt (L * 2 * D,), float32: of each layer the state at the last token, then the mean over all tokens.
+    """
+    for layer in layers:
+        check_layer(layer, model.num_layers, "features.prompt_layers")
+
+    def one_pass(batch: list[int]) -> list[np.ndarray]:
+        chosen = [prompts[i] for i in batch]
+        hidden = hidden_states(model, _padded(chosen).to(model.device), layers)
+        lengths = [len(prompt) for prompt in chosen]
+        rows = [torch.stack([t for h in hidden for t in _ends(h[row, :n])]) for row, n in enumerate(lengths)]
+        return [*torch.stack(rows).flatten(1).float().cpu().numpy()]
+
+    return _in_passes(model, list(map(len, prompts)), one_pass) if layers else [np.zeros(0, np.float32)] * len(prompts)
+
+
+def _ends(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last and the mean of the states (T, D) of a prompt, in float64."""
+    return hidden[-1].double(), hidden.double().mean(dim=0)
+
+
+def _in_passes(
+    model: LanguageModel, sizes: Sequence[int], one_pass: Callable[[list[int]], list[np.ndarray]]
+) -> list[np.ndarray]:
+    """Return the results of sequences of these sizes in tokens, in their order; those of like length share a pass."""
     room = _TOKENS_PER_PASS.get(model.device.type, _TOKENS_PER_PASS["cpu"])
     waiting: list[list[int]] = []
-    for index in order:
-        size = sum(map(len, sequences[index]))
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        size = sizes[index]
         if waiting and (len(waiting[-1]) + 1) * size <= room:
             waiting[-1].append(index)
         else:
             waiting.append([index])
-    means: dict[int, np.ndarray] = {}
+    results: dict[int, np.ndarray] = {}
     while waiting:
         batch = waiting.pop()
         try:
-            passed = _one_pass(model, [sequences[i] for i in batch], layer, block_size)
+            passed = one_pass(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             continue
-        means.update(zip(batch, passed, strict=True))
-    return [means[index] for index in range(len(sequences))]
+        results.update(zip(batch, passed, strict=True))
+    return [results[index] for index in range(len(sizes))]
 
 
-def _one_pass(
+def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Return token ids with zeros on the right, where a causal model cannot see them from the left: shape (B, T)."""
+    ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.int64)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def _block_means(
     model: LanguageModel, sequences: list[tuple[Sequence[int], Sequence[int]]], layer: int, block_size: int
 ) -> list[np.ndarray]:
-    """Run one padded batch. Padding stands on the right, where a causal model cannot see it from the left."""
+    """Run one padded batch."""
     # The last token predicts nothing that is needed, so it is not fed.
-    joined = [[*prompt, *response][:-1] for prompt, response in sequences]
-    ids = torch.zeros((len(joined), max(map(len, joined))), dtype=torch.int64)
-    for row, tokens in enumerate(joined):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    hidden = hidden_states(model, ids.to(model.device), layer)
+    ids = _padded([[*prompt, *response][:-1] for prompt, response in sequences])
+    (hidden,) = hidden_states(model, ids.to(model.device), [layer])
 
     # One line for each predicted token of all sequences: where its hidden state is, and the number of its block.
     sizes = [block_sizes(len(response), block_size) for _, response in sequences]
@@ -100,32 +149,31 @@ def _one_pass(
     return [means[end - len(size) : end].copy() for end, size in zip(ends, sizes, strict=True)]
 
 
-def hidden_states(model: LanguageModel, ids: Tensor, layer: int) -> Tensor:
-    """Return ``hidden_states[layer]``, (B, T, D), of ids (B, T); the forward pass goes no further than it must."""
-    decoder = model.model.base_model
-    layers = getattr(decoder, "layers", None)
-    if layer == model.num_layers or not isinstance(layers, nn.ModuleList) or len(layers) != model.num_layers:
-        return decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer]
+def hidden_states(model: LanguageModel, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Return ``hidden_states[layer]``, (B, T, D), of ids (B, T) for each layer; the pass ends at the deepest."""
+    decoder, deepest = model.model.base_model, max(layers)
+    blocks = getattr(decoder, "layers", None)
+    if deepest == model.num_layers or not isinstance(blocks, nn.ModuleList) or len(blocks) != model.num_layers:
+        states = decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        return [states[layer] for layer in layers]
+    given: dict[int, Tensor] = {}
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        raise _Reached(args[0] if args else kwargs["hidden_states"])
+    def keep(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given[layer] = args[0] if args else kwargs["hidden_states"]
+        if layer == deepest:
+            raise _Reached
 
-    hook = layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with ExitStack() as hooks, suppress(_Reached):
+        for layer in set(layers):
+            hooks.callback(blocks[layer].register_forward_pre_hook(partial(keep, layer), with_kwargs=True).remove)
         decoder(input_ids=ids, use_cache=False)
-    except _Reached as reached:
-        return reached.hidden
-    finally:
-        hook.remove()
-    raise RuntimeError(f"the forward pass never reached layer {layer}")
+    if deepest not in given:
+        raise RuntimeError(f"the forward pass never reached layer {deepest}")
+    return [given[layer] for layer in layers]
 
 
 class _Reached(Exception):
-    """Carries what the next layer would be given."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    """The deepest layer that is wanted would be next."""
 
 
 def block_sizes(length: int, block_size: int) -> np.ndarray:
