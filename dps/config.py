@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from dps.arguments import check_seed
@@ -15,6 +16,7 @@ from dps.decide.rules import WIDTHS
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.run.compute import ComputeConfig
+from dps.sampler.arms import Arm
 from dps.sampler.settings import EarlyStop, SamplerConfig, check_rows
 
 EARLY_STOPS: dict[str, EarlyStop] = {
@@ -271,12 +273,75 @@ class GradeConfig:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """`dps store`: look at stores, verify them, merge parts of one run, export their scalars."""
+    """`dps store`: look at stores, verify them, merge parts of a run or arms, export and import responses."""
 
     output: str | None = None
-    """`merge`: folder of the new store. `export`: a file that ends in .csv, .csv.gz or .parquet."""
+    """`merge`, `import`: folder of the new store. `export`: a file that ends in .csv, .csv.gz or .parquet."""
     json: bool = False
     """Print JSON instead of words."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """`dps store import FILE.yaml`: a store of responses from tables. Relative paths in FILE.yaml are from its folder.
+
+    A table has the columns question_id, index, num_tokens, answer, correct, num_generated_tokens and base_logprob, and
+    may have arm and the others that `dps store export` writes, or text.
+    """
+
+    records: dict[str, str] = field(default_factory=dict)
+    """Name of each arm and its table, `.csv`, `.csv.gz` or `.parquet`; in this order they make the store's ladder."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """How each arm draws a response, where its name does not say so."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """The sampler's settings that the arms change."""
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "unknown"})
+    """Identity of the language model: name, fingerprint, dtype, num_layers, hidden_size."""
+    benchmark: dict[str, Any] = field(default_factory=dict)
+    """Identity of the questions: name, split; what `questions` says is added."""
+    questions: BenchmarkConfig | None = None
+    """Where the questions' texts, gold answers and metadata are found by id."""
+    tokenizer: str | None = None
+    """Folder or hub id of the model's tokenizer, for the prompts of `questions` and their lengths."""
+    embedder: str | None = None
+    """Embed the questions: a sentence-transformers id or folder, or `embedded`."""
+    prompt_states: list[str] = field(default_factory=list)
+    """Files with hidden states of the prompts: .npz with question_ids (Q,), layers (L,), states (Q, L, 2, D), of each
+    layer at the prompt's last token and the mean over its tokens."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """The clock: seconds_per_token, prefill_seconds_per_token, rows."""
+    device: str | None = None
+    """What that clock was measured on."""
+    aggregator: Aggregator = "majority"
+    """How k answers become one."""
+    seed: int = 0
+    """The seed that the responses were sampled with."""
+
+    def check(self) -> ImportConfig:
+        """Return self if usable, raise InputError otherwise."""
+        if not self.records:
+            raise InputError(
+                "records is empty: name each arm and its table, for instance records: {plain: plain.csv.gz}."
+            )
+        check_seed(self.seed)
+        if self.questions is None and (
+            setting := "embedder" if self.embedder else "tokenizer" if self.tokenizer else ""
+        ):
+            raise InputError(f"{setting} needs the texts of the questions: set questions, or leave {setting} out.")
+        return self
+
+    def within(self, folder: Path) -> ImportConfig:
+        """Return the settings with the paths that are there in this folder as paths in it."""
+
+        def found(path: str | None) -> Any:
+            return str(folder / path) if path and (folder / path).exists() else path
+
+        questions = self.questions and replace(self.questions, path=found(self.questions.path))
+        names = {name: found(getattr(self, name)) for name in ("tokenizer", "embedder")}
+        records = {arm: found(path) for arm, path in self.records.items()}
+        return replace(
+            self, records=records, questions=questions, prompt_states=list(map(found, self.prompt_states)), **names
+        )
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class LanguageModel:
         }
 
 
-def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Load a tokenizer as its own files describe it.
 
     AutoTokenizer lets the model's architecture overrule a plain ``tokenizer.json`` for some architectures (Qwen2 among
@@ -263,7 +263,7 @@ def _random_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device:
             weight.fill_(1.0 if "norm" in weight_name else 0.0)
     model.tie_weights()
     _fill_rotary_buffers(model, device)
-    tokenizer = _load_tokenizer(str(embedded_path("model")), {"revision": None})
+    tokenizer = load_tokenizer(str(embedded_path("model")), {"revision": None})
     return LanguageModel(model.eval(), tokenizer, config.name, folder, config.eos)
 
 
@@ -328,7 +328,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
             options["local_files_only"] = True
     try:
         with quiet_hub():
-            tokenizer = _load_tokenizer(location, options)
+            tokenizer = load_tokenizer(location, options)
             model = AutoModelForCausalLM.from_pretrained(location, **options, dtype=dtype)
     except Exception as error:  # the files may be of any kind, and the libraries that read them raise anything
         reason = " ".join(str(error).partition("Errors:")[0].split()) or type(error).__name__

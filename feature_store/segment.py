@@ -289,7 +289,12 @@ def _broken_rule(arrays: dict[str, np.ndarray]) -> str | None:
     accepted_before = np.concatenate([[0], np.cumsum(arrays["steps/accepted"], dtype=np.int64)])
     accepted = np.diff(accepted_before[arrays["trajectories/steps_offset"]])
     counted = (steps == arrays["trajectories/mh_proposed"]) & (accepted == arrays["trajectories/mh_accepted"])
+    owners = np.repeat(np.arange(len(arrays["questions/correct"])), np.diff(arrays["questions/trajectories_offset"]))
+    arms, names = arrays["trajectories/arm"].tobytes(), pairwise(arrays["trajectories/arm_offset"].tolist())
+    keys = zip(owners.tolist(), (arms[i:j] for i, j in names), arrays["trajectories/index"].tolist(), strict=True)
+    first: dict[tuple[int, bytes, int], int] = {}
     rules = {
+        "to be the only one of its arm and index": np.array([first.setdefault(k, i) == i for i, k in enumerate(keys)]),
         f"to end in one of {', '.join(ENDINGS)}": (endings >= 0) & (endings < len(ENDINGS)),
         "to have one per-token value of a kind for each token, or none": (values == tokens) | (values == 0),
         "to have a trace of as many steps and acceptances as it counts, or none": counted | (steps == 0),

@@ -30,8 +30,8 @@ SEGMENT = "segment-*.h5"
 ReadSegment = Callable[[Path], Iterable[Question]]
 """Gives the questions of a segment, or as much of each as is wanted."""
 
-_SCALARS = tuple(column.name for column in COLUMNS["trajectories"] if column.name not in ("index", "text"))
-"""The fields of a trajectory that :meth:`Store.to_frame` shows besides its index and its number of tokens."""
+_SCALARS = tuple(column.name for column in COLUMNS["trajectories"] if column.name not in ("arm", "index", "text"))
+"""The fields of a trajectory that :meth:`Store.to_frame` shows besides those that it names itself."""
 
 
 def segments(folder: Path) -> list[Path]:
@@ -167,12 +167,18 @@ class Store:
         """Return one row per trajectory with its scalar values; vectors and texts are left out."""
         import pandas as pd
 
+        names = ("question_id", "arm", "index", "num_tokens", "num_prompt_tokens", "prefill_s", "entropy", "top1")
         rows = (
-            (question.question_id, t.index, len(t.tokens), *(getattr(t, name) for name in _SCALARS))
+            (
+                *(question.question_id, t.arm, t.index, int(t.block_num_tokens.sum())),
+                *(question.num_prompt_tokens, question.prefill_s),
+                *(float(t.block_entropy.sum()), float(t.block_top1.sum())),
+                *(getattr(t, name) for name in _SCALARS),
+            )
             for question in self
             for t in question.trajectories
         )
-        return pd.DataFrame(rows, columns=["question_id", "index", "num_tokens", *_SCALARS])
+        return pd.DataFrame(rows, columns=[*names, *_SCALARS])
 
 
 def _places(found: Mapping[Path, Content]) -> dict[str, Path]:

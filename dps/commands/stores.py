@@ -13,12 +13,16 @@ from dps.errors import InputError
 
 
 def run_store(arguments: list[str]) -> None:
-    """``dps store``: look at stores, verify, merge, export and compact them."""
+    """``dps store``: look at stores, verify, merge, export, import and compact them."""
     from dps.config import StoreConfig
 
+    if arguments[:1] == ["import"]:
+        _import(arguments[1:])
+        return
     parser = parser_of("store")
-    actions = ("info", "verify", "merge", "export", "compact")
-    parser.add_argument("action", choices=actions, help="compact joins a store's segments into a few large ones")
+    actions = ("info", "verify", "merge", "export", "import", "compact")
+    words = "compact joins a store's segments into a few large ones; see dps store import --help"
+    parser.add_argument("action", choices=actions, help=words)
     parser.add_argument("folders", nargs="+", type=str, help="folders of stores")
     config, parsed = parse(parser, StoreConfig, arguments)
     from feature_store import tools
@@ -54,6 +58,33 @@ def run_store(arguments: list[str]) -> None:
         rows = tools.export(folders[0], Path(output))
         _show(config.json, {"rows": rows, "output": output}, [f"{rows:,} trajectories: {output}"])
         say_shortfalls(folders)
+
+
+def _import(arguments: list[str]) -> None:
+    """``dps store import``: a store of responses from tables."""
+    from dps.config import ImportConfig, StoreConfig
+
+    parser = parser_of("store import")
+    parser.add_class_arguments(StoreConfig)
+    # The file of settings stands where the other actions have a store.
+    given = next((n for n, word in enumerate(arguments) if not word.startswith("-") and not n), None)
+    if given is not None and not Path(arguments[given]).is_file():
+        raise InputError(f"Expected a file of settings, but there is no {arguments[given]}: see docs/store_format.md.")
+    words = arguments if given is None else [f"--config={arguments[given]}", *arguments[1:]]
+    config, parsed = parse(parser, ImportConfig, words)
+    if not parsed["output"]:
+        raise InputError("Expected --output for dps store import: a folder.")
+    config = config.check()
+    if given is not None:
+        config = config.within(Path(arguments[given]).parent)
+    from dps.imports import import_store
+    from dps.run.progress import track
+
+    output = Path(parsed["output"])
+    manifest = import_store(config, output, track)
+    plain = {"questions": len(manifest.question_ids or ()), "ladder": manifest.policy["ladder"], "output": str(output)}
+    line = f"{plain['questions']:,} questions, each with {', '.join(manifest.policy['ladder'])}: {output}"
+    _show(parsed["json"], plain, [line])
 
 
 def _show(as_json: bool, plain: Any, lines: list[str]) -> None:
