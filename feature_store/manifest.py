@@ -63,8 +63,8 @@ def write_manifest(folder: Path, manifest: Manifest, *, replacing: bool = False)
 
 def _encoded(content: dict[str, Any]) -> bytes:
     """Return a manifest's entries as its file, the ids of the questions on one line at the end."""
-    others = {name: value for name, value in content.items() if name != _IDS} | {_DIGEST: digest_of_entries(content)}
-    text = json.dumps(others, indent=2, sort_keys=True)
+    others = {name: content[name] for name in sorted(content) if name != _IDS} | {_DIGEST: digest_of_entries(content)}
+    text = json.dumps(others, indent=2)  # unsorted: arms have an order
     if _IDS in content:
         text = f'{text[:-2]},\n  "{_IDS}": {json.dumps(content[_IDS])}\n}}'
     return f"{text}\n".encode()

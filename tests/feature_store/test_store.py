@@ -463,8 +463,10 @@ def test_the_table_of_trajectories(tmp_path):
     frame = Store.open(tmp_path).to_frame()
     assert len(frame) == 6
     assert frame["num_tokens"].tolist() == [len(t.tokens) for q in questions for t in q.trajectories]
-    assert frame["question_id"].tolist() == [q.question_id for q in questions for _ in range(2)]
-    for name in set(frame) - {"num_tokens", "question_id"}:
+    assert frame["top1"].tolist() == [t.block_top1.sum() for q in questions for t in q.trajectories]
+    for name in ("question_id", "num_prompt_tokens", "prefill_s"):
+        assert frame[name].tolist() == [getattr(q, name) for q in questions for _ in range(2)]
+    for name in set(frame) & {field.name for field in dataclasses.fields(questions[0].trajectories[0])}:
         shown = [None if value != value else value for value in frame[name].tolist()]  # pandas shows no text as NaN
         assert shown == [getattr(t, name) for q in questions for t in q.trajectories]
     StoreWriter.open(tmp_path / "empty", make_manifest())
