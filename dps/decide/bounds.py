@@ -9,6 +9,7 @@ then the maximum.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,18 +76,21 @@ def _worth(correct: np.ndarray, tokens: np.ndarray, rate: float, c: int) -> np.n
 
 
 def vote_states(seen: Sequence[Seen]) -> States:
-    """Return what a rule on votes can tell apart at each checkpoint: which numbers of votes the classes have.
+    """Return what a rule on votes can tell apart at each checkpoint: the numbers of votes of each arm in the classes.
 
-    Trajectories of one sampler are exchangeable, so neither the order of the votes nor which class has which number
-    says more; k and the votes say how many responses had no answer. The coarser state is the two largest numbers.
-    O(C N log N).
+    Trajectories of one arm are exchangeable, so neither the order of the votes nor which class has which numbers says
+    more; k and the votes say how many responses of each arm had no answer. The coarser state is the two largest
+    numbers of votes of all arms. O(C N log N).
     """
+    return _states(np.stack([one.votes for one in seen], axis=1) if seen else np.zeros((0, 0, 2), np.int64))
+
+
+def _states(votes: np.ndarray) -> States:
+    """Return the states that ``votes`` (N, C, 2) name, see :attr:`dps.decide.seen.Seen.votes`."""
     states = []
-    for one in seen:
-        assert one.state is not None
-        _, first, fine = np.unique(one.state, return_index=True, return_inverse=True)
-        coarse = np.unique((one.top * (one.k + 1) + one.runner_up)[first], return_inverse=True)[1]
-        states.append((fine.reshape(-1), coarse.reshape(-1)))
+    for c in range(votes.shape[1]):
+        _, first, fine = np.unique(votes[:, c, 0], return_index=True, return_inverse=True)
+        states.append((fine.reshape(-1), np.unique(votes[first, c, 1], return_inverse=True)[1].reshape(-1)))
     return states
 
 
@@ -120,15 +124,81 @@ def held_out_on_votes(
     worth = [_worth(correct, tokens, rate, c) for c in range(correct.shape[1])]
     stop = np.full(len(correct), len(states))
     for mine, others in other_folds(folds):
-        learnt = np.flatnonzero(others)
-        later, goes_on = worth[-1][learnt], []
-        for now, (fine, coarse) in zip(worth[-2::-1], reversed(states), strict=True):
-            known, here = fine[learnt], now[learnt]
-            gains = np.bincount(known, later - here, len(coarse))
-            lacking = np.bincount(known, minlength=len(coarse)) == 0
-            going = np.where(lacking, np.bincount(coarse, gains)[coarse], gains) > 0
-            later = np.where(going[known], later, here)
-            goes_on.append(going)
-        for c, going in zip(range(len(states) - 1, -1, -1), goes_on, strict=True):
+        gains = _gains(states, worth, np.flatnonzero(others))
+        for c in range(len(states) - 1, -1, -1):
+            going = _known(*gains[c], states[c][1]) > 0
             stop[mine & ~going[states[c][0]]] = c
     return stop
+
+
+def _gains(states: States, worth: Sequence[np.ndarray], rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what going on gains on average over some rows, by state: at each checkpoint (S,), and of coarser ones.
+
+    In the unit of ``worth``, of stopping now. NaN for states that none of the rows is in.
+    """
+    later, made = worth[-1][rows], []
+    for now, (fine, coarse) in zip(worth[-2::-1], reversed(states), strict=True):
+        known, here = fine[rows], now[rows]
+        gains = np.bincount(known, later - here, len(coarse))
+        number = np.bincount(known, minlength=len(coarse)).astype(np.float64)
+        by_state = [
+            np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+            for total, count in ((gains, number), (np.bincount(coarse, gains), np.bincount(coarse, number)))
+        ]
+        made.append((by_state[0], by_state[1]))
+        later = np.where(by_state[0][known] > 0, later, here)
+    return made[::-1]
+
+
+def _known(fine: np.ndarray, coarse: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Return the gains of states, those of their coarser ones (numbers ``of``) where they have none of their own."""
+    return np.where(np.isnan(fine), coarse[of], fine)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VoteTable:
+    """What the best rule on votes gains by going on, as some rows teach: by vote state, see :func:`best_on_votes`."""
+
+    states: np.ndarray
+    """The states that were met, after any rung, see :attr:`dps.decide.seen.Seen.votes`: shape (S,), int64, rising."""
+    gains: np.ndarray
+    """What going on gains in each, points of accuracy less the price of the tokens: shape (S,), float64."""
+    coarse_states: np.ndarray
+    """The coarser states: shape (S',), int64, rising."""
+    coarse_gains: np.ndarray
+    """The same of them: shape (S',), float64."""
+
+    @classmethod
+    def fit(cls, votes: np.ndarray, correct: np.ndarray, tokens: np.ndarray, rate: float) -> VoteTable:
+        """Learn from rows what votes say.
+
+        Args:
+            votes: Of rows at their checkpoints: shape (..., C, 2); a table's, or ``Seen.votes``.
+            correct: Shape (..., C + 1), bool.
+            tokens: Shape (..., C + 1), int64.
+            rate: Points of accuracy that 1,000 tokens are worth.
+        """
+        votes = votes.reshape(-1, *votes.shape[-2:])
+        correct, tokens = (of.reshape(len(votes), -1) for of in (correct, tokens))
+        worth = [_worth(correct, tokens, rate, c) for c in range(correct.shape[1])]
+        made = _gains(_states(votes), worth, np.arange(len(votes)))
+        # No state is one of two checkpoints: k is in its name. Gains of a checkpoint are in order of its states.
+        columns = []
+        for which in (0, 1):
+            names = np.concatenate([np.unique(votes[:, c, which]) for c in range(votes.shape[1])])
+            gains, order = np.concatenate([gain[which] for gain in made]) / 1000, np.argsort(names)
+            columns += [names[order], gains[order]]
+        return cls(*columns)
+
+    def gain(self, votes: np.ndarray) -> np.ndarray:
+        """Return what going on gains, points: ``votes`` of any rows and checkpoints (..., 2) gives shape (...).
+
+        A state that was not met is worth what its coarser state is, and 0 if that was not met either.
+        """
+        gains = np.zeros(votes.shape[:-1])
+        tables = ((self.coarse_states, self.coarse_gains), (self.states, self.gains))
+        for which, (names, known) in zip((1, 0), tables, strict=True):
+            if len(names):
+                place = np.minimum(np.searchsorted(names, votes[..., which]), len(names) - 1)
+                gains = np.where(names[place] == votes[..., which], known[place], gains)
+        return gains
