@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -286,6 +286,31 @@ class CheckpointFeatures:
         """What names the votes so far, see :attr:`dps.decide.seen.Seen.votes`: shape (2,), int64."""
         assert self.rows is not None
         return self.rows.votes((len(self.rows.arms),))[0, 0]
+
+
+def scalars_of(features: Sequence[CheckpointFeatures], feature_set: str) -> np.ndarray:
+    """Return the scalars of N questions at once, of each :meth:`CheckpointFeatures.scalars_of`: shape (N, F), float64.
+
+    Questions with the same trajectories behind them, as arms go, cost little more than one.
+    """
+    made: list[np.ndarray] = [np.zeros(0)] * len(features)
+    alike: dict[Any, list[int]] = {}
+    for i, each in enumerate(features):
+        key = i if each.rows is None else (each.rows.arms, each.ladder, tuple(each.rows.calibration.items()))
+        alike.setdefault(key, []).append(i)
+    for places in alike.values():
+        first, rows = features[places[0]], [features[i].rows for i in places]
+        shown, lengths = ([getattr(row, name) for row in rows if row] for name in ("shown", "num_prompt_tokens"))
+        if first.rows is not None and first.ladder is not None:
+            joined = replace(
+                first.rows, shown=np.concatenate(shown, axis=-1), num_prompt_tokens=np.concatenate(lengths)
+            )
+            values = joined.scalars(feature_set, (len(joined.arms),), first.ladder)[:, 0]
+        else:
+            values = first.scalars_of(feature_set)[None]
+        for i, value in zip(places, values, strict=True):
+            made[i] = value
+    return np.stack(made)
 
 
 def calibrated_seconds(

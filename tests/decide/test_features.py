@@ -14,12 +14,14 @@ from dps.decide.features import (
     checkpoint_features,
     feature_names,
     pool_hidden,
+    scalars_of,
 )
 from dps.decide.ladder import Ladder, from_ks
 from dps.decide.seen import columns_of
 from tests.factories import make_manifest, make_question
 
 CLOCK = make_manifest().calibration
+SETS = ("published", "extended", "ladder", "recorded")
 
 
 def sums(answer_class, base_logprob, tokens, logprob, *, entropy=0.0, top1=0.0, cut=False):
@@ -154,3 +156,15 @@ def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens():
     for trajectory in make_question(3).trajectories[:4]:
         expected = np.repeat(trajectory.hidden, trajectory.block_num_tokens, axis=0).mean(axis=0)
         np.testing.assert_allclose(pool_hidden(trajectory), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_many_questions_at_once_are_each_alone():
+    asked = [
+        checkpoint_features(
+            make_question(i).trajectories[: 2 + i % 3], num_prompt_tokens=i, embedding=np.zeros(0), calibration=CLOCK
+        )
+        for i in range(9)
+    ]
+    asked.append(replace(asked[0], rows=None, made={name: np.ones(len(asked[0].scalars_of(name))) for name in SETS}))
+    for name in SETS:
+        np.testing.assert_array_equal(scalars_of(asked, name), [each.scalars_of(name) for each in asked])
