@@ -1,4 +1,4 @@
-"""Comparisons in pairs: a policy beside the largest fixed k, beside a rival's curve at the same tokens, and in tests.
+"""Comparisons in pairs: a policy beside the reference, beside a rival's curve at the same tokens, and in tests.
 
 A policy is one value per question (already averaged over orders). Plain means and their differences have the exact
 intervals of ``dps.estimates``; a mean along a curve is a mixture of two points, and its interval is a bootstrap over
@@ -46,7 +46,7 @@ def percentiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def against(point: Outcome, reference: Outcome, seconds: np.ndarray | None, margin: float) -> dict[str, Any]:
-    """Return a point's difference from the largest fixed k and its share of the costs, paired.
+    """Return a point's difference from the reference and its share of the costs, paired.
 
     ``seconds`` are seconds per token and each question's prefill seconds on the calibrated clock, shape (1 + Q,).
     """
@@ -114,15 +114,15 @@ def accuracy_at(curve: Sequence[Outcome], tokens: np.ndarray) -> tuple[np.ndarra
 
 
 def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
-    """Compare every point of power sampling that is a row of the table with every other curve at the same tokens.
+    """Compare rows of the table, those of the main ladder and of controllers, with other curves at the same tokens.
 
-    The strongest of several rivals must not be picked out with the interval of one. So every comparison with cheap
-    samples has, as ``together``, the interval that holds for all of these; and every one with a rule over the same
-    trajectories. ``weights`` are resamples of the questions, shape (R, Q).
+    The strongest of several rivals must not be picked out with the interval of one. So every comparison with another
+    arm or ladder has, as ``together``, the interval that holds for all of these; and every one with a rule over the
+    same responses. ``weights`` are resamples of the questions, shape (R, Q).
     """
     entries = []
     for policy in policies:
-        if policy.family in ("oracle", "chance") or policy.series != "power":
+        if policy.family in ("oracle", "chance") or not (policy.is_main or policy.family == "controller"):
             continue
         for name, point in listed_points(policy):
             compared = [
@@ -133,8 +133,8 @@ def matched_tokens(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> l
                 and (rival.family == "fixed" or len(rival.curve) > 1)
                 if (entry := _beside(policy, name, point, rival, weights)) is not None
             ]
-            _together([c for c in compared if c[0]["rival_series"] != "power"], weights)
-            rules = [c for c in compared if c[0]["rival_series"] == "power"]
+            _together([c for c in compared if c[0]["rival_series"] != policy.series], weights)
+            rules = [c for c in compared if c[0]["rival_series"] == policy.series]
             _together([c for c in rules if c[0]["rival_family"] in _TRAINED_BY_NOBODY], weights)
             entries += [entry for entry, _ in compared]
     return entries
@@ -144,15 +144,8 @@ def listed_points(policy: ReplayedPolicy) -> list[tuple[str, Outcome]]:
     """Return the rows of a policy: its name in the table and what it gives."""
     if policy.chosen is not None:
         return [(policy.label, policy.chosen)]
-    names = [row_name(policy.family, policy.label, policy.series, threshold) for threshold in policy.thresholds]
+    names = map(policy.row_name, policy.thresholds)
     return [(name, point) for name, point, shown in zip(names, policy.curve, policy.listed, strict=True) if shown]
-
-
-def row_name(family: str, label: str, series: str, threshold: float) -> str:
-    """Return the name of a point as a row of the table: ``fixed-k8``, ``plain-k4``, or its policy's."""
-    if family != "fixed":
-        return label
-    return f"{'fixed' if series == 'power' else series}-k{threshold:g}"
 
 
 def _beside(
@@ -174,6 +167,7 @@ def _beside(
     entry = {
         "policy": name,
         "family": policy.family,
+        "series": policy.series,
         "rival": rival.label,
         "rival_family": rival.family,
         "rival_series": rival.series,
@@ -257,11 +251,16 @@ def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np
 
 
 def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
-    """Return the mean difference between every dynamic policy's curve and fixed k, over the log tokens both span."""
-    base = next((one for one in policies if one.family == "fixed" and one.series == "power"), None)
+    """Return the mean difference between the curves of the main ladder's policies and fixed budgets.
+
+    The mean is over the log tokens that both span; the budgets are those of the main ladder, else of the reference,
+    which is the first policy.
+    """
+    budgets = [one for one in policies if one.family == "fixed"]
+    base = next((one for one in budgets if one.is_main), next(iter(budgets), None))
     rows = []
     for policy in policies:
-        if base is None or policy.family in ("fixed", "oracle") or policy.series != "power" or len(policy.curve) < 2:
+        if base is None or policy.family in ("fixed", "oracle") or not policy.is_main or len(policy.curve) < 2:
             continue
         ends = [[float(one.curve[i].tokens.mean()) for one in (policy, base)] for i in (0, -1)]
         low, high = max(ends[0]), min(ends[1])
@@ -286,13 +285,13 @@ def _area(one: Sequence[Outcome], other: Sequence[Outcome], grid: np.ndarray) ->
 def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None, name: str) -> list[dict[str, Any]]:
     """Return exact McNemar tests of the operating points, in the natural order, against one another.
 
-    ``largest`` says whether the answer of the largest fixed k, called ``name``, is right: shape (Q,).
+    ``largest`` says whether the answer at the main ladder's end, called ``name``, is right: shape (Q,).
     """
     points = [] if largest is None else [(name, largest)]
     points += [
         (one.label, one.natural_correct)
         for one in policies
-        if one.natural_correct is not None and one.series == "power" and one.family != "oracle"
+        if one.natural_correct is not None and one.is_main and one.family != "oracle"
     ]  # type: ignore[list-item]
     return [
         {"policy": label, "rival": other, **mcnemar(right, rival)}
@@ -307,7 +306,7 @@ def difficulty(
     """Return how many trajectories questions got, by the group of each, shape (Q,)."""
     rows = []
     for one in policies:
-        if one.chosen is None or one.series != "power":
+        if one.chosen is None or not one.is_main:
             continue
         members = [groups == group for group in range(len(names))]
         rows.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dps.arguments import check_seed
-from dps.decide.policy import KRange
+from dps.decide.ladder import Ladder, Rung
 from dps.errors import InputError
 
 
@@ -13,21 +13,22 @@ from dps.errors import InputError
 class ReplayConfig:
     """`dps replay`: run every policy over stored trajectories and compare them."""
 
-    rivals: tuple[str, ...] = ()
-    """Stores of other samplers on the same questions (the policies plain and lowtemp of an evaluation), or folders that
-    hold them: fixed and adaptive self-consistency over them are compared at equal tokens."""
+    ladders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Ladders over the harvest's arms, by name, such as {cheap: [plain 2, plain 2], mixed: [plain 4, power 2]}; the
+    first is what the result is about. If not set: those of the controllers, the harvest's own, and for every arm one
+    that doubles its responses and one that adds them one at a time. Controllers climb the ladder that they know."""
+    reference: str = ""
+    """What all is compared with: a fixed budget, an arm (or ladder) and a number, for instance "lowtemp 16". If not
+    set: the end of the first ladder; of several arms, the most accurate of their numbers there and that end."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and where its probabilities come from: the folder of `dps crossval` on this store (out of
     fold), or a checkpoint, run folder or controller folder that was trained on other questions."""
-    k: KRange | None = None
-    """Where policies may stop; the harvest's own range if not set. Controllers must have been trained to be asked there
-    (and may know more)."""
     orders: int = 32
-    """Orders of the exchangeable trajectories that everything is averaged over; the first is the natural one. Out-of-
-    fold probabilities bring their own."""
+    """Orders of each arm's exchangeable responses that everything is averaged over; the first is the natural one.
+    Out-of-fold probabilities bring their own."""
     margin: float = 0.01
-    """Loss of accuracy against the largest k that a threshold has to exclude, by the lower end of an exact paired 95 %
-    interval on other questions than those it is used on."""
+    """Loss of accuracy against the reference that a threshold has to exclude, by the lower end of an exact paired 95 %
+    interval on other questions than those it is used on; against the ladder's end, where that does not exclude it."""
     folds: int = 5
     """Folds of questions for choosing thresholds."""
     resamples: int = 2000
@@ -38,7 +39,7 @@ class ReplayConfig:
     """Questions that the report shows with their trajectories, evenly over difficulty; 200 if not set, none (0) of a
     benchmark whose authors ask that its questions are not shown online (GPQA)."""
     output: str = "runs/replay"
-    """Folder of replay.json, replay.csv and the report: replay.html, replay.png, replay.svg."""
+    """Folder of replay.json, replay.csv, outcomes.npz and the report: replay.html, replay.png, replay.svg."""
     title: str | None = None
     """Title of the report."""
 
@@ -54,8 +55,14 @@ class ReplayConfig:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
         if self.show_questions is not None and self.show_questions < 0:
             raise InputError(f"Expected show_questions of at least 0, got {self.show_questions}.")
-        if self.k is not None:
-            self.k.check()
+        for name, rungs in self.ladders.items():
+            if len(Ladder.parse(rungs).rungs) < 2:
+                raise InputError(
+                    f"ladders.{name} is {list(rungs)}, on which nobody is asked: give it two rungs or more, for "
+                    "instance [plain 2, plain 2]."
+                )
+        if self.reference:
+            Rung.parse(self.reference)
         return self
 
 

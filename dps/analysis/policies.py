@@ -7,6 +7,7 @@ one point: what it did.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +19,18 @@ from dps.analysis.table import Outcome, StoreTable
 from dps.decide import RULES
 from dps.decide.bounds import best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.labels import continue_score
+from dps.decide.ladder import POWER, Ladder
 from dps.decide.orders import Walk, at_stop, in_order, walk
 from dps.decide.splits import other_folds
 from dps.decide.thresholds import NEVER_STOP, cheapest_without_loss, effective_margin, spread_thresholds, stops
+from dps.estimates import loss_is_below
 
 CURVE_POINTS = 61
 """Most thresholds of a curve; they are spread evenly over its tokens."""
 ORDERS = 32
 """Orders of a question's trajectories that everything is averaged over, if nothing else is set."""
+SURE = 2
+"""Votes by which the leading answer of a policy that stops is ahead where it is called sure, else it gave up."""
 _QUESTIONS = 256
 """Questions that are averaged over orders at a time: bounds the memory, changes no result."""
 
@@ -39,7 +44,7 @@ class ReplayedPolicy:
     family: str
     """``fixed``, ``controller``, ``rule``, ``chance`` or ``oracle`` (bounds that nobody can run live)."""
     series: str
-    """The source: ``power``, ``plain``, ``lowtemp``, ..."""
+    """What is climbed: the name of a ladder; of a fixed budget the arm (``power``, ``plain``, ...)."""
     thresholds: np.ndarray
     """Threshold (k of a fixed policy, rate of a bound) of each point of the curve, which are in increasing order of
     tokens: shape (M,)."""
@@ -48,7 +53,7 @@ class ReplayedPolicy:
     listed: np.ndarray
     """Which points of a fixed policy are rows of the table; the others serve comparisons: shape (M,), bool."""
     chosen: Outcome | None = None
-    """The operating point; None where nothing is chosen (fixed k, oracle)."""
+    """The operating point; None where nothing is chosen (fixed budgets, bounds)."""
     chosen_thresholds: np.ndarray | None = None
     """The threshold that each question was given there: shape (Q,)."""
     natural_k: np.ndarray | None = None
@@ -63,22 +68,68 @@ class ReplayedPolicy:
     """What a trained controller gives at the threshold that it came with."""
     own_threshold: float | np.ndarray | None = None
     """That threshold; of the controllers of a cross-validation, that of each question's fold: shape (Q,)."""
+    main: str = POWER
+    """The series of the result that the policy is in: its own ladder comes first and is not named in labels."""
+    ladder: Ladder | None = None
+    """What ``series`` stands for."""
+    aggregator: str = "majority"
+    """How answers became one."""
+    source: str | None = None
+    """Where a controller is from."""
+    rule: dict[str, Any] | None = None
+    """Settings of a rule, but for its threshold."""
+    shares: np.ndarray | None = None
+    """Share of the questions, over all orders, that end after each rung there: shape (C + 1,)."""
+    gave_up: float | None = None
+    """Share of the questions that ended there before the ladder's end with a lead of fewer than 2 votes."""
 
     @property
     def label(self) -> str:
-        """Name and source, as a reader sees them."""
-        return self.name if self.series == "power" else f"{self.name} ({self.series})"
+        """Name and ladder, as a reader sees them."""
+        return self.name if self.series == self.main else f"{self.name} ({self.series})"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it climbs the ladder that the result is about."""
+        return self.series == self.main
+
+    @property
+    def responses(self) -> dict[str, float] | None:
+        """Mean responses of each arm at the operating point."""
+        if self.shares is None or self.ladder is None:
+            return None
+        after = [Counter(arm for arm, _ in self.ladder.sequence(k)) for k in self.ladder.ks]
+        pairs = list(zip(self.shares.tolist(), after, strict=True))
+        return {arm: sum(part * count[arm] for part, count in pairs) for arm in self.ladder.arms}
+
+    def row_name(self, threshold: float) -> str:
+        """Return the name of a point as a row of the table: ``plain 16``, or its policy's."""
+        if self.family != "fixed":
+            return self.label
+        return f"{self.series} {threshold:g}" if self.name == "fixed" else f"{self.name}, {self.series} {threshold:g}"
 
 
-def fixed(table: StoreTable, orders: np.ndarray, ks: Sequence[int], listed: Sequence[int]) -> ReplayedPolicy:
-    """Return fixed k over orders (Q, O, K), for increasing ks of at most K; the listed ones are rows of the table."""
+def fixed(
+    table: StoreTable,
+    orders: np.ndarray,
+    ks: Sequence[int],
+    listed: Sequence[int],
+    series: str = "",
+    aggregator: str = "",
+) -> ReplayedPolicy:
+    """Return fixed budgets over orders (Q, O, n) of columns, for increasing ks of at most n.
+
+    The listed ones are rows of the table. ``series`` and ``aggregator`` are those of the store if not given; the name
+    is ``fixed``, of another aggregator than the store's the aggregator's.
+    """
     samples, at = table.samples, np.asarray(ks) - 1
+    own = table.manifest.aggregator
     assert samples is not None
     parts = []
     for start in range(0, len(samples.question_ids), _QUESTIONS):
         rows = np.arange(start, min(start + _QUESTIONS, len(samples.question_ids)))
         some, order = samples.select(rows), orders[rows]
-        walked = walk(some, order, tuple(ks), table.manifest.aggregator)
+        walked = walk(some, order, tuple(ks), aggregator or own)
         compute_s = np.cumsum(in_order(some.compute_s, order), axis=2)[..., at] + some.prefill_s[:, None, None]
         latency_s = np.maximum.accumulate(in_order(some.finished_s, order), axis=2)[..., at]
         correct = np.where(some.has_grade[:, None, None], walked.correct, np.nan)
@@ -90,12 +141,18 @@ def fixed(table: StoreTable, orders: np.ndarray, ks: Sequence[int], listed: Sequ
         for i, k in enumerate(ks)
     )
     return ReplayedPolicy(
-        "fixed", "fixed", table.series, np.asarray(ks, dtype=float), curve, np.isin(ks, np.asarray(listed))
+        name="fixed" if (aggregator or own) == own else aggregator,
+        family="fixed",
+        series=series or table.series,
+        thresholds=np.asarray(ks, dtype=float),
+        curve=curve,
+        listed=np.isin(ks, np.asarray(listed)),
+        aggregator=aggregator or own,
     )
 
 
-def live(table: StoreTable) -> ReplayedPolicy:
-    """Return what a live policy did, as one point."""
+def live(table: StoreTable, series: str = POWER) -> ReplayedPolicy:
+    """Return what a live policy did, as one point of the result's main ``series``."""
     of = table.live
     assert of is not None
     point = of.outcome
@@ -107,7 +164,7 @@ def live(table: StoreTable) -> ReplayedPolicy:
     return ReplayedPolicy(
         name=table.series,
         family="chance" if table.series == "random" else "rule" if table.series in RULES else "controller",
-        series="power",
+        series=series,
         thresholds=at,
         curve=(point,),
         listed=np.ones(1, bool),
@@ -116,6 +173,11 @@ def live(table: StoreTable) -> ReplayedPolicy:
         natural_k=point.k.astype(np.int64),
         natural_correct=point.correct == 1,
         p_inc={k: float(np.mean(values)) for k, values in asked.items()},
+        main=series,
+        ladder=table.ladder,
+        aggregator=table.manifest.aggregator,
+        shares=np.array([np.mean(point.k == k) for k in table.ks]),
+        gave_up=float(np.mean((of.ahead < SURE) & (point.k < table.ks[-1]))),
     )
 
 
@@ -128,6 +190,7 @@ def dynamic(
     folds: np.ndarray,
     margin: float,
     own_threshold: float | np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> ReplayedPolicy:
     """Return a policy that goes on while ``p_inc = 1 - p_enough`` is above a threshold.
 
@@ -136,13 +199,13 @@ def dynamic(
         walked: Q questions in O orders.
         p_enough: Shape (Q, O, C).
         folds: Fold of each question, shape (Q,), from 0.
-        margin: See :func:`cross_fitted`.
+        margin: See :func:`cross_fitted`; ``reference``, too.
         own_threshold: The threshold that a trained controller came with; of several, of each question: shape (Q,).
     """
     p_inc = continue_score(p_enough)
     thresholds = spread_thresholds(p_inc, walked.correct, walked.tokens, CURVE_POINTS)[::-1]  # the higher, the cheaper
     curve = tuple(outcome_at(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
-    chosen = cross_fitted(thresholds, curve, walked, folds, margin)
+    chosen = cross_fitted(thresholds, curve, walked, folds, margin, reference)
     stop = stops(p_inc, chosen[:, None, None])
     own = None if own_threshold is None else outcome_at(walked, stops(p_inc, np.reshape(own_threshold, (-1, 1, 1))))
     return ReplayedPolicy(
@@ -163,18 +226,21 @@ def dynamic(
 
 def at_threshold(name: str, series: str, walked: Walk, p_enough: np.ndarray, threshold: float) -> ReplayedPolicy:
     """Return a rule at a threshold that nothing chose: one point, from p_enough (Q, O, C)."""
-    stop = stops(continue_score(p_enough), threshold)
-    point, at = outcome_at(walked, stop), np.full(1, threshold)
-    natural = (np.asarray(walked.ks)[stop[:, 0]], at_stop(walked.correct[:, 0], stop[:, 0]))
-    return ReplayedPolicy(name, "rule", series, at, (point,), np.ones(1, bool), point, at, *natural)
+    of_stop, at = _chosen_at(walked, stops(continue_score(p_enough), threshold)), np.full(1, threshold)
+    listed = np.ones(1, bool)
+    return ReplayedPolicy(name, "rule", series, at, (of_stop["chosen"],), listed, chosen_thresholds=at, **of_stop)
 
 
 def _chosen_at(walked: Walk, stop: np.ndarray) -> dict[str, Any]:
     """Return what a policy's operating point is: over all orders, and in the one that was sampled."""
+    close = [(seen.top - seen.runner_up < SURE).reshape(stop.shape) for seen in walked.seen]
+    before = [unsure & (stop == c) for c, unsure in enumerate(close)]
     return {
         "chosen": outcome_at(walked, stop),
         "natural_k": np.asarray(walked.ks)[stop[:, 0]],
         "natural_correct": at_stop(walked.correct[:, 0], stop[:, 0]),
+        "shares": np.bincount(stop.reshape(-1), minlength=len(walked.ks)) / stop.size,
+        "gave_up": float(np.mean(np.sum(before, axis=0))) if before else None,
     }
 
 
@@ -189,33 +255,45 @@ def outcome_at(walked: Walk, stop: np.ndarray) -> Outcome:
 
 
 def cross_fitted(
-    thresholds: np.ndarray, curve: Sequence[Outcome], walked: Walk, folds: np.ndarray, margin: float
+    thresholds: np.ndarray,
+    curve: Sequence[Outcome],
+    walked: Walk,
+    folds: np.ndarray,
+    margin: float,
+    reference: np.ndarray | None = None,
 ) -> np.ndarray:
     """Choose a threshold for each question on the questions of the other folds: shape (Q,).
 
-    The choice is the cheapest threshold at which those questions show no loss against k = maximum, with an error that
-    holds for all thresholds together, see :func:`dps.decide.thresholds.cheapest_without_loss`. With one fold only,
-    there is nothing else to choose on, and its own questions are taken. With too few questions for the margin, a wider
-    one is excluded, see :func:`dps.decide.thresholds.effective_margin`.
+    The choice is the cheapest threshold at which those questions show no loss, with an error that holds for all
+    thresholds together, see :func:`dps.decide.thresholds.cheapest_without_loss`. The loss is against the ``reference``,
+    each question's accuracy there (Q,), if the ladder's end shows none against that; else against the ladder's end.
+    With one fold only, there is nothing else to choose on, and its own questions are taken. With too few questions for
+    the margin, a wider one is excluded, see :func:`dps.decide.thresholds.effective_margin`.
     """
     maximum = walked.correct[..., -1].mean(axis=1)
-    losses = np.stack([point.correct for point in curve]) - maximum
+    correct = np.stack([point.correct for point in curve])
     tokens = np.stack([point.tokens for point in curve])
     chosen = np.empty(len(folds))
     for mine, others in other_folds(folds):
         excluded = effective_margin(int(others.sum()), margin)
-        cheapest = cheapest_without_loss(losses[:, others], tokens[:, others], excluded)
-        # The last point is k = maximum for every question, which loses nothing.
+        reached = reference is not None and loss_is_below((maximum - reference)[others], excluded)
+        against = reference if reached else maximum
+        cheapest = cheapest_without_loss((correct - against)[:, others], tokens[:, others], excluded)
+        # The last point is the ladder's end for every question.
         chosen[mine] = thresholds[-1 if cheapest is None else cheapest]
     return chosen
 
 
-def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[ReplayedPolicy]:
+def bounds(
+    series: str, walked: Walk, folds: np.ndarray, margin: float, reference: np.ndarray | None = None
+) -> list[ReplayedPolicy]:
     """Return what no rule can beat, over rates of accuracy against tokens, see :mod:`dps.decide.bounds`.
 
     ``oracle`` knows the answers. ``votes-bound`` is the best rule on vote counts, fitted to the questions that it is
     judged on; ``votes-dp`` is that rule for each question fitted to the other folds' questions, and its operating point
-    is chosen like that of a controller. Their thresholds are the rates; -1 is k = maximum.
+    is chosen like that of a controller. ``giving-up`` is fitted to others, too, and also knows whether the answer at
+    the ladder's end is right: what knowing the question could save beside votes. Their thresholds are the rates; -1 is
+    the ladder's end.
     """
     states, shape = vote_states(walked.seen), walked.correct.shape[:2]
     # One k after the other in memory, as the functions go through them.
@@ -230,12 +308,17 @@ def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[
 
     known = drawn("oracle", corners(partial(perfect, correct, tokens), correct, tokens))
     best = corners(partial(best_on_votes, states, correct, tokens), correct, tokens)
+    # Twice as many states: those of the questions that end right, and those of the others.
+    told = [
+        (2 * fine + correct[:, -1], np.repeat(2 * coarse, 2) + np.tile([0, 1], len(coarse))) for fine, coarse in states
+    ]
+    quitting = drawn("giving-up", {r: held_out_on_votes(told, correct, tokens, r, row_folds) for r in best})
     stop = {rate: held_out_on_votes(states, correct, tokens, rate, row_folds) for rate in best}
     other = drawn("votes-dp", stop)
     stop[NEVER_STOP] = np.full(len(correct), len(states))
     rates = np.append(other.thresholds, NEVER_STOP)
     curve = (*other.curve, outcome_at(walked, stop[NEVER_STOP].reshape(shape)))
-    chosen = cross_fitted(rates, curve, walked, folds, margin)
+    chosen = cross_fitted(rates, curve, walked, folds, margin, reference)
     where = np.stack([stop[rate].reshape(shape)[q] for q, rate in enumerate(chosen)])
     operating = replace(
         other,
@@ -245,7 +328,7 @@ def bounds(series: str, walked: Walk, folds: np.ndarray, margin: float) -> list[
         chosen_thresholds=chosen,
         **_chosen_at(walked, where),
     )
-    return [operating, drawn("votes-bound", best), known]
+    return [operating, drawn("votes-bound", best), replace(quitting, listed=quitting.listed & False), known]
 
 
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:

@@ -22,9 +22,9 @@ RESPONSES, CHARACTERS = 3, 1000
 """Responses of a question that are shown in words, of different answers, and how much of each."""
 
 
-def difficulty_of(samples: Samples) -> np.ndarray:
-    """Return which of :data:`GROUPS` each question belongs to: shape (Q,), int64."""
-    share = samples.right.mean(axis=1)
+def difficulty_of(right: np.ndarray) -> np.ndarray:
+    """Return which of :data:`GROUPS` each question belongs to, by its right responses (Q, K): shape (Q,), int64."""
+    share = right.mean(axis=1)
     between = np.clip(np.searchsorted([0.0, 0.375, 0.625, 0.875], share, side="left"), 1, 3)
     return np.where(share == 0, 0, np.where(share == 1, 4, between))
 
@@ -56,9 +56,9 @@ def questions_to_read(
     """Return what a report shows of at most ``count`` of the compared questions; None where it shall show none."""
     if count == 0:
         return None
-    groups = difficulty_of(samples)
+    groups = difficulty_of(samples.right)
     rows = chosen(samples.question_ids, groups, count)
-    asked = [one for one in policies if one.chosen is not None and one.series == "power"]
+    asked = [one for one in policies if one.chosen is not None and one.is_main]
     read = store.read([samples.question_ids[i] for i in rows])
     return {
         "policies": [one.label for one in asked],
@@ -82,13 +82,14 @@ def _trajectories(question: Question, count: int) -> dict[str, Any]:
     """Return a question's trajectories in numbers, and its most likely response for each of its commonest answers."""
     trajectories = question.trajectories[:count]
     votes: dict[int, list[int]] = {}
-    for trajectory in trajectories:
-        votes.setdefault(trajectory.answer_class, []).append(trajectory.index)
+    for place, trajectory in enumerate(trajectories):
+        votes.setdefault(trajectory.answer_class, []).append(place)
     common = sorted(votes.values(), key=lambda indices: (-len(indices), indices[0]))[:RESPONSES]
     best = [max(indices, key=lambda i: trajectories[i].base_logprob) for indices in common]
     return {
         "trajectories": [
             {
+                "arm": t.arm,
                 "answer": t.answer,
                 "correct": t.correct,
                 "logprob": t.base_logprob,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dps.analysis.mixing import chains_of, diagnose
 from dps.analysis.policies import ORDERS, ReplayedPolicy, fixed, live
+from dps.analysis.published import shown_ks
 from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, common_questions, read_table
 from dps.decide import RULES
-from dps.decide.orders import orders_for
+from dps.decide.ladder import POWER, from_ks
+from dps.decide.orders import ladder_orders
 from dps.errors import InputError
 from feature_store import Store
 
@@ -60,12 +63,13 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
     whole.sort(key=lambda table: (_rank(table), table.name))
     tables = [table.on(common) for table in whole]
     first = whole[0].manifest
-    policies = [_policy(table, common) for table in tables]
-    power = next((table for table in tables if table.series == "power"), None)
+    reference = next((table for table in tables if table.samples is not None), None)
+    policies = [policy for table in tables for policy in _policies(table, common, reference or table)]
+    policies.sort(key=lambda policy: not policy.is_main or policy.family != "fixed")
     shown = None
-    if power is not None and power.samples is not None:
-        of_power = next(store for _, store in used if store.manifest.policy["name"] == "power")
-        shown = questions_to_read(of_power, power.samples, policies, number_shown(None, first))
+    if reference is not None and reference.samples is not None:
+        of_it = next(store for _, store in used if store.manifest.policy["name"] == reference.series)
+        shown = questions_to_read(of_it, reference.samples, policies, number_shown(None, first))
     return result_of(
         Analysis(
             kind=kind,
@@ -73,7 +77,9 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
             tables=tables,
             whole=whole,
             policies=policies,
-            ks=() if power is None else power.ks,
+            main=policies[0].main,
+            ks=() if reference is None else reference.ks,
+            reference=None if reference is None else reference.ladder.totals[reference.ladder.arms[0]],
             num_orders=ORDERS,
             clock=choose_clock([store.manifest for _, store in used]),
             notes=notes,
@@ -84,18 +90,29 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
 
 
 def _rank(table: StoreTable) -> int:
-    """Return the place of a store in the result: power sampling, controllers, rules, plain, low temperature, others."""
+    """Return the place of a store in the result: power sampling, controllers, rules, then other fixed budgets."""
     if table.live is not None:
         return 2 if table.series in RULES else 1
-    return {"power": 0, "plain": 3, "lowtemp": 4}.get(table.series, 5)
+    return 0 if table.series == POWER else 3
 
 
-def _policy(table: StoreTable, question_ids: Sequence[str]) -> ReplayedPolicy:
-    """Return a store's policy: what it did, or all of its k's over orders of the trajectories."""
+def _policies(table: StoreTable, question_ids: Sequence[str], reference: StoreTable) -> list[ReplayedPolicy]:
+    """Return a store's policies: what it did, or all numbers of responses of each arm, over their orders."""
+    main = _series(reference)[reference.ladder.arms[0]]
     if table.samples is None:
-        return live(table)
-    most = table.ks[-1]
-    return fixed(table, orders_for(question_ids, most, ORDERS, 0), range(1, most + 1), table.ks)
+        return [live(table, main)]
+    policies = []
+    for arm, series in _series(table).items():
+        ladder = from_ks(arm, range(1, table.ladder.totals[arm] + 1))
+        orders = ladder_orders(question_ids, table.samples.arms, ladder, ORDERS, 0)
+        listed = table.ks if len(table.ladder.arms) == 1 else shown_ks(ladder.maximum)
+        policies.append(replace(fixed(table, orders, ladder.ks, listed, series), main=main, ladder=ladder))
+    return policies
+
+
+def _series(table: StoreTable) -> dict[str, str]:
+    """Return what each arm of a store is called: of one arm as its policy is."""
+    return {arm: table.series if len(table.ladder.arms) == 1 else arm for arm in table.ladder.arms}
 
 
 def _mixing(tables: Sequence[StoreTable]) -> list[dict[str, Any]]:
@@ -108,7 +125,7 @@ def _mixing(tables: Sequence[StoreTable]) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     seen: list[Any] = []
     for table in tables:
-        run = (table.manifest.sampler, table.manifest.seed)
+        run = ([arm for arm in table.manifest.arms.values() if arm.get("num_mh_steps")], table.manifest.seed)
         chains = chains_of({name: table.traces[name] for name in table.question_ids})
         if chains is not None and run not in seen and "law" not in table.manifest.policy:
             seen.append(run)

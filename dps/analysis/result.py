@@ -6,7 +6,7 @@ It holds all that pages, figures and tables show, so it can be kept when the sto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from dps.analysis.words import json_number, listing, plain, points_of, questions
 from dps.decide.thresholds import effective_margin
 from dps.estimates import FEWEST, MARGIN, Estimate, bounded, estimate, fewest_questions, needed, paired, resamples
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of ``report.json`` and ``replay.json``."""
 RESAMPLES = 2000
 """Bootstrap resamples of questions, if nothing else is set."""
@@ -43,9 +43,13 @@ class Analysis:
     whole: Sequence[StoreTable]
     """The same stores with all of their questions."""
     policies: Sequence[ReplayedPolicy]
-    """All policies, power sampling's fixed k first where there is one."""
+    """All policies, the fixed budgets with the reference first where there is one."""
+    main: str
+    """The series that the result is about."""
     ks: tuple[int, ...]
-    """The k's of power sampling."""
+    """Responses after each rung of its ladder."""
+    reference: int | None
+    """The budget of the first policy that all others are compared with."""
     num_orders: int
     """Orders that everything is averaged over."""
     clock: tuple[str, dict[str, float]] | None
@@ -68,8 +72,8 @@ class Analysis:
     """Diagnostics of stores with recorded steps."""
     questions: dict[str, Any] | None = None
     """Questions to read."""
-    correct: np.ndarray | None = None
-    """Whether power sampling is right at every k of a replay: shape (Q, O, C + 1), bool."""
+    correct: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of a replay, by series, whether the answer is right after every rung: shape (Q, O, C + 1), bool."""
 
 
 def result_of(analysis: Analysis) -> dict[str, Any]:
@@ -79,16 +83,17 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
     graded = np.isin(ids, common_questions(tables, graded=True))
     policies = [graded_alike(policy, graded) for policy in analysis.policies]
     weights = resamples(int(graded.sum()), analysis.resamples, [analysis.seed, 1]) if graded.any() else None
-    reference = policies[0] if policies[0].family == "fixed" and policies[0].series == "power" else None
+    reference = None if analysis.reference is None else point_at(policies[0], analysis.reference)
     judged = [restricted(policy, graded) for policy in policies]
     seconds, clock = _clock(analysis)
-    sources = [describe_source(*pair) for pair in zip(tables, analysis.whole, strict=True)]
+    sources = [one for pair in zip(tables, analysis.whole, strict=True) for one in describe_source(*pair)]
     entries = [
         _policy(policy, one, reference, weights, seconds, analysis.margin)
         for policy, one in zip(policies, judged, strict=True)
     ]
-    power = next((table.samples for table in tables if table.series == "power"), None)
-    enough = [one for one in policies if one.p_enough is not None and one.series == "power" and one.family != "chance"]
+    told = [one for one in policies if one.is_main or one.family == "controller"]
+    enough = [one for one in told if one.p_enough is not None and one.family != "chance"]
+    groups = groups_of(tables, policies)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": analysis.kind,
@@ -96,13 +101,15 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "num_questions": len(ids),
         "num_graded": int(graded.sum()),
         "num_orders": analysis.num_orders,
+        "main_series": analysis.main,
+        "ladders": {one.series: one.ladder.texts() for one in policies if one.ladder is not None},
         "ks": list(analysis.ks),
         "margin": analysis.margin,
-        "reference": None if reference is None else f"fixed-k{reference.thresholds[-1]:g}",
+        "reference": None if reference is None else policies[0].row_name(analysis.reference or 0),
         "notes": [*analysis.notes, *_notes(analysis, entries, sources)],
         "sources": sources,
         "policies": entries,
-        "gain": _gain(reference, analysis.ks),
+        "gain": _gain(policies[0], analysis.reference),
         "matched_tokens": [] if weights is None else compare.matched_tokens(judged, weights),
         "left": []
         if weights is None or analysis.kind != "replay"
@@ -112,10 +119,14 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "areas": [] if weights is None else compare.areas(judged, weights),
         "mcnemar": _mcnemar(analysis, judged, graded),
         "difficulty": None
-        if power is None or not graded.any()
-        else compare.difficulty(difficulty_of(power)[graded], GROUPS, analysis.ks, judged),
+        if groups is None or not graded.any()
+        else compare.difficulty(groups[graded], GROUPS, analysis.ks, judged),
         "calibration": [
-            {"policy": one.label, "family": one.family, **reliability(one.p_enough, analysis.correct, weights)}  # type: ignore
+            {
+                "policy": one.label,
+                "family": one.family,
+                **reliability(one.p_enough, analysis.correct[one.series], weights),  # type: ignore[arg-type]
+            }
             for one in enough
         ],
         "mixing": list(analysis.mixing),
@@ -130,7 +141,21 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
             "settings": analysis.settings,
         },
     }
-    return {**result, "findings": findings(result), "questions": analysis.questions}
+    return {**result, "findings": findings(result), "questions": analysis.questions, "recommendation": None}
+
+
+def point_at(policy: ReplayedPolicy, k: int) -> Outcome:
+    """Return the point of fixed budgets that has k responses."""
+    return policy.curve[policy.thresholds.tolist().index(k)]
+
+
+def groups_of(tables: Sequence[StoreTable], policies: Sequence[ReplayedPolicy]) -> np.ndarray | None:
+    """Return the difficulty of each question, (Q,), by the responses of the arms that the main ladder takes."""
+    arms = {arm for one in policies if one.is_main and one.ladder is not None for arm in one.ladder.arms}
+    for samples in (table.samples for table in tables if table.samples is not None):
+        if (of := np.isin(samples.arms, sorted(arms))).any():
+            return difficulty_of(samples.right[:, of])
+    return None
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------
@@ -151,25 +176,24 @@ def _clock(analysis: Analysis) -> tuple[np.ndarray | None, dict[str, Any] | None
 def _policy(
     policy: ReplayedPolicy,
     judged: ReplayedPolicy,
-    reference: ReplayedPolicy | None,
+    reference: Outcome | None,
     weights: np.ndarray | None,
     seconds: np.ndarray | None,
     margin: float,
 ) -> dict[str, Any]:
-    """Return one policy: its curve, and its operating point beside the largest fixed k."""
+    """Return one policy: its curve, and its operating point beside the reference."""
     bands: tuple[Any, Any] = [None] * len(policy.curve), [None] * len(policy.curve)
     if weights is not None:
         bands = compare.percentiles(weights @ np.stack([point.correct for point in judged.curve]).T)
-    largest = None if reference is None else reference.curve[-1]
 
     def beside(point: Outcome) -> dict[str, Any]:
-        return {} if largest is None else compare.against(point, largest, seconds, margin)
+        return {} if reference is None else compare.against(point, reference, seconds, margin)
 
     curve = []
     for i, (threshold, point) in enumerate(zip(policy.thresholds, policy.curve, strict=True)):
         listed = bool(policy.listed[i])
         row = {
-            "name": compare.row_name(policy.family, policy.label, policy.series, threshold) if listed else None,
+            "name": policy.row_name(threshold) if listed else None,
             "threshold": json_number(threshold),
             **_point(point, seconds),
         }
@@ -182,6 +206,7 @@ def _policy(
         "name": policy.name,
         "family": policy.family,
         "series": policy.series,
+        "arms": [] if policy.ladder is None else list(policy.ladder.arms),
         "p_inc": None if policy.p_inc is None else {str(k): json_number(value) for k, value in policy.p_inc.items()},
         "curve": curve,
         "operating_point": None,
@@ -195,6 +220,8 @@ def _policy(
             **_point(policy.chosen, seconds),
             **{name: json_number(getattr(accuracy, name)) for name in ("low", "high")},
             "share_at_k": compare.shares_at(policy.natural_k),  # type: ignore[arg-type]
+            "responses": policy.responses,
+            "gave_up": policy.gave_up,
             **beside(policy.chosen),
         }
     if policy.own is not None:
@@ -215,20 +242,21 @@ def _point(point: Outcome, seconds: np.ndarray | None) -> dict[str, Any]:
     return {**row, "accepted": float(point.accepted.mean()), "mean_k": float(point.k.mean())}
 
 
-def _gain(reference: ReplayedPolicy | None, ks: Sequence[int]) -> dict[str, Any] | None:
-    """Return what the largest k of power sampling adds to k = 2, or to the smallest; None for one k."""
-    if reference is None or len(ks) < 2:
+def _gain(fixed: ReplayedPolicy, largest: int | None) -> dict[str, Any] | None:
+    """Return what the reference adds to 2 responses of its series, or to the smallest row; None for one row."""
+    ks = [int(k) for k in fixed.thresholds[fixed.listed] if largest is not None and k <= largest]
+    if len(ks) < 2 or largest is None:
         return None
-    points = dict(zip(reference.thresholds.astype(int).tolist(), reference.curve, strict=True))
     small = 2 if 2 in ks[:-1] else ks[0]
-    difference = paired(points[ks[-1]].correct, points[small].correct)
+    before, after = point_at(fixed, small), point_at(fixed, largest)
+    difference = paired(after.correct, before.correct)
     if not difference.num_questions:
         return None
     return {
-        "from": small,
-        "to": ks[-1],
+        "from": fixed.row_name(small),
+        "to": fixed.row_name(largest),
         "difference": plain(difference),
-        "tokens_times": float(points[ks[-1]].tokens.mean() / points[small].tokens.mean()),
+        "tokens_times": float(after.tokens.mean() / before.tokens.mean()),
         "questions_needed": needed(difference.value, difference.stderr, difference.num_questions),
     }
 
@@ -236,13 +264,12 @@ def _gain(reference: ReplayedPolicy | None, ks: Sequence[int]) -> dict[str, Any]
 def _mcnemar(analysis: Analysis, judged: Sequence[ReplayedPolicy], graded: np.ndarray) -> list[dict[str, Any]]:
     if not graded.any():
         return []
-    power = judged[0] if judged[0].family == "fixed" and judged[0].series == "power" else None
-    largest = None
-    if analysis.correct is not None:
-        largest = analysis.correct[:, 0, -1]
-    elif power is not None:
-        largest = power.curve[-1].correct == 1  # all trajectories, whatever their order
-    return compare.mcnemar_tests(judged, largest, f"fixed-k{analysis.ks[-1]}" if analysis.ks else "")
+    fixed, largest, name = judged[0], None, ""
+    if analysis.main in analysis.correct:
+        largest, name = analysis.correct[analysis.main][:, 0, -1], f"{analysis.main} {analysis.ks[-1]}"
+    elif analysis.reference is not None:  # all responses, whatever their order
+        largest, name = fixed.curve[-1].correct == 1, fixed.row_name(fixed.thresholds[-1])
+    return compare.mcnemar_tests(judged, largest, name)
 
 
 def _store(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
@@ -252,7 +279,7 @@ def _store(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
         "policy": manifest.policy,
         "aggregator": manifest.aggregator,
         "seed": manifest.seed,
-        "sampler": manifest.sampler,
+        "arms": manifest.arms,
         "clock": manifest.calibration,
         "fingerprint": manifest.fingerprint,
         "num_questions": len(whole.question_ids),
@@ -283,8 +310,8 @@ def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]], sources: Seque
             notes.append(f"{what}: {', '.join(f'{name} {n:,}' for name, n in counts.items() if n)}.")
     if any(one.family == "fixed" and len(one.curve) > 1 for one in analysis.policies):
         notes.append(
-            f"Fixed k is the mean over {analysis.num_orders} orders of the same trajectories, with every k that was "
-            "sampled between those of the table where tokens are matched."
+            f"Fixed budgets are means over {analysis.num_orders} orders of the same responses, with every number that "
+            "was sampled between those of the table where tokens are matched."
         )
     cancelled = {
         one.series: one.live.cancelled.mean() / one.live.outcome.tokens.mean() for one in tables if one.live is not None
@@ -307,10 +334,10 @@ def _notes(analysis: Analysis, entries: Sequence[dict[str, Any]], sources: Seque
         for table in tables
         if "law" in table.manifest.policy
     ]
-    power = [table.manifest for table in tables if table.series == "power" or table.live is not None]
     manifests = [table.manifest for table in tables]
+    arms = {arm: [m.arms[arm] for m in manifests if arm in m.arms] for m in manifests for arm in m.arms}
     for what, values in {
-        "sampler settings": [manifest.sampler for manifest in power],
+        **{f"settings of the arm {arm}": values for arm, values in arms.items()},
         "seeds": [manifest.seed for manifest in manifests],
         "aggregators": [manifest.aggregator for manifest in manifests],
     }.items():

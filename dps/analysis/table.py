@@ -6,6 +6,7 @@ of live policies the recorded answers, costs and decisions are kept. ``policies`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 from dps.analysis.mixing import ChainTrace, traces_of
 from dps.analysis.words import plain
 from dps.decide.aggregate import has_grade
+from dps.decide.ladder import Ladder
 from dps.decide.samples import Samples, fixed_ladder, samples_of
 from dps.errors import InputError
 from dps.estimates import estimate
-from feature_store import Manifest, Question, Store
+from feature_store import Manifest, Question, Store, Trajectory
 
 _READINGS = ("flexible", "strict", "without_strict", "ungradable")
 """Shares of a question's responses: right wherever the answer stands, right in the form that was asked for alone,
@@ -59,6 +61,10 @@ class Live:
     """Tokens of trajectories that were begun early and not needed, of each question: shape (Q,)."""
     prompt_tokens: np.ndarray
     """Length of each prompt: shape (Q,)."""
+    counts: dict[str, np.ndarray]
+    """Responses of each arm, of each question: shape (Q,)."""
+    ahead: np.ndarray
+    """Votes by which its leading answer was ahead: shape (Q,)."""
     ungradable: np.ndarray
     """Whether the question has a grade, but the grader could not decide on the recorded answer: shape (Q,), bool."""
     decisions: tuple[tuple[tuple[int, float], ...], ...]
@@ -72,11 +78,11 @@ class StoreTable:
     name: str
     """Name of its folder."""
     series: str
-    """Name of its policy: ``power``, ``plain``, ``lowtemp``, or that of a live controller or rule."""
+    """Name of its policy: that of an arm (``power``, ``plain``), of a live controller or rule, or ``harvest``."""
     manifest: Manifest
     """Its manifest."""
-    ks: tuple[int, ...]
-    """The k's that a fixed policy was run for; none of a live one."""
+    ladder: Ladder
+    """What its policy climbs: to the end where it is fixed."""
     samples: Samples | None
     """The trajectories of a fixed policy."""
     live: Live | None
@@ -85,6 +91,11 @@ class StoreTable:
     """The recorded steps of each question's chains, where they were read."""
     readings: dict[str, tuple[float, ...]]
     """The shares of :data:`_READINGS` of each graded question whose strict answers were looked for."""
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Responses after each rung."""
+        return self.ladder.ks
 
     @property
     def question_ids(self) -> tuple[str, ...]:
@@ -106,8 +117,9 @@ class StoreTable:
         of = self.live
         assert of is not None
         decisions = tuple(of.decisions[i] for i in rows)
-        columns = (of.outcome.on(rows), of.cancelled[rows], of.prompt_tokens[rows], of.ungradable[rows])
-        live = Live(tuple(question_ids), *columns, decisions)
+        counts = {arm: values[rows] for arm, values in of.counts.items()}
+        columns = (of.outcome.on(rows), of.cancelled[rows], of.prompt_tokens[rows], counts, of.ahead[rows])
+        live = Live(tuple(question_ids), *columns, of.ungradable[rows], decisions)
         return replace(self, live=live)
 
 
@@ -124,15 +136,15 @@ def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
     if everything:
         questions = _keeping(questions, traces, readings)
     samples = live = None
-    ks: tuple[int, ...] = ()
     if policy.get("family") == "dynamic":
-        live = _live(questions)
+        ladder = Ladder.parse(policy.get("ladder", ()))
+        live = _live(questions, ladder)
     else:
         ladder = fixed_ladder(store.manifest, folder)
-        ks, samples = ladder.ks, samples_of(questions, ladder.totals, folder)
+        samples = samples_of(questions, ladder.totals, folder)
         samples = samples.on(sorted(samples.question_ids))
     name = store.folder.resolve().name
-    return StoreTable(name, str(policy["name"]), store.manifest, ks, samples, live, traces, readings)
+    return StoreTable(name, str(policy["name"]), store.manifest, ladder, samples, live, traces, readings)
 
 
 def _keeping(
@@ -151,7 +163,7 @@ def _keeping(
         yield question
 
 
-def _live(questions: Iterable[Question]) -> Live:
+def _live(questions: Iterable[Question], ladder: Ladder) -> Live:
     rows = []
     for question in questions:
         used, is_graded = question.trajectories, has_grade(question)
@@ -166,16 +178,29 @@ def _live(questions: Iterable[Question]) -> Live:
             question.num_cancelled_tokens,
             question.num_prompt_tokens,
             is_graded and question.correct is None,
+            _lead(used),
+            *(sum(t.arm == arm for t in used) for arm in ladder.arms),
         )
         rows.append((question.question_id, values, tuple((d.k, d.p_enough) for d in question.decisions)))
     rows.sort(key=lambda row: row[0])
-    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 9).T
+    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 10 + len(ladder.arms)).T
     ids, decisions = tuple(row[0] for row in rows), tuple(row[2] for row in rows)
-    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7], columns[8] > 0, decisions)
+    counts = dict(zip(ladder.arms, columns[10:], strict=True))
+    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7], counts, columns[9], columns[8] > 0, decisions)
 
 
-def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
-    """Return what a result says of a store, of the compared questions in ``table`` and of its whole, JSON values."""
+def _lead(trajectories: Sequence[Trajectory]) -> int:
+    """Return by how many votes the leading answer is ahead of the second."""
+    votes = Counter(t.answer_class for t in trajectories if t.answer_class >= 0)
+    top, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
+    return top - second
+
+
+def describe_source(table: StoreTable, whole: StoreTable) -> list[dict[str, Any]]:
+    """Return what a result says of a store, of the compared questions in ``table`` and of its whole, JSON values.
+
+    A live policy is one entry, each arm of other stores is one.
+    """
     entry: dict[str, Any] = {
         "store": table.name,
         "series": table.series,
@@ -183,17 +208,24 @@ def describe_source(table: StoreTable, whole: StoreTable) -> dict[str, Any]:
         "num_questions_in_store": len(whole.question_ids),
         "num_ungraded": len(whole.question_ids) - len(whole.graded),
     }
-    if table.samples is None:
-        return {**entry, "num_ungradable": int(table.live.ungradable.sum())}  # type: ignore[union-attr]
     samples = table.samples
-    return {
-        **entry,
-        "num_ungradable": int((~samples.gradable)[samples.has_grade].sum()),
-        "num_trajectories": samples.num_trajectories,
-        "accuracy_one": plain(estimate(samples.right[samples.has_grade].mean(axis=1)))["value"],
-        "tokens_one": float(samples.generated.mean()),
-        "no_answer": float((samples.classes < 0).mean()),
-    }
+    if samples is None:
+        return [{**entry, "num_ungradable": int(table.live.ungradable.sum())}]  # type: ignore[union-attr]
+    entries = []
+    for arm in dict.fromkeys(samples.arms):
+        of = np.array(samples.arms) == arm
+        entries.append(
+            {
+                **entry,
+                "series": table.series if len(table.ladder.arms) == 1 else arm,
+                "num_ungradable": int((~samples.gradable[:, of])[samples.has_grade].sum()),
+                "num_trajectories": int(of.sum()),
+                "accuracy_one": plain(estimate(samples.right[samples.has_grade][:, of].mean(axis=1)))["value"],
+                "tokens_one": float(samples.generated[:, of].mean()),
+                "no_answer": float((samples.classes[:, of] < 0).mean()),
+            }
+        )
+    return entries
 
 
 def describe_readings(table: StoreTable) -> dict[str, Any] | None:
