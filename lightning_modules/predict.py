@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from dps.decide.features import HIDDEN
-from dps.decide.ladder import POWER, from_ks
+from dps.decide.ladder import POWER, Ladder, from_ks
+from dps.decide.samples import fixed_ladder
 from dps.decide.table import make_table
 from dps.errors import InputError
 from feature_store import Store
@@ -21,19 +22,20 @@ _TOGETHER = 32
 
 
 def predict_orders(
-    path: str, store_folder: Path, question_ids: Sequence[str], orders: np.ndarray, ks: tuple[int, ...]
-) -> tuple[np.ndarray, float]:
-    """Return p_enough of some questions of a store in every order at every checkpoint, and the controller's threshold.
+    path: str, store_folder: Path, question_ids: Sequence[str], orders_of: Callable[[Ladder], np.ndarray]
+) -> tuple[Ladder, np.ndarray, float, str]:
+    """Return a controller's ladder, what it says of a store's questions in every order, its threshold and its label.
+
+    It says p_enough after every rung but the last: shape (Q, O, C).
 
     Args:
         path: Checkpoint, run folder or controller folder.
         store_folder: A harvest with features.
         question_ids: Q of its questions.
-        orders: Orders of the trajectories of each: shape (Q, O, K).
-        ks: C checkpoints, then the maximum.
+        orders_of: Returns the columns in which a ladder's responses come, of each question: shape (Q, O, n).
 
     Raises:
-        InputError: If the controller does not fit the harvest, was trained on it, or knows other checkpoints.
+        InputError: If the controller does not fit the harvest, was trained on it, or the harvest lacks responses.
     """
     controller = load_controller(path)
     store = Store.open(store_folder)
@@ -44,11 +46,9 @@ def predict_orders(
             f"The controller {path} was trained on {store_folder} itself, so a replay there would flatter it: give the "
             "folder of dps crossval, or replay another harvest."
         )
-    if set(ks[:-1]) - set(controller.ks[:-1]):
-        raise InputError(
-            f"The controller {path} was trained to be asked at k = {', '.join(map(str, controller.ks[:-1]))}, the "
-            f"replay asks at {', '.join(map(str, ks[:-1]))}: set k to its range."
-        )
+    ladder = from_ks(POWER, controller.ks)
+    orders, ks = orders_of(ladder), ladder.ks
+    held = fixed_ladder(store.manifest, str(store_folder)).totals
     parts = controller.estimator.parts
     place = {question_id: row for row, question_id in enumerate(question_ids)}
     p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
@@ -57,8 +57,8 @@ def predict_orders(
         rows = [place[question.question_id] for question in questions]
         table = make_table(
             questions,
-            ladder=from_ks(POWER, ks),
-            totals={POWER: orders.shape[2]},
+            ladder=ladder,
+            totals={arm: held[arm] for arm in held if arm in ladder.arms},
             aggregator=store.manifest.aggregator,
             calibration=controller.calibration,
             parts=parts,
@@ -67,4 +67,4 @@ def predict_orders(
         )
         controller.check_sizes(table.hidden_size, table.embedding.shape[1])
         p_enough[rows] = predict_table(controller.estimator, table)
-    return p_enough, controller.threshold
+    return ladder, p_enough, controller.threshold, controller.label

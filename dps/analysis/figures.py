@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from dps.analysis.findings import best_rule, rows_of
+from dps.analysis.findings import rows_of
 from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
 from dps.analysis.mixing import SMALL
 from dps.analysis.published import shown_ks
@@ -49,12 +49,7 @@ _STYLE = {
     "ytick.labelcolor": INK,
     "svg.fonttype": "path",
 }
-_NAMES = {
-    "fixed": "power sampling, fixed k",
-    "fixed (plain)": "plain sampling",
-    "fixed (lowtemp)": "low temperature",
-}
-_MOST_NAMED = 12
+_MOST_NAMED = 8
 """Curves that a reader of a figure can tell apart."""
 COST_WORDS = {
     "tokens": "generated tokens per question, rejected ones included",
@@ -128,7 +123,6 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
     axes.set_xscale("log")
     axes.set_xlabel(COST_WORDS[cost])
     handles: dict[str, Any] = {}
-    others: dict[str, Any] = {}
     ends: list[tuple[float, float, float]] = []
     front = front_of(result, cost)
     if front:
@@ -141,7 +135,7 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         mark, label = marks[policy["policy"]], policy["policy"]
         points = [p for p in policy["curve"] if p["accuracy"] is not None and p[cost]]
         rows = [row for row in rows_of(policy) if row["accuracy"] is not None and row[cost]]
-        if not points and not rows:
+        if label not in named or (not points and not rows):
             continue
         x, y, low, high = ([point[key] for point in points] for key in (cost, "accuracy", "low", "high"))
         if policy["family"] == "fixed":  # the bands of all would cover one another; these show how wide they are
@@ -150,15 +144,10 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         places = np.arange(12 * max(len(x) - 1, 0) + 1) / 12
         bent = [np.interp(places, np.arange(len(x)), values) for values in (x, y) if values]
         bound = policy["family"] == "oracle"
-        look = {"linewidth": 0.7 if bound else 1.2} if label in named else {"linewidth": 0.6, "alpha": 0.45}
-        [line] = axes.plot(*bent, color=mark.color, linestyle=mark.line, **look, zorder=2)
+        width = 0.7 if bound else 1.2
+        axes.plot(*bent, color=mark.color, linestyle=mark.line, linewidth=width, zorder=2)
         ends += [(point[cost], point["low"], point["high"]) for point in points]
-        if label not in named:
-            others.setdefault("other bounds" if bound else "other rules", line)
-            continue
         if policy["family"] == "fixed":
-            short = shown_ks(int(policy["curve"][-1]["threshold"]))
-            rows = [row for row in rows if len(rows) <= 8 or row["threshold"] in short]
             for row in rows:
                 place = (row[cost], row["accuracy"])
                 axes.annotate(
@@ -166,29 +155,36 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
                 )
         chosen = policy["operating_point"] is not None and not bound
         drawn = [_row(axes, row, cost, mark, chosen=chosen) for row in rows]
-        handles[_NAMES.get(label, label)] = drawn[-1]
+        if drawn:
+            handles[f"fixed budgets, {policy['series']}" if policy["name"] == "fixed" else label] = drawn[-1]
         ends += [(point[cost], point["low"], point["high"]) for point in rows]
     _scales(axes, ends)
-    return handles | others
+    return handles
 
 
 def named_of(result: Mapping[str, Any]) -> set[str]:
-    """Return the policies that the static figure of a result names, so that a reader sees first what decides.
+    """Return the policies that the static figure of a result shows, so that a reader sees what decides.
 
-    Of more than :data:`_MOST_NAMED` curves these are fixed k, controllers, the best rule over each sampler, and what
-    bounds power sampling. The others are faint lines there; the interactive figure names all.
+    Of more than :data:`_MOST_NAMED` curves these are, until there are so many: majority votes of each arm, the best
+    controller, ``lead`` where it saves most, ``votes-dp`` and ``oracle`` of that ladder, then ``lead`` on the other
+    ladders. The interactive figure has all.
     """
     policies = result["policies"]
     if sum(len(policy["curve"]) > 1 for policy in policies) <= _MOST_NAMED:
         return {policy["policy"] for policy in policies}
-    best = {best_rule(policies, policy["series"]) for policy in policies}
-    return {
-        policy["policy"]
-        for policy in policies
-        if policy["family"] in ("fixed", "controller")
-        or policy["policy"] in best
-        or policy["policy"] in ("oracle", "votes-bound")
-    }
+
+    def best(**wanted: str) -> list[Mapping[str, Any]]:
+        """Return the policies with operating points, those that exclude a loss first and the cheapest of them first."""
+        some = [p for p in policies if p["operating_point"] and all(p[key] == value for key, value in wanted.items())]
+        return sorted(some, key=lambda p: (not p["operating_point"].get("no_loss"), p["operating_point"]["tokens"]))
+
+    controllers, leads = best(family="controller"), best(name="lead")
+    decides = [*controllers[:1], *leads[:1]]
+    series = [policy["series"] for policy in decides]
+    bounds = [p for p in policies if p["name"] in ("votes-dp", "oracle") and p["series"] in series[-1:]]
+    budgets = [p for p in policies if p["name"] == "fixed" and len(p["arms"]) == 1]
+    ordered = [*budgets[: _MOST_NAMED - 4], *decides, *bounds, *leads[1:], *controllers[1:]]
+    return set([policy["policy"] for policy in ordered][:_MOST_NAMED])
 
 
 def _row(axes: Axes, row: Mapping[str, Any], cost: str, mark: Mark, *, chosen: bool) -> Any:
@@ -212,8 +208,9 @@ def _row(axes: Axes, row: Mapping[str, Any], cost: str, mark: Mark, *, chosen: b
 
 
 def level_of(result: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of the largest fixed k of power sampling; None without one."""
-    return None if result["reference"] is None else result["policies"][0]["curve"][-1]["accuracy"]
+    """Return the accuracy of the reference; None without one."""
+    rows = rows_of(result["policies"][0])
+    return next((row["accuracy"] for row in rows if row["name"] == result["reference"]), None)
 
 
 def front_of(result: Mapping[str, Any], cost: str) -> list[tuple[float, float]]:
@@ -354,11 +351,8 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
             mark = mark_of_series(policy)
             curve = [{**row, "pass_at_k_stderr": row["stderr"]} for row in rows if row["policy"] == policy]
             ks = [row["k"] for row in curve]
-            name = {"power": "power sampling", "plain": "plain sampling", "lowtemp": "low temperature"}.get(
-                policy, policy
-            )
             marked = [k - 1 for k in shown_ks(ks[-1])]
-            _band(axes, ks, curve, "pass_at_k", mark.color, mark.marker, mark.line, name, marked)
+            _band(axes, ks, curve, "pass_at_k", mark.color, mark.marker, mark.line, policy, marked)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(shown_ks(largest)))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -1,7 +1,7 @@
 """What a result says first: plain sentences, computed from what ``report.json`` or ``replay.json`` holds.
 
-Each function answers one question that a reader asks and says so where the data do not decide. Where cheap samples win
-at equal tokens, that comes first (METHOD section 6). "No loss" is shown, not assumed (section 7).
+Each function answers one question that a reader asks and says so where the data do not decide. Where cheaper sampling
+wins at equal tokens, that comes first (METHOD section 6). "No loss" is shown, not assumed (section 7).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dps.analysis.words import (
     questions,
     signed_points,
 )
+from dps.decide.ladder import POWER, Ladder
 from dps.estimates import FEWEST, LARGEST_STDERR, fewest_questions
 
 CHEAPER = 0.9
@@ -95,14 +96,14 @@ def _turned(difference: Entry) -> Entry:
 
 
 def _loss(at: Entry, result: Entry) -> tuple[str, str]:
-    """Say what a point shows of the accuracy that it gives up against the largest k, and what holds for it alone."""
+    """Say what a point shows of the accuracy that it gives up against the reference, and what holds for it alone."""
     margin, count = points_of(result["margin"]), result["num_graded"]
     if at["no_loss"]:
         return f"a loss of {margin} is excluded", _fixed_too(at, result)
     difference, least = at["accuracy_difference"], fewest_questions(result["margin"])
     not_excluded = f"a loss of {margin} is not excluded"
     if difference["high"] is not None and difference["high"] < 0:
-        return f"below k = {result['ks'][-1]}, {not_excluded}", ""
+        return f"below {result['reference']}, {not_excluded}", ""
     if least is not None and count < least:
         return f"{not_excluded} ({count:,} questions are too few, it takes at least {least:,})", ""
     if count < FEWEST or not (difference["stderr"] or 0.0) <= LARGEST_STDERR:
@@ -112,10 +113,10 @@ def _loss(at: Entry, result: Entry) -> tuple[str, str]:
 
 
 def _fixed_too(at: Entry, result: Entry) -> str:
-    """Name the largest fixed k that spends no more and excludes a loss, too, where there is one."""
-    power = next(p for p in result["policies"] if p["family"] == "fixed" and p["series"] == "power")
-    same = [row for row in rows_of(power) if row["no_loss"] and row["tokens"] <= at["tokens"]]
-    return f"; fixed k = {same[-1]['threshold']:g} shows the same with no more tokens" if same else ""
+    """Name the largest budget of the reference's series that spends no more and excludes a loss, where there is one."""
+    rows = rows_of(result["policies"][0])
+    same = [row for row in rows if row["no_loss"] and row["tokens"] <= at["tokens"]]
+    return f"; {same[-1]['name']} shows the same with no more tokens" if same else ""
 
 
 # -- the sentences -----------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def _leading(result: Entry, family: str) -> Entry | None:
         policy
         for policy in result["policies"]
         if policy["family"] == family
-        and policy["series"] == "power"
+        and (family == "controller" or policy["series"] == result["main_series"])
         and policy["operating_point"] is not None
         and policy["operating_point"].get("no_loss")
     ]
@@ -144,12 +145,13 @@ def _leading(result: Entry, family: str) -> Entry | None:
 
 
 def _rivals(result: Entry) -> list[str]:
-    """Say how self-consistency over cheap samples does at the tokens of power sampling: where it wins, first."""
+    """Say how other arms and ladders do at the tokens of the main one: where they win, first."""
+    what = _others(result)
     leading = _leading(result, "controller") or _leading(result, "rule")
     names = [name for name in (result["reference"], leading and leading["policy"]) if name]
     wins, others = [], []
     for name in names:
-        rows = [m for m in result["matched_tokens"] if m["policy"] == name and m["rival_series"] != "power"]
+        rows = [m for m in result["matched_tokens"] if m["policy"] == name and m["rival_series"] != m["series"]]
         if not rows:
             continue
         row = _strongest(rows)
@@ -158,43 +160,50 @@ def _rivals(result: Entry) -> list[str]:
             f"{row['rival']} reaches {percent(row['rival_accuracy'])} with {tokens}, {name} {percent(row['accuracy'])}"
         )
         if row["verdict"] == "below":
-            wins.append(f"Self-consistency over cheap samples wins: {reached} ({_measured(row, of_rival=True)}).")
+            wins.append(f"{what.capitalize()} wins: {reached} ({_measured(row, of_rival=True)}).")
         elif row["verdict"] == "undecided" and row["rival_tokens"] < CHEAPER * row["tokens"]:
             others.append(
-                f"Self-consistency over cheap samples is not told apart from {name} at "
+                f"{what.capitalize()} is not told apart from {name} at "
                 f"{row['rival_tokens'] / row['tokens']:.2f} of its tokens: {reached} "
                 f"({_measured(row, of_rival=True)}{_decided(row)})."
             )
         else:
             more = "; what more samples would reach was not measured" if row["rival_exhausted"] else ""
             others.append(
-                f"{name} is {_VERDICTS[row['verdict']]} the best self-consistency over cheap samples ({row['rival']}, "
+                f"{name} is {_VERDICTS[row['verdict']]} the best {what.removeprefix('an')} ({row['rival']}, "
                 f"with {tokens}): {_measured(row)}{_decided(row)}{more}."
             )
     return wins + _other_wins(result, names) + others
 
 
+def _others(result: Entry) -> str:
+    """Return what arms and ladders other than the main one are called: cheap samples, beside power sampling alone."""
+    arms = {arm for policy in result["policies"] if policy["series"] == result["main_series"] for arm in policy["arms"]}
+    return "self-consistency over cheap samples" if arms <= {POWER} else "another arm or ladder"
+
+
 def _other_wins(result: Entry, told: Sequence[str]) -> list[str]:
-    """Name the other rows of power sampling that cheap samples win against at equal tokens."""
+    """Name the other rows of the main ladder that another arm or ladder wins against at equal tokens."""
     lost = [
         row
         for row in result["matched_tokens"]
-        if row["rival_series"] != "power" and row["verdict"] == "below" and row["policy"] not in told
+        if row["rival_series"] != row["series"] and row["verdict"] == "below" and row["policy"] not in told
     ]
     if not lost:
         return []
     policies, rivals = (listing(dict.fromkeys(row[name] for row in lost)) for name in ("policy", "rival"))
-    return [f"At equal tokens cheap samples ({rivals}) are ahead of {policies}, each comparison judged on its own."]
+    cheap = "cheap samples" if _others(result).endswith("samples") else "other arms and ladders"
+    return [f"At equal tokens {cheap} ({rivals}) are ahead of {policies}, each comparison judged on its own."]
 
 
 def _cheaper_rivals(result: Entry) -> list[str]:
-    """Name each rival's cheapest k that spends less than the largest fixed k and excludes a loss against it.
+    """Name each other arm's cheapest budget that spends less than the reference and excludes a loss against it.
 
-    The k's are tried from the dearest down until one does not exclude the loss, so that none is named for its luck.
+    The budgets are tried from the dearest down until one does not exclude the loss, so that none is named for its luck.
     """
     sentences = []
     for policy in result["policies"]:
-        if policy["family"] != "fixed" or policy["series"] == "power" or result["reference"] is None:
+        if policy["family"] != "fixed" or policy is result["policies"][0] or result["reference"] is None:
             continue
         named = None
         rows = [row for row in rows_of(policy) if row["tokens_ratio"]["value"] < 1]
@@ -225,20 +234,20 @@ def _best(result: Entry) -> list[str]:
 
 
 def _asking(result: Entry) -> list[str]:
-    """Say what each controller, and each live rule, saves, what that costs, and what fixed k gives for as much."""
+    """Say what each controller, and each live rule, saves, what that costs, and what fixed budgets give for as much."""
     told = ("controller",) if result["kind"] == "replay" else ("controller", "rule")
     points = {
         policy["policy"]: at
         for policy in result["policies"]
         if policy["family"] in told and (at := policy["operating_point"]) is not None and "tokens_ratio" in at
     }
-    last = result["ks"][-1] if points else 0
-    always = [name for name, at in points.items() if list(at["share_at_k"]) == [str(last)]]
+    ends = {p["policy"]: str(Ladder.parse(p["ladder"]).maximum) for p in result["policies"] if p["policy"] in points}
+    always = [name for name, at in points.items() if list(at["share_at_k"]) == [ends[name]]]
     saving = {name: at for name, at in points.items() if name not in always}
     sentences = [*_savings(saving, result), *_beside_fixed(list(saving), result)]
     if always:
         saved = "it" if len(always) == 1 else "they"
-        sentences.append(f"{listing(always)} always went on to k = {last}, so {saved} saved nothing.")
+        sentences.append(f"{listing(always)} always went on to the ladder's end, so {saved} saved nothing.")
     return sentences
 
 
@@ -249,21 +258,22 @@ def _savings(points: Mapping[str, Entry], result: Entry) -> list[str]:
         shown, alone = _loss(at, result)
         group = groups.setdefault(shown, [])
         needs = f"{at['tokens_ratio']['value']:.2f}"
-        needs = f" {needs}" if group else f" needs {needs} of the tokens of k = {result['ks'][-1]}"
+        needs = f" {needs}" if group else f" needs {needs} of the tokens of {result['reference']}"
         difference = at["accuracy_difference"]
         group.append(f"{name}{needs} ({signed_points(difference['value'])} points {between(difference)}{alone})")
     return [f"{listing(group)}: {shown}." for shown, group in groups.items()]
 
 
 def _beside_fixed(names: Sequence[str], result: Entry) -> list[str]:
-    """Say how policies do against fixed k at equal tokens, in one sentence."""
+    """Say how policies do against the reference's series of fixed budgets at equal tokens, in one sentence."""
     by_verdict: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
     for row in result["matched_tokens"]:
-        if row["policy"] in names and row["rival"] == "fixed":
+        if row["policy"] in names and row["rival"] == result["policies"][0]["policy"]:
             difference = row["difference"]
             shown = f"{row['policy']} ({signed_points(difference['value'])} points {between(difference)})"
             by_verdict[row["verdict"]].append(shown)
-    told = [f"{_VERDICTS[verdict]} fixed k: {listing(rows)}" for verdict, rows in by_verdict.items() if rows]
+    budgets = f"fixed {result['policies'][0]['series']} budgets"
+    told = [f"{_VERDICTS[verdict]} {budgets}: {listing(rows)}" for verdict, rows in by_verdict.items() if rows]
     if not told:
         return []
     alone = ", each comparison judged on its own" if sum(map(len, by_verdict.values())) > 1 else ""
@@ -286,7 +296,7 @@ def _rules(result: Entry) -> list[str]:
     sentences = []
     if rule is not None:
         at = rule["operating_point"]
-        count = sum((p["family"], p["series"]) == ("rule", "power") for p in result["policies"])
+        count = sum((p["family"], p["series"]) == ("rule", result["main_series"]) for p in result["policies"])
         sentences.append(
             f"Of the {count} rules that need no training, {rule['policy']} saves most, picked on these questions: "
             f"{interval(at['tokens_ratio']).replace(' [', ' of the tokens [')} at "
@@ -297,7 +307,7 @@ def _rules(result: Entry) -> list[str]:
     if worst is not None:
         sentences.append(
             f"At equal tokens {worst['policy']} is {_VERDICTS[worst['verdict']]} the strongest rule over the same "
-            f"trajectories ({worst['rival']}): {_measured(worst)}{_decided(worst)}."
+            f"responses ({worst['rival']}): {_measured(worst)}{_decided(worst)}."
             f"{_other_controllers(result, worst['policy'])}"
         )
     return sentences
@@ -306,7 +316,7 @@ def _rules(result: Entry) -> list[str]:
 def best_rule(policies: Sequence[Entry], series: str) -> str | None:
     """Return which rule of a series saves most without a loss, or is the most accurate where none excludes one."""
     rules = [p for p in policies if (p["family"], p["series"]) == ("rule", series) and p["operating_point"] is not None]
-    saving = _leading({"policies": rules}, "rule")
+    saving = _leading({"policies": rules, "main_series": series}, "rule")
     if saving is None and rules:
         saving = max(rules, key=lambda p: (p["operating_point"]["accuracy"], -p["operating_point"]["tokens"]))
     return saving and saving["policy"]
@@ -339,11 +349,13 @@ def _left(result: Entry) -> list[str]:
 
 
 def _strongest_rule(result: Entry, policy: str) -> Entry | None:
-    """Return the comparison of a policy with the rule over power sampling that does best at its tokens."""
+    """Return the comparison of a policy with the rule on the same ladder that does best at its tokens."""
     rows = [
         row
         for row in result["matched_tokens"]
-        if row["policy"] == policy and row["rival_series"] == "power" and row["rival_family"] in ("rule", "chance")
+        if row["policy"] == policy
+        and row["rival_series"] == row["series"]
+        and row["rival_family"] in ("rule", "chance")
     ]
     return _strongest(rows) if rows else None
 
@@ -368,6 +380,6 @@ def _gain(result: Entry) -> list[str]:
     sure = difference["low"] > 0 or difference["high"] < 0
     entry = {"verdict": "above" if sure else "undecided", "questions_needed": gain["questions_needed"]}
     return [
-        f"Fixed k = {gain['to']} against k = {gain['from']}: {signed_points(difference['value'])} points "
+        f"{gain['to']} against {gain['from']}: {signed_points(difference['value'])} points "
         f"{between(difference)} for {gain['tokens_times']:.1f} times the tokens{_decided(entry)}."
     ]

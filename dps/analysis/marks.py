@@ -19,7 +19,7 @@ INK, MUTED, GRID, SURFACE = "#1f2328", "#5d6670", "#e3e6ea", "#ffffff"
 # Okabe and Ito's palette, which people with colour-blindness can tell apart; line style and marker say the same again.
 POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#009e73", "#6f6f6f"
 RULE = "#7a5c00"
-"""Rules that need no training, over power sampling."""
+"""Rules that need no training, on the main ladder."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -56,8 +56,13 @@ _MARKERS = {
     "lead-2": "D",
     "lead-3": "p",
     "random": "d",
+    "best_logprob": "<",
+    "best_logprob_per_token": ">",
+    "weighted": "D",
+    "weighted_per_token": "d",
+    "majority": "p",
 }
-_BOUNDS = {"oracle": "o", "votes-bound": "s", "votes-dp": "h"}
+_BOUNDS = {"oracle": "o", "votes-bound": "s", "votes-dp": "h", "giving-up": "v"}
 _SPARE_MARKERS = ("s", "v", "o")
 _BROKEN: Dashes = (5, 1.5, 1.5, 1.5)
 _DASHES: tuple[Dashes, ...] = ((), (5, 2), (1.5, 1.5), _BROKEN, (8, 2), (3, 1.5), (8, 2, 1.5, 2))
@@ -92,31 +97,42 @@ class Mark:
 
 
 def mark_of_series(series: str) -> Mark:
-    """Return how fixed k of a source is drawn."""
+    """Return how fixed budgets of an arm are drawn."""
     return Mark(*_SERIES.get(series, (OTHER, "s", _BROKEN)))
 
 
 def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
-    """Return how each policy of one or several results is drawn, by label; one that comes again is drawn as before."""
+    """Return how each policy of one or several results is drawn, by label; one that comes again is drawn as before.
+
+    The colour is that of the only arm; the dashes say which ladder it is.
+    """
     marks: dict[str, Mark] = {}
     spare = iter(_SPARE_MARKERS * len(policies))
     seen = dict.fromkeys(("controller", "rule"), 0)
+    places: dict[str, int] = {}
     for policy in policies:
-        label, family, of_series = policy["policy"], policy["family"], mark_of_series(policy["series"])
+        label, name, family = policy["policy"], policy["name"], policy["family"]
         if label in marks:
             continue
+        of_arm = mark_of_series(policy["arms"][0]) if len(policy["arms"]) == 1 else Mark(RULE, "s", _BROKEN)
+        is_main = label == name  # labels of others name the ladder
+        place = 0 if is_main else places.setdefault(policy["series"], len(places) + 1)
+        dashes = _DASHES[place] if place < len(_DASHES) else (2.0 + place, 2.0)
         if family == "oracle":
-            marks[label] = Mark(OTHER, _BOUNDS[policy["name"]], of_series.dashes, hollow=True)
+            marks[label] = Mark(OTHER, _BOUNDS[name], dashes, hollow=True)
         elif family == "chance":
-            marks[label] = Mark(OTHER, _MARKERS.get(policy["name"], "d"), (1.5, 1.5))
+            marks[label] = Mark(OTHER, _MARKERS.get(name, "d"), (1.5, 1.5))
         elif family == "fixed":
-            marks[label] = of_series
-        elif policy["series"] != "power":
-            marks[label] = Mark(of_series.color, _MARKERS.get(policy["name"], "8"), of_series.dashes, hollow=True)
+            known = len(policy["arms"]) == 1 and policy["arms"][0] in _SERIES
+            marks[label] = of_arm if known else Mark(of_arm.color, of_arm.marker, dashes)
+            if name != "fixed":  # another way to choose the answer
+                marks[label] = Mark(of_arm.color, _MARKERS.get(name, "8"), (1.0, 2.0 + place), hollow=True)
+        elif family == "rule" and not is_main:
+            marks[label] = Mark(of_arm.color, _MARKERS.get(name, "8"), dashes, hollow=True)
         else:
-            marker = _MARKERS.get(policy["name"]) or next(spare)
+            marker = _MARKERS.get(name) or next(spare)
             color = CONTROLLER if family == "controller" else RULE
-            hollow = policy["name"] in LEADS  # one point of the curve of ``lead``, without a line
+            hollow = name in LEADS  # one point of the curve of ``lead``, without a line
             marks[label] = Mark(color, marker, () if hollow else _DASHES[seen[family] % len(_DASHES)], hollow)
             seen[family] += not hollow
     return marks

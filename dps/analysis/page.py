@@ -26,11 +26,10 @@ from dps.analysis.mixing import FROZEN, SMALL
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("theme.js", "curves.js", "questions.js")
 GROUPS = {
-    "fixed": "Power sampling, fixed k",
-    "controller": "Power sampling, a trained controller decides k",
-    "rule": "Power sampling, a rule without training decides k",
+    "controller": "A trained controller decides",
+    "rule": "A rule without training decides",
+    "fixed": "Fixed budgets",
     "bound": "Bounds that nobody can run, and chance",
-    "cheap": "Self-consistency over cheap samples",
 }
 """Headings of the table, in order."""
 COSTS = {"tokens": "tokens", "calibrated_s": "time", "compute_s": "compute", "latency_s": "latency"}
@@ -59,6 +58,7 @@ def render_page(result: Result, figures: Mapping[str, str]) -> str:
         mcnemar_columns=columns,
         mcnemar=tests,
         spending=spending(result),
+        ladders={policy["series"]: policy["ladder"] for policy in result["policies"] if policy["ladder"]},
         small=SMALL,
         frozen=FROZEN,
     )
@@ -91,6 +91,7 @@ def _render(template: str, **values: Any) -> str:
         tie=tie,
         number=words.number,
         seconds=words.seconds,
+        rungs=words.rungs,
         thresholds=words.thresholds,
         settings=lambda values: ", ".join(f"{key} {value}" for key, value in values.items() if value is not None),
         in_percent=lambda value, stderr=None: tie(words.percent_with_error(value, stderr)),
@@ -147,15 +148,14 @@ def _marks(*results: Result) -> dict[str, dict[str, Any]]:
 
 # -- rows of tables ----------------------------------------------------------------------------------------------------
 
-_BLANK = dict.fromkeys(("accuracy_difference", "tokens_ratio", "time_ratio", "share_at_k", "thresholds", "no_loss"))
+_BLANK = dict.fromkeys(
+    ("accuracy_difference", "tokens_ratio", "time_ratio", "share_at_k", "thresholds", "no_loss", "responses", "gave_up")
+)
 
 
 def group_of(policy: Mapping[str, Any]) -> str:
     """Return which of :data:`GROUPS` a policy belongs to."""
-    family = policy["family"]
-    if policy["series"] != "power":
-        return "cheap"
-    return "bound" if family in ("chance", "oracle") else family
+    return "bound" if policy["family"] in ("chance", "oracle") else str(policy["family"])
 
 
 def operating_rows(result: Result) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def operating_rows(result: Result) -> list[dict[str, Any]]:
     """
     rows = []
     for policy in result["policies"]:
-        shared = {"policy": policy["policy"], "family": policy["family"], "group": group_of(policy)}
+        shared = {name: policy[name] for name in ("policy", "family", "series", "ladder")} | {"group": group_of(policy)}
         # Where nothing was chosen, no single loss was tested for a choice.
         shared["chosen"] = policy["operating_point"] is not None
         rows += [{**_BLANK, **row, **shared} for row in rows_of(policy)]
@@ -268,6 +268,7 @@ def _curves(name: str, result: Result) -> Markup:
         "title": result["title"],
         "costs": [{"name": COSTS[cost], "axis": COST_WORDS[cost]} for cost in costs],
         "policies": [{**_curve(policy, costs), **marks[policy["policy"]]} for policy in graded],
+        "main": result["main_series"],
         "groups": GROUPS,
         "fronts": [front_of(result, cost) for cost in costs],
         "level": level_of(result),
@@ -284,6 +285,7 @@ def _curve(policy: Mapping[str, Any], costs: Sequence[str]) -> dict[str, Any]:
     return {
         "name": policy["policy"],
         "group": group_of(policy),
+        "series": policy["series"],
         "marked": [] if chosen is not None else [point["name"] is not None for point in policy["curve"]],
         "points": [] if alone else [_point(point, costs, _what(policy, point)) for point in policy["curve"]],
         "at": None if chosen is None else _point(chosen, costs, *_operating(chosen)),
@@ -303,7 +305,7 @@ def _operating(row: Mapping[str, Any]) -> list[str]:
     if row.get("tokens_ratio") is not None:
         lines.append(
             f"{words.interval(row['tokens_ratio'])} of the tokens, {words.points_interval(row['accuracy_difference'])} "
-            "points against the largest k"
+            "points against the reference"
         )
     return lines
 

@@ -95,6 +95,7 @@ def run_replay(
     num_orders, seed = _drawn(config, out_of_fold, store.manifest)
 
     def orders_of(ladder: Ladder) -> np.ndarray:
+        check_held(ladder, whole.ladder, str(harvest))
         arms = [arm for arm in samples.arms if arm in ladder.arms]
         return ladder_orders(common, arms, ladder, num_orders, seed)
 
@@ -211,7 +212,7 @@ def ladders_of(config: ReplayConfig, table: StoreTable, folder: str, known: Sequ
     ``known`` are those of the controllers, which are climbed whatever the settings say.
 
     Raises:
-        InputError: If a ladder takes responses that the harvest lacks, or none has two rungs.
+        InputError: If a ladder has the name of another arm, or there is none.
     """
     totals = table.ladder.totals
     ladders = {name: Ladder.parse(rungs) for name, rungs in config.ladders.items()}
@@ -227,19 +228,24 @@ def ladders_of(config: ReplayConfig, table: StoreTable, folder: str, known: Sequ
     for name, ladder in ladders.items():
         if name in totals and ladder.arms != (name,):
             raise InputError(f"ladders.{name} has the name of an arm, but climbs {ladder}: give it another name.")
-        for arm, count in ladder.totals.items():
-            if count > totals.get(arm, 0):
-                has = ", ".join(f"{arm} {count}" for arm, count in totals.items())
-                raise InputError(
-                    f"Expected {count} responses of the arm {arm} in {folder}, which has {has}: sample them with dps "
-                    f"harvest --ladder '[{arm} {count}]' --output {folder}-{arm} and the harvest's other settings, "
-                    f"then dps store merge {folder} {folder}-{arm} --output FOLDER."
-                )
     if not ladders:
         raise InputError(
             f"Expected several responses of a question, so that policies may stop, but {folder} has one: harvest more."
         )
     return ladders
+
+
+def check_held(ladder: Ladder, held: Ladder, folder: str) -> None:
+    """Raise InputError if a ladder takes responses that the harvest (``folder``, which climbed ``held``) lacks."""
+    totals = held.totals
+    for arm, count in ladder.totals.items():
+        if count > totals.get(arm, 0):
+            has = ", ".join(f"{arm} {count}" for arm, count in totals.items())
+            raise InputError(
+                f"Expected {count} responses of the arm {arm} in {folder}, which has {has}: sample them with dps "
+                f"harvest --ladder '[{arm} {count}]' --output {folder}-{arm} and the harvest's other settings, "
+                f"then dps store merge {folder} {folder}-{arm} --output FOLDER."
+            )
 
 
 def _budgets(

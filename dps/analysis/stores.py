@@ -80,11 +80,11 @@ def model_identity(manifest: Manifest) -> dict[str, Any]:
 def choose_clock(manifests: Sequence[Manifest]) -> tuple[str, Mapping[str, float]] | None:
     """Return the one calibrated clock for all policies, with the policy it comes from; None if no store has one.
 
-    It is the clock of the power store, else of the first store that has one. One clock for all, because each store
-    measured its own under whatever else the machine was doing, and only tokens may tell policies apart here.
+    It is that of the first store that has one. One clock for all, because each store measured its own under whatever
+    else the machine was doing, and only tokens may tell policies apart here.
     """
     keys = ("seconds_per_token", "prefill_seconds_per_token")
-    for manifest in sorted(manifests, key=lambda m: m.policy["name"] != "power"):
+    for manifest in manifests:
         if all(key in manifest.calibration for key in keys):
             return str(manifest.policy["name"]), {key: float(manifest.calibration[key]) for key in keys}
     return None

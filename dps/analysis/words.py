@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from dps.estimates import Estimate
 
@@ -111,6 +112,12 @@ def thresholds(values: Sequence[float]) -> str:
         return ""
     low, high = (f"{end:.2g}".replace("-", "−") for end in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
+
+
+def rungs(texts: Sequence[str]) -> str:
+    """Return a ladder in few words: ``16 × plain 1, power 2``."""
+    runs = [(text, len(list(same))) for text, same in groupby(texts)]
+    return ", ".join(text if count == 1 else f"{count} × {text}" for text, count in runs)
 
 
 def listing(names: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ KINDS = {"evaluation": "report", "harvest": "report", "replay": "replay"}
 """What the files of a result are called, by its kind."""
 _CSV = ("policy", "family", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s")
 _PAGES = (".html", ".png", ".svg")
+_RECOMMENDATION = "recommendation.json"
+"""What ``dps recommend`` leaves in the folder of a replay; the page shows it."""
 
 
 def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     files = _pages(written)
     if name == "replay":
         files["replay.csv"] = _table(written)
+        (Path(output) / _RECOMMENDATION).unlink(missing_ok=True)  # of what stood there before
     _put(output, {**files, f"{name}.json": text}, name)
     return written
 
@@ -167,6 +170,12 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
             f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run "
             f"{command} again on its stores with this version."
         )
+    if (advice := Path(folder) / _RECOMMENDATION).is_file():
+        check_file(advice)
+        try:
+            result["recommendation"] = parse_json(advice.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"Expected {advice} as dps recommend wrote it, but it cannot be read: {error}.") from error
     return result
 
 

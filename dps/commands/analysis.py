@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def run_replay(arguments: list[str]) -> None:
 
     parser = parser_of(
         "replay",
-        "Run every policy over the stored trajectories of a harvest, at all thresholds, and compare them: controllers, "
-        "rules that need no training, fixed k, and self-consistency over the rivals' samples.",
+        "Run every policy over the stored responses of a harvest, on ladders over its arms, at all thresholds, and "
+        "compare them: controllers, rules that need no training, and fixed budgets.",
     )
-    parser.add_argument("harvest", type=str, help="folder of a harvest, or of the policy power of an evaluation")
+    parser.add_argument("harvest", type=str, help="folder of a harvest, or of a fixed policy of an evaluation")
     config, parsed = parse(parser, ReplayConfig, arguments)
     config.check()
     from dps.analysis import replay
@@ -123,9 +124,12 @@ def run_replay(arguments: list[str]) -> None:
             check_controller_file(path)
     harvest = Path(parsed["harvest"])
     again = replay.claim_folder(harvest, config)
+    from dps.analysis.outcomes import FILE, write_outcomes
     from lightning_modules.predict import predict_orders
 
-    _say_findings(write_result(replay.run_replay(harvest, config, predict_orders), Path(config.output)))
+    output = Path(config.output)
+    result = replay.run_replay(harvest, config, predict_orders, partial(write_outcomes, output / FILE))
+    _say_findings(write_result(result, output))
     if again:
         print(f"\n{config.output} held this replay already; it was made again.")
     print(f"\n{Path(config.output) / 'replay.html'}")

@@ -1,4 +1,4 @@
-"""A small made-up replay for tests: a harvest, two rivals, a controller that knows a little."""
+"""A small made-up replay for tests: a harvest of several arms, and a controller that knows a little."""
 
 from dataclasses import replace
 
@@ -7,40 +7,63 @@ import numpy as np
 from dps.analysis.config import ReplayConfig
 from dps.analysis.replay import run_replay
 from dps.analysis.write import write_result
+from dps.decide.ladder import KRange, Ladder
+from dps.decide.samples import columns_for, fixed_ladder, trajectories_of
 from feature_store import Store
-from tests.analysis.evaluations import plain_manifest, write_store
+from tests.analysis.evaluations import write_store
 from tests.factories import make_manifest, make_question
 
 HOSTILE = "Is </script><b onclick='x'>1 & 2</b> \u2028 a <question>?"
 """What a question may say."""
 COUNT = 30
+RUNGS = ("power 2", "power 2", "power 2", "power 2", "plain 4", "lowtemp 4")
+"""What the harvest has."""
+SAMPLER = make_manifest().arms["power"]
+ARMS = {"power": SAMPLER, "plain": {**SAMPLER, "num_mh_steps": 0}, "lowtemp": {**SAMPLER, "num_mh_steps": 0}}
 
 
-def write_stores(folder, **manifest):
-    """A harvest of k = 8 and cheap samples of the same questions; harder ones first."""
-    power = [make_question(i, p_correct=(i + 1) / (COUNT + 2)) for i in range(COUNT)]
-    power[4] = replace(power[4], question=HOSTILE)
-    write_store(folder / "power", make_manifest(**manifest), power)
-    shared = {"benchmark": manifest["benchmark"]} if "benchmark" in manifest else {}
-    for name, seed, right in (("plain", 1, 0.4), ("lowtemp", 2, 0.5)):
-        cheap = [make_question(i, k=4, rng=np.random.default_rng([seed, i]), p_correct=right) for i in range(COUNT)]
-        write_store(folder / name, plain_manifest(name, **shared), cheap)
-    return folder
+def of_arms(number, shares, **changes):
+    """A question with responses of several arms, each right with a probability: {arm: (count, p_correct)}."""
+    parts = [
+        replace(t, arm=arm)
+        for i, (arm, (count, right)) in enumerate(shares.items())
+        for t in make_question(
+            number, k=count, rng=np.random.default_rng([i, number]) if i else None, p_correct=right
+        ).trajectories
+    ]
+    return replace(make_question(number, k=1, **changes), trajectories=tuple(parts))
 
 
-def predict(path, store, question_ids, orders, ks):
-    """p_enough that is higher where more of the first k trajectories are right: shape (Q, O, C); and a threshold."""
-    there = {q.question_id: q for q in Store.open(store)}
-    questions = [there[name] for name in question_ids]
-    right = np.array([[bool(t.correct) for t in q.trajectories] for q in questions])
-    ordered = np.take_along_axis(right[:, None], orders, axis=2)
-    return np.stack([0.2 + 0.7 * ordered[..., :k].mean(axis=-1) for k in ks[:-1]], axis=-1), 0.3
+def arms_manifest(rungs=RUNGS, **changes):
+    """A manifest of a harvest with such a ladder."""
+    arms = {arm: ARMS[arm] for arm in Ladder.parse(rungs).arms}
+    name = "power" if list(arms) == ["power"] else "harvest"
+    return make_manifest(policy={"name": name, "family": "fixed", "ladder": list(rungs)}, arms=arms, **changes)
 
 
-def replay(stores, output, **settings):
+def write_harvest(folder, rungs=RUNGS, cheap=(0.4, 0.5), count=COUNT, **manifest):
+    """A harvest; harder questions first, of cheap samples such shares are right (plain, lowtemp)."""
+    totals = Ladder.parse(rungs).totals
+    questions = []
+    for i in range(count):
+        right = dict(zip(("power", "plain", "lowtemp"), ((i + 1) / (count + 2), *cheap), strict=True))
+        questions.append(of_arms(i, {arm: (n, right[arm]) for arm, n in totals.items()}))
+    questions[4] = replace(questions[4], question=HOSTILE)
+    return write_store(folder, arms_manifest(rungs, **manifest), questions)
+
+
+def predict(path, store, question_ids, orders_of):
+    """p_enough on a power ladder, higher where more responses are right: shape (Q, O, C); threshold and label."""
+    opened, ladder = Store.open(store), KRange().ladder()
+    totals = {"power": fixed_ladder(opened.manifest, "").totals["power"]}
+    there = {q.question_id: trajectories_of(q, columns_for(totals)) for q in opened}
+    right = np.array([[bool(t.correct) for t in there[name]] for name in question_ids])
+    ordered = np.take_along_axis(right[:, None], orders_of(ladder), axis=2)
+    said = np.stack([0.2 + 0.7 * ordered[..., :k].mean(axis=-1) for k in ladder.ks[:-1]], axis=-1)
+    return ladder, said, 0.3, "no_gain"
+
+
+def replay(harvest, output, **settings):
     """Replay as `dps replay` does, with its files in `output`; returns what was found."""
-    values = dict(
-        rivals=(str(stores / "plain"), str(stores / "lowtemp")), controllers={"gbdt": str(stores / "none")},
-        orders=4, resamples=200, output=str(output),
-    )  # fmt: skip
-    return write_result(run_replay(stores / "power", ReplayConfig(**{**values, **settings}), predict), output)
+    values = dict(controllers={"gbdt": str(harvest / "none")}, orders=4, resamples=200, output=str(output))
+    return write_result(run_replay(harvest, ReplayConfig(**{**values, **settings}), predict), output)

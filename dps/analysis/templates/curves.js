@@ -262,10 +262,10 @@
       });
     }
 
-    /* What cheap samples cost lies far from what power sampling costs, so that each alone shows more. */
-    const isCheap = ({ policy }) => policy.group === "cheap";
-    const choices = { all: () => true, "power sampling": (curve) => !isCheap(curve), "cheap samples": isCheap };
-    if (curves.some(isCheap)) {
+    /* Ladders may cost very different amounts, so that each alone shows more. */
+    const isOther = ({ policy }) => policy.series !== data.main;
+    const choices = { all: () => true, [data.main]: (curve) => !isOther(curve), others: isOther };
+    if (curves.some(isOther)) {
       const presets = html("div", { className: "presets" }, box);
       html("span", { textContent: "Show" }, presets);
       for (const [name, chosen] of Object.entries(choices)) {
