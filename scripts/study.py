@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
 def summary(seed: int, report: dict[str, Any], wall_s: float | None) -> dict[str, Any]:
     """Return one line of the table: k = 2, k = 8 and the controllers, with paired 95 % intervals."""
     rows = {row["name"]: row for policy in report["policies"] for row in rows_of(policy)}
-    k2, k8 = rows["fixed-k2"], rows["fixed-k8"]
+    k2, k8 = rows["power 2"], rows["power 8"]
     line = {
         "seed": seed,
         "num_questions": report["num_questions"],
@@ -97,9 +97,10 @@ def summary(seed: int, report: dict[str, Any], wall_s: float | None) -> dict[str
         "fixed_k2": k2["accuracy"],
         "fixed_k8": k8["accuracy"],
     }
-    for name in ("fixed-k2", *CONTROLLERS):
+    for name in ("power 2", *CONTROLLERS):
         difference, tokens = rows[name]["accuracy_difference"], rows[name]["tokens_ratio"]["value"]
-        line |= {f"{name}_{of}": difference[of] for of in ("value", "low", "high")} | {f"{name}_tokens_ratio": tokens}
+        key = name.replace("power ", "fixed-k")
+        line |= {f"{key}_{of}": difference[of] for of in ("value", "low", "high")} | {f"{key}_tokens_ratio": tokens}
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
 
 

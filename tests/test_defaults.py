@@ -47,7 +47,7 @@ def test_the_whole_pipeline_runs_without_options(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run(["report"]) == 0
     printed = capsys.readouterr().out
-    assert all(policy in printed for policy in ("fixed-k8", "plain-k8", "lowtemp-k8", "mlp-hq"))
+    assert all(policy in printed for policy in ("power 8", "plain 8", "lowtemp 8", "mlp-hq"))
     assert Path("runs/evaluation/report.html").is_file()
     harvest, evaluation = (Store.open(tmp_path / "runs" / name) for name in ("harvest", "evaluation/mlp-hq"))
     assert not set(harvest.question_ids) & set(evaluation.question_ids)

@@ -313,10 +313,13 @@ def _rules(result: Entry) -> list[str]:
     return sentences
 
 
-def best_rule(policies: Sequence[Entry], series: str) -> str | None:
-    """Return which rule of a series saves most without a loss, or is the most accurate where none excludes one."""
-    rules = [p for p in policies if (p["family"], p["series"]) == ("rule", series) and p["operating_point"] is not None]
-    saving = _leading({"policies": rules, "main_series": series}, "rule")
+def best_rule(policies: Sequence[Entry], *series: str) -> str | None:
+    """Return which rule of some series saves most without a loss, or is the most accurate where none excludes one."""
+    rules = [
+        p for p in policies if p["family"] == "rule" and p["series"] in series and p["operating_point"] is not None
+    ]
+    ready = [p for p in rules if p["operating_point"].get("no_loss")]
+    saving = min(ready, key=lambda p: p["operating_point"]["tokens"], default=None)
     if saving is None and rules:
         saving = max(rules, key=lambda p: (p["operating_point"]["accuracy"], -p["operating_point"]["tokens"]))
     return saving and saving["policy"]
@@ -353,9 +356,7 @@ def _strongest_rule(result: Entry, policy: str) -> Entry | None:
     rows = [
         row
         for row in result["matched_tokens"]
-        if row["policy"] == policy
-        and row["rival_series"] == row["series"]
-        and row["rival_family"] in ("rule", "chance")
+        if (row["policy"], row["rival_series"]) == (policy, row["series"]) and row["rival_family"] in ("rule", "chance")
     ]
     return _strongest(rows) if rows else None
 

@@ -112,9 +112,7 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "matched_tokens": [] if weights is None else compare.matched_tokens(judged, weights),
         "left": []
         if weights is None or analysis.kind != "replay"
-        else compare.left(
-            judged, [best_rule(entries, name) for name in dict.fromkeys(p.series for p in judged)], weights
-        ),
+        else compare.left(judged, [best_rule(entries, name) for name in _two_ladders(entries, analysis.main)], weights),
         "areas": [] if weights is None else compare.areas(judged, weights),
         "mcnemar": _mcnemar(analysis, judged, graded),
         "difficulty": None
@@ -141,6 +139,13 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         },
     }
     return {**result, "findings": findings(result), "questions": analysis.questions, "recommendation": None}
+
+
+def _two_ladders(entries: Sequence[dict[str, Any]], main: str) -> list[str]:
+    """Return the main series, and that of the others whose best rule is the cheapest without a loss."""
+    others = [entry for entry in entries if entry["series"] != main]
+    best = best_rule(others, *dict.fromkeys(entry["series"] for entry in others))
+    return [main, *(entry["series"] for entry in others if entry["policy"] == best)]
 
 
 def point_at(policy: ReplayedPolicy, k: int) -> Outcome:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dps.analysis.compare import accuracy_at, against, areas, matched_tokens
 from dps.analysis.policies import ReplayedPolicy
 from dps.analysis.table import Outcome
+from dps.decide.ladder import doubling
 from dps.estimates import resamples
 
 
@@ -24,7 +25,8 @@ def fixed(series, points):
     """Fixed k: (k, correct, tokens) of each point."""
     ks = np.array([k for k, _, _ in points], dtype=float)
     curve = tuple(outcome(correct, tokens, k) for k, correct, tokens in points)
-    return ReplayedPolicy("fixed", "fixed", series, ks, curve, np.ones(len(ks), bool))
+    ladder = doubling(series, int(np.nan_to_num(ks[-1], nan=8)))
+    return ReplayedPolicy("fixed", "fixed", series, ks, curve, np.ones(len(ks), bool), ladder=ladder)
 
 
 def live(name, correct, tokens, k=5, family="controller"):
@@ -41,6 +43,7 @@ def live(name, correct, tokens, k=5, family="controller"):
         np.full(1, 0.5),
         ks,
         point.correct == 1,
+        ladder=doubling("power", 8),
     )
 
 
@@ -69,9 +72,9 @@ def test_a_rival_that_ends_earlier_or_begins_later_says_so():
     rival = fixed("plain", [(1, answers, 10), (2, np.ones(40), 20)])
     power = fixed("power", [(1, answers, 5), (2, answers, 20), (8, np.ones(40), 100)])
     found = matched([power, rival])
-    assert ("fixed-k1", "fixed (plain)") not in found
-    assert not found["fixed-k2", "fixed (plain)"]["rival_exhausted"]
-    beyond = found["fixed-k8", "fixed (plain)"]
+    assert ("power 1", "fixed (plain)") not in found
+    assert not found["power 2", "fixed (plain)"]["rival_exhausted"]
+    beyond = found["power 8", "fixed (plain)"]
     assert (beyond["rival_exhausted"], beyond["rival_tokens"], beyond["between"]) == (True, 20, [2, 2])
 
 

@@ -23,17 +23,18 @@ def result_of(*policies, kind="evaluation", margin=0.01):
     """What sentences need of a result; the first policy is power sampling's fixed k."""
     reference, count = policies[0], len(policies[0].curve[0].correct)
     weights, ks = resamples(count, 400, 0), [int(k) for k in reference.thresholds]
-    entries = [results._policy(one, one, reference, weights, None, margin) for one in policies]
+    entries = [results._policy(one, one, reference.curve[-1], weights, None, margin) for one in policies]
     return {
         "kind": kind,
         "left": left(policies, [best_rule(entries, "power")], weights),
         "num_graded": int((~np.isnan(reference.curve[0].correct)).sum()),
         "ks": ks,
+        "main_series": "power",
         "margin": margin,
-        "reference": f"fixed-k{ks[-1]}",
+        "reference": f"power {ks[-1]}",
         "policies": entries,
         "matched_tokens": matched_tokens(policies, weights),
-        "gain": results._gain(reference, ks),
+        "gain": results._gain(reference, ks[-1]),
         "mixing": [],
     }
 
@@ -86,13 +87,13 @@ def test_a_rival_that_wins_comes_first():
     sentences = evaluation(plain=(0.99, 1.0))
     assert sentences[0].startswith(
         "Self-consistency over cheap samples wins: fixed (plain) reaches 99.9 % with 900 tokens a question where "
-        "fixed-k8 spends 900, fixed-k8 95.0 % (+4.9 points, [+"
+        "power 8 spends 900, power 8 95.0 % (+4.9 points, [+"
     )
     assert sentences[1].startswith(
         "Self-consistency over cheap samples wins: fixed (plain) reaches 99.4 % with 500 tokens"
     )
-    assert "are ahead of fixed-k2 and fixed-k4, each comparison judged on its own" in sentences[2]
-    assert "and a loss of 1 point to it is excluded (+4.0 points" in the(sentences, "plain-k4 reaches 99.0 % with 0.11")
+    assert "are ahead of power 2 and power 4, each comparison judged on its own" in sentences[2]
+    assert "and a loss of 1 point to it is excluded (+4.0 points" in the(sentences, "plain 4 reaches 99.0 % with 0.11")
 
 
 @pytest.mark.parametrize(
@@ -100,10 +101,10 @@ def test_a_rival_that_wins_comes_first():
     [
         (
             {"plain": (0.3, 0.5)},
-            "fixed-k8 is ahead of the best self-consistency over cheap samples (fixed (plain), with",
+            "power 8 is ahead of the best self-consistency over cheap samples (fixed (plain), with",
         ),
         ({"plain": (0.3, 0.5), "plain_tokens": (50, 300)}, "; what more samples would reach was not measured."),
-        ({"plain": (0.9, 0.945)}, "At equal tokens cheap samples (fixed (plain)) are ahead of fixed-k2 and fixed-k4"),
+        ({"plain": (0.9, 0.945)}, "At equal tokens cheap samples (fixed (plain)) are ahead of power 2 and power 4"),
         ({"plain": (0.9, 0.949), "plain_tokens": (100, 600)}, "are ahead of"),
     ],
 )
@@ -113,9 +114,9 @@ def test_how_cheap_samples_do_is_said_first(changes, first):
 
 def test_a_rival_that_is_not_told_apart_with_fewer_tokens_says_so():
     rival = fixed("plain", [(4, right(0.3, 60), 100), (32, right(0.949, 3), 600)])
-    [sentence] = [s for s in findings(result_of(power(0.9), rival)) if "is not told apart from fixed-k8 at 0.67" in s]
+    [sentence] = [s for s in findings(result_of(power(0.9), rival)) if "is not told apart from power 8 at 0.67" in s]
     assert (
-        "fixed (plain) reaches 95.0 % with 600 tokens a question where fixed-k8 spends 900, fixed-k8 95.0 %" in sentence
+        "fixed (plain) reaches 95.0 % with 600 tokens a question where power 8 spends 900, power 8 95.0 %" in sentence
     )
     assert "these data cannot decide" in sentence
 
@@ -134,8 +135,8 @@ def test_a_cheaper_rival_is_not_named_for_its_luck():
     good = fixed("plain", [(2, np.arange(count) >= 100, 50), (4, np.arange(count) >= 1, 100)])
     sentences = findings(result_of(power(0.9, 1.0, count=count), good))
     assert (
-        "plain-k4 reaches 99.9 % with 0.11 of the tokens of fixed-k8, and a loss of 1 point to it is excluded"
-        in the(sentences, "plain-k4")
+        "plain 4 reaches 99.9 % with 0.11 of the tokens of power 8, and a loss of 1 point to it is excluded"
+        in the(sentences, "plain 4")
     )
 
 
@@ -143,12 +144,12 @@ def against(lost, count, k4_lost=None):
     """The sentence of a controller that loses some questions of k = 8; another loss at fixed k = 4."""
     curve = [(2, np.arange(count) >= count // 3, 250), (4, np.arange(count) >= (k4_lost or count // 3), 450)]
     policies = fixed("power", [*curve, (8, np.ones(count), 900)]), live("gbdt", np.arange(count) >= lost, 500)
-    return the(findings(result_of(*policies)), "gbdt needs 0.56 of the tokens of k = 8 (")
+    return the(findings(result_of(*policies)), "gbdt needs 0.56 of the tokens of power 8 (")
 
 
 def test_no_loss_is_shown_and_a_fixed_k_that_shows_it_too_is_named():
     assert against(2, 1000).endswith("]): a loss of 1 point is excluded.")
-    assert "]; fixed k = 4 shows the same with no more tokens): a loss of 1 point is excluded." in against(2, 1000, 1)
+    assert "]; power 4 shows the same with no more tokens): a loss of 1 point is excluded." in against(2, 1000, 1)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_no_loss_is_shown_and_a_fixed_k_that_shows_it_too_is_named():
         (0, 367, "(367 questions are too few, it takes at least 368)"),
         (0, 368, ": a loss of 1 point is excluded"),
         (4, 500, "; about 976 questions would decide it): a loss of 1 point is not excluded."),
-        (90, 500, "below k = 8, a loss of 1 point is not excluded"),
+        (90, 500, "below power 8, a loss of 1 point is not excluded"),
     ],
 )
 def test_a_loss_is_excluded_or_not(lost, count, words):
@@ -168,10 +169,10 @@ def test_a_loss_is_excluded_or_not(lost, count, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "ahead of fixed k: gbdt (+11.1 points [+"),
-        ({"gbdt": 0.6}, "behind fixed k: gbdt (−23.9 points [−"),
-        ({"gbdt": 0.84}, "not told apart from fixed k: gbdt (+0.1 points [−"),
-        ({"gbdt_tokens": 450}, "ahead of fixed k: gbdt (+12.5 points [+"),
+        ({}, "ahead of fixed power budgets: gbdt (+11.1 points [+"),
+        ({"gbdt": 0.6}, "behind fixed power budgets: gbdt (−23.9 points [−"),
+        ({"gbdt": 0.84}, "not told apart from fixed power budgets: gbdt (+0.1 points [−"),
+        ({"gbdt_tokens": 450}, "ahead of fixed power budgets: gbdt (+12.5 points [+"),
     ],
 )
 def test_a_controller_against_fixed_k_at_its_tokens(changes, words):
@@ -184,16 +185,16 @@ def test_policies_that_show_the_same_share_a_sentence():
     policies += [live("sprt", right(0.95), 900, k=8, family="rule"), live("entropy", right(0.95), 600, family="rule")]
     sentences = findings(result_of(power(), *policies))
     the(
-        sentences, "entropy needs 0.67 of the tokens of k = 8 (0.0 points [−0.9, +0.9]): a loss of 1 point is excluded."
+        sentences, "entropy needs 0.67 of the tokens of power 8 (0.0 points [−0.9, +0.9]): a loss of 1 point is excluded."
     )
-    the(sentences, "mlp-h needs 0.33 of the tokens of k = 8 (−1.0 points [−2.5, +0.2]; about ")
+    the(sentences, "mlp-h needs 0.33 of the tokens of power 8 (−1.0 points [−2.5, +0.2]; about ")
     [shared] = [s for s in sentences if s.startswith("mlp-h needs")]
     assert " and gbdt 0.56 (" in shared
-    assert the(sentences, "esc needs").endswith("]): below k = 8, a loss of 1 point is not excluded.")
-    equal = the(sentences, "At equal tokens ahead of fixed k: gbdt (")
-    assert "; behind fixed k: esc (" in equal
+    assert the(sentences, "esc needs").endswith("]): below power 8, a loss of 1 point is not excluded.")
+    equal = the(sentences, "At equal tokens ahead of fixed power budgets: gbdt (")
+    assert "; behind fixed power budgets: esc (" in equal
     assert equal.endswith(", each comparison judged on its own.")
-    the(sentences, "uab and sprt always went on to k = 8, so they saved nothing.")
+    the(sentences, "uab and sprt always went on to the ladder's end, so they saved nothing.")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_policies_that_show_the_same_share_a_sentence():
     ],
 )
 def test_k8_against_k2(k2, words):
-    sentence = the(evaluation(k2=k2), "Fixed k = 8 against k = 2: ")
+    sentence = the(evaluation(k2=k2), "power 8 against power 2: ")
     assert words in sentence
 
 
@@ -219,11 +220,11 @@ def test_ungraded_questions_leave_sentences_about_cost_only():
     nothing = np.full(5, np.nan)
     reference = fixed("power", [(2, nothing, 250), (8, nothing, 900)])
     entries = [
-        results._policy(one, one, reference, None, None, 0.01) for one in (reference, live("gbdt", nothing, 450))
+        results._policy(one, one, reference.curve[-1], None, None, 0.01) for one in (reference, live("gbdt", nothing, 450))
     ]
-    assert findings({"num_graded": 0, "policies": entries, "reference": "fixed-k8"}) == [
+    assert findings({"num_graded": 0, "policies": entries, "reference": "power 8"}) == [
         "No question has a grade, so there are no accuracies, only costs.",
-        "gbdt spends 0.50 of the tokens of fixed-k8.",
+        "gbdt spends 0.50 of the tokens of power 8.",
     ]
 
 
@@ -232,20 +233,20 @@ def replay_of(verdicts):
     at = {"tokens_ratio": {"value": 0.3, "low": 0.29, "high": 0.31}, "no_loss": True, "tokens": 300.0, "share_at_k": {}}
     at["accuracy_difference"] = {"value": -0.004, "low": -0.007, "high": -0.001, "stderr": 0.001}
     names = "abcdef"[: len(verdicts)]
-    common = {"series": "power", "operating_point": at, "own_threshold": None}
+    common = {"series": "power", "operating_point": at, "own_threshold": None, "arms": ["power"], "ladder": ["power 8"]}
     policies = [{"policy": "fixed", "family": "fixed", "curve": [], **common, "operating_point": None}]
     policies += [{"policy": name, "family": "controller", **common} for name in names]
     policies.append({"policy": "entropy", "family": "rule", **common})
     matched = []
     for name, (value, verdict) in zip(names, verdicts, strict=True):
         found = {"value": value, "low": value - 0.001, "high": value + 0.001}
-        entry = {"policy": name, "rival": "entropy", "rival_family": "rule", "rival_series": "power"}
+        entry = {"policy": name, "series": "power", "rival": "entropy", "rival_family": "rule", "rival_series": "power"}
         together = {**found, "rivals": 1, "verdict": verdict}
         matched.append(
             {**entry, "difference": found, "verdict": verdict, "together": together, "questions_needed": None}
         )
     return {"kind": "replay", "policies": policies, "matched_tokens": matched, "ks": [2, 4, 6, 8], "margin": 0.01,
-            "num_graded": 5000, "gain": None, "mixing": [], "left": [], "reference": "fixed-k8"}  # fmt: skip
+            "num_graded": 5000, "gain": None, "mixing": [], "left": [], "reference": "power 8", "main_series": "power"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("verdicts", "words"), [

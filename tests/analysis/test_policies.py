@@ -145,7 +145,7 @@ def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on():
 def test_the_bounds_of_a_walk():
     samples, walked = walked_of(60, 3)
     folds = folds_of(samples.question_ids, 5, 0)
-    votes, fitted, oracle = bounds("power", walked, folds, 0.2)
+    votes, fitted, _, oracle = bounds("power", walked, folds, 0.2)
     for bound in (fitted, oracle):
         [best] = np.flatnonzero(bound.listed)
         assert (bound.thresholds[best], best) == (0, len(bound.curve) - 1)

@@ -67,23 +67,23 @@ def test_numbers_of_a_known_evaluation(written):
     _, report = written
     row = rows(report)
     assert list(row) == [
-        *("fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8", "gbdt", "mlp-h"),
-        *("plain-k1", "plain-k2", "plain-k4", "lowtemp-k1", "lowtemp-k2", "lowtemp-k4"),
+        *("power 2", "power 4", "power 6", "power 8", "gbdt", "mlp-h"),
+        *("lowtemp 1", "lowtemp 2", "lowtemp 4", "plain 1", "plain 2", "plain 4"),
     ]
     # 22 of 40 questions are always right, 2 never, 16 where both wrong trajectories of 8 do not come first: 27 of 28.
-    assert row["fixed-k2"]["accuracy"] == pytest.approx((22 + 16 * 27 / 28) / 40, abs=0.02)
-    assert row["fixed-k8"]["accuracy"] == 38 / 40
-    assert row["fixed-k2"]["accuracy_difference"]["value"] == pytest.approx(-16 / 28 / 40, abs=0.02)
+    assert row["power 2"]["accuracy"] == pytest.approx((22 + 16 * 27 / 28) / 40, abs=0.02)
+    assert row["power 8"]["accuracy"] == 38 / 40
+    assert row["power 2"]["accuracy_difference"]["value"] == pytest.approx(-16 / 28 / 40, abs=0.02)
     assert row["gbdt"]["share_at_k"] == {"2": 22 / 40, "6": 18 / 40}
     assert row["gbdt"]["mean_k"] == pytest.approx((22 * 2 + 18 * 6) / 40)
     assert row["gbdt"]["tokens_ratio"]["value"] == pytest.approx((22 * 2 + 18 * 6) / (40 * 8))
     assert row["gbdt"]["accuracy_difference"]["value"] == 0
     assert "ahead of the best self-consistency over cheap samples" in report["findings"][0]
     verdicts = {(m["policy"], m["rival"]): m["verdict"] for m in report["matched_tokens"]}
-    assert verdicts["fixed-k8", "fixed (lowtemp)"] == "above"
+    assert verdicts["power 8", "fixed (lowtemp)"] == "above"
     # One clock for all policies, that of the power store, although the plain stores recorded another.
-    assert row["plain-k4"]["calibrated_s"] == pytest.approx(240 * 0.001 + 10 * 0.0001)
-    assert (report["clock"]["store"], report["reference"], report["kind"]) == ("power", "fixed-k8", "evaluation")
+    assert row["plain 4"]["calibrated_s"] == pytest.approx(240 * 0.001 + 10 * 0.0001)
+    assert (report["clock"]["store"], report["reference"], report["kind"]) == ("power", "power 8", "evaluation")
     [gbdt] = [line for line in render_table(report).splitlines() if line.strip().startswith("gbdt")]
     assert " ".join(gbdt.split()) == "gbdt 95.0 ± 3.5 0.0 [−8.8, +8.8] 380 0.47 0.082 9.00 3.80 55 0 45"
     assert max(map(len, render_table(report).splitlines())) <= 120
@@ -95,7 +95,7 @@ def test_rules_are_not_called_controllers_and_policies_are_compared_on_common_qu
     write_store(folder / "a", dynamic_manifest("esc"), shown)
     report = read_report([folder])
     names = list(rows(report))
-    assert names.index("mlp-h") < names.index("esc") < names.index("plain-k1")
+    assert names.index("mlp-h") < names.index("esc") < names.index("plain 1")
     assert not any("controller" in finding for finding in report["findings"] if finding.startswith("esc "))
     assert report["num_questions"] == 10
     note = "on the 10 questions that all stores have; some have more: power 40, gbdt 40, mlp-h 40, a 20,"
@@ -122,8 +122,8 @@ def test_what_has_no_grade_is_kept_apart(tmp_path):
     write_store(tmp_path / "power", power_manifest(), [no_grade, undecided, *questions[2:]])
     report = read_report([tmp_path])
     assert (report["num_questions"], report["num_graded"]) == (40, 39)
-    assert rows(report)["fixed-k8"]["accuracy"] == pytest.approx(36 / 39)
-    assert rows(report)["fixed-k8"]["tokens"] == 800
+    assert rows(report)["power 8"]["accuracy"] == pytest.approx(36 / 39)
+    assert rows(report)["power 8"]["tokens"] == 800
     assert any("without a grade count in the costs but not in accuracies: power 1" in note for note in report["notes"])
     assert any("could not decide on count as not right: power 8" in note for note in report["notes"])
 
@@ -145,8 +145,8 @@ def test_accuracies_are_of_the_questions_that_all_policies_have_graded(tmp_path)
     write_store(tmp_path / "gbdt", dynamic_manifest(), [blank, *(question(i, [1, 1]) for i in range(1, 4))])
     report = read_report([tmp_path])
     assert report["num_graded"] == 3
-    assert [rows(report)[name]["accuracy"] for name in ("fixed-k8", "gbdt")] == [1, 1]
-    assert rows(report)["fixed-k8"]["tokens"] == 800
+    assert [rows(report)[name]["accuracy"] for name in ("power 8", "gbdt")] == [1, 1]
+    assert rows(report)["power 8"]["tokens"] == 800
 
 
 def test_responses_are_read_strictly_and_flexibly_side_by_side(tmp_path):
@@ -183,7 +183,7 @@ def test_what_makes_stores_differ_is_noted(evaluation, tmp_path):
     write_store(tmp_path / "gbdt", dynamic_manifest(sampler={"num_mh_steps": 99}, seed=7), [question(0, [1, 1])])
     notes = read_report([evaluation / "power", tmp_path])["notes"]
     assert "max-swap is no draw from p^alpha: a search." in notes
-    assert any("different sampler settings" in note for note in notes)
+    assert any("different settings of the arm power" in note for note in notes)
     assert any("different seeds" in note for note in notes)
 
 
@@ -191,7 +191,7 @@ def test_a_harvest_has_a_report_of_its_own(tmp_path, evaluation):
     write_store(tmp_path / "harvest", make_manifest(), [question(i, [1, 1, 0, 0, 1, 1, 1, 1]) for i in range(5)])
     assert run(["report", str(tmp_path / "harvest"), "--output", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["kind"], list(rows(report))) == ("harvest", ["fixed-k2", "fixed-k4", "fixed-k6", "fixed-k8"])
+    assert (report["kind"], list(rows(report))) == ("harvest", ["power 2", "power 4", "power 6", "power 8"])
     assert "harvest report" in (tmp_path / "out" / "report.html").read_text()
     assert "Left out, not evaluations: harvest." in read_report([evaluation, tmp_path / "harvest"])["notes"]
 
@@ -231,7 +231,7 @@ def test_page_and_figures_are_made_again_from_report_json_alone(mixed, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "of schema_version 3, got 2: run dps report again"),
+        ({"schema_version": 2}, "of schema_version 4, got 2: run dps report again"),
         ({"kind": None}, "to say of which kind it is and to have a title, got None and"),
         ({"policies": [{}]}, "but a part is missing or of another type ('policy')"),
         ({"matched_tokens": "<script>"}, "but a part is missing or of another type"),
