@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from dps.arguments import readable
-from dps.commands.analysis import run_metrics, run_replay, run_report
+from dps.commands.analysis import run_metrics, run_recommend, run_replay, run_report
 from dps.commands.grading import run_data, run_grade, run_outputs
 from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart, run_sample
 from dps.commands.stores import run_ship, run_store
@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "ship": (run_ship, "a trained controller as a folder to hand on, with a card of what was measured"),
     "evaluate": (run_evaluate, "run fixed, plain and controlled policies live on the model"),
     "replay": (run_replay, "every policy over a harvest's stored trajectories, at all thresholds, in seconds"),
+    "recommend": (run_recommend, "the policy to use, of all that a replay has compared, and a file to run it"),
     "report": (run_report, "tables and figures from evaluation runs or replays: HTML, PNG, SVG, JSON"),
     "grade": (run_grade, "grade responses without a model: a store's again, or those of a file from anywhere"),
     "outputs": (run_outputs, "write responses for alpaca_eval, and let an annotator of yours judge them"),

@@ -1,4 +1,4 @@
-"""Settings of ``dps replay`` and ``dps metrics``; light, so that bad ones are refused before anything is read."""
+"""Settings of ``dps replay``, ``recommend`` and ``metrics``; light, so that bad ones are refused at once."""
 
 from __future__ import annotations
 
@@ -63,6 +63,38 @@ class ReplayConfig:
                 )
         if self.reference:
             Rung.parse(self.reference)
+        return self
+
+
+@dataclass(frozen=True)
+class RecommendConfig:
+    """`dps recommend`: choose a policy among all that a replay has compared, and write it as a file to run."""
+
+    target: str = ""
+    """The fixed budget whose accuracy is to be kept, less `margin`, at the fewest tokens: an arm and a number such as
+    `plain 32`; the replay's reference if not set."""
+    budget: float | None = None
+    """At most so many tokens a question, on average: then the most accurate policy is chosen, and only compared with
+    the target."""
+    margin: float = 0.01
+    """Accuracy that counts as no loss."""
+    controllers: dict[str, str] = field(default_factory=dict)
+    """Name of each controller in the replay and the folder of `dps ship` (or `dps fit`) that holds it, trained on all
+    questions: what is run where the choice is a controller that was cross-validated."""
+    output: str | None = None
+    """Folder of policy.yaml and recommendation.json; the replay's own if not set."""
+    seed: int = 0
+    """Of the bootstrap behind the comparison of power sampling with cheaper sampling."""
+
+    def check(self) -> RecommendConfig:
+        """Return self if usable, raise InputError otherwise."""
+        check_seed(self.seed)
+        if not 0 <= self.margin < 1:
+            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"Expected a budget above 0 tokens a question, got {self.budget:g}.")
+        if self.target:
+            Rung.parse(self.target)
         return self
 
 

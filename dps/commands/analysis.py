@@ -1,4 +1,4 @@
-"""Commands that compare what was sampled: report, replay, metrics."""
+"""Commands that compare what was sampled: report, replay, recommend, metrics."""
 
 from __future__ import annotations
 
@@ -133,6 +133,37 @@ def run_replay(arguments: list[str]) -> None:
     if again:
         print(f"\n{config.output} held this replay already; it was made again.")
     print(f"\n{Path(config.output) / 'replay.html'}")
+
+
+def run_recommend(arguments: list[str]) -> None:
+    """``dps recommend``: the policy to use, of all that a replay has compared."""
+    from dps.analysis.config import RecommendConfig
+
+    parser = parser_of(
+        "recommend",
+        "Choose a policy among all that dps replay has compared: the cheapest that keeps the accuracy of a target, or "
+        "the most accurate within a budget. Say in five sentences what it gives on questions that had no part in the "
+        "choice, and write policy.yaml, which dps sample, dps evaluate and dps.answer run, and recommendation.json.",
+    )
+    parser.add_argument("replay", type=str, help="folder of dps replay")
+    config, parsed = parse(parser, RecommendConfig, arguments)
+    config.check()
+    for path in config.controllers.values():
+        check_controller_file(path)
+    from dps.analysis.recommend import run_recommend
+
+    result = run_recommend(Path(parsed["replay"]), config, _ship)
+    print("\n".join([*result["sentences"], "", *(f"- {note}" for note in result["notes"])]))
+    folder = Path(config.output or parsed["replay"])
+    print(f"\n{folder / (result['policy_file'] or 'recommendation.json')}")
+
+
+def _ship(source: str, output: Path, threshold: float) -> Any:
+    """Write a controller's folder with a threshold; return the controller as it is loaded from there."""
+    from lightning_modules.load import load_controller
+    from lightning_modules.ship import ship
+
+    return load_controller(ship(source, output, threshold=threshold))
 
 
 def run_metrics(arguments: list[str]) -> None:
