@@ -39,19 +39,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     best = "most accurate" if result["budget"] is not None else "cheapest"
     told = [
         f"The policy is the {best} of {tried['policies']:,} that were compared at {tried['points']:,} points. On the "
-        f"questions that chose it, it has {percent(result['in_sample']['accuracy'])} with "
-        f"{number(result['in_sample']['tokens'])} tokens, which flatters it; the sentences give what was measured on "
-        "questions that chose nothing."
+        f"questions that chose it, it has {_in_sample(result)}, which may flatter it."
     ]
-    same = [one for one in folds if (one["policy"], one["series"]) == (of["policy"], of["series"])]
-    if len(same) == len(folds):
-        told.append(f"All {len(folds)} folds chose the same policy.")
-    else:
-        others = sorted({one["label"] for one in folds if one not in same})
-        told.append(
-            f"{len(same)} of {len(folds)} folds chose the same policy, the others {listing(others)}: the measured "
-            "numbers are those of this way to choose, not of one policy."
-        )
+    if result["num_folds_agree"] < len(folds):
+        others = sorted({one["label"] for one in folds if one["label"] != of["label"]})
+        told.append(f"The other folds chose {listing(others)}.")
     if result["budget"] is None and result["excludable"] > target["margin"]:
         told.append(
             f"So few questions cannot show that less than {points_of(target['margin'])} is lost: the choice excludes a "
@@ -81,15 +73,20 @@ def _use(result: Mapping[str, Any], arms: Mapping[str, SamplerConfig]) -> str:
 
 def _get(result: Mapping[str, Any], arms: Mapping[str, SamplerConfig]) -> str:
     measured, target = result["measured"], result["target"]
-    gets = (
-        f"It answers {_accuracy(measured)} of questions rightly with {_tokens(measured)} tokens each, on "
-        f"{questions(measured['num_questions'])} that had no part in the choice"
-    )
-    if result["policy"]["label"] == target["name"]:
+    agree, count = result["num_folds_agree"], len(result["folds"])
+    gets = f"answers {_accuracy(measured)} of questions rightly with {_tokens(measured)} tokens each"
+    if agree == count:
+        gets = f"It {gets}, on {questions(measured['num_questions'])} that had no part in the choice"
+    else:
+        gets = (
+            f"A policy chosen in this way {gets}, on {questions(measured['num_questions'])} that had no part in the "
+            f"choice ({agree} of {count} folds chose this one, which has {_in_sample(result)} on all)"
+        )
+    if result["policy"]["label"] == target["name"] and agree == count:
         return f"{gets}."
     versus = (
-        f"{gets}; {target['name']} ({responses(target['ladder'], arms)} for every question) has {_accuracy(target)} "
-        f"with {_tokens(target)}, so the policy has {points_interval(measured['difference'])} points for "
+        f"{gets}; {target['name']}, {responses(target['ladder'], arms)} for every question, has {_accuracy(target)} "
+        f"with {_tokens(target)}, so that is {points_interval(measured['difference'])} points for "
         f"{interval(measured['tokens_ratio'])} of the tokens"
     )
     if result["budget"] is not None:
@@ -108,9 +105,14 @@ def _beside(result: Mapping[str, Any]) -> str:
         f"The best fixed number of responses for no more tokens is {fixed['label']}: {_accuracy(fixed)} with "
         f"{_tokens(fixed)}, a difference of {points_interval(fixed['difference'])} points"
     )
-    if fixed["passing"] is not None and result["budget"] is None:
+    if result["budget"] is not None:
+        as_good = fixed["difference"]["value"] >= 0
+        return f"{said}{', so the simpler fixed number will do' if as_good else ''}."
+    if fixed["passing"] is not None:
         return f"{said}; {fixed['passing']} passes the same test, so the simpler fixed number will do."
-    return f"{said}."
+    return (
+        f"{said}; it does not pass the same test, being {points_interval(fixed['from_target'])} points from the target."
+    )
 
 
 def _next(result: Mapping[str, Any]) -> str:
@@ -145,7 +147,14 @@ def _power(result: Mapping[str, Any], arms: Mapping[str, SamplerConfig]) -> str:
     )
     if power["worth_from"] is not None:
         return f"Power sampling is worth its price from {number(power['worth_from'])} tokens a question on: {both}."
-    return f"Power sampling is not worth its price at any budget up to {number(power['up_to'])} tokens: {both}."
+    return (
+        f"Power sampling is not worth its price at any budget up to {number(power['up_to'])} tokens a question: at its "
+        f"best, {both}."
+    )
+
+
+def _in_sample(result: Mapping[str, Any]) -> str:
+    return f"{percent(result['in_sample']['accuracy'])} with {number(result['in_sample']['tokens'])}"
 
 
 def _accuracy(of: Mapping[str, Any]) -> str:

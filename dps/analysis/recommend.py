@@ -21,7 +21,7 @@ import numpy as np
 from dps.analysis.advice import notes, sentences
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
-from dps.analysis.words import json_number, plain
+from dps.analysis.words import json_number, listing, plain
 from dps.analysis.write import read_result
 from dps.decide import RULES, Controller, Ladder
 from dps.decide.files import controller_file
@@ -91,8 +91,12 @@ class Policies:
         return next(i for i, points in enumerate(self.groups) if point in points)
 
     def label(self, point: int) -> str:
-        """Return what a point is called: of a fixed budget ``lowtemp 16``, else policy and ladder."""
-        return self.outcomes.names[point]
+        """Return what a point is called: ``lead-2 (lowtemp-ones)``; of a fixed budget ``plain 16 and lowtemp 8``."""
+        one = self.outcomes.settings[point]
+        if one["family"] != "fixed":
+            return f"{one['policy']} ({one['series']})"
+        budget = listing(one["ladder"])
+        return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
 
     def fixed(self) -> np.ndarray:
         """Return the points of fixed budgets with the replay's own aggregator."""
@@ -145,7 +149,7 @@ def find_target(policies: Policies, name: str) -> int:
         InputError: If the replay has no such budget.
     """
     fixed, wanted = policies.fixed(), " ".join(name.split())
-    known = {policies.label(point): int(point) for point in fixed}
+    known = {policies.outcomes.names[point]: int(point) for point in fixed}
     if wanted not in known:
         most: dict[str, int] = {}
         for point in fixed:
@@ -256,7 +260,6 @@ def recommend(
     measured = chosen.measured(beside)
     stderr = measured["difference"]["stderr"]
     folds = [int(chosen.points[outcomes.fold == fold][0]) for fold in np.unique(outcomes.fold)]
-    own = policies.group_of(point)
     result = {
         "too_few": len(everything) < FEWEST or (stderr is not None and stderr > LARGEST_STDERR),
         "target": {
@@ -270,7 +273,7 @@ def recommend(
         "excludable": effective_margin(int(everything.sum() - np.bincount(outcomes.fold).max()), margin),
         "in_sample": {name: value["value"] for name, value in _of(at(policies, point)).items()},
         "folds": [_told(policies, one) for one in folds],
-        "num_folds_agree": sum(policies.group_of(one) == own for one in folds),
+        "num_folds_agree": sum(policies.label(one) == policies.label(point) for one in folds),
         "beside": _beside(policies, chosen, reference, margin, is_fixed=outcomes.settings[point]["family"] == "fixed"),
         "next_best": _next_best(policies, point, rule, reference, budget, margin),
         "power": _power(policies, with_steps, seed),
@@ -305,7 +308,7 @@ def run_recommend(folder: Path, config: RecommendConfig, ship: Ship) -> dict[str
         settings = {**asdict(config), "replay": place_of(folder, output)}
         claim(output, "dps recommend", settings, (FILE, NAME))
     result = {"format_version": FORMAT_VERSION, **found.result}
-    result |= {"sentences": sentences(result, arms), "notes": notes(result), "policy_file": NAME}
+    result |= {"words": sentences(result, arms), "notes": notes(result), "policy_file": NAME}
     (output / NAME).unlink(missing_ok=True)
     (output / FILE).unlink(missing_ok=True)
     if (missing := _write_policy(output, found.settings, result, replay, arms, config, ship)) is not None:
@@ -374,7 +377,8 @@ def _write_policy(
             "questions": measured["num_questions"],
             **rounded,
             "reference": result["target"]["name"],
-            "on": "questions of other folds than those that chose, with 95 % intervals",
+            "how": "on questions of other folds than those that chose, with 95 % intervals",
+            "folds_that_chose_it": f"{result['num_folds_agree']} of {len(result['folds'])}",
         },
         made_by={
             "command": "dps recommend",
@@ -425,6 +429,7 @@ def _beside(
         "label": policies.label(choose(np.ones(len(chosen.points), dtype=bool))),
         **_of(other),
         "difference": plain(difference(other.correct, chosen.correct)),
+        "from_target": plain(difference(other.correct, policies.correct[reference])),
         "passing": policies.label(int(same[0])) if same else None,
     }
 
@@ -474,25 +479,26 @@ def _power(policies: Policies, with_steps: frozenset[str], seed: int) -> dict[st
     most accurate policy of either kind is chosen on other folds; the intervals of the differences hold for all budgets
     together. None where the replay has only one of the kinds.
     """
-    has = [bool(with_steps & set(policies.outcomes.settings[points[0]]["arms"])) for points in policies.groups]
-    power, cheap = ([p for p, own in zip(policies.groups, has, strict=True) if own == kind] for kind in (True, False))
-    if not power or not cheap:
+    has = np.array([bool(with_steps & set(one["arms"])) for one in policies.outcomes.settings])
+    every = np.concatenate(policies.groups)  # the simplest first
+    power, cheap = every[has[every]], every[~has[every]]
+    if not len(power) or not len(cheap):
         return None
     means = policies.tokens.mean(axis=1)
-    least, most = float(means[np.concatenate(power)].min()), float(means.max())
-    budgets = np.unique(np.geomspace(max(least, means[np.concatenate(cheap)].min()) * (1 + 1e-9), most, PRICES))
-    both = [[held_out(policies, at_most(policies, b, kind)) for b in budgets.tolist()] for kind in (power, cheap)]
+    least = max(float(means[kind].min()) for kind in (power, cheap)) * (1 + 1e-9)
+    budgets = np.unique(np.geomspace(least, max(least, float(means.max())), PRICES))
+    both = [[held_out(policies, at_most(policies, b, [kind])) for b in budgets.tolist()] for kind in (power, cheap)]
     each = np.stack([one.correct - other.correct for one, other in zip(*both, strict=True)], axis=1)
     weights = resamples(len(each), RESAMPLES, seed)
     ends = simultaneous(each.mean(axis=0).tolist(), weights @ each)
     worth = next((i for i, (low, _) in enumerate(ends) if low > 1e-9), None)
-    last = len(budgets) - 1
-    shown = last if worth is None else worth
+    shown = int(each.mean(axis=0).argmax()) if worth is None else worth  # at its best
     everything = np.ones(len(each), dtype=bool)
-    points = [at_most(policies, float(budgets[shown]), kind)(everything) for kind in (power, cheap)]
+    points = [at_most(policies, float(budgets[shown]), [kind])(everything) for kind in (power, cheap)]
     return {
         "worth_from": None if worth is None else float(budgets[worth]),
         "up_to": float(budgets[-1]),
+        "at": float(budgets[shown]),
         "difference": {"value": float(each[:, shown].mean()), "low": ends[shown][0], "high": ends[shown][1]},
         "power": _told(policies, points[0]) | _of(both[0][shown]),
         "cheap": _told(policies, points[1]) | _of(both[1][shown]),

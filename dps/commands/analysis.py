@@ -153,7 +153,7 @@ def run_recommend(arguments: list[str]) -> None:
     from dps.analysis.recommend import run_recommend
 
     result = run_recommend(Path(parsed["replay"]), config, _ship)
-    print("\n".join([*result["sentences"], "", *(f"- {note}" for note in result["notes"])]))
+    print("\n".join([*result["words"], "", *(f"- {note}" for note in result["notes"])]))
     folder = Path(config.output or parsed["replay"])
     print(f"\n{folder / (result['policy_file'] or 'recommendation.json')}")
 

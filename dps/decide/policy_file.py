@@ -196,7 +196,7 @@ def write_policy(
         "# A policy for dps sample --policy, dps evaluate --policies and dps.answer(policy=...); see docs/ladders.md.\n"
     )
     path.write_text(
-        head + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None), encoding="utf-8"
+        head + yaml.safe_dump(content, sort_keys=False, width=10_000, default_flow_style=None), encoding="utf-8"
     )
     return path
 

@@ -164,7 +164,9 @@ def test_what_was_lucky_on_one_fold_is_measured_on_the_others():
     assert result["measured"]["accuracy"]["value"] == pytest.approx(rival.mean() - 20 / count)
     assert [one["policy"] for one in result["folds"]] == ["sprt", "gbdt", "gbdt", "gbdt", "gbdt"]
     assert result["num_folds_agree"] == 4
-    assert any("4 of 5 folds chose the same policy, the others sprt (lowtemp)" in note for note in notes(result))
+    assert "The other folds chose sprt (lowtemp)." in notes(result)
+    assert sentences(result, ARMS)[1].startswith("A policy chosen in this way answers 46.0 %")
+    assert "(4 of 5 folds chose this one, which has 56.0 % with 900 on all)" in sentences(result, ARMS)[1]
 
 
 def test_the_best_of_many_equal_ones_is_measured_to_be_equal():
@@ -355,7 +357,7 @@ def test_the_policy_is_written_as_a_file_that_runs(replayed):
     write_outcomes(replayed / "outcomes.npz", known())
     result = run_recommend(replayed, RecommendConfig(), never)
     assert json.loads((replayed / "recommendation.json").read_text()) == result
-    assert len(result["sentences"]) == 5
+    assert len(result["words"]) == 5
     policy = read_policy(replayed)
     assert (policy.name, policy.ladder.maximum, policy.arms) == ("lead-2-lowtemp", 16, {"lowtemp": ARMS["lowtemp"]})
     assert (policy.rule.margin, policy.rule.threshold) == (2, 0.0)
