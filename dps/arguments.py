@@ -104,8 +104,13 @@ def _minus_last(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
+_ARM = "set temperature, alpha, proposal_temperature or num_mh_steps"
+
+
 def one_line(message: str) -> str:
     """Return a parser's message as one line, without the names of Python's types."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    arm = r"Problem with given class_path 'dps\.sampler\.arms\.Arm': (?:Option '(\S+)' is not accepted)?"
+    line = re.sub(arm, lambda match: f"An arm has no setting {match[1]}: {_ARM}." if match[1] else "", line)
     line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _TYPES.get(match[1], match[0]), line)
     return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from dps.arguments import check_seed
 from dps.benchmarks import BenchmarkConfig
-from dps.decide import RULES, KRange
+from dps.decide import RULES, KRange, Ladder
 from dps.decide.aggregate import Aggregator
+from dps.decide.ladder import MOST_RESPONSES, POWER, doubling, ladder_of
 from dps.decide.rules import WIDTHS
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.run.compute import ComputeConfig
-from dps.sampler.arms import Arm
+from dps.sampler.arms import DEFAULT_ARMS, Arm, arms_of
 from dps.sampler.settings import EarlyStop, SamplerConfig, check_rows
 
 EARLY_STOPS: dict[str, EarlyStop] = {
@@ -25,9 +26,13 @@ EARLY_STOPS: dict[str, EarlyStop] = {
     "early-self-confidence": "self_confidence",
 }
 """Policies whose chains end once a metric of the response passes a threshold, and the metric."""
-FIXED_POLICIES = ("power", "plain", "lowtemp", "max-swap", *EARLY_STOPS)
-"""Policies that need no controller: fixed k of power sampling, of plain and of low-temperature sampling, of the search
-that only accepts what is more likely, and of power sampling with an early stop."""
+OTHER_LAWS = ("max-swap", *EARLY_STOPS)
+"""Policies that sample another law: the search that only accepts what is more likely, and power sampling with an early
+stop."""
+NARROWED = ("controllers", "rules", "arms", "budgets")
+"""What an evaluation sets up by name."""
+DEFAULT_BUDGET = 8
+"""Responses of a policy that is an arm's name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,17 @@ class FeaturesConfig:
     """Index into hidden_states: 0 is the embedding's output, 11 the output of the eleventh layer."""
     embedder: str = EMBEDDED
     """sentence-transformers id or folder for the question embedding; `embedded` is the small one of this package."""
+    prompt_layers: tuple[int, ...] = ()
+    """Indices into hidden_states: of each, the prompt's last token and the mean over the prompt are kept."""
+
+    def check(self) -> FeaturesConfig:
+        """Return self if usable; raise InputError for what can be known without the model."""
+        if len({*self.prompt_layers}) < len(self.prompt_layers) or min(self.prompt_layers, default=0) < 0:
+            raise InputError(
+                "Expected features.prompt_layers as different indices into hidden_states, 0 and more, got "
+                f"{list(self.prompt_layers)}."
+            )
+        return self
 
 
 def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
@@ -54,7 +70,7 @@ def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig
 
 @dataclass(frozen=True)
 class HarvestConfig:
-    """`dps harvest`: sample every question k times with features and write a store for training."""
+    """`dps harvest`: sample every question to the end of a ladder with features and write a store for training."""
 
     output: str = "runs/harvest"
     """Folder of the store. A second run of the same command does what is missing."""
@@ -66,6 +82,13 @@ class HarvestConfig:
     """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
+    ladder: tuple[str, ...] = ()
+    """Rungs, for instance `[plain 2, plain 2, plain 4, power 2]`, instead of k: every question gets all responses of
+    each arm, and every ladder over them can be trained on and replayed."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """How the arms of the ladder draw a response, where not as by default: `power` as the sampler says, plain sampling
+    at temperature 1, 0.6 and 0.25 as `plain`, `warm` and `lowtemp`. For instance `{plain: {temperature: 0.8}, power10:
+    {num_mh_steps: 10}}`."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Features."""
     aggregator: Aggregator = "majority"
@@ -86,8 +109,8 @@ class HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
         check_seed(self.seed)
-        self.sampler.check()
-        self.k.check()
+        self.samplers()
+        self.features.check()
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
         if self.forced_mean_length is not None and not self.model.random_weights:
@@ -97,6 +120,14 @@ class HarvestConfig:
             )
         return self
 
+    def climbed(self) -> Ladder:
+        """Return the ladder that ``ladder`` or ``k`` means, or raise an InputError."""
+        return ladder_of(self.k, self.ladder)
+
+    def samplers(self) -> dict[str, SamplerConfig]:
+        """Return the settings of each arm of the ladder, or raise an InputError."""
+        return arms_of(self.arms, [self.climbed()], self.sampler)
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -105,11 +136,11 @@ class EvaluateConfig:
     output: str = "runs/evaluation"
     """Folder of the stores, one subfolder a policy. A second run of the same command does what is missing."""
     policies: tuple[str, ...] = ("power", "plain", "lowtemp")
-    """What to run: `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain`, `lowtemp`, names of controllers, the
-    rules `adaptive-consistency`, `esc`, `sprt`, `certificate`, `entropy`, `self-confidence`, `uab`, `lead`, `lead-1`,
-    `lead-2`, `lead-3` and `random`, which need no training, and the baselines `max-swap`, `early-entropy`,
-    `early-perplexity`, `early-self-confidence`, which sample another law. Rules and controllers beside `power` cost no
-    more tokens, see compute.share."""
+    """What to run: arms such as `power` (its prefixes are fixed-k2, fixed-k4, ...), `plain` and `lowtemp`, each to its
+    budget, names of controllers, the rules `adaptive-consistency`, `esc`, `sprt`, `certificate`, `entropy`,
+    `self-confidence`, `uab`, `lead`, `lead-1`, `lead-2`, `lead-3` and `random`, which need no training, and the
+    baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample another law. Rules
+    and controllers take the responses of arms that others take, too: they cost no more tokens, see compute.share."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
@@ -123,11 +154,15 @@ class EvaluateConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
-    """Where fixed and dynamic policies may stop."""
-    plain_max_k: int = 8
-    """Most samples of the policies `plain` and `lowtemp`; every power of two up to it is reported. At most 64."""
-    low_temperature: float = 0.25
-    """Temperature of the policy `lowtemp`."""
+    """Where `power`, rules and controllers may stop."""
+    ladder: tuple[str, ...] = ()
+    """What rules and controllers climb instead of k: rungs, for instance `[plain 2, plain 2, plain 4, power 2]`."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """How arms draw a response, where not as by default: `power` as the sampler says, plain sampling at temperature 1,
+    0.6 and 0.25 as `plain`, `warm` and `lowtemp`. Each is a policy, too."""
+    budgets: dict[str, int] = field(default_factory=dict)
+    """Responses of policies that are an arm's name, 8 where not set (of `power` as k says); every power of two up to it
+    is reported."""
     early_stop_thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds of the early stops by metric; the published ones (entropy 1.0, perplexity 3.0, self_confidence 0.8)
     where not set. Fewest tokens: `sampler.early_stop_min_tokens`."""
@@ -140,34 +175,47 @@ class EvaluateConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
 
+    def ladder_for(self, policy: str) -> Ladder:
+        """Return what a policy climbs: an arm's own ladder up to its budget, else ``ladder`` or ``k``."""
+        if policy in (*DEFAULT_ARMS, *self.arms) and (policy != POWER or policy in self.budgets):
+            return doubling(policy, self.budgets.get(policy, DEFAULT_BUDGET))
+        return self.k.check().ladder() if policy in (POWER, *OTHER_LAWS) else ladder_of(self.k, self.ladder)
+
+    def samplers(self) -> dict[str, SamplerConfig]:
+        """Return the settings of each arm that a policy takes responses of, or raise an InputError."""
+        ladders = [self.ladder_for(policy) for policy in self.policies if policy not in OTHER_LAWS]
+        return arms_of(self.arms, ladders, self.sampler)
+
     @property
-    def plain_ks(self) -> tuple[int, ...]:
-        """The k's reported of plain and low-temperature sampling: powers of two, and plain_max_k."""
-        powers = [1 << i for i in range(7) if 1 << i <= self.plain_max_k]
-        return tuple(sorted({*powers, self.plain_max_k}))
+    def _climbs(self) -> bool:
+        """Whether a policy climbs the ladder."""
+        return any(policy not in (*DEFAULT_ARMS, *self.arms, *OTHER_LAWS) for policy in self.policies)
 
     def narrowed(self, given: Collection[str]) -> EvaluateConfig:
         """Return the evaluation without what is set up for policies that are not run; what is ``given`` stays.
 
         Args:
-            given: Such settings as ``controllers.gbdt``.
+            given: Such settings as ``controllers.gbdt`` and ``ladder``.
         """
+        ladder = self.ladder if self._climbs or "ladder" in given else ()
+        used = {"arms": {arm for rung in ladder for arm in rung.split()[:1]}}
 
         def kept(setting: str) -> dict[str, Any]:
-            names: dict[str, Any] = getattr(self, setting)
-            return {n: value for n, value in names.items() if n in self.policies or f"{setting}.{n}" in given}
+            names, run = getattr(self, setting), {*self.policies} | used.get(setting, set())
+            return {n: value for n, value in names.items() if n in run or f"{setting}.{n}" in given}
 
-        return replace(self, controllers=kept("controllers"), rules=kept("rules"))
+        return replace(self, ladder=ladder, **{name: kept(name) for name in NARROWED})
 
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
         check_model_name(self.model)
         check_seed(self.seed)
         self.sampler.check()
-        self.k.check()
+        self.features.check()
         self.compute.check()
         self._check_policies()
         self._check_rules()
+        self.samplers()
         unknown = [name for name in self.early_stop_thresholds if name not in EARLY_STOPS.values()]
         if unknown:
             raise InputError(
@@ -179,15 +227,12 @@ class EvaluateConfig:
                 "An evaluation's `power` is exact: leave sampler.early_stop and sampler.accept_rule as they are, and "
                 f"name {', '.join(EARLY_STOPS)} or max-swap among the policies."
             )
-        if not 1 <= self.plain_max_k <= 64:
-            raise InputError(f"plain_max_k must be 1 to 64, got {self.plain_max_k}.")
-        if not self.low_temperature > 0:
-            raise InputError(f"low_temperature must be above 0, got {self.low_temperature:g}.")
         return self
 
     def _check_policies(self) -> None:
         """Refuse policies that do not exist, share a folder, or would lie outside of the evaluation's."""
-        known = (*FIXED_POLICIES, *RULES, *self.controllers)
+        arms = dict.fromkeys((*DEFAULT_ARMS, *self.arms))
+        known = (*arms, *OTHER_LAWS, *RULES, *self.controllers)
         for place, name in enumerate(self.policies):
             if name not in known:
                 raise InputError(
@@ -204,8 +249,18 @@ class EvaluateConfig:
                     f"Expected a policy's name of letters, digits and . + - _, which names its folder, got {name!r}: "
                     "choose another."
                 )
-            if name in (*FIXED_POLICIES, *RULES):
-                raise InputError(f"controllers.{name} has the name of another policy: choose another name for it.")
+        for setting, names, others in (
+            ("controllers", self.controllers, (*arms, *OTHER_LAWS, *RULES)),
+            ("arms", self.arms, (*OTHER_LAWS, *RULES)),
+        ):
+            for name in names:
+                if name in others:
+                    raise InputError(f"{setting}.{name} has the name of another policy: choose another name for it.")
+        for name, budget in self.budgets.items():
+            if name not in arms:
+                raise InputError(f"budgets.{name} is set, but a budget is of an arm: {', '.join(arms)}.")
+            if not 1 <= budget <= MOST_RESPONSES:
+                raise InputError(f"budgets.{name} must be 1 to {MOST_RESPONSES:,}, got {budget}.")
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
@@ -228,6 +283,7 @@ class EvaluateConfig:
         policy_of = {metric: name for name, metric in EARLY_STOPS.items()}
         setups = [(f"controllers.{name}", name) for name in self.controllers]
         setups += [(f"rules.{name}", name) for name in self.rules]
+        setups += [(f"budgets.{name}", name) for name in self.budgets]
         setups += [(f"early_stop_thresholds.{metric}", policy_of[metric]) for metric in self.early_stop_thresholds]
         for setting, name in setups:
             if name not in self.policies:
@@ -235,6 +291,11 @@ class EvaluateConfig:
                     f"{setting} is set, but no policy names {name}: add it to policies, which are "
                     f"{', '.join(self.policies)}, or leave {setting} out."
                 )
+        if self.ladder and not self._climbs:
+            raise InputError(
+                "ladder is set, but no policy climbs it: add a rule or a controller to policies, which are "
+                f"{', '.join(self.policies)}, or leave it out."
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from dps.model_config import EMBEDDED
 
 EMBEDDED_SAMPLER = {"block_size": 24, "max_new_tokens": 72, "num_mh_steps": 5}
 """Power sampling that suits the embedded model's short responses."""
+EMBEDDED_PROMPT_LAYERS = (4, 8, 12)
+"""A third, two thirds and all of its layers."""
 QUESTIONS = {"harvest": 320, "evaluate": 240}
 """Generated questions for the embedded model: some minutes on two cores."""
 CONTROLLERS = Path("runs/controllers")
@@ -32,6 +34,8 @@ def defaults_for(command: str, model: str, benchmark: str | None = None, *, bare
     if model != EMBEDDED:
         return defaults
     defaults |= {f"sampler.{name}": value for name, value in EMBEDDED_SAMPLER.items()}
+    if command in QUESTIONS:
+        defaults["features.prompt_layers"] = EMBEDDED_PROMPT_LAYERS
     if benchmark == "arithmetic" and command in QUESTIONS:
         defaults["benchmark.limit"] = QUESTIONS[command]
         if command == "evaluate" and bare:

@@ -183,7 +183,7 @@ def test_baselines_of_another_law_run_and_are_marked(tmp_path):
 
 
 def test_stop_strings_come_from_the_benchmark(tmp_path):
-    command = ["evaluate", "--policies=[plain]", "--plain_max_k=1", *SMALL, "--benchmark.limit=4"]
+    command = ["evaluate", "--policies=[plain]", "--budgets.plain=1", *SMALL, "--benchmark.limit=4"]
     assert run([*command, f"--output={tmp_path / 'a'}"]) == 0
     assert run([*command, f"--output={tmp_path / 'b'}", '--benchmark.stop=["="]']) == 0
     free = [t for q in Store.open(tmp_path / "a/plain") for t in q.trajectories]

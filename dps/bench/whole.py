@@ -42,7 +42,7 @@ def whole_run(config: BenchConfig, *, plain: bool, rows: int | None, workers: in
     names = ("model", "benchmark", "sampler", "features", "seed")
     if plain:
         command, store = "evaluate", "plain"
-        more: dict[str, Any] = {"policies": ["plain"], "plain_max_k": config.plain_k}
+        more: dict[str, Any] = {"policies": ["plain"], "budgets": {"plain": config.plain_k}}
     else:
         command, store = "harvest", ""
         names += ("forced_mean_length", "forced_spread")

@@ -48,13 +48,13 @@ def run_harvest(arguments: list[str]) -> None:
 
 def run_evaluate(arguments: list[str]) -> None:
     """``dps evaluate``: run policies live."""
-    from dps.config import EvaluateConfig
+    from dps.config import NARROWED, EvaluateConfig
 
     parser = parser_of("evaluate")
     config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
     if any(argument.partition("=")[0] == "--policies" for argument in arguments):
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
-        config = config.narrowed(_named(arguments, ("controllers", "rules")))
+        config = config.narrowed(_named(arguments, NARROWED))
     with starting("evaluation"):
         _check_questions(config.check())
         for name, path in config.controllers.items():
@@ -67,13 +67,14 @@ def run_evaluate(arguments: list[str]) -> None:
 
 
 def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
-    """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``, for example."""
+    """Return what arguments set of these settings, which are dictionaries: ``controllers.gbdt``; and ``ladder``."""
     import yaml
 
     names = set()
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, value = argument.removeprefix("--").partition("=")
         setting, _, name = option.partition(".")
+        names |= {"ladder"} if argument.startswith("--ladder") else set()
         if argument.startswith("--") and setting in settings:
             keys = [name.partition(".")[0]] if name else yaml.safe_load(value if equals else following) or []
             names |= {f"{setting}.{key}" for key in keys}

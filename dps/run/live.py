@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from dps.benchmarks.benchmark import Item
 from dps.benchmarks.grading import Answers, Reading, number_classes
 from dps.decide import Policy
 from dps.decide.aggregate import answer_of
+from dps.decide.ladder import POWER, Key
 from dps.sampler.engine import Cancelled, Chain
 from dps.sampler.teacher import block_sizes
-from feature_store.records import Decision, Question, Trajectory
+from feature_store.records import Decision, Question, Trajectory, not_recorded
 
 Read = Callable[[Sequence[tuple[str, str]], Item, Answers], list[Reading]]
 """Reads responses, each a text and its prompt; their answers are among the known ones afterwards, with keys."""
@@ -36,7 +38,11 @@ class PreparedQuestion:
     embedding_s: float
     """Measured seconds of the embedding."""
     forced_lengths: tuple[int, ...] | None = None
-    """Length of each trajectory, whatever the model says: for measuring speed with random weights."""
+    """Length of each trajectory of an arm, whatever the model says: for measuring speed with random weights."""
+    prompt_hidden: np.ndarray = field(default_factory=not_recorded)
+    """Hidden states of the prompt, shape (L * 2 * D,) of L layers; (0,) where none are needed."""
+    prompt_s: float = 0.0
+    """Measured seconds of reading them."""
 
     @property
     def question_id(self) -> str:
@@ -49,69 +55,75 @@ class PolicyRun:
     """A policy that runs over questions, and what is read of their trajectories for it."""
 
     policy: Policy
-    """How many trajectories there are."""
+    """Which trajectories there are."""
     feature_layer: int | None = None
     """Layer of the hidden states. None reads none; a policy whose controller looks at them needs them."""
     embeds: bool = True
     """Whether it gets the question's embedding, where there is one."""
-    arm: int = 0
-    """Number of the engine's settings that its trajectories are sampled by, one for all that share them."""
+    arms: Mapping[str, int] = field(default_factory=lambda: {POWER: 0})
+    """Number of the engine's settings that the trajectories of each arm are sampled by."""
+    reads_prompt: bool = True
+    """Whether it gets the hidden states of the prompt, where there are some."""
 
 
 @dataclass(slots=True, eq=False)
 class LiveQuestion:
-    """A question that is being worked on. Dictionaries are by index of the trajectory, where nothing else is said."""
+    """A question that is being worked on. Dictionaries are by arm and index of the trajectory."""
 
     number: int
     """Names the question's chains: a question may come several times, for policies that share nothing."""
     source: PreparedQuestion
-    num_requested: int = 0
-    """Trajectories that some policy has asked for, the first ones."""
+    requested: set[Key] = field(default_factory=set)
+    """Trajectories that some policy has asked for."""
+    arms: Mapping[str, int] = field(default_factory=dict)
+    """Number of the engine's settings of each arm."""
     policies: list[QuestionPolicy] = field(default_factory=list)
     """The policies whose answer does not stand yet."""
-    chains: dict[int, Chain] = field(default_factory=dict)
+    chains: dict[Key, Chain] = field(default_factory=dict)
     """The chains that have ended."""
     given_up: list[Chain | Cancelled] = field(default_factory=list)
     """What was begun before a policy asked for it, and then not needed or in the way."""
-    trajectories: dict[int, Trajectory] = field(default_factory=dict)
+    trajectories: dict[Key, Trajectory] = field(default_factory=dict)
     """The same as records, without what depends on reader, layer or policy."""
-    readings: dict[int, Reading] = field(default_factory=dict)
+    readings: dict[Key, Reading] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
-    classes: dict[int, list[int]] = field(default_factory=dict)
-    """By k: the classes of the first k answers."""
-    hidden: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    """By layer and index: hidden states of each block, shape (b, D)."""
-    feature_s: dict[tuple[int, int], float] = field(default_factory=dict)
-    """By layer and index: measured seconds of reading them."""
+    classes: dict[tuple[Key, ...], list[int]] = field(default_factory=dict)
+    """Of the answers of several trajectories, in that order."""
+    hidden: dict[tuple[int, Key], np.ndarray] = field(default_factory=dict)
+    """By layer and trajectory: hidden states of each block, shape (b, D)."""
+    feature_s: dict[tuple[int, Key], float] = field(default_factory=dict)
+    """By layer and trajectory: measured seconds of reading them."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def later(self) -> dict[int, int]:
-        """By index: what nobody has asked for yet and a policy may, and after how many rungs at the earliest."""
-        found: dict[int, int] = {}
+    def later(self) -> dict[Key, int]:
+        """What nobody has asked for yet and a policy may, and after how many rungs at the earliest."""
+        found: dict[Key, int] = {}
         for policy in self.policies:
             k, wanted = policy.requested, policy.run.policy
             if not policy.stands and wanted.asks(k):
-                for rungs, end in enumerate((end for end in wanted.ladder.ks if end > k), start=1):
-                    for index in range(max(k, self.num_requested), end):
-                        found[index] = min(rungs, found.get(index, rungs))
+                for rungs, end in enumerate([end for end in wanted.ladder.ks if end > k], start=1):
+                    for key in policy.sequence[k:end]:
+                        if key not in self.requested:
+                            found[key] = min(rungs, found.get(key, rungs))
+                    k = end
         return found
 
     def add(self, chain: Chain, text: str, block_size: int) -> None:
         """Take in a chain that has ended, with the text of its response."""
-        index = chain.request.key[1]
-        self.chains[index] = chain
-        self.trajectories[index] = _trajectory_of(chain, text, block_size)
+        key = chain.request.key[1]
+        self.chains[key] = chain
+        self.trajectories[key] = _trajectory_of(chain, key, text, block_size)
 
-    def read(self, ks: Set[int], read: Read) -> None:
-        """Have the first k trajectories read for each k and class their answers, each once; from any thread."""
+    def read(self, groups: Set[tuple[Key, ...]], read: Read) -> None:
+        """Have trajectories read, each once, and class the answers of each group in its order; from any thread."""
         with self._reading:
-            new = [index for index in range(max(ks)) if index not in self.readings]
-            responses = [(self.trajectories[index].text, self.source.prompt) for index in new]
+            new = [key for key in dict.fromkeys(itertools.chain(*groups)) if key not in self.readings]
+            responses = [(self.trajectories[key].text, self.source.prompt) for key in new]
             if new:
                 self.readings |= zip(new, read(responses, self.source.item, self.answers), strict=True)
-            keys = [self.answers.keys[self.readings[index].answer] for index in range(max(ks))]
-            self.classes |= {k: number_classes(keys[:k]) for k in ks}
+            for keys in groups:
+                self.classes[keys] = number_classes([self.answers.keys[self.readings[key].answer] for key in keys])
 
 
 @dataclass(slots=True, eq=False)
@@ -121,24 +133,35 @@ class QuestionPolicy:
     question: LiveQuestion
     run: PolicyRun
     requested: int = 0
-    """Trajectories that this policy has asked for: the first of the question's."""
+    """Trajectories that this policy has asked for: the first of its ladder's."""
     at_checkpoint: bool = False
     """Whether all of them have ended, and the policy's decision is being prepared."""
     stands: bool = False
     """Whether the policy asks for no more."""
     controller_s: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
+    sequence: tuple[Key, ...] = ()
+    """All trajectories of its ladder, in order."""
+
+    def __post_init__(self) -> None:
+        """Spell the ladder out."""
+        self.sequence = self.run.policy.ladder.sequence()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The trajectories that the policy has asked for."""
+        return self.sequence[: self.requested]
 
     @property
     def all_ended(self) -> bool:
         """Whether all trajectories that the policy has asked for have ended."""
-        return all(index in self.question.chains for index in range(self.requested))
+        return all(key in self.question.chains for key in self.keys)
 
     @property
-    def lacking(self) -> list[int]:
-        """Indices of the trajectories whose hidden states the policy needs and nobody has read."""
+    def lacking(self) -> list[Key]:
+        """The trajectories whose hidden states the policy needs and nobody has read."""
         layer, hidden = self.run.feature_layer, self.question.hidden
-        return [index for index in range(self.requested) if layer is not None and (layer, index) not in hidden]
+        return [key for key in self.keys if layer is not None and (layer, key) not in hidden]
 
     @property
     def embedding(self) -> np.ndarray:
@@ -146,41 +169,47 @@ class QuestionPolicy:
         return self.question.source.embedding if self.run.embeds else np.zeros(0, np.float32)
 
     @property
+    def prompt_hidden(self) -> np.ndarray:
+        """Hidden states of the prompt, shape (L * 2 * D,); (0,) where the policy has none."""
+        return self.question.source.prompt_hidden if self.run.reads_prompt else not_recorded()
+
+    @property
     def _admitted(self) -> float:
         """When the first of the policy's chains got a row."""
-        return min(self.question.chains[index].admitted for index in range(self.requested))
+        return min(self.question.chains[key].admitted for key in self.keys)
 
     def trajectories(self) -> tuple[Trajectory, ...]:
         """Return the policy's trajectories, all read, as they would be if no other policy had shared them."""
         question, layer, admitted = self.question, self.run.feature_layer, self._admitted
         records = []
-        for index, answer_class in enumerate(question.classes[self.requested]):
-            chain, reading = question.chains[index], question.readings[index]
+        for key, answer_class in zip(self.keys, question.classes[self.keys], strict=True):
+            chain, reading = question.chains[key], question.readings[key]
             record = replace(
-                question.trajectories[index],
+                question.trajectories[key],
                 answer=reading.answer,
                 answer_class=answer_class,
                 correct=reading.correct,
                 strict_answer=reading.strict_answer,
                 strict_correct=reading.strict_correct,
-                compute_s=chain.decode_s + question.feature_s.get((layer, index), 0.0),
+                compute_s=chain.decode_s + question.feature_s.get((layer, key), 0.0),
                 started_s=chain.admitted - admitted,
                 finished_s=chain.finished - admitted,
             )
-            records.append(record if layer is None else replace(record, hidden=question.hidden[layer, index]))
+            records.append(record if layer is None else replace(record, hidden=question.hidden[layer, key]))
         return tuple(records)
 
     def complete(self, aggregator: str) -> Question:
         """Return the finished record.
 
-        Each policy is charged in full for what it shared with others; one that asks at checkpoints also for all that
-        was begun early and given up until now.
+        Each policy is charged in full for what it shared with others; one that asks at checkpoints also for all of its
+        arms that was begun early and given up until now.
         """
         source, trajectories = self.question.source, self.trajectories()
         answer, correct = answer_of(trajectories, aggregator)
-        embedding_s = source.embedding_s if self.run.embeds else 0.0
-        given_up = self.question.given_up if self.run.policy.asks(self.run.policy.start) else []
-        used = [self.question.chains[t.index] for t in trajectories]
+        embedding_s = source.embedding_s * self.run.embeds + source.prompt_s * self.run.reads_prompt
+        asks, arms = self.run.policy.asks(self.run.policy.start), self.run.policy.ladder.arms
+        given_up = [chain for chain in self.question.given_up if asks and chain.request.key[1][0] in arms]
+        used = [self.question.chains[key] for key in self.keys]
         return Question(
             question_id=source.item.question_id,
             question=source.item.question,
@@ -189,6 +218,7 @@ class QuestionPolicy:
             metadata=source.item.metadata,
             num_prompt_tokens=len(source.tokens),
             embedding=self.embedding,
+            prompt_hidden=self.prompt_hidden,
             prefill_s=sum(chain.prefill_s for chain in [*used, *given_up]),
             embedding_s=embedding_s,
             controller_s=self.controller_s,
@@ -202,12 +232,13 @@ class QuestionPolicy:
         )
 
 
-def _trajectory_of(chain: Chain, text: str, block_size: int) -> Trajectory:
+def _trajectory_of(chain: Chain, key: Key, text: str, block_size: int) -> Trajectory:
     """Return the record of a chain that nobody has read."""
     sizes = block_sizes(len(chain.tokens), block_size)
     starts = np.cumsum(sizes) - sizes
     return Trajectory(
-        index=chain.request.key[1],
+        arm=key[0],
+        index=key[1],
         tokens=chain.tokens,
         text=text,
         answer=None,

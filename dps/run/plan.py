@@ -22,7 +22,7 @@ import numpy as np
 
 from dps.benchmarks import load_benchmark
 from dps.config import HarvestConfig
-from dps.decide import FixedK
+from dps.decide import Policy
 from dps.device import peak_gib, synchronize
 from dps.run.clock import measure_clock
 from dps.run.committer import num_commits
@@ -173,13 +173,14 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     settings = for_worker(settings_of(config), worker)
     model = settings.load_model()
     benchmark = load_benchmark(config.benchmark, config.model.name)
-    prompts = prompts_of(model, benchmark, config.sampler)
-    cache = EngineCache(model, [plan_of_harvest(config).task], settings, None)
+    task = plan_of_harvest(config).task
+    prompts = prompts_of(model, benchmark, task.sampler)
+    cache = EngineCache(model, [task], settings, None)
     if config.compute.workers == 1 or multiprocessing.parent_process() is not None:
         # The run measures its clock too; here that also warms up.
-        measure_clock(cache, config.sampler)
-    engine = cache.engine_of(config.sampler)
-    count = max(MIN_QUESTIONS, math.ceil(engine.rows / config.k.maximum))
+        measure_clock(cache, task.sampler)
+    engine = cache.engine_of(task.sampler)
+    count = max(MIN_QUESTIONS, math.ceil(engine.rows / task.ladder.maximum))
     chosen = set(question_ids[:count])
     items = [item for item in benchmark.items if item.question_id in chosen]
     embedder = open_embedder(config.features.embedder, model.device)
@@ -192,12 +193,13 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
         run_policy(
             model,
             watched,  # type: ignore[arg-type]
-            prepare(items, prompts, embedder, settings.forced_lengths),
-            FixedK(config.k.maximum),
+            prepare(items, prompts, embedder, settings.forced_lengths, settings.read_prompts(model)),
+            Policy(task.ladder),
             grader=benchmark.grader,
             seed=config.seed,
             aggregator=config.aggregator,
             feature_layer=config.features.layer,
+            arms={name: engine.arms.index(sampler) for name, sampler in task.arms.items()},
             account=account,
         )
     )

@@ -48,12 +48,12 @@ class Readers:
         for policy in policies:
             groups.setdefault(policy.question, []).append(policy)
         for question, group in groups.items():
-            ks = {policy.requested for policy in group}
+            keys = {policy.keys for policy in group}
             if self._at_once:
-                question.read(ks, self._read)
+                question.read(keys, self._read)
                 self._done += group
             else:
-                self._running[self._desk.submit(question.read, ks, self._read)] = group
+                self._running[self._desk.submit(question.read, keys, self._read)] = group
 
     def done(self, *, wait: bool) -> list[QuestionPolicy]:
         """Return what has been read since the last call; with ``wait``, at least one if any is left."""
@@ -73,5 +73,5 @@ class Readers:
 
     def has_room(self, rows: int) -> bool:
         """Whether so little waits to be read that an engine of that many rows may take another question."""
-        responses = sum(max(policy.requested for policy in group) for group in self._running.values())
+        responses = sum(len({key for policy in group for key in policy.keys}) for group in self._running.values())
         return responses < MOST_BEHIND * rows or len(self._running) < MOST_BEHIND * GRADING_THREADS

@@ -21,10 +21,10 @@ import torch
 
 from dps.benchmarks import load_benchmark
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
-from dps.decide import RULES, Controller, DynamicK
+from dps.decide import RULES, Controller, Ladder, Policy, Rung
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
-from dps.decide.ladder import POWER, from_ks
+from dps.decide.ladder import POWER
 from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import load_model
@@ -40,6 +40,7 @@ from dps.run.worker import (
     Report,
     StoreTask,
     WorkSettings,
+    check_layers,
     identity_of,
     open_embedder,
     prompts_of,
@@ -47,7 +48,6 @@ from dps.run.worker import (
     work_alone,
 )
 from dps.sampler.settings import SamplerConfig
-from dps.sampler.teacher import check_layer
 from dps.start import WORKERS, stage, starting
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.errors import StoreError
@@ -110,7 +110,7 @@ class StorePlan:
 
 
 def harvest(config: HarvestConfig) -> Summary:
-    """Sample every question ``k.maximum`` times with features and write a store for training.
+    """Sample every question to the end of the ladder with features and write a store for training.
 
     Raises:
         InputError: If the settings, the questions, the model or the folder cannot be used.
@@ -131,15 +131,18 @@ def check_harvest_folder(config: HarvestConfig) -> None:
         return
     settings, benchmark = settings_of(config), load_benchmark(config.benchmark, config.model.name)
     model = load_model(config.model)
-    check_layer(settings.features.layer, model.num_layers)
+    check_layers(settings.features, model.num_layers)
     identity = identity_of(model, benchmark, settings)
     check_same_run(folder, _manifest(plan_of_harvest(config), settings, asdict(config), identity, Clock({}, None), []))
 
 
 def plan_of_harvest(config: HarvestConfig) -> StorePlan:
-    """Return the store of a harvest."""
-    policy = {"name": "power", "family": "fixed", "ladder": config.k.ladder().texts()}
-    return StorePlan("harvest", policy, StoreTask(Path(config.output), config.sampler, config.k.maximum, features=True))
+    """Return the store of a harvest. Its trajectories stand by arm, whatever the ladder."""
+    ladder = config.climbed()
+    name = POWER if ladder.arms == (POWER,) else "harvest"
+    by_arm = Ladder(tuple(Rung(arm, count) for arm, count in ladder.totals.items()))
+    policy = {"name": name, "family": "fixed", "ladder": ladder.texts()}
+    return StorePlan("harvest", policy, StoreTask(Path(config.output), config.samplers(), by_arm, features=True))
 
 
 def evaluate(config: EvaluateConfig, load_controller: LoadController | None = None) -> list[Summary]:
@@ -159,35 +162,34 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
 
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
-    policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": config.k.ladder().texts()}
-    task = StoreTask(Path(config.output) / name, config.sampler, config.k.maximum)
+    ladder, samplers = config.ladder_for(name), config.samplers()
+    policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": ladder.texts()}
+    task = StoreTask(
+        Path(config.output) / name, {arm: samplers.get(arm, config.sampler) for arm in ladder.arms}, ladder
+    )
     controller = None
-    if name in ("plain", "lowtemp"):
-        sampler = config.sampler.plain(1.0 if name == "plain" else config.low_temperature)
-        policy["ladder"] = from_ks(POWER, config.plain_ks).texts()
-        task = replace(task, sampler=sampler, k=config.plain_max_k)
-    elif name == "max-swap":
-        task = replace(task, sampler=replace(config.sampler, accept_rule="max_swap"))
+    if name == "max-swap":
+        task = replace(task, arms={POWER: replace(config.sampler, accept_rule="max_swap")})
         policy["law"] = "a search for likely responses, which accepts only what is more likely"
     elif name in EARLY_STOPS:
         metric = EARLY_STOPS[name]
         sampler = replace(
             config.sampler, early_stop=metric, early_stop_threshold=config.early_stop_thresholds.get(metric)
         )
-        task = replace(task, sampler=sampler)
+        task = replace(task, arms={POWER: sampler})
         sign = ">=" if metric == "self_confidence" else "<="
         policy["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
     elif name in RULES:
         rule = replace(RULES[name], **config.rules.get(name, {}))
-        task = replace(task, k=config.k, rule=rule)
+        task = replace(task, rule=rule)
         policy.update(family="dynamic", rule=asdict(rule), threshold=rule.threshold)
-    elif name != "power":
+    elif name in config.controllers:
         if load_controller is None:
             raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
         path = config.controllers[name]
         controller = load_controller(path)
-        DynamicK(config.k, controller)  # refuses a range that the controller does not know
-        task = replace(task, k=config.k, controller=path)
+        Policy(ladder, controller)  # refuses a ladder that the controller does not know
+        task = replace(task, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
     return StorePlan("evaluation", policy, task, controller)
 
@@ -201,7 +203,7 @@ def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
     """Return what all stores of a run have in common."""
     forced = None
     if isinstance(config, HarvestConfig) and config.forced_mean_length is not None:
-        longest, k = config.sampler.max_new_tokens, config.k.maximum
+        longest, k = config.sampler.max_new_tokens, max(config.climbed().totals.values())
         forced = ForcedLengths(config.forced_mean_length, config.forced_spread, longest, k, config.seed)
     return WorkSettings(
         model=config.model,
@@ -244,7 +246,7 @@ def _fill(
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])
-        check_layer(settings.features.layer, model.num_layers)
+        check_layers(settings.features, model.num_layers)
         for sampler in {plan.task.sampler: None for plan in plans}:
             prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room
         measure: MeasureClock
@@ -366,7 +368,7 @@ def _manifest(
     wanted: Sequence[str],
 ) -> Manifest:
     """Return the manifest of a store; ``wanted`` are questions that are to be in it beside those that are."""
-    arms = {POWER: asdict(plan.task.sampler)}
+    arms = {name: asdict(sampler) for name, sampler in plan.task.arms.items()}
     decides = {**identity, "arms": arms, "policy": plan.policy, "kind": plan.kind}
     return Manifest(
         kind=plan.kind,

@@ -14,13 +14,14 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dps.benchmarks.grading import Grader
 from dps.decide import Policy
 from dps.decide.features import checkpoint_features
+from dps.decide.ladder import Key
 from dps.decide.seen import question_key, seen_of
 from dps.model import LanguageModel
 from dps.run.live import LiveQuestion, PolicyRun, PreparedQuestion, QuestionPolicy
@@ -40,8 +41,8 @@ COUNTED = ("decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated
 SHARES = ("decode", "prefill", "features", "controller", "embedding", "grading", "other")
 """What an account tells apart."""
 
-_Key = tuple[int, int]
-"""Names a chain: number of its question and index of the trajectory."""
+_Chain = tuple[int, Key]
+"""Names a chain: number of its question, and arm and index of the trajectory."""
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Checkpoint:
     question_id: str
     """The question."""
     trajectories: tuple[Trajectory, ...]
-    """The policy's trajectories so far, in order of index."""
+    """The policy's trajectories so far, in the order of its ladder."""
     p_enough: float | None
     """What the policy's controller or rule said; None where it was not asked."""
     more: int
@@ -114,10 +115,15 @@ def run_policy(
     policy: Policy,
     *,
     feature_layer: int | None = None,
+    arms: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Iterator[Question]:
-    """Sample questions under one policy and yield each one when it is complete; ``options`` as :func:`run_policies`."""
-    runs = (PolicyRun(policy, feature_layer),)
+    """Sample questions under one policy and yield each one when it is complete; ``options`` as :func:`run_policies`.
+
+    ``arms`` are the numbers of the engine's settings by arm; in the order of the ladder's arms where not given.
+    """
+    numbers = {arm: number for number, arm in enumerate(policy.ladder.arms)} if arms is None else arms
+    runs = (PolicyRun(policy, feature_layer, arms=numbers),)
     for completed in run_policies(model, engine, ((runs, source) for source in questions), **options):
         yield completed.question
 
@@ -194,7 +200,7 @@ class _Scheduler:
         self._on_checkpoint = on_checkpoint
         self._numbers = itertools.count()
         self._live: dict[int, LiveQuestion] = {}
-        self._early: set[_Key] = set()
+        self._early: set[_Chain] = set()
         """Chains in the engine that no policy has requested."""
         self._exhausted = False
         self._ahead = engine.rows // 4
@@ -225,13 +231,15 @@ class _Scheduler:
                 break
             runs, source = entry
             self._account.embedding += source.embedding_s
-            self._account.other -= source.embedding_s
+            self._account.features += source.prompt_s
+            self._account.other -= source.embedding_s + source.prompt_s
             question = LiveQuestion(next(self._numbers), source)
             question.policies = [QuestionPolicy(question, run) for run in runs]
+            question.arms = {arm: number for run in runs for arm, number in run.arms.items()}
             self._live[question.number] = question
             for policy in question.policies:
                 self._request(policy, policy.run.policy.start, first=False)
-            self._ahead = max(question.num_requested, engine.rows // 4)
+            self._ahead = max(len(question.requested), engine.rows // 4)
         self._account.other += self._lap()
 
     def begin_early(self, eager: bool) -> None:
@@ -240,14 +248,14 @@ class _Scheduler:
         idle = engine.rows - engine.num_running - engine.num_pending
         if not eager or not idle or (idle < 0 and not self._early):
             return
-        rungs = {(q.number, index): rung for q in self._live.values() for index, rung in q.later.items()}
+        rungs = {(q.number, key): rung for q in self._live.values() for key, rung in q.later.items()}
         if idle < 0:
-            self._cancel(heapq.nlargest(-idle, self._early, lambda key: (rungs[key], *key)))
+            self._cancel(heapq.nlargest(-idle, self._early, lambda chain: (rungs[chain], *chain)))
         else:
-            coming = (key for key in rungs.keys() - self._early if key[1] not in self._live[key[0]].chains)
-            for number, index in heapq.nsmallest(idle, coming, lambda key: (rungs[key], *key)):
-                self._submit(self._live[number], index, first=False)
-                self._early.add((number, index))
+            coming = (chain for chain in rungs.keys() - self._early if chain[1] not in self._live[chain[0]].chains)
+            for number, key in heapq.nsmallest(idle, coming, lambda chain: (rungs[chain], *chain)):
+                self._submit(self._live[number], key, first=False)
+                self._early.add((number, key))
 
     def decode(self) -> None:
         """Let the engine work, and note which policies have come to a checkpoint."""
@@ -290,14 +298,14 @@ class _Scheduler:
         self._account.other += self._lap()
         for layer in sorted({policy.run.feature_layer for policy in lacking}):
             group = [policy for policy in lacking if policy.run.feature_layer == layer]
-            work = list(dict.fromkeys((policy.question, index) for policy in group for index in policy.lacking))
-            pairs = [(question.source.tokens, question.chains[index].tokens.tolist()) for question, index in work]
+            work = list(dict.fromkeys((policy.question, key) for policy in group for key in policy.lacking))
+            pairs = [(question.source.tokens, question.chains[key].tokens.tolist()) for question, key in work]
             means = block_hidden(self._model, pairs, layer=layer, block_size=self._engine.config.block_size)
             seconds = self._lap()
             self._account.features += seconds
-            for (question, index), hidden in zip(work, means, strict=True):
-                question.hidden[layer, index] = hidden
-                question.feature_s[layer, index] = seconds / len(work)
+            for (question, key), hidden in zip(work, means, strict=True):
+                question.hidden[layer, key] = hidden
+                question.feature_s[layer, key] = seconds / len(work)
         self._reached = []
         return reached
 
@@ -345,33 +353,33 @@ class _Scheduler:
         """Give a policy more trajectories; those that no policy has requested before are sampled."""
         policy.requested += count
         question = policy.question
-        indices = range(question.num_requested, policy.requested)
-        for index in reversed(indices) if first else indices:
-            if (question.number, index) in self._early:
-                self._early.remove((question.number, index))
-            elif index not in question.chains:
-                self._submit(question, index, first=first)
-        question.num_requested = max(question.num_requested, policy.requested)
+        new = [key for key in policy.keys if key not in question.requested]
+        for key in reversed(new) if first else new:
+            if (question.number, key) in self._early:
+                self._early.remove((question.number, key))
+            elif key not in question.chains:
+                self._submit(question, key, first=first)
+        question.requested.update(new)
 
-    def _submit(self, question: LiveQuestion, index: int, *, first: bool) -> None:
+    def _submit(self, question: LiveQuestion, key: Key, *, first: bool) -> None:
         """Have a trajectory sampled."""
-        source = question.source
-        stream = stream_key(self._seed, source.question_id, index)
+        source, (arm, index) = question.source, key
+        stream = stream_key(self._seed, source.question_id, index, arm)
         forced = source.forced_lengths[index] if source.forced_lengths is not None else None
-        key, arm = (question.number, index), question.policies[0].run.arm
-        self._engine.submit(ChainRequest(key, source.tokens, stream, forced, arm), first=first)
+        number = question.arms[arm]
+        self._engine.submit(ChainRequest((question.number, key), source.tokens, stream, forced, number), first=first)
 
     def _give_up(self, question: LiveQuestion) -> None:
         """Give up what was begun of a question and no policy can want any more, also what has ended."""
         later = question.later
-        self._cancel([key for key in self._early if key[0] == question.number and key[1] not in later])
-        ended = [index for index in question.chains if index >= question.num_requested and index not in later]
-        question.given_up += [question.chains.pop(index) for index in ended]
+        self._cancel([chain for chain in self._early if chain[0] == question.number and chain[1] not in later])
+        ended = [key for key in question.chains if key not in question.requested and key not in later]
+        question.given_up += [question.chains.pop(key) for key in ended]
 
-    def _cancel(self, keys: Collection[_Key]) -> None:
+    def _cancel(self, chains: Collection[_Chain]) -> None:
         """Cancel chains that were begun early; each counts for its question."""
-        self._early.difference_update(keys)
-        for cancelled in self._engine.cancel(keys) if keys else []:
+        self._early.difference_update(chains)
+        for cancelled in self._engine.cancel(chains) if chains else []:
             self._live[cancelled.request.key[0]].given_up.append(cancelled)
 
     @property

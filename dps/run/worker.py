@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ import torch
 from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.chat import end_of_turn
 from dps.config import ComputeConfig, FeaturesConfig
-from dps.decide import Controller, DynamicK, FixedK, KRange, Policy, Rule, RuleK
+from dps.decide import Controller, Ladder, Policy, Rule
 from dps.decide.features import EMBEDDING, HIDDEN, PARTS
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
@@ -34,8 +35,10 @@ from dps.run.scheduler import Account, Completed, PolicyRun, PreparedQuestion, r
 from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_room
+from dps.sampler.teacher import check_layer, prompt_states
 from dps.start import FIRST_STEPS, IDENTITY, PROMPTS, Started, current, stage
 from dps.threads import num_threads
+from feature_store.records import not_recorded
 
 _PAUSE_S = 0.2
 """Pause of a worker that has nothing to do while others still have questions."""
@@ -43,11 +46,17 @@ _PAUSE_S = 0.2
 _THREADS_BESIDE_A_GPU = 4
 """Most PyTorch threads of a worker whose model is on a GPU."""
 
+PROMPT = "prompt"
+"""The part of the features that the prompt's hidden states are."""
+
 LoadController = Callable[[str], Controller]
 """Loads a controller from a path; handed in by the composition root."""
 
 Prompts = dict[str, tuple[str, tuple[int, ...]]]
 """question_id -> (prompt, token ids)."""
+
+ReadPrompts = Callable[[Sequence[Sequence[int]]], list[np.ndarray]]
+"""Reads the hidden states of prompts, each of shape (L * 2 * D,); see :func:`dps.sampler.teacher.prompt_states`."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,21 @@ class StoreTask:
 
     folder: Path
     """Folder of the store; its manifest has been written."""
-    sampler: SamplerConfig
-    """How its chains are sampled."""
-    k: int | KRange
-    """A fixed number of trajectories, or the range of a dynamic policy."""
+    arms: dict[str, SamplerConfig]
+    """How the chains of each arm of the ladder are sampled."""
+    ladder: Ladder
+    """What is climbed: to its end without a controller or a rule."""
     controller: str | None = None
     """Path of the dynamic policy's controller, if it has one."""
     features: bool = False
     """Whether to store features and embeddings; a policy with a controller computes those that it looks at anyway."""
     rule: Rule | None = None
     """The dynamic policy's rule, if it has no controller."""
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """The settings of the first arm, whose clock is the store's."""
+        return next(iter(self.arms.values()))
 
 
 @dataclass(frozen=True)
@@ -99,27 +113,48 @@ class WorkSettings:
         most = None if model.device.type == "cpu" else _THREADS_BESIDE_A_GPU
         return num_threads(model.num_parameters, self.compute.workers, most)
 
+    def read_prompts(self, model: LanguageModel) -> ReadPrompts | None:
+        """Return what reads the hidden states of prompts; None where no layers are asked for."""
+        layers = self.features.prompt_layers
+        return partial(prompt_states, model, layers=layers) if layers else None
+
     def groups(self, tasks: Sequence[StoreTask]) -> list[tuple[int, ...]]:
-        """Return the numbers of the stores in groups whose policies share their trajectories.
+        """Return the numbers of the stores in groups whose policies share trajectories: those of arms in common.
 
         Groups that share rows follow one another, those of long chains first, whose tail the others then fill.
         """
         if not self.compute.shares:
             return [(number,) for number in range(len(tasks))]
-        groups: dict[SamplerConfig, list[int]] = {}
+        groups: list[tuple[dict[str, SamplerConfig], tuple[int, ...]]] = []
         for number, task in enumerate(tasks):
-            groups.setdefault(task.sampler, []).append(number)
+            arms, stores, apart = dict(task.arms), (number,), []
+            for others, members in groups:
+                common = arms.keys() & others.keys()
+                if common and all(arms[name] == others[name] for name in common):
+                    arms, stores = others | arms, (*members, *stores)
+                else:
+                    apart.append((others, members))
+            groups = [*apart, (arms, tuple(sorted(stores)))]
+        samplers = {stores: list(arms.values()) for arms, stores in sorted(groups, key=lambda group: group[1])}
 
-        def place(sampler: SamplerConfig) -> tuple[int, int]:
-            return [sampler.shares_rows(other) for other in groups].index(True), -sampler.max_mh_steps
+        def place(stores: tuple[int, ...]) -> tuple[int, int]:
+            first = [samplers[stores][0].shares_rows(arms[0]) for arms in samplers.values()].index(True)
+            return first, -max(sampler.max_mh_steps for sampler in samplers[stores])
 
-        return [tuple(groups[sampler]) for sampler in sorted(groups, key=place)]
+        return sorted(samplers, key=place)
 
 
 def open_embedder(name: str, device: torch.device | None = None) -> QuestionEmbedder:
     """Open the question embedder of that name on the model's device if it is a GPU, so that no row waits for it."""
     place = str(device) if device is not None and device.type == "cuda" else "cpu"
     return QuestionEmbedder(str(embedded_path("embedder")) if name == EMBEDDED else name, place)
+
+
+def check_layers(features: FeaturesConfig, num_layers: int) -> None:
+    """Raise an InputError for a layer of the features that the model lacks."""
+    check_layer(features.layer, num_layers)
+    for layer in features.prompt_layers:
+        check_layer(layer, num_layers, "features.prompt_layers")
 
 
 _prompts: WeakKeyDictionary[LanguageModel, tuple[Benchmark, Prompts]] = WeakKeyDictionary()
@@ -163,9 +198,16 @@ def warn_of_endless_turns(model: LanguageModel, benchmark: Benchmark) -> None:
 
 
 def prepare(
-    items: Sequence[Item], prompts: Prompts, embedder: QuestionEmbedder | None, forced: ForcedLengths | None = None
+    items: Sequence[Item],
+    prompts: Prompts,
+    embedder: QuestionEmbedder | None,
+    forced: ForcedLengths | None = None,
+    read_prompts: ReadPrompts | None = None,
 ) -> Iterator[PreparedQuestion]:
-    """Yield questions as the scheduler takes them; an embedder, if given, embeds all of them before the first."""
+    """Yield questions as the scheduler takes them.
+
+    Before the first, an embedder, if given, embeds all of them, and their prompts are read, where that is asked for.
+    """
     started = time.perf_counter()
     embeddings = (
         embedder.embed([item.question for item in items])
@@ -173,9 +215,13 @@ def prepare(
         else np.zeros((len(items), 0), np.float32)
     )
     embedding_s = (time.perf_counter() - started) / max(1, len(items)) if embedder is not None else 0.0
-    for item, embedding in zip(items, embeddings, strict=True):
+    started, states, prompt_s = time.perf_counter(), [not_recorded()] * len(items), 0.0
+    if read_prompts is not None and items:
+        states = read_prompts([prompts[item.question_id][1] for item in items])
+        prompt_s = (time.perf_counter() - started) / len(items)
+    for item, embedding, hidden in zip(items, embeddings, states, strict=True):
         lengths = forced.of(item.question_id) if forced is not None else None
-        yield PreparedQuestion(item, *prompts[item.question_id], embedding, embedding_s, lengths)
+        yield PreparedQuestion(item, *prompts[item.question_id], embedding, embedding_s, lengths, hidden, prompt_s)
 
 
 TakeQuestions = Callable[[int | None, int, Mapping[int, int]], Take]
@@ -294,8 +340,9 @@ class EngineCache:
         """How many questions fill a quarter of the rows, which is what the scheduler keeps ready ahead."""
         if self._engine is None or self._group is None:
             return 1
-        start = max(self._runs[store].policy.start for store in self._groups[self._group])
-        return max(1, self._engine.rows // (4 * start))
+        policies = [self._runs[store].policy for store in self._groups[self._group]]
+        start = {key for policy in policies for key in policy.ladder.sequence(policy.start)}
+        return max(1, self._engine.rows // (4 * len(start)))
 
     @property
     def has_sampled(self) -> bool:
@@ -309,16 +356,17 @@ class EngineCache:
 
     def engine_of(self, sampler: SamplerConfig) -> Engine:
         """Return the engine, idle, on which the chains of one of the stores' samplers run."""
-        self.turn_to(next(n for n, group in enumerate(self._groups) if self._tasks[group[0]].sampler == sampler))
+        groups = enumerate(self._groups)
+        self.turn_to(next(n for n, group in groups if sampler in [self._tasks[store].sampler for store in group]))
         assert self._engine is not None
         return self._engine
 
     def _arms(self, group: int) -> list[SamplerConfig]:
         """Return the samplers whose chains run on the rows of a group's engine."""
-        own = self._tasks[self._groups[group][0]].sampler
-        if not self.settings.compute.shares:
-            return [own]
-        return list(dict.fromkeys(task.sampler for task in self._tasks if task.sampler.shares_rows(own)))
+        own = [self._tasks[store] for store in self._groups[group]]
+        shares = self.settings.compute.shares
+        tasks = [task for task in self._tasks if task.sampler.shares_rows(own[0].sampler)] if shares else own
+        return list(dict.fromkeys(sampler for task in tasks for sampler in task.arms.values()))
 
     def has_rows_for(self, group: int) -> bool:
         """Whether a group's chains can take the rows of the engine at hand."""
@@ -350,14 +398,15 @@ class EngineCache:
         layer = self.settings.features.layer
         policy = _policy(task, self._load_controller)
         # A harvest stores everything; a live run computes what its controller looks at.
-        parts = frozenset(PARTS if task.features else ())
+        parts = frozenset((*PARTS, PROMPT) if task.features else ())
         parts |= policy.controller.parts if policy.controller is not None else frozenset()
         if EMBEDDING in parts and self._embedder is None:
             self._embedder = open_embedder(self.settings.features.embedder, self._model.device)
         if policy.controller is not None:
-            identity = feature_identity(self._model, self._embedder, layer)
+            identity = feature_identity(self._model, self._embedder, layer, self.settings.features.prompt_layers)
             policy.controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
-        return PolicyRun(policy, layer if HIDDEN in parts else None, EMBEDDING in parts, arms.index(task.sampler))
+        numbers = {name: arms.index(sampler) for name, sampler in task.arms.items()}
+        return PolicyRun(policy, layer if HIDDEN in parts else None, EMBEDDING in parts, numbers, PROMPT in parts)
 
     def sample(
         self, given: Iterable[Take], stopping: Callable[[], bool]
@@ -377,7 +426,9 @@ class EngineCache:
                 embeds = any(run.embeds for each in runs.values() for run in each)
                 items = [self._items[name] for name in runs]
                 embedder = self._embedder if embeds else None
-                for question in prepare(items, self._prompts, embedder, self.settings.forced_lengths):
+                reads = any(run.reads_prompt for each in runs.values() for run in each)
+                read = self.settings.read_prompts(self._model) if reads else None
+                for question in prepare(items, self._prompts, embedder, self.settings.forced_lengths, read):
                     yield runs[question.question_id], question
 
         for completed in run_policies(
@@ -400,26 +451,27 @@ class EngineCache:
 
 def _policy(task: StoreTask, load_controller: LoadController | None) -> Policy:
     """Return the task's policy."""
-    if isinstance(task.k, int):
-        return FixedK(task.k)
-    if task.rule is not None:
-        return RuleK(task.k, task.rule)
-    if load_controller is None or task.controller is None:
-        raise ValueError("a dynamic policy needs a controller and something to load it with")
-    return DynamicK(task.k, load_controller(task.controller))
+    if task.controller is None:
+        return Policy(task.ladder, rule=task.rule)
+    if load_controller is None:
+        raise ValueError("a policy with a controller needs something to load it with")
+    return Policy(task.ladder, load_controller(task.controller))
 
 
-def feature_identity(model: LanguageModel, embedder: QuestionEmbedder | None, layer: int) -> dict[str, Any]:
-    """Return the identity of model, layer and embedder, if there is one: what a controller's features come from."""
-    return model.identity(layer) | ({"embedder": embedder.identity} if embedder is not None else {})
+def feature_identity(
+    model: LanguageModel, embedder: QuestionEmbedder | None, layer: int, prompt_layers: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return the identity of model, layers and embedder, if there is one: what a controller's features come from."""
+    identity = model.identity(layer) | ({"prompt_layers": list(prompt_layers)} if prompt_layers else {})
+    return identity | ({"embedder": embedder.identity} if embedder is not None else {})
 
 
 @stage(IDENTITY)
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
-    forced = settings.forced_lengths
+    forced, features = settings.forced_lengths, settings.features
     return ({"forced_lengths": asdict(forced)} if forced is not None else {}) | {
-        "model": feature_identity(model, open_embedder(settings.features.embedder), settings.features.layer),
+        "model": feature_identity(model, open_embedder(features.embedder), features.layer, features.prompt_layers),
         "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
         "seed": settings.seed,
         "aggregator": settings.aggregator,

@@ -76,7 +76,7 @@ def arms_of(given: Mapping[str, Arm], ladders: Iterable[Ladder], base: SamplerCo
     Raises:
         InputError: If a ladder names no arm, an arm that is set is not used, or its settings cannot be meant.
     """
-    known = DEFAULT_ARMS | dict(given)
+    known, ladders = DEFAULT_ARMS | dict(given), list(ladders)
     used = list(dict.fromkeys(arm for ladder in ladders for arm in ladder.arms))
     for name in given:
         if not ARM_NAME.fullmatch(name):
@@ -92,4 +92,11 @@ def arms_of(given: Mapping[str, Arm], ladders: Iterable[Ladder], base: SamplerCo
                 f"The ladder names the arm {name}, but the arms are {', '.join(known)}: set arms.{name}, or choose one "
                 "of these."
             )
-    return {name: known[name].sampler(base, name) for name in used}
+    samplers = {name: known[name].sampler(base, name) for name in used}
+    for first, *others in (ladder.arms for ladder in ladders):
+        if alone := [name for name in others if not samplers[name].shares_rows(samplers[first])]:
+            raise InputError(
+                f"The arms {first} and {alone[0]} of one ladder differ in sampler.early_stop, which plain sampling "
+                "does not have: leave it out, or sample them apart."
+            )
+    return samplers

@@ -145,13 +145,15 @@ class SamplerConfig:
         return replace(self, schedule="paper", **of_row) == replace(other, schedule="paper", **of_row)
 
     def plain(self, temperature: float) -> SamplerConfig:
-        """Return the settings of plain sampling at that temperature: the same code and lengths, no steps."""
+        """Return the settings of plain sampling at that temperature: the same code, lengths and laws, no steps."""
         return SamplerConfig(
             alpha=1.0,
             proposal_temperature=temperature,
             block_size=self.block_size,
             max_new_tokens=self.max_new_tokens,
             num_mh_steps=0,
+            cut_law=self.cut_law,
+            accept_rule=self.accept_rule,
         )
 
 

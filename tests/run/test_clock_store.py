@@ -75,7 +75,7 @@ def test_a_second_run_counts_by_the_clock_of_the_first_and_hands_it_on(tmp_path,
     manifest = Store.open(tmp_path / "second").manifest
     assert (manifest.calibration, manifest.device) == (CONSTANTS, here[1])
     assert manifest.config["compute"]["clock_store"] == str(earlier)
-    options = ["--policies=[power,plain,adaptive-consistency]", "--plain_max_k=2", f"--output={tmp_path / 'third'}"]
+    options = ["--policies=[power,plain,adaptive-consistency]", "--budgets.plain=2", f"--output={tmp_path / 'third'}"]
     assert run(["evaluate", *SHORT, *options, f"--compute.clock_store={tmp_path / 'second'}"]) == 0
     for name in ("power", "plain", "adaptive-consistency"):  # whatever the sampler
         assert Store.open(tmp_path / "third" / name).manifest.calibration == CONSTANTS

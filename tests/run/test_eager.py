@@ -55,19 +55,19 @@ def watched(monkeypatch):
     def decode(self):
         engine = self._engine
         assert not self._early or engine.num_running + engine.num_pending <= engine.rows
-        assert all(index >= self._live[number].num_requested for number, index in self._early)
+        assert all(key not in self._live[number].requested for number, key in self._early)
         counts["early"] += len(self._early)
         real["decode"](self)
 
     def cancel(self, keys):
-        given_up.update((id(self), *key) for key in keys)
+        given_up.update((id(self), *chain) for chain in keys)
         counts["cancelled"] += len(keys)
         real["_cancel"](self, keys)
 
     def request(self, policy, count, *, first):
         real["_request"](self, policy, count, first=first)
         number = policy.question.number
-        counts["again"] += sum((id(self), number, index) in given_up for index in range(policy.requested))
+        counts["again"] += sum((id(self), number, key) in given_up for key in policy.keys)
 
     for name, wrapper in (("decode", decode), ("_cancel", cancel), ("_request", request)):
         monkeypatch.setattr(scheduler._Scheduler, name, wrapper)
@@ -95,7 +95,7 @@ def spent(records):
     """Tokens of all questions, each trajectory once, and what was cancelled of each."""
     tokens, cancelled = {}, Counter()
     for (_, name), record in records.items():
-        tokens |= {(name, t.index): t.num_generated_tokens for t in record.trajectories}
+        tokens |= {(name, t.arm, t.index): t.num_generated_tokens for t in record.trajectories}
         cancelled[name] = max(cancelled[name], record.num_cancelled_tokens)
     return sum(tokens.values()), cancelled.total()
 
@@ -151,16 +151,20 @@ def test_the_nearest_rungs_come_first_and_the_farthest_go_first(model):
     stages = scheduler._Scheduler(model, engine, work, 1, "majority", Account(), None)
     stages.admit(3)
     stages.begin_early(True)
-    assert stages._early == {(n, i) for n in range(3) for i in (2, 3)} | {(0, 4), (0, 5), (1, 4), (1, 5)}
+    near, far = (
+        [(n, ("power", i)) for n in range(3) for i in (2, 3)],
+        [(n, ("power", i)) for n in (0, 1) for i in (4, 5)],
+    )
+    assert stages._early == {*near, *far}
     stages.begin_early(True)
     assert engine.num_pending == 16
     stages.admit(4)
     stages.begin_early(True)
-    assert stages._early == {(n, i) for n in range(3) for i in (2, 3)} | {(0, 4), (0, 5)}
+    assert stages._early == {*near, *far[:2]}
     stages._request(stages._live[0].policies[0], 2, first=True)  # were begun: they take no other rows
     stages._request(stages._live[3].policies[0], 2, first=True)
     stages.begin_early(True)
-    assert stages._early == {(0, 4), (0, 5), (1, 2), (1, 3)}  # the next rung of each, the oldest questions first
+    assert stages._early == {*far[:2], *near[2:4]}  # the next rung of each, the oldest questions first
     assert engine.num_pending == 16
     stages.admit(None)  # as many as without
     stages.begin_early(True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from dps.cli import run
+from dps.decide import KRange
 from dps.run import compute
 from dps.run.committer import Died, Done
 from dps.run.pool import reclaim
@@ -131,7 +132,9 @@ def test_the_line_and_the_log_say_how_far_the_grading_is_behind(tmp_path, monkey
 def test_what_a_dead_worker_had_committed_is_reported_as_its_own(tmp_path):
     folder = write_store(tmp_path / "store", make_manifest(), [make_question(0), make_question(1)])
     first, _ = Store.open(folder).question_ids
-    [found] = reclaim(3, [(0, first), (0, "elsewhere")], [StoreTask(folder, SamplerConfig(), 8)])
+    [found] = reclaim(
+        3, [(0, first), (0, "elsewhere")], [StoreTask(folder, {"power": SamplerConfig()}, KRange().ladder())]
+    )
     assert (found.question_id, found.worker, found.store) == (first, 3, 0)
 
 

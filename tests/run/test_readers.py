@@ -43,7 +43,7 @@ def asked(texts, *ks, question_id="q"):
     """Policies over one question whose trajectories have these texts."""
     item = Item(question_id, ITEM.question, ITEM.gold)
     question = LiveQuestion(0, PreparedQuestion(item, "p", (1,), None, 0.0))
-    question.trajectories = {index: SimpleNamespace(text=text) for index, text in enumerate(texts)}
+    question.trajectories = {("power", index): SimpleNamespace(text=text) for index, text in enumerate(texts)}
     return [QuestionPolicy(question, PolicyRun(FixedK(k)), requested=k) for k in ks]
 
 
@@ -90,9 +90,10 @@ def test_processes_read_what_this_one_reads_each_answer_once(tmp_path, at_once):
         assert drained(reading) == [more]
     expected = read_all(MathGrader(), [(rf"\boxed{{{text}}}", "p") for text in TEXTS], ITEM)
     question = few.question
-    assert [question.readings[index].correct for index in range(10)] == [each.correct for each, _ in expected]
+    assert [question.readings["power", index].correct for index in range(10)] == [each.correct for each, _ in expected]
     assert None in [each.correct for each, _ in expected]
-    assert question.classes == {k: [number for _, number in expected[:k]] for k in (4, 8, 10)}
+    classes = {len(keys): numbers for keys, numbers in question.classes.items()}
+    assert classes == {k: [number for _, number in expected[:k]] for k in (4, 8, 10)}
     assert len(noted(tmp_path, "read")) == 2 * 10  # the flexible and the strict way
     assert answers_in(tmp_path, "graded") == answers_in(tmp_path, "keyed") == Counter(set(TEXTS))  # also the undecided
     assert {torch for _, torch in noted(tmp_path, "read")} == {"False"}
@@ -132,7 +133,7 @@ def test_a_reader_that_dies_is_started_again(tmp_path, at_once):
         os.kill(min(processes_in(tmp_path) - {int(noted(tmp_path, "died")[0][0].split()[0])}), signal.SIGKILL)
         reading.submit(asked(["7"], 1))
         drained(reading)
-    assert [policy.question.readings[index].answer for index in range(3)] == ["5", "die once", "6"]
+    assert [policy.question.readings[key].answer for key in policy.keys] == ["5", "die once", "6"]
     assert len(processes_in(tmp_path)) == 3
 
 
@@ -203,8 +204,8 @@ from dps.benchmarks.grading import Answers
 from dps.run.readers import Readers
 from tests.run.graders import Telling
 class Question:
-    def read(self, ks, read): read([("sleep", "p")], None, Answers())
-class Policy: question, requested = Question(), 1
+    def read(self, groups, read): read([("sleep", "p")], None, Answers())
+class Policy: question, keys = Question(), (("power", 0),)
 reader_process.PROCESSES_PAY_S = 0.0
 with Readers(Telling(sys.argv[1])) as reading:
     reading.submit([Policy()])

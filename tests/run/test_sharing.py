@@ -54,7 +54,7 @@ def config_of(folder, **changes):
         benchmark=BenchmarkConfig(name="arithmetic", split="test", limit=limit, seed=0),
         sampler=SamplerConfig(alpha=4.0, block_size=16, max_new_tokens=32, num_mh_steps=1),
         k=KRange(2, 2, 6),
-        plain_max_k=4,
+        budgets={"plain": 4},
         compute=ComputeConfig(**compute),
     )
     return replace(config, **changes)
@@ -124,7 +124,7 @@ def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch,
 
 def test_samplers_that_differ_by_row_share_an_engine_and_no_wait_stands_between_them(tmp_path, monkeypatch):
     policies = ("plain", "max-swap", "power", "lowtemp", "early-entropy")
-    given = dict(policies=policies, controllers={}, limit=3)
+    given = dict(policies=policies, controllers={}, limit=3, budgets={"plain": 4, "lowtemp": 4})
     apart, shared = tmp_path / "apart", tmp_path / "shared"
     for folder in (apart, shared):
         folder.mkdir()
@@ -151,8 +151,8 @@ def test_samplers_that_differ_by_row_share_an_engine_and_no_wait_stands_between_
 
 
 def test_a_run_that_goes_on_samples_only_what_some_policy_misses(apart, tmp_path, monkeypatch):
-    evaluate(config_of(tmp_path, policies=("power", "adaptive-consistency"), controllers={}, limit=2), None)
-    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), limit=3), load_controller)
+    evaluate(config_of(tmp_path, policies=("power", "adaptive-consistency"), controllers={}, budgets={}, limit=2), None)
+    evaluate(config_of(tmp_path, policies=("fake", "self-confidence"), budgets={}, limit=3), load_controller)
     config, engines = config_of(tmp_path), sampled(monkeypatch)
     before = {path: path.read_bytes() for path in tmp_path.rglob("segment-*.h5")}
     evaluate(config, load_controller)
@@ -175,7 +175,7 @@ def test_two_workers_share_too(apart, tmp_path, capsys):
 
 def test_latency_of_one_question_at_a_time_is_measured_apart(apart, tmp_path, monkeypatch):
     compute = {"questions_at_a_time": 1}
-    config, engines = config_of(tmp_path, policies=("power", "fake"), compute=compute), sampled(monkeypatch)
+    config, engines = config_of(tmp_path, policies=("power", "fake"), budgets={}, compute=compute), sampled(monkeypatch)
     evaluate(config, load_controller)
     assert sum(engine.num_generated_tokens for engine in engines) == charged(config)
     check_same(config, apart, cancelled=1)
@@ -196,7 +196,7 @@ def test_eager_rungs_change_no_store_but_for_what_was_cancelled(apart, tmp_path,
 
 
 def test_a_policy_that_joins_an_evaluation_has_the_clock_of_its_sampler(tmp_path, monkeypatch):
-    joined = dict(controllers={}, limit=1)
+    joined = dict(controllers={}, budgets={}, limit=1)
     evaluate(config_of(tmp_path, policies=("self-confidence",), **joined), None)
 
     def measured(*_, **__):

@@ -115,6 +115,6 @@ def test_a_runs_start_is_measured_by_stage_and_kept(workers, tmp_path, capfd):
 def test_prompts_are_tokenized_once_for_all_samplers_of_a_run(tmp_path, monkeypatch):
     calls, encode = [], LanguageModel.encode_all
     monkeypatch.setattr(LanguageModel, "encode_all", lambda self, texts: calls.append(texts) or encode(self, texts))
-    policies = ["--policies=[power,plain,lowtemp]", "--plain_max_k=2"]
+    policies = ["--policies=[power,plain,lowtemp]", "--budgets={plain: 2, lowtemp: 2}"]
     assert run(["evaluate", f"--output={tmp_path}", *SETTINGS, *policies]) == 0
     assert [len(texts) for texts in calls] == [3]

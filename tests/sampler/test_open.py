@@ -18,6 +18,7 @@ from dps.bench.config import BenchConfig
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.cli import run
 from dps.config import ComputeConfig, HarvestConfig
+from dps.decide import KRange
 from dps.errors import InputError, WorkersDied
 from dps.model import load_model
 from dps.model_config import ModelConfig
@@ -33,7 +34,7 @@ from feature_store import Store
 
 SAMPLER = SamplerConfig(alpha=4.0, block_size=8, max_new_tokens=24, num_mh_steps=1)
 OTHER_BLOCKS = replace(SAMPLER, block_size=12)
-TASK = StoreTask(Path("store"), SAMPLER, 2, features=True)
+TASK = StoreTask(Path("store"), {"power": SAMPLER}, KRange(2, 1, 2).ladder(), features=True)
 QUESTIONS = BenchmarkConfig(name="arithmetic", limit=3, seed=0, stop=("\n\n", "0="))
 CONFIG = HarvestConfig(
     benchmark=QUESTIONS, sampler=SAMPLER, compute=ComputeConfig(rows=16, threads=1, forward="unchanged")
@@ -209,7 +210,8 @@ def test_a_runs_first_worker_measures_the_clock_itself(monkeypatch, devices, ope
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     handler = signal.getsignal(signal.SIGINT)
     mine, theirs = multiprocessing.Pipe()
-    tasks = [TASK, replace(TASK, sampler=replace(SAMPLER, num_mh_steps=2)), replace(TASK, sampler=OTHER_BLOCKS)]
+    others = [replace(TASK, arms={"power": sampler}) for sampler in (replace(SAMPLER, num_mh_steps=2), OTHER_BLOCKS)]
+    tasks = [TASK, *others]
     for message in (*(_ClockWanted(tasks, task.sampler) for task in tasks), _STOP):
         mine.send(message)
     try:
