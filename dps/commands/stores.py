@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dps.commands.options import parse, parser_of
 from dps.errors import InputError
+
+if TYPE_CHECKING:
+    from feature_store import Question
 
 
 def run_store(arguments: list[str]) -> None:
@@ -29,7 +32,9 @@ def run_store(arguments: list[str]) -> None:
 
     action, folders, output = parsed["action"], [Path(folder) for folder in parsed["folders"]], config.output
     if action == "info":
-        infos = [tools.info(folder) for folder in folders]
+        from dps.decide.aggregate import answer_of
+
+        infos = [tools.info(folder, answer_of) for folder in folders]
         _show(config.json, infos, [_in_words(info) for info in infos])
     elif action == "verify":
         faults = {str(folder): tools.verify(folder) for folder in folders}
@@ -47,7 +52,14 @@ def run_store(arguments: list[str]) -> None:
     elif output is None:
         raise InputError(f"Expected --output for dps store {action}: {'a folder' if action == 'merge' else 'a file'}.")
     elif action == "merge":
-        merged = tools.merge(folders, Path(output))
+        from dps.decide.aggregate import answer_of
+
+        def settle(question: Question, aggregator: str) -> Question:
+            return replace(
+                question, **dict(zip(("answer", "correct"), answer_of(question.trajectories, aggregator), strict=True))
+            )
+
+        merged = tools.merge(folders, Path(output), settle=settle)
         plain = {"questions": merged.questions, "repeated": merged.repeated, "output": output}
         line = f"{merged.questions:,} questions, {merged.repeated:,} of them in several stores: {output}"
         _show(config.json, plain, [line])
@@ -106,7 +118,20 @@ def _count(held: int, wanted: int | None) -> str:
 def _in_words(info: dict[str, Any]) -> str:
     """Return what a store holds for people: both numbers of questions as one entry."""
     counts = {"questions": _count(info["questions"], info["questions_wanted"])}
-    rows = {name: value for name, value in (info | counts).items() if name != "questions_wanted"}
+    rows = {name: value for name, value in (info | counts).items() if name not in ("questions_wanted", "arms")}
+    for arm, of in info["arms"].items():
+        shares = [
+            f"{100 * of[name]:.1f} % {what}"
+            for name, what in (
+                ("accuracy_of_a_response", "of them right"),
+                ("accuracy_of_votes", "of their votes right"),
+            )
+            if of[name] is not None
+        ]
+        if of["responses_per_question"] is not None:
+            each = f"{of['responses_per_question']:.4g} responses a question"
+            tokens = f"{of['generated_tokens_per_response']:,.0f} tokens each"
+            rows[f"arm {arm}"] = ", ".join([each, tokens, *shares])
     return "".join(f"{name:<28}{value}\n" for name, value in rows.items())
 
 

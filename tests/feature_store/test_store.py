@@ -457,6 +457,13 @@ def test_every_column_is_documented():
             assert f"`{column.name}`" in page
 
 
+def test_a_response_twice_is_refused(tmp_path):
+    writer, question = StoreWriter.open(tmp_path, make_manifest()), make_question(0, k=2)
+    writer.commit([with_last(question, arm="plain", index=0)])
+    with pytest.raises(StoreError, match="trajectory 0 to be the only one of its arm and index"):
+        writer.commit([make_question(1, k=1), with_last(question, index=0)])
+
+
 def test_the_table_of_trajectories(tmp_path):
     questions = [make_question(i, k=2) for i in range(3)]
     StoreWriter.open(tmp_path, make_manifest()).commit(questions)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from dps.decide.aggregate import answer_of
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.lock import LOCK, held
 from feature_store.tools import compact, export, info, merge, verify
@@ -72,6 +74,87 @@ def test_stores_that_are_no_parts_of_one_run_are_not_merged(tmp_path):
         merge([one], tmp_path / "c")
     with pytest.raises(StoreError, match="at least one store"):
         merge([], tmp_path / "none")
+
+
+def arm(folder, name, numbers=range(3), **changes):
+    """A store with two responses of one arm to each question, of a run of its own."""
+    policy = {"name": name, "family": "fixed", "ladder": [f"{name} 2"]}
+    manifest = make_manifest(policy=policy, arms={name: {"alpha": len(name)}}, **changes)
+    writer = StoreWriter.open(folder, replace(manifest, fingerprint=f"{name}{sorted(changes)}"))
+    made = [make_question(i, k=2, rng=np.random.default_rng([len(name), i])) for i in numbers]
+    writer.commit([replace(q, trajectories=tuple(replace(t, arm=name) for t in q.trajectories)) for q in made])
+    return folder
+
+
+def test_runs_that_differ_in_their_arms_are_joined_by_question(tmp_path):
+    def settle(question, aggregator):
+        return replace(question, answer=f"{aggregator} of {question.k}")
+
+    stores = [arm(tmp_path / name, name) for name in ("power", "plain", "warm")]
+    assert merge(stores, tmp_path / "all", settle=settle) == (3, 0)
+    joined = Store.open(tmp_path / "all")
+    assert joined.manifest.policy == {
+        "name": "harvest",
+        "family": "fixed",
+        "ladder": ["power 2", "plain 2", "warm 2"],
+    }
+    assert list(joined.manifest.arms) == ["power", "plain", "warm"]
+    for question, *parts in zip(joined, *map(Store.open, stores), strict=True):
+        assert [(t.arm, t.index) for t in question.trajectories] == [
+            (name, index) for name in joined.manifest.arms for index in range(2)
+        ]
+        for t, u in zip(question.trajectories, [t for part in parts for t in part.trajectories], strict=True):
+            assert_same(replace(t, answer_class=0), replace(u, answer_class=0))
+        classes = {}
+        numbers = [classes.setdefault(t.answer, len(classes)) for t in question.trajectories]
+        assert [t.answer_class for t in question.trajectories] == numbers
+        assert question.answer == "majority of 6"
+    # A run's parts and another arm at once, and an arm that is added to what was joined before.
+    parts = [write_part(tmp_path / f"part{i}", tmp_path / "power", [i, 2]) for i in range(2)]
+    assert merge([*parts, stores[1]], tmp_path / "two") == (3, 1)
+    assert merge([tmp_path / "two", stores[2]], tmp_path / "three", settle=settle) == (3, 0)
+    assert_same(tuple(Store.open(tmp_path / "three")), tuple(joined))
+
+
+def write_part(folder, of, numbers):
+    """A part of a run's store, with some of its questions."""
+    store = Store.open(of)
+    StoreWriter.open(folder, store.manifest).commit([q for i, q in enumerate(store) if i in numbers])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"seed": 7}, "b is of another run than .*a: seed was 0 and is now 7. Merge parts of one run, or runs that"),
+        ({"numbers": [0, 1]}, "1 are in one of them only: .*b lacks q00002"),
+        ({"name": "power", "device": "x"}, "q00000 has the response 0 of the arm power in several"),
+        ({"name": "power", "numbers": [4], "aggregator": "weighted"}, "aggregator was 'majority'"),
+    ],
+)
+def test_arms_that_do_not_fit_together_are_refused(tmp_path, other, sentence):
+    stores = [arm(tmp_path / "a", "power"), arm(tmp_path / "b", **{"name": "plain"} | other)]
+    with pytest.raises(StoreError, match=sentence):
+        merge(stores, tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_info_says_what_each_arm_has(tmp_path):
+    merge([arm(tmp_path / name, name) for name in ("plain", "power")], tmp_path / "all")
+    questions = tuple(Store.open(tmp_path / "all"))
+    found = info(tmp_path / "all", answer_of)["arms"]
+    assert list(found) == ["plain", "power"]
+    plain = [[t for t in q.trajectories if t.arm == "plain"] for q in questions]
+    assert found["plain"] == {
+        "responses_per_question": 2,
+        "generated_tokens_per_response": np.mean([t.num_generated_tokens for each in plain for t in each]),
+        "accuracy_of_a_response": np.mean([t.correct for each in plain for t in each]),
+        "accuracy_of_votes": np.mean([answer_of(each)[1] for each in plain]),
+    }
+    assert info(tmp_path / "all")["arms"]["plain"]["accuracy_of_votes"] is None
+    shown = dps("store", "info", tmp_path / "all").stdout
+    assert "arm plain                   2 responses a question, " in shown
+    assert " % of their votes right" in shown
 
 
 def test_export_writes_every_scalar(tmp_path):
