@@ -410,6 +410,8 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
                 num_prompt_tokens=len(each.question.source.tokens),
                 embedding=each.embedding,
                 calibration=policy.controller.calibration,
+                prompt_hidden=each.prompt_hidden,
+                ladder=getattr(policy.controller, "ladder", policy.ladder),
             )
             for each in group
         ]

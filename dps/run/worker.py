@@ -23,7 +23,7 @@ from dps.benchmarks import Benchmark, BenchmarkConfig, Item, load_benchmark
 from dps.chat import end_of_turn
 from dps.config import ComputeConfig, FeaturesConfig
 from dps.decide import Controller, Ladder, Policy, Rule
-from dps.decide.features import EMBEDDING, HIDDEN, PARTS
+from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.forced import ForcedLengths
@@ -45,9 +45,6 @@ _PAUSE_S = 0.2
 
 _THREADS_BESIDE_A_GPU = 4
 """Most PyTorch threads of a worker whose model is on a GPU."""
-
-PROMPT = "prompt"
-"""The part of the features that the prompt's hidden states are."""
 
 LoadController = Callable[[str], Controller]
 """Loads a controller from a path; handed in by the composition root."""
@@ -398,7 +395,7 @@ class EngineCache:
         layer = self.settings.features.layer
         policy = _policy(task, self._load_controller)
         # A harvest stores everything; a live run computes what its controller looks at.
-        parts = frozenset((*PARTS, PROMPT) if task.features else ())
+        parts = frozenset(PARTS if task.features else ())
         parts |= policy.controller.parts if policy.controller is not None else frozenset()
         if EMBEDDING in parts and self._embedder is None:
             self._embedder = open_embedder(self.settings.features.embedder, self._model.device)

@@ -37,8 +37,7 @@ def model():
 
 def policies():
     """Over five ladders that share arms: rules, a controller that stops at any rung, and one arm to its end."""
-    picky = FakeController(lambda f: float(f.scalars[ENTROPY] < 1.6 and f.hidden.size > 0))
-    picky.ladder = MIXED
+    picky = FakeController(lambda f: float(f.scalars[ENTROPY] < 1.6 and f.hidden.size > 0), MIXED)
     return {
         "picky": PolicyRun(Policy(MIXED, picky), 2, False, NUMBERS),
         "lead": PolicyRun(Policy(MIXED, rule=RULES["lead-2"]), None, False, NUMBERS),

@@ -16,6 +16,7 @@ from dps.benchmarks.grading import Grader, Item
 from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
+from dps.decide.ladder import from_ks
 from dps.errors import InputError
 from dps.run import readers, scheduler
 from dps.run.scheduler import COUNTED, Account, PolicyRun, PreparedQuestion, run_policies, run_policy
@@ -57,8 +58,8 @@ class FakeController:
 
     name, threshold, calibration, ks, label = "fake", 0.5, CALIBRATION, tuple(range(1, 9)), "no_gain"
 
-    def __init__(self, rule):
-        self.rule, self.seen = rule, []
+    def __init__(self, rule, ladder=None):
+        self.rule, self.seen, self.ladder = rule, [], ladder or from_ks("power", self.ks)
 
     def predict_enough(self, features):
         self.seen += features

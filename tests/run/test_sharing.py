@@ -29,7 +29,7 @@ class FakeController:
     """Sure of questions over which the model is sure; it looks at everything."""
 
     name, threshold, calibration, ks, label = "fake", 0.5, CONSTANTS, (2, 4, 6), "no_gain"
-    parts = PARTS
+    parts, ladder = PARTS, KRange(2, 2, 6).ladder()
 
     def predict_enough(self, features):
         assert all(f.hidden.size and f.embedding.size for f in features)
