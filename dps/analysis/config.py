@@ -19,7 +19,7 @@ class ReplayConfig:
     that doubles its responses and one that adds them one at a time. Controllers climb the ladder that they know."""
     reference: str = ""
     """What all is compared with: a fixed budget, an arm (or ladder) and a number, for instance "lowtemp 16". If not
-    set: the end of the first ladder; of several arms, the most accurate of their numbers there and that end."""
+    set: the end of the first ladder; of several arms, the most accurate of their numbers at that end."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and where its probabilities come from: the folder of `dps crossval` on this store (out of
     fold), or a checkpoint, run folder or controller folder that was trained on other questions."""

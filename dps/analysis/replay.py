@@ -109,6 +109,8 @@ def run_replay(
         for name, path in config.controllers.items()
     }
     ladders = ladders_of(config, whole, str(harvest), [asked.ladder for asked in controllers.values()])
+    for ladder in ladders.values():
+        check_held(ladder, whole.ladder, str(harvest))
     main = next(iter(ladders))
     folds = folds_of(divided_as(common, samples.contents), config.folds, config.seed)
     budgets = _budgets(table, ladders, columns)
@@ -283,11 +285,10 @@ def _reference(
                 f"Expected a reference that the harvest holds, a fixed budget up to {known}, got {config.reference!r}."
             )
         return policy, wanted.count, []
-    name, ladder = next(iter(ladders.items()))
+    ladder = next(iter(ladders.values()))
     ends = [(by_series[arm], count) for arm, count in ladder.totals.items()]
     if len(ends) == 1:
         return *ends[0], []
-    ends.append((by_series[name], ladder.maximum))
     worth = [(point.correct.mean(), -point.tokens.mean()) for point in (point_at(*end) for end in ends)]
     policy, k = ends[worth.index(max(worth))]
     names = listing(policy.row_name(k) for policy, k in ends)

@@ -134,9 +134,8 @@ def test_a_cheaper_rival_is_not_named_for_its_luck():
     count = 1000
     good = fixed("plain", [(2, np.arange(count) >= 100, 50), (4, np.arange(count) >= 1, 100)])
     sentences = findings(result_of(power(0.9, 1.0, count=count), good))
-    assert (
-        "plain 4 reaches 99.9 % with 0.11 of the tokens of power 8, and a loss of 1 point to it is excluded"
-        in the(sentences, "plain 4")
+    assert "plain 4 reaches 99.9 % with 0.11 of the tokens of power 8, and a loss of 1 point to it is excluded" in the(
+        sentences, "plain 4"
     )
 
 
@@ -185,7 +184,8 @@ def test_policies_that_show_the_same_share_a_sentence():
     policies += [live("sprt", right(0.95), 900, k=8, family="rule"), live("entropy", right(0.95), 600, family="rule")]
     sentences = findings(result_of(power(), *policies))
     the(
-        sentences, "entropy needs 0.67 of the tokens of power 8 (0.0 points [−0.9, +0.9]): a loss of 1 point is excluded."
+        sentences,
+        "entropy needs 0.67 of the tokens of power 8 (0.0 points [−0.9, +0.9]): a loss of 1 point is excluded.",
     )
     the(sentences, "mlp-h needs 0.33 of the tokens of power 8 (−1.0 points [−2.5, +0.2]; about ")
     [shared] = [s for s in sentences if s.startswith("mlp-h needs")]
@@ -220,7 +220,8 @@ def test_ungraded_questions_leave_sentences_about_cost_only():
     nothing = np.full(5, np.nan)
     reference = fixed("power", [(2, nothing, 250), (8, nothing, 900)])
     entries = [
-        results._policy(one, one, reference.curve[-1], None, None, 0.01) for one in (reference, live("gbdt", nothing, 450))
+        results._policy(one, one, reference.curve[-1], None, None, 0.01)
+        for one in (reference, live("gbdt", nothing, 450))
     ]
     assert findings({"num_graded": 0, "policies": entries, "reference": "power 8"}) == [
         "No question has a grade, so there are no accuracies, only costs.",
@@ -246,7 +247,8 @@ def replay_of(verdicts):
             {**entry, "difference": found, "verdict": verdict, "together": together, "questions_needed": None}
         )
     return {"kind": "replay", "policies": policies, "matched_tokens": matched, "ks": [2, 4, 6, 8], "margin": 0.01,
-            "num_graded": 5000, "gain": None, "mixing": [], "left": [], "reference": "power 8", "main_series": "power"}  # fmt: skip
+            "num_graded": 5000, "gain": None, "mixing": [], "left": [],
+            "reference": "power 8", "main_series": "power"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("verdicts", "words"), [

@@ -20,7 +20,7 @@ from dps.cli import run
 from dps.decide import RULES
 from feature_store import Store
 from tests.analysis.evaluations import power_manifest, question, write_evaluation, write_store
-from tests.analysis.replays import COUNT, HOSTILE, replay, write_stores
+from tests.analysis.replays import COUNT, HOSTILE, replay, write_harvest
 from tests.analysis.test_report import _Page
 from tests.commands import ROOT
 from tests.factories import make_manifest, make_question
@@ -31,7 +31,7 @@ FILES = {"replay.json", "replay.csv", "replay.html", "replay.png", "replay.svg"}
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    return write_stores(tmp_path_factory.mktemp("stores"))
+    return write_harvest(tmp_path_factory.mktemp("stores") / "harvest")
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def test_bins_have_equally_many_rows_where_thresholds_lie():
 
 def test_accepted_tokens_are_those_of_the_responses(made, stores):
     _, report = made
-    questions = list(Store.open(stores / "power"))
-    mean = np.mean([[len(t.tokens) for t in q.trajectories] for q in questions], axis=0).sum()
+    questions = list(Store.open(stores))
+    mean = np.mean([sum(len(t.tokens) for t in q.trajectories if t.arm == "power") for q in questions])
     last = report["policies"][0]["curve"][-1]
     assert last["accepted"] == pytest.approx(mean)
     assert last["tokens"] == pytest.approx(4 * mean)  # the factory's trajectories sample four tokens for each
@@ -118,7 +118,7 @@ def test_shown_questions_say_what_the_store_holds(made, stores):
     _, report = made
     shown = {entry["question_id"]: entry for entry in report["questions"]["shown"]}
     assert len(shown) == COUNT
-    for original in Store.open(stores / "power"):
+    for original in Store.open(stores):
         entry = shown[original.question_id]
         assert (entry["question"], entry["gold"]) == (original.question, original.gold)
         assert [t["answer"] for t in entry["trajectories"]] == [t.answer for t in original.trajectories]
@@ -133,8 +133,8 @@ def test_shown_questions_say_what_the_store_holds(made, stores):
 
 @pytest.mark.parametrize(("benchmark", "asked", "number"), [("gpqa", None, 0), ("gpqa", 3, 3), ("made-up", 0, 0)])
 def test_questions_that_shall_not_be_shown_are_in_no_file(tmp_path, benchmark, asked, number):
-    stores = write_stores(tmp_path / "stores", benchmark={"name": benchmark, "split": "test"})
-    report = replay(stores, tmp_path / "out", rivals=(), show_questions=asked)
+    stores = write_harvest(tmp_path / "stores", benchmark={"name": benchmark, "split": "test"})
+    report = replay(stores, tmp_path / "out", show_questions=asked)
     assert (0 if report["questions"] is None else len(report["questions"]["shown"])) == number
     texts = [(tmp_path / "out" / name).read_text(encoding="utf-8") for name in FILES if not name.endswith("png")]
     asked_for = [f"What is {i}?" for i in range(COUNT) if i != 4]
@@ -149,7 +149,7 @@ def test_rules_without_what_they_look_at_are_left_out_by_name(tmp_path):
         for q in (make_question(i) for i in range(12))
     ]
     write_store(tmp_path / "power", make_manifest(), blind)
-    report = replay(tmp_path, tmp_path / "out", rivals=(), controllers={})
+    report = replay(tmp_path / "power", tmp_path / "out", controllers={})
     names = {policy["policy"] for policy in report["policies"]}
     assert "entropy" not in names
     assert {"self-confidence", "esc"} <= names
@@ -195,7 +195,7 @@ def test_the_page_says_what_the_report_says(made):
     ratio = gbdt["tokens_ratio"]
     assert f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in text
     for heading in (
-        *("Policies at their operating points", "At the same tokens", "Exact McNemar tests", "k by difficulty"),
+        *("Policies at their operating points", "At the same tokens", "Exact McNemar tests", "Responses by difficulty"),
         *("Where the tokens and the time go", "Whether p_enough is what it says", "Questions to read"),
     ):
         assert heading in text
@@ -275,7 +275,7 @@ def test_the_same_stores_give_the_same_bytes(made, stores, tmp_path):
 
 def test_several_replays_side_by_side(made, stores, tmp_path):
     output, _ = made
-    other = replay(stores, tmp_path / "other" / "one", rivals=(), controllers={}, margin=0.05)
+    other = replay(stores, tmp_path / "other" / "one", controllers={}, margin=0.05)
     assert run(["report", str(output), str(tmp_path / "other" / "one"), "--output", str(tmp_path / "both")]) == 0
     assert {path.name for path in (tmp_path / "both").iterdir()} == {
         *("replays.html", "replays.png", "replays.svg", "settings.json")
@@ -300,11 +300,11 @@ def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
     assert run(["report", str(output), str(evaluation)]) == 2
     assert "holds a replay.json and" in capsys.readouterr().err
     for text, message in (
-        ('{"schema_version": 2}', "of schema_version 3, got 2: run dps replay again"),
+        ('{"schema_version": 2}', "of schema_version 4, got 2: run dps replay again"),
         ("[]", "got None"),
         ("{", "cannot be read"),
         (
-            '{"schema_version": 3, "kind": "replay", "title": "", "policies": []}',
+            '{"schema_version": 4, "kind": "replay", "title": "", "policies": []}',
             "but a part is missing or of another type",
         ),
     ):
@@ -328,7 +328,7 @@ def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
 def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     questions = [question(i, [1, 0, 1, 1, 0, 1, 1, 1]) for i in range(8)]
     write_store(tmp_path / "power", power_manifest(calibration={}), questions)
-    report = replay(tmp_path, tmp_path / "out", rivals=(), controllers={})
+    report = replay(tmp_path / "power", tmp_path / "out", controllers={})
     assert report["clock"] is None
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against tokens" in text

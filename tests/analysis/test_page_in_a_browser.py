@@ -3,7 +3,7 @@
 import pytest
 
 from tests.analysis.browser import BROWSER, browser
-from tests.analysis.replays import COUNT, replay, write_stores
+from tests.analysis.replays import COUNT, replay, write_harvest
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,9 +20,9 @@ def files(tmp_path_factory):
     from tests.analysis.test_report import write_report
 
     folder = tmp_path_factory.mktemp("pages")
-    stores = write_stores(folder / "stores")
+    stores = write_harvest(folder / "stores")
     replay(stores, folder / "one")
-    replay(stores, folder / "two", rivals=(), controllers={})
+    replay(stores, folder / "two", controllers={})
     write_several([folder / "one", folder / "two"], folder)
     write_report([write_evaluation(folder / "evaluation")], folder)
     return {
@@ -174,7 +174,7 @@ def test_power_sampling_alone_has_the_room_of_the_figure(shown):
     every, before = shown.js(visible), shown.js(line)
     tab_to(shown, ".presets button:nth-of-type(2)")
     shown.press("Enter")
-    cheap = [name for name in every if name.endswith(("(plain)", "(lowtemp)"))]
+    cheap = [name for name in every if name.endswith(")")]
     assert shown.js(visible) == [name for name in every if name not in cheap]
     assert shown.js(line) > 1.2 * before
     assert shown.js("document.querySelectorAll('.legend [aria-pressed=false]').length") == len(cheap)
