@@ -91,7 +91,10 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         ks = Ladder.parse(policy["ladder"]).ks
         walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
-            p_enough, threshold = predict_orders(str(controllers[name]), harvest, samples.question_ids, natural, ks)
+            known, p_enough, threshold, _ = predict_orders(
+                str(controllers[name]), harvest, samples.question_ids, lambda _: natural
+            )
+            assert known.ks == ks, f"{name} was trained on {known}"
         else:
             rule = replace(RULES[name], **{k: v for k, v in policy["rule"].items() if k != "name"})
             p_enough, threshold = walked.p_enough(rule), rule.threshold

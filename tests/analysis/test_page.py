@@ -333,3 +333,27 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against tokens" in text
     assert "and time" not in text
+
+
+def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_made_anew(made, stores, tmp_path):
+    """As `dps recommend` leaves it in the folder, it comes before what was found; another replay has none."""
+    output, _ = made
+    (tmp_path / "replay.json").write_bytes((output / "replay.json").read_bytes())
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "stderr": 0.01}
+    measured = dict.fromkeys(("accuracy", "tokens", "tokens_ratio", "difference"), number)
+    advice = {
+        "policy": {"label": "lead-2 (<cheap>)", "ladder": ["lowtemp 1", "lowtemp 1"]},
+        "measured": measured,
+        "target": {"name": "power 8"},
+        "next_best": {"label": "esc", "questions_needed": 1234},
+        "sentences": ["Use lead-2."],
+    }
+    (tmp_path / "recommendation.json").write_text(json.dumps(advice))
+    assert run(["report", str(tmp_path)]) == 0
+    _, text = parsed(tmp_path / "replay.html")
+    assert text.index("What to use: lead-2 (<cheap>)") < text.index("Use lead-2.") < text.index("What was found")
+    assert "lowtemp 1lowtemp 1" in text
+    assert "1,234 questions would decide" in text
+    assert "50.0 % [40.0, 60.0]" in text
+    replay(stores, tmp_path)
+    assert "What to use" not in (tmp_path / "replay.html").read_text(encoding="utf-8")
