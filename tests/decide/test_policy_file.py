@@ -12,6 +12,7 @@ from dps.decide.rules import LeadingVotes
 from dps.errors import InputError
 from dps.sampler.arms import Arm
 from dps.sampler.settings import SamplerConfig
+from tests.commands import ROOT
 
 POWER = SamplerConfig(alpha=4.0, block_size=48, max_new_tokens=768, num_mh_steps=5)
 ARMS = {"lowtemp": POWER.plain(0.25), "plain": POWER.plain(1.0), "power": POWER}
@@ -199,3 +200,11 @@ def test_an_entry_that_is_missing_is_named(tmp_path):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match="The entry ladder is missing"):
         read_policy(path)
+
+
+def test_the_file_of_the_documentation_can_be_read(tmp_path):
+    text = (ROOT / "docs" / "ladders.md").read_text()
+    (tmp_path / "policy.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    policy = read_policy(tmp_path)
+    assert policy.arms == {"lowtemp": SamplerConfig(block_size=48, max_new_tokens=768).plain(0.25)}
+    assert policy.policy().ladder.ks == (1, 2, 4, 8)
