@@ -23,7 +23,7 @@ from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
 from dps.analysis.words import json_number, listing, plain
 from dps.analysis.write import read_result
-from dps.decide import RULES, Controller, Ladder
+from dps.decide import RULES, Controller, Ladder, Policy
 from dps.decide.files import controller_file
 from dps.decide.policy_file import NAME, write_policy
 from dps.decide.splits import other_folds
@@ -350,8 +350,9 @@ def _write_policy(
             )
         copy = output / "controller"
         shutil.rmtree(copy, ignore_errors=True)
-        threshold = ship(source, copy, threshold).threshold
-        decides = {"controller": copy.name, "threshold": threshold}
+        shipped = ship(source, copy, threshold)
+        Policy(Ladder.parse(settings["ladder"]), controller=shipped)  # refuses one that was trained on another ladder
+        decides = {"controller": copy.name, "threshold": shipped.threshold}
     elif settings["family"] == "rule":
         rule = RULES[name]
         given = {key: value for key, value in (settings["rule"] or {}).items() if key != "name"}

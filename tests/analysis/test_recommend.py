@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, write_outcomes
 from dps.analysis.recommend import Policies, at, at_least, held_out, recommend, run_recommend
 from dps.analysis.result import SCHEMA_VERSION
+from dps.decide.ladder import from_ks
 from dps.decide.policy_file import read_policy
 from dps.errors import InputError
 from dps.estimates import paired, resamples
@@ -377,14 +379,19 @@ def test_a_controller_is_shipped_beside_the_file(replayed):
     assert not (replayed / "policy.yaml").exists()
     assert "--controllers.gbdt FOLDER" in result["notes"][-1]
 
-    class Shipped:
-        threshold = 0.3
+    known = [2, 4]
 
     def ship(source, output, threshold):
         assert (source, threshold) == ("runs/gbdt", 0.3)
         output.mkdir()
         (output / "controller.ckpt").write_bytes(b"weights")
-        return Shipped
+        ladder = from_ks("lowtemp", known)
+        return SimpleNamespace(name="gbdt", threshold=threshold, ks=ladder.ks, ladder=ladder)
+
+    with pytest.raises(InputError, match="The controller gbdt was trained"):
+        run_recommend(replayed, RecommendConfig(controllers={"gbdt": "runs/gbdt"}), ship)
+    assert not (replayed / "policy.yaml").exists()
+    known = range(1, 17)
 
     result = run_recommend(replayed, RecommendConfig(controllers={"gbdt": "runs/gbdt"}), ship)
     policy = read_policy(replayed)
