@@ -122,7 +122,7 @@ def _next(result: Mapping[str, Any]) -> str:
         return f"No other policy {wanted}."
     said = f"The next best is {other['label']}, which spends {interval(other['tokens_ratio'])} of its tokens"
     if (count := other["questions_needed"]) is None:
-        return f"{said} for the same answers."
+        return f"{said} for the same accuracy."
     enough = "you have as many" if count <= have else f"you have {have:,}"
     return (
         f"{said} for a difference of {points_interval(other['difference'])} points; to tell which of them is more "

@@ -99,8 +99,8 @@ class Policies:
         return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
 
     def fixed(self) -> np.ndarray:
-        """Return the points of fixed budgets with the replay's own aggregator."""
-        return np.array([i for i, one in enumerate(self.outcomes.settings) if one["policy"] == "fixed"], dtype=int)
+        """Return the points of fixed budgets, whatever becomes of their answers."""
+        return np.array([i for i, one in enumerate(self.outcomes.settings) if one["family"] == "fixed"], dtype=int)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +149,7 @@ def find_target(policies: Policies, name: str) -> int:
         InputError: If the replay has no such budget.
     """
     fixed, wanted = policies.fixed(), " ".join(name.split())
+    fixed = [point for point in fixed if policies.outcomes.settings[point]["policy"] == "fixed"]
     known = {policies.outcomes.names[point]: int(point) for point in fixed}
     if wanted not in known:
         most: dict[str, int] = {}
@@ -258,10 +259,10 @@ def recommend(
     point = choose(everything)
     chosen, beside = held_out(policies, choose), at(policies, reference)
     measured = chosen.measured(beside)
-    stderr = measured["difference"]["stderr"]
+    apart = difference(chosen.correct, beside.correct)
     folds = [int(chosen.points[outcomes.fold == fold][0]) for fold in np.unique(outcomes.fold)]
     result = {
-        "too_few": len(everything) < FEWEST or (stderr is not None and stderr > LARGEST_STDERR),
+        "too_few": len(everything) < FEWEST or (apart.stderr > LARGEST_STDERR and apart.sign == 0),
         "target": {
             "name": policies.label(reference),
             "ladder": outcomes.settings[reference]["ladder"],

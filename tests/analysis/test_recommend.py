@@ -237,6 +237,19 @@ def test_a_fixed_budget_that_passes_the_same_test_is_named():
     assert "lowtemp 8 passes the same test, so the simpler fixed number will do." in sentences(result, ARMS)[2]
 
 
+def test_fixed_budgets_of_other_answers_are_rivals_too():
+    """Best of n by log p needs no vote; the target is a vote."""
+    best = right(0.4, seed=5)
+    name, settings, *numbers = point("fixed", best, 500, at=8)
+    other = (f"best_logprob, {name}", settings | {"policy": "best_logprob", "aggregator": "best_logprob"}, *numbers)
+    outcomes = table([point("fixed", BASE, 1600, at=16), other, point("lead-2", BASE, 600)])
+    result = recommend(outcomes, "lowtemp 16").result
+    assert result["policy"]["label"] == "lead-2 (lowtemp)"
+    assert result["beside"]["label"] == "best_logprob of lowtemp 8"
+    with pytest.raises(InputError, match="Expected a target"):
+        recommend(outcomes, name)
+
+
 def test_power_sampling_is_worth_its_price_where_it_is():
     weak = losing(BASE, 20)
     outcomes = table(
@@ -274,6 +287,8 @@ def test_too_few_questions_are_said_to_be():
     assert "but only for now, since 60 questions are too few" in sentences(few, ARMS)[0]
     assert any("cannot show that less than 1 point is lost" in note for note in notes(few))
     noisy = table([point("fixed", right(0.5, 300, 1), 1600, at=16), point("sprt", right(0.5, 300, 2), 800)])
+    clear = table([point("fixed", right(0.2, 300, 1), 1600, at=16), point("sprt", right(0.7, 300, 2), 800)])
+    assert not recommend(clear, "lowtemp 16", budget=1000).result["too_few"]  # a large error, and a larger difference
     noisy = recommend(noisy, "lowtemp 16", budget=1000).result
     assert noisy["too_few"]
     assert "of its difference from lowtemp 16 is 4." in sentences(noisy, ARMS)[0]
