@@ -13,6 +13,7 @@ from dps.benchmarks import BenchmarkConfig
 from dps.decide import RULES, KRange, Ladder
 from dps.decide.aggregate import Aggregator
 from dps.decide.ladder import MOST_RESPONSES, POWER, doubling, ladder_of
+from dps.decide.policy_file import PolicyFile, read_policy
 from dps.decide.rules import WIDTHS
 from dps.errors import InputError
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
@@ -54,6 +55,11 @@ class FeaturesConfig:
                 f"{list(self.prompt_layers)}."
             )
         return self
+
+
+def is_file(policy: str) -> bool:
+    """Return whether an entry of an evaluation's policies is a policy file."""
+    return policy.endswith(".yaml")
 
 
 def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
@@ -140,7 +146,8 @@ class EvaluateConfig:
     budget, names of controllers, the rules `adaptive-consistency`, `esc`, `sprt`, `certificate`, `entropy`,
     `self-confidence`, `uab`, `lead`, `lead-1`, `lead-2`, `lead-3` and `random`, which need no training, and the
     baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample another law. Rules
-    and controllers take the responses of arms that others take, too: they cost no more tokens, see compute.share."""
+    and controllers take the responses of arms that others take, too: they cost no more tokens, see compute.share. What
+    ends in `.yaml` is a policy file, with arms and a ladder of its own."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""
@@ -183,13 +190,14 @@ class EvaluateConfig:
 
     def samplers(self) -> dict[str, SamplerConfig]:
         """Return the settings of each arm that a policy takes responses of, or raise an InputError."""
-        ladders = [self.ladder_for(policy) for policy in self.policies if policy not in OTHER_LAWS]
+        ladders = [self.ladder_for(each) for each in self.policies if each not in OTHER_LAWS and not is_file(each)]
         return arms_of(self.arms, ladders, self.sampler)
 
     @property
     def _climbs(self) -> bool:
         """Whether a policy climbs the ladder."""
-        return any(policy not in (*DEFAULT_ARMS, *self.arms, *OTHER_LAWS) for policy in self.policies)
+        apart = (*DEFAULT_ARMS, *self.arms, *OTHER_LAWS)
+        return any(policy not in apart and not is_file(policy) for policy in self.policies)
 
     def narrowed(self, given: Collection[str]) -> EvaluateConfig:
         """Return the evaluation without what is set up for policies that are not run; what is ``given`` stays.
@@ -234,7 +242,9 @@ class EvaluateConfig:
         arms = dict.fromkeys((*DEFAULT_ARMS, *self.arms))
         known = (*arms, *OTHER_LAWS, *RULES, *self.controllers)
         for place, name in enumerate(self.policies):
-            if name not in known:
+            if is_file(name):
+                self._check_file(read_policy(name), known)
+            elif name not in known:
                 raise InputError(
                     f"Unknown policy {name}: expected one of {', '.join(known)}; "
                     f"a controller must be given as controllers.{name}: PATH."
@@ -261,6 +271,17 @@ class EvaluateConfig:
                 raise InputError(f"budgets.{name} is set, but a budget is of an arm: {', '.join(arms)}.")
             if not 1 <= budget <= MOST_RESPONSES:
                 raise InputError(f"budgets.{name} must be 1 to {MOST_RESPONSES:,}, got {budget}.")
+
+    def _check_file(self, file: PolicyFile, known: Collection[str]) -> None:
+        """Refuse a policy file that does not fit beside the other policies."""
+        names = [read_policy(each).name for each in self.policies if is_file(each)]
+        if file.name in known or names.count(file.name) > 1:
+            raise InputError(f"{file.path} has the name of another policy, {file.name}: give it another name there.")
+        if file.aggregator != self.aggregator:
+            raise InputError(
+                f"{file.path} aggregates by {file.aggregator}, but aggregator is {self.aggregator}: set aggregator to "
+                f"{file.aggregator}."
+            )
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dps.benchmarks import load_benchmark
-from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig
+from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig, is_file
 from dps.decide import RULES, Controller, Ladder, Policy, Rung
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.decide.ladder import POWER
+from dps.decide.policy_file import PolicyFile, read_policy
 from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import load_model
@@ -102,6 +103,8 @@ class StorePlan:
     task: StoreTask
     controller: Controller | None = None
     """Of a dynamic policy that has one; workers load it again."""
+    file: PolicyFile | None = None
+    """The policy file that it comes from."""
 
     @property
     def folder(self) -> Path:
@@ -162,6 +165,8 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
 
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
+    if is_file(name):
+        return _plan_of_file(config, read_policy(name), load_controller)
     ladder, samplers = config.ladder_for(name), config.samplers()
     policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": ladder.texts()}
     task = StoreTask(
@@ -184,14 +189,34 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         task = replace(task, rule=rule)
         policy.update(family="dynamic", rule=asdict(rule), threshold=rule.threshold)
     elif name in config.controllers:
-        if load_controller is None:
-            raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
         path = config.controllers[name]
-        controller = load_controller(path)
+        controller = _loaded(name, path, load_controller)
         Policy(ladder, controller)  # refuses a ladder that the controller does not know
         task = replace(task, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
     return StorePlan("evaluation", policy, task, controller)
+
+
+def _plan_of_file(config: EvaluateConfig, file: PolicyFile, load_controller: LoadController | None) -> StorePlan:
+    """Return the store of a policy file."""
+    policy: dict[str, Any] = {"name": file.name, "family": "fixed", "ladder": file.ladder.texts()}
+    task = StoreTask(Path(config.output) / file.name, file.arms, file.ladder, rule=file.rule)
+    controller = None
+    if file.controller is not None:
+        path = str(file.controller)
+        controller = _loaded(file.name, path, load_controller)
+        task = replace(task, controller=path)
+        policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
+    elif file.rule is not None:
+        policy.update(family="dynamic", rule=asdict(file.rule), threshold=file.rule.threshold)  # type: ignore[call-overload]
+    file.policy(controller)  # refuses a controller of another ladder
+    return StorePlan("evaluation", policy, task, controller, file)
+
+
+def _loaded(name: str, path: str, load_controller: LoadController | None) -> Controller:
+    if load_controller is None:
+        raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
+    return load_controller(path)
 
 
 def _digest(path: str) -> str:
@@ -246,6 +271,9 @@ def _fill(
         identity = identity_of(model, benchmark, settings)
         for controller in controllers:
             controller.check_model(identity["model"])
+        for file in (plan.file for plan in plans if plan.file is not None):
+            for remark in (*file.check_model(identity["model"]), *file.check_benchmark(identity["benchmark"])):
+                warnings.warn(remark, stacklevel=2)
         check_layers(settings.features, model.num_layers)
         for sampler in {plan.task.sampler: None for plan in plans}:
             prompts_of(model, benchmark, sampler)  # refuses prompts that leave no room

@@ -10,6 +10,7 @@ from dps.decide import RULES, KRange, Ladder, Policy
 from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES
 from dps.decide.ladder import doubling
+from dps.decide.policy_file import write_policy
 from dps.errors import InputError
 from dps.run.run import evaluate, harvest
 from dps.run.scheduler import Account, PolicyRun, run_policies
@@ -194,3 +195,43 @@ def test_prompts_are_read_for_a_harvest_and_charged(tmp_path):
         assert np.abs(question.prompt_hidden).max() > 0
     with pytest.raises(InputError, match="prompt_layers is 99"):
         harvest(replace(config, features=replace(config.features, prompt_layers=(99,))))
+
+
+def policy_file(folder, name, rungs, **decides):
+    arms = arms_of({}, [Ladder.parse(rungs)], config_of(folder).sampler)
+    about = {"model": decides.pop("model", {"name": "embedded"}), "benchmark": {"name": "arithmetic"}}
+    return str(write_policy(folder / name, name=name, ladder=Ladder.parse(rungs), arms=arms, **decides, **about))
+
+
+def test_policy_files_run_beside_other_policies_and_share_their_arms(tmp_path, apart, monkeypatch):
+    engines = sampled(monkeypatch)
+    files = (
+        policy_file(tmp_path, "mine", LADDER, aggregator="majority", rule=RULES["lead-1"]),
+        policy_file(tmp_path, "cheap", ["plain 4"], aggregator="majority", budget=2),
+    )
+    config = mixed_evaluation(tmp_path, policies=("plain", *files), ladder=(), budgets={"plain": 4})
+    evaluate(config)
+    mine, cheap = (Store.open(f"{config.output}/{name}") for name in ("mine", "cheap"))
+    for question in mine:
+        same_record(question, apart["lead-1", question.question_id], atol=1e-4)
+    for question in cheap:
+        assert [t.tokens.tolist() for t in question.trajectories] == [
+            t.tokens.tolist() for t in apart["plain", question.question_id].trajectories[:2]
+        ]
+    assert cheap.manifest.policy == {"name": "cheap", "family": "fixed", "ladder": ["plain 2"]}
+    assert mine.manifest.policy["rule"]["margin"] == 1
+    assert len([engine for engine in engines if engine.num_steps]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("mine", {"aggregator": "best_logprob"}, "set aggregator to best_logprob"),
+        ("plain", {}, "has the name of another policy, plain"),
+        ("mine", {"model": {"name": "other"}}, "was made for the model other"),
+    ],
+)
+def test_policy_files_that_do_not_fit_are_refused(tmp_path, name, changes, words):
+    path = policy_file(tmp_path, name, LADDER, **{"aggregator": "majority", "rule": RULES["lead-1"], **changes})
+    with pytest.raises(InputError, match=words):
+        evaluate(mixed_evaluation(tmp_path, policies=(path,), ladder=(), budgets={}))
