@@ -3,7 +3,8 @@
     python scripts/check_replay_live.py --output docs/results/replay-live
 
 Harvests 400 training questions of the embedded model and trains three controllers on them; then harvests 200 other
-questions (k = 8) and runs the controllers and three rules on these live, under the same seed. The replay decides over
+questions (8 power, 16 plain and 2 low-temperature responses) and runs the controllers and three rules on these live,
+under the same seed, the rules on three ladders, two of them of other arms than power. The replay decides over
 the stored trajectories in their natural order, through the functions of ``dps replay``, at the thresholds of the live
 runs. Every k, answer, grade and token count (what was cancelled left out) must be the same, and every ``p_enough``
 within 1e-6; otherwise it says where not and ends with code 1. The live runs are repeated, because their measured times
@@ -13,6 +14,7 @@ depend on what else the machine was doing. Writes ``replay_live.json``; what sta
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -27,9 +29,9 @@ from dps.decide import RULES
 from dps.decide.aggregate import answer_of
 from dps.decide.features import calibrated_seconds
 from dps.decide.labels import continue_score
-from dps.decide.ladder import Ladder
+from dps.decide.ladder import Key, Ladder
 from dps.decide.orders import walk
-from dps.decide.samples import fixed_ladder, samples_of
+from dps.decide.samples import columns_for, fixed_ladder, samples_of, trajectories_of
 from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
@@ -38,6 +40,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTROLLERS = {"gbdt-extended": "gbdt_extended", "mlp-h": "mlp_h", "mlp-hq": "mlp_hq"}
 """Name of each controller and its configuration."""
 RULE_NAMES = ("adaptive-consistency", "esc", "entropy")
+LADDERS = {
+    "power": "[power 2, power 2, power 2, power 2]",
+    "plain": "[plain 2, plain 2, plain 4, plain 8]",
+    "mixed": "[plain 2, lowtemp 2, plain 4, power 2, power 2]",
+}
+"""What the rules climb; controllers climb the first."""
+TOTALS = "[power 8, plain 16, lowtemp 2]"
+"""What the harvest of the compared questions takes."""
 TOLERANCE = 1e-6
 """Of ``p_enough``. Hidden states are float32 and of another batch live than in the harvest, so last bits differ."""
 AGREE = ("same_k", "same_answer", "same_grade", "same_tokens", "same_calibrated_time")
@@ -58,13 +68,15 @@ def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Se
             options = [f"--data.init_args.store={runs / 'train'}", f"--trainer.default_root_dir={runs / name}"]
             dps("fit", f"--config=configs/{config}.yaml", *options)
     same = ["--benchmark.split=test", f"--benchmark.limit={questions}"]
-    dps(*harvest, *same, f"--output={runs / 'harvest'}")
-    policies = [*CONTROLLERS, *RULE_NAMES]
-    paths = [f"--controllers.{name}={runs / name}" for name in CONTROLLERS]
-    evaluate = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", *compute, *same, *paths]
+    dps(*harvest, *same, f"--ladder={TOTALS}", f"--output={runs / 'harvest'}")
+    evaluate = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", *compute, *same]
     evaluate += [f"--compute.eager={str(eager).lower()}"]
-    for repeat in range(repeats):
-        dps(*evaluate, f"--policies=[{','.join(policies)}]", f"--output={runs / f'evaluation-{repeat}'}")
+    for repeat, (name, ladder) in itertools.product(range(repeats), LADDERS.items()):
+        controllers = CONTROLLERS if name == "power" else {}
+        policies = ",".join([*controllers, *RULE_NAMES])
+        paths = [f"--controllers.{controller}={runs / controller}" for controller in controllers]
+        output = f"--output={runs / f'evaluation-{repeat}' / name}"
+        dps(*evaluate, *paths, f"--policies=[{policies}]", f"--ladder={ladder}", output)
 
 
 def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], rules: Sequence[str]) -> dict[str, Any]:
@@ -80,15 +92,18 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
     """
     store = Store.open(harvest)
-    samples = samples_of(store.scan(hidden=False), fixed_ladder(store.manifest, str(harvest)).totals, str(harvest))
+    totals = fixed_ladder(store.manifest, str(harvest)).totals
+    samples = samples_of(store.scan(hidden=False), totals, str(harvest))
     samples = samples.select(samples.has_grade)
     aggregator = store.manifest.aggregator
-    natural = np.arange(samples.num_trajectories)[None, None].repeat(len(samples.question_ids), axis=0)
+    column = {key: number for number, key in enumerate(columns_for(totals))}
     found = {}
     for name in (*controllers, *rules):
         live = Store.open(evaluation / name)
         policy = live.manifest.policy
-        ks = Ladder.parse(policy["ladder"]).ks
+        ladder = Ladder.parse(policy["ladder"])
+        ks, keys = ladder.ks, ladder.sequence()
+        natural = np.array([column[key] for key in keys])[None, None].repeat(len(samples.question_ids), axis=0)
         walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
             known, p_enough, threshold, _ = predict_orders(
@@ -106,7 +121,7 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
             _row(
                 stored[question_id],
                 lived[question_id],
-                k=ks[at],
+                keys=keys[: ks[at]],
                 correct=bool(walked.correct[row, 0, at]),
                 tokens=int(walked.tokens[row, 0, at]),
                 p_enough=1.0 - p_inc[row, 0],
@@ -124,7 +139,7 @@ def _row(
     stored: Question,
     live: Question,
     *,
-    k: int,
+    keys: Sequence[Key],
     correct: bool,
     tokens: int,
     p_enough: np.ndarray,
@@ -132,13 +147,13 @@ def _row(
     clock: Mapping[str, float],
     live_clock: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return what the replay says of a question (k, correct, tokens, p_enough), beside what the live run did."""
+    """Return what the replay says of a question (keys to p_enough), beside what the live run did."""
     asked = np.array([decision.p_enough for decision in live.decisions])
     lived_tokens = sum(t.num_generated_tokens for t in live.trajectories)
-    prefix = stored.trajectories[:k]
+    prefix = trajectories_of(stored, keys)
     return {
         "question_id": live.question_id,
-        "same_k": k == live.k,
+        "same_k": list(keys) == [(t.arm, t.index) for t in live.trajectories],
         "same_answer": answer_of(prefix, aggregator)[0] == live.answer,
         "same_grade": correct == bool(live.correct),
         "same_tokens": tokens == lived_tokens,
@@ -199,13 +214,18 @@ def main() -> int:
     sample_all(options.runs, options.train, options.questions, options.repeats, compute, eager=options.eager)
     runs = ROOT / options.runs
     controllers = {name: runs / name for name in CONTROLLERS}
-    repeats = [
-        compare(runs / "harvest", runs / f"evaluation-{repeat}", controllers, RULE_NAMES)
-        for repeat in range(options.repeats)
-    ]
+    repeats = []
+    for repeat in range(options.repeats):
+        found = {}
+        for name in LADDERS:
+            of = controllers if name == "power" else {}
+            one = compare(runs / "harvest", runs / f"evaluation-{repeat}" / name, of, RULE_NAMES)
+            found |= {policy if name == "power" else f"{policy} ({name})": row for policy, row in one.items()}
+        repeats.append(found)
     report = {
         "train_questions": options.train,
         "rows": options.rows,
+        "ladders": LADDERS,
         "tolerance": TOLERANCE,
         "controllers": {name: f"configs/{config}.yaml" for name, config in CONTROLLERS.items()},
         "repeats": repeats,
