@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dps.arguments import check_seed
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
-from dps.decide import Controller, DynamicK, FixedK, KRange, Policy
+from dps.decide import Controller, FixedK, KRange, Ladder, Policy, Rule
 from dps.decide.features import EMBEDDING, HIDDEN
+from dps.decide.policy_file import read_policy
 from dps.defaults import EMBEDDED_SAMPLER
+from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
 from dps.run.scheduler import Checkpoint, run_policy
 from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
+from dps.sampler.arms import Arm, arms_of
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
 from dps.threads import num_threads, torch_threads
@@ -27,6 +31,10 @@ def answer(
     *,
     controller: Controller | str | Path | None = None,
     k: KRange | int | None = None,
+    ladder: Ladder | Sequence[str] | None = None,
+    arms: Mapping[str, Arm] | None = None,
+    rule: Rule | None = None,
+    policy: str | Path | None = None,
     sampler: SamplerConfig | None = None,
     style: Style | None = None,
     aggregator: str = "majority",
@@ -45,6 +53,12 @@ def answer(
         controller: Decides whether more trajectories are needed, or the path of a trained one (a checkpoint, a run
             folder or a folder of ``dps ship``); without one every question gets k.
         k: The range of a controller (2, 4, 6, 8 if not given), or a fixed number (8 without a controller).
+        ladder: Rungs of several arms instead of k, for instance ``["plain 2", "plain 2", "power 2"]``: without a
+            controller or a rule every question gets all of them.
+        arms: How the arms of the ladder draw a response, where not as by default.
+        rule: Decides where there is no controller, one of :data:`dps.decide.RULES`.
+        policy: A policy file that ``dps recommend`` wrote, or its folder, instead of controller, k, ladder, arms, rule
+            and sampler; it says the aggregator, too.
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
         style: How the answer is asked for and read, see :func:`dps.benchmarks.given.given_questions`.
         aggregator: How k answers become one.
@@ -68,19 +82,32 @@ def answer(
     """
     check_rows(rows, "rows")
     check_seed(seed)
-    controller = _loaded(controller)
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
-    settings = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
-    policy = _policy(controller, k)
+    file = None if policy is None else read_policy(policy)
+    if file is not None:
+        given = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
+        if both := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"policy says what is sampled, and so does {both[0]}: leave one of them out.")
+        controller = _loaded(file.controller)
+        climbs, samplers, aggregator = file.policy(controller), file.arms, file.aggregator
+    else:
+        controller = _loaded(controller)
+        climbs = _policy(controller, rule, k, ladder)
+        base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
+        samplers = arms_of(arms or {}, [climbs.ladder], base)
     loaded = load_model(model) if isinstance(model, str) else model
     warn_of_endless_turns(loaded, benchmark)
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
+    if file is not None:
+        for remark in file.check_model(loaded.identity(feature_layer)):
+            warnings.warn(remark, stacklevel=2)
     if controller is not None:
         controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size if encoder else None)
-    prompts = prompts_of(loaded, benchmark, settings)
+    settings = [samplers[arm] for arm in climbs.ladder.arms]
+    prompts = prompts_of(loaded, benchmark, settings[0])
     tokens = [tokens for _, tokens in prompts.values()]
     engine = open_engine(
         loaded, settings, ComputeConfig(rows=rows), benchmark=benchmark, prompts=tokens, memory_share=1.0
@@ -89,7 +116,7 @@ def answer(
         loaded,
         engine,
         prepare(benchmark.items, prompts, encoder),
-        policy,
+        climbs,
         grader=benchmark.grader,
         seed=seed,
         aggregator=aggregator,
@@ -111,11 +138,18 @@ def _loaded(controller: Controller | str | Path | None) -> Controller | None:
     return load_controller(controller)
 
 
-def _policy(controller: Controller | None, k: KRange | int | None) -> Policy:
-    """Return the policy that controller and k mean together."""
-    if controller is None:
+def _policy(
+    controller: Controller | None, rule: Rule | None, k: KRange | int | None, ladder: Ladder | Sequence[str] | None
+) -> Policy:
+    """Return the policy that these mean together."""
+    if controller is not None and rule is not None:
+        raise InputError("controller and rule both say when to stop: leave one of them out.")
+    if ladder is not None:
+        if k is not None:
+            raise InputError("k and ladder both say how far to go: leave one of them out.")
+        return Policy(ladder if isinstance(ladder, Ladder) else Ladder.parse(ladder), controller, rule)
+    if controller is None and rule is None:
         k = k.check().maximum if isinstance(k, KRange) else 8 if k is None else k
         return FixedK(KRange(k, 1, k).check().start)
-    if isinstance(k, int):
-        k = KRange(min(2, k), 2, k)
-    return DynamicK((k or KRange()).check(), controller)
+    k = KRange(min(2, k), 2, k) if isinstance(k, int) else k or KRange()
+    return Policy(k.check().ladder(), controller, rule)

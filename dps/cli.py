@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "grade": (run_grade, "grade responses without a model: a store's again, or those of a file from anywhere"),
     "outputs": (run_outputs, "write responses for alpaca_eval, and let an annotator of yours judge them"),
     "data": (run_data, "list the benchmarks and their licences, or download them"),
-    "store": (run_store, "info, verify, merge, export, compact: what one does with a finished store"),
+    "store": (run_store, "info, verify, merge, export, import, compact: what one does with a finished store"),
     "metrics": (run_metrics, "published CSV tables, samples to success and their predictor, pass@k, from runs"),
     "bench": (run_bench, "measure the sampler's speed against the published loop and plain sampling"),
 }

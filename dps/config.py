@@ -508,6 +508,12 @@ class SampleConfig:
 
     controller: str | None = None
     """Checkpoint or run folder of a controller; without one the question gets k.maximum trajectories."""
+    ladder: tuple[str, ...] = ()
+    """Rungs, for instance `[plain 2, plain 2, power 2]`, instead of k; without a controller all of them are climbed."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """How the arms of the ladder draw a response, where not as by default: `{plain: {temperature: 0.8}}`."""
+    policy: str | None = None
+    """A policy file that `dps recommend` wrote, or its folder, instead of controller, ladder, arms, k and sampler."""
     style: str | None = None
     """`arithmetic` for the embedded model, `number` for others: how the answer is asked for and found."""
     seed: int = 0
@@ -524,7 +530,10 @@ class SampleConfig:
     def check(self) -> SampleConfig:
         """Return self if usable, raise InputError otherwise."""
         check_rows(self.rows, "rows")
-        for setting in ("embedder", "feature_layer") if self.controller is None else ():
+        for setting in ("embedder", "feature_layer") if self.controller is None and self.policy is None else ():
             if getattr(self, setting) != getattr(type(self), setting):
                 raise InputError(f"{setting} is set, but only a controller needs it: set controller, or leave it out.")
+        for setting in ("controller", "ladder", "arms") if self.policy is not None else ():
+            if getattr(self, setting):
+                raise InputError(f"policy says what is sampled, and so does {setting}: leave one of them out.")
         return self

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dps.commands.analysis import write_report_of
 from dps.commands.options import Settings, parse, parser_of
 from dps.commands.stores import check_controller_file
+from dps.errors import InputError
 from dps.start import IMPORTS, current, stage, starting
 from dps.threads import num_cores
 
 if TYPE_CHECKING:
+    from dps.decide.ladder import Ladder
     from dps.run.run import Summary
     from dps.run.scheduler import Checkpoint
 
@@ -152,7 +155,11 @@ def run_sample(arguments: list[str]) -> None:
     """``dps sample``: ask one question."""
     from dps.arguments import check_seed
     from dps.config import KRange, SampleConfig
+    from dps.decide import RULES
+    from dps.decide.ladder import ladder_of
+    from dps.decide.policy_file import read_policy
     from dps.model_config import EMBEDDED, ModelConfig, check_there
+    from dps.sampler.arms import arms_of
     from dps.sampler.settings import SamplerConfig
 
     parser = parser_of("sample")
@@ -165,50 +172,74 @@ def run_sample(arguments: list[str]) -> None:
     built = parser.instantiate_classes(parsed)
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
     check_seed(config.seed)
+    asker: dict[str, Any] = {"sampler": sampler, "arms": config.arms}
+    if config.policy is not None:
+        set_too = [word.partition(".")[0][2:] for word in arguments if word.startswith(("--k.", "--sampler."))]
+        if set_too:
+            raise InputError(f"policy says what is sampled, and so does {set_too[0]}: leave one of them out.")
+        file = read_policy(config.policy)
+        ladder, asker = file.ladder, {"policy": config.policy}
+    else:
+        ladder = ladder_of(k, config.ladder)
+        arms_of(config.arms, [ladder], sampler)
+        asker |= {"ladder": ladder} if config.ladder else {"k": k}
     if config.controller is not None:
         check_controller_file(config.controller)
+    elif config.ladder:
+        asker["rule"] = replace(RULES["lead"], threshold=-1.0)  # never enough, so that each rung is seen as it comes
     style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
     from dps.benchmarks.given import given_questions
 
     given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
     check_there(model_config)
-
-    def show(checkpoint: Checkpoint) -> None:
-        answers = "  ".join(t.answer if t.answer is not None else "–" for t in checkpoint.trajectories)
-        estimate = ""
-        if checkpoint.p_enough is not None and controller is not None:
-            estimate = f"   {confidence(checkpoint.p_enough, controller.threshold)}"
-        more = f" → {checkpoint.more} more" if checkpoint.more else ""
-        print(f"k = {len(checkpoint.trajectories)}:  {answers}{estimate}{more}", flush=True)
-
     with starting("sample"):
         with stage(IMPORTS):
             from dps.api import answer
             from dps.model import load_model
             from lightning_modules.load import load_controller
-        controller = load_controller(config.controller) if config.controller is not None else None
+        if config.controller is not None:
+            asker["controller"] = load_controller(config.controller)
+        threshold = getattr(asker.get("controller"), "threshold", None)
+        if config.policy is not None:
+            threshold = file.rule.threshold if file.rule is not None else file.threshold
         [record] = answer(
             parsed["question"],
             load_model(model_config),
-            controller=controller,
-            k=k,
-            sampler=sampler,
+            **asker,
             style=style,
             embedder=config.embedder,
             feature_layer=config.feature_layer,
             seed=config.seed,
             rows=config.rows,
             eager=config.eager,
-            on_checkpoint=show,
+            on_checkpoint=partial(_show, ladder, threshold, []),
         )
     best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
     cancelled = record.num_cancelled_tokens
     tokens = sum(t.num_generated_tokens for t in record.trajectories) + cancelled
     early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
+    agree = sum(t.answer_class == best.answer_class >= 0 for t in record.trajectories)
     print(
         f"\n{best.text.strip()}\n\n"
-        f"answer: {record.answer}   (k = {record.k}, {tokens:,} tokens{early}, {record.latency_s:.1f} s)"
+        f"answer: {record.answer}   (k = {record.k}, {100 * agree / record.k:.0f} % of the votes, "
+        f"{tokens:,} tokens{early}, {record.latency_s:.1f} s)"
     )
+
+
+def _show(ladder: Ladder, threshold: float | None, shown: list[int], checkpoint: Checkpoint) -> None:
+    """Say what came: of power sampling alone all answers, of several arms those of each rung that was not shown yet."""
+    answers = [t.answer if t.answer is not None else "–" for t in checkpoint.trajectories]
+    estimate = ""
+    if checkpoint.p_enough is not None and threshold is not None:
+        estimate = f"   {confidence(checkpoint.p_enough, threshold)}"
+    more = f" → {checkpoint.more} more" if checkpoint.more else ""
+    came = [(f"k = {len(answers)}", answers)]
+    if ladder.totals.keys() != {"power"}:
+        ends = [(rung, end) for rung, end in zip(ladder.rungs, ladder.ks, strict=True) if end <= len(answers)]
+        came = [(str(rung), answers[end - rung.count : end]) for rung, end in ends[len(shown) :]]
+        shown += [end for _, end in ends[len(shown) :]]
+    lines = [f"{name}:  {'  '.join(each)}" for name, each in came]
+    print("\n".join(lines) + estimate + more, flush=True)
 
 
 def confidence(p_enough: float, threshold: float) -> str:

@@ -1,0 +1,105 @@
+"""One question over a ladder of several arms: from Python, from the command line, and by a policy file."""
+
+import re
+
+import pytest
+
+from dps.api import answer
+from dps.cli import run
+from dps.decide import RULES, KRange, Ladder
+from dps.decide.policy_file import write_policy
+from dps.errors import InputError
+from dps.model import load_model
+from dps.sampler.arms import Arm, arms_of
+from dps.sampler.settings import SamplerConfig
+
+QUESTION = "From left to right: 14+23*3-7"
+LADDER = ["lowtemp 1", "lowtemp 1", "plain 2", "power 2"]
+SAMPLER = SamplerConfig(block_size=24, max_new_tokens=72, num_mh_steps=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("embedded")
+
+
+@pytest.fixture
+def policy(tmp_path, model):
+    arms = arms_of({"plain": Arm(temperature=0.8)}, [Ladder.parse(LADDER)], SAMPLER)
+    about = {"model": {name: model.identity(11)[name] for name in ("name", "fingerprint", "dtype")}}
+    settings = {"ladder": Ladder.parse(LADDER), "arms": arms, "aggregator": "weighted", "rule": RULES["lead-2"]}
+    return write_policy(tmp_path / "policy", name="lead-mixed", **settings, **about)
+
+
+def said(record):
+    return [(t.arm, t.index, t.tokens.tolist()) for t in record.trajectories]
+
+
+def test_a_ladder_is_climbed_and_each_arm_draws_as_it_does_alone(model):
+    [mixed] = answer(QUESTION, model, ladder=LADDER)
+    assert [key[:2] for key in said(mixed)] == list(Ladder.parse(LADDER).sequence())
+    [power] = answer(QUESTION, model, k=2)
+    [plain] = answer(QUESTION, model, ladder=["plain 2"], sampler=SAMPLER)
+    assert said(mixed)[4:] == said(power)
+    assert said(mixed)[2:4] == said(plain)
+    [hotter] = answer(QUESTION, model, ladder=["plain 2"], arms={"plain": Arm(temperature=3.0)})
+    assert said(hotter) != said(plain)
+
+
+def test_a_policy_file_is_what_it_says(model, policy):
+    seen = []
+    records = answer([QUESTION, "9+9", "7-2*5"], model, policy=policy, on_checkpoint=seen.append)
+    others = answer(
+        [QUESTION, "9+9", "7-2*5"],
+        model,
+        ladder=LADDER,
+        arms={"plain": Arm(temperature=0.8)},
+        rule=RULES["lead-2"],
+        sampler=SAMPLER,
+        aggregator="weighted",
+    )
+    assert [said(record) for record in records] == [said(record) for record in others]
+    assert [record.answer for record in records] == [record.answer for record in others]
+    assert {record.k for record in records} <= {1, 2, 4, 6}
+    assert min(record.k for record in records) < 6  # the rule was asked
+    assert len(seen) == sum(len(record.decisions) + (record.k == 6) for record in records)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"k": 2}, {"ladder": LADDER}, {"rule": RULES["lead"]}, {"arms": {}}, {"sampler": SAMPLER}]
+)
+def test_a_policy_file_stands_alone(model, policy, settings):
+    with pytest.raises(InputError, match=f"policy says what is sampled, and so does {next(iter(settings))}: leave"):
+        answer(QUESTION, model, policy=policy, **settings)
+
+
+def test_what_contradicts_itself_is_refused(model):
+    with pytest.raises(InputError, match="k and ladder both say how far to go"):
+        answer(QUESTION, model, k=KRange(), ladder=LADDER)
+    with pytest.raises(InputError, match="names the arm hot, but the arms are"):
+        answer(QUESTION, model, ladder=["hot 2"])
+    with pytest.raises(InputError, match="arms.warm is set, but no rung takes it"):
+        answer(QUESTION, model, ladder=LADDER, arms={"warm": Arm(temperature=0.5)})
+
+
+def test_a_policy_file_of_another_model_is_refused(model, policy):
+    policy.write_text(re.sub("fingerprint: .*?,", "fingerprint: '0',", policy.read_text()))
+    with pytest.raises(InputError, match="was made for the model"):
+        answer(QUESTION, model, policy=policy)
+
+
+def test_sample_shows_each_rung(capsys, policy):
+    assert run(["sample", "--ladder=[plain 2, lowtemp 1, plain 1]", "-5+3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    answers = [re.fullmatch(r"(\S+ \d):((?:  \S+)+)(?: → (\d) more)?", line).groups() for line in lines[:3]]
+    assert [(rung, len(given.split()), more) for rung, given, more in answers] == [
+        ("plain 2", 2, "1"),
+        ("lowtemp 1", 1, "1"),
+        ("plain 1", 1, None),
+    ]
+    given = " ".join(each for _, each, _ in answers).split()
+    final, share = re.match(r"answer: (\S+)   \(k = 4, (\d+) % of the votes", lines[-1]).groups()
+    assert round(100 * given.count(final) / 4) == int(share)
+    assert run(["sample", f"--policy={policy.parent}", QUESTION]) == 0
+    out = capsys.readouterr().out
+    assert re.match(r"lowtemp 1:  \S+   enough: 50.0 % \(stops from 100.0 %\) → 1 more\nlowtemp 1:", out)
