@@ -150,12 +150,12 @@ def _fit_part(values: np.ndarray, target: np.ndarray, seed: int) -> _PartFit:
     else:
         axes = PCA(most, svd_solver="randomized", random_state=seed % 2**32).fit(standard).components_
     scores = standard @ axes.T / size
-    fits = [_logistic(scores, target, strength) for strength in _PENALTIES]
+    fits = [regress(scores, target, strength) for strength in _PENALTIES]
     weights = np.stack([weight for weight, _ in fits]) @ axes / size
     return _PartFit(standardizer, weights, np.array([bias for _, bias in fits]))
 
 
-def _logistic(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+def regress(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Return weights (P,) and bias of a ridge logistic regression on columns (Q, P), fitted to shares (Q,)."""
     from sklearn.linear_model import LogisticRegression
 
@@ -169,7 +169,7 @@ def _logistic(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[n
 
 def _line(logits: np.ndarray, share: np.ndarray) -> tuple[float, float]:
     """Return slope, at least 0, and bias that calibrate logits (Q,) for shares (Q,)."""
-    weight, bias = _logistic(logits[:, None], share, 1e4)
+    weight, bias = regress(logits[:, None], share, 1e4)
     if weight[0] > 0:
         return float(weight[0]), bias
     mean = share.mean().clip(1e-6, 1 - 1e-6)  # worse than nothing: the share itself

@@ -90,3 +90,14 @@ def run_training(command: str, arguments: list[str]) -> None:
         cli.search_settings(rest, **options)
     else:
         cli.main([command, *("--help" if word == "--help-all" else word for word in rest)])
+
+
+def run_probe(arguments: list[str]) -> None:
+    """``dps probe``: how well a harvest's questions, and their first rung, tell what will be right at the end."""
+    from dps.commands.options import parse, parser_of
+    from lightning_modules.probing import ProbeConfig, probe
+
+    parser = parser_of("probe")
+    parser.add_argument("store", type=str, help="folder of a harvest")
+    config, parsed = parse(parser, ProbeConfig, arguments)
+    print(probe(parsed["store"], config.check()))
