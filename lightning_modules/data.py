@@ -13,15 +13,20 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from dps.decide.features import HIDDEN, PARTS, FeatureSet
-from dps.decide.labels import Label
+from dps.decide.features import HIDDEN, PARTS, FeatureSet, feature_names
+from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
+from dps.decide.ladder import Ladder
+from dps.decide.predictions import read_predictions
+from dps.decide.samples import columns_for, fixed_ladder
 from dps.decide.splits import SPLITS, fold_of, split_of
 from dps.decide.table import Table, harvested_ladder, make_table
+from dps.decide.thresholds import NEVER_STOP
 from dps.decide.vectors import pooled_vectors
 from dps.doubt import doubt
 from dps.errors import InputError
-from feature_store import Question, Store
+from feature_store import Manifest, Question, Store
 from lightning_modules.batches import Batch, loader_of
+from lightning_modules.estimators import is_decided
 
 _EVALUATION_ROWS = 8192
 """Rows of a batch where nothing is learned: bounds the memory, changes no result."""
@@ -29,7 +34,7 @@ _EVALUATION_BYTES = 32 * 2**20
 """Bytes of its hidden states, which decides where they are large."""
 _SETTINGS = (
     *("label", "feature_set", "train_fraction", "val_fraction", "calibration_fraction"),
-    *("seed", "folds", "fold", "keep_test"),
+    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate"),
 )
 """Settings that decide what the rows mean and which split they are in."""
 
@@ -59,13 +64,18 @@ class FeatureDataModule(L.LightningDataModule):
         keep_test: bool = False,
         cache_dir: str | None = None,
         clock_store: str | None = None,
+        ladder: list[str] | None = None,
+        decided: int | None = None,
+        later: str | None = None,
+        later_rate: float | None = None,
     ) -> None:
         """Open the store.
 
         Args:
             store: Folder of a harvest.
-            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right) or `correct`
-                (the answer of this k is right).
+            label: What p_enough is the probability of: `no_gain` (no larger k turns a wrong answer right), `correct`
+                (the answer of this k is right) or `end` (the answer of the ladder's end is). With `value` it says what
+                going on gains for its tokens, in points of accuracy per 1,000 tokens.
             batch_size: Rows of a training batch; null takes the whole training split as one batch.
             num_orders: Orders of each question's trajectories that rows are made of; the first is the natural one.
             train_fraction: Expected share of the questions for training.
@@ -73,7 +83,8 @@ class FeatureDataModule(L.LightningDataModule):
             seed: Decides splits, orders and shuffling.
             test_store: Folder of another harvest of the same features to test on; questions of it that are in the
                 other splits of `store` are left out.
-            feature_set: The scalars: the `published` six, or `extended` by what the same trajectories tell besides.
+            feature_set: The scalars: the `published` six, `extended` by what the same trajectories tell besides,
+                `ladder` by what each arm says, or `recorded`: that without what needs entropies.
             calibration_fraction: Expected share for calibrating the probabilities, where the threshold is chosen, too;
                 what the three fractions leave is for testing.
             folds: Number of folds of a cross-validation: the questions of one fold are the test split, and the others
@@ -87,6 +98,14 @@ class FeatureDataModule(L.LightningDataModule):
             clock_store: Folder of an earlier store of the same model on the same device, whose calibrated clock
                 `question_time_sec` is counted with, so that it means the same in both: two measurements of one GPU have
                 differed two-fold. Null takes the clock of `store`. The controller keeps it for live runs.
+            ladder: Rungs such as `plain 2`, of arms of the store; the controller is asked after each but the last. Null
+                takes the ladder of the harvest.
+            decided: A question whose leading answer is ahead by so many votes is enough, whatever the controller says,
+                which learns on the other rows only. Needs a feature set with votes. Null asks everywhere.
+            later: With label `value`: folder of `dps crossval` on the same ladder; a question that goes on is taken to
+                stop later as those controllers say, out of fold. Null takes it to stop where it is decided, or at the
+                ladder's end.
+            later_rate: Points per 1,000 tokens below which `later` stops; null takes its thresholds.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -101,12 +120,15 @@ class FeatureDataModule(L.LightningDataModule):
             calibration_fraction,
         )
         self.folds, self.fold, self.keep_test = folds, fold, keep_test
+        self.decided, self.later, self.later_rate = decided, later, later_rate
         self._check_settings()
 
         opened = Store.open(store)
         self.manifest = opened.manifest
-        self.ladder = harvested_ladder(self.manifest.policy, store)
+        self.ladder = _trained_ladder(self.manifest, store, ladder)
         self.ks = self.ladder.ks
+        self.gate = _gate(feature_set, self.ladder, decided)
+        """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
         self.calibration = self._clock(clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
@@ -124,7 +146,7 @@ class FeatureDataModule(L.LightningDataModule):
                 "Expected data.num_orders and data.batch_size of at least 1, got "
                 f"{self.num_orders} and {self.batch_size}."
             )
-        for name in ("store", "test_store", "cache_dir", "clock_store"):
+        for name in ("store", "test_store", "cache_dir", "clock_store", "later"):
             if (folder := getattr(self, name)) is not None and not folder.strip():
                 raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
@@ -133,6 +155,12 @@ class FeatureDataModule(L.LightningDataModule):
                 "Expected data.train_fraction and data.val_fraction above 0 and data.calibration_fraction of at least "
                 "0 with a sum of at most 1, got " + ", ".join(f"{fraction:g}" for fraction in fractions) + "."
             )
+        if self.decided is not None and self.decided < 1:
+            raise InputError(f"Expected data.decided of at least 1 vote, got {self.decided}: raise it, or set null.")
+        if self.label != VALUE and self.later is not None:
+            raise InputError(f"data.later is for the label value, but data.label is {self.label}: leave it out.")
+        if self.later is None and self.later_rate is not None:
+            raise InputError("data.later_rate says where data.later stops: set data.later, or leave it out.")
         folds, fold, keep_test = self.folds, self.fold, self.keep_test
         if folds is not None and not (folds >= 2 and 0 <= fold < folds):
             raise InputError(f"Expected data.folds of at least 2 and data.fold below it, got {folds} and {fold}.")
@@ -237,7 +265,8 @@ class FeatureDataModule(L.LightningDataModule):
             "store_fingerprint": self.manifest.fingerprint,
             "num_orders": self.num_orders,
             "aggregator": self.manifest.aggregator,
-            "ks": list(self.ks),
+            "ladder": self.ladder.texts(),
+            "arms": {arm: _plain(self.manifest.arms[arm]) for arm in self.ladder.arms},
             "calibration": dict(self.calibration),
             "model": _plain(self.manifest.model),
             "benchmark": _plain(self.manifest.benchmark),
@@ -273,6 +302,7 @@ class FeatureDataModule(L.LightningDataModule):
         table = make_table(
             store.scan(hidden=False),
             ladder=self.ladder,
+            totals=_totals(store.manifest, folder, self.ladder),
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
             num_orders=self.num_orders,
@@ -281,12 +311,43 @@ class FeatureDataModule(L.LightningDataModule):
             feature_set=self.feature_set,
         )
         table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
+        if self.label == VALUE:
+            table = replace(table, later=self._stops_later(table, folder))
         if HIDDEN not in parts:
             return table
-        vectors = pooled_vectors(
-            store, num_trajectories=self.ks[-1], hidden_size=self.hidden_size, cache_dir=self.cache_dir
-        )
+        keys = columns_for(_totals(store.manifest, folder, self.ladder))
+        vectors = pooled_vectors(store, keys=keys, hidden_size=self.hidden_size, cache_dir=self.cache_dir)
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
+
+    def _stops_later(self, table: Table, folder: str) -> np.ndarray:
+        """Return where each row's question stops if it goes on: shape (Q, O, C), int64."""
+        p_inc = np.ones(table.scalars.shape[:3])
+        threshold: np.ndarray | float = 0.5
+        if self.later is not None and folder == self.store:
+            said = read_predictions(self.later)
+            if lacking := set(table.question_ids) - set(said.question_ids):
+                raise InputError(
+                    f"Expected data.later of every question of {folder}, but {self.later} lacks {len(lacking)}: run "
+                    "dps crossval again on this store."
+                )
+            said = said.on(table.question_ids)
+            compared = {
+                "ladder": (str(self.ladder), str(said.ladder)),
+                "orders": (table.orders.shape, said.orders.shape),
+                "seed": (self.seed, said.seed),
+                "store": (self.manifest.fingerprint, said.store_fingerprint),
+            }
+            for name, (expected, came) in compared.items():
+                if expected != came:
+                    raise InputError(
+                        f"Expected data.later with the {name} {expected}, but {self.later} has {came}: cross-validate "
+                        "with this ladder, store, seed and data.num_orders."
+                    )
+            p_inc, threshold = continue_score(said.p_enough), said.threshold[:, None, None]
+            if self.later_rate is not None:
+                threshold = float(score_of_rate(self.later_rate))
+        p_inc = np.where(is_decided(table.scalars, self.gate), NEVER_STOP, p_inc)
+        return later_stops(p_inc, threshold)
 
     def _clock(self, folder: str | None) -> dict[str, float]:
         """Return the clock of a store of the same model; the harvest's own without one."""
@@ -305,8 +366,8 @@ class FeatureDataModule(L.LightningDataModule):
         """Refuse a test store whose rows mean something else than the training store's."""
         store = Store.open(folder)
         sizes, model, other = _sizes(store, folder), self.manifest.model, store.manifest.model
+        _totals(store.manifest, folder, self.ladder)
         compared = {
-            "ladder": (str(self.ladder), str(harvested_ladder(store.manifest.policy, folder))),
             "hidden size": (self.hidden_size, sizes[0]),
             "embedding size": (self.embedding_size, sizes[1]),
             "model fingerprint": (model.get("fingerprint"), other.get("fingerprint")),
@@ -318,6 +379,44 @@ class FeatureDataModule(L.LightningDataModule):
                     f"Expected data.test_store to have the features of {self.store}, but its {name} is {came} instead "
                     f"of {expected}: give a harvest of the same model with the same ladder."
                 )
+
+
+def _trained_ladder(manifest: Manifest, folder: str, rungs: list[str] | None) -> Ladder:
+    """Return the ladder that a controller is trained on, whose responses the store has; the harvest's own for None."""
+    if rungs is None:
+        return harvested_ladder(manifest.policy, folder)
+    ladder = Ladder.parse(rungs)
+    if len(ladder.rungs) < 2:
+        raise InputError(f"Expected data.ladder of two rungs or more, got {ladder}: nothing could be decided there.")
+    _totals(manifest, folder, ladder)
+    return ladder
+
+
+def _totals(manifest: Manifest, folder: str, ladder: Ladder) -> dict[str, int]:
+    """Return the trajectories that a harvest has of each of a ladder's arms; refuses one that has too few."""
+    has = fixed_ladder(manifest, folder).totals
+    for arm, count in ladder.totals.items():
+        if has.get(arm, 0) < count:
+            shown = ", ".join(f"{name} {number}" for name, number in has.items())
+            raise InputError(
+                f"Expected {count} responses of the arm {arm} in {folder}, which has {shown}: sample them with dps "
+                f"harvest --ladder '[{arm} {count}]' --output FOLDER and the harvest's other settings, then dps store "
+                f"merge {folder} FOLDER --output BOTH."
+            )
+    return {arm: count for arm, count in has.items() if arm in ladder.arms}
+
+
+def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[int]:
+    """Return the columns of vote margin and k among the scalars, and the lead that decides; nothing for None."""
+    if decided is None:
+        return []
+    names = feature_names(feature_set, ladder)
+    if "vote_margin" not in names:
+        raise InputError(
+            f"data.decided counts votes, but the feature set {feature_set} has none: set data.feature_set to extended, "
+            "ladder or recorded, or leave data.decided out."
+        )
+    return [names.index("vote_margin"), names.index("current_k"), decided]
 
 
 def _sizes(store: Store, folder: str) -> tuple[int, int]:

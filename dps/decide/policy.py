@@ -27,8 +27,10 @@ class Controller(Protocol):
     """More trajectories are added while ``1 - p_enough`` is above this."""
     calibration: Mapping[str, float]
     """The clock of the run that the controller was trained on."""
-    ks: Sequence[int]
-    """Checkpoints of the training, then the largest k of the harvest."""
+    ladder: Ladder
+    """The ladder of the training, with a checkpoint after each rung but the last."""
+    arms: Mapping[str, Any]
+    """The settings of the ladder's arms in the harvest, by name."""
     parts: frozenset[str]
     """The parts of the features that are needed, of :data:`dps.decide.features.PARTS`."""
     label: str
@@ -37,8 +39,13 @@ class Controller(Protocol):
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""
 
-    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
-        """Raise InputError if the controller was trained on features of another model, layer or embedder."""
+    def check_model(
+        self,
+        identity: Mapping[str, Any],
+        embedding_size: int | None = None,
+        arms: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Raise InputError if the controller was trained on features of another model, layer, embedder or arm."""
 
 
 class Rule(Protocol):
@@ -98,12 +105,26 @@ class Policy:
 
 
 def check_known(ladder: Ladder, controller: Controller) -> None:
-    """Raise InputError if a controller would be asked at a k that it has never seen."""
-    asked, known = set(ladder.ks[:-1]), set(controller.ks[:-1])
-    if asked - known or ladder.maximum > controller.ks[-1]:
+    """Raise InputError if a controller would be asked after responses that it has never seen together.
+
+    It knows the beginnings of its own ladder; where that has one arm only, also ladders that leave out some of its k.
+    """
+    own = controller.ladder
+    if ladder.arms != own.arms or len(ladder.arms) > 1:
+        last, count = ladder.rungs[-1], len(ladder.rungs)
+        at = own.rungs[count - 1] if count <= len(own.rungs) else None
+        begins = ladder.rungs[:-1] == own.rungs[: count - 1]
+        if not (at is not None and begins and at.arm == last.arm and last.count <= at.count):
+            raise InputError(
+                f"The controller {controller.name} was trained on the ladder {own}, but the ladder is {ladder}: use "
+                "its ladder or a beginning of it, or train on this one (data.init_args.ladder)."
+            )
+        return
+    asked, known = set(ladder.ks[:-1]), set(own.ks[:-1])
+    if asked - known or ladder.maximum > own.maximum:
         raise InputError(
             f"The controller {controller.name} was trained to be asked at k = {sorted(known)} of at most "
-            f"{controller.ks[-1]}, but k up to {ladder.maximum} would ask it at k = {sorted(asked)}: change k.start, "
+            f"{own.maximum}, but k up to {ladder.maximum} would ask it at k = {sorted(asked)}: change k.start, "
             "k.step and k.maximum or the ladder, or train on such a harvest."
         )
 

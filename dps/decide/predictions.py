@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 
 from dps.decide.labels import LABELS
+from dps.decide.ladder import Key, Ladder
 from dps.decide.samples import OfQuestions
 from dps.errors import InputError
 from feature_store.files import replace_file
@@ -21,7 +23,7 @@ from feature_store.hostile import dataset_in
 
 FILE = "predictions.h5"
 FORMAT = "dps-predictions"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """A change that old readers cannot follow raises it."""
 
 _ARRAYS = {
@@ -44,11 +46,15 @@ class Predictions(OfQuestions):
     name: str
     """``gbdt``, ``mlp-h`` or ``mlp-hq``."""
     label_name: str
-    """``no_gain`` or ``correct``: what ``p_enough`` is the probability of."""
+    """What ``p_enough`` is of, one of :data:`dps.decide.labels.LABELS`."""
+    ladder: Ladder
+    """What the controllers were trained on."""
+    columns: tuple[Key, ...]
+    """Arm and index of each of the K trajectories that ``orders`` are of."""
     ks: tuple[int, ...]
     """Trajectories at each checkpoint, then the maximum: C + 1 of them."""
     feature_set: str
-    """``published`` or ``extended``."""
+    """The scalars, see :func:`dps.decide.features.feature_names`."""
     aggregator: str
     """How k answers became one."""
     seed: int
@@ -60,7 +66,7 @@ class Predictions(OfQuestions):
     fold: np.ndarray
     """The fold that each question belongs to: shape (Q,), int32."""
     orders: np.ndarray
-    """Trajectory indices in each order, the first order is the natural one: shape (Q, O, K), int32."""
+    """Columns in each order, of which the ladder's end has n <= K; the first is natural: shape (Q, O, n), int32."""
     p_enough: np.ndarray
     """Calibrated probability that k is enough, by the controller of the question's fold, which has not seen it: shape
     (Q, O, C), float64."""
@@ -108,6 +114,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         for name in _TEXTS:
             file.attrs[name] = getattr(predictions, name)
         file.attrs["label"] = predictions.label_name
+        file.attrs["ladder"] = json.dumps(predictions.ladder.texts())
+        file.attrs["columns"] = json.dumps([f"{arm} {index}" for arm, index in predictions.columns])
         file.attrs["ks"] = np.array(predictions.ks, dtype=np.int64)
         file.attrs["seed"] = predictions.seed
         width = max(map(len, ids), default=1)
@@ -138,6 +146,8 @@ def read_predictions(path: str | Path) -> Predictions:
                 )
             predictions = Predictions(
                 label_name=str(file.attrs["label"]),
+                ladder=Ladder.parse(json.loads(file.attrs["ladder"])),
+                columns=_columns(json.loads(file.attrs["columns"])),
                 ks=tuple(int(k) for k in file.attrs["ks"]),
                 seed=int(file.attrs["seed"]),
                 question_ids=tuple(name.decode() for name in dataset_in(file, "question_id")[()]),
@@ -155,6 +165,11 @@ def read_predictions(path: str | Path) -> Predictions:
         ) from error
 
 
+def _columns(texts: Sequence[str]) -> tuple[Key, ...]:
+    """Return the arm and index that each text has."""
+    return tuple((arm, int(index)) for arm, index in (text.split(" ") for text in texts))
+
+
 def _check(predictions: Predictions) -> None:
     """Raise ValueError where the values of a file do not belong together."""
     questions, num_orders, most = predictions.orders.shape
@@ -167,7 +182,10 @@ def _check(predictions: Predictions) -> None:
         raise ValueError("arrays of different shapes")
     if len(ks) < 2 or list(ks) != sorted({k for k in ks if 0 < k <= most}):
         raise ValueError("checkpoints that do not increase")
-    if not (np.sort(predictions.orders, axis=-1) == np.arange(most)).all():
-        raise ValueError("orders that are no permutations")
+    if not set(ks) <= set(predictions.ladder.ks) or len(set(predictions.columns)) != len(predictions.columns):
+        raise ValueError("checkpoints or columns that are not the ladder's")
+    ordered = np.sort(predictions.orders, axis=-1)
+    if (np.diff(ordered) <= 0).any() or ((ordered < 0) | (ordered >= len(predictions.columns))).any():
+        raise ValueError("orders that take a trajectory twice, or one that is not there")
     if predictions.label_name not in LABELS or not np.isfinite(predictions.p_enough).all():
         raise ValueError("an unknown label or probabilities that are none")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, Rows, pool_hidden
-from dps.decide.labels import labels_of
+from dps.decide.labels import labels_of, value_of
 from dps.decide.ladder import Ladder
 from dps.decide.orders import in_order, ladder_orders, walk
 from dps.decide.samples import OfQuestions, Samples, columns_for, row_of, samples_from, trajectories_of
@@ -40,7 +40,7 @@ class Table(OfQuestions):
 
     BY_QUESTION = (
         "question_ids", "contents", "lengths", "graded", "scalars", "votes", "orders", "vector_rows", "embedding",
-        "prompt", "correct", "tokens",
+        "prompt", "correct", "tokens", "later",
     )  # fmt: skip
     question_ids: tuple[str, ...]
     """Q of them."""
@@ -71,6 +71,9 @@ class Table(OfQuestions):
     """Whether the answer of the first k trajectories is right: shape (Q, O, C + 1), bool; False if not graded."""
     tokens: np.ndarray
     """Tokens generated for the first k trajectories, rejected ones included: shape (Q, O, C + 1), int64."""
+    later: np.ndarray
+    """Where a question stops that goes on from a checkpoint, for the label ``value``: shape (Q, O, C), int64; C, the
+    end of the ladder, unless a policy is put in."""
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -122,7 +125,11 @@ class Table(OfQuestions):
 
     def labels(self, label: str) -> np.ndarray:
         """Return the label of every checkpoint, see :func:`dps.decide.labels.labels_of`: shape (Q, O, C), bool."""
-        return labels_of(self.correct, label)
+        return labels_of(self.correct, label, self.later)
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what going on gains and costs, see :func:`dps.decide.labels.value_of`: shape (Q, O, C), int64 each."""
+        return value_of(self.correct, self.tokens, self.later)
 
     def divided_as(self) -> tuple[str, ...]:
         """Return the id by which each question is divided, see :func:`dps.decide.splits.divided_as`."""
@@ -130,7 +137,7 @@ class Table(OfQuestions):
 
     def natural_order(self) -> Table:
         """Return the table with each question's own order of trajectories only."""
-        names = ("scalars", "votes", "orders", "correct", "tokens")
+        names = ("scalars", "votes", "orders", "correct", "tokens", "later")
         return replace(self, **{name: getattr(self, name)[:, :1] for name in names})
 
 
@@ -242,6 +249,7 @@ def make_table(
         prompt=np.stack(prompts),
         correct=walked.correct,
         tokens=walked.tokens,
+        later=np.full((*walked.tokens.shape[:2], len(ks) - 1), len(ks) - 1),
     )
 
 

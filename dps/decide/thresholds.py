@@ -111,31 +111,47 @@ def effective_margin(num_questions: int, margin: float) -> float:
 
 
 def choose_threshold(
-    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, margin: float, candidates: int = 128
+    p_inc: np.ndarray,
+    correct: np.ndarray,
+    tokens: np.ndarray,
+    margin: float,
+    candidates: int = 128,
+    reference: np.ndarray | None = None,
 ) -> float:
     """Return the cheapest threshold that shows no loss against k = maximum, :data:`NEVER_STOP` if none cheaper does.
 
     As :func:`cheapest_without_loss`, with :func:`effective_margin`, over so many candidates of
     :func:`spread_thresholds`. The arrays are of questions that trained nothing, or the threshold flatters itself:
     ``p_inc`` of shape (Q, O, C), or (Q, C) for one order, ``correct`` and ``tokens`` with C + 1 in place of C.
+
+    ``reference`` (Q,) is each question's accuracy under another policy that nothing may be lost against, in place of k
+    = maximum. The end of this ladder is then a candidate like the others: where it shows a loss, the choice is
+    :data:`NEVER_STOP`, too.
     """
     if p_inc.ndim == 2:
         p_inc, correct, tokens = p_inc[:, None], correct[:, None], tokens[:, None]
-    maximum, margin = correct[..., -1].mean(axis=1), effective_margin(len(correct), margin)
-    chosen = NEVER_STOP
+    lossless = NEVER_STOP if reference is None else None  # what need not be tested
+    maximum = correct[..., -1].mean(axis=1) if reference is None else reference
+    margin, chosen = effective_margin(len(correct), margin), NEVER_STOP
     for threshold in spread_thresholds(p_inc, correct, tokens, candidates).tolist():  # the higher, the cheaper
         right = at_stop(correct, stops(p_inc, threshold)).mean(axis=1)
-        if threshold != NEVER_STOP and not loss_is_below(right - maximum, margin):
+        if threshold != lossless and not loss_is_below(right - maximum, margin):
             break
         chosen = threshold
     return chosen
 
 
 def cross_fitted(
-    p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray, folds: np.ndarray, margin: float
+    p_inc: np.ndarray,
+    correct: np.ndarray,
+    tokens: np.ndarray,
+    folds: np.ndarray,
+    margin: float,
+    reference: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return for each question the threshold that the questions of the other ``folds`` (Q,) choose: shape (Q,)."""
     chosen = np.empty(len(folds))
     for mine, others in other_folds(folds):
-        chosen[mine] = choose_threshold(p_inc[others], correct[others], tokens[others], margin)
+        against = None if reference is None else reference[others]
+        chosen[mine] = choose_threshold(p_inc[others], correct[others], tokens[others], margin, reference=against)
     return chosen

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dps.decide.ladder import Ladder
 from dps.decide.predictions import Predictions, read_predictions, write_predictions
 from dps.errors import InputError
 
@@ -16,6 +17,8 @@ def made_up(count=6):
     return Predictions(
         name="gbdt",
         label_name="correct",
+        ladder=Ladder.parse(["plain 2", "power 2", "plain 2", "power 2"]),
+        columns=(*(("plain", i) for i in range(6)), *(("power", i) for i in range(4))),
         ks=(2, 4, 6, 8),
         feature_set="published",
         aggregator="majority",
@@ -23,7 +26,7 @@ def made_up(count=6):
         store_fingerprint="abc",
         question_ids=tuple(f"q-{i}-é" for i in range(count)),
         fold=np.arange(count, dtype=np.int32) % 2,
-        orders=np.tile(np.arange(8, dtype=np.int32), (count, 2, 1)),
+        orders=np.tile(np.array([3, 0, 9, 6, 1, 2, 8, 7], np.int32), (count, 2, 1)),
         p_enough=rng.random(shape),
         threshold=np.arange(count) / 10,
         label=(rng.random(shape) < 0.5).astype(np.int8),
@@ -67,7 +70,7 @@ def test_other_files_are_refused(tmp_path):
         read_predictions(path)
     write_predictions(path, made_up())
     for name, value, sentence in (
-        ("format_version", 2, r"format version 1, but .* has 2"),
+        ("format_version", 1, r"format version 2, but .* has 1"),
         ("format", "?", "some other HDF5 file"),
     ):
         with h5py.File(path, "a") as file:
@@ -84,7 +87,11 @@ def test_other_files_are_refused(tmp_path):
         {"label_name": "solvable"},
         {"ks": (2, 4, 4, 8)},
         {"ks": (2, 4, 6, 9)},
-        {"orders": np.full((6, 2, 8), 10**6, np.int32)},
+        {"orders": np.tile(np.array([0, 1, 2, 3, 4, 5, 6, 10], np.int32), (6, 2, 1))},
+        {"orders": np.tile(np.array([0, 1, 2, 3, 4, 5, 6, 6], np.int32), (6, 2, 1))},
+        {"orders": np.tile(np.array([0, 1, 2, 3, 4, 5, 6, -1], np.int32), (6, 2, 1))},
+        {"ladder": Ladder.parse(["plain 3", "power 5"])},
+        {"columns": (("plain", 0),) * 10},
         {"p_enough": np.full((6, 2, 3), np.nan)},
     ],
 )

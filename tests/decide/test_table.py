@@ -103,7 +103,7 @@ def test_labels_on_small_examples(correct, no_gain):
     bits = np.array([c == "1" for c in correct])
     assert "".join(str(int(b)) for b in labels_of(bits, "no_gain")) == no_gain
     assert "".join(str(int(b)) for b in labels_of(bits, "correct")) == correct[:-1]
-    with pytest.raises(ValueError, match="among no_gain, correct, got 'solvable'"):
+    with pytest.raises(ValueError, match="among no_gain, correct, end, value, got 'solvable'"):
         labels_of(bits, "solvable")
     assert continue_score(np.array([0.25])).tolist() == [0.75]
 

@@ -175,3 +175,19 @@ def test_a_fold_does_not_choose_its_own_threshold():
     assert len(set(chosen[folds == 1])) == 1
     assert again[folds == 1].tolist() == chosen[folds == 1].tolist()
     assert (again[folds != 1] < chosen[folds != 1]).all()
+
+
+def test_another_policy_as_the_reference():
+    """The end of the ladder itself has to reach it; below it, as much may be lost as the end gains."""
+    p_inc, correct, tokens = population(2000, np.random.default_rng(5), gains=0.05, harms=0.0, signal=3.0)
+    own = correct[:, -1].astype(float)
+    assert choose_threshold(p_inc, correct, tokens, 0.01, reference=own) == choose_threshold(
+        p_inc, correct, tokens, 0.01
+    )
+    better = np.maximum(own, np.random.default_rng(6).random(2000) < 0.1)
+    assert choose_threshold(p_inc, correct, tokens, 0.01, reference=better) == NEVER_STOP
+    first = correct[:, 0].astype(float)  # no threshold loses anything against what everybody has
+    assert choose_threshold(p_inc, correct, tokens, 0.01, reference=first) == 1.0
+    folds = np.arange(2000) % 4
+    whole = (values[:, None] for values in (p_inc, correct, tokens))
+    assert (cross_fitted(*whole, folds, 0.01, reference=better) == NEVER_STOP).all()
