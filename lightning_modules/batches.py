@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     label: Tensor
     """1 where k is enough: shape (N,), float32."""
 
+    def keep(self, rows: Tensor) -> Batch:
+        """Return some of the rows, of a mask of shape (N,), bool."""
+        return self if bool(rows.all()) else Batch(*(values[rows] for values in self))
+
 
 class TableRows(Dataset[Batch]):
     """The rows of a table; an item is the batch of an array of row numbers."""

@@ -28,15 +28,15 @@ def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     return run(["fit", "--config", str(config), *overrides]).best_checkpoint
 
 
-def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None) -> Path:
+def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None, rounds: int = 1) -> Path:
     """Cross-validate by the options of ``dps fit``, see :mod:`lightning_modules.crossval`.
 
     Returns:
-        ``output``, or ``crossval`` in the configuration's run folder if None.
+        ``output``, or ``crossval`` in the configuration's run folder if None; the last round's folder in it.
     """
     from lightning_modules.crossval import crossval
 
-    return crossval(args, folds, None if output is None else Path(output))
+    return crossval(args, folds, None if output is None else Path(output), rounds)
 
 
 def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:

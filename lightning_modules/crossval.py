@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dps.decide.labels import continue_score
-from dps.decide.orders import at_stop, orders_for
+from dps.decide.labels import VALUE, continue_score
+from dps.decide.orders import at_stop
 from dps.decide.predictions import FILE, Predictions, write_predictions
 from dps.decide.splits import fold_of, other_folds
 from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, cross_fitted, effective_margin, stops
+from dps.errors import InputError
 from dps.estimates import MARGIN, Estimate, bounded, ratio, resamples
 from dps.estimates import estimate as mean_of
 from feature_store.lock import held
@@ -28,6 +29,7 @@ from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import (
     METRICS,
     NUM_DRAWS,
+    RANKINGS,
     REPORT,
     REPORT_VERSION,
     baselines,
@@ -37,9 +39,34 @@ from lightning_modules.metrics import (
     plain,
     skills,
 )
+from lightning_modules.trainer_cli import run
 
 
-def crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
+def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int = 1) -> Path:
+    """Cross-validate once, or in rounds that fit the label ``value`` backwards; returns the folder of the last.
+
+    In every round but the first a question that goes on is taken to stop later where the controllers of the round
+    before say so, out of fold. The rounds lie in ``round-1``, ``round-2``, ...; raises as :func:`one_crossval` does.
+    """
+    if rounds < 1:
+        raise InputError(f"Expected at least 1 round, got {rounds}.")
+    if rounds == 1:
+        return one_crossval(args, folds, output)
+    cli = run(args, run=False)
+    if cli.datamodule.label != VALUE or cli.datamodule.later is not None:
+        raise InputError(
+            f"Rounds fit the label value backwards, but data.label is {cli.datamodule.label} and data.later "
+            f"{cli.datamodule.later}: set the label to value and leave data.later out, or leave --rounds out."
+        )
+    folder, later = output or cli.run_folder / "crossval", []
+    for number in range(1, rounds + 1):
+        print(f"round {number} of {rounds}", flush=True)
+        done = one_crossval([*args, *later], folds, folder / f"round-{number}")
+        later = [f"--data.init_args.later={done}"]
+    return done
+
+
+def one_crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
     """Train a controller per fold, predict every question out of its fold, measure; returns the folder of everything.
 
     Raises:
@@ -89,10 +116,11 @@ def _predict(table: Table, controllers: Sequence[Controller], data: FeatureDataM
         if mine.any():
             p_enough[mine] = predict_table(controller.estimator, table.select(mine))
     ungraded = ~table.graded[:, None, None]
-    orders = orders_for(table.question_ids, table.ks[-1], data.num_orders, data.seed)
     return Predictions(
         name=controllers[0].name,
         label_name=data.label,
+        ladder=table.ladder,
+        columns=data.columns,
         ks=table.ks,
         feature_set=data.feature_set,
         aggregator=data.manifest.aggregator,
@@ -100,7 +128,7 @@ def _predict(table: Table, controllers: Sequence[Controller], data: FeatureDataM
         store_fingerprint=data.manifest.fingerprint,
         question_ids=table.question_ids,
         fold=folds,
-        orders=orders.astype(np.int32),
+        orders=table.orders.astype(np.int32),
         p_enough=p_enough,
         threshold=np.array([controller.threshold for controller in controllers])[folds],
         label=np.where(ungraded, -1, table.labels(data.label)).astype(np.int8),
@@ -135,6 +163,7 @@ def measure_crossval(
         "label": predictions.label_name,
         "feature_set": predictions.feature_set,
         "aggregator": predictions.aggregator,
+        "ladder": predictions.ladder.texts(),
         "ks": list(predictions.ks),
         "seed": predictions.seed,
         "store_fingerprint": predictions.store_fingerprint,
@@ -142,7 +171,7 @@ def measure_crossval(
         "num_orders": p.shape[1],
         "num_draws": NUM_DRAWS,
         **_rows(predictions, lengths, seed),
-        "skill": _skill_out_of_fold(p, labels, lengths, fold),
+        "skill": {} if predictions.label_name == VALUE else _skill_out_of_fold(p, labels, lengths, fold),
         "policy": policy(predictions.threshold),
         "shipped": {
             "margin": effective_margin(len(p), margin),
@@ -156,6 +185,7 @@ def _rows(predictions: Predictions, lengths: np.ndarray, seed: int) -> dict[str,
     """Return ``rows`` and ``folds`` of the report: the probabilities measured on all rows, at each k and by fold."""
     p, labels, fold = predictions.p_enough, predictions.label > 0, predictions.fold
     draws = resamples(len(p), NUM_DRAWS, seed)
+    told = RANKINGS if predictions.label_name == VALUE else tuple(METRICS)
     shares, by_length = labels.reshape(len(p), -1).mean(axis=1), np.zeros(len(p))
     for mine, others in other_folds(fold):
         by_length[mine] = length_probabilities(lengths[others], shares[others], lengths[mine])
@@ -167,16 +197,16 @@ def _rows(predictions: Predictions, lengths: np.ndarray, seed: int) -> dict[str,
         theirs = measure_probabilities(np.repeat(by_length[:, None], truth.shape[1], axis=1), truth, draws)
         rows[name] = {
             "label_share": float(truth.mean()),
-            "controller": {metric: plain(value.estimate()) for metric, value in ours.items()},
-            "length": {metric: plain(value.estimate()) for metric, value in theirs.items()},
-            "difference": {metric: plain(value.minus(theirs[metric]).estimate()) for metric, value in ours.items()},
+            "controller": {metric: plain(ours[metric].estimate()) for metric in told},
+            "length": {metric: plain(theirs[metric].estimate()) for metric in told},
+            "difference": {metric: plain(ours[metric].minus(theirs[metric]).estimate()) for metric in told},
         }
     for number in np.unique(fold):
         mine = fold == number
         count = int(mine.sum())
         flat = (values[mine].reshape(count, -1) for values in (p, labels))
         measured = measure_probabilities(*flat, np.zeros((0, count)))
-        values = {metric: plain(value.estimate())["value"] for metric, value in measured.items()}
+        values = {metric: plain(measured[metric].estimate())["value"] for metric in told}
         threshold = float(predictions.threshold[mine][0])
         by_fold.append({"fold": int(number), "num_questions": count, "threshold": threshold, **values})
     return {"rows": rows, "folds": by_fold}
@@ -223,7 +253,7 @@ def describe(report: Mapping[str, Any]) -> str:
         f"{report['name']} ({report['feature_set']}), {report['label']}: {report['num_questions']} questions, "
         f"{len(report['folds'])} folds, out of fold; ± is clustered by question"
     ]
-    for metric, title in METRICS.items():
+    for metric, title in ((name, METRICS[name]) for name in every["controller"]):
         lines.append(f"{title:<20}{text(every['controller'][metric])}   length alone {text(every['length'][metric])}")
     by_k = {name[1:]: rows["controller"]["auroc"] for name, rows in report["rows"].items() if name != "all"}
     lines.insert(2, f"{'  at one k':<20}" + ", ".join(f"k = {k}: {text(number)}" for k, number in by_k.items()))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dps.decide.features import HIDDEN, PARTS, FeatureSet, feature_names
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
-from dps.decide.ladder import Ladder
+from dps.decide.ladder import Key, Ladder
 from dps.decide.predictions import read_predictions
 from dps.decide.samples import columns_for, fixed_ladder
 from dps.decide.splits import SPLITS, fold_of, split_of
@@ -67,7 +67,7 @@ class FeatureDataModule(L.LightningDataModule):
         ladder: list[str] | None = None,
         decided: int | None = None,
         later: str | None = None,
-        later_rate: float | None = None,
+        later_rate: float = 0.8,
     ) -> None:
         """Open the store.
 
@@ -105,7 +105,7 @@ class FeatureDataModule(L.LightningDataModule):
             later: With label `value`: folder of `dps crossval` on the same ladder; a question that goes on is taken to
                 stop later as those controllers say, out of fold. Null takes it to stop where it is decided, or at the
                 ladder's end.
-            later_rate: Points per 1,000 tokens below which `later` stops; null takes its thresholds.
+            later_rate: Points of accuracy per 1,000 tokens up to which `later` stops.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -126,7 +126,7 @@ class FeatureDataModule(L.LightningDataModule):
         opened = Store.open(store)
         self.manifest = opened.manifest
         self.ladder = _trained_ladder(self.manifest, store, ladder)
-        self.ks = self.ladder.ks
+        self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
         self.gate = _gate(feature_set, self.ladder, decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
         self.hidden_size, self.embedding_size = _sizes(opened, store)
@@ -159,8 +159,6 @@ class FeatureDataModule(L.LightningDataModule):
             raise InputError(f"Expected data.decided of at least 1 vote, got {self.decided}: raise it, or set null.")
         if self.label != VALUE and self.later is not None:
             raise InputError(f"data.later is for the label value, but data.label is {self.label}: leave it out.")
-        if self.later is None and self.later_rate is not None:
-            raise InputError("data.later_rate says where data.later stops: set data.later, or leave it out.")
         folds, fold, keep_test = self.folds, self.fold, self.keep_test
         if folds is not None and not (folds >= 2 and 0 <= fold < folds):
             raise InputError(f"Expected data.folds of at least 2 and data.fold below it, got {folds} and {fold}.")
@@ -244,6 +242,11 @@ class FeatureDataModule(L.LightningDataModule):
         """Return the table of every question of the store, graded or not, with these parts of the features."""
         return self._table(self.store, parts)
 
+    @property
+    def columns(self) -> tuple[Key, ...]:
+        """Arm and index of the trajectories that the tables' orders are of."""
+        return columns_for(_totals(self.manifest, self.store, self.ladder))
+
     def questions(self) -> dict[str, list[str]]:
         """Return the ids of each split's graded questions."""
         return {name: list(self._tables[name].question_ids) for name in SPLITS}
@@ -322,7 +325,7 @@ class FeatureDataModule(L.LightningDataModule):
     def _stops_later(self, table: Table, folder: str) -> np.ndarray:
         """Return where each row's question stops if it goes on: shape (Q, O, C), int64."""
         p_inc = np.ones(table.scalars.shape[:3])
-        threshold: np.ndarray | float = 0.5
+        threshold = 0.0
         if self.later is not None and folder == self.store:
             said = read_predictions(self.later)
             if lacking := set(table.question_ids) - set(said.question_ids):
@@ -336,6 +339,7 @@ class FeatureDataModule(L.LightningDataModule):
                 "orders": (table.orders.shape, said.orders.shape),
                 "seed": (self.seed, said.seed),
                 "store": (self.manifest.fingerprint, said.store_fingerprint),
+                "label": (VALUE, said.label_name),
             }
             for name, (expected, came) in compared.items():
                 if expected != came:
@@ -343,9 +347,7 @@ class FeatureDataModule(L.LightningDataModule):
                         f"Expected data.later with the {name} {expected}, but {self.later} has {came}: cross-validate "
                         "with this ladder, store, seed and data.num_orders."
                     )
-            p_inc, threshold = continue_score(said.p_enough), said.threshold[:, None, None]
-            if self.later_rate is not None:
-                threshold = float(score_of_rate(self.later_rate))
+            p_inc, threshold = continue_score(said.p_enough), float(score_of_rate(self.later_rate))
         p_inc = np.where(is_decided(table.scalars, self.gate), NEVER_STOP, p_inc)
         return later_stops(p_inc, threshold)
 

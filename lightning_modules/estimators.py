@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
 from lightning_modules.calibration import Calibrator, fit_weight
 
-_FAR = 10.0
+FAR = 10.0
 """Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
 drive the network where it was never fitted."""
+
+LEAST_COST = 0.01
+"""Thousands of tokens that going on costs at least; an estimate below would make any gain worth it."""
 
 _KNOTS = 33
 """Quantiles of a scalar that ranks are taken between."""
@@ -28,16 +31,36 @@ _ROUNDING = 1e-9
 """Quantiles that differ by less than this share of the largest are the same value, summed in another order."""
 
 
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def is_decided(scalars: Array, gate: Sequence[int]) -> Array:
+    """Return which rows of scalars (..., F) the votes have decided: shape (...), bool.
+
+    ``gate`` has the columns of ``vote_margin`` and ``current_k``, and the lead in votes that decides; none decides
+    nothing.
+    """
+    if not gate:
+        return scalars[..., 0] != scalars[..., 0]
+    margin, k, lead = gate
+    return scalars[..., margin] * scalars[..., k] > lead - 0.5
+
+
 class Estimator(nn.Module):
-    """Estimates the probability that k is enough from raw features."""
+    """Estimates the probability that k is enough from raw features; or, for the label ``value``, gain and cost.
+
+    A value's terms are those of the gain of going on, in right answers, and of its cost, in thousands of tokens. Their
+    ratio is the rate, points of accuracy per 1,000 tokens, which :func:`dps.decide.labels.score_of_rate` turns into
+    p_enough. Rows that the votes have decided are enough.
+    """
 
     threshold: Tensor
     """More trajectories are added while ``1 - p_enough`` is above this: a scalar, float64."""
 
-    def __init__(self, parts: frozenset[str]) -> None:
-        """Set which features it sees, among ``scalars``, ``hidden`` and ``embedding``."""
+    def __init__(self, parts: frozenset[str], value: bool = False, gate: Sequence[int] = ()) -> None:
+        """Set which features it sees, of :data:`dps.decide.features.PARTS`, and the label; see :func:`is_decided`."""
         super().__init__()
-        self.parts = parts
+        self.parts, self.value, self.gate = parts, value, tuple(gate)
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
         self.calibrator = Calibrator()
 
@@ -53,8 +76,15 @@ class Estimator(nn.Module):
         raise NotImplementedError
 
     def combine(self, terms: Tensor) -> Tensor:
-        """Return the logit that terms add up to: shape (N,)."""
+        """Return the logit that terms add up to, or the rate that they are: shape (N,)."""
+        if self.value:
+            return 100 * terms[:, 0] / terms[:, 1].clamp(min=LEAST_COST)
         return terms.sum(dim=1)
+
+    def p_enough(self, combined: Tensor, scalars: Tensor) -> Tensor:
+        """Return p_enough of logits or rates (N,), float64, of rows with these scalars (N, F): shape (N,)."""
+        p = 0.5 - combined.atan() / math.pi if self.value else self.calibrator(combined)
+        return torch.where(is_decided(scalars, self.gate), torch.ones_like(p), p)
 
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
         """Choose how much the terms of rows (N, J) that trained nothing count, where the estimator has a choice."""
@@ -65,7 +95,7 @@ class Estimator(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self.calibrator(self(scalars, hidden, embedding).double())
+            return self.p_enough(self(scalars, hidden, embedding).double(), scalars)
         finally:
             self.train(training)
 
@@ -104,7 +134,7 @@ class Standardizer(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return standardized values, shape (N, F), in the default type."""
-        return ((values - self.mean) / self.scale).clamp(-_FAR, _FAR).to(torch.get_default_dtype())
+        return ((values - self.mean) / self.scale).clamp(-FAR, FAR).to(torch.get_default_dtype())
 
 
 class Ranks(nn.Module):
@@ -168,13 +198,14 @@ class MLPEstimator(Estimator):
         layer_sizes: Sequence[int],
         dropout: float,
         input_dropout: float,
+        gate: Sequence[int] = (),
     ) -> None:
         """Build the networks for F, D and E features; D or E of 0 leaves the part out.
 
         The other settings are those of :class:`lightning_modules.controllers.mlp.MLPH`.
         """
         present = [SCALARS] + [HIDDEN] * (hidden_size > 0) + [EMBEDDING] * (embedding_size > 0)
-        super().__init__(frozenset(present))
+        super().__init__(frozenset(present), gate=gate)
         self.ranks = Ranks(num_scalars)
         wide = {name: size for name, size in ((HIDDEN, hidden_size), (EMBEDDING, embedding_size)) if size}
         self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items()})
@@ -238,9 +269,9 @@ def _perceptron(width: int, layer_sizes: Sequence[int], dropout: float) -> nn.Se
 class TreeEstimator(Estimator):
     """Gradient-boosted trees on the scalars; its state holds LightGBM's text form of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Sequence[int] = ()) -> None:
         """Start without trees; the logit is 0 then."""
-        super().__init__(frozenset({SCALARS}))
+        super().__init__(frozenset({SCALARS}), gate=gate)
         self.log_weight = 0.0
         """Log of the weight that rows where k is enough had in training; it is taken off the trees' logits, which are
         too high by it."""
@@ -283,7 +314,31 @@ class TreeEstimator(Estimator):
         self.log_weight = state["log_weight"]
 
 
+class LinearEstimator(Estimator):
+    """A linear model of the standardized scalars: the logit, or gain and cost."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, *, num_scalars: int, value: bool, gate: Sequence[int] = ()) -> None:
+        """Start at 0, for F scalars."""
+        super().__init__(frozenset({SCALARS}), value, gate)
+        self.standardizer = Standardizer(num_scalars)
+        self.register_buffer("weight", torch.zeros(1 + value, num_scalars, dtype=torch.float64))
+        self.register_buffer("bias", torch.zeros(1 + value, dtype=torch.float64))
+
+    def standard(self, scalars: Tensor) -> Tensor:
+        """Return the standardized scalars, shape (N, F), float64."""
+        return ((scalars.double() - self.standardizer.mean) / self.standardizer.scale).clamp(-FAR, FAR)
+
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the logit, shape (N, 1), or gain and cost, shape (N, 2), float64; see :meth:`Estimator.terms`."""
+        # One product after the other: what is said of a row depends on no other, bit for bit.
+        return (self.standard(scalars)[:, None] * self.weight).sum(dim=2) + self.bias
+
+
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "linear": LinearEstimator,
     "gbdt": TreeEstimator,
     "mlp-h": MLPEstimator,
     "mlp-hq": MLPEstimator,

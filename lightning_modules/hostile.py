@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dps.decide.features import FEATURE_SETS
-from dps.decide.labels import LABELS
+from dps.decide.labels import LABELS, VALUE
+from dps.decide.ladder import Ladder
+from dps.errors import InputError
 from lightning_modules.calibration import METHODS
 from lightning_modules.estimators import Estimator, TreeEstimator
 from lightning_modules.trees import BadTrees, check_trees
 
 _MOST_LAYERS = 64
+_MOST_RUNGS = 4096
 _LARGEST = 2**31
 
 
@@ -40,15 +42,20 @@ def check_description(description: Mapping[str, Any]) -> None:
     for name in ("hidden_size", "embedding_size"):
         _expect(_whole(description.get(name), 0), name, "a size", description.get(name))
     data = description["data"]
-    label, ks, clock = data.get("label"), data.get("ks"), data.get("calibration")
+    label, rungs, clock = data.get("label"), data.get("ladder"), data.get("calibration")
     _expect(isinstance(label, str) and label in LABELS, "data.label", f"one of {', '.join(LABELS)}", label)
-    for name in ("model", "benchmark", "num_questions"):
+    for name in ("model", "benchmark", "num_questions", "arms"):
         _expect(isinstance(data.get(name), dict), f"data.{name}", "an object", data.get(name))
     _expect(
         _whole(data.get("num_orders"), 1), "data.num_orders", "a whole number of at least 1", data.get("num_orders")
     )
-    fits = isinstance(ks, list) and ks and all(_whole(k, 1) for k in ks) and ks == sorted(set(ks))
-    _expect(bool(fits), "data.ks", "increasing whole numbers", ks)
+    try:
+        fits = isinstance(rungs, list) and 2 <= len(rungs) <= _MOST_RUNGS and set(Ladder.parse(rungs).arms)
+    except InputError:
+        fits = False
+    _expect(bool(fits), "data.ladder", f"2 to {_MOST_RUNGS} rungs", rungs)
+    fits = data["arms"].keys() == fits and all(isinstance(settings, dict) for settings in data["arms"].values())
+    _expect(fits, "data.arms", "the settings of the ladder's arms", data["arms"])
     fits = isinstance(clock, dict) and all(_number(value) and value >= 0 for value in clock.values())
     _expect(fits, "data.calibration", "numbers of at least 0", clock)
     validation = description.get("validation", {})
@@ -66,11 +73,19 @@ def build_estimator(
     Raises:
         BadController: If settings or state cannot be used; nothing large has been made by then.
     """
-    settings, num_scalars = description["settings"], len(FEATURE_SETS[description["feature_set"]])
+    settings, num_scalars = description["settings"], len(description["feature_names"])
     if other := settings.keys() ^ inspect.signature(make).parameters.keys():
         raise BadController(f"settings that it lacks or should not have: {_some(other)}")
-    if settings:
+    _check_gate(settings["gate"], num_scalars)
+    if "value" in settings:
+        _expect(isinstance(settings["value"], bool), "settings.value", "true or false", settings["value"])
+    fits = settings.get("value", False) == (description["data"]["label"] == VALUE)
+    _expect(fits, "settings.value", "what the label says", settings.get("value"))
+    if "layer_sizes" in settings:
         _check_settings(settings, description, num_scalars)
+    elif "num_scalars" in settings:
+        given = settings["num_scalars"]
+        _expect(_whole(given, 0) and given == num_scalars, "settings.num_scalars", str(num_scalars), given)
     with torch.device("meta"):  # shapes without memory
         shapes = {name: of for name, of in make(**settings).state_dict().items() if isinstance(of, Tensor)}
     given = {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -104,6 +119,12 @@ def _check_settings(settings: Mapping[str, Any], description: Mapping[str, Any],
     _expect(fits, "settings.layer_sizes", f"at most {_MOST_LAYERS} whole numbers of at least 1", layers)
     for name in ("dropout", "input_dropout"):
         _expect(_number(settings[name]) and 0 <= settings[name] < 1, f"settings.{name}", "in [0, 1)", settings[name])
+
+
+def _check_gate(gate: Any, num_scalars: int) -> None:
+    fits = isinstance(gate, list) and len(gate) in (0, 3) and all(_whole(number, 0) for number in gate)
+    fits = fits and all(column < num_scalars for column in gate[:2])
+    _expect(fits, "settings.gate", "two columns and a number of votes, or nothing", gate)
 
 
 def _check_calibrator(state: Any) -> None:

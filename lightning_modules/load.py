@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dps.decide.features import EMBEDDING, FEATURE_SETS, HIDDEN, CheckpointFeatures
+from dps.decide.features import EMBEDDING, HIDDEN, CheckpointFeatures, feature_names
 from dps.decide.files import controller_file
+from dps.decide.ladder import Ladder
 from dps.errors import InputError
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
 
-FORMAT = 4
+FORMAT = 5
 """Version of the description in a checkpoint; readers refuse others."""
+
+DRAWN_BY = ("alpha", "proposal_temperature", "num_mh_steps")
+"""The settings of an arm that decide how a response is drawn, see :class:`dps.sampler.arms.Arm`."""
 
 DESCRIPTION = "controller"
 """Key of the description in a checkpoint."""
@@ -60,17 +64,27 @@ class Controller:
 
     @property
     def label(self) -> str:
-        """What ``p_enough`` is the probability of: ``no_gain`` or ``correct``."""
+        """What ``p_enough`` is of, one of :data:`dps.decide.labels.LABELS`."""
         return self.description["data"]["label"]
 
     @property
+    def ladder(self) -> Ladder:
+        """The ladder that it was trained on, with a checkpoint after each rung but the last."""
+        return Ladder.parse(self.description["data"]["ladder"])
+
+    @property
+    def arms(self) -> Mapping[str, Any]:
+        """The settings of the ladder's arms in its harvest, by name."""
+        return self.description["data"]["arms"]
+
+    @property
     def ks(self) -> tuple[int, ...]:
-        """Checkpoints that it was trained on, then the largest k of its harvest."""
-        return tuple(self.description["data"]["ks"])
+        """Responses at each checkpoint, then those of the ladder's end."""
+        return self.ladder.ks
 
     @property
     def feature_set(self) -> str:
-        """``published`` or ``extended``: which scalars it sees."""
+        """Which scalars it sees, see :func:`dps.decide.features.feature_names`."""
         return self.description["feature_set"]
 
     @property
@@ -92,8 +106,7 @@ class Controller:
         if not features:
             return np.zeros(0)
         scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
-        if scalars.shape[1] != len(FEATURE_SETS[self.feature_set]):
-            expected = len(FEATURE_SETS[self.feature_set])
+        if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
         self.check_sizes(len(features[0].hidden), len(features[0].embedding))
         arrays = (scalars, np.stack([f.hidden for f in features]), np.stack([f.embedding for f in features]))
@@ -109,14 +122,25 @@ class Controller:
             if part in self.estimator.parts and expected != came:
                 raise self._refusal(f"{what} of size {expected}", f"these have {came}")
 
-    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
-        """Refuse a language model or question embedder whose features it was not trained on.
+    def check_model(
+        self,
+        identity: Mapping[str, Any],
+        embedding_size: int | None = None,
+        arms: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Refuse a language model, question embedder or arm whose features it was not trained on.
 
         Args:
             identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer`` and ``embedder``, as in a manifest.
             embedding_size: E of the embedder; None where it is not loaded yet.
+            arms: Settings of the arms that will be sampled, by name, as in a manifest; None where they are not known.
         """
         trained = self.description["data"]["model"]
+        for arm, settings in self.arms.items() if arms is not None else ():
+            for name in DRAWN_BY:
+                came = arms.get(arm, {}).get(name)
+                if came != settings.get(name):
+                    raise self._refusal(f"the arm {arm} with {name} {settings.get(name)}", f"here it has {came}")
         if HIDDEN in self.parts:
             self.check_sizes(identity["hidden_size"], self.embedding_size)
             layers = trained.get("feature_layer"), identity.get("feature_layer")
@@ -210,7 +234,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     feature_set, names = str(description.get("feature_set")), description.get("feature_names")
     names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
-    computed = FEATURE_SETS.get(feature_set, ())
+    try:
+        computed = feature_names(feature_set, Ladder.parse(description["data"]["ladder"]))
+    except (InputError, KeyError, TypeError, ValueError):
+        computed = ()
     if not names or names != computed:
         raise InputError(
             f"The controller {path} was trained on the features {', '.join(names) or 'none'} (set "

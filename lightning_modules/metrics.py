@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dps.decide.labels import continue_score
+from dps.decide.labels import VALUE, continue_score
 from dps.decide.orders import at_stop
 from dps.decide.table import Table
 from dps.decide.thresholds import Replay, replay, stops
@@ -31,6 +31,8 @@ METRICS = {
     "log_loss": "log loss",
 }
 """What :func:`measure_probabilities` measures, in words."""
+RANKINGS = ("auroc", "average_precision")
+"""Those that hold of any score, the label ``value``'s too, which is no probability."""
 _AGAINST = {"k": "k alone", "length": "k and the length of the question"}
 """What a controller has to be better than, in words; see :func:`skills`."""
 
@@ -199,7 +201,7 @@ def measure_test(name: str, p: np.ndarray, threshold: float, label: str, table: 
         "threshold": threshold,
     }
     measured = measure_probabilities(p.reshape(len(p), -1), flat, resamples(len(p), NUM_DRAWS, seed=0))
-    values |= {metric: number.value for metric, number in measured.items()}
+    values |= {metric: n.value for metric, n in measured.items() if label != VALUE or metric in RANKINGS}
     values["auroc_stderr"] = measured["auroc"].estimate().stderr
     columns = {f"auroc_k{k}": (p[..., c], labels[..., c]) for c, k in enumerate(table.ks[:-1])}
     by_length = length_probabilities(
@@ -208,7 +210,8 @@ def measure_test(name: str, p: np.ndarray, threshold: float, label: str, table: 
     columns["auroc_length"] = np.broadcast_to(by_length[:, None, None], labels.shape), labels
     for metric, (scores, truth) in columns.items():
         values[metric] = ranking(scores.reshape(-1), truth.reshape(-1))[0] if 0 < truth.mean() < 1 else math.nan
-    for against, shown in skills(p, labels, baselines(trained, train.lengths, table.lengths)).items():
+    others = {} if label == VALUE else baselines(trained, train.lengths, table.lengths)
+    for against, shown in skills(p, labels, others).items():
         ends = {"": "value", "_low": "low", "_high": "high"} if shown is not None else {}
         values |= {f"skill_{against}{end}": shown[part] for end, part in ends.items()}
     policies = {
@@ -246,12 +249,14 @@ def show(result: TestResult, source: str) -> None:
         lines += [("average precision", values["average_precision"], share)]
     else:
         lines = [("AUROC", math.nan, f"one class only: {share}")]
-    lines += [("Brier score", values["brier"], "")]
+    if "brier" in values:
+        lines += [("Brier score", values["brier"], "")]
     for against, words in _AGAINST.items():
         if (skill := values.get(f"skill_{against}")) is not None:
             low, high = values.get(f"skill_{against}_low", math.nan), values.get(f"skill_{against}_high", math.nan)
             lines += [(f"  skill against {words}", skill, f"[{low:.3f}, {high:.3f}]")]
-    lines += [("calibration error", values["calibration_error"], "")]
+    if "calibration_error" in values:
+        lines += [("calibration error", values["calibration_error"], "")]
     for title, value, remark in lines:
         print(f"{title:<48} {'–' if math.isnan(value) else f'{value:.3f}':>6}  {remark}".rstrip())
     print(f"{'policy (replayed)':<32} {'accuracy':>8} {'±':>6} {'tokens / question':>18} {'mean k':>7}")

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from dps.decide.files import SHIPPED
-from dps.decide.labels import continue_score
+from dps.decide.labels import VALUE, continue_score, rate_of_score
+from dps.decide.ladder import Ladder
 from dps.decide.orders import at_stop
 from dps.decide.policy import KRange
 from dps.decide.predictions import FILE, Predictions, read_predictions
@@ -133,13 +134,14 @@ def card(facts: Mapping[str, Any]) -> str:
     """
     data, model = facts["data"], facts["data"]["model"]
     name, threshold = facts["name"], f"{facts['threshold']:.4g}"
-    asked = ", ".join(map(str, data["ks"][:-1]))
+    ladder = Ladder.parse(data["ladder"])
+    asked = ", ".join(map(str, ladder.ks[:-1]))
     lines = [
         f"# {name} for {Path(str(model.get('name'))).name}",
         "",
         *([f"**Warning.** {warning}", ""] if (warning := _warning(facts)) else []),
-        f"Says after {asked} trajectories whether they are enough, up to {data['ks'][-1]}. "
-        f"More are added while 1 - p_enough > {threshold}.",
+        f"Says after {asked} trajectories of the ladder {ladder} whether they are enough, up to {ladder.maximum}. "
+        f"More are added while {_while(facts, threshold)}.",
         "",
         *_choice_lines(facts),
         "| | |",
@@ -165,6 +167,14 @@ def card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _while(facts: Mapping[str, Any], threshold: str) -> str:
+    """Return what has to hold for more responses, in words."""
+    if facts["data"]["label"] != VALUE:
+        return f"1 - p_enough > {threshold}"
+    rate = float(rate_of_score(facts["threshold"]))
+    return f"they are worth more than {rate:.2g} points of accuracy per 1,000 tokens (1 - p_enough > {threshold})"
+
+
 def _points(loss: Mapping[str, float | None]) -> str:
     """Return a difference of accuracies with its interval in words."""
     value, *ends = (None if loss[end] is None else 100 * loss[end] for end in ("value", "low", "high"))
@@ -184,9 +194,9 @@ def _choice_lines(facts: Mapping[str, Any]) -> list[str]:
         margin = 100 * choice["margin"]
         text += (
             f" On the {choice['num_questions']:,} questions of the cross-validation it gives "
-            f"{_points(choice['accuracy_difference'])} against k = {facts['data']['ks'][-1]} with "
-            f"{choice['tokens_ratio']:.2f} of its tokens; a loss of {margin:g} point{'' if margin == 1 else 's'} is "
-            f"{'' if choice['no_loss'] else 'not '}excluded."
+            f"{_points(choice['accuracy_difference'])} against k = {Ladder.parse(facts['data']['ladder']).maximum} "
+            f"with {choice['tokens_ratio']:.2f} of its tokens; a loss of {margin:g} point"
+            f"{'' if margin == 1 else 's'} is {'' if choice['no_loss'] else 'not '}excluded."
         )
     shipped = (facts["crossval"] or {}).get("shipped")
     if choice["how"] == "out of fold" and shipped is not None:

@@ -49,7 +49,7 @@ ENDED = "trained.json"
 _HARMLESS = ("default_root_dir", "max_epochs", "enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 """Options of the Trainer that leave a training the same; of ``max_epochs`` the first ones."""
 
-_FROM_DATA = ("hidden_size", "embedding_size", "feature_set")
+_FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "rungs", "gate", "label")
 """Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
 _LARGEST_SEED = 2**32 - 1
 
@@ -183,6 +183,7 @@ class ControllerCLI(LightningCLI):
         self._trained.check_model(
             {**self.datamodule.manifest.model, "hidden_size": self.datamodule.hidden_size},
             self.datamodule.embedding_size,
+            self.datamodule.manifest.arms,
         )
         self.datamodule.calibration = self._trained.calibration
         # What the same command measured of another controller or store is not written over.

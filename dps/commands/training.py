@@ -37,8 +37,8 @@ _KEYS = """\
 every key of the configuration can be overridden:
   --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml, or those named _extended
   --data.init_args.store FOLDER     the harvest
-  --data.init_args.label NAME       no_gain or correct
-  --data.init_args.feature_set SET  published (six scalars) or extended
+  --data.init_args.label NAME       no_gain, correct, end or value
+  --data.init_args.feature_set SET  published (six scalars), extended, ladder or recorded
   --trainer.max_epochs N            and every other option of the Trainer"""
 
 _LIGHTNING_KEYS = """
@@ -48,7 +48,11 @@ _LIGHTNING_KEYS = """
 
 _OUTPUT = ("--output", None, "folder to write to; one of the command's name in the run folder if not given")
 _OWN: dict[str, list[tuple[str, int | None, str]]] = {
-    "crossval": [("--folds", 5, "number of folds"), _OUTPUT],
+    "crossval": [
+        ("--folds", 5, "number of folds"),
+        ("--rounds", 1, "rounds of the label value, each of which goes on as the one before says"),
+        _OUTPUT,
+    ],
     "tune": [
         ("--trials", 20, "trials in all; the first is the configuration itself"),
         ("--folds", 3, "folds of each trial"),

@@ -33,9 +33,7 @@ def labels_of(correct: np.ndarray, label: str, later: np.ndarray | None = None) 
     return now | ~later_right
 
 
-def value_of(
-    correct: np.ndarray, tokens: np.ndarray, later: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def value_of(correct: np.ndarray, tokens: np.ndarray, later: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return what going on gains and costs at every checkpoint: shape (..., C) each, int64.
 
     Args:

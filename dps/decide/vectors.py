@@ -5,14 +5,18 @@ The store of a 7B model holds 16 times as many bytes as its vectors, so they are
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from dps.decide.features import pool_hidden
+from dps.decide.ladder import Key
+from dps.decide.samples import trajectories_of
 from dps.errors import InputError
 from feature_store import Store
 from feature_store.files import TEMPORARY, make_folder, remove_leftovers
@@ -21,12 +25,12 @@ CACHE = "cache"
 """Folder in a store where the file lies unless another is chosen."""
 
 
-def pooled_vectors(store: Store, *, num_trajectories: int, hidden_size: int, cache_dir: str | None) -> np.ndarray:
-    """Return the mean hidden states of the first K trajectories of every question, in order of id, as a memory map.
+def pooled_vectors(store: Store, *, keys: Sequence[Key], hidden_size: int, cache_dir: str | None) -> np.ndarray:
+    """Return the mean hidden states of some trajectories of every question, in order of id, as a memory map.
 
     Args:
         store: A harvest.
-        num_trajectories: K.
+        keys: Arm and index of each of K trajectories.
         hidden_size: D.
         cache_dir: Folder of the file; None for the folder ``cache`` in the store, or a temporary file where that cannot
             be written.
@@ -37,9 +41,10 @@ def pooled_vectors(store: Store, *, num_trajectories: int, hidden_size: int, cac
     Raises:
         InputError: If the file cannot be written, or a question has fewer trajectories or another D.
     """
-    shape = (len(store), num_trajectories, hidden_size)
+    shape = (len(store), len(keys), hidden_size)
     # What the store holds names the file: a store that has grown gets another one.
-    name = f"pooled-k{num_trajectories}-{store.checksum()[:24]}.npy"
+    which = hashlib.sha256(repr(tuple(keys)).encode()).hexdigest()[:8]
+    name = f"pooled-{which}-{store.checksum()[:24]}.npy"
     folder = Path(cache_dir) if cache_dir is not None else store.folder / CACHE
     if (vectors := _opened(folder / name, shape)) is not None:
         return vectors
@@ -52,11 +57,11 @@ def pooled_vectors(store: Store, *, num_trajectories: int, hidden_size: int, cac
             raise _cannot_write(folder, shape, error) from error
         with tempfile.TemporaryDirectory(prefix="dps-") as temporary:  # the map outlives the file's name
             print(f"{store.folder} cannot be written: set data.cache_dir to a folder that keeps what is made now.")
-            return _written(Path(temporary) / name, store, shape)
+            return _written(Path(temporary) / name, store, keys, shape)
     remove_leftovers(folder, "pooled-*.npy")
-    vectors = _written(folder / name, store, shape)
+    vectors = _written(folder / name, store, keys, shape)
     if cache_dir is None:  # all that lies there is this store's, and it has changed
-        for stale in set(folder.glob(f"pooled-k{num_trajectories}-*.npy")) - {folder / name}:
+        for stale in set(folder.glob(f"pooled-{which}-*.npy")) - {folder / name}:
             stale.unlink(missing_ok=True)
     return vectors
 
@@ -70,7 +75,7 @@ def _opened(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None
 
 
-def _written(path: Path, store: Store, shape: tuple[int, ...]) -> np.ndarray:
+def _written(path: Path, store: Store, keys: Sequence[Key], shape: tuple[int, ...]) -> np.ndarray:
     """Write the file under a temporary name, then give it its own; two processes write the same and disturb nobody."""
     place = {question_id: row for row, question_id in enumerate(store.question_ids)}
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
@@ -81,7 +86,7 @@ def _written(path: Path, store: Store, shape: tuple[int, ...]) -> np.ndarray:
         with open(temporary, "r+b") as file:  # a full disk is an error here; met through the map it ends the process
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         for question in store.scan():
-            pooled = np.stack([pool_hidden(t) for t in question.trajectories[: shape[1]]])
+            pooled = np.stack([pool_hidden(t) for t in trajectories_of(question, keys, str(store.folder))])
             if pooled.shape != shape[1:]:
                 raise InputError(
                     f"Expected hidden states of size {shape[2]} of {shape[1]} trajectories of every question, but "

@@ -18,17 +18,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
 
-from dps.decide.features import FEATURE_SETS, FeatureSet
-from dps.decide.labels import continue_score
+from dps.decide.features import FeatureSet, feature_names
+from dps.decide.labels import VALUE, Label, continue_score
+from dps.decide.ladder import Ladder
 from dps.decide.table import Table
 from dps.decide.thresholds import choose_threshold, effective_margin, replay, stops
 from dps.errors import InputError
 from lightning_modules.batches import Batch
 from lightning_modules.calibration import Method
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.estimators import Estimator
+from lightning_modules.estimators import Estimator, is_decided
 from lightning_modules.load import DESCRIPTION, FORMAT
-from lightning_modules.metrics import TestResult, baselines, measure_probabilities, measure_test, skills
+from lightning_modules.metrics import RANKINGS, TestResult, baselines, measure_probabilities, measure_test, skills
 
 PositiveWeight = float | Literal["balanced"]
 
@@ -53,6 +54,8 @@ class ControllerModule(L.LightningModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
+        rungs: list[str],
+        label: Label,
         positive_weight: PositiveWeight,
         calibration: Method,
         margin: float,
@@ -65,6 +68,8 @@ class ControllerModule(L.LightningModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
+            rungs: The ladder; set from the data module.
+            label: What is learnt; set from the data module.
             positive_weight: Weight in training of a row where k is enough, or `balanced` for the weight that makes both
                 classes count the same; probabilities are corrected for it.
             calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
@@ -76,6 +81,11 @@ class ControllerModule(L.LightningModule):
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
         if not 0 <= margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
+        if label == VALUE and (not estimator.value or calibration != "none"):
+            raise InputError(
+                f"The label value is learnt by the controller linear without calibration, got {self.name} with "
+                f"{calibration}: use configs/value.yaml, or choose another data.init_args.label."
+            )
         super().__init__()
         self.estimator = estimator
         self.margin = margin
@@ -86,7 +96,7 @@ class ControllerModule(L.LightningModule):
             "name": self.name,
             "settings": settings,
             "feature_set": feature_set,
-            "feature_names": list(FEATURE_SETS[feature_set]),
+            "feature_names": list(feature_names(feature_set, Ladder.parse(rungs))),
             "positive_weight": positive_weight,
             "hidden_size": hidden_size,
             "embedding_size": embedding_size,
@@ -149,16 +159,19 @@ class ControllerModule(L.LightningModule):
         training = self.trainer.state.fn == TrainerFn.FITTING
         labels = table.labels(self.data.label)
         if training:
-            self.estimator.weigh(terms["val"][0], labels.reshape(-1), table.num_questions)
+            open_rows = ~is_decided(table.scalars, self.estimator.gate).reshape(-1)
+            chosen = terms["val"][0][torch.from_numpy(open_rows)]
+            self.estimator.weigh(chosen, labels.reshape(-1)[open_rows], table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
         if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
             rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
+            open_rows = ~is_decided(of.scalars, self.estimator.gate).reshape(-1)
+            rows = rows[0][open_rows], rows[1][open_rows]
             self.estimator.calibrator.fit(self._calibration, *rows, of.num_questions)
         logits = kept["val"][0]
         p = self._p_label(logits, table)
         # The loss is that of the logits: the epoch is chosen by what was trained, calibration comes after it.
-        target = torch.from_numpy(labels.reshape(-1).astype(np.float64))
-        loss = float(functional.binary_cross_entropy_with_logits(logits, target))
+        loss = self._loss(terms["val"][0], logits, table)
         values = {**self._measure(p, labels), "loss": loss}
         # The threshold is one number and the policy is the same whoever is asked: both splits decide it together. They
         # trained nothing but chose epoch and temperature; the bound is for the choice among thresholds.
@@ -185,7 +198,8 @@ class ControllerModule(L.LightningModule):
             "num_questions": table.num_questions,
             "num_threshold_questions": len(correct),
             "margin": effective_margin(len(correct), self.margin),
-            "skill": skills(p, labels, others),
+            # A value is no probability of anything.
+            "skill": skills(p, labels, others) if self.data.label != VALUE else {},
         }
 
     def on_test_epoch_end(self) -> None:
@@ -222,7 +236,28 @@ class ControllerModule(L.LightningModule):
 
     def _p_label(self, logits: Tensor, table: Table) -> np.ndarray:
         """Return the calibrated probability of the label: shape (Q, O, C)."""
-        return self.estimator.calibrator(logits).numpy().reshape(table.scalars.shape[:3])
+        scalars = torch.from_numpy(table.scalars.reshape(len(logits), -1))
+        return self.estimator.p_enough(logits, scalars).numpy().reshape(table.scalars.shape[:3])
+
+    def _undecided(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """Return scalars (N, F) and labels (N,), or gains and costs (N, 2), of the rows that the votes leave open."""
+        mine = ~is_decided(table.scalars, self.estimator.gate)
+        if not mine.any():
+            raise InputError("The votes decide every row of the training split: set data.decided higher, or null.")
+        label = np.stack(table.values(), axis=-1) if self.data.label == VALUE else table.labels(self.data.label)
+        return table.scalars[mine], label[mine]
+
+    def _loss(self, terms: Tensor, logits: Tensor, table: Table) -> float:
+        """Return the validation's loss: cross-entropy in nats, or the squared errors of gain and cost."""
+        mine = torch.from_numpy(~is_decided(table.scalars, self.estimator.gate).reshape(-1))
+        if not mine.any():
+            return 0.0
+        if self.data.label == VALUE:
+            gain, cost = (torch.from_numpy(of.reshape(-1)).double()[mine] for of in table.values())
+            target = torch.stack([gain, cost / 1000], dim=1)
+            return float(functional.mse_loss(terms[mine], target))
+        target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
+        return float(functional.binary_cross_entropy_with_logits(logits[mine], target[mine]))
 
     def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():
@@ -258,4 +293,5 @@ class ControllerModule(L.LightningModule):
                 "" if labels.all() else "not ",
                 self.data.label,
             )
-        return {name: number.value for name, number in measured.items() if not math.isnan(number.value)}
+        told = {name: number.value for name, number in measured.items() if not math.isnan(number.value)}
+        return {name: told[name] for name in told if self.data.label != VALUE or name in RANKINGS}

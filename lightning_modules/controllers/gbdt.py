@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from dps.decide.features import FEATURE_SETS
+from dps.decide.features import FeatureSet, feature_names
+from dps.decide.ladder import Ladder
 from dps.decide.splits import stable_number
 from dps.errors import InputError
 from lightning_modules.batches import Batch
 from lightning_modules.controllers.base import ControllerModule
-from lightning_modules.estimators import TreeEstimator
+from lightning_modules.estimators import TreeEstimator, is_decided
 
 
 class GBDT(ControllerModule):
@@ -39,6 +40,9 @@ class GBDT(ControllerModule):
         bagging_fraction: float,
         num_threads: int,
         seed: int | None,
+        feature_set: FeatureSet,
+        rungs: list[str],
+        gate: list[int],
         **common: Any,
     ) -> None:
         """Start without trees.
@@ -53,6 +57,9 @@ class GBDT(ControllerModule):
             bagging_fraction: Share of the rows that each tree sees, in (0, 1].
             num_threads: Threads of LightGBM; small tables are fastest on one.
             seed: Of feature and row sampling; null follows seed_everything.
+            feature_set: The scalars; set from the data module.
+            rungs: The ladder; set from the data module.
+            gate: Which rows are decided; set from the data module.
             common: Arguments of every controller, see :class:`ControllerModule`.
         """
         if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
@@ -71,7 +78,8 @@ class GBDT(ControllerModule):
                 f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "
                 f"{bagging_fraction:g}."
             )
-        super().__init__(TreeEstimator(), {}, **common)
+        settings = {"gate": list(gate)}
+        super().__init__(TreeEstimator(**settings), settings, feature_set=feature_set, rungs=rungs, **common)
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         # The Trainer counts optimizer steps, and ModelCheckpoint saves nothing while their number stands still.
@@ -112,6 +120,7 @@ class GBDT(ControllerModule):
 
         estimator = self.estimator
         assert isinstance(estimator, TreeEstimator)
+        batch = batch.keep(~is_decided(batch.scalars, estimator.gate))
         weight = self._positive_weight_of(batch.label)
         estimator.log_weight = math.log(weight)
         labels = batch.label.cpu().numpy()
@@ -119,7 +128,7 @@ class GBDT(ControllerModule):
             batch.scalars.cpu().numpy(),
             labels,
             weight=np.where(labels > 0, weight, 1.0),
-            feature_name=list(FEATURE_SETS[self.hparams.feature_set]),
+            feature_name=list(feature_names(self.hparams.feature_set, Ladder.parse(self.hparams.rungs))),
         )
         text = estimator.booster_text
         booster = lightgbm.train(

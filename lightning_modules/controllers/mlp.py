@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from dps.decide.features import FEATURE_SETS, FeatureSet
+from dps.decide.features import FeatureSet, feature_names
+from dps.decide.ladder import Ladder
 from dps.errors import InputError
 from lightning_modules.batches import Batch
 from lightning_modules.controllers.base import ControllerModule
-from lightning_modules.estimators import MLPEstimator
+from lightning_modules.estimators import MLPEstimator, is_decided
 
 
 class MLPH(ControllerModule):
@@ -30,6 +31,8 @@ class MLPH(ControllerModule):
         hidden_size: int,
         embedding_size: int,
         feature_set: FeatureSet,
+        rungs: list[str],
+        gate: list[int],
         optimizer: OptimizerCallable,
         projection_size: int,
         layer_sizes: list[int],
@@ -45,6 +48,8 @@ class MLPH(ControllerModule):
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
             feature_set: The scalars; set from the data module.
+            rungs: The ladder; set from the data module.
+            gate: Which rows are decided; set from the data module.
             optimizer: Makes the optimizer; its settings are those of the network on the scalars.
             projection_size: Width to which hidden state and question embedding are each projected.
             layer_sizes: Widths of the hidden layers, of the network on the scalars and of its correction.
@@ -61,16 +66,22 @@ class MLPH(ControllerModule):
                     f"The controller {self.name} needs {what}, but the store has none: harvest with features."
                 )
         settings = {
-            "num_scalars": len(FEATURE_SETS[feature_set]),
+            "num_scalars": len(feature_names(feature_set, Ladder.parse(rungs))),
             "hidden_size": hidden_size,
             "embedding_size": embedding_size if self.uses_embedding else 0,
             "projection_size": projection_size,
             "layer_sizes": list(layer_sizes),
             "dropout": dropout,
             "input_dropout": input_dropout,
+            "gate": list(gate),
         }
         _check_settings(settings, residual_lr_scale, residual_weight_decay)
-        sizes = {"hidden_size": hidden_size, "embedding_size": embedding_size, "feature_set": feature_set}
+        sizes = {
+            "hidden_size": hidden_size,
+            "embedding_size": embedding_size,
+            "feature_set": feature_set,
+            "rungs": rungs,
+        }
         super().__init__(MLPEstimator(**settings), settings, **sizes, **common)
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self._optimizer = optimizer
@@ -84,7 +95,7 @@ class MLPH(ControllerModule):
         if stage == "fit":
             table = self.data.table("train")
             rows = table.num_rows
-            labels = torch.from_numpy(table.labels(self.data.label).reshape(-1))
+            labels = torch.from_numpy(self._undecided(table)[1])
             self._weight = self._positive_weight_of(labels)
             estimator = self.estimator
             assert isinstance(estimator, MLPEstimator)
@@ -98,6 +109,7 @@ class MLPH(ControllerModule):
         alone. With weight w of the positive rows the loss is least where the logit is ``log(w p / (1 - p))``. So
         ``log w`` is added here, and the network's own logit stays that of p.
         """
+        batch = batch.keep(~is_decided(batch.scalars, self.estimator.gate))
         with self._own_stream():
             own, correction = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).unbind(dim=1)
         weight = torch.tensor(self._weight, device=own.device)

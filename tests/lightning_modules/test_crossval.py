@@ -211,3 +211,18 @@ def test_the_shipped_threshold_is_measured_on_questions_that_did_not_choose_it(f
     assert report["shipped"]["margin"] >= 0.05
     assert report["skill"].keys() == {"k", "length"}
     assert "as shipped" in describe(report)
+
+
+def test_a_value_is_fitted_backwards_in_rounds(store, tmp_path, capsys):
+    """The second round's questions stop later where the first's controllers say; decided ones are enough."""
+    values = ["--config", str(CONFIGS / "value.yaml"), f"--data.init_args.store={store}"]
+    ladder = ["--data.init_args.ladder=[power 2, power 1, power 5]", "--data.init_args.num_orders=2"]
+    done = cross_validate([*values, *ladder, "--data.init_args.decided=2"], 2, tmp_path / "cv", rounds=2)
+    first, second = (read_predictions(tmp_path / "cv" / f"round-{number}") for number in (1, 2))
+    assert done == tmp_path / "cv" / "round-2"
+    assert (second.ks, second.label_name) == ((2, 3, 8), "value")
+    assert not np.array_equal(first.p_enough, second.p_enough)
+    assert (first.p_enough == 1)[..., 1].mean() > 0.3  # ahead by two of three
+    np.testing.assert_array_equal(first.p_enough == 1, second.p_enough == 1)
+    report = json.loads((done / "crossval.json").read_text())
+    assert set(report["rows"]["all"]["controller"]) == {"auroc", "average_precision"}

@@ -142,7 +142,7 @@ def test_a_description_of_other_types_is_a_sentence(changes, tmp_path):
         load_controller(changed_description(tmp_path / "a.ckpt", changes))
 
 
-@pytest.mark.parametrize("name", ["model", "calibration", "label", "ks", "benchmark", "num_questions"])
+@pytest.mark.parametrize("name", ["model", "calibration", "label", "arms", "benchmark", "num_questions"])
 def test_a_description_that_lacks_something_is_a_sentence(name, tmp_path):
     path = save(tmp_path / "a.ckpt")
     checkpoint = torch.load(path, weights_only=True)

@@ -24,7 +24,8 @@ DATA = {
     "model": MODEL,
     "calibration": {},
     "label": "no_gain",
-    "ks": [2, 4, 6, 8],
+    "ladder": ["power 2"] * 4,
+    "arms": {"power": {"alpha": 4.0, "num_mh_steps": 5}},
     "num_orders": 4,
     "benchmark": {"name": "gsm8k", "split": "train"},
     "num_questions": {"train": 100},
@@ -41,12 +42,13 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
         layer_sizes=[4],
         dropout=0.1,
         input_dropout=0.1,
+        gate=[],
     )
     estimator = TreeEstimator() if name == "gbdt" else MLPEstimator(**settings)
     description = {
         "format": FORMAT,
         "name": name,
-        "settings": {} if name == "gbdt" else settings,
+        "settings": {"gate": []} if name == "gbdt" else settings,
         "feature_set": feature_set,
         "feature_names": list(FEATURE_SETS[feature_set]),
         "hidden_size": 8,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from dps.cli import run
+from dps.decide.ladder import from_ks
 from dps.decide.predictions import Predictions, write_predictions
+from dps.decide.samples import columns_for
 from dps.errors import InputError
 from lightning_modules.load import load_controller
 from lightning_modules.metrics import METRICS
@@ -71,7 +73,8 @@ def predicted(folder, ks=(1, 2, 3, 4)):
     write_predictions(
         folder / "predictions.h5",
         Predictions(
-            name="mlp-hq", label_name="no_gain", ks=ks, feature_set="published", aggregator="majority", seed=0,
+            name="mlp-hq", label_name="no_gain", ks=ks, ladder=from_ks("power", ks),
+            columns=columns_for({"power": ks[-1]}), feature_set="published", aggregator="majority", seed=0,
             store_fingerprint="f", question_ids=tuple(f"q{i}" for i in range(count)),
             fold=np.zeros(count, np.int32), orders=np.tile(np.arange(ks[-1], dtype=np.int32), (count, 1, 1)),
             p_enough=np.where(waits, 0.3, 0.8).reshape(shape), threshold=np.full(count, 0.5),

@@ -13,6 +13,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from dps.decide.features import checkpoint_features
+from dps.decide.samples import columns_for
 from dps.decide.vectors import pooled_vectors
 from dps.errors import InputError
 from feature_store import Store, StoreWriter
@@ -42,7 +43,7 @@ def store(tmp_path):
 
 
 def pooled(store, cache_dir=None):
-    return pooled_vectors(Store.open(store), num_trajectories=K, hidden_size=SIZE, cache_dir=cache_dir)
+    return pooled_vectors(Store.open(store), keys=columns_for({"power": K}), hidden_size=SIZE, cache_dir=cache_dir)
 
 
 def files(folder):
