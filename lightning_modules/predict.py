@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dps.decide.features import HIDDEN
-from dps.decide.ladder import POWER, Ladder, from_ks
+from dps.decide.ladder import Ladder
 from dps.decide.samples import fixed_ladder
 from dps.decide.table import make_table
 from dps.errors import InputError
@@ -46,7 +46,7 @@ def predict_orders(
             f"The controller {path} was trained on {store_folder} itself, so a replay there would flatter it: give the "
             "folder of dps crossval, or replay another harvest."
         )
-    ladder = from_ks(POWER, controller.ks)
+    ladder = controller.ladder
     orders, ks = orders_of(ladder), ladder.ks
     held = fixed_ladder(store.manifest, str(store_folder)).totals
     parts = controller.estimator.parts
@@ -58,7 +58,7 @@ def predict_orders(
         table = make_table(
             questions,
             ladder=ladder,
-            totals={arm: held[arm] for arm in held if arm in ladder.arms},
+            totals=held,
             aggregator=store.manifest.aggregator,
             calibration=controller.calibration,
             parts=parts,

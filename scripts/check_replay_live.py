@@ -107,7 +107,7 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
             known, p_enough, threshold, _ = predict_orders(
-                str(controllers[name]), harvest, samples.question_ids, lambda _: natural
+                str(controllers[name]), harvest, samples.question_ids, lambda _, columns=natural: columns
             )
             assert known.ks == ks, f"{name} was trained on {known}"
         else:
