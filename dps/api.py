@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dps.arguments import check_seed
+from dps.benchmarks import Benchmark
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
 from dps.decide import Controller, FixedK, KRange, Ladder, Policy, Rule
 from dps.decide.features import EMBEDDING, HIDDEN
-from dps.decide.policy_file import read_policy
+from dps.decide.policy_file import PolicyFile, read_policy
 from dps.defaults import EMBEDDED_SAMPLER
+from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
@@ -85,15 +88,12 @@ def answer(
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
-    file = None if policy is None else read_policy(policy)
+    given = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
+    file = None if policy is None else _policy_file(policy, given)
+    controller = _loaded(controller if file is None else file.controller)
     if file is not None:
-        given = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
-        if both := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"policy says what is sampled, and so does {both[0]}: leave one of them out.")
-        controller = _loaded(file.controller)
         climbs, samplers, aggregator = file.policy(controller), file.arms, file.aggregator
     else:
-        controller = _loaded(controller)
         climbs = _policy(controller, rule, k, ladder)
         base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
         samplers = arms_of(arms or {}, [climbs.ladder], base)
@@ -101,32 +101,53 @@ def answer(
     warn_of_endless_turns(loaded, benchmark)
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
-    if file is not None:
-        for remark in file.check_model(loaded.identity(feature_layer)):
-            warnings.warn(remark, stacklevel=2)
-    if controller is not None:
-        controller.check_model(feature_identity(loaded, encoder, feature_layer), encoder.size if encoder else None)
+    _check_model(loaded, controller, file, encoder, feature_layer)
     settings = [samplers[arm] for arm in climbs.ladder.arms]
-    prompts = prompts_of(loaded, benchmark, settings[0])
+    options = {"seed": seed, "aggregator": aggregator, "eager": eager, "on_checkpoint": on_checkpoint}
+    layer = feature_layer if HIDDEN in parts else None
+    return _answered(loaded, benchmark, climbs, settings, encoder, rows, feature_layer=layer, **options)
+
+
+def _answered(
+    model: LanguageModel,
+    benchmark: Benchmark,
+    policy: Policy,
+    settings: Sequence[SamplerConfig],
+    embedder: QuestionEmbedder | None,
+    rows: int | None,
+    **options: Any,
+) -> list[Question]:
+    """Return the record of each question in order; ``settings`` are those of the ladder's arms."""
+    prompts = prompts_of(model, benchmark, settings[0])
     tokens = [tokens for _, tokens in prompts.values()]
-    engine = open_engine(
-        loaded, settings, ComputeConfig(rows=rows), benchmark=benchmark, prompts=tokens, memory_share=1.0
-    )
-    records = run_policy(
-        loaded,
-        engine,
-        prepare(benchmark.items, prompts, encoder),
-        climbs,
-        grader=benchmark.grader,
-        seed=seed,
-        aggregator=aggregator,
-        feature_layer=feature_layer if HIDDEN in parts else None,
-        eager=eager,
-        on_checkpoint=on_checkpoint,
-    )
-    with torch_threads(num_threads(loaded.num_parameters)):
+    compute = ComputeConfig(rows=rows)
+    engine = open_engine(model, settings, compute, benchmark=benchmark, prompts=tokens, memory_share=1.0)
+    questions = prepare(benchmark.items, prompts, embedder)
+    records = run_policy(model, engine, questions, policy, grader=benchmark.grader, **options)
+    with torch_threads(num_threads(model.num_parameters)):
         by_id = {record.question_id: record for record in records}
     return [by_id[item.question_id] for item in benchmark.items]
+
+
+def _policy_file(path: str | Path, given: Mapping[str, Any]) -> PolicyFile:
+    """Return a policy file; refuses settings that say what is sampled beside it."""
+    if both := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"policy says what is sampled, and so does {both[0]}: leave one of them out.")
+    return read_policy(path)
+
+
+def _check_model(
+    model: LanguageModel,
+    controller: Controller | None,
+    file: PolicyFile | None,
+    embedder: QuestionEmbedder | None,
+    layer: int,
+) -> None:
+    """Refuse a model that the controller or the policy file is not for; warn of what differs besides."""
+    for remark in file.check_model(model.identity(layer)) if file is not None else ():
+        warnings.warn(remark, stacklevel=3)
+    if controller is not None:
+        controller.check_model(feature_identity(model, embedder, layer), embedder.size if embedder else None)
 
 
 def _loaded(controller: Controller | str | Path | None) -> Controller | None:
