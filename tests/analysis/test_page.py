@@ -346,7 +346,7 @@ def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_mad
         "measured": measured,
         "target": {"name": "power 8"},
         "next_best": {"label": "esc", "questions_needed": 1234},
-        "sentences": ["Use lead-2."],
+        "words": ["Use lead-2."],
     }
     (tmp_path / "recommendation.json").write_text(json.dumps(advice))
     assert run(["report", str(tmp_path)]) == 0
