@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def result(tmp_path_factory):
         questions.append(replace(question, embedding=rng.normal(size=6).astype(np.float32), **own))
     model = {"name": "made-up", "fingerprint": "0" * 16, "num_layers": 12, "feature_layer": 11, "prompt_layers": [4, 8]}
     store = write_harvest(folder / "store", questions, model=model)
-    command = ["probe", store, "--output", str(folder / "out"), "--data.num_orders", "2"]
+    shipped = Path(__file__).parents[2] / "configs/probe.yaml"
+    command = ["probe", store, "--config", str(shipped), "--output", str(folder / "out"), "--data.num_orders", "2"]
     assert run(command) == 0
     return json.loads((folder / "out" / "probe.json").read_text()), command
 
