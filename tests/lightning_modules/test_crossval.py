@@ -217,7 +217,9 @@ def test_a_value_is_fitted_backwards_in_rounds(store, tmp_path, capsys):
     """The second round's questions stop later where the first's controllers say; decided ones are enough."""
     values = ["--config", str(CONFIGS / "value.yaml"), f"--data.init_args.store={store}"]
     ladder = ["--data.init_args.ladder=[power 2, power 1, power 5]", "--data.init_args.num_orders=2"]
-    done = cross_validate([*values, *ladder, "--data.init_args.decided=2"], 2, tmp_path / "cv", rounds=2)
+    done = cross_validate(
+        [*values, *ladder, "--data.init_args.decided=2", "--data.init_args.later_rate=45"], 2, tmp_path / "cv", rounds=2
+    )
     first, second = (read_predictions(tmp_path / "cv" / f"round-{number}") for number in (1, 2))
     assert done == tmp_path / "cv" / "round-2"
     assert (second.ks, second.label_name) == ((2, 3, 8), "value")
