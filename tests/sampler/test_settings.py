@@ -78,7 +78,8 @@ def test_settings_share_rows_where_they_differ_by_row_only(changes, shares):
     assert other.shares_rows(other)
 
 
-def test_plain_sampling_ignores_what_makes_a_kernel():
-    plain = replace(CONFIG, cut_law="entropy").plain(0.7).check()
+def test_plain_sampling_takes_no_steps_and_shares_rows_with_any_kernel():
+    kernel = replace(CONFIG, cut_law="entropy", schedule="final-horizon", num_final_steps=3)
+    plain = kernel.plain(0.7).check()
     assert (plain.temperature, plain.num_mh_steps, plain.max_mh_steps) == (0.7, 0, 0)
-    assert plain.cut_law == "uniform"
+    assert plain.shares_rows(kernel)
