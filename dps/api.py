@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
 from dps.run.scheduler import Checkpoint, run_policy
-from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
+from dps.run.worker import ReadPrompts, feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
+from dps.sampler.teacher import prompt_states
 from dps.threads import num_threads, torch_threads
 from feature_store.records import Question
 
@@ -105,7 +107,9 @@ def answer(
     settings = [samplers[arm] for arm in climbs.ladder.arms]
     options = {"seed": seed, "aggregator": aggregator, "eager": eager, "on_checkpoint": on_checkpoint}
     layer = feature_layer if HIDDEN in parts else None
-    return _answered(loaded, benchmark, climbs, settings, encoder, rows, feature_layer=layer, **options)
+    layers = getattr(controller, "prompt_layers", ())
+    read = partial(prompt_states, loaded, layers=layers) if layers else None
+    return _answered(loaded, benchmark, climbs, settings, encoder, read, rows, feature_layer=layer, **options)
 
 
 def _answered(
@@ -114,6 +118,7 @@ def _answered(
     policy: Policy,
     settings: Sequence[SamplerConfig],
     embedder: QuestionEmbedder | None,
+    read_prompts: ReadPrompts | None,
     rows: int | None,
     **options: Any,
 ) -> list[Question]:
@@ -122,7 +127,7 @@ def _answered(
     tokens = [tokens for _, tokens in prompts.values()]
     compute = ComputeConfig(rows=rows)
     engine = open_engine(model, settings, compute, benchmark=benchmark, prompts=tokens, memory_share=1.0)
-    questions = prepare(benchmark.items, prompts, embedder)
+    questions = prepare(benchmark.items, prompts, embedder, read_prompts=read_prompts)
     records = run_policy(model, engine, questions, policy, grader=benchmark.grader, **options)
     with torch_threads(num_threads(model.num_parameters)):
         by_id = {record.question_id: record for record in records}
@@ -147,7 +152,8 @@ def _check_model(
     for remark in file.check_model(model.identity(layer)) if file is not None else ():
         warnings.warn(remark, stacklevel=3)
     if controller is not None:
-        controller.check_model(feature_identity(model, embedder, layer), embedder.size if embedder else None)
+        identity = feature_identity(model, embedder, layer, getattr(controller, "prompt_layers", ()))
+        controller.check_model(identity, embedder.size if embedder else None)
 
 
 def _loaded(controller: Controller | str | Path | None) -> Controller | None:

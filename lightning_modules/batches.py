@@ -120,8 +120,9 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
 
     Args:
         estimator: In float64, as :func:`lightning_modules.load_controller` gives it.
-        table: With the parts that the estimator looks at.
+        table: With the parts that the estimator looks at; it fills in the scalars that it has learnt.
     """
+    table = estimator.learnt.filled(table)
     rows = table.rows_per_question
     p_enough = np.empty((table.num_questions, rows))
     questions = max(1, min(_QUESTIONS, _BYTES // max(1, table.question_bytes)))

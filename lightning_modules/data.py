@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from dps.decide.features import HIDDEN, PARTS, FeatureSet, feature_names
+from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, FeatureSet, feature_names
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
 from dps.decide.ladder import Key, Ladder
 from dps.decide.predictions import read_predictions
@@ -27,6 +27,7 @@ from dps.errors import InputError
 from feature_store import Manifest, Question, Store
 from lightning_modules.batches import Batch, loader_of
 from lightning_modules.estimators import is_decided
+from lightning_modules.learnt import Learnt, fit_learnt, has_learnt
 
 _EVALUATION_ROWS = 8192
 """Rows of a batch where nothing is learned: bounds the memory, changes no result."""
@@ -34,7 +35,7 @@ _EVALUATION_BYTES = 32 * 2**20
 """Bytes of its hidden states, which decides where they are large."""
 _SETTINGS = (
     *("label", "feature_set", "train_fraction", "val_fraction", "calibration_fraction"),
-    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate"),
+    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate", "learn"),
 )
 """Settings that decide what the rows mean and which split they are in."""
 
@@ -68,6 +69,7 @@ class FeatureDataModule(L.LightningDataModule):
         decided: int | None = None,
         later: str | None = None,
         later_rate: float = 0.8,
+        learn: bool = True,
     ) -> None:
         """Open the store.
 
@@ -105,7 +107,11 @@ class FeatureDataModule(L.LightningDataModule):
             later: With label `value`: folder of `dps crossval` on the same ladder; a question that goes on is taken to
                 stop later as those controllers say, out of fold. Null takes it to stop where it is decided, or at the
                 ladder's end.
-            later_rate: Points of accuracy per 1,000 tokens up to which `later` stops.
+            later_rate: Points of accuracy per 1,000 tokens up to which `later` stops, and that votes are weighed by in
+                `vote_value`.
+            learn: Whether the training split fills in the scalars `vote_value`, by a table of its votes, and
+                `end_logit`, by a probe of the prompts' states where the store has them, else of the embeddings. Feature
+                sets without these scalars stay as they are.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -120,7 +126,7 @@ class FeatureDataModule(L.LightningDataModule):
             calibration_fraction,
         )
         self.folds, self.fold, self.keep_test = folds, fold, keep_test
-        self.decided, self.later, self.later_rate = decided, later, later_rate
+        self.decided, self.later, self.later_rate, self.learn = decided, later, later_rate, learn
         self._check_settings()
 
         opened = Store.open(store)
@@ -129,7 +135,11 @@ class FeatureDataModule(L.LightningDataModule):
         self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
         self.gate = _gate(feature_set, self.ladder, decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
-        self.hidden_size, self.embedding_size = _sizes(opened, store)
+        self.hidden_size, self.embedding_size, prompt_size = _sizes(opened, store)
+        sizes = {PROMPT: prompt_size, EMBEDDING: self.embedding_size}
+        self.learnt: Learnt | None = Learnt() if learn and has_learnt(feature_set) else None
+        """What fills in scalars, once the training split has taught it; None where nothing does."""
+        self._probed = frozenset([name for name, size in sizes.items() if size and self.learnt is not None][:1])
         self.calibration = self._clock(clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self._tables: dict[str, Table] = {}
@@ -171,7 +181,7 @@ class FeatureDataModule(L.LightningDataModule):
         Raises:
             InputError: If no question has a grade, or the training or validation split has no question.
         """
-        parts = PARTS if self.trainer is None else self.trainer.lightning_module.parts
+        parts = self._probed | (PARTS if self.trainer is None else self.trainer.lightning_module.parts)
         key = (parts, tuple(sorted(self.calibration.items())))
         if self._built == key:
             return
@@ -201,7 +211,13 @@ class FeatureDataModule(L.LightningDataModule):
                     f"{graded.num_questions} graded questions of {self.store} none is in {name}: harvest more "
                     f"questions, or change data.{name}_fraction or data.seed."
                 )
-        self._tables = {**tables, "predict": predicted.natural_order()}
+        tables["predict"] = predicted.natural_order()
+        if self.learnt is not None:
+            prompt_parts = 2 * len(self.manifest.model.get("prompt_layers", [])) or 1
+            found, train = fit_learnt(tables["train"], self._probed, self.later_rate, self.seed, prompt_parts)
+            self.learnt = found
+            tables = {name: train if name == "train" else found.filled(each) for name, each in tables.items()}
+        self._tables = tables
         self._built = key
 
     def table(self, split: str) -> Table:
@@ -239,8 +255,11 @@ class FeatureDataModule(L.LightningDataModule):
         return inner if inner != "test" else ("calibration" if calibration else "val")
 
     def whole(self, parts: frozenset[str] = PARTS) -> Table:
-        """Return the table of every question of the store, graded or not, with these parts of the features."""
-        return self._table(self.store, parts)
+        """Return the table of every question of the store, graded or not, with these parts and those of the probe.
+
+        Scalars that are learnt are 0 there.
+        """
+        return self._table(self.store, parts | self._probed)
 
     @property
     def columns(self) -> tuple[Key, ...]:
@@ -374,6 +393,11 @@ class FeatureDataModule(L.LightningDataModule):
             "embedding size": (self.embedding_size, sizes[1]),
             "model fingerprint": (model.get("fingerprint"), other.get("fingerprint")),
             "feature layer": (model.get("feature_layer"), other.get("feature_layer")),
+            **(
+                {"prompt layers": tuple(m.get("prompt_layers") for m in (model, other))}
+                if PROMPT in self._probed
+                else {}
+            ),
         }
         for name, (expected, came) in compared.items():
             if expected != came:
@@ -421,12 +445,12 @@ def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[
     return [names.index("vote_margin"), names.index("current_k"), decided]
 
 
-def _sizes(store: Store, folder: str) -> tuple[int, int]:
-    """Return D and E of a store, from its first question."""
+def _sizes(store: Store, folder: str) -> tuple[int, int, int]:
+    """Return D, E and the size of the prompt's states of a store, from its first question."""
     first: Question | None = next(store.scan(), None)
     if first is None:
         raise InputError(f"Expected at least one question in {folder}, but it has none: let dps harvest finish some.")
-    return first.trajectories[0].hidden.shape[1], len(first.embedding)
+    return first.trajectories[0].hidden.shape[1], len(first.embedding), len(first.prompt_hidden)
 
 
 def _graded(table: Table, folder: str) -> Table:

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
 from lightning_modules.calibration import Calibrator, fit_weight
-
-FAR = 10.0
-"""Standardized features are clamped to this many standard deviations: a live question unlike all of training must not
-drive the network where it was never fitted."""
+from lightning_modules.learnt import Learnt
+from lightning_modules.standardizer import FAR, Standardizer
 
 LEAST_COST = 0.01
 """Thousands of tokens that going on costs at least; an estimate below would make any gain worth it."""
@@ -63,6 +61,7 @@ class Estimator(nn.Module):
         self.parts, self.value, self.gate = parts, value, tuple(gate)
         self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
         self.calibrator = Calibrator()
+        self.learnt = Learnt()
 
     def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough before calibration, shape (N,), of features as measured.
@@ -98,43 +97,6 @@ class Estimator(nn.Module):
             return self.p_enough(self(scalars, hidden, embedding).double(), scalars)
         finally:
             self.train(training)
-
-
-class Standardizer(nn.Module):
-    """``(x - mean) / scale``, clamped; the statistics are those of the training split."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        """Start as the identity, for F = ``size`` features."""
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
-
-    def fit(self, chunks: Iterable[np.ndarray]) -> None:
-        """Take mean and standard deviation of rows (N, F), given some at a time; a constant feature keeps scale 1.
-
-        Note:
-            Sums of squares are about each chunk's own mean, in float64; so nothing cancels however large the mean is.
-
-        Source:
-            Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-        """
-        count, mean, squares = 0, 0.0, 0.0
-        for values in chunks:
-            new = len(values)
-            own = values.mean(axis=0, dtype=np.float64)
-            gap, count = own - mean, count + new
-            squares = squares + values.var(axis=0, dtype=np.float64) * new + gap**2 * (new * (count - new) / count)
-            mean = mean + gap * (new / count)
-        scale = np.sqrt(squares / count)
-        self.mean.copy_(torch.from_numpy(mean))
-        self.scale.copy_(torch.from_numpy(np.where(scale > 1e-12, scale, 1.0)))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return standardized values, shape (N, F), in the default type."""
-        return ((values - self.mean) / self.scale).clamp(-FAR, FAR).to(torch.get_default_dtype())
 
 
 class Ranks(nn.Module):

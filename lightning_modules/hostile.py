@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dps.decide.features import EMBEDDING
 from dps.decide.labels import LABELS, VALUE
 from dps.decide.ladder import Ladder
 from dps.errors import InputError
 from lightning_modules.calibration import METHODS
 from lightning_modules.estimators import Estimator, TreeEstimator
+from lightning_modules.learnt import fault_of, has_learnt
+from lightning_modules.probe import LENGTH
 from lightning_modules.trees import BadTrees, check_trees
 
 _MOST_LAYERS = 64
@@ -102,7 +105,14 @@ def build_estimator(
     _check_calibrator(state.get("calibrator._extra_state"))
     if make is TreeEstimator:
         _check_trees(state.get("_extra_state"), num_scalars)
+    learnt = state.get("learnt._extra_state", {})
+    if (fault := fault_of(learnt, has_learnt(description["feature_set"]))) is not None:
+        raise BadController(fault)
+    sizes = {LENGTH: 1, EMBEDDING: description["embedding_size"]} | learnt.get("probe", {}).get("sizes", {})
+    _expect(sizes[LENGTH] == 1, "the probe's length", "1", sizes[LENGTH])
+    _expect(sizes[EMBEDDING] == description["embedding_size"], "the probe's embedding", "E", sizes[EMBEDDING])
     estimator = make(**settings)
+    state = {"learnt._extra_state": {}, **state}
     estimator.load_state_dict(dict(state))
     return estimator
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dps.decide.features import EMBEDDING, HIDDEN, CheckpointFeatures, feature_names
+from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, CheckpointFeatures, feature_names
 from dps.decide.files import controller_file
 from dps.decide.ladder import Ladder
 from dps.errors import InputError
@@ -50,7 +50,12 @@ class Controller:
     @property
     def parts(self) -> frozenset[str]:
         """The parts of the features that it looks at, of :data:`dps.decide.features.PARTS`."""
-        return self.estimator.parts
+        return self.estimator.parts | self.estimator.learnt.parts
+
+    @property
+    def prompt_layers(self) -> tuple[int, ...]:
+        """The layers whose states of the prompt it looks at; none where it looks at none."""
+        return tuple(self.description["data"]["model"].get("prompt_layers", ())) if PROMPT in self.parts else ()
 
     @property
     def threshold(self) -> float:
@@ -108,18 +113,25 @@ class Controller:
         scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
         if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
-        self.check_sizes(len(features[0].hidden), len(features[0].embedding))
-        arrays = (scalars, np.stack([f.hidden for f in features]), np.stack([f.embedding for f in features]))
+        self.check_sizes(len(features[0].hidden), len(features[0].embedding), len(features[0].prompt))
+        hidden, embedding = (np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING))
+        if self.feature_set in ("ladder", "recorded"):
+            votes, prompt = np.stack([f.votes for f in features]), np.stack([f.prompt for f in features])
+            lengths = np.array([f.num_prompt_tokens for f in features])
+            scalars = self.estimator.learnt.fill(scalars, votes, prompt, embedding, lengths)
+        arrays = (scalars, hidden, embedding)
         return self.estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays)).numpy()
 
-    def check_sizes(self, hidden_size: int, embedding_size: int) -> None:
-        """Refuse features of another D or E than those it was trained on, if it looks at them."""
+    def check_sizes(self, hidden_size: int, embedding_size: int, prompt_size: int | None = None) -> None:
+        """Refuse features of another D, E or P than those it was trained on, if it looks at them; P may be unknown."""
+        probed = self.estimator.learnt.size_of(PROMPT)
         parts = {
             "hidden states": (HIDDEN, self.hidden_size, hidden_size),
             "question embeddings": (EMBEDDING, self.embedding_size, embedding_size),
+            "states of the prompt": (PROMPT, probed, probed if prompt_size is None else prompt_size),
         }
         for what, (part, expected, came) in parts.items():
-            if part in self.estimator.parts and expected != came:
+            if part in self.parts and expected != came:
                 raise self._refusal(f"{what} of size {expected}", f"these have {came}")
 
     def check_model(
@@ -149,6 +161,8 @@ class Controller:
         if trained.get("fingerprint") != identity.get("fingerprint"):
             models = (f"{m.get('name')} (fingerprint {m.get('fingerprint')})" for m in (trained, identity))
             raise self._refusal(f"the model {next(models)}", f"this is {next(models)}")
+        if (expected := self.prompt_layers) != (came := tuple(identity.get("prompt_layers", ())) if expected else ()):
+            raise self._refusal(f"the prompt's states of layers {[*expected]}", f"features.prompt_layers are {[*came]}")
         if EMBEDDING in self.parts:
             self.check_sizes(self.hidden_size, self.embedding_size if embedding_size is None else embedding_size)
             embedders = trained.get("embedder"), identity.get("embedder")

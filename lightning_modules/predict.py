@@ -49,7 +49,7 @@ def predict_orders(
     ladder = controller.ladder
     orders, ks = orders_of(ladder), ladder.ks
     held = fixed_ladder(store.manifest, str(store_folder)).totals
-    parts = controller.estimator.parts
+    parts = controller.parts
     place = {question_id: row for row, question_id in enumerate(question_ids)}
     p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
     wanted = (q for q in store.scan(hidden=HIDDEN in parts) if q.question_id in place)
@@ -65,6 +65,6 @@ def predict_orders(
             feature_set=controller.feature_set,
             orders=orders[rows],
         )
-        controller.check_sizes(table.hidden_size, table.embedding.shape[1])
+        controller.check_sizes(table.hidden_size, table.embedding.shape[1], table.prompt.shape[1])
         p_enough[rows] = predict_table(controller.estimator, table)
     return ladder, p_enough, controller.threshold, controller.label

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dps.decide.features import EMBEDDING, PROMPT
 from dps.decide.splits import folds_of, other_folds
-from lightning_modules.estimators import Standardizer
+from lightning_modules.standardizer import Standardizer
 
 LENGTH = "length"
 """The column of the log of the prompt's tokens, beside the parts ``embedding`` and ``prompt`` of the features."""

@@ -282,6 +282,12 @@ class CheckpointFeatures:
         return self.rows.scalars(feature_set, (len(self.rows.arms),), self.ladder)[0, 0]
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens of the question."""
+        assert self.rows is not None
+        return int(self.rows.num_prompt_tokens[0])
+
+    @property
     def votes(self) -> np.ndarray:
         """What names the votes so far, see :attr:`dps.decide.seen.Seen.votes`: shape (2,), int64."""
         assert self.rows is not None

@@ -132,6 +132,8 @@ class ControllerModule(L.LightningModule):
                 "leaves none: set it to 0.1 or more, or model.init_args.calibration to none."
             )
         self._description["data"] = self.data.description()
+        if self.data.learnt is not None:
+            self.estimator.learnt.take(self.data.learnt)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the terms of the logits of a batch until its split is complete."""
