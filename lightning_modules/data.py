@@ -109,9 +109,8 @@ class FeatureDataModule(L.LightningDataModule):
                 ladder's end.
             later_rate: Points of accuracy per 1,000 tokens up to which `later` stops, and that votes are weighed by in
                 `vote_value`.
-            learn: Whether the training split fills in the scalars `vote_value`, by a table of its votes, and
-                `end_logit`, by a probe of the prompts' states where the store has them, else of the embeddings. Feature
-                sets without these scalars stay as they are.
+            learn: Whether the training split teaches the scalars `vote_value`, by its votes, and `end_logit`, by the
+                prompts' states, or the embeddings where there are none; only feature sets that have these change.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -120,35 +119,34 @@ class FeatureDataModule(L.LightningDataModule):
         self.store, self.test_store, self.clock_store, self.cache_dir = store, test_store, clock_store, cache_dir
         self.label, self.feature_set = label, feature_set
         self.batch_size, self.num_orders, self.seed = batch_size, num_orders, seed
-        self.train_fraction, self.val_fraction, self.calibration_fraction = (
-            train_fraction,
-            val_fraction,
-            calibration_fraction,
-        )
+        self.train_fraction, self.val_fraction = train_fraction, val_fraction
+        self.calibration_fraction = calibration_fraction
         self.folds, self.fold, self.keep_test = folds, fold, keep_test
         self.decided, self.later, self.later_rate, self.learn = decided, later, later_rate, learn
         self._check_settings()
+        self._open(ladder)
 
-        opened = Store.open(store)
+    def _open(self, ladder: list[str] | None) -> None:
+        """Read what the stores say of themselves, and check that they fit."""
+        opened = Store.open(self.store)
         self.manifest = opened.manifest
-        self.ladder = _trained_ladder(self.manifest, store, ladder)
+        self.ladder = _trained_ladder(self.manifest, self.store, ladder)
         self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
-        self.gate = _gate(feature_set, self.ladder, decided)
+        self.gate = _gate(self.feature_set, self.ladder, self.decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
-        self.hidden_size, self.embedding_size, prompt_size = _sizes(opened, store)
+        self.hidden_size, self.embedding_size, prompt_size = _sizes(opened, self.store)
         sizes = {PROMPT: prompt_size, EMBEDDING: self.embedding_size}
-        self.learnt: Learnt | None = Learnt() if learn and has_learnt(feature_set) else None
-        """What fills in scalars, once the training split has taught it; None where nothing does."""
+        self.learnt: Learnt | None = Learnt() if self.learn and has_learnt(self.feature_set) else None
         self._probed = frozenset([name for name, size in sizes.items() if size and self.learnt is not None][:1])
-        self.calibration = self._clock(clock_store)
+        self.calibration = self._clock(self.clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self._tables: dict[str, Table] = {}
         self._divided_as: dict[str, str] = {}
         self._fresh: set[str] = set()
         """Questions of the test store that are in no other split."""
         self._built: tuple[Any, ...] | None = None
-        if test_store is not None:
-            self._check_test_store(test_store)
+        if self.test_store is not None:
+            self._check_test_store(self.test_store)
 
     def _check_settings(self) -> None:
         if self.num_orders < 1 or (self.batch_size is not None and self.batch_size < 1):

@@ -1,8 +1,8 @@
 """Scalars that are learnt on other questions before a controller sees them: ``vote_value`` and ``end_logit``.
 
-The first is what going on gains in the state of the votes, of a table that :mod:`dps.decide.bounds` fits; the second
-the logit of :mod:`lightning_modules.probe` that the ladder's end will be right, told by the question alone. An estimator
-owns both, so a live run computes what training computed.
+The first is what going on gains in the state of the votes, by a table that :mod:`dps.decide.bounds` fits; the second is
+the logit, told by the question alone, that the ladder's end will be right, of :mod:`lightning_modules.probe`. An
+estimator owns both, so a live run computes what training computed.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
 from lightning_modules.metrics import METRICS, REPORT, REPORT_VERSION, nothing_learnt
 
 CARD, FACTS = "README.md", "controller.json"
-_REPLAY_VERSION = 3
+_REPLAY_VERSION = 4
 """``schema_version`` of the replay.json that is read."""
 
 

@@ -60,6 +60,8 @@ FEATURE_SETS: dict[str, tuple[str, ...]] = {
 """The names of the sets that no ladder changes, see :func:`feature_names`."""
 _UNRECORDED = ("mcmc_entropy", "mcmc_self_confidence", "question_time_sec", "entropy_std", "top1_std")
 """What needs entropies, top-1 probabilities or a clock."""
+CLOCK = frozenset({"seconds_per_token", "prefill_seconds_per_token"})
+"""What a calibrated clock has, see :func:`calibrated_seconds`."""
 VOTE_VALUE, END_LOGIT = LEARNT = ("vote_value", "end_logit")
 """The scalars that an estimator fills in, see :func:`feature_names`."""
 
@@ -85,11 +87,12 @@ def feature_names(feature_set: str, ladder: Ladder) -> tuple[str, ...]:
     if feature_set in FEATURE_SETS:
         return FEATURE_SETS[feature_set]
     names, arms = FEATURE_SETS["extended"], ladder.arms
-    names += ("rung", "next_count", *(f"next_is_{arm}" for arm in arms), "tokens_so_far", "arms_agree")
+    names += ("rung", "next_count", *(f"next_is_{arm}" for arm in arms), "tokens_so_far", "arms_agree", *_ROOTS)
     names += tuple(f"{what}_{arm}" for what in _PER_ARM for arm in arms) + LEARNT
     return names if feature_set == "ladder" else tuple(name for name in names if name not in _UNRECORDED)
 
 
+_ROOTS = ("root_k", "lead_by_root_k")
 _PER_ARM = ("n", "agreement", "own_share", "logprob", "length")
 
 
@@ -127,7 +130,8 @@ class Rows:
 
         Of the ladder: ``rung``, from 0, the last that was climbed; ``next_count`` and ``next_is_<arm>``, the rung that
         comes (0 at the end); ``tokens_so_far``, rejected ones included; ``arms_agree``, the share of pairs of arms,
-        both with an answer, whose majorities give the same one (1 where there is no pair). Of each arm: its responses
+        both with an answer, whose majorities give the same one (1 where there is no pair); ``root_k``, and by that root
+        the lead in votes, which is about its standard error: ``lead_by_root_k``. Of each arm: its responses
         ``n_``, the share ``agreement_`` of its answers that are the majority's of all arms, the share ``own_share_`` of
         its responses in its own largest class, log p a token of its responses ``logprob_`` and their mean of tokens
         ``length_``; 0 where there is none. Classes enter by their sizes only, so their numbering changes nothing.
@@ -206,7 +210,10 @@ class Rows:
             made.append(_vote_features(pooled))
             if by_arm:
                 coming = ladder.rung_after(k)
+                root = math.sqrt(k)
                 made[-1] |= _arm_features(pooled, own) | {
+                    "root_k": np.array(root),
+                    "lead_by_root_k": made[-1]["vote_margin"] * root,
                     "rung": np.array(ladder.ks.index(k)),
                     "next_count": np.array(coming.count if coming else 0),
                     **{f"next_is_{arm}": np.array(coming is not None and coming.arm == arm) for arm in own},

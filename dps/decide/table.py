@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, Rows, pool_hidden
+from dps.decide.features import CLOCK, EMBEDDING, HIDDEN, PARTS, PROMPT, Rows, feature_names, pool_hidden
 from dps.decide.labels import labels_of, value_of
 from dps.decide.ladder import Ladder
 from dps.decide.orders import in_order, ladder_orders, walk
@@ -230,6 +230,11 @@ def make_table(
         raise InputError(
             f"Expected hidden states of one size of every question's prompt, but these have {sorted(sizes)}: harvest "
             "all questions with the same features.prompt_layers."
+        )
+    if "question_time_sec" in feature_names(feature_set, ladder) and not calibration.keys() >= CLOCK:
+        raise InputError(
+            f"Expected a store with a calibrated clock for question_time_sec of data.feature_set {feature_set}, but it "
+            "has none: set data.clock_store to a harvest of the same model, or data.feature_set to recorded."
         )
     samples, every = samples_from(rows, arms), np.stack(used)
     walked = walk(samples, every, ks, aggregator)

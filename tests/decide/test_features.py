@@ -101,6 +101,7 @@ def test_features_of_a_ladder_by_hand():
     expected = {
         "rung": 2.0, "next_count": 2.0, "next_is_plain": 0.0, "next_is_lowtemp": 1.0, "next_is_power": 0.0,
         "tokens_so_far": 360.0, "arms_agree": 1.0,  # of plain's two answers with a vote each, 0 is the more probable
+        "root_k": 2.0, "lead_by_root_k": 0.5,
         "n_plain": 3.0, "n_lowtemp": 1.0, "n_power": 0.0,
         "agreement_plain": 0.5, "agreement_lowtemp": 1.0, "agreement_power": 0.0,
         "own_share_plain": 1 / 3, "own_share_lowtemp": 1.0, "own_share_power": 0.0,

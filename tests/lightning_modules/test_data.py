@@ -107,3 +107,21 @@ def test_a_second_harvest_counts_time_by_the_clock_of_the_first(tmp_path):
                                                             "feature_layer": 11, "hidden_size": 12})  # fmt: skip
     with pytest.raises(InputError, match=r"Expected data\.clock_store of the model"):
         FeatureDataModule(second, clock_store=third)
+
+
+@pytest.mark.parametrize("feature_set", ["published", "extended", "ladder"])
+def test_a_store_without_entropies_or_clock_is_refused_where_features_need_them(feature_set, tmp_path):
+    questions = make_questions(20)
+    nothing = {id(t): np.full_like(t.block_entropy, np.nan) for q in questions for t in q.trajectories}
+    without = [
+        replace(q, trajectories=[replace(t, block_entropy=nothing[id(t)]) for t in q.trajectories]) for q in questions
+    ]
+    store = write_harvest(tmp_path / "records", without)
+    with pytest.raises(InputError, match="where a store has votes and log p only, set"):
+        ready(store, feature_set=feature_set)
+    ready(store, feature_set="recorded")
+    timeless = write_harvest(tmp_path / "timeless", questions, calibration={})
+    if feature_set != "published":
+        ready(timeless, feature_set="recorded")
+    with pytest.raises(InputError, match=f"calibrated clock for question_time_sec of data.feature_set {feature_set},"):
+        ready(timeless, feature_set=feature_set)

@@ -65,7 +65,8 @@ def data(store):
 
 def test_what_is_said_live_is_what_is_said_of_a_table(trained, tmp_path):
     controller = load_controller(trained)
-    assert controller.parts == {"scalars", "prompt"} and controller.prompt_layers == (4, 8)
+    assert controller.parts == {"scalars", "prompt"}
+    assert controller.prompt_layers == (4, 8)
     other = write(tmp_path / "other", with_prompts(make_questions(12, seed=5)), fingerprint="other")
     questions = list(Store.open(other))
     ids = [q.question_id for q in questions]
@@ -104,7 +105,8 @@ def test_training_rows_are_told_out_of_fold_and_others_by_the_whole(data):
     train, val, raw = data.table("train"), data.table("val"), data.whole()
     assert not raw.scalars[..., [value, logit]].any()
     learnt = data.learnt
-    assert (learnt.filled(val).scalars == val.scalars).all() and val.scalars[..., logit].std() > 0.3
+    assert (learnt.filled(val).scalars == val.scalars).all()
+    assert val.scalars[..., logit].std() > 0.3
     told = learnt.filled(train).scalars
     assert (told[..., logit] != train.scalars[..., logit]).all()
     assert (told[..., value] != train.scalars[..., value]).any()
@@ -114,7 +116,8 @@ def test_training_rows_are_told_out_of_fold_and_others_by_the_whole(data):
     changed[7] = ~changed[7]
     args = (frozenset(), 0.8, 0, 4)
     before, after = (fit_learnt(replace(train, correct=of), *args)[1].scalars for of in (train.correct, changed))
-    assert (before[7] == after[7]).all() and (before != after).any()
+    assert (before[7] == after[7]).all()
+    assert (before != after).any()
 
 
 def test_what_was_learnt_survives_the_file_bit_for_bit(trained, data):
@@ -128,7 +131,8 @@ def test_other_feature_sets_and_learn_false_learn_nothing(store, tmp_path):
     for name, options in (("a", ["--data.init_args.feature_set=extended"]), ("b", ["--data.init_args.learn=false"])):
         fit(store, tmp_path / name, *options)
         learnt = load_controller(tmp_path / name).estimator.learnt
-        assert learnt.votes is None and learnt.probe is None
+        assert learnt.votes is None
+        assert learnt.probe is None
         assert load_controller(tmp_path / name).parts == {"scalars"}
 
 
