@@ -25,7 +25,7 @@ def trained(folder, name="mlp-hq"):
     return folder
 
 
-def replay(folder, fingerprint="abc", policy="mlp-hq", version=3, ends=(0.35, 0.45)):
+def replay(folder, fingerprint="abc", policy="mlp-hq", version=4, ends=(0.35, 0.45)):
     """The part of a replay.json that a card shows."""
     folder.mkdir()
     low, high = ends
@@ -188,7 +188,7 @@ def test_measures_of_another_controller_are_refused(tmp_path, changes, message):
 
 def test_a_replay_of_another_model_policy_or_version_is_refused(tmp_path):
     source = trained(tmp_path / "run")
-    with pytest.raises(InputError, match=r"of schema_version 3, got 2: run dps replay again"):
+    with pytest.raises(InputError, match=r"of schema_version 4, got 2: run dps replay again"):
         ship(source, tmp_path / "c", replay=replay(tmp_path / "old", version=2))
     with pytest.raises(InputError, match="same model"):
         ship(source, tmp_path / "a", replay=replay(tmp_path / "other", fingerprint="zzz"))
