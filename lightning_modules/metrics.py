@@ -7,7 +7,7 @@ question's length say by themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,31 +77,44 @@ def measure_probabilities(p: np.ndarray, labels: np.ndarray, weights: np.ndarray
         equally many rows the mean of ``|mean p - share|``; ``log_loss`` in nats, with p kept 1e-6 away from 0 and 1.
         What a single class does not define is NaN.
     """
-    flat, truth, bins = p.reshape(-1), labels.reshape(-1), quantile_bins(p.reshape(-1))
     every = np.concatenate([np.full((1, len(p)), 1 / len(p)), weights])
-    rows = np.array([_metrics(flat, truth, bins, np.repeat(weight / p.shape[1], p.shape[1])) for weight in every])
-    return {name: Measured(float(column[0]), column[1:], len(p)) for name, column in zip(METRICS, rows.T, strict=True)}
+    clipped, (count, rows) = p.clip(1e-6, 1 - 1e-6), p.shape
+    share = every @ labels.mean(axis=1)
+    brier = every @ ((p - labels) ** 2).mean(axis=1)
+    losses = every @ -np.log(np.where(labels, clipped, 1 - clipped)).mean(axis=1)
+    bins = quantile_bins(p.reshape(-1)).reshape(p.shape)
+    place = np.arange(count)[:, None] * (bins.max() + 1) + bins
+    missed = np.bincount(place.reshape(-1), (p - labels).reshape(-1), count * (bins.max() + 1)).reshape(count, -1)
+    error = np.abs(every @ missed / rows).sum(axis=1)
+    varies = (share > 1e-12) & (share < 1 - 1e-12)
+    skill = 1 - brier / np.where(varies, share * (1 - share), np.nan)
+    rankings = np.full((len(every), 2), np.nan)
+    by_row = (np.repeat(weight / rows, rows) for weight in every[varies])
+    rankings[varies] = list(rankings_of(p.reshape(-1), labels.reshape(-1), by_row)) or np.zeros((0, 2))
+    columns = (*rankings.T, brier, skill, error, losses)
+    return {name: Measured(float(column[0]), column[1:], count) for name, column in zip(METRICS, columns, strict=True)}
 
 
-def _metrics(p: np.ndarray, labels: np.ndarray, bins: np.ndarray, weight: np.ndarray) -> list[float]:
-    """Return the values of :data:`METRICS`; all arguments of shape (N,), the weights sum to 1."""
-    clipped = p.clip(1e-6, 1 - 1e-6)
-    share, brier = float(weight @ labels), float(weight @ (p - labels) ** 2)
-    varies = 1e-12 < share < 1 - 1e-12
-    auroc, precision = ranking(p, labels, weight) if varies else (math.nan, math.nan)
-    skill = 1 - brier / (share * (1 - share)) if varies else math.nan
-    error = float(np.abs(np.bincount(bins, weight * (p - labels))).sum())
-    return [auroc, precision, brier, skill, error, float(weight @ -np.log(np.where(labels, clipped, 1 - clipped)))]
+def rankings_of(p: np.ndarray, labels: np.ndarray, weights: Iterable[np.ndarray]) -> Iterator[tuple[float, float]]:
+    """Yield AUROC and average precision of rows with both classes for each of some weights; all of shape (N,).
+
+    Rows are sorted once for all of them, which scikit-learn's functions do for each.
+    """
+    order = np.argsort(-p, kind="stable")
+    last = np.flatnonzero(np.diff(p[order], append=np.inf))  # of rows that have the same p
+    positive = labels[order]
+    for weight in weights:
+        ordered = weight[order]
+        right = np.concatenate([[0.0], np.cumsum(ordered * positive)[last]])
+        wrong = np.concatenate([[0.0], np.cumsum(ordered * ~positive)[last]])
+        area = np.diff(wrong) @ (right[1:] + right[:-1]) / 2
+        precision = right[1:] / np.maximum(right[1:] + wrong[1:], 1e-300)
+        yield float(area / (right[-1] * wrong[-1])), float(np.diff(right) @ precision / right[-1])
 
 
-def ranking(p: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> tuple[float, float]:
-    """Return AUROC and average precision of rows with both classes, from one curve; shapes (N,)."""
-    from sklearn.metrics import auc, roc_curve
-
-    fpr, tpr, _ = roc_curve(labels, p, sample_weight=weight, drop_intermediate=False)
-    share = float(np.average(labels, weights=weight))
-    right, wrong = tpr[1:] * share, fpr[1:] * (1 - share)
-    return float(auc(fpr, tpr)), float(np.diff(tpr) @ (right / np.maximum(right + wrong, 1e-300)))
+def ranking(p: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return AUROC and average precision of rows with both classes; shapes (N,)."""
+    return next(rankings_of(p, labels, [np.ones(len(p))]))
 
 
 def length_probabilities(lengths: np.ndarray, shares: np.ndarray, others: np.ndarray) -> np.ndarray:
