@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -57,18 +58,17 @@ class EndProbe(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _PartFit:
+class PartFit:
     """A linear model of the standardized columns of one part."""
 
+    place: slice
+    """Its columns among those of all parts."""
     standardizer: Standardizer
-    weights: np.ndarray
-    """One line for each of :data:`_PENALTIES`: shape (J, P)."""
-    biases: np.ndarray
-    """Shape (J,)."""
-
-    def logits(self, values: np.ndarray) -> np.ndarray:
-        """Return the logits of columns (N, P): shape (J, N)."""
-        return self.weights @ self.standardizer(torch.from_numpy(values)).double().numpy().T + self.biases[:, None]
+    weight: np.ndarray
+    """Of all questions' fit: shape (P,)."""
+    bias: float
+    logits: np.ndarray
+    """Of each question by a fit without its fold: shape (Q,)."""
 
 
 def fit_probe(
@@ -79,7 +79,8 @@ def fit_probe(
     Each part has a ridge logistic regression on its leading principal components; the logits of the best parts are
     averaged, since all columns in one regression are worse than the best layer alone. Inner folds choose penalties and
     parts by the log loss of being right at the end. The regressions are fitted to the mean over the rungs, which is
-    less noisy, and the average is then calibrated for the end.
+    less noisy, and the average is then calibrated for the end. Scale and components of a part, which know no label, are
+    those of all these questions.
 
     Args:
         columns: Among ``length`` (Q,), prompt tokens; ``embedding`` (Q, E); and ``prompt`` (Q, P).
@@ -92,32 +93,58 @@ def fit_probe(
         The probe of all these questions, and logits (Q,) of each by a fit without its own fold: what a controller is
         trained on, since a fit knows its own questions too well.
     """
-    sizes = {name: 1 if values.ndim == 1 else values.shape[1] for name, values in columns.items() if values.size}
-    joined = np.column_stack([np.log(columns[n]) if n == LENGTH else columns[n] for n in sizes]).astype(np.float64)
-    parts = _parts(sizes, prompt_parts)
-    folds, target, end = folds_of(groups, FOLDS, seed), right.mean(axis=1), right[:, -1]
-    logits = np.empty((len(parts), len(_PENALTIES), len(end)))
-    for mine, others in other_folds(folds):
-        for one, part in zip(logits, parts, strict=True):
-            one[:, mine] = _fit_part(joined[others, part], target[others], seed).logits(joined[mine, part])
-    penalty = log_loss(logits, end).argmin(axis=1)
-    own = np.take_along_axis(logits, penalty[:, None, None], axis=1)[:, 0]
+    sizes = sizes_of(columns)
+    return join_parts(fit_parts(columns, right, groups, seed, prompt_parts), right[:, -1], sizes)
+
+
+def sizes_of(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return how many columns each of ``columns`` has, without those that have none."""
+    return {name: 1 if values.ndim == 1 else values.shape[1] for name, values in columns.items() if values.size}
+
+
+def fit_parts(
+    columns: Mapping[str, np.ndarray], right: np.ndarray, groups: Sequence[str], seed: int, prompt_parts: int = 1
+) -> list[PartFit]:
+    """Fit each part by itself: length, embedding, and each of the prompt's states; see :func:`fit_probe`."""
+    folds, target, end = list(other_folds(folds_of(groups, FOLDS, seed))), right.mean(axis=1), right[:, -1]
+    parts, start = [], 0
+    for name, size in sizes_of(columns).items():
+        step = size // prompt_parts if name == PROMPT else size
+        whole = (np.log(columns[name])[:, None] if name == LENGTH else columns[name]).astype(np.float64)
+        for at in range(0, size, step):
+            standardizer, axes = _components(whole[:, at : at + step], seed)
+            scores = standardizer(torch.from_numpy(whole[:, at : at + step])).double().numpy() @ axes
+            logits = np.empty((len(_PENALTIES), len(end)))
+            for (mine, others), (own, strength) in product(folds, zip(logits, _PENALTIES, strict=True)):
+                weight, bias = regress(scores[others], target[others], strength)
+                own[mine] = scores[mine] @ weight + bias
+            best = int(log_loss(logits, end).argmin())
+            weight, bias = regress(scores, target, _PENALTIES[best])
+            place = slice(start + at, start + at + step)
+            parts.append(PartFit(place, standardizer, axes @ weight, bias, logits[best]))
+        start += size
+    return parts
+
+
+def join_parts(parts: Sequence[PartFit], end: np.ndarray, sizes: Mapping[str, int]) -> tuple[EndProbe, np.ndarray]:
+    """Return the probe that averages the best of some parts, and its logits (Q,) out of fold, see :func:`fit_probe`.
+
+    ``end`` is the share of each question's orders that end right, shape (Q,); ``sizes`` the columns of all parts.
+    """
+    own = np.stack([part.logits for part in parts])
     best = np.argsort(log_loss(own, end), kind="stable")[:_MOST_PARTS]
     averages = np.cumsum(own[best], axis=0) / np.arange(1, len(best) + 1)[:, None]
     lines = [_line(average, end) for average in averages]
     calibrated = np.stack([slope * a + bias for a, (slope, bias) in zip(averages, lines, strict=True)])
     count = int(log_loss(calibrated, end).argmin()) + 1
     slope, bias = lines[count - 1]
-
     probe = EndProbe(sizes)
     probe.bias.fill_(bias)
-    for index in best[:count].tolist():
-        part = parts[index]
-        fit = _fit_part(joined[:, part], target, seed)
-        probe.standardizer.mean[part] = fit.standardizer.mean
-        probe.standardizer.scale[part] = fit.standardizer.scale
-        probe.weight[part] = torch.from_numpy(slope * fit.weights[penalty[index]] / count)
-        probe.bias += float(slope * fit.biases[penalty[index]] / count)
+    for part in (parts[index] for index in best[:count].tolist()):
+        probe.standardizer.mean[part.place] = part.standardizer.mean
+        probe.standardizer.scale[part.place] = part.standardizer.scale
+        probe.weight[part.place] = torch.from_numpy(slope * part.weight / count)
+        probe.bias += slope * part.bias / count
     return probe, calibrated[count - 1]
 
 
@@ -126,40 +153,26 @@ def log_loss(logits: np.ndarray, share: np.ndarray) -> np.ndarray:
     return (np.logaddexp(0, logits) - share * logits).mean(axis=-1)
 
 
-def _parts(sizes: Mapping[str, int], prompt_parts: int) -> list[slice]:
-    """Return the columns of each part: length, embedding, and each of the prompt's states by itself."""
-    parts, start = [], 0
-    for name, size in sizes.items():
-        step = size // prompt_parts if name == PROMPT else size
-        parts += [slice(at, at + step) for at in range(start, start + size, step)]
-        start += size
-    return parts
-
-
-def _fit_part(values: np.ndarray, target: np.ndarray, seed: int) -> _PartFit:
-    """Fit the regressions of one part, columns (Q, P), to shares (Q,)."""
+def _components(values: np.ndarray, seed: int) -> tuple[Standardizer, np.ndarray]:
+    """Return the scale of one part's columns (Q, P), and the axes (P, J) of its scores, whose variances sum to 1."""
     from sklearn.decomposition import PCA
 
     standardizer = Standardizer(values.shape[1])
     standardizer.fit([values])
-    standard = standardizer(torch.from_numpy(values)).double().numpy()
+    standard = standardizer(torch.from_numpy(values)).numpy()
     most = min(_COMPONENTS, *standard.shape)
-    size = math.sqrt(standard.shape[1])
     if most == standard.shape[1]:
         axes = np.eye(most)
     else:
-        axes = PCA(most, svd_solver="randomized", random_state=seed % 2**32).fit(standard).components_
-    scores = standard @ axes.T / size
-    fits = [regress(scores, target, strength) for strength in _PENALTIES]
-    weights = np.stack([weight for weight, _ in fits]) @ axes / size
-    return _PartFit(standardizer, weights, np.array([bias for _, bias in fits]))
+        axes = PCA(most, svd_solver="randomized", random_state=seed % 2**32).fit(standard).components_.astype(float)
+    return standardizer, axes.T / math.sqrt(standard.shape[1])
 
 
 def regress(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Return weights (P,) and bias of a ridge logistic regression on columns (Q, P), fitted to shares (Q,)."""
     from sklearn.linear_model import LogisticRegression
 
-    fit = LogisticRegression(C=strength, tol=1e-6, max_iter=1000).fit(
+    fit = LogisticRegression(C=strength, tol=1e-6, solver="newton-cholesky").fit(
         np.concatenate([values, values]),
         np.repeat([True, False], len(values)),
         sample_weight=np.concatenate([share, 1 - share]).clip(1e-6),

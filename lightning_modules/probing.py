@@ -6,21 +6,23 @@ Every number is out of fold: a question is judged by fits, and given up at thres
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dps.decide.features import EMBEDDING, END_LOGIT, PROMPT, SCALARS, feature_names
+from dps.decide.features import EMBEDDING, LEARNT, PROMPT, SCALARS, feature_names
 from dps.decide.ladder import Ladder
 from dps.decide.orders import at_stop
 from dps.decide.splits import folds_of, other_folds
 from dps.decide.table import Table, harvested_ladder, make_table
 from dps.errors import InputError
 from dps.estimates import bounded, ratio, resamples
+from lightning_modules.estimators import FAR
 from lightning_modules.metrics import NUM_DRAWS, measure_probabilities, plain
+from lightning_modules.probe import LENGTH, fit_parts, join_parts, regress, sizes_of
 
 RESULT, FORMAT = "probe.json", 1
 LOSSES = (0.0, 0.005, 0.01)
@@ -118,21 +120,15 @@ def probe(folder: str, config: ProbeConfig) -> Path:
     return output / RESULT
 
 
-def columns_of(table: Table, layers: list[int]) -> Iterator[tuple[str, dict[str, np.ndarray], int]]:
-    """Yield each set of the question's columns: name, columns, and the parts of the prompt's states among them."""
-    every: dict[str, np.ndarray] = {"length": table.lengths}
-    yield "length", dict(every), 1
-    if table.embedding.size:
-        every[EMBEDDING] = table.embedding
-        yield EMBEDDING, {EMBEDDING: table.embedding}, 1
-    if table.prompt.size:
-        every[PROMPT] = table.prompt
-        states = table.prompt.reshape(table.num_questions, len(layers), 2, -1)
-        for place, layer in enumerate(layers):
-            for which, name in enumerate(("last", "mean")):
-                yield f"layer {layer} {name}", {PROMPT: states[:, place, which]}, 1
-    if len(every) > 1:
-        yield "all", every, 2 * len(layers)
+def columns_of(table: Table, layers: list[int]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """Return the question's columns, and of which of their parts each probe is made: one of each part, one of all."""
+    columns = {LENGTH: table.lengths, EMBEDDING: table.embedding, PROMPT: table.prompt}
+    columns = {name: values for name, values in columns.items() if values.size}
+    parts = [name for name in columns if name != PROMPT]
+    if PROMPT in columns:
+        parts += [f"layer {layer} {which}" for layer in layers for which in ("last", "mean")]
+    probes = {name: [place] for place, name in enumerate(parts)}
+    return columns, probes | ({"all": list(range(len(parts)))} if len(parts) > 1 else {})
 
 
 def measure(table: Table, data: ProbeData, folds: int, layers: list[int]) -> dict[str, Any]:
@@ -141,12 +137,6 @@ def measure(table: Table, data: ProbeData, folds: int, layers: list[int]) -> dic
     fold = folds_of(groups, folds, data.seed)
     draws = resamples(table.num_questions, NUM_DRAWS, data.seed)
     end = table.correct[..., -1]
-    found = {"first rung": _after(table, data, fold, None)}
-    alone: dict[str, np.ndarray] = {}
-    for name, columns, parts in columns_of(table, layers):
-        own, stacked = _question(table, columns, parts, groups, fold, data.seed)
-        alone[name] = np.repeat(_share(own)[:, None], end.shape[1], axis=1)
-        found[name] = _after(table, data, fold, (own, stacked))
 
     def row(p: np.ndarray) -> dict[str, Any]:
         measured = measure_probabilities(p, end, draws)
@@ -155,65 +145,76 @@ def measure(table: Table, data: ProbeData, folds: int, layers: list[int]) -> dic
             "saves": _savings(table, data.feature_set, fold, p),
         }
 
+    alone, after = {}, {}
+    for name, logits in (("first rung", None), *_question(table, layers, groups, fold, data.seed).items()):
+        if logits is not None:
+            alone[name] = row(np.repeat(_share(logits[0])[:, None], end.shape[1], axis=1))
+        p, trees = _after(table, data, fold, None if logits is None else logits[1])
+        after[name] = {**row(p), "folds_of_gbdt": trees}
     return {
         "ladder": table.ladder.texts(),
         "num_questions": table.num_questions,
         "num_orders": end.shape[1],
         "right_at_end": float(end.mean()),
-        "question": {name: row(p) for name, p in alone.items()},
-        "after_first_rung": {
-            name: {kind: row(p) for kind, p in kinds.items()} for name, kinds in found.items()
-        },
+        "question": alone,
+        "after_first_rung": after,
         "votes_alone": _savings(table, data.feature_set, fold, None),
-    }  # fmt: skip
+    }
 
 
 def _question(
-    table: Table, columns: Mapping[str, np.ndarray], parts: int, groups: tuple[str, ...], fold: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each question's logit (Q,) by the fit of the other folds, and by fold (F, Q) those of its training."""
+    table: Table, layers: list[int], groups: tuple[str, ...], fold: np.ndarray, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return each probe's logits (Q,) by the fits of the other folds, and by fold (F, Q) those of its training."""
     import torch
 
-    from lightning_modules.probe import LENGTH, fit_probe
-
-    right = table.correct.mean(axis=1)
-    own, stacked = np.zeros(len(right)), []
-    for mine, others in other_folds(fold):
+    columns, probes = columns_of(table, layers)
+    right, (count, folds) = table.correct.mean(axis=1), (len(fold), int(fold.max()) + 1)
+    said = {name: (np.zeros(count), np.zeros((folds, count))) for name in probes}
+    for number, (mine, others) in enumerate(other_folds(fold)):
         chosen = {name: values[others] for name, values in columns.items()}
-        fit, inner = fit_probe(chosen, right[others], [groups[i] for i in np.flatnonzero(others)], seed, parts)
-        nothing = torch.ones(int(mine.sum()), 1)
-        given = {name: torch.from_numpy(values[mine]) for name, values in columns.items()}
-        length = given.get(LENGTH, nothing[:, 0])
-        own[mine] = fit(given.get(PROMPT, nothing), given.get(EMBEDDING, nothing), length).numpy()
-        stacked.append(np.zeros(len(right)))
-        stacked[-1][others], stacked[-1][mine] = inner, own[mine]
-    return own, np.stack(stacked)
+        names = [groups[i] for i in np.flatnonzero(others)]
+        parts = fit_parts(chosen, right[others], names, seed, 2 * max(1, len(layers)))
+        nothing = np.ones((int(mine.sum()), 1))
+        given = [columns[name][mine] if name in columns else nothing for name in (PROMPT, EMBEDDING, LENGTH)]
+        for name, places in probes.items():
+            fit, inner = join_parts([parts[place] for place in places], right[others, -1], sizes_of(columns))
+            own, stacked = said[name]
+            own[mine] = fit(*map(torch.from_numpy, given)).numpy()
+            stacked[number, others], stacked[number, mine] = inner, own[mine]
+    return said
 
 
-def _after(
-    table: Table, data: ProbeData, fold: np.ndarray, logits: tuple[np.ndarray, np.ndarray] | None
-) -> dict[str, np.ndarray]:
-    """Return p(right at the end) after the first rung, (Q, O), by trees and by a logistic regression."""
+def _after(table: Table, data: ProbeData, fold: np.ndarray, logits: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Return p(right at the end) after the first rung, (Q, O), and in how many folds it is by trees.
+
+    Else it is by a logistic regression; the log loss on the other folds' questions chooses. ``logits`` (F, Q) are of
+    the question alone, by fold.
+    """
     import lightgbm
-
-    from lightning_modules.probe import regress
 
     names = feature_names(data.feature_set, table.ladder)
     seen, end = table.scalars[:, :, 0], table.correct[..., -1]
-    seen = seen[..., [name != END_LOGIT for name in names]]
-    p = {"gbdt": np.zeros(end.shape), "logistic": np.zeros(end.shape)}
+    seen = seen[..., [name not in LEARNT for name in names]]
+    trees, linear = np.zeros(end.shape), np.zeros(end.shape)
     for number, (mine, others) in enumerate(other_folds(fold)):
-        own = [] if logits is None else [np.repeat(logits[1][number][:, None, None], end.shape[1], axis=1)]
+        own = [] if logits is None else [np.repeat(logits[number][:, None, None], end.shape[1], axis=1)]
         values = np.concatenate([seen, *own], axis=2)
         train, test = (values[rows].reshape(-1, values.shape[2]) for rows in (others, mine))
         labels = end[others].reshape(-1).astype(np.float64)
-        trees = lightgbm.train({**_TREES, "seed": data.seed}, lightgbm.Dataset(train, labels), _ROUNDS)
-        p["gbdt"][mine] = np.asarray(trees.predict(test, num_threads=1)).reshape(-1, end.shape[1])
+        booster = lightgbm.train({**_TREES, "seed": data.seed}, lightgbm.Dataset(train, labels), _ROUNDS)
+        said = np.asarray(booster.predict(test, raw_score=True, num_threads=1))
+        trees[mine] = said.reshape(-1, end.shape[1])
         mean, scale = train.mean(axis=0), train.std(axis=0)
         scale = np.where(scale > 1e-12, scale, 1.0)
         weight, bias = regress((train - mean) / scale, labels, 0.1)
-        p["logistic"][mine] = _share(((test - mean) / scale).clip(-10, 10) @ weight + bias).reshape(-1, end.shape[1])
-    return p
+        linear[mine] = (((test - mean) / scale).clip(-FAR, FAR) @ weight + bias).reshape(-1, end.shape[1])
+    losses = [(np.logaddexp(0, of) - end * of).mean(axis=1) for of in (trees, linear)]
+    p, by_trees = np.zeros(end.shape), 0
+    for mine, others in other_folds(fold):
+        better = bool(losses[0][others].mean() < losses[1][others].mean())
+        p[mine], by_trees = _share((trees if better else linear)[mine]), by_trees + better
+    return p, by_trees
 
 
 def _share(logits: np.ndarray) -> np.ndarray:
@@ -287,8 +288,7 @@ def describe(result: Mapping[str, Any]) -> str:
         return f"{name:<28}{texts[0]:>15}{texts[1]:>16}{row['log_loss']['value']:>10.4f}  {saves(row['saves'])}"
 
     lines += ["the question alone", *(line(f"  {name}", row) for name, row in result["question"].items())]
-    for kind in ("gbdt", "logistic"):
-        lines.append(f"after the first rung, {kind}")
-        lines += [line(f"  {name}", kinds[kind]) for name, kinds in result["after_first_rung"].items()]
+    lines += ["after the first rung, with what it shows"]
+    lines += [line(f"  {name}", row) for name, row in result["after_first_rung"].items()]
     lines.append(f"{'votes alone':<69}  {saves(result['votes_alone'])}")
     return "\n".join(lines)
