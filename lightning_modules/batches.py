@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dps.decide.labels import VALUE
 from dps.decide.table import Table
 from lightning_modules.estimators import Estimator
 
@@ -32,8 +33,12 @@ class Batch(NamedTuple):
     """Shape (N, D), float32."""
     embedding: Tensor
     """Shape (N, E), float32."""
+    prompt: Tensor
+    """Shape (N, P), float32."""
     label: Tensor
-    """1 where k is enough: shape (N,), float32."""
+    """1 where k is enough: shape (N,), float32; for ``value`` the gain, and the cost in thousands of tokens: (N, 2)."""
+    end: Tensor
+    """1 where the ladder's end is right: shape (N,), float32."""
 
     def keep(self, rows: Tensor) -> Batch:
         """Return some of the rows, of a mask of shape (N,), bool."""
@@ -47,15 +52,20 @@ class TableRows(Dataset[Batch]):
         """Set the table and which label its batches have."""
         self._table = table
         self._scalars = torch.from_numpy(table.scalars.reshape(table.num_rows, -1))
-        self._embedding = torch.from_numpy(table.embedding)
-        self._label = torch.from_numpy(table.labels(label).reshape(-1).astype(np.float32))
+        self._of_question = tuple(map(torch.from_numpy, (table.embedding, table.prompt)))
+        labels = np.stack(table.values(), axis=-1) / (1, 1000) if label == VALUE else table.labels(label)
+        shape = (table.num_rows, *labels.shape[3:])
+        self._label, self._end = (
+            torch.from_numpy(of.reshape(shape_of).astype(np.float32))
+            for of, shape_of in ((labels, shape), (table.labels("end"), -1))
+        )
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         """Return the batch of rows, shape (N,), int64."""
         index = torch.from_numpy(rows)
         hidden = torch.from_numpy(self._table.hidden_of(rows))
-        embedding = self._embedding[index // self._table.rows_per_question]
-        return Batch(self._scalars[index], hidden, embedding, self._label[index])
+        embedding, prompt = (values[index // self._table.rows_per_question] for values in self._of_question)
+        return Batch(self._scalars[index], hidden, embedding, prompt, self._label[index], self._end[index])
 
 
 class EpochBatches(Sampler[np.ndarray]):
@@ -130,7 +140,7 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
         part = slice(start, start + questions)
         scalars = table.scalars[part].reshape(-1, table.scalars.shape[-1])
         hidden = table.hidden_of(np.arange(start * rows, start * rows + len(scalars)))
-        arrays = (scalars, hidden, np.repeat(table.embedding[part], rows, axis=0))
+        arrays = (scalars, hidden, *(np.repeat(of[part], rows, axis=0) for of in (table.embedding, table.prompt)))
         p = estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays))
         p_enough[part] = p.numpy().reshape(-1, rows)
     return p_enough.reshape(table.scalars.shape[:3])

@@ -108,6 +108,15 @@ def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_
     return _least(slope, 0.0, 1.0)
 
 
+def fit_gain_weight(own: np.ndarray, correction: np.ndarray, gains: np.ndarray, num_questions: int) -> float:
+    """Return w in [0, 1] that minimizes the mean square of ``own + w correction - gains``, all (N,).
+
+    With thirty questions more for which ``own`` alone is right, as :func:`fit_weight`.
+    """
+    shown = num_questions / (num_questions + _UNCORRECTED_QUESTIONS)
+    return float(np.clip(shown * (correction @ (gains - own)) / max(correction @ correction, 1e-300), 0.0, 1.0))
+
+
 def _least(slope: Callable[[float], float], low: float, high: float) -> float:
     """Return where a convex function with this slope is least between two ends."""
     from scipy.optimize import brentq

@@ -134,8 +134,8 @@ class FeatureDataModule(L.LightningDataModule):
         self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
         self.gate = _gate(self.feature_set, self.ladder, self.decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
-        self.hidden_size, self.embedding_size, prompt_size = _sizes(opened, self.store)
-        sizes = {PROMPT: prompt_size, EMBEDDING: self.embedding_size}
+        self.hidden_size, self.embedding_size, self.prompt_size = _sizes(opened, self.store)
+        sizes = {PROMPT: self.prompt_size, EMBEDDING: self.embedding_size}
         self.learnt: Learnt | None = Learnt() if self.learn and has_learnt(self.feature_set) else None
         self._probed = frozenset([name for name, size in sizes.items() if size and self.learnt is not None][:1])
         self.calibration = self._clock(self.clock_store)
@@ -391,11 +391,7 @@ class FeatureDataModule(L.LightningDataModule):
             "embedding size": (self.embedding_size, sizes[1]),
             "model fingerprint": (model.get("fingerprint"), other.get("fingerprint")),
             "feature layer": (model.get("feature_layer"), other.get("feature_layer")),
-            **(
-                {"prompt layers": tuple(m.get("prompt_layers") for m in (model, other))}
-                if PROMPT in self._probed
-                else {}
-            ),
+            **({"prompt layers": tuple(m.get("prompt_layers") for m in (model, other))} if self.prompt_size else {}),
         }
         for name, (expected, came) in compared.items():
             if expected != came:
@@ -444,7 +440,7 @@ def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[
 
 
 def _sizes(store: Store, folder: str) -> tuple[int, int, int]:
-    """Return D, E and the size of the prompt's states of a store, from its first question."""
+    """Return D, E and P of a store, from its first question."""
     first: Question | None = next(store.scan(), None)
     if first is None:
         raise InputError(f"Expected at least one question in {folder}, but it has none: let dps harvest finish some.")

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dps.decide.features import EMBEDDING
+from dps.decide.features import EMBEDDING, PROMPT
 from dps.decide.labels import LABELS, VALUE
 from dps.decide.ladder import Ladder
 from dps.errors import InputError
 from lightning_modules.calibration import METHODS
-from lightning_modules.estimators import Estimator, TreeEstimator
+from lightning_modules.estimators import BOOSTERS, Estimator, TreeEstimator
 from lightning_modules.learnt import fault_of, has_learnt
 from lightning_modules.probe import LENGTH
-from lightning_modules.trees import BadTrees, check_trees
+from lightning_modules.trees import LOGIT, SQUARES, BadTrees, check_trees
 
 _MOST_LAYERS = 64
 _MOST_RUNGS = 4096
@@ -42,7 +42,7 @@ def check_description(description: Mapping[str, Any]) -> None:
     """
     for name in ("settings", "data"):
         _expect(isinstance(description.get(name), dict), name, "an object", description.get(name))
-    for name in ("hidden_size", "embedding_size"):
+    for name in ("hidden_size", "embedding_size", "prompt_size"):
         _expect(_whole(description.get(name), 0), name, "a size", description.get(name))
     data = description["data"]
     label, rungs, clock = data.get("label"), data.get("ladder"), data.get("calibration")
@@ -80,10 +80,10 @@ def build_estimator(
     if other := settings.keys() ^ inspect.signature(make).parameters.keys():
         raise BadController(f"settings that it lacks or should not have: {_some(other)}")
     _check_gate(settings["gate"], num_scalars)
-    if "value" in settings:
-        _expect(isinstance(settings["value"], bool), "settings.value", "true or false", settings["value"])
-    fits = settings.get("value", False) == (description["data"]["label"] == VALUE)
-    _expect(fits, "settings.value", "what the label says", settings.get("value"))
+    for name in settings.keys() & {"value", "tells_end"}:
+        _expect(isinstance(settings[name], bool), f"settings.{name}", "true or false", settings[name])
+    fits = settings["value"] == (description["data"]["label"] == VALUE)
+    _expect(fits, "settings.value", "what the label says", settings["value"])
     if "layer_sizes" in settings:
         _check_settings(settings, description, num_scalars)
     elif "num_scalars" in settings:
@@ -104,13 +104,13 @@ def build_estimator(
     _expect(-1 <= threshold <= 1, "threshold", "a number between -1 and 1", threshold)
     _check_calibrator(state.get("calibrator._extra_state"))
     if make is TreeEstimator:
-        _check_trees(state.get("_extra_state"), num_scalars)
+        _check_trees(state.get("_extra_state"), num_scalars, settings["value"])
     learnt = state.get("learnt._extra_state", {})
     if (fault := fault_of(learnt, has_learnt(description["feature_set"]))) is not None:
         raise BadController(fault)
-    sizes = {LENGTH: 1, EMBEDDING: description["embedding_size"]} | learnt.get("probe", {}).get("sizes", {})
-    _expect(sizes[LENGTH] == 1, "the probe's length", "1", sizes[LENGTH])
-    _expect(sizes[EMBEDDING] == description["embedding_size"], "the probe's embedding", "E", sizes[EMBEDDING])
+    known = {LENGTH: 1, EMBEDDING: description["embedding_size"], PROMPT: description["prompt_size"]}
+    for part, size in learnt.get("probe", {}).get("sizes", {}).items():
+        _expect(size == known[part], f"the probe's {part}", str(known[part]), size)
     estimator = make(**settings)
     state = {"learnt._extra_state": {}, **state}
     estimator.load_state_dict(dict(state))
@@ -119,10 +119,12 @@ def build_estimator(
 
 def _check_settings(settings: Mapping[str, Any], description: Mapping[str, Any], num_scalars: int) -> None:
     expected = {"num_scalars": (num_scalars,)}
-    expected |= {name: (0, description[name]) for name in ("hidden_size", "embedding_size")}
+    expected |= {name: (0, description[name]) for name in ("hidden_size", "embedding_size", "prompt_size")}
     for name, possible in expected.items():
         value = settings[name]
         _expect(_whole(value, 0) and value in possible, f"settings.{name}", " or ".join(map(str, possible)), value)
+    fits = not settings["tells_end"] or settings["embedding_size"] + settings["prompt_size"] > 0
+    _expect(fits, "settings.tells_end", "false without parts of the question", True)
     size, layers = settings["projection_size"], settings["layer_sizes"]
     _expect(_whole(size, 1), "settings.projection_size", "a whole number of at least 1", size)
     fits = isinstance(layers, list) and len(layers) <= _MOST_LAYERS and all(_whole(width, 1) for width in layers)
@@ -150,14 +152,16 @@ def _check_calibrator(state: Any) -> None:
     _expect(fits, "calibration.knots", "two lists of increasing numbers", knots)
 
 
-def _check_trees(state: Any, num_features: int) -> None:
-    if not isinstance(state, dict) or state.keys() != {"booster", "log_weight"}:
+def _check_trees(state: Any, num_features: int, value: bool) -> None:
+    names = BOOSTERS[: 1 + value]
+    if not isinstance(state, dict) or state.keys() != {*names, "log_weight"}:
         raise BadController("its trees are missing")
     _expect(_number(state["log_weight"]), "log_weight", "a number", state["log_weight"])
-    if state["booster"] == "":
+    if all(state[name] == "" for name in names):
         return  # before the first round
     try:
-        check_trees(state["booster"], num_features)
+        for name in names:
+            check_trees(state[name], num_features, SQUARES if value else LOGIT)
     except BadTrees as error:
         raise BadController(f"its trees cannot be used: {error}") from error
 

@@ -51,10 +51,6 @@ class Learnt(nn.Module):
         """The parts of the features that it looks at."""
         return frozenset() if self.probe is None else frozenset(self.probe.sizes) - {LENGTH}
 
-    def size_of(self, part: str) -> int:
-        """Return how many columns of a part it looks at; 0 for none."""
-        return 0 if self.probe is None else self.probe.sizes.get(part, 0)
-
     def take(self, other: Learnt) -> None:
         """Become what another one is."""
         self.votes, self._held = other.votes, other._held

@@ -114,21 +114,20 @@ class Controller:
         if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
         self.check_sizes(len(features[0].hidden), len(features[0].embedding), len(features[0].prompt))
-        hidden, embedding = (np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING))
+        wide = tuple(np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING, PROMPT))
         if self.feature_set in ("ladder", "recorded"):
-            votes, prompt = np.stack([f.votes for f in features]), np.stack([f.prompt for f in features])
-            lengths = np.array([f.num_prompt_tokens for f in features])
-            scalars = self.estimator.learnt.fill(scalars, votes, prompt, embedding, lengths)
-        arrays = (scalars, hidden, embedding)
+            votes, lengths = np.stack([f.votes for f in features]), np.array([f.num_prompt_tokens for f in features])
+            scalars = self.estimator.learnt.fill(scalars, votes, wide[2], wide[1], lengths)
+        arrays = (scalars, *wide)
         return self.estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays)).numpy()
 
     def check_sizes(self, hidden_size: int, embedding_size: int, prompt_size: int | None = None) -> None:
         """Refuse features of another D, E or P than those it was trained on, if it looks at them; P may be unknown."""
-        probed = self.estimator.learnt.size_of(PROMPT)
+        trained = self.description["prompt_size"]
         parts = {
             "hidden states": (HIDDEN, self.hidden_size, hidden_size),
             "question embeddings": (EMBEDDING, self.embedding_size, embedding_size),
-            "states of the prompt": (PROMPT, probed, probed if prompt_size is None else prompt_size),
+            "states of the prompt": (PROMPT, trained, trained if prompt_size is None else prompt_size),
         }
         for what, (part, expected, came) in parts.items():
             if part in self.parts and expected != came:

@@ -49,8 +49,8 @@ ENDED = "trained.json"
 _HARMLESS = ("default_root_dir", "max_epochs", "enable_progress_bar", "enable_model_summary", "log_every_n_steps")
 """Options of the Trainer that leave a training the same; of ``max_epochs`` the first ones."""
 
-_FROM_DATA = ("hidden_size", "embedding_size", "feature_set", "rungs", "gate", "label")
-"""Arguments of a controller that the data module decides: two sizes from the store, and its feature set."""
+_FROM_DATA = ("hidden_size", "embedding_size", "prompt_size", "feature_set", "rungs", "gate", "label")
+"""Arguments of a controller that the data module decides: sizes from the store, and its feature set."""
 _LARGEST_SEED = 2**32 - 1
 
 

@@ -19,9 +19,10 @@ _HEADER = {
     "num_class": "1",
     "num_tree_per_iteration": "1",
     "label_index": "0",
-    "objective": "binary sigmoid:1",
 }
 """What a controller's trees always are."""
+LOGIT, SQUARES = "binary sigmoid:1", "regression"
+"""Their objectives: of a probability's logit, and of a number by its squared error."""
 _NODE_INTEGERS = ("split_feature", "decision_type", "left_child", "right_child", "internal_count")
 _NODE_NUMBERS = ("split_gain", "threshold", "internal_value", "internal_weight")
 _OF_TREE = {
@@ -42,12 +43,13 @@ class BadTrees(ValueError):
     """The text is no model that a controller can have; the message says what is wrong with it."""
 
 
-def check_trees(text: Any, num_features: int) -> None:
+def check_trees(text: Any, num_features: int, objective: str = LOGIT) -> None:
     """Refuse a text that LightGBM could not read, or whose trees do not end.
 
     Args:
         text: What a checkpoint holds.
         num_features: The scalars that the trees may look at.
+        objective: What they were grown for.
 
     Raises:
         BadTrees: With what is wrong.
@@ -57,7 +59,7 @@ def check_trees(text: Any, num_features: int) -> None:
     head, _, rest = text.partition("\n\n")
     _expect(head.startswith("tree\n"), "the header has another beginning")
     header = _fields(head.removeprefix("tree\n"), "the header")
-    for name, value in _HEADER.items():
+    for name, value in (*_HEADER.items(), ("objective", objective)):
         _expect(header.pop(name, None) == value, f"the header's {name} is not {value}")
     unknown = header.keys() - {"max_feature_idx", "feature_names", "feature_infos", "tree_sizes"}
     _expect(not unknown, f"the header has {', '.join(sorted(unknown))}")

@@ -53,6 +53,7 @@ class ControllerModule(L.LightningModule):
         *,
         hidden_size: int,
         embedding_size: int,
+        prompt_size: int,
         feature_set: FeatureSet,
         rungs: list[str],
         label: Label,
@@ -67,6 +68,7 @@ class ControllerModule(L.LightningModule):
             settings: Its arguments as plain values, to build it again.
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
+            prompt_size: Size of the harvest's hidden states of the prompt; set from the store.
             feature_set: The scalars; set from the data module.
             rungs: The ladder; set from the data module.
             label: What is learnt; set from the data module.
@@ -81,10 +83,11 @@ class ControllerModule(L.LightningModule):
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
         if not 0 <= margin < 1:
             raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
-        if label == VALUE and (not estimator.value or calibration != "none"):
+        if label == VALUE and (positive_weight != 1 or calibration != "none"):
             raise InputError(
-                f"The label value is learnt by the controller linear without calibration, got {self.name} with "
-                f"{calibration}: use configs/value.yaml, or choose another data.init_args.label."
+                "The label value is no probability, so it has no calibration and no positive_weight but 1, got "
+                f"{calibration} and {positive_weight}: set them as configs/value.yaml does, or choose another "
+                "data.init_args.label."
             )
         super().__init__()
         self.estimator = estimator
@@ -100,6 +103,7 @@ class ControllerModule(L.LightningModule):
             "positive_weight": positive_weight,
             "hidden_size": hidden_size,
             "embedding_size": embedding_size,
+            "prompt_size": prompt_size,
         }
         self._positive_weight = positive_weight
         self._calibration = calibration
@@ -145,7 +149,7 @@ class ControllerModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return p_enough of a batch, shape (N,)."""
-        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding)
+        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding, batch.prompt)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the validation split; in training also weigh the terms, calibrate and choose the threshold."""
@@ -163,7 +167,8 @@ class ControllerModule(L.LightningModule):
         if training:
             open_rows = ~is_decided(table.scalars, self.estimator.gate).reshape(-1)
             chosen = terms["val"][0][torch.from_numpy(open_rows)]
-            self.estimator.weigh(chosen, labels.reshape(-1)[open_rows], table.num_questions)
+            of = table.values()[0] if self.data.label == VALUE else labels
+            self.estimator.weigh(chosen, of.reshape(-1)[open_rows], table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
         if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
             rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
@@ -250,20 +255,23 @@ class ControllerModule(L.LightningModule):
         return table.scalars[mine], label[mine]
 
     def _loss(self, terms: Tensor, logits: Tensor, table: Table) -> float:
-        """Return the validation's loss: cross-entropy in nats, or the squared errors of gain and cost."""
+        """Return the validation's loss: cross-entropy in nats, or the squared error of the net value of going on.
+
+        That is the gain, less what the cost is worth at ``data.later_rate``: what the decision is taken by.
+        """
         mine = torch.from_numpy(~is_decided(table.scalars, self.estimator.gate).reshape(-1))
         if not mine.any():
             return 0.0
         if self.data.label == VALUE:
-            gain, cost = (torch.from_numpy(of.reshape(-1)).double()[mine] for of in table.values())
-            target = torch.stack([gain, cost / 1000], dim=1)
-            return float(functional.mse_loss(terms[mine], target))
+            target = torch.stack([torch.from_numpy(of.reshape(-1)).double() for of in table.values()], dim=1)
+            errors = self.estimator.gain_and_cost(terms)[mine] - target[mine] / torch.tensor([1.0, 1000.0])
+            return float((errors[:, 0] - self.data.later_rate / 100 * errors[:, 1]).square().mean())
         target = torch.from_numpy(table.labels(self.data.label).reshape(-1).astype(np.float64))
         return float(functional.binary_cross_entropy_with_logits(logits[mine], target[mine]))
 
     def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():
-            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).double().cpu()
+            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding, batch.prompt).double().cpu()
         self._terms.setdefault(split, []).append(terms)
 
     def _combined(self, terms: Tensor) -> Tensor:

@@ -12,16 +12,20 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from dps.decide.features import FeatureSet, feature_names
+from dps.decide.labels import VALUE, Label
 from dps.decide.ladder import Ladder
 from dps.decide.splits import stable_number
 from dps.errors import InputError
 from lightning_modules.batches import Batch
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.estimators import TreeEstimator, is_decided
+from lightning_modules.trees import SQUARES
 
 
 class GBDT(ControllerModule):
     """Gradient-boosted trees on the scalars (METHOD section 4); an epoch adds ``rounds_per_epoch`` rounds.
+
+    For the label ``value`` there are two boosters, of gain and of cost, each grown by its squared error.
 
     Every epoch continues from the text of the trees so far, which is what a checkpoint holds. So a training that is
     resumed grows the same trees as one that ran through.
@@ -42,7 +46,9 @@ class GBDT(ControllerModule):
         seed: int | None,
         feature_set: FeatureSet,
         rungs: list[str],
+        label: Label,
         gate: list[int],
+        cost_learning_rate: float = 0.1,
         **common: Any,
     ) -> None:
         """Start without trees.
@@ -59,7 +65,10 @@ class GBDT(ControllerModule):
             seed: Of feature and row sampling; null follows seed_everything.
             feature_set: The scalars; set from the data module.
             rungs: The ladder; set from the data module.
+            label: What is learnt; set from the data module.
             gate: Which rows are decided; set from the data module.
+            cost_learning_rate: Shrinkage of the trees of the cost, for the label `value`: a cost is told with fewer
+                rounds than a gain.
             common: Arguments of every controller, see :class:`ControllerModule`.
         """
         if rounds_per_epoch < 1 or num_leaves < 2 or min_rows_per_leaf < 1 or num_threads < 1:
@@ -68,18 +77,19 @@ class GBDT(ControllerModule):
                 f"2, got {rounds_per_epoch}, {min_rows_per_leaf}, {num_threads} and {num_leaves}."
             )
         if not (
-            0 < learning_rate < math.inf
+            0 < min(learning_rate, cost_learning_rate) <= max(learning_rate, cost_learning_rate) < math.inf
             and 0 <= l2 < math.inf
             and 0 < feature_fraction <= 1
             and 0 < bagging_fraction <= 1
         ):
             raise InputError(
-                "Expected learning_rate above 0, l2 of at least 0 and fractions in (0, 1], got learning_rate "
-                f"{learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and bagging_fraction "
-                f"{bagging_fraction:g}."
+                "Expected learning_rate and cost_learning_rate above 0, l2 of at least 0 and fractions in (0, 1], got "
+                f"{learning_rate:g} and {cost_learning_rate:g}, l2 {l2:g}, feature_fraction {feature_fraction:g} and "
+                f"bagging_fraction {bagging_fraction:g}."
             )
-        settings = {"gate": list(gate)}
-        super().__init__(TreeEstimator(**settings), settings, feature_set=feature_set, rungs=rungs, **common)
+        settings = {"value": label == VALUE, "gate": list(gate)}
+        given = {"feature_set": feature_set, "rungs": rungs, "label": label}
+        super().__init__(TreeEstimator(**settings), settings, **given, **common)
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         # The Trainer counts optimizer steps, and ModelCheckpoint saves nothing while their number stands still.
@@ -115,34 +125,47 @@ class GBDT(ControllerModule):
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add ``rounds_per_epoch`` rounds."""
-        import lightgbm
-
+        """Add ``rounds_per_epoch`` rounds to each booster."""
         estimator = self.estimator
         assert isinstance(estimator, TreeEstimator)
         batch = batch.keep(~is_decided(batch.scalars, estimator.gate))
-        weight = self._positive_weight_of(batch.label)
-        estimator.log_weight = math.log(weight)
-        labels = batch.label.cpu().numpy()
-        rows = lightgbm.Dataset(
-            batch.scalars.cpu().numpy(),
-            labels,
-            weight=np.where(labels > 0, weight, 1.0),
-            feature_name=list(feature_names(self.hparams.feature_set, Ladder.parse(self.hparams.rungs))),
-        )
-        text = estimator.booster_text
+        scalars, parameters = batch.scalars.cpu().numpy(), self._lightgbm_parameters()
+        if estimator.value:
+            rates = (self.hparams.learning_rate, self.hparams.cost_learning_rate)
+            targets = zip(estimator.texts, batch.label.cpu().numpy().T, rates, strict=True)
+            squares = {**parameters, "objective": SQUARES}
+            estimator.texts = [
+                self._grown(text, scalars, target, None, {**squares, "learning_rate": rate})
+                for text, target, rate in targets
+            ]
+            loss = functional.mse_loss(estimator.terms(batch.scalars, batch.hidden, batch.embedding), batch.label)
+        else:
+            weight = self._positive_weight_of(batch.label)
+            estimator.log_weight = math.log(weight)
+            labels = batch.label.cpu().numpy()
+            weights = np.where(labels > 0, weight, 1.0)
+            estimator.texts = [self._grown(estimator.texts[0], scalars, labels, weights, parameters)]
+            logits = estimator(batch.scalars, batch.hidden, batch.embedding)
+            loss = functional.binary_cross_entropy_with_logits(logits, batch.label.double())
+        told = {"on_step": False, "on_epoch": True, "batch_size": len(scalars)}
+        self.log("train/loss", loss, **told)
+        self.log("train/rounds", float(estimator.num_rounds), **told)
+        self.optimizers().step()
+
+    def _grown(
+        self, text: str, scalars: np.ndarray, target: np.ndarray, weights: np.ndarray | None, parameters: dict[str, Any]
+    ) -> str:
+        """Return trees with ``rounds_per_epoch`` rounds more, grown on rows (N, F), targets (N,) and weights (N,)."""
+        import lightgbm
+
+        names = list(feature_names(self.hparams.feature_set, Ladder.parse(self.hparams.rungs)))
         booster = lightgbm.train(
-            self._lightgbm_parameters(),
-            rows,
+            parameters,
+            lightgbm.Dataset(scalars, target, weight=weights, feature_name=names),
             num_boost_round=self.hparams.rounds_per_epoch,
             init_model=lightgbm.Booster(model_str=text) if text else None,
         )
-        estimator.booster_text = booster.model_to_string(num_iteration=-1)
-        logits = estimator(batch.scalars, batch.hidden, batch.embedding)
-        loss = functional.binary_cross_entropy_with_logits(logits, batch.label.double())
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(logits))
-        self.log("train/rounds", float(estimator.num_rounds), on_step=False, on_epoch=True, batch_size=len(logits))
-        self.optimizers().step()
+        return booster.model_to_string(num_iteration=-1)
 
     def configure_optimizers(self) -> Optimizer:
         """Return an optimizer that changes nothing and makes the Trainer count epochs as steps."""

@@ -42,17 +42,21 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
         layer_sizes=[4],
         dropout=0.1,
         input_dropout=0.1,
+        prompt_size=0,
+        value=False,
+        tells_end=False,
         gate=[],
     )
     estimator = TreeEstimator() if name == "gbdt" else MLPEstimator(**settings)
     description = {
         "format": FORMAT,
         "name": name,
-        "settings": {"gate": []} if name == "gbdt" else settings,
+        "settings": {"value": False, "gate": []} if name == "gbdt" else settings,
         "feature_set": feature_set,
         "feature_names": list(FEATURE_SETS[feature_set]),
         "hidden_size": 8,
         "embedding_size": 5,
+        "prompt_size": 0,
         "data": DATA,
     }
     state = {f"estimator.{key}": value for key, value in estimator.state_dict().items()}
