@@ -33,10 +33,10 @@ class Batch(NamedTuple):
     """Shape (N, D), float32."""
     embedding: Tensor
     """Shape (N, E), float32."""
-    prompt: Tensor
-    """Shape (N, P), float32."""
     label: Tensor
     """1 where k is enough: shape (N,), float32; for ``value`` the gain, and the cost in thousands of tokens: (N, 2)."""
+    prompt: Tensor
+    """Shape (N, P), float32."""
     end: Tensor
     """1 where the ladder's end is right: shape (N,), float32."""
 
@@ -65,7 +65,7 @@ class TableRows(Dataset[Batch]):
         index = torch.from_numpy(rows)
         hidden = torch.from_numpy(self._table.hidden_of(rows))
         embedding, prompt = (values[index // self._table.rows_per_question] for values in self._of_question)
-        return Batch(self._scalars[index], hidden, embedding, prompt, self._label[index], self._end[index])
+        return Batch(self._scalars[index], hidden, embedding, self._label[index], prompt, self._end[index])
 
 
 class EpochBatches(Sampler[np.ndarray]):

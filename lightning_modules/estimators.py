@@ -95,6 +95,17 @@ class Estimator(nn.Module):
         p = 0.5 - combined.atan() / math.pi if self.value else self.calibrator(combined)
         return torch.where(is_decided(scalars, self.gate), torch.ones_like(p), p)
 
+    @torch.no_grad()
+    def predict_end(self, embedding: Tensor, prompt: Tensor) -> np.ndarray | None:
+        """Return the probability that the ladder's end is right by the question alone, (Q,); None where not learnt."""
+        training = self.training
+        self.eval()
+        try:
+            logits = self.end_logits(embedding, prompt)
+            return None if logits is None else logits.double().sigmoid().cpu().numpy()
+        finally:
+            self.train(training)
+
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
         """Choose how much the terms of rows (N, J) that trained nothing count, where the estimator has a choice.
 

@@ -28,6 +28,7 @@ from lightning_modules.trees import LOGIT, SQUARES, BadTrees, check_trees
 _MOST_LAYERS = 64
 _MOST_RUNGS = 4096
 _LARGEST = 2**31
+_ADDED = frozenset({"value", "prompt_size", "tells_end"})
 
 
 class BadController(ValueError):
@@ -43,7 +44,8 @@ def check_description(description: Mapping[str, Any]) -> None:
     for name in ("settings", "data"):
         _expect(isinstance(description.get(name), dict), name, "an object", description.get(name))
     for name in ("hidden_size", "embedding_size", "prompt_size"):
-        _expect(_whole(description.get(name), 0), name, "a size", description.get(name))
+        value = description.get(name, 0 if name in _ADDED else None)
+        _expect(_whole(value, 0), name, "a size", value)
     data = description["data"]
     label, rungs, clock = data.get("label"), data.get("ladder"), data.get("calibration")
     _expect(isinstance(label, str) and label in LABELS, "data.label", f"one of {', '.join(LABELS)}", label)
@@ -76,8 +78,11 @@ def build_estimator(
     Raises:
         BadController: If settings or state cannot be used; nothing large has been made by then.
     """
-    settings, num_scalars = description["settings"], len(description["feature_names"])
-    if other := settings.keys() ^ inspect.signature(make).parameters.keys():
+    given, num_scalars = description["settings"], len(description["feature_names"])
+    possible = inspect.signature(make).parameters
+    # Those that shipped controllers were made without are false or 0, which leaves a part out.
+    settings = {name: possible[name].default for name in _ADDED & possible.keys()} | given
+    if other := settings.keys() ^ possible.keys():
         raise BadController(f"settings that it lacks or should not have: {_some(other)}")
     _check_gate(settings["gate"], num_scalars)
     for name in settings.keys() & {"value", "tells_end"}:
@@ -108,7 +113,7 @@ def build_estimator(
     learnt = state.get("learnt._extra_state", {})
     if (fault := fault_of(learnt, has_learnt(description["feature_set"]))) is not None:
         raise BadController(fault)
-    known = {LENGTH: 1, EMBEDDING: description["embedding_size"], PROMPT: description["prompt_size"]}
+    known = {LENGTH: 1, EMBEDDING: description["embedding_size"], PROMPT: description.get("prompt_size", 0)}
     for part, size in learnt.get("probe", {}).get("sizes", {}).items():
         _expect(size == known[part], f"the probe's {part}", str(known[part]), size)
     estimator = make(**settings)
@@ -119,7 +124,8 @@ def build_estimator(
 
 def _check_settings(settings: Mapping[str, Any], description: Mapping[str, Any], num_scalars: int) -> None:
     expected = {"num_scalars": (num_scalars,)}
-    expected |= {name: (0, description[name]) for name in ("hidden_size", "embedding_size", "prompt_size")}
+    sizes = ("hidden_size", "embedding_size", "prompt_size")
+    expected |= {name: (0, description.get(name, 0)) for name in sizes}
     for name, possible in expected.items():
         value = settings[name]
         _expect(_whole(value, 0) and value in possible, f"settings.{name}", " or ".join(map(str, possible)), value)

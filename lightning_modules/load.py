@@ -123,7 +123,7 @@ class Controller:
 
     def check_sizes(self, hidden_size: int, embedding_size: int, prompt_size: int | None = None) -> None:
         """Refuse features of another D, E or P than those it was trained on, if it looks at them; P may be unknown."""
-        trained = self.description["prompt_size"]
+        trained = self.description.get("prompt_size", 0)
         parts = {
             "hidden states": (HIDDEN, self.hidden_size, hidden_size),
             "question embeddings": (EMBEDDING, self.embedding_size, embedding_size),

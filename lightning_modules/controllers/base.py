@@ -214,6 +214,7 @@ class ControllerModule(L.LightningModule):
         terms, table = self._kept("test")
         if table is None:
             return
+        question = (torch.from_numpy(values).to(self.device) for values in (table.embedding, table.prompt))
         self.test_result = measure_test(
             self.name,
             self._p_label(self._combined(terms), table),
@@ -221,6 +222,7 @@ class ControllerModule(L.LightningModule):
             self.data.label,
             table,
             self.data.table("train"),
+            self.estimator.predict_end(*question),
         )
         self.log_dict({f"test/{name}": value for name, value in self.test_result.metrics.items()})
 
