@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from dps.benchmarks import Benchmark
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
 from dps.decide import Controller, FixedK, KRange, Ladder, Policy, Rule
-from dps.decide.features import EMBEDDING, HIDDEN
+from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
+from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, read_policy
 from dps.defaults import EMBEDDED_SAMPLER
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
-from dps.run.scheduler import Checkpoint, run_policy
-from dps.run.worker import ReadPrompts, feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
+from dps.run.scheduler import Checkpoint, PreparedQuestion, run_policy
+from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_rows
@@ -42,7 +43,7 @@ def answer(
     policy: str | Path | None = None,
     sampler: SamplerConfig | None = None,
     style: Style | None = None,
-    aggregator: str = "majority",
+    aggregator: str | None = None,
     embedder: str = EMBEDDED,
     feature_layer: int = 11,
     seed: int = 0,
@@ -62,11 +63,11 @@ def answer(
             controller or a rule every question gets all of them.
         arms: How the arms of the ladder draw a response, where not as by default.
         rule: Decides where there is no controller, one of :data:`dps.decide.RULES`.
-        policy: A policy file that ``dps recommend`` wrote, or its folder, instead of controller, k, ladder, arms, rule
-            and sampler; it says the aggregator, too.
+        policy: A policy file that ``dps recommend`` wrote, or its folder, instead of controller, k, ladder, arms, rule,
+            sampler and aggregator.
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
         style: How the answer is asked for and read, see :func:`dps.benchmarks.given.given_questions`.
-        aggregator: How k answers become one.
+        aggregator: How k answers become one; by majority if not given.
         embedder: The question embedder that the controller was trained with.
         feature_layer: The hidden layer that the controller was trained with.
         seed: Names the random streams.
@@ -91,7 +92,7 @@ def answer(
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
     given = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
-    file = None if policy is None else _policy_file(policy, given)
+    file = None if policy is None else _policy_file(policy, {**given, "aggregator": aggregator})
     controller = _loaded(controller if file is None else file.controller)
     if file is not None:
         climbs, samplers, aggregator = file.policy(controller), file.arms, file.aggregator
@@ -99,17 +100,20 @@ def answer(
         climbs = _policy(controller, rule, k, ladder)
         base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
         samplers = arms_of(arms or {}, [climbs.ladder], base)
+        if controller is not None:
+            check_arms(controller, samplers)
     loaded = load_model(model) if isinstance(model, str) else model
     warn_of_endless_turns(loaded, benchmark)
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
     _check_model(loaded, controller, file, encoder, feature_layer)
     settings = [samplers[arm] for arm in climbs.ladder.arms]
-    options = {"seed": seed, "aggregator": aggregator, "eager": eager, "on_checkpoint": on_checkpoint}
-    layer = feature_layer if HIDDEN in parts else None
-    layers = getattr(controller, "prompt_layers", ())
+    options = {"seed": seed, "aggregator": aggregator or "majority", "eager": eager, "on_checkpoint": on_checkpoint}
+    options |= {"feature_layer": feature_layer if HIDDEN in parts else None}
+    layers = controller.prompt_layers if controller is not None and PROMPT in parts else ()
     read = partial(prompt_states, loaded, layers=layers) if layers else None
-    return _answered(loaded, benchmark, climbs, settings, encoder, read, rows, feature_layer=layer, **options)
+    prepared = partial(prepare, embedder=encoder, read_prompts=read)
+    return _answered(loaded, benchmark, climbs, settings, prepared, rows, **options)
 
 
 def _answered(
@@ -117,17 +121,19 @@ def _answered(
     benchmark: Benchmark,
     policy: Policy,
     settings: Sequence[SamplerConfig],
-    embedder: QuestionEmbedder | None,
-    read_prompts: ReadPrompts | None,
+    prepared: Callable[..., Iterator[PreparedQuestion]],
     rows: int | None,
     **options: Any,
 ) -> list[Question]:
-    """Return the record of each question in order; ``settings`` are those of the ladder's arms."""
+    """Return the record of each question in order.
+
+    ``settings`` are those of the ladder's arms; ``prepared`` makes questions of items and prompts.
+    """
     prompts = prompts_of(model, benchmark, settings[0])
     tokens = [tokens for _, tokens in prompts.values()]
     compute = ComputeConfig(rows=rows)
     engine = open_engine(model, settings, compute, benchmark=benchmark, prompts=tokens, memory_share=1.0)
-    questions = prepare(benchmark.items, prompts, embedder, read_prompts=read_prompts)
+    questions = prepared(benchmark.items, prompts)
     records = run_policy(model, engine, questions, policy, grader=benchmark.grader, **options)
     with torch_threads(num_threads(model.num_parameters)):
         by_id = {record.question_id: record for record in records}
@@ -152,7 +158,7 @@ def _check_model(
     for remark in file.check_model(model.identity(layer)) if file is not None else ():
         warnings.warn(remark, stacklevel=3)
     if controller is not None:
-        identity = feature_identity(model, embedder, layer, getattr(controller, "prompt_layers", ()))
+        identity = feature_identity(model, embedder, layer, controller.prompt_layers)
         controller.check_model(identity, embedder.size if embedder else None)
 
 

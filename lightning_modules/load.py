@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, CheckpointFeatures, feature_names
+from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, CheckpointFeatures, feature_names, scalars_of
 from dps.decide.files import controller_file
 from dps.decide.ladder import Ladder
 from dps.errors import InputError
@@ -23,9 +23,6 @@ from lightning_modules.hostile import BadController, build_estimator, check_desc
 
 FORMAT = 5
 """Version of the description in a checkpoint; readers refuse others."""
-
-DRAWN_BY = ("alpha", "proposal_temperature", "num_mh_steps")
-"""The settings of an arm that decide how a response is drawn, see :class:`dps.sampler.arms.Arm`."""
 
 DESCRIPTION = "controller"
 """Key of the description in a checkpoint."""
@@ -83,6 +80,11 @@ class Controller:
         return self.description["data"]["arms"]
 
     @property
+    def prompt_layers(self) -> list[int]:
+        """The layers of the prompt's hidden states in its harvest."""
+        return self.description["data"]["model"].get("prompt_layers", [])
+
+    @property
     def ks(self) -> tuple[int, ...]:
         """Responses at each checkpoint, then those of the ladder's end."""
         return self.ladder.ks
@@ -110,7 +112,7 @@ class Controller:
         """
         if not features:
             return np.zeros(0)
-        scalars = np.stack([f.scalars_of(self.feature_set) for f in features]).astype(np.float64)
+        scalars = scalars_of(features, self.feature_set).astype(np.float64)
         if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
         self.check_sizes(len(features[0].hidden), len(features[0].embedding), len(features[0].prompt))
@@ -133,25 +135,17 @@ class Controller:
             if part in self.parts and expected != came:
                 raise self._refusal(f"{what} of size {expected}", f"these have {came}")
 
-    def check_model(
-        self,
-        identity: Mapping[str, Any],
-        embedding_size: int | None = None,
-        arms: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Refuse a language model, question embedder or arm whose features it was not trained on.
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
+        """Refuse a language model or question embedder whose features it was not trained on.
 
         Args:
-            identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer`` and ``embedder``, as in a manifest.
+            identity: ``fingerprint``, ``name``, ``hidden_size``, ``feature_layer``, ``prompt_layers`` and ``embedder``,
+                as in a manifest.
             embedding_size: E of the embedder; None where it is not loaded yet.
-            arms: Settings of the arms that will be sampled, by name, as in a manifest; None where they are not known.
         """
         trained = self.description["data"]["model"]
-        for arm, settings in self.arms.items() if arms is not None else ():
-            for name in DRAWN_BY:
-                came = arms.get(arm, {}).get(name)
-                if came != settings.get(name):
-                    raise self._refusal(f"the arm {arm} with {name} {settings.get(name)}", f"here it has {came}")
+        if PROMPT in self.parts and (layers := identity.get("prompt_layers", [])) != self.prompt_layers:
+            raise self._refusal(f"prompt states of the layers {self.prompt_layers}", f"here they are of {layers}")
         if HIDDEN in self.parts:
             self.check_sizes(identity["hidden_size"], self.embedding_size)
             layers = trained.get("feature_layer"), identity.get("feature_layer")

@@ -10,6 +10,7 @@ import numpy as np
 
 from dps.decide.features import HIDDEN
 from dps.decide.ladder import Ladder
+from dps.decide.policy import check_arms
 from dps.decide.samples import fixed_ladder
 from dps.decide.table import make_table
 from dps.errors import InputError
@@ -32,7 +33,8 @@ def predict_orders(
         path: Checkpoint, run folder or controller folder.
         store_folder: A harvest with features.
         question_ids: Q of its questions.
-        orders_of: Returns the columns in which a ladder's responses come, of each question: shape (Q, O, n).
+        orders_of: Returns the columns in which a ladder's responses come, of each question: shape (Q, O, n). They count
+            the store's responses of the ladder's arms, arm by arm.
 
     Raises:
         InputError: If the controller does not fit the harvest, was trained on it, or the harvest lacks responses.
@@ -40,6 +42,7 @@ def predict_orders(
     controller = load_controller(path)
     store = Store.open(store_folder)
     controller.check_model(store.manifest.model)
+    check_arms(controller, store.manifest.arms)
     data = controller.description["data"]
     if data.get("store_fingerprint") == store.manifest.fingerprint:
         raise InputError(
@@ -49,6 +52,7 @@ def predict_orders(
     ladder = controller.ladder
     orders, ks = orders_of(ladder), ladder.ks
     held = fixed_ladder(store.manifest, str(store_folder)).totals
+    held = {arm: count for arm, count in held.items() if arm in ladder.arms}
     parts = controller.parts
     place = {question_id: row for row, question_id in enumerate(question_ids)}
     p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))

@@ -28,6 +28,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from dps.decide.files import controller_file
+from dps.decide.policy import check_arms
 from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from dps.estimates import fewest_questions
@@ -183,8 +184,8 @@ class ControllerCLI(LightningCLI):
         self._trained.check_model(
             {**self.datamodule.manifest.model, "hidden_size": self.datamodule.hidden_size},
             self.datamodule.embedding_size,
-            self.datamodule.manifest.arms,
         )
+        check_arms(self._trained, self.datamodule.manifest.arms)
         self.datamodule.calibration = self._trained.calibration
         # What the same command measured of another controller or store is not written over.
         folder, data = self.run_folder / str(self.subcommand), self.datamodule

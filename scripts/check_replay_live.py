@@ -2,9 +2,9 @@
 
     python scripts/check_replay_live.py --output docs/results/replay-live
 
-Harvests 400 training questions of the embedded model and trains three controllers on them; then harvests 200 other
-questions (8 power, 16 plain and 2 low-temperature responses) and runs the controllers and three rules on these live,
-under the same seed, the rules on three ladders, two of them of other arms than power. The replay decides over
+Harvests 400 training questions of the embedded model (8 power, 16 plain and 2 low-temperature responses) and trains
+controllers on them, on three ladders, two of them of other arms than power; then harvests 200 other questions alike and
+runs these controllers and three rules on each ladder live, under the same seed. The replay decides over
 the stored trajectories in their natural order, through the functions of ``dps replay``, at the thresholds of the live
 runs. Every k, answer, grade and token count (what was cancelled left out) must be the same, and every ``p_enough``
 within 1e-6; otherwise it says where not and ends with code 1. The live runs are repeated, because their measured times
@@ -30,24 +30,29 @@ from dps.decide.aggregate import answer_of
 from dps.decide.features import calibrated_seconds
 from dps.decide.labels import continue_score
 from dps.decide.ladder import Key, Ladder
-from dps.decide.orders import walk
-from dps.decide.samples import columns_for, fixed_ladder, samples_of, trajectories_of
+from dps.decide.orders import ladder_orders, walk
+from dps.decide.samples import fixed_ladder, samples_of, trajectories_of
 from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTROLLERS = {"gbdt-extended": "gbdt_extended", "mlp-h": "mlp_h", "mlp-hq": "mlp_hq"}
-"""Name of each controller and its configuration."""
 RULE_NAMES = ("adaptive-consistency", "esc", "entropy")
 LADDERS = {
     "power": "[power 2, power 2, power 2, power 2]",
     "plain": "[plain 2, plain 2, plain 4, plain 8]",
     "mixed": "[plain 2, lowtemp 2, plain 4, power 2, power 2]",
 }
-"""What the rules climb; controllers climb the first."""
+"""What rules and controllers climb."""
+LADDER_FEATURES = "--data.init_args.feature_set=ladder"
+CONTROLLERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "power": {"gbdt": ("gbdt",), "gbdt-extended": ("gbdt_extended",), "mlp-h": ("mlp_h",), "mlp-hq": ("mlp_hq",)},
+    "plain": {"value-plain": ("value", LADDER_FEATURES), "gbdt-plain": ("gbdt", LADDER_FEATURES)},
+    "mixed": {"gbdt-mixed": ("gbdt", LADDER_FEATURES), "mlp-hq-mixed": ("mlp_hq", LADDER_FEATURES)},
+}
+"""The controllers of each ladder: their configurations, and what is set besides."""
 TOTALS = "[power 8, plain 16, lowtemp 2]"
-"""What the harvest of the compared questions takes."""
+"""What both harvests take: the arms stand in another order than on the ladders."""
 TOLERANCE = 1e-6
 """Of ``p_enough``. Hidden states are float32 and of another batch live than in the harvest, so last bits differ."""
 AGREE = ("same_k", "same_answer", "same_grade", "same_tokens", "same_calibrated_time")
@@ -62,17 +67,19 @@ def dps(*arguments: str) -> None:
 def sample_all(runs: Path, train: int, questions: int, repeats: int, compute: Sequence[str], *, eager: bool) -> None:
     """Harvest, train and evaluate; what is done already is not done again."""
     harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", *compute]
-    dps(*harvest, f"--benchmark.limit={train}", f"--output={runs / 'train'}")
-    for name, config in CONTROLLERS.items():
-        if not (ROOT / runs / name / "checkpoints" / "best.ckpt").is_file():
-            options = [f"--data.init_args.store={runs / 'train'}", f"--trainer.default_root_dir={runs / name}"]
-            dps("fit", f"--config=configs/{config}.yaml", *options)
+    dps(*harvest, f"--benchmark.limit={train}", f"--ladder={TOTALS}", f"--output={runs / 'train'}")
+    for ladder, controllers in CONTROLLERS.items():
+        for name, (config, *settings) in controllers.items():
+            if not (ROOT / runs / name / "checkpoints" / "best.ckpt").is_file():
+                options = [f"--data.init_args.store={runs / 'train'}", f"--trainer.default_root_dir={runs / name}"]
+                options += [f"--data.init_args.ladder={LADDERS[ladder]}", *settings]
+                dps("fit", f"--config=configs/{config}.yaml", *options)
     same = ["--benchmark.split=test", f"--benchmark.limit={questions}"]
     dps(*harvest, *same, f"--ladder={TOTALS}", f"--output={runs / 'harvest'}")
     evaluate = ["evaluate", "--config=configs/evaluate/arithmetic.yaml", *compute, *same]
     evaluate += [f"--compute.eager={str(eager).lower()}"]
     for repeat, (name, ladder) in itertools.product(range(repeats), LADDERS.items()):
-        controllers = CONTROLLERS if name == "power" else {}
+        controllers = CONTROLLERS[name]
         policies = ",".join([*controllers, *RULE_NAMES])
         paths = [f"--controllers.{controller}={runs / controller}" for controller in controllers]
         output = f"--output={runs / f'evaluation-{repeat}' / name}"
@@ -92,24 +99,22 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
     """
     store = Store.open(harvest)
-    totals = fixed_ladder(store.manifest, str(harvest)).totals
-    samples = samples_of(store.scan(hidden=False), totals, str(harvest))
-    samples = samples.select(samples.has_grade)
-    aggregator = store.manifest.aggregator
-    column = {key: number for number, key in enumerate(columns_for(totals))}
-    found = {}
+    held, aggregator, found = fixed_ladder(store.manifest, str(harvest)).totals, store.manifest.aggregator, {}
     for name in (*controllers, *rules):
         live = Store.open(evaluation / name)
         policy = live.manifest.policy
         ladder = Ladder.parse(policy["ladder"])
         ks, keys = ladder.ks, ladder.sequence()
-        natural = np.array([column[key] for key in keys])[None, None].repeat(len(samples.question_ids), axis=0)
+        totals = {arm: count for arm, count in held.items() if arm in ladder.arms}
+        samples = samples_of(store.scan(hidden=False), totals, str(harvest))
+        samples = samples.select(samples.has_grade)
+        natural = ladder_orders(samples.question_ids, samples.arms, ladder, 1, 0)
         walked = walk(samples, natural, ks, aggregator, rule_seed=live.manifest.seed)
         if name in controllers:
             known, p_enough, threshold, _ = predict_orders(
                 str(controllers[name]), harvest, samples.question_ids, lambda _, columns=natural: columns
             )
-            assert known.ks == ks, f"{name} was trained on {known}"
+            assert known == ladder, f"{name} was trained on {known}"
         else:
             rule = replace(RULES[name], **{k: v for k, v in policy["rule"].items() if k != "name"})
             p_enough, threshold = walked.p_enough(rule), rule.threshold
@@ -213,21 +218,20 @@ def main() -> int:
     compute = [f"--compute.rows={options.rows}", f"--compute.workers={options.workers}"]
     sample_all(options.runs, options.train, options.questions, options.repeats, compute, eager=options.eager)
     runs = ROOT / options.runs
-    controllers = {name: runs / name for name in CONTROLLERS}
     repeats = []
     for repeat in range(options.repeats):
         found = {}
         for name in LADDERS:
-            of = controllers if name == "power" else {}
+            of = {controller: runs / controller for controller in CONTROLLERS[name]}
             one = compare(runs / "harvest", runs / f"evaluation-{repeat}" / name, of, RULE_NAMES)
-            found |= {policy if name == "power" else f"{policy} ({name})": row for policy, row in one.items()}
+            found |= {f"{policy} ({name})": row for policy, row in one.items()}
         repeats.append(found)
     report = {
         "train_questions": options.train,
         "rows": options.rows,
         "ladders": LADDERS,
         "tolerance": TOLERANCE,
-        "controllers": {name: f"configs/{config}.yaml" for name, config in CONTROLLERS.items()},
+        "controllers": CONTROLLERS,
         "repeats": repeats,
     }
     folder = ROOT / options.output

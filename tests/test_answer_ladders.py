@@ -1,17 +1,21 @@
 """One question over a ladder of several arms: from Python, from the command line, and by a policy file."""
 
 import re
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from dps.api import answer
 from dps.cli import run
 from dps.decide import RULES, KRange, Ladder
+from dps.decide.features import PROMPT
 from dps.decide.policy_file import write_policy
 from dps.errors import InputError
 from dps.model import load_model
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.teacher import prompt_states
 
 QUESTION = "From left to right: 14+23*3-7"
 LADDER = ["lowtemp 1", "lowtemp 1", "plain 2", "power 2"]
@@ -66,7 +70,15 @@ def test_a_policy_file_is_what_it_says(model, policy):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"k": 2}, {"ladder": LADDER}, {"rule": RULES["lead"]}, {"arms": {}}, {"sampler": SAMPLER}]
+    "settings",
+    [
+        {"k": 2},
+        {"ladder": LADDER},
+        {"rule": RULES["lead"]},
+        {"arms": {}},
+        {"sampler": SAMPLER},
+        {"aggregator": "majority"},
+    ],
 )
 def test_a_policy_file_stands_alone(model, policy, settings):
     with pytest.raises(InputError, match=f"policy says what is sampled, and so does {next(iter(settings))}: leave"):
@@ -86,6 +98,41 @@ def test_a_policy_file_of_another_model_is_refused(model, policy):
     policy.write_text(re.sub("fingerprint: .*?,", "fingerprint: '0',", policy.read_text()))
     with pytest.raises(InputError, match="was made for the model"):
         answer(QUESTION, model, policy=policy)
+
+
+class AsksPrompts:
+    """Says what it is shown of a prompt; trained on one setting of the arm plain."""
+
+    name, threshold, label = "prompts", 0.5, "no_gain"
+    calibration: ClassVar = {"seconds_per_token": 1e-3, "prefill_seconds_per_token": 1e-4}
+    ladder, arms = (
+        Ladder.parse(["plain 1", "plain 1"]),
+        {"plain": {"alpha": 1.0, "proposal_temperature": 1.0, "num_mh_steps": 0}},
+    )
+    parts, prompt_layers = frozenset({PROMPT}), (4, 12)
+
+    def __init__(self):
+        self.seen = []
+
+    def predict_enough(self, features):
+        self.seen += features
+        return np.ones(len(features))
+
+    def check_model(self, identity, embedding_size=None):
+        assert identity["prompt_layers"] == [4, 12]
+
+
+def test_a_controller_is_shown_the_prompts_states_and_its_arms_are_checked(model):
+    controller = AsksPrompts()
+    [record] = answer(QUESTION, model, controller=controller, ladder=["plain 1", "plain 1"])
+    [features] = controller.seen
+    tokens = model.encode_all([record.prompt])
+    np.testing.assert_allclose(features.prompt, prompt_states(model, tokens, (4, 12))[0], atol=1e-4)
+    assert features.ladder == controller.ladder
+    with pytest.raises(InputError, match=r"arm plain with proposal_temperature 1.0, but here it has 0.5"):
+        answer(
+            QUESTION, model, controller=controller, ladder=["plain 1", "plain 1"], arms={"plain": Arm(temperature=0.5)}
+        )
 
 
 def test_sample_shows_each_rung(capsys, policy):

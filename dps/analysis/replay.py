@@ -196,7 +196,7 @@ def _drawn(config: ReplayConfig, out_of_fold: Mapping[str, Predictions], manifes
 
 def _of_fold(name: str, one: Predictions, orders_of: OrdersOf) -> Asked:
     """Return what the controllers of a cross-validation said; InputError if it was in other orders."""
-    ladder = getattr(one, "ladder", None) or from_ks("power", one.ks)
+    ladder = one.ladder
     if not np.array_equal(one.orders, orders_of(ladder)):
         raise InputError(
             f"The cross-validation of {name} has other orders of the trajectories than this version draws: run dps "

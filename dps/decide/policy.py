@@ -7,7 +7,7 @@ whether they are enough, and so on. Light: the controllers are passed in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,19 +33,16 @@ class Controller(Protocol):
     """The settings of the ladder's arms in the harvest, by name."""
     parts: frozenset[str]
     """The parts of the features that are needed, of :data:`dps.decide.features.PARTS`."""
+    prompt_layers: Sequence[int]
+    """The layers of the prompt's hidden states in its harvest."""
     label: str
     """What ``p_enough`` is the probability of, one of :data:`dps.decide.labels.LABELS`."""
 
     def predict_enough(self, features: Sequence[CheckpointFeatures]) -> np.ndarray:
         """Return the probability that the current k is enough, one per question, shape (N,)."""
 
-    def check_model(
-        self,
-        identity: Mapping[str, Any],
-        embedding_size: int | None = None,
-        arms: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Raise InputError if the controller was trained on features of another model, layer, embedder or arm."""
+    def check_model(self, identity: Mapping[str, Any], embedding_size: int | None = None) -> None:
+        """Raise InputError if the controller was trained on features of another model, layer or embedder."""
 
 
 class Rule(Protocol):
@@ -127,6 +124,32 @@ def check_known(ladder: Ladder, controller: Controller) -> None:
             f"{own.maximum}, but k up to {ladder.maximum} would ask it at k = {sorted(asked)}: change k.start, "
             "k.step and k.maximum or the ladder, or train on such a harvest."
         )
+
+
+def check_arms(controller: Controller, arms: Mapping[str, Any]) -> None:
+    """Raise InputError if responses are drawn in another way than those that a controller was trained on.
+
+    Args:
+        controller: What will be asked.
+        arms: The sampler of each arm that is climbed, by name: its settings, or what a manifest has of them.
+    """
+    for arm in controller.arms.keys() & arms.keys():
+        trained, came = (_drawn_by(of[arm]) for of in (controller.arms, arms))
+        for name, value in trained.items():
+            if came[name] != value:
+                raise InputError(
+                    f"The controller {controller.name} was trained on the arm {arm} with {name} {value}, but here it "
+                    f"has {came[name]}: set arms.{arm} or the sampler as its harvest has them, or train on this arm."
+                )
+
+
+def _drawn_by(sampler: Any) -> dict[str, Any]:
+    """Return what arms may differ in, see :class:`dps.sampler.arms.Arm`."""
+    settings = sampler if isinstance(sampler, Mapping) else asdict(sampler)
+    drawn = {name: settings.get(name) for name in ("alpha", "proposal_temperature", "num_mh_steps")}
+    if drawn["proposal_temperature"] is None and drawn["alpha"]:
+        drawn["proposal_temperature"] = 1 / drawn["alpha"]
+    return drawn
 
 
 def FixedK(k: int) -> Policy:

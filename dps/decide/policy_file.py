@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from dps.decide.aggregate import AGGREGATORS
 from dps.decide.files import controller_file
 from dps.decide.ladder import Ladder, Rung
-from dps.decide.policy import Controller, Policy, Rule
+from dps.decide.policy import Controller, Policy, Rule, check_arms
 from dps.decide.rules import RULES, WIDTHS
 from dps.errors import InputError
 from dps.sampler.arms import Arm, arms_of
@@ -94,7 +94,7 @@ class PolicyFile:
         """Return the policy; ``controller`` is what was loaded from :attr:`controller`, None where there is none.
 
         Raises:
-            InputError: If the controller was trained on another ladder, or stops at another threshold.
+            InputError: If the controller was trained on another ladder or other arms, or stops at another threshold.
         """
         if (controller is None) != (self.controller is None):
             raise ValueError(f"{self.path} has the controller {self.controller}, and {controller} was loaded")
@@ -103,6 +103,8 @@ class PolicyFile:
                 f"{self.path} has the threshold {self.threshold:g}, but its controller stops at "
                 f"{controller.threshold:g}: make the file again with dps recommend."
             )
+        if controller is not None:
+            check_arms(controller, self.arms)
         return Policy(self.ladder, controller=controller, rule=self.rule)
 
     def check_model(self, identity: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from dps.decide import RULES, Controller, Ladder, Policy, Rung
 from dps.decide.features import EMBEDDING
 from dps.decide.files import controller_file
 from dps.decide.ladder import POWER
+from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, read_policy
 from dps.errors import InputError
 from dps.forced import ForcedLengths
@@ -192,6 +193,7 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
         path = config.controllers[name]
         controller = _loaded(name, path, load_controller)
         Policy(ladder, controller)  # refuses a ladder that the controller does not know
+        check_arms(controller, task.arms)
         task = replace(task, controller=path)
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
     return StorePlan("evaluation", policy, task, controller)
@@ -209,7 +211,7 @@ def _plan_of_file(config: EvaluateConfig, file: PolicyFile, load_controller: Loa
         policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
     elif file.rule is not None:
         policy.update(family="dynamic", rule=asdict(file.rule), threshold=file.rule.threshold)  # type: ignore[call-overload]
-    file.policy(controller)  # refuses a controller of another ladder
+    file.policy(controller)  # refuses a controller of another ladder or other arms
     return StorePlan("evaluation", policy, task, controller, file)
 
 

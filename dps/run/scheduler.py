@@ -411,7 +411,7 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
                 embedding=each.embedding,
                 calibration=policy.controller.calibration,
                 prompt_hidden=each.prompt_hidden,
-                ladder=getattr(policy.controller, "ladder", policy.ladder),
+                ladder=policy.controller.ladder,
             )
             for each in group
         ]

@@ -96,8 +96,8 @@ def shipped(tmp_path):
     return tmp_path
 
 
-def of(threshold, ks=(1, 3, 5)):
-    return SimpleNamespace(name="gbdt", threshold=threshold, ks=ks, ladder=LADDER)
+def of(threshold, ks=(1, 3, 5), arms=None):
+    return SimpleNamespace(name="gbdt", threshold=threshold, ks=ks, ladder=LADDER, arms=arms or {})
 
 
 def test_a_controller_lies_beside_the_file_and_is_the_same(shipped):
@@ -106,6 +106,10 @@ def test_a_controller_lies_beside_the_file_and_is_the_same(shipped):
     assert policy.policy(of(0.25)).more(1, 0.7) == 2
     with pytest.raises(InputError, match=r"threshold 0.25, but its controller stops at 0.5"):
         policy.policy(of(0.5))
+    arms = {name: asdict(sampler) for name, sampler in policy.arms.items()}
+    assert policy.policy(of(0.25, arms=arms)).controller.arms == arms
+    with pytest.raises(InputError, match=r"gbdt was trained on the arm plain with proposal_temperature 0.5, but here"):
+        policy.policy(of(0.25, arms={**arms, "plain": {**arms["plain"], "proposal_temperature": 0.5}}))
     (shipped / "controller" / "controller.ckpt").write_bytes(b"other weights")
     with pytest.raises(InputError, match=r"has changed: its digest is [0-9a-f]{64} instead of [0-9a-f]{64}"):
         read_policy(shipped)

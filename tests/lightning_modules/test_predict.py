@@ -12,6 +12,7 @@ from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller, predict
 from lightning_modules.predict import predict_orders
+from tests.factories import make_manifest
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -61,6 +62,34 @@ def test_probabilities_are_those_of_the_live_features(trained, other, monkeypatc
         ]
         np.testing.assert_allclose(p_enough[q].reshape(-1), controller.predict_enough(live), rtol=0, atol=1e-12)
     assert p_enough.std() > 0.01
+
+
+def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(trained, tmp_path):
+    questions = make_questions(6, k=16)
+    arms = {"plain": {"alpha": 1.0, "num_mh_steps": 0}, "power": make_manifest().arms["power"]}
+    ids = [q.question_id for q in questions]
+    orders = orders_for(ids, 8, 3, 1)
+
+    def said(name, ladder, records, arms=arms):
+        policy = {"name": "harvest", "family": "fixed", "ladder": ladder}
+        store = write_harvest(tmp_path / name, records, fingerprint=name, policy=policy, arms=arms)
+        return predict_orders(str(trained), Path(store), ids, lambda ladder: orders)[1]
+
+    places = [("plain", i) for i in range(8)] + [("power", i) for i in range(8)]
+    mixed = [
+        replace(
+            q,
+            trajectories=tuple(
+                replace(t, arm=arm, index=i) for t, (arm, i) in zip(q.trajectories, places, strict=True)
+            ),
+        )
+        for q in questions
+    ]
+    power = [replace(q, trajectories=q.trajectories[8:]) for q in mixed]
+    alone = said("alone", ["power 2"] * 4, power, {"power": arms["power"]})
+    np.testing.assert_array_equal(said("mixed", ["plain 8", "power 8"], mixed), alone)
+    with pytest.raises(InputError, match=r"trained on the arm power with num_mh_steps 5, but here it has 10"):
+        said("more", ["plain 8", "power 8"], mixed, {**arms, "power": {**arms["power"], "num_mh_steps": 10}})
 
 
 def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp_path):

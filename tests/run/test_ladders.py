@@ -19,7 +19,7 @@ from dps.sampler.engine import Engine
 from feature_store import Store
 from tests.run.test_eager import same_but_cancelled, watched  # noqa: F401
 from tests.run.test_scheduler import CONFIG, FakeController, Grading, SlowGrading, numbers, questions, same_record
-from tests.run.test_sharing import clock, config_of, sampled  # noqa: F401
+from tests.run.test_sharing import clock, config_of, load_controller, sampled  # noqa: F401
 from tests.sampler.models import tiny_model
 
 MIXED = Ladder.parse(["plain 2", "lowtemp 2", "plain 2", "power 1", "power 1"])
@@ -235,3 +235,13 @@ def test_policy_files_that_do_not_fit_are_refused(tmp_path, name, changes, words
     path = policy_file(tmp_path, name, LADDER, **{"aggregator": "majority", "rule": RULES["lead-1"], **changes})
     with pytest.raises(InputError, match=words):
         evaluate(mixed_evaluation(tmp_path, policies=(path,), ladder=(), budgets={}))
+
+
+def test_a_controller_of_other_arms_or_another_ladder_is_refused_before_a_model_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("dps.run.worker.load_model", None)
+    config = config_of(tmp_path, policies=("fake",), budgets={})
+    config = replace(config, sampler=replace(config.sampler, num_mh_steps=2))
+    with pytest.raises(InputError, match="fake was trained on the arm power with num_mh_steps 1, but here it has 2"):
+        evaluate(config, load_controller)
+    with pytest.raises(InputError, match=r"trained on the ladder \[power 2, power 2, power 2\], but the ladder is"):
+        evaluate(replace(config, ladder=LADDER, k=KRange()), load_controller)

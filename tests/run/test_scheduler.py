@@ -16,7 +16,6 @@ from dps.benchmarks.grading import Grader, Item
 from dps.decide import RULES, DynamicK, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
-from dps.decide.ladder import from_ks
 from dps.errors import InputError
 from dps.run import readers, scheduler
 from dps.run.scheduler import COUNTED, Account, PolicyRun, PreparedQuestion, run_policies, run_policy
@@ -56,17 +55,14 @@ class SlowGrading(Grading):
 class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
-    name, threshold, calibration, ks, label = "fake", 0.5, CALIBRATION, tuple(range(1, 9)), "no_gain"
+    name, threshold, calibration, label = "fake", 0.5, CALIBRATION, "no_gain"
 
     def __init__(self, rule, ladder=None):
-        self.rule, self.seen, self.ladder = rule, [], ladder or from_ks("power", self.ks)
+        self.rule, self.seen, self.ladder = rule, [], ladder or KRange(1, 1, 8).ladder()
 
     def predict_enough(self, features):
         self.seen += features
         return np.array([self.rule(f) for f in features])
-
-    def check_model(self, identity, embedding_size):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -440,8 +436,7 @@ def test_the_published_features_by_hand():
 
 
 def test_a_controller_is_not_asked_where_it_was_not_trained():
-    controller = FakeController(lambda f: 0.5)
-    controller.ks = (2, 4, 6, 8)
+    controller = FakeController(lambda f: 0.5, KRange().ladder())
     DynamicK(KRange(2, 2, 6), controller)
     DynamicK(KRange(4, 2, 8), controller)
     for k in (KRange(1, 1, 8), KRange(2, 2, 10), KRange(3, 1, 4)):

@@ -1,6 +1,7 @@
 """An evaluation whose policies share their trajectories writes the stores that each policy would write alone."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,8 +29,9 @@ ENTROPY = SCALAR_FEATURES.index("mcmc_entropy")
 class FakeController:
     """Sure of questions over which the model is sure; it looks at everything."""
 
-    name, threshold, calibration, ks, label = "fake", 0.5, CONSTANTS, (2, 4, 6), "no_gain"
+    name, threshold, calibration, label = "fake", 0.5, CONSTANTS, "no_gain"
     parts, ladder = PARTS, KRange(2, 2, 6).ladder()
+    arms: ClassVar = {"power": {"alpha": 4.0, "num_mh_steps": 1}}
 
     def predict_enough(self, features):
         assert all(f.hidden.size and f.embedding.size for f in features)
