@@ -46,9 +46,9 @@ LADDERS = {
 """What rules and controllers climb."""
 LADDER_FEATURES = "--data.init_args.feature_set=ladder"
 CONTROLLERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "power": {"gbdt": ("gbdt",), "gbdt-extended": ("gbdt_extended",), "mlp-h": ("mlp_h",), "mlp-hq": ("mlp_hq",)},
-    "plain": {"value-plain": ("value", LADDER_FEATURES), "gbdt-plain": ("gbdt", LADDER_FEATURES)},
-    "mixed": {"gbdt-mixed": ("gbdt", LADDER_FEATURES), "mlp-hq-mixed": ("mlp_hq", LADDER_FEATURES)},
+    "power": {"gbdt": ("gbdt",), "mlp-hq": ("mlp_hq",)},
+    "plain": {"value-plain": ("value", LADDER_FEATURES)},
+    "mixed": {"gbdt-mixed": ("gbdt", LADDER_FEATURES)},
 }
 """The controllers of each ladder: their configurations, and what is set besides."""
 TOTALS = "[power 8, plain 16, lowtemp 2]"

@@ -165,3 +165,17 @@ def test_a_plan_of_the_same_settings_says_what_is_missing(planned, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert (plan["questions"], plan["stored"], plan["sampled"]) == (2, 2, 2)
     assert plan["tokens"] > 0
+
+
+def test_a_plan_of_a_mixed_ladder_samples_every_arm(tmp_path, capsys):
+    command = [
+        "harvest", f"--output={tmp_path / 'store'}", "--benchmark.limit=6", "--ladder=[plain 2, power 1, lowtemp 1]",
+        "--compute.rows=8", "--sampler.block_size=12", "--sampler.max_new_tokens=24", "--sampler.num_mh_steps=2",
+        "--features.layer=1", "--features.prompt_layers=[1]",
+    ]  # fmt: skip
+    assert run([*command, "--plan=json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert run(command) == 0
+    tokens = [[t.num_generated_tokens for t in q.trajectories] for q in Store.open(tmp_path / "store")]
+    assert (plan["questions"], plan["sampled"], np.shape(tokens)) == (6, 6, (6, 4))
+    assert plan["tokens"] == pytest.approx(np.sum(tokens))  # all that is missing was sampled, by the same streams
