@@ -13,6 +13,7 @@ from dps.benchmarks import Benchmark
 from dps.benchmarks.given import Style, given_questions
 from dps.config import ComputeConfig
 from dps.decide import Controller, FixedK, KRange, Ladder, Policy, Rule
+from dps.decide.aggregate import AGGREGATORS
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
 from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, read_policy
@@ -88,6 +89,8 @@ def answer(
     """
     check_rows(rows, "rows")
     check_seed(seed)
+    if aggregator not in (None, *AGGREGATORS):
+        raise InputError(f"Expected one of {', '.join(AGGREGATORS)} as aggregator, got {aggregator!r}.")
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))

@@ -111,7 +111,7 @@ class Rows:
     num_prompt_tokens: np.ndarray
     """Of each row's question: shape (N,)."""
     calibration: Mapping[str, float]
-    """The clock of ``question_time_sec``: that of the run which trained the controller."""
+    """The clock of ``question_time_sec``: that of the run which trained the controller; NaN where it had none."""
 
     def of(self, name: str) -> np.ndarray:
         """Return one of the things shown: shape (n, N)."""
@@ -169,7 +169,8 @@ class Rows:
             "tokens_so_far": generated,
         }
         if clock:
-            values["question_time_sec"] = calibrated_seconds(generated, self.num_prompt_tokens, self.calibration)
+            known = self.calibration or dict.fromkeys(("seconds_per_token", "prefill_seconds_per_token"), np.nan)
+            values["question_time_sec"] = calibrated_seconds(generated, self.num_prompt_tokens, known)
         return values
 
     def _spreads(self, ks: Sequence[int]) -> dict[str, np.ndarray]:

@@ -159,6 +159,17 @@ def test_the_hidden_state_of_a_trajectory_is_the_mean_over_tokens():
         np.testing.assert_allclose(pool_hidden(trajectory), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_records_without_a_clock_have_all_features_but_the_time():
+    question, ladder = make_question(), Ladder.parse(["power 2", "power 2"])
+    options = {"num_prompt_tokens": 9, "embedding": question.embedding, "ladder": ladder}
+    timed, untimed = (
+        [checkpoint_features(question.trajectories[:2], calibration=clock, **options)] for clock in (CLOCK, {})
+    )
+    np.testing.assert_array_equal(scalars_of(untimed, "recorded"), scalars_of(timed, "recorded"))
+    missing = np.isnan(scalars_of(untimed, "extended")[0])
+    assert np.array(feature_names("extended", ladder))[missing].tolist() == ["question_time_sec"]
+
+
 def test_many_questions_at_once_are_each_alone():
     asked = [
         checkpoint_features(
