@@ -90,7 +90,7 @@ def test_what_contradicts_itself_is_refused(model):
         answer(QUESTION, model, k=KRange(), ladder=LADDER)
     with pytest.raises(InputError, match="names the arm hot, but the arms are"):
         answer(QUESTION, model, ladder=["hot 2"])
-    with pytest.raises(InputError, match="Expected one of majority, .* as aggregator, got 'most'"):
+    with pytest.raises(InputError, match=r"Expected one of majority, .* as aggregator, got 'most'"):
         answer(QUESTION, model, aggregator="most")
     with pytest.raises(InputError, match=r"arms\.warm is set, but no rung takes it"):
         answer(QUESTION, model, ladder=LADDER, arms={"warm": Arm(temperature=0.5)})
