@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED
-from dps.run.scheduler import Checkpoint, PreparedQuestion, run_policy
+from dps.run.scheduler import Checkpoint, run_policy
 from dps.run.worker import feature_identity, open_embedder, prepare, prompts_of, warn_of_endless_turns
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.open import open_engine
@@ -64,8 +64,7 @@ def answer(
             controller or a rule every question gets all of them.
         arms: How the arms of the ladder draw a response, where not as by default.
         rule: Decides where there is no controller, one of :data:`dps.decide.RULES`.
-        policy: A policy file that ``dps recommend`` wrote, or its folder, instead of controller, k, ladder, arms, rule,
-            sampler and aggregator.
+        policy: A policy file of ``dps recommend``, or its folder, instead of whatever else says what is sampled.
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
         style: How the answer is asked for and read, see :func:`dps.benchmarks.given.given_questions`.
         aggregator: How k answers become one; by majority if not given.
@@ -89,8 +88,7 @@ def answer(
     """
     check_rows(rows, "rows")
     check_seed(seed)
-    if aggregator not in (None, *AGGREGATORS):
-        raise InputError(f"Expected one of {', '.join(AGGREGATORS)} as aggregator, got {aggregator!r}.")
+    _check_aggregator(aggregator)
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     texts = [questions] if isinstance(questions, str) else list(questions)
     benchmark = given_questions(texts, style or ("arithmetic" if embedded else "number"))
@@ -112,11 +110,8 @@ def answer(
     _check_model(loaded, controller, file, encoder, feature_layer)
     settings = [samplers[arm] for arm in climbs.ladder.arms]
     options = {"seed": seed, "aggregator": aggregator or "majority", "eager": eager, "on_checkpoint": on_checkpoint}
-    options |= {"feature_layer": feature_layer if HIDDEN in parts else None}
-    layers = controller.prompt_layers if controller is not None and PROMPT in parts else ()
-    read = partial(prompt_states, loaded, layers=layers) if layers else None
-    prepared = partial(prepare, embedder=encoder, read_prompts=read)
-    return _answered(loaded, benchmark, climbs, settings, prepared, rows, **options)
+    layer = feature_layer if HIDDEN in parts else None
+    return _answered(loaded, benchmark, climbs, settings, encoder, rows, feature_layer=layer, **options)
 
 
 def _answered(
@@ -124,23 +119,28 @@ def _answered(
     benchmark: Benchmark,
     policy: Policy,
     settings: Sequence[SamplerConfig],
-    prepared: Callable[..., Iterator[PreparedQuestion]],
+    embedder: QuestionEmbedder | None,
     rows: int | None,
     **options: Any,
 ) -> list[Question]:
-    """Return the record of each question in order.
-
-    ``settings`` are those of the ladder's arms; ``prepared`` makes questions of items and prompts.
-    """
+    """Return the record of each question in order; ``settings`` are those of the ladder's arms."""
     prompts = prompts_of(model, benchmark, settings[0])
     tokens = [tokens for _, tokens in prompts.values()]
     compute = ComputeConfig(rows=rows)
     engine = open_engine(model, settings, compute, benchmark=benchmark, prompts=tokens, memory_share=1.0)
-    questions = prepared(benchmark.items, prompts)
+    controller = policy.controller
+    layers = controller.prompt_layers if controller is not None and PROMPT in controller.parts else ()
+    read = partial(prompt_states, model, layers=layers) if layers else None
+    questions = prepare(benchmark.items, prompts, embedder, read_prompts=read)
     records = run_policy(model, engine, questions, policy, grader=benchmark.grader, **options)
     with torch_threads(num_threads(model.num_parameters)):
         by_id = {record.question_id: record for record in records}
     return [by_id[item.question_id] for item in benchmark.items]
+
+
+def _check_aggregator(aggregator: str | None) -> None:
+    if aggregator not in (None, *AGGREGATORS):
+        raise InputError(f"Expected one of {', '.join(AGGREGATORS)} as aggregator, got {aggregator!r}.")
 
 
 def _policy_file(path: str | Path, given: Mapping[str, Any]) -> PolicyFile:

@@ -85,7 +85,7 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
         questions,
         policy={"name": "power", "family": "fixed", "ladder": ["power 2", "power 2", "power 2"]},
     )
-    with pytest.raises(InputError, match="Expected 8 responses of the arm power in .*k6, which has power 6"):
+    with pytest.raises(InputError, match=r"Expected 8 responses of the arm power in .*k6, which has power 6"):
         FeatureDataModule(harvest, test_store=shorter)
     with pytest.raises(InputError, match="none is in val"):
         ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)
