@@ -80,11 +80,6 @@ class Controller:
         return self.description["data"]["arms"]
 
     @property
-    def prompt_layers(self) -> list[int]:
-        """The layers of the prompt's hidden states in its harvest."""
-        return self.description["data"]["model"].get("prompt_layers", [])
-
-    @property
     def ks(self) -> tuple[int, ...]:
         """Responses at each checkpoint, then those of the ladder's end."""
         return self.ladder.ks
@@ -144,8 +139,6 @@ class Controller:
             embedding_size: E of the embedder; None where it is not loaded yet.
         """
         trained = self.description["data"]["model"]
-        if PROMPT in self.parts and (layers := identity.get("prompt_layers", [])) != self.prompt_layers:
-            raise self._refusal(f"prompt states of the layers {self.prompt_layers}", f"here they are of {layers}")
         if HIDDEN in self.parts:
             self.check_sizes(identity["hidden_size"], self.embedding_size)
             layers = trained.get("feature_layer"), identity.get("feature_layer")
