@@ -46,15 +46,17 @@ class Outcomes:
     """Whether the point is its ladder's end, where nobody stops before: shape (P,), bool."""
 
 
-def settings_of(policy: ReplayedPolicy, threshold: float) -> dict[str, Any]:
-    """Return what a point is, as JSON values.
+def settings_of(policy: ReplayedPolicy, point: int) -> dict[str, Any]:
+    """Return what a point of a curve is, as JSON values.
 
-    ``policy`` (its name), ``series`` (of its ladder), ``ladder`` (the rungs that it climbs), ``arms`` (names),
-    ``family``, ``aggregator``, ``k`` (a fixed budget's, else None), ``threshold`` (else), ``controller`` (where it is
-    from) and ``rule`` (its settings) or None.
+    ``policy`` (its name), ``series`` (of its ladder), ``ladder`` (the rungs that it climbs on any question, which may
+    end before the series' ladder does), ``arms`` (their names), ``family``, ``aggregator``, ``k`` (a fixed budget's,
+    else None), ``threshold`` (else), ``controller`` (where it is from) and ``rule`` (its settings) or None.
     """
     assert policy.ladder is not None
-    is_fixed, ladder = policy.family == "fixed", policy.ladder
+    is_fixed, ladder, threshold = policy.family == "fixed", policy.ladder, float(policy.thresholds[point])
+    if policy.reached is not None:
+        ladder = Ladder(ladder.rungs[: ladder.ks.index(int(policy.reached[point])) + 1])
     if is_fixed:  # nobody is asked on the way
         runs = groupby(arm for arm, _ in ladder.sequence(int(threshold)))
         ladder = Ladder(tuple(Rung(arm, len(list(run))) for arm, run in runs))
@@ -66,21 +68,21 @@ def settings_of(policy: ReplayedPolicy, threshold: float) -> dict[str, Any]:
         "family": policy.family,
         "aggregator": policy.aggregator,
         "k": int(threshold) if is_fixed else None,
-        "threshold": None if is_fixed else float(threshold),
+        "threshold": None if is_fixed else threshold,
         "controller": policy.source,
-        "rule": None if policy.rule is None else {**policy.rule, "threshold": float(threshold)},
+        "rule": None if policy.rule is None else {**policy.rule, "threshold": threshold},
     }
 
 
 def outcomes_of(policies: Sequence[ReplayedPolicy], question_ids: Sequence[str], folds: np.ndarray) -> Outcomes:
     """Return every point of every policy that could be run."""
     told = [policy for policy in policies if policy.family not in ("oracle", "chance")]
-    points = [(p, float(at), point) for p in told for at, point in zip(p.thresholds, p.curve, strict=True)]
+    points = [(p, i, point) for p in told for i, point in enumerate(p.curve)]
     return Outcomes(
         tuple(question_ids),
         folds,
-        tuple(policy.row_name(at) for policy, at, _ in points),
-        tuple(settings_of(policy, at) for policy, at, _ in points),
+        tuple(policy.row_name(policy.thresholds[i]) for policy, i, _ in points),
+        tuple(settings_of(policy, i) for policy, i, _ in points),
         np.stack([point.correct for _, _, point in points]).astype(np.float32),
         np.stack([point.tokens for _, _, point in points]).astype(np.float32),
         np.array([bool((point.k == policy.ladder.maximum).all()) for policy, _, point in points]),  # type: ignore

@@ -78,6 +78,8 @@ class ReplayedPolicy:
     """Where a controller is from."""
     rule: dict[str, Any] | None = None
     """Settings of a rule, but for its threshold."""
+    reached: np.ndarray | None = None
+    """The most responses that any question gets at each point of a rule's or controller's curve: shape (M,), int64."""
     shares: np.ndarray | None = None
     """Share of the questions, over all orders, that end after each rung there: shape (C + 1,)."""
     gave_up: float | None = None
@@ -204,7 +206,11 @@ def dynamic(
     """
     p_inc = continue_score(p_enough)
     thresholds = spread_thresholds(p_inc, walked.correct, walked.tokens, CURVE_POINTS)[::-1]  # the higher, the cheaper
-    curve = tuple(outcome_at(walked, stops(p_inc, float(threshold))) for threshold in thresholds)
+    curve, reached = [], []
+    for threshold in thresholds.tolist():
+        stop = stops(p_inc, threshold)
+        curve.append(outcome_at(walked, stop))
+        reached.append(walked.ks[stop.max()])
     chosen = cross_fitted(thresholds, curve, walked, folds, margin, reference)
     stop = stops(p_inc, chosen[:, None, None])
     own = None if own_threshold is None else outcome_at(walked, stops(p_inc, np.reshape(own_threshold, (-1, 1, 1))))
@@ -213,8 +219,9 @@ def dynamic(
         family=family,
         series=series,
         thresholds=thresholds,
-        curve=curve,
+        curve=tuple(curve),
         listed=np.zeros(len(curve), bool),
+        reached=np.array(reached),
         chosen_thresholds=chosen,
         **_chosen_at(walked, stop),
         p_enough=p_enough,
@@ -226,9 +233,10 @@ def dynamic(
 
 def at_threshold(name: str, series: str, walked: Walk, p_enough: np.ndarray, threshold: float) -> ReplayedPolicy:
     """Return a rule at a threshold that nothing chose: one point, from p_enough (Q, O, C)."""
-    of_stop, at = _chosen_at(walked, stops(continue_score(p_enough), threshold)), np.full(1, threshold)
-    listed = np.ones(1, bool)
-    return ReplayedPolicy(name, "rule", series, at, (of_stop["chosen"],), listed, chosen_thresholds=at, **of_stop)
+    stop, at = stops(continue_score(p_enough), threshold), np.full(1, threshold)
+    of_stop, reached = _chosen_at(walked, stop), np.full(1, walked.ks[stop.max()])
+    point = {"chosen_thresholds": at, "reached": reached, **of_stop}
+    return ReplayedPolicy(name, "rule", series, at, (of_stop["chosen"],), np.ones(1, bool), **point)
 
 
 def _chosen_at(walked: Walk, stop: np.ndarray) -> dict[str, Any]:

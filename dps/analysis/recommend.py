@@ -2,7 +2,8 @@
 
 Choosing the best of many flatters what is chosen. So the choice is made once for each fold, on the questions of the
 other folds, and measured on that fold: these numbers are of questions that chose nothing. What is recommended is the
-choice on all questions, and how often the folds chose the same is said (METHOD section 7).
+choice on all questions, and how often the folds chose the same is said (METHOD section 7). Where a simpler policy does
+as well for no more tokens, it is the choice.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dps.analysis.write import read_result
 from dps.decide import RULES, Controller, Ladder, Policy
 from dps.decide.files import controller_file
 from dps.decide.policy_file import NAME, write_policy
+from dps.decide.rules import LEADS
 from dps.decide.splits import other_folds
 from dps.decide.thresholds import cheapest_without_loss, effective_margin
 from dps.errors import InputError
@@ -51,8 +53,8 @@ FILE, FORMAT_VERSION = "recommendation.json", 1
 PRICES = 12
 """Budgets, evenly spread over log tokens, at which power sampling is compared with cheaper sampling."""
 RESAMPLES = 2000
-_SIMPLEST = {"fixed": 0, "rule": 1, "controller": 2}
-"""Of policies with equal tokens (or accuracy), the simplest is taken."""
+_KINDS = {"fixed": 0, "rule": 2, "controller": 3}
+"""How simple a policy is; a rule with nothing to choose (``lead-2``) is 1."""
 
 Choose = Callable[[np.ndarray], int]
 """Takes a point on some questions: a mask of shape (Q,)."""
@@ -73,6 +75,8 @@ class Policies:
     """Shape (P, Q)."""
     tokens: np.ndarray
     """Shape (P, Q)."""
+    kinds: np.ndarray
+    """0 of a fixed budget, 1 of a rule with nothing to choose, 2 of other rules, 3 of controllers: shape (P,)."""
 
     @classmethod
     def of(cls, outcomes: Outcomes) -> Policies:
@@ -80,21 +84,27 @@ class Policies:
         members: dict[tuple[str, ...], list[int]] = {}
         for point, one in enumerate(outcomes.settings):
             members.setdefault((one["family"], one["policy"], one["series"], one["aggregator"]), []).append(point)
-        # Simple ones first: named rules (one point, nothing chosen), then those with a threshold.
-        order = sorted(members.items(), key=lambda item: (_SIMPLEST.get(item[0][0], 3), len(item[1]) > 1))
+        kinds = np.array([1 if one["policy"] in LEADS else _KINDS[one["family"]] for one in outcomes.settings])
+        groups = sorted(map(np.array, members.values()), key=lambda points: kinds[points[0]])
         # Means over orders lie in single precision; equal ones are to be equal.
         numbers = (np.round(of.astype(np.float64), 6) for of in (outcomes.correct, outcomes.tokens))
-        return cls(outcomes, tuple(np.array(points) for _, points in order), *numbers)
+        return cls(outcomes, tuple(groups), *numbers, kinds)
 
     def group_of(self, point: int) -> int:
         """Return the index of the group that holds a point."""
         return next(i for i, points in enumerate(self.groups) if point in points)
 
     def label(self, point: int) -> str:
-        """Return what a point is called: ``lead-2 (lowtemp-ones)``; of a fixed budget ``plain 16 and lowtemp 8``."""
+        """Return what a point is called: ``lead-2 (lowtemp-ones)``; of a fixed budget ``plain 16 and lowtemp 8``.
+
+        One that never draws from some of its ladder's arms is called by the arms that it draws from.
+        """
         one = self.outcomes.settings[point]
         if one["family"] != "fixed":
-            return f"{one['policy']} ({one['series']})"
+            whole = {
+                arm for other in self.outcomes.settings if other["series"] == one["series"] for arm in other["arms"]
+            }
+            return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
         budget = listing(one["ladder"])
         return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
 
@@ -166,12 +176,13 @@ def at_least(policies: Policies, target: int, margin: float, groups: Sequence[np
 
     Within each group the points are tested in a fixed sequence, see
     :func:`dps.decide.thresholds.cheapest_without_loss`; the cheapest of the groups' choices is taken. Where no group
-    has one, that is the target itself.
+    has one, that is the target itself. A simpler policy that is at least as accurate takes its place.
     """
 
     def choose(rows: np.ndarray) -> int:
         passed = [point for points in groups if (point := passing(policies, target, margin, points, rows)) is not None]
-        return passed[int(policies.tokens[passed][:, rows].mean(axis=1).argmin())] if passed else target
+        best = passed[int(policies.tokens[passed][:, rows].mean(axis=1).argmin())] if passed else target
+        return simplest(policies, best, np.concatenate(list(groups)), rows, errors=0.0)
 
     return choose
 
@@ -186,20 +197,45 @@ def passing(policies: Policies, target: int, margin: float, points: np.ndarray, 
 def at_most(policies: Policies, budget: float, groups: Sequence[np.ndarray]) -> Choose:
     """Return the choice of the most accurate point of at most ``budget`` tokens a question on average.
 
-    Of equally accurate points the cheapest is taken, and then the simplest. Where none costs so little on some
-    questions, that is the cheapest one.
+    The best of hundreds is a lucky one. So a simpler policy takes its place whose accuracy is within one standard error
+    of their paired difference. Where no point costs so little on some questions, the cheapest one is taken.
     """
     points = np.concatenate(list(groups))
 
     def choose(rows: np.ndarray) -> int:
         tokens = policies.tokens[points][:, rows].mean(axis=1)
-        within = np.flatnonzero(tokens <= budget)
-        if not len(within):
+        if not (tokens <= budget).any():
             return int(points[tokens.argmin()])
-        accuracy = np.round(policies.correct[points[within]][:, rows].mean(axis=1), 9)
-        return int(points[within[np.lexsort((tokens[within], -accuracy))[0]]])
+        best = most_accurate(policies, points[tokens <= budget], rows)
+        return simplest(policies, best, points, rows, errors=1.0)
 
     return choose
+
+
+def most_accurate(policies: Policies, points: np.ndarray, rows: np.ndarray) -> int:
+    """Return which of some points is right most often on some questions; of equals the cheapest, then the first."""
+    accuracy, tokens = (of[points][:, rows].mean(axis=1) for of in (policies.correct, policies.tokens))
+    return int(points[np.lexsort((tokens, -np.round(accuracy, 9)))[0]])
+
+
+def simplest(policies: Policies, best: int, points: np.ndarray, rows: np.ndarray, errors: float) -> int:
+    """Return what to use in place of the ``best`` point: the simplest that does as well for no more tokens.
+
+    A fixed budget is simpler than a rule with nothing to choose, that than other rules, these than controllers. As well
+    is an accuracy at most so many standard errors (of the paired difference on these questions) lower. Of equally
+    simple points the most accurate is taken.
+
+    Source:
+        Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
+    """
+    spent = policies.tokens[:, rows].mean(axis=1)
+    simpler = points[(policies.kinds[points] < policies.kinds[best]) & (spent[points] <= spent[best] + 1e-6)]
+    losses = policies.correct[best, rows] - policies.correct[simpler][:, rows]
+    allowed = errors * losses.std(axis=1) / np.sqrt(losses.shape[1])
+    simpler = simpler[losses.mean(axis=1) <= allowed + 1e-9]
+    if not len(simpler):
+        return best
+    return most_accurate(policies, simpler[policies.kinds[simpler] == policies.kinds[simpler].min()], rows)
 
 
 def held_out(policies: Policies, choose: Choose) -> HeldOut:
@@ -431,7 +467,6 @@ def _beside(
         "label": policies.label(choose(np.ones(len(chosen.points), dtype=bool))),
         **_of(other),
         "difference": plain(difference(other.correct, chosen.correct)),
-        "from_target": plain(difference(other.correct, policies.correct[reference])),
         "passing": policies.label(int(same[0])) if same else None,
     }
 

@@ -93,14 +93,16 @@ def run_replay(
     samples = table.samples
     assert samples is not None
     num_orders, seed = _drawn(config, out_of_fold, store.manifest)
-
-    def orders_of(ladder: Ladder) -> np.ndarray:
-        check_held(ladder, whole.ladder, str(harvest))
-        arms = [arm for arm in samples.arms if arm in ladder.arms]
-        return ladder_orders(common, arms, ladder, num_orders, seed)
+    # An arm's responses come in the same order on every ladder.
+    every = ladder_orders(common, samples.arms, whole.ladder, num_orders, seed)
+    place = {key: i for i, key in enumerate(whole.ladder.sequence())}
 
     def columns(ladder: Ladder) -> np.ndarray:
-        return np.flatnonzero(np.isin(samples.arms, ladder.arms))[orders_of(ladder)]
+        check_held(ladder, whole.ladder, str(harvest))
+        return every[..., [place[key] for key in ladder.sequence()]]
+
+    def orders_of(ladder: Ladder) -> np.ndarray:
+        return (np.cumsum(np.isin(samples.arms, ladder.arms)) - 1)[columns(ladder)]
 
     controllers = {
         name: _of_fold(name, out_of_fold[name].on(common), orders_of)
@@ -109,8 +111,6 @@ def run_replay(
         for name, path in config.controllers.items()
     }
     ladders = ladders_of(config, whole, str(harvest), [asked.ladder for asked in controllers.values()])
-    for ladder in ladders.values():
-        check_held(ladder, whole.ladder, str(harvest))
     main = next(iter(ladders))
     folds = folds_of(divided_as(common, samples.contents), config.folds, config.seed)
     budgets = _budgets(table, ladders, columns)
@@ -124,11 +124,7 @@ def run_replay(
         climbing = (series, walked, folds, config.margin, point_at(first, k).correct)
         found = [_controller(name, asked, config.controllers[name], *climbing) for name, asked in known.items()]
         rules, blind = _rules(RULES if series == main else VOTE_RULES, *climbing)
-        if blind:
-            notes.append(
-                f"Left out: {', '.join(blind)}. The harvest has not recorded the entropies and top-1 probabilities "
-                "that they look at."
-            )
+        notes += blind
         mine = {"ladder": ladder, "aggregator": store.manifest.aggregator}
         policies += [replace(one, **mine) for one in (*found, *rules, *bounds(*climbing))]
         if found or series == main:
@@ -136,12 +132,12 @@ def run_replay(
     policies = [replace(one, main=main) for one in (*budgets, *policies)]
     if keep is not None:
         keep(outcomes_of(policies, common, folds))
-    benchmark, model = store.manifest.benchmark.get("name"), Path(str(store.manifest.model.get("name"))).name
+    model = Path(str(store.manifest.model.get("name"))).name
     told = ("output", "controllers", "show_questions", "ladders")
     return result_of(
         Analysis(
             kind="replay",
-            title=config.title or f"Policies replayed: {benchmark}, {model}",
+            title=config.title or f"Policies replayed: {store.manifest.benchmark.get('name')}, {model}",
             tables=[table],
             whole=[whole],
             policies=policies,
@@ -214,13 +210,16 @@ def ladders_of(config: ReplayConfig, table: StoreTable, folder: str, known: Sequ
     ``known`` are those of the controllers, which are climbed whatever the settings say.
 
     Raises:
-        InputError: If a ladder has the name of another arm, or there is none.
+        InputError: If a ladder has the name of another arm or takes what the harvest lacks, or there is none.
     """
     totals = table.ladder.totals
     ladders = {name: Ladder.parse(rungs) for name, rungs in config.ladders.items()}
     others = [("+".join(ladder.arms), ladder) for ladder in known]
     if not ladders:
         others.append(("+".join(totals), table.ladder))
+        cheap = tuple(rung for rung in table.ladder.rungs if not table.manifest.arms[rung.arm].get("num_mh_steps"))
+        if cheap:  # what power sampling adds to
+            others.append(("+".join(Ladder(cheap).arms), Ladder(cheap)))
         for arm, count in totals.items():
             others += [(f"{arm}-doubling", doubling(arm, count)), (f"{arm}-ones", from_ks(arm, range(1, count + 1)))]
     for name, ladder in others:
@@ -228,6 +227,7 @@ def ladders_of(config: ReplayConfig, table: StoreTable, folder: str, known: Sequ
             number = next(n for n in range(1, len(others) + 2) if (name if n == 1 else f"{name}-{n}") not in ladders)
             ladders[name if number == 1 else f"{name}-{number}"] = ladder
     for name, ladder in ladders.items():
+        check_held(ladder, table.ladder, folder)
         if name in totals and ladder.arms != (name,):
             raise InputError(f"ladders.{name} has the name of an arm, but climbs {ladder}: give it another name.")
     if not ladders:
@@ -320,7 +320,7 @@ def _controller(
 def _rules(
     names: Collection[str], series: str, walked: Walk, folds: np.ndarray, margin: float, reference: np.ndarray
 ) -> tuple[list[ReplayedPolicy], list[str]]:
-    """Run rules that need no training; also return the names of those that the store shows too little to."""
+    """Run rules that need no training; also return a note on those that the store shows too little to."""
     policies, blind = [], []
     for name in names:
         rule = RULES[name]
@@ -338,4 +338,8 @@ def _rules(
             blind.append(name)
             continue
         policies.append(replace(policy, rule=asdict(rule)))
-    return policies, blind
+    note = (
+        f"Left out: {', '.join(blind)}. The harvest has not recorded the entropies and top-1 probabilities that they "
+        "look at."
+    )
+    return policies, [note] if blind else []

@@ -64,7 +64,7 @@ def crossval(path, fingerprint="made-up", orders=4, quality=1.0, threshold=0.5, 
     label = labels_of(walked.correct, "no_gain")
     noise = np.random.default_rng(5).random(label.shape)
     said = Predictions(
-        name="mlp", label_name="no_gain", ks=ladder.ks, feature_set="published", aggregator="majority", seed=0,
+        name="mlp", label_name="no_gain", ladder=ladder, columns=ladder.sequence(), ks=ladder.ks, feature_set="published", aggregator="majority", seed=0,
         store_fingerprint=fingerprint, question_ids=samples.question_ids, fold=np.arange(60, dtype=np.int32) % 5,
         orders=shuffled.astype(np.int32), p_enough=np.clip(quality * label + (1 - quality) * noise, 0.01, 0.99),
         threshold=np.broadcast_to(threshold, 60).astype(float), label=label.astype(np.int8),
@@ -161,6 +161,21 @@ def test_outcomes_hold_every_point_of_the_page(made, tmp_path):
     assert sweep["rule"] == {"name": "lead", "margin": 8, "threshold": sweep["threshold"]}
     ends = {(s["series"], s["policy"]) for s, end in zip(read.settings, read.end, strict=True) if end}
     assert {("power", "fixed"), ("lowtemp", "fixed"), ("power", "mlp"), ("lowtemp-ones", "lead")} <= ends
+
+
+def test_what_power_sampling_adds_to_is_a_ladder_and_what_never_reaches_it_is_named_without(tmp_path):
+    """Of a harvest that goes on with power sampling, the ladder before it is there, too; lead-1 ends on it always."""
+    rungs = ("lowtemp 2", "lowtemp 2", "plain 4", "power 2", "power 2")
+    arms = {"lowtemp": (4, 1.0), "plain": (4, 0.5), "power": (4, 0.5)}
+    StoreWriter.open(tmp_path / "h", arms_manifest(rungs)).commit([of_arms(i, arms) for i in range(20)])
+    kept = []
+    result = run_replay(tmp_path / "h", ReplayConfig(orders=4, resamples=100), no_controller, kept.append)
+    assert "lead-1 (lowtemp+plain)" in by_policy(result)
+    of = {(one["policy"], one["series"]): one for one in kept[0].settings if one["family"] == "rule"}
+    assert of["lead-1", "lowtemp+plain+power"]["ladder"] == list(rungs[:1])  # two right answers lead by two
+    assert of["esc", "lowtemp+plain"]["arms"] == ["lowtemp", "plain"]  # its last point: the end
+    config = ReplayConfig(ladders={"mine": rungs}, orders=4, resamples=100)
+    assert "lead-1 (lowtemp+plain)" not in by_policy(run_replay(tmp_path / "h", config, no_controller))
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "make it with dps replay"), (b"no", "as dps replay wrote it")])
