@@ -101,9 +101,7 @@ class Policies:
         """
         one = self.outcomes.settings[point]
         if one["family"] != "fixed":
-            whole = {
-                arm for other in self.outcomes.settings if other["series"] == one["series"] for arm in other["arms"]
-            }
+            whole = {arm for of in self.outcomes.settings if of["series"] == one["series"] for arm in of["arms"]}
             return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
         budget = listing(one["ladder"])
         return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"

@@ -64,11 +64,12 @@ def crossval(path, fingerprint="made-up", orders=4, quality=1.0, threshold=0.5, 
     label = labels_of(walked.correct, "no_gain")
     noise = np.random.default_rng(5).random(label.shape)
     said = Predictions(
-        name="mlp", label_name="no_gain", ladder=ladder, columns=ladder.sequence(), ks=ladder.ks, feature_set="published", aggregator="majority", seed=0,
-        store_fingerprint=fingerprint, question_ids=samples.question_ids, fold=np.arange(60, dtype=np.int32) % 5,
-        orders=shuffled.astype(np.int32), p_enough=np.clip(quality * label + (1 - quality) * noise, 0.01, 0.99),
-        threshold=np.broadcast_to(threshold, 60).astype(float), label=label.astype(np.int8),
-        correct=walked.correct.astype(np.int8), tokens=walked.tokens.astype(np.int64),
+        name="mlp", label_name="no_gain", ladder=ladder, columns=ladder.sequence(), ks=ladder.ks, seed=0,
+        feature_set="published", aggregator="majority", store_fingerprint=fingerprint,
+        question_ids=samples.question_ids, fold=np.arange(60, dtype=np.int32) % 5, orders=shuffled.astype(np.int32),
+        p_enough=np.clip(quality * label + (1 - quality) * noise, 0.01, 0.99), label=label.astype(np.int8),
+        threshold=np.broadcast_to(threshold, 60).astype(float), correct=walked.correct.astype(np.int8),
+        tokens=walked.tokens.astype(np.int64),
     )  # fmt: skip
     write_predictions(path / "predictions.h5", said)
     return path
