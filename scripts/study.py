@@ -1,6 +1,6 @@
 """Run the stages of a study: lists of dps commands in a YAML file, each of which goes on where it was stopped.
 
-    python scripts/study.py run configs/study/embedded.yaml harvest rivals crossval replay
+    python scripts/study.py run configs/study/embedded.yaml harvest crossval replay
     python scripts/study.py run configs/study/gsm8k_qwen_0.5b.yaml live --set model=FOLDER --set workers=2
     python scripts/study.py seeds --seeds 0 1 2 3 4 --table docs/results/quickstart/seeds.csv
 

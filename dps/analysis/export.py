@@ -52,12 +52,12 @@ def rows(run: Run, questions: Mapping[str, Question], mcmc_policy: str, *, serie
     """
     sides = {side: questions[name] for side, name in side_policies(mcmc_policy).items() if name in questions}
     by_index = {side: {t.index: t for t in question.trajectories} for side, question in sides.items()}
-    mcmc = run.stores.get(mcmc_policy)
-    baselines = any(name in run.stores for name in ("plain", "lowtemp"))
-    sampler = mcmc.manifest.sampler if mcmc is not None else {}
+    mcmc = run.parts.get(mcmc_policy)
+    baselines = any(name in run.parts for name in ("plain", "lowtemp"))
+    sampler = mcmc.sampler if mcmc is not None else {}
     common = {
         "run": run.name,
-        "seed": next(iter(run.stores.values())).manifest.seed,
+        "seed": run.stores[0].manifest.seed,
         "dynamic_metric": sampler.get("early_stop", "none"),
         "run_mode": "baseline_only" if mcmc is None else "all" if baselines else "mcmc_only",
         "baseline_k": 1 if baselines else None,

@@ -46,10 +46,10 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
         raise InputError(f"Expected a folder for the metrics, but {output} is a file: name another one.")
     policies, notes = _policies(runs, config)
     settings = {name: value for name, value in asdict(config).items() if name != "output"}
-    identities = [store_identity(store.folder, output) for run in runs for store in run.stores.values()]
+    identities = [store_identity(store.folder, output) for run in runs for store in run.stores]
     settings["stores"] = {one["folder"]: one["fingerprint"] for one in identities}
     claim(output, "dps metrics", settings, ("trajectories*.csv", "samples.csv", "predictor.json", "pass_at_k.*"))
-    notes += [short for run in runs for s in run.stores.values() if (short := s.shortfall()) is not None]
+    notes += [short for run in runs for s in run.stores if (short := s.shortfall()) is not None]
     pooled: dict[str, Pooled] = {}
     with ExitStack() as stack:  # runs that are refused when they have been read leave no table behind
         for run in runs:
@@ -68,8 +68,8 @@ def run_metrics(folders: Sequence[Path], config: MetricsConfig) -> dict[str, Any
     }
     if config.trajectories_only:
         return measured
-    counted = next(run.stores[config.mcmc_policy] for run in runs if config.mcmc_policy in run.stores)
-    metric = counted.manifest.sampler.get("early_stop", "none")
+    counted = next(run.parts[config.mcmc_policy] for run in runs if config.mcmc_policy in run.parts)
+    metric = counted.sampler.get("early_stop", "none")
     rows = measured["samples"] = published.question_rows(pooled, config.mcmc_policy, metric)
     settings = {name: getattr(config, name) for name in ("folds", "repeats", "bootstrap", "seed")}
     measured["predictor"], predictions = predictor.predict(rows, **settings)
@@ -142,9 +142,9 @@ def _predictor_line(result: Mapping[str, Any]) -> str:
 
 def _policies(runs: Sequence[Run], config: MetricsConfig) -> tuple[list[str], list[str]]:
     """Return the policies whose trajectories are counted, the power-sampling one first, and notes on the others."""
-    stores = {name: store for run in runs for name, store in run.stores.items()}
-    fixed = [name for name, store in stores.items() if store.manifest.policy.get("family") != "dynamic"]
-    if config.mcmc_policy in stores and config.mcmc_policy not in fixed:
+    parts = {name: part for run in runs for name, part in run.parts.items()}
+    fixed = [name for name, part in parts.items() if part.arm is not None]
+    if config.mcmc_policy in parts and config.mcmc_policy not in fixed:
         raise InputError(
             f"Expected a policy with a fixed number of trajectories, but that of {config.mcmc_policy} depends on what "
             "they are: set mcmc_policy to power, or to another one that has no controller."
@@ -153,11 +153,11 @@ def _policies(runs: Sequence[Run], config: MetricsConfig) -> tuple[list[str], li
     if config.mcmc_policy not in fixed and not (config.trajectories_only and set(sides) & set(fixed)):
         raise InputError(
             f"Expected a store of the policy {config.mcmc_policy} in {listing(str(run.folder) for run in runs)}, found "
-            f"only {', '.join(stores)}: evaluate it, or set mcmc_policy to another one."
+            f"only {', '.join(parts)}: evaluate it, or set mcmc_policy to another one."
         )
     order = (config.mcmc_policy, "plain", "lowtemp")
     policies = [*(name for name in order if name in fixed), *sorted(set(fixed) - set(order))]
-    others = sorted(set(stores) - set(fixed))
+    others = sorted(set(parts) - set(fixed))
     notes = []
     if others:
         notes.append(
@@ -165,7 +165,7 @@ def _policies(runs: Sequence[Run], config: MetricsConfig) -> tuple[list[str], li
             "be exchanged."
         )
     for name in policies:
-        if law := stores[name].manifest.policy.get("law"):
+        if law := parts[name].store.manifest.policy.get("law"):
             notes.append(f"{name} is no draw from p^alpha: {law}.")
     return policies, notes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,27 @@ def choose_clock(manifests: Sequence[Manifest]) -> tuple[str, Mapping[str, float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What a store holds of one policy of :class:`Run`."""
+
+    store: Store
+    """The store."""
+    arm: str | None
+    """The arm whose responses these are; None of a policy that decides, which has them all."""
+
+    @property
+    def sampler(self) -> Mapping[str, Any]:
+        """How its responses were drawn."""
+        return self.store.manifest.sampler if self.arm is None else self.store.manifest.arms[self.arm]
+
+    def of(self, question: Question) -> Question:
+        """Return a question with the responses of this part only."""
+        if self.arm is None or len(self.store.manifest.arms) == 1:
+            return question
+        return replace(question, trajectories=tuple(t for t in question.trajectories if t.arm == self.arm))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """One evaluation (or harvest)."""
 
@@ -101,17 +122,24 @@ class Run:
     """Distinct among the runs that are read together; part of file names."""
     folder: Path
     """The folder that holds its stores."""
-    stores: dict[str, Store]
-    """By policy, in order of folder name."""
+    parts: dict[str, Part]
+    """By policy, in order of folder name; a store of several arms holds each under the arm's name."""
+
+    @property
+    def stores(self) -> list[Store]:
+        """Its stores, each once."""
+        return list({part.store.folder: part.store for part in self.parts.values()}.values())
 
     def questions(self, policies: Sequence[str]) -> Iterator[dict[str, Question]]:
         """Yield each question's records by policy, in order of id; policies without it are left out."""
-        stores = {name: store for name, store in self.stores.items() if name in policies}
-        held = {name: set(store.question_ids) for name, store in stores.items()}
+        parts = {name: part for name, part in self.parts.items() if name in policies}
+        stores = {part.store.folder: part.store for part in parts.values()}
+        held = {folder: set(store.question_ids) for folder, store in stores.items()}
         # A store yields in order of id, too, so the next of each is the one that is due.
-        readers = {name: iter(store) for name, store in stores.items()}
+        readers = {folder: iter(store) for folder, store in stores.items()}
         for question_id in sorted(set().union(*held.values())):
-            yield {name: next(reader) for name, reader in readers.items() if question_id in held[name]}
+            due = {folder: next(reader) for folder, reader in readers.items() if question_id in held[folder]}
+            yield {name: part.of(due[part.store.folder]) for name, part in parts.items() if part.store.folder in due}
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -129,23 +157,31 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             grouped.setdefault(store.resolve().parent, {})[store.resolve()] = store
     runs = []
     for (parent, stores), name in zip(grouped.items(), _distinct_names(list(grouped)), strict=True):
-        opened: dict[str, Store] = {}
+        parts: dict[str, Part] = {}
         for _, folder in sorted(stores.items()):
-            store = Store.open(folder)
-            policy = str(store.manifest.policy["name"])
-            if policy in opened:
-                raise InputError(
-                    f"Expected each policy once in a run, but {opened[policy].folder} and {folder} both hold {policy}: "
-                    "name one of them."
-                )
-            opened[policy] = store
-        if not any(map(len, opened.values())):
+            for policy, part in _parts(Store.open(folder)).items():
+                if policy in parts:
+                    raise InputError(
+                        f"Expected each policy once in a run, but {parts[policy].store.folder} and {folder} both hold "
+                        f"{policy}: name one of them."
+                    )
+                parts[policy] = part
+        if not any(len(part.store) for part in parts.values()):
             raise InputError(
                 f"Expected complete questions in {parent}, found none yet: let the run go on, then try again."
             )
-        runs.append(Run(name, parent, opened))
+        runs.append(Run(name, parent, parts))
     _check_together(runs)
     return runs
+
+
+def _parts(store: Store) -> dict[str, Part]:
+    """Return what a store holds by policy: of a fixed one its arms, whose only one is called by the policy's name."""
+    manifest = store.manifest
+    name, arms = str(manifest.policy["name"]), list(manifest.arms)
+    if manifest.policy.get("family") == "dynamic":
+        return {name: Part(store, None)}
+    return {name: Part(store, arms[0])} if len(arms) == 1 else {arm: Part(store, arm) for arm in arms}
 
 
 def _distinct_names(folders: list[Path]) -> list[str]:
@@ -163,15 +199,17 @@ def _check_together(runs: Sequence[Run]) -> None:
     Raises:
         InputError: With one sentence that names two stores and what is wrong.
     """
-    first = next(iter(runs[0].stores.values()))
-    seen: dict[str, list[Store]] = {}
+    first = next(iter(runs[0].parts.values())).store
+    seen: dict[str, list[Part]] = {}
     for run in runs:
-        for policy, store in run.stores.items():
+        for policy, part in run.parts.items():
+            store = part.store
             models = ((one.folder, model_identity(one.manifest)) for one in (first, store))
             _check_same("runs of one model", *models, "read them apart")
-            for other in seen.setdefault(policy, []):
-                samplers = ((one.folder, one.manifest.sampler) for one in (other, store))
+            for before in seen.setdefault(policy, []):
+                samplers = ((one.store.folder, one.sampler) for one in (before, part))
                 _check_same("runs of one sampler", *samplers, "read them apart")
+                other = before.store
                 shared = set(other.question_ids) & set(store.question_ids)
                 if other.manifest.seed == store.manifest.seed and shared:
                     raise InputError(
@@ -179,7 +217,7 @@ def _check_together(runs: Sequence[Run]) -> None:
                         f"{store.manifest.seed}, so their trajectories of {len(shared):,} questions are the same "
                         "draws: name one of them."
                     )
-            seen[policy].append(store)
+            seen[policy].append(part)
 
 
 def _check_same(what: str, one: tuple[Path, Mapping[str, Any]], two: tuple[Path, Mapping[str, Any]], do: str) -> None:

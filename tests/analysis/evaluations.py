@@ -9,8 +9,8 @@ from tests.factories import make_manifest, make_question, make_trajectory
 RIGHT, WRONG = "right", "wrong"
 
 
-def question(number, row, *, tokens=100, decisions=(), latency_s=9.0, **changes):
-    """A question whose trajectories are right where `row` has a 1; trajectory i took (i + 1) * 0.1 s.
+def question(number, row, *, tokens=100, decisions=(), latency_s=9.0, arm="power", **changes):
+    """A question whose trajectories, of one arm, are right where `row` has a 1; trajectory i took (i + 1) * 0.1 s.
 
     Right trajectories have the higher log p, so that one right of two wins the tie.
     """
@@ -22,6 +22,7 @@ def question(number, row, *, tokens=100, decisions=(), latency_s=9.0, **changes)
         trajectories.append(
             replace(
                 trajectory,
+                arm=arm,
                 base_logprob=-1.0 if right else -2.0,
                 num_generated_tokens=tokens,
                 compute_s=0.02,
@@ -51,7 +52,8 @@ def power_manifest(**changes):
 def plain_manifest(name="plain", ks=(1, 2, 4), **changes):
     return make_manifest(
         kind="evaluation",
-        policy={"name": name, "family": "fixed", "ladder": from_ks("power", ks).texts()},
+        policy={"name": name, "family": "fixed", "ladder": from_ks(name, ks).texts()},
+        arms={name: {**make_manifest().arms["power"], "num_mh_steps": 0}},
         calibration={"seconds_per_token": 5.0, "prefill_seconds_per_token": 5.0, "rows": 64},
         **changes,
     )
@@ -91,6 +93,8 @@ def write_evaluation(folder, num_questions=40, plain_right=0.5):
         live = [question(i, row[:k]) for i, (row, k) in enumerate(zip(rows, ks, strict=True))]
         write_store(folder / name, dynamic_manifest(name), live)
     for name, right in (("plain", plain_right), ("lowtemp", 0.2)):
-        questions = [question(i, [int(i < right * num_questions)] * 4, tokens=60) for i in range(num_questions)]
+        questions = [
+            question(i, [int(i < right * num_questions)] * 4, tokens=60, arm=name) for i in range(num_questions)
+        ]
         write_store(folder / name, plain_manifest(name), questions)
     return folder

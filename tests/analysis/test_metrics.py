@@ -17,7 +17,7 @@ from feature_store import StoreWriter
 from tests.analysis.evaluations import dynamic_manifest
 from tests.analysis.evaluations import question as live_question
 from tests.analysis.evaluations import write_store as write_live
-from tests.analysis.runs import POWER, manifest, question, write_run, write_store
+from tests.analysis.runs import POWER, manifest, question, write_harvest, write_run, write_store
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -134,6 +134,27 @@ def test_two_runs_are_pooled(tmp_path):
     assert found["pass_at_k"][7]["pass_at_k"] == 3 / 4
 
 
+def test_arms_of_one_store_are_read_like_stores_of_one_arm(tmp_path):
+    write_run(tmp_path / "run")
+    write_harvest(tmp_path / "harvest")
+    config = {"folds": 2, "repeats": 1, "bootstrap": 5}
+    of_run, of_arms = (
+        run_metrics([tmp_path / name], MetricsConfig(output=str(tmp_path / f"out-{name}"), **config))
+        for name in ("run", "harvest")
+    )
+    assert of_run["pass_at_k"] == of_arms["pass_at_k"]
+    assert of_run["samples"] == of_arms["samples"]
+    rows, of = (read(tmp_path / f"out-{name}" / "trajectories.csv") for name in ("run", "harvest"))
+    names = {"run"}  # its name
+    assert [{k: v for k, v in row.items() if k not in names} for row in rows] == [
+        {k: v for k, v in row.items() if k not in names} for row in of
+    ]
+    write_store(tmp_path / "more" / "plain", "plain", [[1, 0]] * 4)
+    write_harvest(tmp_path / "more" / "harvest")
+    with pytest.raises(InputError, match=r"more.harvest and .*more.plain both hold plain: name one"):
+        run_metrics([tmp_path / "more"], MetricsConfig(output=str(tmp_path / "out"), **config))
+
+
 def test_notes_say_what_a_reader_must_know(tmp_path):
     rows = [[1, None], [0, 1], [None, None], [1, 0], [1, 1]]
     folder = write_run(tmp_path / "run", power=rows, plain=[[0]] * 4, lowtemp=None)
@@ -183,7 +204,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
 
 def test_policies_without_a_common_question_are_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", power=[[1, 0]] * 2, plain=None, lowtemp=None)
-    later = [replace(question(i, [1, 0]), question_id=f"r{i}") for i in range(2)]
+    later = [replace(question(i, [1, 0], arm="plain"), question_id=f"r{i}") for i in range(2)]
     StoreWriter.open(folder / "plain", manifest("plain", count=2)).commit(later)
     assert "Expected questions with a gold answer that the policies power and plain all have, found none" in refused(
         capsys, folder

@@ -69,7 +69,7 @@ def test_answers_over_orders_are_those_of_the_aggregator_on_random_records(tmp_p
 
 def test_a_lucky_prefix_does_not_count(tmp_path):
     """Right first and wrong later, as sampled: one trajectory of four is right a quarter of the time."""
-    lucky = [question(i, [1, 0, 0, 0]) for i in range(40)]
+    lucky = [question(i, [1, 0, 0, 0], arm="lowtemp") for i in range(40)]
     found, _ = every_k(table_of(tmp_path / "s", plain_manifest("lowtemp", ks=(1, 2, 4)), lucky))
     assert found[1].correct.mean() == pytest.approx(0.25, abs=0.04)
     assert found[4].correct.tolist() == [0] * 40

@@ -332,7 +332,7 @@ def test_mixing_of_the_same_chains_is_shown_once_and_of_others_apart(mixed, tmp_
 @pytest.mark.parametrize(("k", "count", "steps"), [(8, 1, 5), (1, 6, 1)])
 def test_small_runs_are_drawn_and_described(tmp_path, k, count, steps):
     """One question, one trajectory of each, one step a stage: fewer numbers, no failure."""
-    policy = {"name": "power", "family": "fixed", "start": k, "step": 2, "maximum": k}
+    policy = {"name": "power", "family": "fixed", "ladder": [f"power {k}"]}
     write_store(tmp_path / "power", power_manifest(policy=policy), traced(count, k=k, steps=steps))
     report = write_report([tmp_path / "power"], tmp_path / "out")
     [entry] = report["mixing"]
@@ -382,7 +382,7 @@ def test_who_chose_the_form_of_the_prompts_does_not_matter_but_the_prompts_do(tm
     chosen = {**manifest.benchmark, "prompt": "chat"}
     by_itself = {**manifest.benchmark, "prompt": "auto"}
     write_store(tmp_path / "power", replace(manifest, benchmark=by_itself), [replace(question(0, [1] * 8), prompt="p")])
-    rival = replace(question(0, [1] * 4), prompt=prompt)
+    rival = replace(question(0, [1] * 4, arm="plain"), prompt=prompt)
     write_store(tmp_path / "plain", plain_manifest(benchmark=chosen), [rival])
     if agree:
         assert read_report([tmp_path])["num_questions"] == 1
