@@ -106,6 +106,7 @@ class Tally:
         self._codes = np.zeros(self.counts.shape, np.uint64)
         self._weights = np.full(self.counts.shape if self._method == "weighted" else (0, 0), -np.inf)
         self._member = np.full(self.counts.shape, -1)
+        self._leader = np.full(num_questions, -1)
         self._latest = np.full(num_questions, -1)
         self._history: list[np.ndarray] = []
         self._state = np.zeros(num_questions, np.uint64)
@@ -135,6 +136,7 @@ class Tally:
         better = logp > self.best[rows, labels]
         self.best[rows[better], labels[better]] = logp[better]
         self._member[rows[better], labels[better]] = self.k
+        self._lead(rows, labels)
         self._run = np.where(answered, np.where(classes == self._latest, self._run, 0) + 1, 0)
         self._latest = np.where(answered, classes, -1)
         self.sums += np.stack([sums[0], logprobs, *sums[1:]])
@@ -142,13 +144,18 @@ class Tally:
             self._probe = logprobs / sums[0]
         self.k += 1
 
+    def _lead(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Let classes lead that have become the strongest: no class grows weaker, so only these can have."""
+        strength = {"majority": self.counts, "weighted": self._weights, "best_logprob": self.best}[self._method]
+        first = self._leader[rows]
+        (mine, its), (best, other) = ((of[rows, labels], of[rows, first]) for of in (strength, self.best))
+        ahead = (best > other) | ((best == other) & (labels < first))
+        ahead = (first < 0) | (mine > its) | ((mine == its) & ahead)
+        self._leader[rows[ahead]] = labels[ahead]
+
     def leaders(self) -> np.ndarray:
         """Return the class of the answer of them all; -1 where none has one: shape (N,)."""
-        strength = {"majority": self.counts, "weighted": self._weights, "best_logprob": self.best}[self._method]
-        present = self.counts > 0
-        strength = np.where(present, strength, -np.inf)
-        strongest = present & (strength == strength.max(axis=1, keepdims=True))
-        return np.where(present.any(axis=1), np.where(strongest, self.best, -np.inf).argmax(axis=1), -1)
+        return self._leader.copy()
 
     def winners(self) -> np.ndarray:
         """Return which trajectory, in order of coming, has the answer of them all; -1 where none has one: shape (N,).
@@ -201,8 +208,12 @@ def seen_of(questions: Sequence[Sequence[Trajectory]], keys: Sequence[int]) -> S
 
 def by_votes(function: Callable[[int, int], float], top: np.ndarray, runner_up: np.ndarray) -> np.ndarray:
     """Return a function of two numbers of votes of N questions, called once for each pair that occurs: shape (N,)."""
-    pairs, where = np.unique(np.stack([top, runner_up]), axis=1, return_inverse=True)
-    return np.array([function(int(first), int(second)) for first, second in pairs.T])[where.reshape(-1)]
+    width = int(runner_up.max(initial=0)) + 1
+    codes = top * width + runner_up
+    table = np.zeros(int(codes.max(initial=0)) + 1)
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
+        table[code] = function(*divmod(code, width))
+    return table[codes]
 
 
 def question_key(seed: int, question_id: str, order: int = 0) -> int:

@@ -58,7 +58,7 @@ def sweep(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> tuple[n
     leaves = np.minimum.accumulate(p_inc.reshape(-1, p_inc.shape[-1]), axis=1)
     order = np.argsort(leaves, axis=None)
     sorted_leaves = leaves.ravel()[order]
-    values = np.unique(leaves)
+    values = sorted_leaves[np.diff(sorted_leaves, prepend=-np.inf) > 0]
     # 0 stands for "only where more cannot help at all" and is left out where p_inc reaches it.
     middles = (values[:-1] + values[1:]) / 2
     thresholds = np.unique(np.concatenate([[NEVER_STOP], [0.0] if values[0] > 0 else [], middles, [1.0]]))
