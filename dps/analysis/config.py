@@ -16,7 +16,8 @@ class ReplayConfig:
     ladders: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Ladders over the harvest's arms, by name, such as {cheap: [plain 2, plain 2], mixed: [plain 4, power 2]}; the
     first is what the result is about. If not set: those of the controllers, the harvest's own, the same without power
-    sampling, and for every arm one that doubles its responses and one that adds them one at a time. Controllers climb the ladder that they know."""
+    sampling, and for every arm one that doubles its responses and one that adds them one at a time. Controllers climb
+    the ladder that they know."""
     reference: str = ""
     """What all is compared with: a fixed budget, an arm (or ladder) and a number, for instance "lowtemp 16". If not
     set: the end of the first ladder; of several arms, the most accurate of their numbers at that end."""

@@ -44,7 +44,8 @@ class ReplayedPolicy:
     family: str
     """``fixed``, ``controller``, ``rule``, ``chance`` or ``oracle`` (bounds that nobody can run live)."""
     series: str
-    """What is climbed: the name of a ladder; of a fixed budget the arm (``power``, ``plain``, ...)."""
+    """What is climbed: the name of a ladder; of a fixed budget the arm (``power``, ``plain``, ...), or the main ladder
+    where that climbs the arm alone."""
     thresholds: np.ndarray
     """Threshold (k of a fixed policy, rate of a bound) of each point of the curve, which are in increasing order of
     tokens: shape (M,)."""
@@ -108,7 +109,16 @@ class ReplayedPolicy:
         """Return the name of a point as a row of the table: ``plain 16``, or its policy's."""
         if self.family != "fixed":
             return self.label
-        return f"{self.series} {threshold:g}" if self.name == "fixed" else f"{self.name}, {self.series} {threshold:g}"
+        return (
+            f"{self.source_name} {threshold:g}"
+            if self.name == "fixed"
+            else f"{self.name}, {self.source_name} {threshold:g}"
+        )
+
+    @property
+    def source_name(self) -> str:
+        """What a fixed budget draws from: its arm; the ladder where that has several."""
+        return self.ladder.arms[0] if self.ladder is not None and len(self.ladder.arms) == 1 else self.series
 
 
 def fixed(

@@ -254,15 +254,16 @@ def _budgets(
     table: StoreTable, ladders: Mapping[str, Ladder], columns: Callable[[Ladder], np.ndarray]
 ) -> list[ReplayedPolicy]:
     """Return the fixed budgets of every arm, with every way to choose an answer, and of ladders of several arms."""
-    own, budgets = table.ladder, []
+    own, budgets, (main, first) = table.ladder, [], next(iter(ladders.items()))
     for arm, most in own.totals.items():
+        series = main if first.arms == (arm,) else arm
         ones = from_ks(arm, range(1, most + 1))
         ends = [ladder.maximum for ladder in ladders.values() if ladder.arms == (arm,)]
         shown = {*shown_ks(most), *ends, *(own.ks if own.arms == (arm,) else ())}
         orders = columns(ones)
-        budgets.append(replace(fixed(table, orders, ones.ks, sorted(shown), arm), ladder=ones))
+        budgets.append(replace(fixed(table, orders, ones.ks, sorted(shown), series), ladder=ones))
         for aggregator in (a for a in AGGREGATORS if a != table.manifest.aggregator):
-            budget = fixed(table, orders, shown_ks(most), [most], arm, aggregator)
+            budget = fixed(table, orders, shown_ks(most), [most], series, aggregator)
             budgets.append(replace(budget, ladder=ones))
     for name, ladder in ladders.items():
         if len(ladder.arms) > 1:
@@ -275,7 +276,7 @@ def _reference(
     config: ReplayConfig, ladders: Mapping[str, Ladder], budgets: Sequence[ReplayedPolicy]
 ) -> tuple[ReplayedPolicy, int, list[str]]:
     """Return the fixed budgets that hold the reference, its number of responses, and a note if it was picked."""
-    by_series = {policy.series: policy for policy in budgets if policy.name == "fixed"}
+    by_series = {policy.source_name: policy for policy in budgets if policy.name == "fixed"}
     if config.reference:
         wanted = Rung.parse(config.reference)
         policy = by_series.get(wanted.arm)

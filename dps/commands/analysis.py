@@ -142,7 +142,8 @@ def run_recommend(arguments: list[str]) -> None:
     parser = parser_of(
         "recommend",
         "Choose a policy among all that dps replay has compared: the cheapest that keeps the accuracy of a target, or "
-        "the most accurate within a budget. Say what it gives on questions that had no part in the choice, and write policy.yaml, which dps sample, dps evaluate and dps.answer run, and recommendation.json.",
+        "the most accurate within a budget. Say what it gives on questions that had no part in the choice, and write "
+        "policy.yaml, which dps sample, dps evaluate and dps.answer run, and recommendation.json.",
     )
     parser.add_argument("replay", type=str, help="folder of dps replay")
     config, parsed = parse(parser, RecommendConfig, arguments)

@@ -179,6 +179,18 @@ def test_what_power_sampling_adds_to_is_a_ladder_and_what_never_reaches_it_is_na
     assert "lead-1 (lowtemp+plain)" not in by_policy(run_replay(tmp_path / "h", config, no_controller))
 
 
+def test_budgets_of_the_arm_of_a_main_ladder_with_a_users_name_belong_to_it(mixed):
+    rungs = ["lowtemp 2", "lowtemp 2", "lowtemp 4"]
+    named, plain = (
+        run_replay(mixed, ReplayConfig(ladders={name: rungs, "power": ["power 2"] * 4}, resamples=100), no_controller)
+        for name in ("mine", "lowtemp")
+    )
+    assert (named["main_series"], named["reference"]) == ("mine", "lowtemp 8")
+    for what in ("findings", "mcnemar", "areas", "matched_tokens"):
+        assert json.dumps(named[what]).replace("mine", "lowtemp") == json.dumps(plain[what]), what
+    assert {"fixed", "fixed (power)", "best_logprob", "lead-2", "lead-2 (power)"} <= set(by_policy(named))
+
+
 @pytest.mark.parametrize(("content", "words"), [(None, "make it with dps replay"), (b"no", "as dps replay wrote it")])
 def test_outcomes_that_cannot_be_read_are_a_sentence(tmp_path, content, words):
     if content is not None:
