@@ -99,7 +99,11 @@ def _beside(result: Mapping[str, Any]) -> str:
         return ""
     if fixed is None:
         return "No fixed number of responses costs so little."
-    same = "" if fixed["passing"] is None else f"; {fixed['passing']} excludes that loss, too, for no more tokens"
+    same = (
+        ""
+        if fixed["passing"] is None or result["budget"]
+        else f"; {fixed['passing']} excludes that loss, too, for no more tokens"
+    )
     return (
         f"The best fixed number of responses for no more tokens is {fixed['label']}: {_accuracy(fixed)} with "
         f"{_tokens(fixed)}, {points_interval(fixed['difference'])} points{same}."

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dps.analysis import words
-from dps.analysis.figures import COST_WORDS, describe, describe_mixing, front_of, level_of, pareto_front
+from dps.analysis.figures import COST_WORDS, describe, describe_mixing, front_of, level_of, named_of, pareto_front
 from dps.analysis.findings import rows_of
 from dps.analysis.marks import VARIABLES, marks_of
 from dps.analysis.mixing import FROZEN, SMALL
@@ -263,11 +263,15 @@ def _curves(name: str, result: Result) -> Markup:
     marks = _marks(result)
     graded = [policy for policy in result["policies"] if policy["curve"][0]["accuracy"] is not None]
     points = [point for policy in graded for point in policy["curve"]]
+    decide = named_of(result)
     costs = [cost for cost in COSTS if points and all(point[cost] is not None for point in points)]
     data = {
         "title": result["title"],
         "costs": [{"name": COSTS[cost], "axis": COST_WORDS[cost]} for cost in costs],
-        "policies": [{**_curve(policy, costs), **marks[policy["policy"]]} for policy in graded],
+        "policies": [
+            {**_curve(policy, costs), **marks[policy["policy"]], "decides": policy["policy"] in decide}
+            for policy in graded
+        ],
         "main": result["main_series"],
         "groups": GROUPS,
         "fronts": [front_of(result, cost) for cost in costs],

@@ -265,6 +265,8 @@
     /* Ladders may cost very different amounts, so that each alone shows more. */
     const isOther = ({ policy }) => policy.series !== data.main;
     const choices = { all: () => true, [data.main]: (curve) => !isOther(curve), others: isOther };
+    const decides = ({ policy }) => policy.decides; // what the figure begins with: the curves of the static one
+    if (!curves.every(decides)) choices["what decides"] = decides;
     if (curves.some(isOther)) {
       const presets = html("div", { className: "presets" }, box);
       html("span", { textContent: "Show" }, presets);
@@ -291,7 +293,7 @@
         const button = html("button", { type: "button" }, list);
         button.append(signOf(curve.policy), curve.policy.name);
         curve.button = button;
-        setVisible(curve, true);
+        setVisible(curve, decides(curve));
         button.addEventListener("click", () => {
           setVisible(curve, !curve.visible);
           layout();
