@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from dps.analysis.words import interval, listing, number, percent, points_interval, points_of, questions
+from dps.analysis.words import interval, listing, number, percent, points_interval, points_of, questions, turn
 from dps.decide.ladder import Ladder, Rung
 from dps.decide.rules import LEADS, WIDTHS
 from dps.estimates import FEWEST
@@ -59,6 +59,16 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"loss of {100 * result['excludable']:.1f} points."
         )
     return told
+
+
+def enough(result: Mapping[str, Any]) -> str:
+    """Return whether the questions are enough, in a few words: ``320: can exclude a loss of 1.4 points, not of 1``."""
+    count, margin = result["measured"]["num_questions"], result["target"]["margin"]
+    if result["too_few"]:
+        return f"{count:,}: too few to compare policies"
+    if result["budget"] is None and result["excludable"] > margin:
+        return f"{count:,}: can exclude a loss of {100 * result['excludable']:.1f} points, not of {points_of(margin)}"
+    return f"{count:,}: enough"
 
 
 # -- the sentences -----------------------------------------------------------------------------------------------------
@@ -168,7 +178,10 @@ def how(policy: Mapping[str, Any], arms: Mapping[str, SamplerConfig]) -> str:
     counts = {rung.count for rung in ladder.rungs}
     step = min(counts) if len(counts) == 1 and len(ladder.rungs) > 1 else 0
     stepwise = f", {'one' if step == 1 else step} at a time" if step else ""
-    climbed, stop = ", then ".join(_draws(runs, arms)), f"until {until(policy)}"
+    once, stop = turn(ladder.rungs), f"until {until(policy)}"
+    climbed = ", then ".join(_draws(runs, arms))
+    if 1 < len(once) < len(ladder.rungs):
+        climbed = f"{listing(_draws([Rung(*total) for total in ladder.totals.items()], arms))} in turn"
     plainly = f"draw {climbed}, {stop}"  # the shortest; what fits is added
     long = (f"draw up to {climbed}{stepwise}, {stop}; {takes}", f"draw up to {climbed}{stepwise}, {stop}")
     if len(plainly.split()) > MOST_WORDS:

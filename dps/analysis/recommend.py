@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dps.analysis.advice import notes, sentences
+from dps.analysis.advice import enough, notes, sentences
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
 from dps.analysis.words import json_number, listing, plain
@@ -103,7 +103,7 @@ class Policies:
         if one["family"] != "fixed":
             whole = {arm for of in self.outcomes.settings if of["series"] == one["series"] for arm in of["arms"]}
             return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
-        budget = listing(one["ladder"])
+        budget = listing(f"{arm} {count}" for arm, count in Ladder.parse(one["ladder"]).totals.items())
         return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
 
     def fixed(self) -> np.ndarray:
@@ -343,6 +343,8 @@ def run_recommend(folder: Path, config: RecommendConfig, ship: Ship) -> dict[str
         settings = {**asdict(config), "replay": place_of(folder, output)}
         claim(output, "dps recommend", settings, (FILE, NAME))
     result = {"format_version": FORMAT_VERSION, **found.result}
+    # A controller that is shipped, a rule and a budget have a policy file of this name.
+    result |= {"name": re.sub(r"[^\w.+-]+", "-", found.result["policy"]["label"]).strip("-"), "enough": enough(result)}
     result |= {"words": sentences(result, arms), "notes": notes(result), "policy_file": NAME}
     (output / NAME).unlink(missing_ok=True)
     (output / FILE).unlink(missing_ok=True)
@@ -401,7 +403,7 @@ def _write_policy(
     }
     write_policy(
         output,
-        name=re.sub(r"[^\w.+-]+", "-", str(result["policy"]["label"])).strip("-"),
+        name=result["name"],
         ladder=Ladder.parse(settings["ladder"]),
         arms=arms,
         aggregator=settings["aggregator"],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from dps.estimates import Estimate
 
 NONE = "–"
+T = TypeVar("T")
 
 
 def json_number(value: float) -> float | None:
@@ -114,8 +116,17 @@ def thresholds(values: Sequence[float]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+def turn(texts: Sequence[T]) -> Sequence[T]:
+    """Return the shortest beginning of a sequence that gives all of it when repeated."""
+    sizes = (size for size in range(1, len(texts) + 1) if len(texts) % size == 0)
+    return next(texts[:size] for size in sizes if list(texts[:size]) * (len(texts) // size) == list(texts))
+
+
 def rungs(texts: Sequence[str]) -> str:
-    """Return a ladder in few words: ``16 × plain 1, power 2``."""
+    """Return a ladder in few words: ``16 × plain 1, power 2``, ``8 × (plain 1, lowtemp 1)``."""
+    once = turn(texts)
+    if 1 < len(once) < len(texts):
+        return f"{len(texts) // len(once)} × ({rungs(once)})"
     runs = [(text, len(list(same))) for text, same in groupby(texts)]
     return ", ".join(text if count == 1 else f"{count} × {text}" for text, count in runs)
 

@@ -25,7 +25,7 @@ KINDS = {"evaluation": "report", "harvest": "report", "replay": "replay"}
 _CSV = ("policy", "family", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s")
 _PAGES = (".html", ".png", ".svg")
 _RECOMMENDATION = "recommendation.json"
-"""What ``dps recommend`` leaves in the folder of a replay; the page shows it."""
+"""What ``dps recommend`` leaves in a folder; the page there shows it first."""
 
 
 def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -42,6 +42,8 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
         InputError: If the folder is a file or holds the report of other stores.
     """
     name = KINDS[result["kind"]]
+    if name == "report":
+        result = {**result, "recommendation": _recommendation(output)}
     text = json.dumps({**result, "figures": drawn_with()}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     written = json.loads(text)
     if name == "report":
@@ -170,13 +172,19 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
             f"Expected {path} to say of which kind it is and to have a title, got {kind!r} and {title!r}: run "
             f"{command} again on its stores with this version."
         )
-    if (advice := Path(folder) / _RECOMMENDATION).is_file():
-        check_file(advice)
-        try:
-            result["recommendation"] = parse_json(advice.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"Expected {advice} as dps recommend wrote it, but it cannot be read: {error}.") from error
-    return result
+    return {**result, "recommendation": _recommendation(folder) or result.get("recommendation")}
+
+
+def _recommendation(folder: Path) -> Any:
+    """Return what ``dps recommend`` has left in a folder; None where it has not."""
+    advice = Path(folder) / _RECOMMENDATION
+    if not advice.is_file():
+        return None
+    check_file(advice)
+    try:
+        return parse_json(advice.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected {advice} as dps recommend wrote it, but it cannot be read: {error}.") from error
 
 
 def write_again(folder: Path, name: str, output: Path, title: str | None = None) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dps.commands.options import parse, parser_of
 from dps.commands.stores import check_controller_file
 from dps.errors import InputError
+
+if TYPE_CHECKING:
+    from dps.analysis.config import RecommendConfig, ReplayConfig
 
 
 def run_report(arguments: list[str]) -> None:
@@ -116,13 +119,20 @@ def run_replay(arguments: list[str]) -> None:
     parser.add_argument("harvest", type=str, help="folder of a harvest, or of a fixed policy of an evaluation")
     config, parsed = parse(parser, ReplayConfig, arguments)
     config.check()
+    again = replay_harvest(Path(parsed["harvest"]), config)
+    if again:
+        print(f"\n{config.output} held this replay already; it was made again.")
+    print(f"\n{Path(config.output) / 'replay.html'}")
+
+
+def replay_harvest(harvest: Path, config: ReplayConfig) -> bool:
+    """Replay a harvest, write the result and say what was found; return whether the folder held it already."""
     from dps.analysis import replay
     from dps.analysis.write import write_result
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
             check_controller_file(path)
-    harvest = Path(parsed["harvest"])
     again = replay.claim_folder(harvest, config)
     from dps.analysis.outcomes import FILE, write_outcomes
     from lightning_modules.predict import predict_orders
@@ -130,9 +140,7 @@ def run_replay(arguments: list[str]) -> None:
     output = Path(config.output)
     result = replay.run_replay(harvest, config, predict_orders, partial(write_outcomes, output / FILE))
     _say_findings(write_result(result, output))
-    if again:
-        print(f"\n{config.output} held this replay already; it was made again.")
-    print(f"\n{Path(config.output) / 'replay.html'}")
+    return again
 
 
 def run_recommend(arguments: list[str]) -> None:
@@ -148,14 +156,18 @@ def run_recommend(arguments: list[str]) -> None:
     parser.add_argument("replay", type=str, help="folder of dps replay")
     config, parsed = parse(parser, RecommendConfig, arguments)
     config.check()
+    print(f"\n{recommend_policy(Path(parsed['replay']), config)}")
+
+
+def recommend_policy(replay: Path, config: RecommendConfig) -> Path:
+    """Choose a policy of a replay and say why; return the file to run, or what was found where there is none."""
     for path in config.controllers.values():
         check_controller_file(path)
-    from dps.analysis.recommend import run_recommend
+    from dps.analysis.recommend import FILE, run_recommend
 
-    result = run_recommend(Path(parsed["replay"]), config, _ship)
-    print("\n".join([*result["words"], "", *(f"- {note}" for note in result["notes"])]))
-    folder = Path(config.output or parsed["replay"])
-    print(f"\n{folder / (result['policy_file'] or 'recommendation.json')}")
+    result = run_recommend(replay, config, _ship)
+    print("\n".join([*result["words"], "", *(f"- {note}" for note in result["notes"])]), flush=True)
+    return Path(config.output or replay) / (result["policy_file"] or FILE)
 
 
 def _ship(source: str, output: Path, threshold: float) -> Any:

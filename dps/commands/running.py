@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dps.commands.analysis import write_report_of
+from dps.commands.analysis import recommend_policy, replay_harvest, write_report_of
 from dps.commands.options import Settings, parse, parser_of
 from dps.commands.stores import check_controller_file
 from dps.errors import InputError
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from dps.decide.ladder import Ladder
     from dps.run.run import Summary
     from dps.run.scheduler import Checkpoint
+
+CHEAP_ARMS = ("plain 16", "lowtemp 16")
+"""What the quickstart harvests beside power sampling."""
+LADDERS = {
+    "plain": ("plain 1",) * 16,
+    "lowtemp": ("lowtemp 1",) * 16,
+    "both": ("plain 1", "lowtemp 1") * 8,
+    "cheap-then-power": ("lowtemp 2", "lowtemp 2", "lowtemp 4", "power 2", "power 2"),
+}
+"""Ladders that the quickstart replays beside power sampling's own."""
 
 
 def run_harvest(arguments: list[str]) -> None:
@@ -99,9 +109,9 @@ def run_bench(arguments: list[str]) -> None:
 
 def run_quickstart(arguments: list[str]) -> None:
     """``dps quickstart``: the whole pipeline on the embedded model."""
+    from dps.analysis.config import RecommendConfig, ReplayConfig
     from dps.arguments import CONFIGS, check_seed
     from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
-    from dps.decide import RULES
 
     parser = parser_of("quickstart")
     config, _ = parse(parser, QuickstartConfig, arguments)
@@ -115,24 +125,32 @@ def run_quickstart(arguments: list[str]) -> None:
         options += [f"--benchmark.limit={questions}"] if questions is not None else []
         return parse(parser_of("quickstart"), config_class, options)[0]
 
+    harvest_config = load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions)
+    power = harvest_config.k.ladder()
+    reference = f"{power.arms[0]} {power.maximum}"
     harvest_config = replace(
-        load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions), output=str(output / "harvest")
+        harvest_config, output=str(output / "harvest"), ladder=(*CHEAP_ARMS, *power.texts())
     ).check()
-    evaluate_config = load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions)
     controllers = {name: str(output / "controllers" / name) for name in ("gbdt", "mlp-h", "mlp-hq")}
     evaluate_config = replace(
-        evaluate_config,
+        load(EvaluateConfig, "evaluate/arithmetic.yaml", config.evaluate_questions),
         output=str(output / "evaluation"),
         controllers=controllers,
-        # Rules that need no training decide over the trajectories of `power`, which are sampled once.
-        policies=tuple(dict.fromkeys([*evaluate_config.policies, *RULES])),
+        policies=("power", *controllers, "plain", "lowtemp"),
+        budgets={arm: int(count) for arm, count in map(str.split, CHEAP_ARMS)},
+    ).check()
+    replay_config = ReplayConfig(
+        ladders={"power": tuple(power.texts()), **LADDERS},
+        reference=reference,
+        seed=config.seed,
+        output=str(output / "replay"),
     ).check()
 
-    _head("1/4 harvest: power sampling with features, k = 8")
+    _head(f"1/5 harvest: {', '.join(CHEAP_ARMS)} and {reference} of each question, with features")
     from dps.run.run import evaluate, harvest
 
     _say([harvest(harvest_config)])
-    _head("2/4 train: three controllers")
+    _head("2/5 train: three controllers, when to add power-sampled responses")
     from lightning_modules.cli import fit_controller
     from lightning_modules.load import load_controller
 
@@ -141,13 +159,19 @@ def run_quickstart(arguments: list[str]) -> None:
             CONFIGS / f"{name.replace('-', '_')}.yaml",
             [
                 f"--data.init_args.store={output / 'harvest'}",
+                f"--data.init_args.ladder={power.texts()}",
                 f"--seed_everything={config.seed}",
                 f"--trainer.default_root_dir={folder}",
             ],
         )
-    _head("3/4 evaluate: fixed, plain and controlled, live on the model")
-    _say(evaluate(evaluate_config, load_controller=load_controller))
-    _head("4/4 report")
+    _head("3/5 replay every ladder, and recommend a policy")
+    replay_harvest(output / "harvest", replay_config)
+    file = recommend_policy(output / "replay", RecommendConfig(target=reference, output=str(output)))
+    print(f"another budget: dps recommend {output / 'replay'} --budget TOKENS --output FOLDER", flush=True)
+    _head("4/5 evaluate, live on other questions: fixed numbers, controllers and the recommended policy")
+    evaluate_config = replace(evaluate_config, policies=(*evaluate_config.policies, str(file)))
+    _say(evaluate(evaluate_config.check(), load_controller=load_controller))
+    _head("5/5 report")
     write_report_of([output / "evaluation"], str(output), None)
 
 

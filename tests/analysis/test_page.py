@@ -343,6 +343,8 @@ def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_mad
     measured = dict.fromkeys(("accuracy", "tokens", "tokens_ratio", "difference"), number)
     advice = {
         "policy": {"label": "lead-2 (<cheap>)", "ladder": ["lowtemp 1", "lowtemp 1"]},
+        "name": "lead-2-cheap",
+        "enough": "320: enough",
         "measured": measured,
         "target": {"name": "power 8"},
         "next_best": {"label": "esc", "questions_needed": 1234},
@@ -355,5 +357,8 @@ def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_mad
     assert "lowtemp 1lowtemp 1" in text
     assert "1,234 questions would decide" in text
     assert "50.0 % [40.0, 60.0]" in text
+    assert "0.50 [0.40, 0.60], saves 50 %" in text
+    assert "questions320: enough" in text
+    assert "live, on" not in text
     replay(stores, tmp_path)
     assert "What to use" not in (tmp_path / "replay.html").read_text(encoding="utf-8")

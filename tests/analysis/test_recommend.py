@@ -13,6 +13,7 @@ from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, write_outcomes
 from dps.analysis.recommend import Policies, at, at_least, held_out, recommend, run_recommend
 from dps.analysis.result import SCHEMA_VERSION
+from dps.analysis.words import rungs
 from dps.decide import RULES as ALL_RULES
 from dps.decide.aggregate import AGGREGATORS
 from dps.decide.ladder import from_ks
@@ -420,6 +421,11 @@ def test_a_ladder_is_told_as_an_instruction():
     assert how(lead | {"threshold": -1.0}, ARMS) == how(fixed_at, ARMS) == fixed
     ones = point("lead-2", BASE, 1)[1]
     assert how(ones, ARMS).startswith("draw up to 16 responses at temperature 0.25, one at a time, until one answer")
+
+    both = how(lead | {"ladder": ["lowtemp 1", "power 1"] * 8}, ARMS)
+    assert both.startswith("draw 8 responses at temperature 0.25 and 8 by power sampling in turn")
+    assert rungs(["lowtemp 1", "power 2"] * 8) == "8 × (lowtemp 1, power 2)"
+    assert rungs(["plain 1"] * 16 + ["power 2"]) == "16 × plain 1, power 2"
 
 
 @pytest.mark.parametrize("name", [*ALL_RULES, "mlp-hq-extended"])

@@ -1,6 +1,6 @@
 """Policy files: what is written is read again, and what cannot be meant is one sentence."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +37,8 @@ def test_a_policy_that_is_written_is_read_again(tmp_path):
     assert policy.check_model(MODEL) == []
     assert policy.check_model(MODEL | {"dtype": "bfloat16"})[0].endswith("these are in bfloat16.")
     assert policy.check_benchmark({"name": "gsm8k", "split": "test"}) == []
+    chosen = replace(policy, benchmark={"name": "gsm8k", "split": "train"})
+    assert chosen.check_benchmark({"name": "gsm8k", "split": "test"}) == []  # as it should be
     assert "'gsm8k'" in policy.check_benchmark({"name": "math"})[0]
     with pytest.raises(InputError, match=r"for the model toy \(fingerprint f00d\), but this is toy \(fingerprint 1\)"):
         policy.check_model(MODEL | {"fingerprint": "1"})
