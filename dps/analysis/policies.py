@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.table import Outcome, StoreTable
-from dps.decide import RULES
 from dps.decide.bounds import best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.labels import continue_score
 from dps.decide.ladder import POWER, Ladder
@@ -175,7 +174,7 @@ def live(table: StoreTable, series: str = POWER) -> ReplayedPolicy:
     at = np.full(1, np.nan if threshold is None else float(threshold))
     return ReplayedPolicy(
         name=table.series,
-        family="chance" if table.series == "random" else "rule" if table.series in RULES else "controller",
+        family="chance" if table.series == "random" else "rule" if "rule" in table.manifest.policy else "controller",
         series=series,
         thresholds=at,
         curve=(point,),

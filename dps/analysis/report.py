@@ -14,7 +14,6 @@ from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, common_questions, read_table
-from dps.decide import RULES
 from dps.decide.ladder import POWER, from_ks
 from dps.decide.orders import ladder_orders
 from dps.errors import InputError
@@ -92,7 +91,7 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
 def _rank(table: StoreTable) -> int:
     """Return the place of a store in the result: power sampling, controllers, rules, then other fixed budgets."""
     if table.live is not None:
-        return 2 if table.series in RULES else 1
+        return 2 if "rule" in table.manifest.policy else 1
     return 0 if table.series == POWER else 3
 
 

@@ -10,6 +10,10 @@ from dps.analysis.page import grouped, operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
 
+MOST_SHARES = 8
+"""Numbers of responses that have a column each."""
+
+
 def render_table(result: Mapping[str, Any], width: int = 120) -> str:
     """Return the policies of a result as a text table, never wider than ``width`` columns."""
     from rich import box
@@ -21,6 +25,7 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
     last = "" if reference is None else f"k = {result['ks'][-1]}"
     rows = operating_rows(result)
     ks = sorted({int(k) for row in rows if row["chosen"] for k in row["share_at_k"]})
+    ks = ks if len(ks) <= MOST_SHARES else []  # a ladder of many rungs; the page has them
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(result["title"]),

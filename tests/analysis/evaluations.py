@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from dps.decide import RULES
 from dps.decide.ladder import from_ks
 from feature_store import StoreWriter
 from tests.factories import make_manifest, make_question, make_trajectory
@@ -67,6 +68,7 @@ def dynamic_manifest(name="gbdt", **changes):
             "family": "dynamic",
             "ladder": ["power 2", "power 2", "power 2", "power 2"],
             "threshold": 0.5,
+            **({"rule": {"name": name}} if name in RULES else {}),
         },
         **changes,
     )

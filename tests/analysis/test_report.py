@@ -14,6 +14,7 @@ from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
 from dps.cli import run
 from dps.errors import InputError
+from feature_store import StoreWriter
 from feature_store.records import Decision
 from tests.analysis.evaluations import (
     dynamic_manifest,
@@ -100,6 +101,37 @@ def test_rules_are_not_called_controllers_and_policies_are_compared_on_common_qu
     assert report["num_questions"] == 10
     note = "on the 10 questions that all stores have; some have more: power 40, gbdt 40, mlp-h 40, a 20,"
     assert any(note in n for n in report["notes"])
+
+
+def test_a_recommended_policy_is_a_rule_is_shown_first_with_what_it_did_live_and_fits_the_terminal(tmp_path):
+    folder, ones = write_evaluation(tmp_path / "evaluation"), [f"{arm} 1" for arm in ["plain", "lowtemp"] * 8]
+    policy = {"name": "lead-2-both", "family": "dynamic", "ladder": ones, "threshold": 0.0, "rule": {"name": "lead-2"}}
+    arms = dict.fromkeys(["plain", "lowtemp"], make_manifest().arms["power"])
+    store = StoreWriter.open(folder / "lead-2-both", make_manifest(kind="evaluation", policy=policy, arms=arms))
+    for number in range(40):
+        asked = question(number, [1] * (number % 15 + 2))
+        drawn = zip(asked.trajectories, ["plain", "lowtemp"] * 8, strict=False)
+        rows = tuple(replace(t, arm=arm, index=t.index // 2) for t, arm in drawn)
+        store.commit([replace(asked, trajectories=rows)])
+    one = dict.fromkeys(("value", "low", "high"), 0.25)
+    advice = {
+        "policy": {"label": "lead-2 (both)", "ladder": ones},
+        "name": "lead-2-both",
+        "enough": "320: enough",
+        "measured": dict.fromkeys(("accuracy", "tokens", "tokens_ratio", "difference"), one),
+        "target": {"name": "power 8"},
+        "next_best": None,
+        "words": ["Use lead-2."],
+    }
+    (tmp_path / "recommendation.json").write_text(json.dumps(advice))
+    report = write_report([folder], tmp_path)
+    assert report["recommendation"] == advice
+    assert next(p for p in report["policies"] if p["policy"] == "lead-2-both")["family"] == "rule"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.index("What to use: lead-2 (both)") < page.index("What was found")
+    live = "<dt>live, on 40 questions of this page</dt><dd><b>100.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0"
+    assert live in page
+    assert "…" not in render_table(report)
 
 
 def test_what_was_cancelled_counts_and_is_named(tmp_path):
