@@ -25,7 +25,7 @@ from dps.errors import InputError, WorkersDied
 from feature_store.errors import StoreError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "quickstart": (run_quickstart, "the whole pipeline on the embedded model: harvest, train, evaluate, report"),
+    "quickstart": (run_quickstart, "the whole method on the embedded model: harvest, train, recommend, evaluate"),
     "sample": (run_sample, "ask one question and watch the number of trajectories grow"),
     "harvest": (run_harvest, "sample questions k times with features, into a store for training"),
     "fit": (partial(run_training, "fit"), "train a controller on a store          (fit --config configs/mlp_hq.yaml)"),

@@ -277,11 +277,6 @@ class EvaluateConfig:
         names = [read_policy(each).name for each in self.policies if is_file(each)]
         if file.name in known or names.count(file.name) > 1:
             raise InputError(f"{file.path} has the name of another policy, {file.name}: give it another name there.")
-        if file.aggregator != self.aggregator:
-            raise InputError(
-                f"{file.path} aggregates by {file.aggregator}, but aggregator is {self.aggregator}: set aggregator to "
-                f"{file.aggregator}."
-            )
 
     def _check_rules(self) -> None:
         """Refuse settings of rules that mean nothing."""
@@ -321,7 +316,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """`dps quickstart`: harvest, train three controllers, evaluate, report; all on the embedded model."""
+    """`dps quickstart`: harvest, train three controllers, recommend a policy, evaluate, report: the embedded model."""
 
     output: str = "runs/quickstart"
     """Folder of everything. A second run of the same command does what is missing."""

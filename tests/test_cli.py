@@ -18,6 +18,7 @@ from dps import answer, cli
 from dps.cli import run
 from dps.commands.running import confidence
 from dps.decide import RULES
+from dps.decide.policy_file import read_policy
 from dps.model_config import embedded_path
 from feature_store import Store, StoreWriter
 from lightning_modules import load_controller
@@ -272,19 +273,29 @@ class TestPipeline:
     def test_quickstart_leaves_everything(self, folder):
         for name in ("report.html", "report.png", "report.svg", "report.json"):
             assert (folder / name).stat().st_size > 1000
-        page = (folder / "report.html").read_text()
-        assert all(name in page for name in (*CONTROLLERS, *RULES))
+        page, replay = (folder / "report.html").read_text(), (folder / "replay" / "replay.html").read_text()
+        assert all(name in page for name in CONTROLLERS)
+        assert all(name in replay for name in (*RULES, "cheap-then-power"))
         assert not re.search(r"""(src|href)=["']?https?:""", page), "the page loads something"
-        for name in ("power", "plain", "lowtemp", *CONTROLLERS, *RULES):
-            assert len(Store.open(folder / "evaluation" / name)) == 16
+        policy = read_policy(folder)
+        advice = json.loads((folder / "recommendation.json").read_text())
+        assert (policy.name, advice["target"]["name"]) == (advice["name"], "power 8")
+        assert page.index(f"What to use: {advice['policy']['label']}") < page.index("What was found")
+        assert "48: too few to compare policies" in page
+        live = re.search(r"live, on 16 questions of this page</dt><dd><b>([\d.]+)", page)
+        stores = {
+            n: Store.open(folder / "evaluation" / n) for n in ("power", "plain", "lowtemp", *CONTROLLERS, policy.name)
+        }
+        assert [len(store) for store in stores.values()] == [16] * 7
+        assert live[1] == f"{100 * np.mean([q.correct for q in stores[policy.name]]):.1f}"
 
     def test_harvest_has_every_feature(self, folder):
         store = Store.open(folder / "harvest")
         assert len(store) == 48
         for question in store:
-            assert question.k == 8
+            assert [t.arm for t in question.trajectories] == ["plain"] * 16 + ["lowtemp"] * 16 + ["power"] * 8
             assert question.embedding.size > 0
-            for t in question.trajectories:
+            for t in question.trajectories[32:]:
                 assert t.hidden.shape == (len(t.block_num_tokens), store.manifest.model["hidden_size"])
                 assert (t.block_entropy > 0).all()
                 assert t.mh_proposed >= 5

@@ -9,7 +9,6 @@ from typing import Any
 from dps.analysis.page import grouped, operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
-
 MOST_SHARES = 8
 """Numbers of responses that have a column each."""
 

@@ -26,6 +26,7 @@ LADDERS = {
     "plain": ("plain 1",) * 16,
     "lowtemp": ("lowtemp 1",) * 16,
     "both": ("plain 1", "lowtemp 1") * 8,
+    "cheap": ("lowtemp 2", "lowtemp 2", "lowtemp 4"),
     "cheap-then-power": ("lowtemp 2", "lowtemp 2", "lowtemp 4", "power 2", "power 2"),
 }
 """Ladders that the quickstart replays beside power sampling's own."""

@@ -64,6 +64,8 @@ class PolicyRun:
     """Number of the engine's settings that the trajectories of each arm are sampled by."""
     reads_prompt: bool = True
     """Whether it gets the hidden states of the prompt, where there are some."""
+    aggregator: str | None = None
+    """How its answers become one; as with all policies of the run if None."""
 
 
 @dataclass(slots=True, eq=False)
@@ -199,13 +201,13 @@ class QuestionPolicy:
         return tuple(records)
 
     def complete(self, aggregator: str) -> Question:
-        """Return the finished record.
+        """Return the finished record; the run's ``aggregator`` chooses the answer where the policy has none.
 
         Each policy is charged in full for what it shared with others; one that asks at checkpoints also for all of its
         arms that was begun early and given up until now.
         """
         source, trajectories = self.question.source, self.trajectories()
-        answer, correct = answer_of(trajectories, aggregator)
+        answer, correct = answer_of(trajectories, self.run.aggregator or aggregator)
         embedding_s = source.embedding_s * self.run.embeds + source.prompt_s * self.run.reads_prompt
         asks, arms = self.run.policy.asks(self.run.policy.start), self.run.policy.ladder.arms
         given_up = [chain for chain in self.question.given_up if asks and chain.request.key[1][0] in arms]

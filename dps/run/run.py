@@ -202,7 +202,9 @@ def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | N
 def _plan_of_file(config: EvaluateConfig, file: PolicyFile, load_controller: LoadController | None) -> StorePlan:
     """Return the store of a policy file."""
     policy: dict[str, Any] = {"name": file.name, "family": "fixed", "ladder": file.ladder.texts()}
-    task = StoreTask(Path(config.output) / file.name, file.arms, file.ladder, rule=file.rule)
+    task = StoreTask(
+        Path(config.output) / file.name, file.arms, file.ladder, rule=file.rule, aggregator=file.aggregator
+    )
     controller = None
     if file.controller is not None:
         path = str(file.controller)
@@ -399,11 +401,12 @@ def _manifest(
 ) -> Manifest:
     """Return the manifest of a store; ``wanted`` are questions that are to be in it beside those that are."""
     arms = {name: asdict(sampler) for name, sampler in plan.task.arms.items()}
-    decides = {**identity, "arms": arms, "policy": plan.policy, "kind": plan.kind}
+    aggregator = plan.task.aggregator or settings.aggregator
+    decides = {**identity, "aggregator": aggregator, "arms": arms, "policy": plan.policy, "kind": plan.kind}
     return Manifest(
         kind=plan.kind,
         policy=plan.policy,
-        aggregator=settings.aggregator,
+        aggregator=aggregator,
         seed=settings.seed,
         model=identity["model"],
         benchmark=identity["benchmark"],

@@ -72,6 +72,8 @@ class StoreTask:
     """Whether to store features and embeddings; a policy with a controller computes those that it looks at anyway."""
     rule: Rule | None = None
     """The dynamic policy's rule, if it has no controller."""
+    aggregator: str | None = None
+    """How the answers become one, if not as the run says."""
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -403,7 +405,8 @@ class EngineCache:
             identity = feature_identity(self._model, self._embedder, layer, self.settings.features.prompt_layers)
             policy.controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
         numbers = {name: arms.index(sampler) for name, sampler in task.arms.items()}
-        return PolicyRun(policy, layer if HIDDEN in parts else None, EMBEDDING in parts, numbers, PROMPT in parts)
+        parts_of = (layer if HIDDEN in parts else None, EMBEDDING in parts, numbers, PROMPT in parts)
+        return PolicyRun(policy, *parts_of, aggregator=task.aggregator)
 
     def sample(
         self, given: Iterable[Take], stopping: Callable[[], bool]

@@ -207,7 +207,7 @@ def test_policy_files_run_beside_other_policies_and_share_their_arms(tmp_path, a
     engines = sampled(monkeypatch)
     files = (
         policy_file(tmp_path, "mine", LADDER, aggregator="majority", rule=RULES["lead-1"]),
-        policy_file(tmp_path, "cheap", ["plain 4"], aggregator="majority", budget=2),
+        policy_file(tmp_path, "cheap", ["plain 4"], aggregator="best_logprob", budget=3),
     )
     config = mixed_evaluation(tmp_path, policies=("plain", *files), ladder=(), budgets={"plain": 4})
     evaluate(config)
@@ -216,9 +216,11 @@ def test_policy_files_run_beside_other_policies_and_share_their_arms(tmp_path, a
         same_record(question, apart["lead-1", question.question_id], atol=1e-4)
     for question in cheap:
         assert [t.tokens.tolist() for t in question.trajectories] == [
-            t.tokens.tolist() for t in apart["plain", question.question_id].trajectories[:2]
+            t.tokens.tolist() for t in apart["plain", question.question_id].trajectories[:3]
         ]
-    assert cheap.manifest.policy == {"name": "cheap", "family": "fixed", "ladder": ["plain 2"]}
+        assert question.answer == max(question.trajectories, key=lambda t: t.base_logprob).answer
+    assert cheap.manifest.policy == {"name": "cheap", "family": "fixed", "ladder": ["plain 3"]}
+    assert (cheap.manifest.aggregator, mine.manifest.aggregator) == ("best_logprob", "majority")
     assert mine.manifest.policy["rule"]["margin"] == 1
     assert len([engine for engine in engines if engine.num_steps]) == 1
 
@@ -226,7 +228,6 @@ def test_policy_files_run_beside_other_policies_and_share_their_arms(tmp_path, a
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("mine", {"aggregator": "best_logprob"}, "set aggregator to best_logprob"),
         ("plain", {}, "has the name of another policy, plain"),
         ("mine", {"model": {"name": "other"}}, "was made for the model other"),
     ],
