@@ -293,9 +293,9 @@ class TestPipeline:
         store = Store.open(folder / "harvest")
         assert len(store) == 48
         for question in store:
-            assert [t.arm for t in question.trajectories] == ["plain"] * 16 + ["lowtemp"] * 16 + ["power"] * 8
+            assert [t.arm for t in question.trajectories] == ["power"] * 8 + ["plain"] * 16 + ["lowtemp"] * 16
             assert question.embedding.size > 0
-            for t in question.trajectories[32:]:
+            for t in question.trajectories[:8]:
                 assert t.hidden.shape == (len(t.block_num_tokens), store.manifest.model["hidden_size"])
                 assert (t.block_entropy > 0).all()
                 assert t.mh_proposed >= 5

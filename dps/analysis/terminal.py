@@ -9,12 +9,11 @@ from typing import Any
 from dps.analysis.page import grouped, operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
-MOST_SHARES = 8
-"""Numbers of responses that have a column each."""
+def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = True) -> str:
+    """Return the policies of a result as a text table, never wider than ``width`` columns.
 
-
-def render_table(result: Mapping[str, Any], width: int = 120) -> str:
-    """Return the policies of a result as a text table, never wider than ``width`` columns."""
+    Where questions ended (``shares``) is left out if it does not fit; the page has it.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -23,8 +22,7 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
     reference = result["reference"]
     last = "" if reference is None else f"k = {result['ks'][-1]}"
     rows = operating_rows(result)
-    ks = sorted({int(k) for row in rows if row["chosen"] for k in row["share_at_k"]})
-    ks = ks if len(ks) <= MOST_SHARES else []  # a ladder of many rungs; the page has them
+    ks = sorted({int(k) for row in rows if shares and row["chosen"] for k in row["share_at_k"]})
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(result["title"]),
@@ -51,12 +49,14 @@ def render_table(result: Mapping[str, Any], width: int = 120) -> str:
                 cells.append(share(row["tokens_ratio"]["value"]))
             cells += [seconds(row["compute_s"]), seconds(row["latency_s"]), f"{row['mean_k']:.2f}"]
             if ks:
-                shares = row["share_at_k"]
-                cells.append("" if shares is None else " ".join(f"{100 * shares.get(str(k), 0):3.0f}" for k in ks))
+                of = row["share_at_k"]
+                cells.append("" if of is None else " ".join(f"{100 * of.get(str(k), 0):3.0f}" for k in ks))
             table.add_row(*map(Text, cells))
     out = StringIO()
     console = Console(file=out, width=width, force_terminal=False, color_system=None)
     console.print(table)
+    if ks and "…" in out.getvalue():
+        return render_table(result, width, shares=False)
     for note in result["notes"]:
         console.print(Text(f"Note: {note}"))
     return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"

@@ -130,7 +130,7 @@ def run_quickstart(arguments: list[str]) -> None:
     power = harvest_config.k.ladder()
     reference = f"{power.arms[0]} {power.maximum}"
     harvest_config = replace(
-        harvest_config, output=str(output / "harvest"), ladder=(*CHEAP_ARMS, *power.texts())
+        harvest_config, output=str(output / "harvest"), ladder=(*power.texts(), *CHEAP_ARMS)
     ).check()
     controllers = {name: str(output / "controllers" / name) for name in ("gbdt", "mlp-h", "mlp-hq")}
     evaluate_config = replace(
@@ -147,7 +147,7 @@ def run_quickstart(arguments: list[str]) -> None:
         output=str(output / "replay"),
     ).check()
 
-    _head(f"1/5 harvest: {', '.join(CHEAP_ARMS)} and {reference} of each question, with features")
+    _head(f"1/5 harvest: {', '.join([reference, *CHEAP_ARMS])} responses of each question, with features")
     from dps.run.run import evaluate, harvest
 
     _say([harvest(harvest_config)])

@@ -129,9 +129,7 @@ class PolicyFile:
 
     def check_benchmark(self, identity: Mapping[str, Any]) -> list[str]:
         """Return a remark where the benchmark or its prompt is another than the one that the policy was chosen on."""
-        other = [
-            key for key in ("name", "prompt") if key in self.benchmark and identity.get(key) != self.benchmark[key]
-        ]
+        other = [key for key, value in self.benchmark.items() if key != "split" and identity.get(key) != value]
         if not other:
             return []
         chosen, here = ({key: of.get(key) for key in other} for of in (self.benchmark, identity))
