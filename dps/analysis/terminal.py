@@ -9,6 +9,7 @@ from typing import Any
 from dps.analysis.page import grouped, operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
+
 def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = True) -> str:
     """Return the policies of a result as a text table, never wider than ``width`` columns.
 
