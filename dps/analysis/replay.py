@@ -24,6 +24,7 @@ from dps.decide.ladder import Ladder, Rung, doubling, from_ks
 from dps.decide.orders import Walk, ladder_orders, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.rules import LEADS, WIDTHS
+from dps.decide.samples import Samples
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
@@ -93,17 +94,7 @@ def run_replay(
     samples = table.samples
     assert samples is not None
     num_orders, seed = _drawn(config, out_of_fold, store.manifest)
-    # An arm's responses come in the same order on every ladder.
-    every = ladder_orders(common, samples.arms, whole.ladder, num_orders, seed)
-    place = {key: i for i, key in enumerate(whole.ladder.sequence())}
-
-    def columns(ladder: Ladder) -> np.ndarray:
-        check_held(ladder, whole.ladder, str(harvest))
-        return every[..., [place[key] for key in ladder.sequence()]]
-
-    def orders_of(ladder: Ladder) -> np.ndarray:
-        return (np.cumsum(np.isin(samples.arms, ladder.arms)) - 1)[columns(ladder)]
-
+    columns, orders_of = _orders(samples, whole.ladder, num_orders, seed, str(harvest))
     controllers = {
         name: _of_fold(name, out_of_fold[name].on(common), orders_of)
         if name in out_of_fold
@@ -188,6 +179,26 @@ def _drawn(config: ReplayConfig, out_of_fold: Mapping[str, Predictions], manifes
             )
         drawn, first = mine, name
     return drawn
+
+
+def _orders(
+    samples: Samples, held: Ladder, num_orders: int, seed: int, folder: str
+) -> tuple[Callable[[Ladder], np.ndarray], OrdersOf]:
+    """Return what gives a ladder's orders (Q, O, n): of columns of ``samples``, and of those of its own arms only.
+
+    An arm's responses come in the same order on every ladder. ``held`` is what the harvest (``folder``) has climbed.
+    """
+    every = ladder_orders(samples.question_ids, samples.arms, held, num_orders, seed)
+    place = {key: i for i, key in enumerate(held.sequence())}
+
+    def columns(ladder: Ladder) -> np.ndarray:
+        check_held(ladder, held, folder)
+        return every[..., [place[key] for key in ladder.sequence()]]
+
+    def orders_of(ladder: Ladder) -> np.ndarray:
+        return (np.cumsum(np.isin(samples.arms, ladder.arms)) - 1)[columns(ladder)]
+
+    return columns, orders_of
 
 
 def _of_fold(name: str, one: Predictions, orders_of: OrdersOf) -> Asked:
