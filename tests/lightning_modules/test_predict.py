@@ -105,3 +105,25 @@ def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp
             predict_orders(str(trained), sizes, ids, lambda ladder: orders[:5])
     else:
         assert predict_orders(str(trained), sizes, ids, lambda ladder: orders[:5])[1].shape == (5, 1, 3)
+
+
+def test_orders_are_of_the_columns_of_the_ladders_arms(harvest, tmp_path):
+    """The store has other arms before that of the controller: what is said does not depend on them."""
+    settings = make_manifest().arms["power"]
+    both = {"arms": {"plain": settings, "power": settings}, "fingerprint": "both"}
+    policy = {"name": "harvest", "family": "fixed", "ladder": ["plain 8", "power 8"]}
+    questions = make_questions(10, seed=5)
+    joined = [
+        replace(q, trajectories=[*(replace(t, arm="plain") for t in p.trajectories), *q.trajectories])
+        for q, p in zip(questions, make_questions(10, seed=6), strict=True)
+    ]
+    alone = write_harvest(tmp_path / "alone", questions, fingerprint="alone")
+    beside = write_harvest(tmp_path / "beside", joined, policy=policy, **both)
+    options = [f"--data.init_args.store={harvest}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    fit_controller(CONFIGS / "gbdt_extended.yaml", [*options, "--trainer.max_epochs=1"])
+    ids = [q.question_id for q in questions]
+    said = [
+        predict_orders(str(tmp_path / "run"), Path(of), ids, lambda _: orders_for(ids, 8, 2, 1))
+        for of in (alone, beside)
+    ]
+    np.testing.assert_array_equal(said[0][1], said[1][1])
