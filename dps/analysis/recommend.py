@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -174,13 +175,16 @@ def at_least(policies: Policies, target: int, margin: float, groups: Sequence[np
 
     Within each group the points are tested in a fixed sequence, see
     :func:`dps.decide.thresholds.cheapest_without_loss`; the cheapest of the groups' choices is taken. Where no group
-    has one, that is the target itself. A simpler policy that is at least as accurate takes its place.
+    has one, that is the target itself. A simpler policy takes its place that is at least as accurate as the choice and
+    itself shows no larger loss against the target.
     """
 
     def choose(rows: np.ndarray) -> int:
         passed = [point for points in groups if (point := passing(policies, target, margin, points, rows)) is not None]
         best = passed[int(policies.tokens[passed][:, rows].mean(axis=1).argmin())] if passed else target
-        return simplest(policies, best, np.concatenate(list(groups)), rows, errors=0.0)
+        points = np.concatenate(list(groups))
+        fits = partial(passing, policies, target, margin, rows=rows)
+        return simplest(policies, best, points, rows, 0.0, lambda point: fits(point) is not None)
 
     return choose
 
@@ -205,7 +209,7 @@ def at_most(policies: Policies, budget: float, groups: Sequence[np.ndarray]) -> 
         if not (tokens <= budget).any():
             return int(points[tokens.argmin()])
         best = most_accurate(policies, points[tokens <= budget], rows)
-        return simplest(policies, best, points, rows, errors=1.0)
+        return simplest(policies, best, points, rows, 1.0)
 
     return choose
 
@@ -216,12 +220,19 @@ def most_accurate(policies: Policies, points: np.ndarray, rows: np.ndarray) -> i
     return int(points[np.lexsort((tokens, -np.round(accuracy, 9)))[0]])
 
 
-def simplest(policies: Policies, best: int, points: np.ndarray, rows: np.ndarray, errors: float) -> int:
+def simplest(
+    policies: Policies,
+    best: int,
+    points: np.ndarray,
+    rows: np.ndarray,
+    errors: float,
+    fits: Callable[[np.ndarray], bool] = lambda _: True,
+) -> int:
     """Return what to use in place of the ``best`` point: the simplest that does as well for no more tokens.
 
     A fixed budget is simpler than a rule with nothing to choose, that than other rules, these than controllers. As well
-    is an accuracy at most so many standard errors (of the paired difference on these questions) lower. Of equally
-    simple points the most accurate is taken.
+    is an accuracy at most so many standard errors (of the paired difference on these questions) lower, of a point that
+    ``fits``, alone in an array. Of equally simple points the most accurate is taken.
 
     Source:
         Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
@@ -231,6 +242,7 @@ def simplest(policies: Policies, best: int, points: np.ndarray, rows: np.ndarray
     losses = policies.correct[best, rows] - policies.correct[simpler][:, rows]
     allowed = errors * losses.std(axis=1) / np.sqrt(losses.shape[1])
     simpler = simpler[losses.mean(axis=1) <= allowed + 1e-9]
+    simpler = simpler[[fits(point) for point in simpler[:, None]]] if len(simpler) else simpler
     if not len(simpler):
         return best
     return most_accurate(policies, simpler[policies.kinds[simpler] == policies.kinds[simpler].min()], rows)
