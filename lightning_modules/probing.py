@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dps.estimates import bounded, ratio, resamples
 from lightning_modules.estimators import FAR
 from lightning_modules.metrics import NUM_DRAWS, measure_probabilities, plain
 from lightning_modules.probe import LENGTH, fit_parts, join_parts, regress, sizes_of
+from lightning_modules.probe_config import ProbeConfig, ProbeData
 
 RESULT, FORMAT = "probe.json", 1
 LOSSES = (0.0, 0.005, 0.01)
@@ -31,52 +32,11 @@ _MARGINS = (1, 2, 3, 4, 1 << 20)
 """Leads at which a policy stops; the last one never does before the end."""
 _CUTS = 65
 """Thresholds of giving up that are tried."""
-_SETS = ("recorded", "ladder", "extended")
 _TREES = {
     "objective": "cross_entropy", "learning_rate": 0.05, "num_leaves": 7, "min_data_in_leaf": 100, "lambda_l2": 1.0,
     "num_threads": 1, "deterministic": True, "force_col_wise": True, "verbosity": -1,
 }  # fmt: skip
 _ROUNDS = 100
-
-
-@dataclass(frozen=True)
-class ProbeData:
-    """Which rows."""
-
-    ladder: list[str] | None = None
-    """What is climbed, for instance [plain 2, plain 2, plain 4]; null takes the harvest's own ladder."""
-    num_orders: int = 8
-    """Orders of each question's responses; the first is the natural one."""
-    seed: int = 0
-    """Of orders, folds and the bootstrap."""
-    feature_set: str = "recorded"
-    """What the first rung shows: `recorded`, `ladder` (with entropies and a clock) or `extended`."""
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """`dps probe`: measure how well the question and its first rung tell whether the ladder's end will be right."""
-
-    data: ProbeData = field(default_factory=ProbeData)
-    folds: int = 5
-    """Folds of the questions."""
-    output: str | None = None
-    """Folder of probe.json."""
-
-    def check(self) -> ProbeConfig:
-        """Return self if usable, raise InputError otherwise."""
-        if not self.output:
-            raise InputError("Expected --output, the folder of probe.json.")
-        if self.folds < 2 or self.data.num_orders < 1 or self.data.seed < 0:
-            raise InputError(
-                "Expected folds of at least 2, data.num_orders of at least 1 and data.seed of at least 0, got "
-                f"{self.folds}, {self.data.num_orders} and {self.data.seed}."
-            )
-        if self.data.feature_set not in _SETS:
-            raise InputError(f"Expected data.feature_set {' or '.join(_SETS)}, got {self.data.feature_set!r}.")
-        if self.data.ladder is not None and len(Ladder.parse(self.data.ladder).rungs) < 2:
-            raise InputError("Expected at least two rungs in data.ladder: after the only one nothing can be decided.")
-        return self
 
 
 def probe(folder: str, config: ProbeConfig) -> Path:

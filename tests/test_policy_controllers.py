@@ -17,6 +17,7 @@ from dps.errors import InputError
 from dps.model import load_model
 from dps.sampler.arms import Arm
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.teacher import prompt_states
 from feature_store import Store
 from lightning_modules import load_controller
 from scripts.check_replay_live import AGREE, compare
@@ -66,9 +67,10 @@ def folder(tmp_path_factory):
 
 def one_point(outcomes, name):
     """The reference and one threshold of a controller, at which questions stop after each rung."""
-    reference = outcomes.names.index("power 1")
     mine = [n for n, one in enumerate(outcomes.settings) if one["policy"] == name]
     tokens = outcomes.tokens.mean(axis=1)
+    fixed = [n for n, one in enumerate(outcomes.settings) if one["policy"] == "fixed" and len(one["arms"]) == 1]
+    reference = max(fixed, key=lambda n: tokens[n])  # too dear to take the controller's place
     between = (tokens[mine].min() + tokens[mine].max()) / 2
     kept = [reference, min(mine, key=lambda n: abs(tokens[n] - between))]
     rows = {part: getattr(outcomes, part)[kept] for part in ("correct", "tokens", "end")}
@@ -86,7 +88,8 @@ def files(folder):
         outcomes, tokens = one_point(read_outcomes(replay), name)
         write_outcomes(replay / FILE, outcomes)
         budget = f"--budget={tokens + 0.1}"
-        assert run(["recommend", str(replay), budget, "--target=power 1", f"--output={folder / name / 'policy'}"]) == 0
+        target, output = f"--target={outcomes.names[0]}", f"--output={folder / name / 'policy'}"
+        assert run(["recommend", str(replay), budget, target, output]) == 0
         found[name] = read_policy(folder / name / "policy")
         assert found[name].threshold == pytest.approx(outcomes.settings[1]["threshold"])
     return found
@@ -109,9 +112,11 @@ def test_from_python_and_the_command_line_it_decides_alike(files, name, capsys):
     controller = load_controller(file.controller)
     whole = answer(QUESTIONS, model, ladder=file.ladder, sampler=SamplerConfig(block_size=24, max_new_tokens=24))
     for record, full in zip(answer(QUESTIONS, model, policy=file.path), whole, strict=True):
+        [states] = prompt_states(model, model.encode_all([full.prompt]), controller.prompt_layers)
         features = [
             checkpoint_features(
                 full.trajectories[:k],
+                prompt_hidden=states,
                 num_prompt_tokens=full.num_prompt_tokens,
                 embedding=full.embedding,
                 calibration=controller.calibration,

@@ -266,6 +266,8 @@ def _savings(points: Mapping[str, Entry], result: Entry) -> list[str]:
 
 def _beside_fixed(names: Sequence[str], result: Entry) -> list[str]:
     """Say how policies do against the reference's series of fixed budgets at equal tokens, in one sentence."""
+    if result["reference"] is None:
+        return []
     by_verdict: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
     for row in result["matched_tokens"]:
         if row["policy"] in names and row["rival"] == result["policies"][0]["policy"]:

@@ -99,9 +99,12 @@ def run_training(command: str, arguments: list[str]) -> None:
 def run_probe(arguments: list[str]) -> None:
     """``dps probe``: how well a harvest's questions, and their first rung, tell what will be right at the end."""
     from dps.commands.options import parse, parser_of
-    from lightning_modules.probing import ProbeConfig, probe
+    from lightning_modules.probe_config import ProbeConfig
 
     parser = parser_of("probe")
     parser.add_argument("store", type=str, help="folder of a harvest")
     config, parsed = parse(parser, ProbeConfig, arguments)
-    print(probe(parsed["store"], config.check()))
+    config.check()
+    from lightning_modules.probing import probe
+
+    print(probe(parsed["store"], config))

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from dataclasses import fields, replace
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,9 +56,13 @@ class FakeController:
     """Says what a function of the features says, and remembers what it saw."""
 
     name, threshold, calibration, label = "fake", 0.5, CALIBRATION, "no_gain"
+    arms, prompt_layers = MappingProxyType({}), ()
 
     def __init__(self, rule, ladder=None):
         self.rule, self.seen, self.ladder = rule, [], ladder or KRange(1, 1, 8).ladder()
+
+    def check_model(self, identity, embedding_size=None):
+        pass
 
     def predict_enough(self, features):
         self.seen += features
