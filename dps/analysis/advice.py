@@ -75,10 +75,15 @@ def enough(result: Mapping[str, Any]) -> str:
 
 
 def _get(result: Mapping[str, Any]) -> str:
-    measured = result["measured"]
+    measured, agree, folds = result["measured"], result["num_folds_agree"], len(result["folds"])
+    says = f"This policy, {result['policy']['label']}, answers"
+    if 2 * agree <= folds:  # the numbers are mostly those of other policies
+        says = (
+            f"Policies chosen in this way (this one, {result['policy']['label']}, in {agree} of {folds} folds) answer"
+        )
     gets = (
-        f"This policy, {result['policy']['label']}, answers {_accuracy(measured)} of questions rightly with "
-        f"{_tokens(measured)} a question, on {questions(measured['num_questions'])} that had no part in the choice"
+        f"{says} {_accuracy(measured)} of questions rightly with {_tokens(measured)} a question, on "
+        f"{questions(measured['num_questions'])} that had no part in the choice"
     )
     if not result["too_few"]:
         return f"{gets}."

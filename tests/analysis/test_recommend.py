@@ -170,6 +170,8 @@ def test_what_was_lucky_on_one_fold_is_measured_on_the_others():
     assert [one["policy"] for one in result["folds"]] == ["sprt", "gbdt", "gbdt", "gbdt", "gbdt"]
     assert result["num_folds_agree"] == 4
     assert sentences(result, ARMS)[1].startswith("This policy, gbdt (lowtemp), answers 46.0 %")
+    said = sentences(result | {"num_folds_agree": 2}, ARMS)[1]
+    assert said.startswith("Policies chosen in this way (this one, gbdt (lowtemp), in 2 of 5 folds) answer 46.0 %")
     flattered, folds = notes(result)
     assert "On the questions that chose it, it has 56.0 % with 900 tokens a question" in flattered
     assert folds.startswith("4 of 5 folds chose it, the others sprt (lowtemp)")
