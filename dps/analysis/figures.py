@@ -166,8 +166,8 @@ def named_of(result: Mapping[str, Any]) -> set[str]:
     """Return the policies that the static figure of a result shows, so that a reader sees what decides.
 
     Of more than :data:`_MOST_NAMED` curves these are, until there are so many: majority votes of each arm, the best
-    controller, ``lead`` where it saves most, ``votes-dp`` and ``oracle`` of that ladder, then ``lead`` on the other
-    ladders. The interactive figure has all.
+    controller, ``lead`` where it saves most, ``votes-dp`` and ``oracle`` of that ladder, the best controller of another
+    ladder, then ``lead`` on the other ladders. The interactive figure has all.
     """
     policies = result["policies"]
     if sum(len(policy["curve"]) > 1 for policy in policies) <= _MOST_NAMED:
@@ -183,7 +183,8 @@ def named_of(result: Mapping[str, Any]) -> set[str]:
     series = [policy["series"] for policy in decides]
     bounds = [p for p in policies if p["name"] in ("votes-dp", "oracle") and p["series"] in series[-1:]]
     budgets = [p for p in policies if p["name"] == "fixed" and len(p["arms"]) == 1]
-    ordered = [*budgets[: _MOST_NAMED - 4], *decides, *bounds, *leads[1:], *controllers[1:]]
+    elsewhere = [p for p in controllers if p["series"] != series[0]][:1]
+    ordered = [*budgets[: _MOST_NAMED - 4], *decides, *bounds, *elsewhere, *leads[1:], *controllers[1:]]
     return set([policy["policy"] for policy in ordered][:_MOST_NAMED])
 
 
