@@ -41,11 +41,13 @@ def sentences(result: Mapping[str, Any], arms: Mapping[str, SamplerConfig]) -> l
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a careful reader must know before believing the sentences."""
     target, tried, folds = result["target"], result["tried"], result["folds"]
-    best = "most accurate" if result["budget"] is not None else "cheapest"
+    within = None if result["budget"] is None else f"within {number(result['budget'])} tokens a question"
+    best = "the cheapest that excludes the loss" if within is None else f"the most accurate {within}"
     told = [
-        f"The choice is the {best} of {tried['policies']:,} policies at {tried['points']:,} points, or a simpler one "
-        f"that does as well. On the questions that chose it, it has {percent(result['in_sample']['accuracy'])} with "
-        f"{number(result['in_sample']['tokens'])} tokens a question, which may flatter it."
+        f"Of {tried['policies']:,} policies with {tried['points']:,} settings this is {best}, or a simpler one that "
+        f"does as well. Brackets are 95 % intervals. On the questions that chose it, it has "
+        f"{percent(result['in_sample']['accuracy'])} with {number(result['in_sample']['tokens'])} tokens a question, "
+        "which may flatter it."
     ]
     if result["num_folds_agree"] < len(folds):
         others = sorted({one["label"] for one in folds if one["label"] != result["policy"]["label"]})
@@ -56,7 +58,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if result["budget"] is None and result["excludable"] > target["margin"]:
         told.append(
             f"So few questions cannot show that less than {points_of(target['margin'])} is lost: the choice excludes a "
-            f"loss of {100 * result['excludable']:.1f} points."
+            f"loss of {100 * result['excludable']:.1f} points on the questions that made it."
         )
     return told
 
@@ -121,7 +123,7 @@ def _beside(result: Mapping[str, Any]) -> str:
     )
     return (
         f"The best fixed number of responses for no more tokens is {fixed['label']}: {_accuracy(fixed)} with "
-        f"{_tokens(fixed)}, {points_interval(fixed['difference'])} points{same}."
+        f"{_tokens(fixed)}, that is {points_interval(fixed['difference'])} points beside this policy{same}."
     )
 
 
@@ -135,8 +137,8 @@ def _next(result: Mapping[str, Any]) -> str:
         return f"{said} and the same accuracy."
     takes = questions(count) if count <= MANY else f"more than {MANY:,} questions"
     return (
-        f"{said} and {points_interval(other['difference'])} points; which is more accurate would take {takes} to say, "
-        f"and there are {have:,}."
+        f"{said} and {points_interval(other['difference'])} points beside this policy; which is more "
+        f"accurate would take {takes} to say, and there are {have:,}."
     )
 
 
