@@ -17,7 +17,7 @@ from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, FeatureSet, fe
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
 from dps.decide.ladder import Key, Ladder
 from dps.decide.predictions import read_predictions
-from dps.decide.samples import columns_for, fixed_ladder
+from dps.decide.samples import columns_for, held_of
 from dps.decide.splits import SPLITS, fold_of, split_of
 from dps.decide.table import Table, harvested_ladder, make_table
 from dps.decide.thresholds import NEVER_STOP
@@ -262,7 +262,7 @@ class FeatureDataModule(L.LightningDataModule):
     @property
     def columns(self) -> tuple[Key, ...]:
         """Arm and index of the trajectories that the tables' orders are of."""
-        return columns_for(_totals(self.manifest, self.store, self.ladder))
+        return columns_for(held_of(self.manifest, self.store, self.ladder))
 
     def questions(self) -> dict[str, list[str]]:
         """Return the ids of each split's graded questions."""
@@ -322,7 +322,7 @@ class FeatureDataModule(L.LightningDataModule):
         table = make_table(
             store.scan(hidden=False),
             ladder=self.ladder,
-            totals=_totals(store.manifest, folder, self.ladder),
+            totals=held_of(store.manifest, folder, self.ladder),
             aggregator=store.manifest.aggregator,
             calibration=self.calibration,
             num_orders=self.num_orders,
@@ -335,7 +335,7 @@ class FeatureDataModule(L.LightningDataModule):
             table = replace(table, later=self._stops_later(table, folder))
         if HIDDEN not in parts:
             return table
-        keys = columns_for(_totals(store.manifest, folder, self.ladder))
+        keys = columns_for(held_of(store.manifest, folder, self.ladder))
         vectors = pooled_vectors(store, keys=keys, hidden_size=self.hidden_size, cache_dir=self.cache_dir)
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
@@ -385,7 +385,7 @@ class FeatureDataModule(L.LightningDataModule):
         """Refuse a test store whose rows mean something else than the training store's."""
         store = Store.open(folder)
         sizes, model, other = _sizes(store, folder), self.manifest.model, store.manifest.model
-        _totals(store.manifest, folder, self.ladder)
+        held_of(store.manifest, folder, self.ladder)
         compared = {
             "hidden size": (self.hidden_size, sizes[0]),
             "embedding size": (self.embedding_size, sizes[1]),
@@ -408,22 +408,8 @@ def _trained_ladder(manifest: Manifest, folder: str, rungs: list[str] | None) ->
     ladder = Ladder.parse(rungs)
     if len(ladder.rungs) < 2:
         raise InputError(f"Expected data.ladder of two rungs or more, got {ladder}: nothing could be decided there.")
-    _totals(manifest, folder, ladder)
+    held_of(manifest, folder, ladder)
     return ladder
-
-
-def _totals(manifest: Manifest, folder: str, ladder: Ladder) -> dict[str, int]:
-    """Return the trajectories that a harvest has of each of a ladder's arms; refuses one that has too few."""
-    has = fixed_ladder(manifest, folder).totals
-    for arm, count in ladder.totals.items():
-        if has.get(arm, 0) < count:
-            shown = ", ".join(f"{name} {number}" for name, number in has.items())
-            raise InputError(
-                f"Expected {count} responses of the arm {arm} in {folder}, which has {shown}: sample them with dps "
-                f"harvest --ladder '[{arm} {count}]' --output FOLDER and the harvest's other settings, then dps store "
-                f"merge {folder} FOLDER --output BOTH."
-            )
-    return {arm: count for arm, count in has.items() if arm in ladder.arms}
 
 
 def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from dps.decide.features import HIDDEN
 from dps.decide.ladder import Ladder
 from dps.decide.policy import check_arms
-from dps.decide.samples import fixed_ladder
+from dps.decide.samples import held_of
 from dps.decide.table import make_table
 from dps.errors import InputError
 from feature_store import Store
@@ -51,8 +51,7 @@ def predict_orders(
         )
     ladder = controller.ladder
     orders, ks = orders_of(ladder), ladder.ks
-    held = fixed_ladder(store.manifest, str(store_folder)).totals
-    held = {arm: count for arm, count in held.items() if arm in ladder.arms}
+    held = held_of(store.manifest, str(store_folder), ladder)
     parts = controller.parts
     place = {question_id: row for row, question_id in enumerate(question_ids)}
     p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))

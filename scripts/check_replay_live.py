@@ -31,7 +31,7 @@ from dps.decide.features import calibrated_seconds
 from dps.decide.labels import continue_score
 from dps.decide.ladder import Key, Ladder
 from dps.decide.orders import ladder_orders, walk
-from dps.decide.samples import fixed_ladder, samples_of, trajectories_of
+from dps.decide.samples import held_of, samples_of, trajectories_of
 from dps.decide.thresholds import stops
 from feature_store import Question, Store
 from lightning_modules.predict import predict_orders
@@ -99,13 +99,13 @@ def compare(harvest: Path, evaluation: Path, controllers: Mapping[str, Path], ru
         Of each policy how many questions agree in what, the largest difference of ``p_enough``, and the times.
     """
     store = Store.open(harvest)
-    held, aggregator, found = fixed_ladder(store.manifest, str(harvest)).totals, store.manifest.aggregator, {}
+    aggregator, found = store.manifest.aggregator, {}
     for name in (*controllers, *rules):
         live = Store.open(evaluation / name)
         policy = live.manifest.policy
         ladder = Ladder.parse(policy["ladder"])
         ks, keys = ladder.ks, ladder.sequence()
-        totals = {arm: count for arm, count in held.items() if arm in ladder.arms}
+        totals = held_of(store.manifest, str(harvest), ladder)
         samples = samples_of(store.scan(hidden=False), totals, str(harvest))
         samples = samples.select(samples.has_grade)
         natural = ladder_orders(samples.question_ids, samples.arms, ladder, 1, 0)

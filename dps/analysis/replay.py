@@ -24,7 +24,7 @@ from dps.decide.ladder import Ladder, Rung, doubling, from_ks
 from dps.decide.orders import Walk, ladder_orders, walk
 from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.rules import LEADS, WIDTHS
-from dps.decide.samples import Samples
+from dps.decide.samples import Samples, check_held
 from dps.decide.splits import divided_as, folds_of
 from dps.errors import InputError
 from dps.folders import claim, place_of, store_identity
@@ -246,19 +246,6 @@ def ladders_of(config: ReplayConfig, table: StoreTable, folder: str, known: Sequ
             f"Expected several responses of a question, so that policies may stop, but {folder} has one: harvest more."
         )
     return ladders
-
-
-def check_held(ladder: Ladder, held: Ladder, folder: str) -> None:
-    """Raise InputError if a ladder takes responses that the harvest (``folder``, which climbed ``held``) lacks."""
-    totals = held.totals
-    for arm, count in ladder.totals.items():
-        if count > totals.get(arm, 0):
-            has = ", ".join(f"{arm} {count}" for arm, count in totals.items())
-            raise InputError(
-                f"Expected {count} responses of the arm {arm} in {folder}, which has {has}: sample them with dps "
-                f"harvest --ladder '[{arm} {count}]' --output {folder}-{arm} and the harvest's other settings, "
-                f"then dps store merge {folder} {folder}-{arm} --output FOLDER."
-            )
 
 
 def _budgets(

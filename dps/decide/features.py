@@ -169,7 +169,7 @@ class Rows:
             "tokens_so_far": generated,
         }
         if clock:
-            known = self.calibration or dict.fromkeys(("seconds_per_token", "prefill_seconds_per_token"), np.nan)
+            known = self.calibration or dict.fromkeys(CLOCK, np.nan)
             values["question_time_sec"] = calibrated_seconds(generated, self.num_prompt_tokens, known)
         return values
 

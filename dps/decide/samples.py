@@ -184,3 +184,23 @@ def fixed_ladder(manifest: Manifest, folder: str) -> Ladder:
             "lowtemp, wrote."
         )
     return Ladder.parse(policy.get("ladder", ()))
+
+
+def check_held(ladder: Ladder, held: Ladder, folder: str) -> None:
+    """Raise InputError if a ladder takes responses that the harvest (``folder``, which climbed ``held``) lacks."""
+    totals = held.totals
+    for arm, count in ladder.totals.items():
+        if count > totals.get(arm, 0):
+            has = ", ".join(f"{arm} {count}" for arm, count in totals.items())
+            raise InputError(
+                f"Expected {count} responses of the arm {arm} in {folder}, which has {has}: sample them with dps "
+                f"harvest --ladder '[{arm} {count}]' --output {folder}-{arm} and the harvest's other settings, "
+                f"then dps store merge {folder} {folder}-{arm} --output FOLDER."
+            )
+
+
+def held_of(manifest: Manifest, folder: str, ladder: Ladder) -> dict[str, int]:
+    """Return the trajectories that a fixed store has of each of a ladder's arms; raises as :func:`check_held` does."""
+    held = fixed_ladder(manifest, folder)
+    check_held(ladder, held, folder)
+    return {arm: count for arm, count in held.totals.items() if arm in ladder.arms}
