@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, FeatureSet, feature_names
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
 from dps.decide.ladder import Key, Ladder
+from dps.decide.policy import arm_differences
 from dps.decide.predictions import read_predictions
 from dps.decide.samples import columns_for, held_of
 from dps.decide.splits import SPLITS, fold_of, split_of
@@ -399,6 +400,12 @@ class FeatureDataModule(L.LightningDataModule):
                     f"Expected data.test_store to have the features of {self.store}, but its {name} is {came} instead "
                     f"of {expected}: give a harvest of the same model with the same ladder."
                 )
+        trained = {arm: self.manifest.arms[arm] for arm in self.ladder.arms}
+        for arm, name, expected, came in arm_differences(trained, store.manifest.arms):
+            raise InputError(
+                f"Expected data.test_store to draw the arm {arm} as {self.store} does, but its {name} is {came}, "
+                f"not {expected}: give a harvest of the same arms."
+            )
 
 
 def _trained_ladder(manifest: Manifest, folder: str, rungs: list[str] | None) -> Ladder:

@@ -30,12 +30,6 @@ def orders_of(question_id: str, num_trajectories: int, num_orders: int, seed: in
     return np.stack([np.arange(num_trajectories), *others])
 
 
-def orders_for(question_ids: Sequence[str], num_trajectories: int, num_orders: int, seed: int) -> np.ndarray:
-    """Return the orders of several questions, see :func:`orders_of`: shape (Q, O, K)."""
-    every = [orders_of(name, num_trajectories, num_orders, seed) for name in question_ids]
-    return np.stack(every) if every else np.zeros((0, num_orders, num_trajectories), dtype=np.int64)
-
-
 def ladder_orders(
     question_ids: Sequence[str], arms: Sequence[str], ladder: Ladder, num_orders: int, seed: int
 ) -> np.ndarray:

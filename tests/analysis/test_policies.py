@@ -10,13 +10,14 @@ from dps.analysis.policies import ORDERS, bounds, cross_fitted, dynamic, fixed, 
 from dps.analysis.table import read_table
 from dps.decide import RULES, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
-from dps.decide.orders import orders_for, orders_of, walk
+from dps.decide.orders import orders_of, walk
 from dps.decide.samples import samples_of
 from dps.decide.splits import folds_of
 from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from feature_store import Decision, Store
 from tests.analysis.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
+from tests.decide.test_orders import power_orders
 from tests.factories import make_question
 from tests.run.test_scheduler import model, run  # noqa: F401
 
@@ -28,7 +29,7 @@ def table_of(folder, manifest, questions):
 def every_k(table):
     """Fixed k of every k, by k."""
     most = table.ks[-1]
-    policy = fixed(table, orders_for(table.question_ids, most, ORDERS, 0), range(1, most + 1), table.ks)
+    policy = fixed(table, power_orders(table.question_ids, ORDERS, most), range(1, most + 1), table.ks)
     return dict(zip(policy.thresholds.astype(int).tolist(), policy.curve, strict=True)), policy
 
 
@@ -125,7 +126,7 @@ def test_a_question_with_too_few_trajectories_is_refused(tmp_path):
 def walked_of(count, num_orders):
     questions = [make_question(number) for number in range(count)]
     samples = samples_of(questions, {"power": 8})
-    return samples, walk(samples, orders_for(samples.question_ids, 8, num_orders, 0), (2, 4, 6, 8), "majority", 0)
+    return samples, walk(samples, power_orders(samples.question_ids, num_orders), (2, 4, 6, 8), "majority", 0)
 
 
 def test_a_threshold_does_not_depend_on_the_questions_it_is_used_on():

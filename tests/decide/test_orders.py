@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dps.decide import RULES
+from dps.decide import RULES, Ladder
 from dps.decide.aggregate import AGGREGATORS, answer_of
-from dps.decide.orders import at_stop, in_order, orders_for, orders_of, walk
+from dps.decide.orders import at_stop, in_order, ladder_orders, orders_of, walk
 from dps.decide.samples import fixed_ladder, samples_of
 from dps.decide.seen import question_key, seen_of
 from dps.decide.splits import divided_as, fold_of, folds_of, other_folds, split_of
@@ -15,6 +15,10 @@ from dps.errors import InputError
 from tests.factories import make_dynamic_question, make_manifest, make_question
 
 IDS = [f"q{i}" for i in range(4000)]
+
+
+def power_orders(ids, num_orders, most=8, seed=0):
+    return ladder_orders(ids, ["power"] * most, Ladder.parse([f"power {most}"]), num_orders, seed)
 
 
 def test_a_question_keeps_its_split_and_fractions_hold():
@@ -47,14 +51,14 @@ def test_orders_are_permutations_and_the_first_is_natural():
     assert len({tuple(o) for o in orders}) > 15
     np.testing.assert_array_equal(orders[:4], orders_of("q1", 8, 4, 0))
     assert (orders != orders_of("q1", 8, 20, 1)).any() & (orders != orders_of("q2", 8, 20, 0)).any()
-    np.testing.assert_array_equal(orders_for(["q2", "q1"], 8, 20, 0)[1], orders)
-    assert orders_for([], 8, 4, 0).shape == (0, 4, 8)
+    np.testing.assert_array_equal(power_orders(["q2", "q1"], 20)[1], orders)
+    assert power_orders([], 4).shape == (0, 4, 8)
 
 
 def walked(count=12, num_orders=5, ks=(2, 4, 6, 8), aggregator="majority"):
     questions = [make_question(number) for number in range(count)]
     samples = samples_of(questions, {"power": 8})
-    orders = orders_for(samples.question_ids, 8, num_orders, 0)
+    orders = power_orders(samples.question_ids, num_orders)
     return questions, samples, orders, walk(samples, orders, ks, aggregator, rule_seed=4)
 
 
@@ -80,7 +84,7 @@ def test_nobody_wins_where_nobody_answers():
     question = make_question(0)
     silent = tuple(replace(t, answer=None, answer_class=-1, correct=None) for t in question.trajectories)
     samples = samples_of([replace(question, trajectories=silent), question], {"power": 8})
-    steps = walk(samples, orders_for(samples.question_ids, 8, 2, 0), (1, 8), "majority")
+    steps = walk(samples, power_orders(samples.question_ids, 2), (1, 8), "majority")
     assert steps.seen == ()
     assert (steps.winners[0] == -1).all()
     assert not steps.correct[0].any()

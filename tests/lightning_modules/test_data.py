@@ -7,6 +7,7 @@ from dps.decide.features import FEATURE_SETS
 from dps.errors import InputError
 from feature_store import StoreError
 from lightning_modules.data import FeatureDataModule
+from tests.factories import make_manifest
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 SPLITS = ("train", "val", "test")
@@ -87,6 +88,9 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     )
     with pytest.raises(InputError, match=r"Expected 8 responses of the arm power in .*k6, which has power 6"):
         FeatureDataModule(harvest, test_store=shorter)
+    arms = {"power": {**make_manifest().arms["power"], "num_mh_steps": 10}}
+    with pytest.raises(InputError, match=r"draw the arm power .* num_mh_steps is 10, not 5"):
+        FeatureDataModule(harvest, test_store=write_harvest(tmp_path / "more", questions, arms=arms))
     with pytest.raises(InputError, match="none is in val"):
         ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dps.decide.features import END_LOGIT, VOTE_VALUE, checkpoint_features, feature_names
-from dps.decide.orders import orders_for
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.learnt import Learnt, fit_learnt
 from lightning_modules.predict import predict_orders
+from tests.decide.test_orders import power_orders
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -70,7 +70,7 @@ def test_what_is_said_live_is_what_is_said_of_a_table(trained, tmp_path):
     other = write(tmp_path / "other", with_prompts(make_questions(12, seed=5)), fingerprint="other")
     questions = list(Store.open(other))
     ids = [q.question_id for q in questions]
-    orders = orders_for(ids, 8, 3, 1)
+    orders = power_orders(ids, 3, seed=1)
     ladder, p_enough, *_ = predict_orders(str(trained), Path(other), ids, lambda ladder: orders)
     live = [
         checkpoint_features(

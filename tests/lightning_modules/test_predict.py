@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from dps.decide.features import checkpoint_features
-from dps.decide.orders import orders_for
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller, predict
 from lightning_modules.predict import predict_orders
+from tests.decide.test_orders import power_orders
 from tests.factories import make_manifest
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
@@ -45,7 +45,7 @@ def test_probabilities_are_those_of_the_live_features(trained, other, monkeypatc
     controller = load_controller(trained)
     questions = list(Store.open(other))[::-3]
     ids = [q.question_id for q in questions]
-    orders = orders_for(ids, 8, 5, 1)
+    orders = power_orders(ids, 5, seed=1)
     ladder, p_enough, *came_with = predict_orders(str(trained), Path(other), ids, lambda ladder: orders)
     ks = ladder.ks
     assert (ks, came_with) == ((2, 4, 6, 8), [controller.threshold, controller.label])
@@ -68,7 +68,7 @@ def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(tra
     questions = make_questions(6, k=16)
     arms = {"plain": {"alpha": 1.0, "num_mh_steps": 0}, "power": make_manifest().arms["power"]}
     ids = [q.question_id for q in questions]
-    orders = orders_for(ids, 8, 3, 1)
+    orders = power_orders(ids, 3, seed=1)
 
     def said(name, ladder, records, arms=arms):
         policy = {"name": "harvest", "family": "fixed", "ladder": ladder}
@@ -94,7 +94,7 @@ def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(tra
 
 def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp_path):
     ids = Store.open(other).question_ids
-    orders = orders_for(ids, 8, 1, 0)
+    orders = power_orders(ids, 1, seed=0)
     with pytest.raises(InputError, match=r"was trained on .* itself"):
         predict_orders(str(trained), Path(harvest), ids, lambda ladder: orders)
     questions = [replace(q, embedding=np.zeros(4, np.float32)) for q in make_questions(5)]
@@ -123,7 +123,7 @@ def test_orders_are_of_the_columns_of_the_ladders_arms(harvest, tmp_path):
     fit_controller(CONFIGS / "gbdt_extended.yaml", [*options, "--trainer.max_epochs=1"])
     ids = [q.question_id for q in questions]
     said = [
-        predict_orders(str(tmp_path / "run"), Path(of), ids, lambda _: orders_for(ids, 8, 2, 1))
+        predict_orders(str(tmp_path / "run"), Path(of), ids, lambda _: power_orders(ids, 2, seed=1))
         for of in (alone, beside)
     ]
     np.testing.assert_array_equal(said[0][1], said[1][1])
