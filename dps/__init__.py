@@ -1,6 +1,12 @@
 """Dynamic Power Sampling: exact power sampling of language models, with learned control of how many trajectories.
 
-The names below load what they need when they are first used, so that importing the package costs nothing.
+The public names load what they need when they are first used, so that ``import dps`` costs nothing.
+
+Example:
+    >>> import dps
+    >>> [record] = dps.answer("From left to right: 14+23*3", k=4)  # doctest: +SKIP
+    >>> record.answer, record.k  # doctest: +SKIP
+    ('111', 4)
 """
 
 from __future__ import annotations
@@ -12,24 +18,36 @@ from dps.threads import wait_passively
 
 wait_passively()  # here, because whatever of the package loads PyTorch comes later
 
+__version__ = "0.1.0"
 _EXPORTS = {
-    "answer": "dps.api",
-    "load_model": "dps.model",
-    "ModelConfig": "dps.model_config",
-    "SamplerConfig": "dps.sampler.settings",
-    "KRange": "dps.decide",
-    "BenchmarkConfig": "dps.benchmarks",
-    "HarvestConfig": "dps.config",
-    "EvaluateConfig": "dps.config",
-    "harvest": "dps.run.run",
-    "evaluate": "dps.run.run",
-    "InputError": "dps.errors",
+    "dps.api": "answer stream",
+    "dps.model": "load_model",
+    "dps.model_config": "ModelConfig",
+    "lightning_modules": "load_controller fit_controller cross_validate",
+    "dps.decide": "Ladder Rung KRange Policy Controller Rule RULES",
+    "dps.decide.policy_file": "PolicyFile read_policy",
+    "dps.sampler.settings": "SamplerConfig",
+    "dps.sampler.arms": "Arm",
+    "dps.benchmarks": "BenchmarkConfig",
+    "dps.run.compute": "ComputeConfig",
+    "dps.config": "FeaturesConfig HarvestConfig EvaluateConfig",
+    "dps.run.run": "harvest evaluate",
+    "dps.plotting": "plot",
+    "dps.errors": "InputError",
+    "feature_store": "Store StoreError Question Trajectory Decision StepTrace Manifest",
 }
-__all__ = sorted(_EXPORTS)
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     """Load an exported name at its first use."""
-    if name not in _EXPORTS:
+    if name not in _HOME:
         raise AttributeError(f"module 'dps' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those included that are not loaded yet."""
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@ questions. The same records feed training, live decisions and reports, so a feat
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ ENDINGS = ("eos", "stop", "length", "early")
 (which changes the law of the output). The store keeps the number in this order."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StepTrace:
     """The Metropolis-Hastings steps of one chain in order; every field has shape (s,), s = ``mh_proposed``."""
 
@@ -32,6 +33,9 @@ class StepTrace:
     logprob: np.ndarray
     """Log p of the whole response after the step under the base model, nats, float64."""
 
+    def __repr__(self) -> str:
+        return f"StepTrace({len(self.accepted)} steps, {int(self.accepted.sum())} accepted)"
+
 
 def no_steps() -> StepTrace:
     """Return the trace of a chain that took no Metropolis-Hastings steps (plain sampling)."""
@@ -44,7 +48,7 @@ def not_recorded() -> np.ndarray:
     return np.zeros(0, np.float32)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Trajectory:
     """One finished chain of a question: n tokens in b blocks, hidden size D (0 where there are no features)."""
 
@@ -108,9 +112,20 @@ class Trajectory:
     """Probability of that law's most likely token: shape (n,) or (0,), float32."""
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the accepted response, n; also where a store has the trajectory without its tokens."""
+        return int(self.block_num_tokens.sum())
+
+    @property
     def ended_with_eos(self) -> bool:
         """Whether the response ends in an EOS token."""
         return self.ending == "eos"
+
+    def __repr__(self) -> str:
+        tokens = f"{self.num_tokens:,} tokens, {self.num_generated_tokens:,} sampled"
+        steps = f", {self.mh_accepted} of {self.mh_proposed} steps accepted" if self.mh_proposed else ""
+        said = f"answer={self.answer!r}, correct={self.correct}"
+        return f"Trajectory({self.arm} {self.index}: {said}, {tokens}{steps}, ends by {self.ending})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +138,7 @@ class Decision:
     """Its estimate of the probability that k is enough, in [0, 1]."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Question:
     """One complete question of a run; ``prefill_s``, ``embedding_s`` and ``controller_s`` are measured compute."""
 
@@ -166,6 +181,27 @@ class Question:
         """Number of trajectories."""
         return len(self.trajectories)
 
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens that were sampled for it: for its trajectories, rejected ones included, and cancelled ones."""
+        return sum(t.num_generated_tokens for t in self.trajectories) + self.num_cancelled_tokens
+
+    @property
+    def compute_s(self) -> float:
+        """Measured compute of everything that the question took, seconds."""
+        own = self.prefill_s + self.embedding_s + self.controller_s + self.cancelled_s
+        return sum(t.compute_s for t in self.trajectories) + own
+
+    def __repr__(self) -> str:
+        asked = f"{reprlib.repr(content_of(self.question))}, answer={self.answer!r}, correct={self.correct}"
+        return f"Question({self.question_id}: {asked}, k={self.k}, {self.num_sampled_tokens:,} tokens sampled)"
+
+    def _repr_html_(self) -> str:
+        """Return the question for a notebook, its responses folded; whatever a model wrote is escaped."""
+        from feature_store.notebook import html_of
+
+        return html_of(self)
+
 
 def content_of(question: str) -> str:
     """Return what two questions have in common that are the same: their text but for white space."""
@@ -184,7 +220,7 @@ def representatives(contents: Mapping[str, str]) -> dict[str, str]:
     return {question_id: first[content] if content else question_id for question_id, content in contents.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
     """What a whole store has in common; written once when the store is created, as ``manifest.json``."""
 
@@ -219,3 +255,7 @@ class Manifest:
     def sampler(self) -> dict[str, Any]:
         """The settings of the first arm."""
         return next(iter(self.arms.values()))
+
+    def __repr__(self) -> str:
+        model, questions = (str(of.get("name", "?")) for of in (self.model, self.benchmark))
+        return f"Manifest({self.kind} of {self.policy['name']}, {questions}, model {model}, seed {self.seed})"

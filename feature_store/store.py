@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from feature_store.columns import COLUMNS
 from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
 from feature_store.index import INDEX, contents, read_index
@@ -29,9 +28,6 @@ SEGMENT = "segment-*.h5"
 """What segments' names look like."""
 ReadSegment = Callable[[Path], Iterable[Question]]
 """Gives the questions of a segment, or as much of each as is wanted."""
-
-_SCALARS = tuple(column.name for column in COLUMNS["trajectories"] if column.name not in ("arm", "index", "text"))
-"""The fields of a trajectory that :meth:`Store.to_frame` shows besides those that it names itself."""
 
 
 def segments(folder: Path) -> list[Path]:
@@ -163,22 +159,44 @@ class Store:
         damaged, missing = examine(self.folder)
         return damaged + missing
 
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per trajectory with its scalar values; vectors and texts are left out."""
-        import pandas as pd
+    def to_frame(
+        self, rows: Literal["trajectories", "questions"] = "trajectories", *, text: bool = False
+    ) -> pd.DataFrame:
+        """Return the scalar values of a harvest, an evaluation or an imported store as a table, in order of id.
 
-        names = ("question_id", "arm", "index", "num_tokens", "num_prompt_tokens", "prefill_s", "entropy", "top1")
-        rows = (
-            (
-                *(question.question_id, t.arm, t.index, int(t.block_num_tokens.sum())),
-                *(question.num_prompt_tokens, question.prefill_s),
-                *(float(t.block_entropy.sum()), float(t.block_top1.sum())),
-                *(getattr(t, name) for name in _SCALARS),
-            )
-            for question in self
-            for t in question.trajectories
-        )
-        return pd.DataFrame(rows, columns=[*names, *_SCALARS])
+        Args:
+            rows: One row a trajectory, or one a question.
+            text: Whether questions, prompts and responses are columns, too; otherwise responses are not read.
+
+        Returns:
+            A frame whose ``attrs["units"]`` has the unit of each column that has one. ``correct`` and
+            ``strict_correct`` are nullable booleans, so that their mean is over what has a grade. What a store does
+            not hold is 0, NaN or missing.
+
+            A trajectory has ``question_id``, ``arm`` and ``index``; ``num_tokens`` of the accepted response;
+            ``num_prompt_tokens`` and ``prefill_s`` (seconds) of its question; ``entropy`` (nats) and ``top1``, sums
+            over the accepted tokens; and the other scalar fields of :class:`feature_store.Trajectory`: answers and
+            grades, ``base_logprob`` and ``proposal_logprob`` (nats), tokens, counts of steps, seconds.
+
+            A question has ``question_id``, ``gold``, ``answer``, ``correct``, ``k``; ``num_prompt_tokens``,
+            ``num_tokens`` of the accepted responses, ``num_sampled_tokens`` with what was rejected or cancelled,
+            ``num_cancelled_tokens``; ``mh_proposed`` and ``mh_accepted`` steps; ``num_decisions`` and the last
+            ``p_enough`` (NaN where nobody was asked); ``prefill_s``, ``embedding_s``, ``controller_s``,
+            ``cancelled_s``, their sum with the decoding ``compute_s``, and ``latency_s`` (seconds).
+
+        Raises:
+            StoreError: If a segment cannot be read.
+
+        Example:
+            >>> frame = Store.open("runs/quickstart/harvest").to_frame()  # doctest: +SKIP
+            >>> frame.groupby("arm")["correct"].mean()  # doctest: +SKIP
+        """
+        from feature_store.frames import frame_of
+
+        return frame_of(iter(self) if text else self.scan(hidden=False), rows, text)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r}: {len(self):,} questions, {self.manifest!r})"
 
 
 def _places(found: Mapping[Path, Content]) -> dict[str, Path]:

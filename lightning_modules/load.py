@@ -28,7 +28,7 @@ DESCRIPTION = "controller"
 """Key of the description in a checkpoint."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Controller:
     """A trained controller, ready to be asked."""
 
@@ -38,6 +38,10 @@ class Controller:
     """What the checkpoint says of itself: plain values."""
     estimator: Estimator
     """The part that predicts, in float64."""
+
+    def __repr__(self) -> str:
+        says = f"on {self.ladder}, threshold {self.threshold:.3g}, features {self.feature_set}, label {self.label}"
+        return f"Controller({self.name} in {self.path}: {says})"
 
     @property
     def name(self) -> str:

@@ -55,9 +55,15 @@ class Rung:
         return f"{self.arm} {self.count}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ladder:
-    """Rungs in the order in which they are climbed, at least one."""
+    """Rungs in the order in which they are climbed, at least one.
+
+    Example:
+        >>> ladder = Ladder.parse(["lowtemp 2", "lowtemp 2", "power 4"])
+        >>> ladder.ks, ladder.maximum, ladder.totals
+        ((2, 4, 8), 8, {'lowtemp': 4, 'power': 4})
+    """
 
     rungs: tuple[Rung, ...]
 
@@ -122,6 +128,9 @@ class Ladder:
     def __str__(self) -> str:
         """Return the ladder as a setting."""
         return f"[{', '.join(self.texts())}]"
+
+    def __repr__(self) -> str:
+        return f"Ladder.parse({self.texts()})"
 
 
 def doubling(arm: str, total: int) -> Ladder:

@@ -60,9 +60,15 @@ class Rule(Protocol):
         """Return how sure the rule is that k is enough, in [0, 1], for N questions: shape (N,)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Policy:
-    """Climb while a controller or a rule is not sure enough (METHOD section 4); without either, to the end."""
+    """Climb while a controller or a rule is not sure enough (METHOD section 4); without either, to the end.
+
+    Example:
+        >>> from dps import RULES, Ladder, Policy
+        >>> Policy(Ladder.parse(["lowtemp 2", "lowtemp 2", "power 4"]), rule=RULES["lead-2"])
+        Policy([lowtemp 2, lowtemp 2, power 4], rule lead-2, threshold 0)
+    """
 
     ladder: Ladder
     """What is climbed. The responses after each rung name the rung."""
@@ -75,6 +81,11 @@ class Policy:
         """Raise InputError if the controller has never seen a checkpoint of the ladder."""
         if self.controller is not None:
             check_known(self.ladder, self.controller)
+
+    def __repr__(self) -> str:
+        kind = "rule" if self.controller is None else "controller"
+        asked = "" if self.asker is None else f", {kind} {self.asker.name}, threshold {self.asker.threshold:g}"
+        return f"Policy({self.ladder}{asked})"
 
     @property
     def start(self) -> int:

@@ -59,7 +59,7 @@ class ControllerEntry:
     """More responses are added while ``1 - p_enough`` is above this; the checkpoint says the same."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PolicyFile:
     """A policy as the file has it: exactly one of ``rule``, ``controller`` and ``budget`` is set."""
 
@@ -89,6 +89,12 @@ class PolicyFile:
     """What was measured when the policy was chosen."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """The command, version and replay that it comes from."""
+
+    def __repr__(self) -> str:
+        asked = f"every question to {self.budget}" if self.rule is None else f"rule {self.rule.name}"
+        asked = asked if self.controller is None else f"controller, threshold {self.threshold:g}"
+        model = self.model.get("name", "?")
+        return f"PolicyFile({self.name} in {self.path}: {self.ladder}, {asked}, {self.aggregator}, model {model})"
 
     def policy(self, controller: Controller | None = None) -> Policy:
         """Return the policy; ``controller`` is what was loaded from :attr:`controller`, None where there is none.

@@ -91,6 +91,10 @@ def test_the_least_that_a_table_says(tmp_path):
     assert math.isnan(two.block_top1[0])
     assert (first.answer, first.correct, first.question) == ("7", True, "")
     assert (second.trajectories[1].answer, second.trajectories[1].correct) == ("NaN", None)
+    frame = Store.open(tmp_path / "imported").to_frame()
+    assert frame["num_tokens"].tolist() == [8, 9, 5, 5]
+    assert (frame["correct"].mean(), frame["entropy"].isna().all()) == (2 / 3, True)
+    assert Store.open(tmp_path / "imported").to_frame("questions")["num_sampled_tokens"].tolist() == [17, 10]
 
 
 def test_states_of_prompts_come_from_several_files(tmp_path):

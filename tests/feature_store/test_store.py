@@ -462,21 +462,3 @@ def test_a_response_twice_is_refused(tmp_path):
     writer.commit([with_last(question, arm="plain", index=0)])
     with pytest.raises(StoreError, match="trajectory 0 to be the only one of its arm and index"):
         writer.commit([make_question(1, k=1), with_last(question, index=0)])
-
-
-def test_the_table_of_trajectories(tmp_path):
-    questions = [make_question(i, k=2) for i in range(3)]
-    StoreWriter.open(tmp_path, make_manifest()).commit(questions)
-    frame = Store.open(tmp_path).to_frame()
-    assert len(frame) == 6
-    assert frame["num_tokens"].tolist() == [len(t.tokens) for q in questions for t in q.trajectories]
-    assert frame["top1"].tolist() == [t.block_top1.sum() for q in questions for t in q.trajectories]
-    for name in ("question_id", "num_prompt_tokens", "prefill_s"):
-        assert frame[name].tolist() == [getattr(q, name) for q in questions for _ in range(2)]
-    for name in set(frame) & {field.name for field in dataclasses.fields(questions[0].trajectories[0])}:
-        shown = [None if value != value else value for value in frame[name].tolist()]  # pandas shows no text as NaN
-        assert shown == [getattr(t, name) for q in questions for t in q.trajectories]
-    StoreWriter.open(tmp_path / "empty", make_manifest())
-    empty = Store.open(tmp_path / "empty").to_frame()
-    assert len(empty) == 0
-    assert list(empty) == list(frame)
