@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dps.arguments import readable
+
 
 def main(args: list[str]) -> None:
     """Run LightningCLI on a subcommand and its options, for example ``["fit", "--config", "configs/mlp_hq.yaml"]``.
@@ -22,10 +24,25 @@ def main(args: list[str]) -> None:
 
 
 def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Train by a configuration and options of ``dps fit``; returns the best checkpoint. Raises as :func:`main`."""
+    """Train a controller on a harvest, as ``dps fit`` does.
+
+    Args:
+        config: A configuration; ``configs/...`` that is not there is the package's own.
+        overrides: Options of ``dps fit``, for instance ``["--data.init_args.store", "runs/mine/harvest"]``.
+
+    Returns:
+        The best checkpoint, for :func:`dps.load_controller`; its run folder has ``metrics.csv``, a row an epoch.
+
+    Raises:
+        InputError: If options, configuration or store cannot be used.
+
+    Example:
+        >>> fit_controller("configs/gbdt.yaml", ["--data.init_args.store=runs/mine/harvest"])  # doctest: +SKIP
+    """
+    arguments = readable("fit", ["--config", str(config), *overrides])
     from lightning_modules.trainer_cli import run
 
-    return run(["fit", "--config", str(config), *overrides]).best_checkpoint
+    return run(["fit", *arguments]).best_checkpoint
 
 
 def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None, rounds: int = 1) -> Path:

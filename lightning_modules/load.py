@@ -17,6 +17,8 @@ import torch
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, CheckpointFeatures, feature_names, scalars_of
 from dps.decide.files import controller_file
 from dps.decide.ladder import Ladder
+from dps.decide.policy_file import NAME as POLICY
+from dps.decide.policy_file import read_policy
 from dps.errors import InputError
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
@@ -167,13 +169,19 @@ class Controller:
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """Return the checkpoint file that a path means: itself, or the one in a run folder or a controller folder.
+    """Return the checkpoint file that a path means: itself, that of a run or controller folder, or of a policy.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or a policy asks no controller.
     """
     path = Path(path)
     file = controller_file(path)
+    policy = path if path.name == POLICY else path / POLICY
+    if policy.is_file() and (file == policy or not file.is_file()):
+        asked = read_policy(policy)
+        if asked.controller is None:
+            raise InputError(f"Expected a policy that asks a trained controller, but {asked!r} asks none.")
+        return asked.controller
     if not file.is_file():
         raise InputError(
             f"Expected a trained controller at {path}, but there is no {file}: train one with "
@@ -186,10 +194,17 @@ def load_controller(path: str | Path) -> Controller:
     """Load a trained controller.
 
     Args:
-        path: A ``.ckpt`` file, a run folder that holds ``checkpoints/best.ckpt``, or a folder of ``dps ship``.
+        path: A ``.ckpt`` file, a run folder that holds ``checkpoints/best.ckpt``, a folder of ``dps ship``, or a
+            ``policy.yaml`` that asks a controller, or its folder.
+
+    Returns:
+        The controller, for ``dps.answer(controller=...)``; its ``predict_enough`` takes features of N questions.
 
     Raises:
         InputError: If there is none, it is no controller's checkpoint, or it was trained on other features.
+
+    Example:
+        >>> load_controller("runs/quickstart/controllers/gbdt").threshold  # doctest: +SKIP
     """
     file = checkpoint_path(path)
     checkpoint = read_checkpoint(file)

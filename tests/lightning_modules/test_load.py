@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from dps.decide.features import FEATURE_SETS, CheckpointFeatures
+from dps.decide.files import SHIPPED as SHIPPED_FILE
+from dps.decide.ladder import Ladder
+from dps.decide.policy_file import read_policy, write_policy
 from dps.errors import InputError
+from dps.sampler.settings import SamplerConfig
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
 from lightning_modules.load import FORMAT, load_controller
 
@@ -85,6 +89,29 @@ def test_what_is_no_controller_is_refused(tmp_path):
     for name in ("other", "list"):
         with pytest.raises(InputError, match="some other file"):
             load_controller(tmp_path / f"{name}.ckpt")
+
+
+def test_a_controller_is_what_a_policy_asks(tmp_path):
+    arms, budget = {"power": SamplerConfig()}, {"budget": 8}
+    given = {"name": "mine", "ladder": Ladder.parse(DATA["ladder"]), "arms": arms, "aggregator": "majority"}
+    (tmp_path / "c").mkdir()
+    file = save(tmp_path / "c" / SHIPPED_FILE)
+    asked = {"controller": "c", "threshold": load_controller(file).threshold}
+    path = write_policy(tmp_path, **given, **asked, model=MODEL)
+    assert {load_controller(each).path for each in (file, tmp_path / "c", path, tmp_path)} == {file}
+    assert repr(load_controller(file)) == (
+        f"Controller(mlp-hq in {file}: on [power 2, power 2, power 2, power 2], threshold 0.5, features published, "
+        "label no_gain)"
+    )
+    assert repr(read_policy(path)) == (
+        f"PolicyFile(mine in {path}: [power 2, power 2, power 2, power 2], controller, threshold 0.5, majority, "
+        "model made-up)"
+    )
+    path = write_policy(tmp_path / "fixed", **given, **budget, model=MODEL)
+    with pytest.raises(
+        InputError, match=r"but PolicyFile\(.*every question to 8.* asks none"
+    ):
+        load_controller(path.parent)
 
 
 def test_other_features_and_formats_are_refused(tmp_path):
