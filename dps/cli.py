@@ -19,6 +19,7 @@ from dps.arguments import readable
 from dps.commands.analysis import run_metrics, run_recommend, run_replay, run_report
 from dps.commands.grading import run_data, run_grade, run_outputs
 from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart, run_sample
+from dps.commands.serving import run_serve
 from dps.commands.stores import run_ship, run_store
 from dps.commands.training import run_probe, run_training
 from dps.errors import InputError, WorkersDied
@@ -27,6 +28,7 @@ from feature_store.errors import StoreError
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "quickstart": (run_quickstart, "the whole method on the embedded model: harvest, train, recommend, evaluate"),
     "sample": (run_sample, "ask one question and watch the number of trajectories grow"),
+    "serve": (run_serve, "answer clients of the OpenAI protocol, all of them on the rows of one model"),
     "harvest": (run_harvest, "sample questions k times with features, into a store for training"),
     "fit": (partial(run_training, "fit"), "train a controller on a store          (fit --config configs/mlp_hq.yaml)"),
     "crossval": (

@@ -510,7 +510,8 @@ class SampleConfig:
     policy: str | None = None
     """A policy file that `dps recommend` wrote, or its folder, instead of controller, ladder, arms, k and sampler."""
     style: str | None = None
-    """`arithmetic` for the embedded model, `number` for others: how the answer is asked for and found."""
+    """How the answer is asked for and read: `arithmetic` (for the embedded model), `number` (for others), `math`,
+    `text` or `open`."""
     seed: int = 0
     """Names the random streams."""
     rows: int = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dps.benchmarks.given import given_questions
+from dps.benchmarks.given import given
 from dps.chat import ChatPrompt, end_of_turn, render_chat
 from dps.errors import InputError
 from dps.run.worker import warn_of_endless_turns
@@ -64,7 +64,7 @@ def test_the_token_that_ends_a_turn(template, expected):
 
 def test_a_turn_whose_end_would_not_end_a_response_is_said(recwarn):
     model = with_tokenizer(chat_tokenizer(CHATML))
-    chat, plain = (given_questions(["x?"], prompt=prompt) for prompt in ("auto", "plain"))
+    chat, plain = (given(prompt=prompt) for prompt in ("auto", "plain"))
     number = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
     for quiet, benchmark in [
         (model, plain),

@@ -25,12 +25,12 @@ FILES = {
     )
 }
 GRADER = OpenGrader()
-_PROMPTS = Prompts("{question}", "{question}")
+PROMPTS = Prompts("{question}", "{question}")
 
 
 def load(config: BenchmarkConfig) -> Benchmark:
     """Load the instructions; a file may have one several times (the cross-annotations do)."""
-    return load_files(config, FILES, _item, "instruction, dataset", _PROMPTS, GRADER, repeats=True)
+    return load_files(config, FILES, _item, "instruction, dataset", PROMPTS, GRADER, repeats=True)
 
 
 def _item(record: Record, config: BenchmarkConfig) -> Item:

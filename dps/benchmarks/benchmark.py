@@ -37,7 +37,7 @@ class Benchmark:
 
     config: BenchmarkConfig
     items: list[Item]
-    """The selected questions in order, at least one."""
+    """The selected questions in order; none where they come from elsewhere, see ``given``."""
     source: str
     """Name of the file, or where else the questions come from."""
     sha256: str

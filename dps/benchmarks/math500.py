@@ -19,13 +19,13 @@ FILES = {
     )
 }
 GRADER = MathGrader()
-_PROMPTS = Prompts(NUMBER_CHAT, NUMBER_CHAT, ("Can you solve the following math problem?",))
+PROMPTS = Prompts(NUMBER_CHAT, NUMBER_CHAT, ("Can you solve the following math problem?",))
 """The published work gives base models the same words as instruct models."""
 
 
 def load(config: BenchmarkConfig) -> Benchmark:
     """Load the questions."""
-    return load_files(config, FILES, _item, "problem, answer, unique_id", _PROMPTS, GRADER)
+    return load_files(config, FILES, _item, "problem, answer, unique_id", PROMPTS, GRADER)
 
 
 def _item(record: Record, config: BenchmarkConfig) -> Item:

@@ -17,8 +17,8 @@ from dps.threads import num_cores
 
 if TYPE_CHECKING:
     from dps.decide.ladder import Ladder
+    from dps.run.live import Checkpoint
     from dps.run.run import Summary
-    from dps.run.scheduler import Checkpoint
 
 CHEAP_ARMS = ("plain 16", "lowtemp 16")
 """What the quickstart harvests beside power sampling."""
@@ -213,9 +213,10 @@ def run_sample(arguments: list[str]) -> None:
     elif config.ladder:
         asker["rule"] = replace(RULES["lead"], threshold=-1.0)  # never enough, so that each rung is seen as it comes
     style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
-    from dps.benchmarks.given import given_questions
+    from dps.benchmarks.given import check_questions, check_style
 
-    given_questions([parsed["question"]], style)  # refuses an unknown style and an empty question before a model loads
+    check_style(style)
+    check_questions([parsed["question"]])
     check_there(model_config)
     with starting("sample"):
         with stage(IMPORTS):

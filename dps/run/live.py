@@ -11,16 +11,51 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dps.benchmarks.benchmark import Item
-from dps.benchmarks.grading import Answers, Reading, number_classes
+from dps.benchmarks.grading import Answers, Grader, Reading, number_classes
 from dps.decide import Policy
 from dps.decide.aggregate import answer_of
 from dps.decide.ladder import POWER, Key
 from dps.sampler.engine import Cancelled, Chain
+from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import block_sizes
 from feature_store.records import Decision, Question, Trajectory, not_recorded
 
 Read = Callable[[Sequence[tuple[str, str]], Item, Answers], list[Reading]]
 """Reads responses, each a text and its prompt; their answers are among the known ones afterwards, with keys."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A moment when all trajectories of a question that a policy has requested have ended."""
+
+    question_id: str
+    """The question."""
+    trajectories: tuple[Trajectory, ...]
+    """The policy's trajectories so far, in the order of its ladder."""
+    p_enough: float | None
+    """What the policy's controller or rule said; None where it was not asked."""
+    more: int
+    """How many trajectories are added now; 0 ends the question."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Own:
+    """What a question has of its own; where not set, it has what all questions of the run have."""
+
+    seed: int | None = None
+    """Names its random streams."""
+    grader: Grader | None = None
+    """Reads its responses."""
+    max_new_tokens: int | None = None
+    """T_max, where it is less than the engine's."""
+    stop_strings: tuple[str, ...] | None = None
+    """What ends its responses."""
+    stop_state: int = 0
+    """Where these begin in the engine's table."""
+    wanted: Callable[[], bool] = lambda: True
+    """Asked every few steps; False gives the question up."""
+    on_checkpoint: Callable[[Checkpoint], None] | None = None
+    """Called at each of its checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +78,8 @@ class PreparedQuestion:
     """Hidden states of the prompt, shape (L * 2 * D,) of L layers; (0,) where none are needed."""
     prompt_s: float = 0.0
     """Measured seconds of reading them."""
+    own: Own = Own()
+    """What it has of its own."""
 
     @property
     def question_id(self) -> str:
@@ -60,8 +97,8 @@ class PolicyRun:
     """Layer of the hidden states. None reads none; a policy whose controller looks at them needs them."""
     embeds: bool = True
     """Whether it gets the question's embedding, where there is one."""
-    arms: Mapping[str, int] = field(default_factory=lambda: {POWER: 0})
-    """Number of the engine's settings that the trajectories of each arm are sampled by."""
+    arms: Mapping[str, int | SamplerConfig] = field(default_factory=lambda: {POWER: 0})
+    """What the trajectories of each arm are sampled by, see :attr:`ChainRequest.arm`."""
     reads_prompt: bool = True
     """Whether it gets the hidden states of the prompt, where there are some."""
     aggregator: str | None = None
@@ -77,8 +114,8 @@ class LiveQuestion:
     source: PreparedQuestion
     requested: set[Key] = field(default_factory=set)
     """Trajectories that some policy has asked for."""
-    arms: Mapping[str, int] = field(default_factory=dict)
-    """Number of the engine's settings of each arm."""
+    arms: Mapping[str, int | SamplerConfig] = field(default_factory=dict)
+    """What each arm is sampled by."""
     policies: list[QuestionPolicy] = field(default_factory=list)
     """The policies whose answer does not stand yet."""
     chains: dict[Key, Chain] = field(default_factory=dict)
@@ -110,6 +147,10 @@ class LiveQuestion:
                             found[key] = min(rungs, found.get(key, rungs))
                     k = end
         return found
+
+    def seed(self, of_run: int) -> int:
+        """Return the seed that names its streams."""
+        return of_run if self.source.own.seed is None else self.source.own.seed
 
     def add(self, chain: Chain, text: str, block_size: int) -> None:
         """Take in a chain that has ended, with the text of its response."""

@@ -26,13 +26,12 @@ MOST_BEHIND = 2
 
 
 class Readers:
-    """Read the responses of questions: at once, in threads, or in processes, as the grader says."""
+    """Read the responses of questions: at once, in threads, or in processes, as the run's or their own grader says."""
 
     def __init__(self, grader: Grader, *, workers: int = 1) -> None:
         """Begin with nothing to read; ``workers`` share the cores of the machine."""
         self._desk = Desk(GRADING_THREADS, min(idle_cores(workers), GRADING_THREADS))
-        self._at_once = grader.background == "none"
-        self._read = partial(self._desk.read, grader)
+        self._grader = grader
         self._running: dict[Future[None], list[QuestionPolicy]] = {}
         self._done: list[QuestionPolicy] = []
 
@@ -49,11 +48,13 @@ class Readers:
             groups.setdefault(policy.question, []).append(policy)
         for question, group in groups.items():
             keys = {policy.keys for policy in group}
-            if self._at_once:
-                question.read(keys, self._read)
+            grader = question.source.own.grader or self._grader
+            read = partial(self._desk.read, grader)
+            if grader.background == "none":
+                question.read(keys, read)
                 self._done += group
             else:
-                self._running[self._desk.submit(question.read, keys, self._read)] = group
+                self._running[self._desk.submit(question.read, keys, read)] = group
 
     def done(self, *, wait: bool) -> list[QuestionPolicy]:
         """Return what has been read since the last call; with ``wait``, at least one if any is left."""

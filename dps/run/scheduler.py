@@ -24,13 +24,13 @@ from dps.decide.features import checkpoint_features
 from dps.decide.ladder import Key
 from dps.decide.seen import question_key, seen_of
 from dps.model import LanguageModel
-from dps.run.live import LiveQuestion, PolicyRun, PreparedQuestion, QuestionPolicy
+from dps.run.live import Checkpoint, LiveQuestion, PolicyRun, PreparedQuestion, QuestionPolicy
 from dps.run.readers import Readers
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.stop import before_stop
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
-from feature_store.records import Decision, Question, Trajectory
+from feature_store.records import Decision, Question
 
 FEATURE_PATIENCE_S = 2.0
 """How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
@@ -81,25 +81,13 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
-    """A moment when all trajectories of a question that a policy has requested have ended."""
-
-    question_id: str
-    """The question."""
-    trajectories: tuple[Trajectory, ...]
-    """The policy's trajectories so far, in the order of its ladder."""
-    p_enough: float | None
-    """What the policy's controller or rule said; None where it was not asked."""
-    more: int
-    """How many trajectories are added now; 0 ends the question."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Completed:
     """A question whose answer stands under a policy."""
 
     run: PolicyRun
     """The policy."""
+    source: PreparedQuestion
+    """What was given to be sampled."""
     question: Question
     """The complete record."""
     last: bool
@@ -131,7 +119,7 @@ def run_policy(
 def run_policies(
     model: LanguageModel,
     engine: Engine,
-    questions: Iterable[tuple[Sequence[PolicyRun], PreparedQuestion]],
+    questions: Iterable[tuple[Sequence[PolicyRun], PreparedQuestion] | None],
     *,
     grader: Grader,
     seed: int,
@@ -150,6 +138,7 @@ def run_policies(
         engine: An idle engine of that model.
         questions: What to sample and for whom; drawn from as rows come free, and embedded as they are drawn. The
             policies that come with a question share its trajectories; a question that comes again is sampled again.
+            None says that there is none for now; who says so waits himself where nothing is being sampled.
         grader: Reads the responses.
         seed: The run's seed; with question id and trajectory index it names each random stream.
         aggregator: How k answers become one.
@@ -159,7 +148,7 @@ def run_policies(
         eager: Whether rows that would idle begin trajectories that a policy may request. The records are the same but
             for times and what was cancelled.
         stopping: Asked every few steps; True ends the run, leaving what is not complete.
-        on_checkpoint: Called at every checkpoint, if given.
+        on_checkpoint: Called at every checkpoint, if given, before what the question has of its own.
 
     Yields:
         Complete questions in the order of completion.
@@ -170,6 +159,7 @@ def run_policies(
     scheduler = _Scheduler(model, engine, iter(questions), seed, aggregator, account or Account(), on_checkpoint)
     with Readers(grader, workers=workers) as readers:
         while not scheduler.finished and not stopping():
+            scheduler.drop_unwanted()
             if readers.has_room(engine.rows):
                 scheduler.admit(at_a_time)
             scheduler.begin_early(eager)
@@ -185,7 +175,7 @@ class _Scheduler:
         self,
         model: LanguageModel,
         engine: Engine,
-        waiting: Iterator[tuple[Sequence[PolicyRun], PreparedQuestion]],
+        waiting: Iterator[tuple[Sequence[PolicyRun], PreparedQuestion] | None],
         seed: int,
         aggregator: str,
         account: Account,
@@ -225,9 +215,12 @@ class _Scheduler:
             and self._num_requested < engine.rows + self._ahead
             and (at_a_time is None or len(self._live) < at_a_time)
         ):
-            entry = next(self._waiting, None)
-            if entry is None:
+            try:
+                entry = next(self._waiting)
+            except StopIteration:
                 self._exhausted = True
+                break
+            if entry is None:
                 break
             runs, source = entry
             self._account.embedding += source.embedding_s
@@ -241,6 +234,15 @@ class _Scheduler:
                 self._request(policy, policy.run.policy.start, first=False)
             self._ahead = max(len(question.requested), engine.rows // 4)
         self._account.other += self._lap()
+
+    def drop_unwanted(self) -> None:
+        """Give up the questions that nobody waits for any more; nothing of them is yielded."""
+        for number in [question.number for question in self._live.values() if not question.source.own.wanted()]:
+            question = self._live[number]
+            chains = {(number, key) for key in (*question.requested, *question.later)} - {*question.chains}
+            self._cancel(chains)
+            del self._live[number]
+            self._reached = [policy for policy in self._reached if policy.question is not question]
 
     def begin_early(self, eager: bool) -> None:
         """Give idle rows what may be requested next, the nearest rungs first; take back rows that are needed."""
@@ -275,7 +277,9 @@ class _Scheduler:
         for chain in chains:
             self._early.discard(chain.request.key)
             question = questions[chain.request.key[0]] = self._live[chain.request.key[0]]
-            text = before_stop(self._model.decode(chain.tokens.tolist()), engine.stop_strings)
+            own = question.source.own.stop_strings
+            text = self._model.decode(chain.tokens.tolist())
+            text = before_stop(text, engine.stop_strings if own is None else own)
             question.add(chain, text, engine.config.block_size)
         for question in questions.values():
             for policy in question.policies:
@@ -312,6 +316,7 @@ class _Scheduler:
     def decide(self, ready: list[QuestionPolicy], behind: int) -> Iterator[Completed]:
         """Ask the policies at a checkpoint; request more trajectories, or yield the question."""
         self._account.grading += self._lap()
+        ready = [policy for policy in ready if policy.question.number in self._live]  # the others were given up
         p_enough: dict[QuestionPolicy, float] = {}
         groups: dict[PolicyRun, list[QuestionPolicy]] = {}
         for policy in ready:
@@ -328,9 +333,11 @@ class _Scheduler:
         for policy in ready:
             question, probability = policy.question, p_enough.get(policy)
             count = policy.run.policy.more(policy.requested, probability)
-            if self._on_checkpoint is not None:
-                name = question.source.question_id
-                self._on_checkpoint(Checkpoint(name, policy.trajectories(), probability, count))
+            told = [call for call in (self._on_checkpoint, question.source.own.on_checkpoint) if call is not None]
+            if told:
+                checkpoint = Checkpoint(question.source.question_id, policy.trajectories(), probability, count)
+                for call in told:
+                    call(checkpoint)
             if count:
                 policy.at_checkpoint = False
                 self._request(policy, count, first=True)
@@ -346,7 +353,8 @@ class _Scheduler:
             question.policies.remove(policy)
             if not question.policies:
                 del self._live[question.number]
-            yield Completed(policy.run, policy.complete(self._aggregator), not question.policies, behind)
+            record = policy.complete(self._aggregator)
+            yield Completed(policy.run, question.source, record, not question.policies, behind)
         self._account.other += self._lap()
 
     def _request(self, policy: QuestionPolicy, count: int, *, first: bool) -> None:
@@ -363,11 +371,11 @@ class _Scheduler:
 
     def _submit(self, question: LiveQuestion, key: Key, *, first: bool) -> None:
         """Have a trajectory sampled."""
-        source, (arm, index) = question.source, key
-        stream = stream_key(self._seed, source.question_id, index, arm)
+        source, (arm, index), own = question.source, key, question.source.own
+        stream = stream_key(question.seed(self._seed), source.question_id, index, arm)
         forced = source.forced_lengths[index] if source.forced_lengths is not None else None
-        number = question.arms[arm]
-        self._engine.submit(ChainRequest((question.number, key), source.tokens, stream, forced, number), first=first)
+        how = (forced, question.arms[arm], own.max_new_tokens, own.stop_state)
+        self._engine.submit(ChainRequest((question.number, key), source.tokens, stream, *how), first=first)
 
     def _give_up(self, question: LiveQuestion) -> None:
         """Give up what was begun of a question and no policy can want any more, also what has ended."""
@@ -421,7 +429,7 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
     p_enough: dict[QuestionPolicy, float] = {}
     for k in sorted({each.requested for each in group}):
         alike = [each for each in group if each.requested == k]
-        keys = [question_key(seed, each.question.source.question_id) for each in alike]
+        keys = [question_key(each.question.seed(seed), each.question.source.question_id) for each in alike]
         seen = seen_of([each.trajectories() for each in alike], keys)
         p_enough |= zip(alike, policy.rule.enough(seen).tolist(), strict=True)
     return [p_enough[each] for each in group]

@@ -29,10 +29,11 @@ from dps.model import LanguageModel
 from dps.sampler.cache import RowCache
 from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
+from dps.sampler.law import early_terms
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.prompts import PromptReader
-from dps.sampler.rows import Finished, Rows, RowStatus
+from dps.sampler.rows import ChainRequest, Finished, Rows, RowStatus
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
 from dps.sampler.settle import settle
 from dps.sampler.sharing import share_prompts
@@ -44,23 +45,6 @@ _LENGTH_STEP = 32
 """Attention reads a multiple of this many positions."""
 _EAGER_PACE = Pace(1, 1)
 """Without recordings every step is settled and looked at: what a look costs is little beside an eager step."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChainRequest:
-    """A trajectory to sample."""
-
-    key: Hashable
-    """Name given by the caller; comes back with the chain."""
-    prompt: tuple[int, ...]
-    """Token ids of the prompt, at least one."""
-    stream: int
-    """Key of its random stream, see :func:`dps.sampler.streams.stream_key`."""
-    forced_length: int | None = None
-    """Let every response of the chain end in EOS at exactly this length, whatever the model says: for measuring speed
-    with random weights. What comes out follows no law."""
-    arm: int = 0
-    """Number of the engine's settings by which the chain is sampled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +108,7 @@ class Engine:
         path: ForwardPath = "auto",
         graphs: bool = True,
         stop_strings: Sequence[str] = (),
+        stop_room: int = 0,
     ) -> None:
         """Allocate the rows.
 
@@ -136,6 +121,7 @@ class Engine:
             path: How the model is run; the nearest slower way where the model does not allow that one.
             graphs: Whether a GPU may record its work.
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
+            stop_room: States that chains may need for stop strings of their own (:attr:`stops`).
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, the
@@ -155,7 +141,8 @@ class Engine:
         vocabulary = model.model.get_output_embeddings().weight.shape[0]
         self._is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=model.device)
         self._is_eos[list(model.eos_ids)] = True
-        self._stops = open_stops(stop_strings, model.tokenizer, vocabulary, model.device) if stop_strings else None
+        table = partial(open_stops, stop_strings, model.tokenizer, vocabulary, model.device, stop_room)
+        self.stops = table() if stop_strings or stop_room else None
         self._advance = partial(
             advance_rows if self._kernels is None else self._kernels.advance_rows,
             temperature=config.temperature if len(self.arms) == 1 else None,
@@ -195,7 +182,7 @@ class Engine:
         self.cache = RowCache(model.model, rows, self.positions, kernels=self._kernels)
         self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
-        self._rows = Rows(rows, self.positions, self.arms, model.device, numbers, stops=self._stops)
+        self._rows = Rows(rows, self.positions, self.arms, model.device, numbers, stops=self.stops)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         most_steps = max(arm.num_mh_steps for arm in self.arms)
         self._pacer = Pacer(config.block_size, most_steps) if self._graphs else None
@@ -209,13 +196,26 @@ class Engine:
 
     def submit(self, request: ChainRequest, *, first: bool = False) -> None:
         """Queue a chain, before all that wait if ``first``; InputError if the prompt leaves no room for a response."""
-        check_room(len(request.prompt), self.config, self.positions)
-        if not 0 <= request.arm < len(self.arms):
+        check_room(len(request.prompt), self.config, self.positions, request.max_new_tokens)
+        if isinstance(request.arm, SamplerConfig):
+            self.check_arm(request.arm)
+        elif not 0 <= request.arm < len(self.arms):
             raise InputError(
                 f"Expected an arm from 0 to {len(self.arms) - 1}, the engine's settings, got {request.arm}: open the "
                 "engine with the settings that the chain is to have."
             )
         (self._pending.appendleft if first else self._pending.append)(request)
+
+    def check_arm(self, arm: SamplerConfig) -> None:
+        """Raise InputError for settings that the rows, made for those of the engine, cannot have."""
+        most, terms = max(own.max_mh_steps for own in self.arms), early_terms(arm.check())
+        rejects = terms is None or any(early_terms(own) is not None for own in self.arms)
+        pure = len(self.arms) == 1 or not rejects
+        if (pure and arm not in self.arms) or not arm.shares_rows(self.config) or arm.max_mh_steps > most:
+            raise InputError(
+                f"Expected settings that rows for {self.config} and at most {most} Metropolis-Hastings steps a chain "
+                f"can have, got {arm}: open the engine with the settings that the chain is to have."
+            )
 
     @torch.inference_mode()  # rows that were made anew within ``poll`` cannot be written outside
     def cancel(self, keys: Collection[Hashable]) -> list[Cancelled]:
@@ -387,13 +387,8 @@ class Engine:
             states = self._prompts.states(prompt)
             if states is not None:
                 self.cache.load_prompt(rows, states)
-        self._rows.seat(
-            free,
-            [request.prompt for request in requests],
-            [request.stream for request in requests],
-            [request.forced_length or 0 for request in requests],
-            [request.arm for request in requests],
-        )
+        arms = [arm if isinstance(arm := request.arm, SamplerConfig) else self.arms[arm] for request in requests]
+        self._rows.seat(free, requests, arms)
         synchronize(self.model.device)
         now = time.perf_counter()
         self.prefill_s += now - started

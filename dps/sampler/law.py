@@ -230,6 +230,7 @@ def next_move(
     horizon: Tensor,
     steps_left: Tensor,
     extended: Tensor,
+    limit: Tensor | int,
     num_mh_steps: Tensor,
     final_steps: Tensor,
 ) -> Next:
@@ -239,16 +240,16 @@ def next_move(
     T_max and takes ``final_steps`` there; the last stage of an unfinished chain takes the larger number of steps.
 
     Args:
-        config: The sampler's settings that all rows have: block_size and max_new_tokens.
+        config: The sampler's settings that all rows have: block_size.
         length: Of the current response, (B,).
         has_ended: Whether the response ends in EOS or a stop string, (B,).
         horizon: Of the row's stage, (B,).
         steps_left: Before the step that is over, (B,).
         extended: Whether an extension is over, (B,).
+        limit: T_max, the most tokens of a response, (B,) or a number.
         num_mh_steps: Steps of a stage, (B,) or ().
         final_steps: Steps at T_max, (B,) or ().
     """
-    limit = config.max_new_tokens
     at_limit = horizon >= limit
     of_stage = torch.where(at_limit, torch.maximum(num_mh_steps, final_steps), num_mh_steps)
     steps_left = torch.where(extended, of_stage, steps_left - 1)

@@ -28,6 +28,7 @@ def open_engine(
     benchmark: Benchmark,
     prompts: Iterable[Sequence[int]],
     memory_share: float,
+    stop_room: int = 0,
 ) -> Engine:
     """Open the engine that these settings mean. Nothing has a default, so that no caller can leave anything out.
 
@@ -39,6 +40,7 @@ def open_engine(
         prompts: Token ids of every prompt that may be submitted, at least one; the longest decides the room.
         memory_share: Share of the device's free memory that the rows may plan with, where ``compute.rows`` is None:
             one over the workers that share the device.
+        stop_room: States that chains' own stop strings may need; what is sampled does not depend on it.
 
     Raises:
         InputError: If there are too few rows, or the longest prompt leaves no room for a response.
@@ -52,4 +54,5 @@ def open_engine(
         memory_share=memory_share,
         path=compute.forward,
         stop_strings=benchmark.stop_strings(model.tokenizer),
+        stop_room=stop_room,
     )

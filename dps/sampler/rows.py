@@ -7,8 +7,9 @@ decoding step and the settling of ended proposals (``step``, ``settle``) only wr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ _COUNTED = ("position", "draws", "generated", "useful_steps")
 _STEPS = ("num_mh_steps", "final_steps")
 _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
-    "forced_length", "rejected_early", "saved_tokens", *_STEPS,
+    "forced_length", "rejected_early", "saved_tokens", "limit", *_STEPS,
 )  # fmt: skip
 _SETTINGS = ("alpha", "temperature", "inverse", *(f"early_{name}" for name in EarlyTerms._fields))
 _NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight", *_SETTINGS)
@@ -74,6 +75,27 @@ class Responses:
             self.states[targets] = self.states[sources]
 
 
+@dataclass(frozen=True, slots=True)
+class ChainRequest:
+    """A trajectory to sample."""
+
+    key: Hashable
+    """Name given by the caller; comes back with the chain."""
+    prompt: tuple[int, ...]
+    """Token ids of the prompt, at least one."""
+    stream: int
+    """Key of its random stream, see :func:`dps.sampler.streams.stream_key`."""
+    forced_length: int | None = None
+    """Let every response of the chain end in EOS at exactly this length, whatever the model says: for measuring speed
+    with random weights. What comes out follows no law."""
+    arm: int | SamplerConfig = 0
+    """Number of the engine's settings by which the chain is sampled, or other settings that its rows can have."""
+    max_new_tokens: int | None = None
+    """T_max of this chain, where it is less than that of the engine's settings."""
+    stop_state: int = 0
+    """Where its stop strings begin, see :meth:`dps.sampler.stop.StopTable.take`; 0 for those of the engine."""
+
+
 class Rows:
     """State of R rows: every field is a tensor of shape (R,), int64, float64 or (the last five) bool.
 
@@ -96,6 +118,7 @@ class Rows:
     forced_length: Tensor  # every response ends at exactly this length; 0 leaves the end to the model
     rejected_early: Tensor  # proposals stopped once their rejection was certain
     saved_tokens: Tensor  # by how much the responses that stayed were longer than these proposals, at least 0 each
+    limit: Tensor  # most tokens of a response
     num_mh_steps: Tensor  # of the chain's settings; so are the next three
     final_steps: Tensor
     alpha: Tensor
@@ -138,16 +161,15 @@ class Rows:
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
         self._first_horizon = arms[0].block_size
-        self._steps = np.array([(arm.num_mh_steps, arm.final_steps) for arm in arms]).T
-        self._settings = np.array([_settings_of(arm) for arm in arms]).T
+        settings = np.array([_settings_of(arm) for arm in arms])
         self._hold(
             torch.zeros((len(_INTEGERS), rows), dtype=torch.int64, device=device),
             torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device),
             torch.zeros((len(_NUMBERS), rows), dtype=torch.float64, device=device),
         )
-        self._rejects_early = bool(self._settings[-len(EarlyTerms._fields) :].any())
-        self._numbers[-len(_SETTINGS) :] = torch.from_numpy(self._settings[:, :1])
-        self._integers[-len(_STEPS) :] = torch.from_numpy(self._steps[:, :1])
+        self._rejects_early = bool(settings[:, -len(EarlyTerms._fields) :].any())
+        self._numbers[-len(_SETTINGS) :] = torch.from_numpy(settings[:1].T)
+        self._integers[-len(_STEPS) :] = torch.tensor([[arms[0].num_mh_steps], [arms[0].final_steps]])
 
     @property
     def terms(self) -> Tensor | None:
@@ -192,15 +214,15 @@ class Rows:
 
     # -- what the host does --------------------------------------------------------------------------------------------
 
-    def seat(
-        self, rows: list[int], prompts: list[tuple[int, ...]], keys: list[int], forced: list[int], arms: list[int]
-    ) -> None:
-        """Start chains on these rows: prompt, key of the random stream, forced length (0 for none), settings."""
+    def seat(self, rows: list[int], chains: Sequence[ChainRequest], arms: Sequence[SamplerConfig]) -> None:
+        """Start chains on these rows, each by its settings."""
+        prompts = [chain.prompt for chain in chains]
         sizes = np.array([len(prompt) for prompt in prompts])
-        fields = dict.fromkeys(_INTEGERS, 0)
-        fields |= {"position": sizes - 1, "start": sizes, "cut": sizes, "horizon": self._first_horizon}
-        fields |= {"key": np.array(keys), "forced_length": np.array(forced)}
-        fields |= zip(_STEPS, self._steps[:, arms], strict=True)
+        limits = np.array([chain.max_new_tokens or arms[0].max_new_tokens for chain in chains])
+        fields = dict.fromkeys(_INTEGERS, 0) | {"position": sizes - 1, "start": sizes, "cut": sizes, "limit": limits}
+        fields |= {"horizon": np.minimum(self._first_horizon, limits), "key": np.array([c.stream for c in chains])}
+        fields |= {"forced_length": np.array([chain.forced_length or 0 for chain in chains])}
+        fields |= {name: np.array([getattr(arm, name) for arm in arms]) for name in _STEPS}
         columns = np.stack([np.broadcast_to(fields[name], len(rows)) for name in _INTEGERS]).astype(np.int64)
         tokens = np.zeros((len(rows), max(sizes)), np.int64)
         for line, prompt in zip(tokens, prompts, strict=True):
@@ -212,13 +234,14 @@ class Rows:
         self._flags[:, where] = torch.tensor([[flags[name]] for name in _FLAGS], device=device)
         numbers = np.zeros((len(_NUMBERS), len(rows)))
         numbers[_NUMBERS.index("bound")] = -np.inf
-        numbers[-len(_SETTINGS) :] = self._settings[:, arms]
+        numbers[-len(_SETTINGS) :] = np.array([_settings_of(arm) for arm in arms]).T
         self._numbers[:, where] = torch.from_numpy(numbers).to(device)
         ids = torch.from_numpy(tokens).to(device)
         for responses in (self.live, self.saved):
             responses.tokens[where, : ids.shape[1]] = ids
             if responses.states is not None:
-                responses.states[where, : ids.shape[1]] = 0
+                states = torch.tensor([chain.stop_state for chain in chains], dtype=torch.int16, device=device)
+                responses.states[where, : ids.shape[1]] = states[:, None]
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole rows; the sources become free."""
@@ -354,6 +377,7 @@ class Finished:
     """Whether a rule that looks at the response ended it."""
 
 
+@lru_cache(1024)
 def _settings_of(arm: SamplerConfig) -> tuple[float, ...]:
     """Return what ``_SETTINGS`` names."""
     inverse = 1.0 / arm.temperature

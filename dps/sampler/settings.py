@@ -157,12 +157,18 @@ class SamplerConfig:
         )
 
 
-def check_room(prompt_length: int, config: SamplerConfig, max_positions: int) -> None:
-    """Raise InputError for a prompt that leaves no room for a response within the model's positions."""
+def check_room(prompt_length: int, config: SamplerConfig, max_positions: int, limit: int | None = None) -> None:
+    """Raise InputError for a prompt that leaves no room for a response within the model's positions.
+
+    ``limit`` is the most tokens of this response where they are fewer than ``max_new_tokens``.
+    """
+    limit = config.max_new_tokens if limit is None else limit
+    if not 1 <= limit <= config.max_new_tokens:
+        raise InputError(f"Expected a response of 1 to {config.max_new_tokens} tokens, max_new_tokens, got {limit}.")
     if prompt_length < 1:
         raise InputError("The prompt has no tokens; a model needs at least one to start from.")
-    if prompt_length + config.max_new_tokens > max_positions:
+    if prompt_length + limit > max_positions:
         raise InputError(
-            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {config.max_new_tokens}, together "
+            f"The prompt has {prompt_length} tokens and sampler.max_new_tokens is {limit}, together "
             f"more than the model's {max_positions} positions: shorten the prompt or lower max_new_tokens."
         )

@@ -105,6 +105,7 @@ def _start_next(rows: Rows, ended: Tensor, stop: Tensor, config: SamplerConfig, 
         horizon=rows.horizon,
         steps_left=rows.steps_left,
         extended=rows.extending,
+        limit=rows.limit,
         num_mh_steps=rows.num_mh_steps,
         final_steps=rows.final_steps,
     )

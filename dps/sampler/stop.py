@@ -16,8 +16,7 @@ positions beside its tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,37 +30,78 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class StopTable:
-    """When texts of tokens contain a stop string."""
+    """When texts of tokens contain a stop string: of the strings that all chains have, and of chains' own."""
 
     following: Tensor
     """State after a token: int16, shape (states, V). State 0 is the beginning, the last one a stop string's end."""
+
+    def __init__(
+        self,
+        strings: Sequence[str],
+        pieces: Sequence[bytes],
+        device: torch.device,
+        ending: Callable[[Sequence[str]], Sequence[int]] = lambda strings: (),
+        room: int = 0,
+    ) -> None:
+        """Make the table of stop strings, none of them empty.
+
+        Args:
+            strings: What ends every response that has no stop strings of its own.
+            pieces: The bytes of each token's text (:func:`token_bytes`).
+            device: Where the table is.
+            ending: Says which tokens complete a stop string whatever stands before them (:func:`stop_tokens`).
+            room: States that chains' own stop strings may take.
+        """
+        self._pieces, self._ending, self._taken = pieces, ending, dict[tuple[str, ...], tuple[list[int], int]]()
+        own = _automaton([string.encode() for string in strings])
+        self._free = list(range(len(own) - 1, len(own) - 1 + room))
+        self.following = torch.zeros((len(own) + room, len(pieces)), dtype=torch.int16, device=device)
+        self.following[-1] = self.matched
+        self._write(own, list(range(len(own) - 1)), strings)
 
     @property
     def matched(self) -> int:
         """The state of a text that contains a stop string; it is never left."""
         return len(self.following) - 1
 
-    @classmethod
-    def of(
-        cls, strings: Sequence[str], pieces: Sequence[bytes], device: torch.device, ending: Sequence[int] = ()
-    ) -> StopTable:
-        """Make the table of stop strings, at least one and none empty.
+    def take(self, strings: Sequence[str]) -> int | None:
+        """Return the state in which a chain with these stop strings begins; None while others have taken the room.
 
-        ``pieces`` are the bytes of each token's text (:func:`token_bytes`), ``ending`` the tokens that complete a stop
-        string whatever stands before them (:func:`stop_tokens`).
+        :meth:`release` must be called as often. What nobody uses is kept until its room is needed.
         """
-        delta = _automaton([string.encode() for string in strings])
-        lengths = np.array([len(piece) for piece in pieces])
+        name = tuple(strings)
+        if name not in self._taken:
+            automaton = _automaton([string.encode() for string in strings])
+            while len(self._free) < len(automaton) - 1:
+                idle = next((taken for taken, (_, users) in self._taken.items() if not users), None)
+                if idle is None:
+                    return None
+                self._free += self._taken.pop(idle)[0]
+            states = [self._free.pop() for _ in automaton[:-1]]
+            self._write(automaton, states, strings)
+            self._taken[name] = states, 0
+        states, users = self._taken[name]
+        self._taken[name] = states, users + 1
+        return states[0]
+
+    def release(self, strings: Sequence[str]) -> None:
+        """Say that a chain with these stop strings is over."""
+        states, users = self._taken[tuple(strings)]
+        self._taken[tuple(strings)] = states, users - 1
+
+    def _write(self, automaton: np.ndarray, places: list[int], strings: Sequence[str]) -> None:
+        """Write what follows the inner states of an automaton, whose numbers in this table are given."""
+        lengths = np.array([len(piece) for piece in self._pieces])
         order = np.argsort(-lengths, kind="stable")  # tokens that have a j-th byte come first
-        states = np.repeat(np.arange(len(delta), dtype=np.int16)[:, None], len(pieces), axis=1)
-        for j in range(int(lengths.max(initial=0))):
+        states = np.repeat(np.arange(len(automaton), dtype=np.int16)[:, None], len(self._pieces), axis=1)
+        for j in range(int(lengths.max(initial=0)) if strings else 0):
             longer = order[: int((lengths > j).sum())]
-            byte = np.array([pieces[token][j] for token in longer])
-            states[:, longer] = delta[states[:, longer], byte]
-        states[:, list(ending)] = len(delta) - 1
-        return cls(torch.from_numpy(states).to(device))
+            byte = np.array([self._pieces[token][j] for token in longer])
+            states[:, longer] = automaton[states[:, longer], byte]
+        states[:, list(self._ending(strings))] = len(automaton) - 1
+        numbers = np.array([*places, self.matched], np.int16)
+        self.following[places] = torch.from_numpy(numbers[states[:-1]]).to(self.following.device)
 
 
 def _automaton(strings: list[bytes]) -> np.ndarray:
@@ -69,7 +109,7 @@ def _automaton(strings: list[bytes]) -> np.ndarray:
 
     The other states are the beginnings of the strings: a text is in that of its longest suffix which is one.
     """
-    beginnings = {string[:n] for string in strings for n in range(len(string))}
+    beginnings = {b""} | {string[:n] for string in strings for n in range(len(string))}
     inner = sorted((text for text in beginnings if not any(string in text for string in strings)), key=len)
     number = {text: i for i, text in enumerate(inner)}
     table = np.zeros((len(inner) + 1, 256), np.int16)
@@ -84,16 +124,21 @@ def _automaton(strings: list[bytes]) -> np.ndarray:
 
 
 def open_stops(
-    strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
+    strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device, room: int = 0
 ) -> StopTable:
     """Return when the ``size`` tokens that the model can write complete one of these stop strings.
+
+    ``room`` is that of :class:`StopTable`.
 
     Raises:
         InputError: If the tokenizer does not say which text its tokens add, or a stop string holds a special token
             and other text.
     """
-    ending = [number for number in stop_tokens(strings, tokenizer) if number < size]
-    return StopTable.of(strings, token_bytes(tokenizer, size), device, ending)
+
+    def ending(strings: Sequence[str]) -> list[int]:
+        return [number for number in stop_tokens(strings, tokenizer) if number < size]
+
+    return StopTable(strings, token_bytes(tokenizer, size), device, ending, room)
 
 
 def stop_tokens(strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,6 +8,7 @@ chains of a batch neither share nor exchange random numbers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ def stream_key(seed: int, question_id: str, trajectory: int, arm: str = POWER) -
     name = (seed, question_id, trajectory) if arm == POWER else (seed, question_id, arm, trajectory)
     digest = hashlib.blake2b("\x1f".join(map(str, name)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def prompt_name(tokens: Sequence[int], repeat: int = 0) -> str:
+    """Return what names the streams of a question that has no other id: its prompt, and how often that came before."""
+    digest = hashlib.blake2b(",".join(map(str, tokens)).encode(), digest_size=8).hexdigest()
+    return f"given-{digest}-{repeat}" if repeat else f"given-{digest}"
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

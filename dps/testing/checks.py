@@ -182,6 +182,7 @@ def finite_step_law(kernel: Kernel, model: ToyModel, config: SamplerConfig) -> n
             horizon=torch.full((count,), horizon),
             steps_left=torch.full((count,), left),
             extended=torch.full((count,), extended),
+            limit=config.max_new_tokens,
             num_mh_steps=torch.tensor(config.num_mh_steps),
             final_steps=torch.tensor(config.final_steps),
         )

@@ -199,11 +199,13 @@ def test_stored_responses_and_those_of_a_file_are_read_in_processes(tmp_path, at
 
 RUN = """
 import sys
+from types import SimpleNamespace
 from dps.benchmarks import reader_process, regrade, responses
 from dps.benchmarks.grading import Answers
 from dps.run.readers import Readers
 from tests.run.graders import Telling
 class Question:
+    source = SimpleNamespace(own=SimpleNamespace(grader=None))
     def read(self, groups, read): read([("sleep", "p")], None, Answers())
 class Policy: question, keys = Question(), (("power", 0),)
 reader_process.PROCESSES_PAY_S = 0.0

@@ -78,6 +78,7 @@ EXPECTED = {
     "arms": (SAMPLER,),
     "rows": 16,
     "path": "unchanged",
+    "stop_room": 0,
     "stop_strings": ("\n\n", "0="),
     "memory_share": 1.0,
     "rows in all": 16,
@@ -108,8 +109,8 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
         assert but_room(settings) == EXPECTED
         assert settings["prompt_room"] == run["prompt_room"]
 
-    asked = dps.api.given_questions(["1+2?", "From left to right: 3+4"], "number")
-    monkeypatch.setattr(dps.api, "given_questions", lambda *_: replace(asked, config=QUESTIONS))
+    asked = dps.api.given("number")
+    monkeypatch.setattr(dps.api, "given", lambda *_: replace(asked, config=QUESTIONS))
     dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
     (interface,) = opened
     assert but_room(interface) == {**EXPECTED, "path": "auto"}

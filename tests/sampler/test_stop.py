@@ -27,7 +27,7 @@ strings = st.lists(st.text("abé\n", min_size=1, max_size=5), min_size=1, max_si
 @given(strings, pieces, st.lists(st.integers(0, 5), max_size=12))
 @settings(max_examples=300, deadline=None)
 def test_the_table_says_whether_the_text_contains_a_stop_string(stops, pieces, tokens):
-    table = StopTable.of(stops, pieces, torch.device("cpu"))
+    table = StopTable(stops, pieces, torch.device("cpu"))
     assert table.following.dtype == torch.int16
     state, text = 0, b""
     for token in tokens:

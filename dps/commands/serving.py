@@ -1,0 +1,49 @@
+"""The command that serves."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+from dps.commands.options import parse, parser_of
+from dps.commands.stores import check_controller_file
+from dps.errors import InputError
+from dps.extras import install
+from dps.start import IMPORTS, stage, starting
+
+
+def run_serve(arguments: list[str]) -> None:
+    """``dps serve``: answer requests of the OpenAI protocol until SIGTERM or Ctrl-C."""
+    from dps.model_config import ModelConfig, check_there
+    from dps.sampler.settings import SamplerConfig
+    from dps.serve.config import ServeConfig
+
+    parser = parser_of("serve")
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(SamplerConfig, "sampler")
+    config, parsed = parse(parser, ServeConfig, [_option(word) for word in arguments], fits="serve")
+    built = parser.instantiate_classes(parsed)
+    config.check()
+    if config.policy is not None and any(word.startswith("--sampler.") for word in arguments):
+        raise InputError("policy says what is sampled, and so does sampler: leave one of them out.")
+    if config.controller is not None:
+        check_controller_file(config.controller)
+    lacking = [package for package in ("fastapi", "uvicorn", "prometheus_client") if find_spec(package) is None]
+    if lacking:
+        names = " ".join(lacking).replace("_", "-")
+        raise InputError(f"dps serve needs {' and '.join(lacking)}: {install('serve', names)}.")
+    check_there(built["model"])
+    with starting("serve"):
+        with stage(IMPORTS):
+            from dps.serve.run import serve
+        serve(
+            config, built["model"], built["sampler"].check(), say=lambda text: print(text, file=sys.stderr, flush=True)
+        )
+
+
+def _option(word: str) -> str:
+    """Return an option as the parser has it: ``--model NAME`` and ``--api-key`` are as clear."""
+    name, equals, value = word.partition("=")
+    if name.startswith("--"):
+        name = "--model.name" if name == "--model" else name.replace("-", "_").replace("__", "--", 1)
+    return name + equals + value

@@ -1,0 +1,100 @@
+"""What a request passes before anything else looks at it: the key, how many there are, how large and slow it is."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from dps.serve.config import Limits
+from dps.serve.protocol import Refused
+
+Message = dict[str, Any]
+OPEN = ("/health",)
+"""Paths that need no key and are always answered."""
+
+
+class Gate:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: Any, *, key: str | None, limits: Limits, count: Callable[[str, int], None]) -> None:
+        """Let pass who has the key, within the limits; ``count`` is told path and status of each answer."""
+        self._app, self._limits, self._count = app, limits, count
+        self._expected = None if key is None else f"Bearer {key}".encode()
+        self._open = 0
+
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started = False
+
+        async def told(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                self._count(scope["path"] if message["status"] != 404 else "other", message["status"])
+            await send(message)
+
+        counted = scope["path"] not in OPEN
+        self._open += counted
+        try:
+            if counted:
+                self._check(scope)
+            async with asyncio.timeout(self._limits.request_s + self._limits.body_s):
+                await self._app(scope, self._bounded(receive), told)
+        except (Refused, TimeoutError) as error:
+            if started:
+                return None  # the connection is closed in the middle of the answer
+            late = f"The request took longer than {self._limits.request_s:g} s."
+            await _send(error if isinstance(error, Refused) else Refused(504, late, "timeout"), told)
+        finally:
+            self._open -= counted
+        return None
+
+    def _check(self, scope: Message) -> None:
+        """Raise Refused for a wrong key, or too many requests."""
+        if self._expected is not None:
+            came = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(came, self._expected):
+                message = "Expected the server's key as Authorization: Bearer KEY: none came, or another one."
+                raise Refused(401, message, "invalid_api_key")
+        if self._open > self._limits.requests:
+            raise Refused(429, f"{self._limits.requests} requests are open already: try again later.", "busy")
+
+    def _bounded(self, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
+        """Return what receives a body that is not too large, in time."""
+        size, whole = 0, False
+        until = asyncio.get_running_loop().time() + self._limits.body_s
+
+        async def bounded() -> Message:
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                seconds = f"{self._limits.body_s:g} s"
+                raise Refused(408, f"The body of the request did not come within {seconds}.", "timeout") from None
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > self._limits.request_bytes:
+                raise Refused(413, f"Expected a body of at most {self._limits.request_bytes:,} bytes.", "too_large")
+            return message
+
+        return bounded
+
+
+async def _send(refused: Refused, send: Callable[[Message], Awaitable[None]]) -> None:
+    body = json.dumps(refused.body()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"www-authenticate", b"Bearer")] if refused.status == 401 else []
+    headers += [(b"retry-after", b"1")] if refused.status == 429 else []
+    headers += [(b"connection", b"close")] if refused.status in (408, 413) else []
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,148 @@
+"""From records to what the protocol says of them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dps.decide.aggregate import representative
+from dps.model import LanguageModel
+from dps.run.live import Checkpoint
+from dps.run.service import Ticket
+from feature_store.records import Question, Trajectory
+
+_REASON = {"eos": "stop", "stop": "stop", "early": "stop", "length": "length"}
+
+
+def best_of(record: Question, aggregator: str) -> Trajectory:
+    """Return the response that won the vote; where nothing can be voted on, the most probable one."""
+    each = record.trajectories
+    classes, logprobs = [t.answer_class for t in each], [t.base_logprob for t in each]
+    index = representative(classes, logprobs, aggregator, [len(t.tokens) for t in each])
+    return each[int(np.argmax(logprobs)) if index is None else index]
+
+
+class Reply:
+    """What is answered to one request, whole or in pieces."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        name: str,
+        aggregator: str,
+        tickets: Sequence[Ticket],
+        *,
+        chat: bool,
+        n: int,
+        logprobs: bool,
+        responses: bool,
+    ) -> None:
+        """Answer the request that these tickets are of."""
+        self._model, self._aggregator, self._tickets = model, aggregator, tickets
+        self._chat, self._n, self._logprobs, self._responses = chat, n, logprobs, responses
+        kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": name,
+        }
+        self._piece = self._head | {"object": f"{kind}.chunk" if chat else kind}
+
+    def whole(self, records: Sequence[Question]) -> dict[str, Any]:
+        """Return the whole answer."""
+        choices = []
+        for number, record in enumerate(records):
+            best = best_of(record, self._aggregator)
+            said = {"message": {"role": "assistant", "content": best.text}} if self._chat else {"text": best.text}
+            choices.append({"index": number, **said, **self._about(number, record, best)})
+        return self._head | {"choices": choices, "usage": self.usage(records)}
+
+    def progress(self, number: int, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return a piece that tells of a checkpoint, and adds nothing to the answer."""
+        told = {
+            "k": len(checkpoint.trajectories),
+            "answers": [trajectory.answer for trajectory in checkpoint.trajectories],
+            "p_enough": checkpoint.p_enough,
+            "more": checkpoint.more,
+        }
+        return self._pieces(number, {}, None, dps=told)
+
+    def pieces(self, number: int, record: Question) -> list[dict[str, Any]]:
+        """Return the pieces of a choice that is complete."""
+        best = best_of(record, self._aggregator)
+        about = self._about(number, record, best)
+        reason = about.pop("finish_reason")
+        first = self._pieces(number, {"role": "assistant", "content": best.text}, None, **about)
+        return [first, self._pieces(number, {}, reason)]
+
+    def _pieces(self, number: int, delta: dict[str, Any], reason: str | None, **more: Any) -> dict[str, Any]:
+        said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
+        more = {"logprobs": None} | more
+        return self._piece | {"choices": [{"index": number, **said, "finish_reason": reason, **more}]}
+
+    def last(self, records: Sequence[Question]) -> dict[str, Any]:
+        """Return the piece that has the usage."""
+        return self._piece | {"choices": [], "usage": self.usage(records)}
+
+    def usage(self, records: Sequence[Question]) -> dict[str, int]:
+        """Return what was read, what was returned, and all that was generated for it, tokens."""
+        read = sum(len(ticket.tokens) for ticket in self._tickets[:: self._n])
+        returned = sum(len(best_of(record, self._aggregator).tokens) for record in records)
+        generated = sum(map(num_generated, records))
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": returned,
+            "total_tokens": read + returned,
+            "generated_tokens": generated,
+        }
+
+    def _about(self, number: int, record: Question, best: Trajectory) -> dict[str, Any]:
+        ticket = self._tickets[number]
+        about: dict[str, Any] = {
+            "answer": record.answer,
+            "k": record.k,
+            "ladder": ticket.run.policy.ladder.texts(),
+            "seed": ticket.own.seed,
+            "repeat": ticket.item.metadata["repeat"],
+            "generated_tokens": num_generated(record),
+            "decisions": [{"k": decision.k, "p_enough": decision.p_enough} for decision in record.decisions],
+            "seconds": round(record.latency_s, 4),
+        }
+        if self._responses:
+            about["responses"] = [_response(trajectory) for trajectory in record.trajectories]
+        logprobs = self._of_tokens(best) if self._logprobs else None
+        return {"finish_reason": _REASON[best.ending], "logprobs": logprobs, "dps": about}
+
+    def _of_tokens(self, best: Trajectory) -> dict[str, Any]:
+        texts = [self._model.tokenizer.decode([int(token)]) for token in best.tokens]
+        values = [float(value) for value in best.token_logprob]
+        if self._chat:
+            pairs = zip(texts, values, strict=True)
+            content = [{"token": t, "logprob": v, "bytes": list(t.encode()), "top_logprobs": []} for t, v in pairs]
+            return {"content": content, "refusal": None}
+        offsets = np.cumsum([0, *map(len, texts)])[:-1].tolist()
+        return {"tokens": texts, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+
+
+def num_generated(record: Question) -> int:
+    """Return all tokens that were sampled for a record: rejected ones and those of responses given up, too."""
+    return sum(t.num_generated_tokens for t in record.trajectories) + record.num_cancelled_tokens
+
+
+def _response(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "arm": trajectory.arm,
+        "index": trajectory.index,
+        "text": trajectory.text,
+        "answer": trajectory.answer,
+        "class": trajectory.answer_class,
+        "logprob": trajectory.base_logprob,
+        "tokens": len(trajectory.tokens),
+        "generated_tokens": trajectory.num_generated_tokens,
+        "finish_reason": _REASON[trajectory.ending],
+    }
