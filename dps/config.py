@@ -46,6 +46,9 @@ class FeaturesConfig:
     """sentence-transformers id or folder for the question embedding; `embedded` is the small one of this package."""
     prompt_layers: tuple[int, ...] = ()
     """Indices into hidden_states: of each, the prompt's last token and the mean over the prompt are kept."""
+    arms: tuple[str, ...] = ()
+    """Arms of which a harvest keeps hidden states, for instance `[power]`; all if not set. A controller that looks at
+    them needs those of its whole ladder. Evaluations do without this setting."""
 
     def check(self) -> FeaturesConfig:
         """Return self if usable; raise InputError for what can be known without the model."""
@@ -117,6 +120,8 @@ class HarvestConfig:
         check_seed(self.seed)
         self.samplers()
         self.features.check()
+        if not {*self.features.arms} <= {*(arms := self.climbed().arms)}:
+            raise InputError(f"Expected features.arms among {', '.join(arms)}, got {', '.join(self.features.arms)}.")
         self.compute.check()
         check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
         if self.forced_mean_length is not None and not self.model.random_weights:

@@ -19,6 +19,7 @@ from feature_store.segment import (
     dataset_of,
     decode,
     digest_of,
+    kept,
     load,
     reading,
 )
@@ -72,4 +73,4 @@ def _with_hidden(question: Question, vectors: np.ndarray) -> Question:
     """Return the question with these rows as the hidden states of its trajectories' blocks."""
     ends = accumulate((len(t.hidden) for t in question.trajectories), initial=0)
     parts = zip(question.trajectories, pairwise(ends), strict=True)
-    return replace(question, trajectories=tuple(replace(t, hidden=vectors[i:j]) for t, (i, j) in parts))
+    return replace(question, trajectories=tuple(replace(t, hidden=kept(vectors[i:j])) for t, (i, j) in parts))

@@ -174,7 +174,11 @@ def _joined(parts: list[np.ndarray], column: Column) -> np.ndarray:
     """Return the entries of all parts one after another."""
     if not parts:
         return np.zeros((0, 0) if column.kind == "vectors" else (0,), column.dtype)
-    if len(sizes := {part.shape[1:] for part in parts}) > 1:
+    sizes = {part.shape[1:] for part in parts}
+    if column.name == "hidden" and len(sizes) == 2 and (0,) in sizes:  # not kept of all arms
+        sizes = {max(sizes)}
+        parts = [part if part.shape[1] else np.full((len(part), *max(sizes)), np.nan) for part in parts]
+    if len(sizes) > 1:
         shown = ", ".join(str(size) for (size,) in sorted(sizes))
         raise StoreError(f"Expected vectors of one size in a segment, got sizes {shown}: commit them to stores apart.")
     return np.concatenate(parts).astype(column.dtype, copy=False)
@@ -247,7 +251,13 @@ def _parts(arrays: dict[str, np.ndarray], table: str) -> list[dict[str, np.ndarr
         for values in (arrays[f"{table}/{column.name}"],)
     }
     ranges = pairwise(arrays[f"trajectories/{table}_offset"].tolist())
-    return [{name: values[i:j] for name, values in columns.items()} for i, j in ranges]
+    parts = [{name: values[i:j] for name, values in columns.items()} for i, j in ranges]
+    return [part | {"hidden": kept(part["hidden"])} for part in parts] if table == "blocks" else parts
+
+
+def kept(hidden: np.ndarray) -> np.ndarray:
+    """Return a trajectory's hidden states (b, D) as they were recorded: (b, 0) where NaN says that none were kept."""
+    return hidden[:, :0] if hidden.size and np.isnan(hidden[0, 0]) else hidden
 
 
 def _texts(data: np.ndarray, offsets: np.ndarray) -> list[str]:

@@ -18,7 +18,7 @@ from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_o
 from dps.decide.ladder import Key, Ladder
 from dps.decide.policy import arm_differences
 from dps.decide.predictions import read_predictions
-from dps.decide.samples import columns_for, held_of
+from dps.decide.samples import check_hidden, columns_for, held_of
 from dps.decide.splits import SPLITS, fold_of, split_of
 from dps.decide.table import Table, harvested_ladder, make_table
 from dps.decide.thresholds import NEVER_STOP
@@ -336,6 +336,7 @@ class FeatureDataModule(L.LightningDataModule):
             table = replace(table, later=self._stops_later(table, folder))
         if HIDDEN not in parts:
             return table
+        check_hidden(store.manifest, folder, self.ladder)
         keys = columns_for(held_of(store.manifest, folder, self.ladder))
         vectors = pooled_vectors(store, keys=keys, hidden_size=self.hidden_size, cache_dir=self.cache_dir)
         return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
@@ -437,7 +438,7 @@ def _sizes(store: Store, folder: str) -> tuple[int, int, int]:
     first: Question | None = next(store.scan(), None)
     if first is None:
         raise InputError(f"Expected at least one question in {folder}, but it has none: let dps harvest finish some.")
-    return first.trajectories[0].hidden.shape[1], len(first.embedding), len(first.prompt_hidden)
+    return max(t.hidden.shape[1] for t in first.trajectories), len(first.embedding), len(first.prompt_hidden)
 
 
 def _graded(table: Table, folder: str) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 from dps.decide.features import HIDDEN
 from dps.decide.ladder import Ladder
 from dps.decide.policy import check_arms
-from dps.decide.samples import held_of
+from dps.decide.samples import check_hidden, held_of
 from dps.decide.table import make_table
 from dps.errors import InputError
 from feature_store import Store
@@ -53,6 +53,8 @@ def predict_orders(
     orders, ks = orders_of(ladder), ladder.ks
     held = held_of(store.manifest, str(store_folder), ladder)
     parts = controller.parts
+    if HIDDEN in parts:
+        check_hidden(store.manifest, str(store_folder), ladder)
     place = {question_id: row for row, question_id in enumerate(question_ids)}
     p_enough = np.empty((len(question_ids), orders.shape[1], len(ks) - 1))
     wanted = (q for q in store.scan(hidden=HIDDEN in parts) if q.question_id in place)

@@ -204,3 +204,13 @@ def held_of(manifest: Manifest, folder: str, ladder: Ladder) -> dict[str, int]:
     held = fixed_ladder(manifest, folder)
     check_held(ladder, held, folder)
     return {arm: count for arm, count in held.totals.items() if arm in ladder.arms}
+
+
+def check_hidden(manifest: Manifest, folder: str, ladder: Ladder) -> None:
+    """Raise InputError if a store was told (``features.arms``) not to keep hidden states of one of a ladder's arms."""
+    arms = manifest.model.get("feature_arms", ladder.arms)
+    if lacking := [arm for arm in ladder.arms if arm not in arms]:
+        raise InputError(
+            f"Expected hidden states of every arm of the ladder {ladder}, but {folder} keeps those of "
+            f"{', '.join(arms)} only: choose a controller without them, or harvest with {lacking[0]} in features.arms."
+        )

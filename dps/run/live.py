@@ -103,6 +103,8 @@ class PolicyRun:
     """Whether it gets the hidden states of the prompt, where there are some."""
     aggregator: str | None = None
     """How its answers become one; as with all policies of the run if None."""
+    feature_arms: tuple[str, ...] = ()
+    """Arms whose hidden states are read; all if none is named."""
 
 
 @dataclass(slots=True, eq=False)
@@ -203,8 +205,9 @@ class QuestionPolicy:
     @property
     def lacking(self) -> list[Key]:
         """The trajectories whose hidden states the policy needs and nobody has read."""
-        layer, hidden = self.run.feature_layer, self.question.hidden
-        return [key for key in self.keys if layer is not None and (layer, key) not in hidden]
+        layer, hidden, arms = self.run.feature_layer, self.question.hidden, self.run.feature_arms
+        keys = () if layer is None else self.keys
+        return [key for key in keys if (layer, key) not in hidden and (not arms or key[0] in arms)]
 
     @property
     def embedding(self) -> np.ndarray:
@@ -238,7 +241,8 @@ class QuestionPolicy:
                 started_s=chain.admitted - admitted,
                 finished_s=chain.finished - admitted,
             )
-            records.append(record if layer is None else replace(record, hidden=question.hidden[layer, key]))
+            hidden = question.hidden.get((layer, key)) if layer is not None else None
+            records.append(record if hidden is None else replace(record, hidden=hidden))
         return tuple(records)
 
     def complete(self, aggregator: str) -> Question:

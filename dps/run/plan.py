@@ -199,6 +199,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
             seed=config.seed,
             aggregator=config.aggregator,
             feature_layer=config.features.layer,
+            feature_arms=config.features.arms,
             arms={name: engine.arms.index(sampler) for name, sampler in task.arms.items()},
             account=account,
         )

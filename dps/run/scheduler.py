@@ -103,6 +103,7 @@ def run_policy(
     policy: Policy,
     *,
     feature_layer: int | None = None,
+    feature_arms: tuple[str, ...] = (),
     arms: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Iterator[Question]:
@@ -111,7 +112,7 @@ def run_policy(
     ``arms`` are the numbers of the engine's settings by arm; in the order of the ladder's arms where not given.
     """
     numbers = {arm: number for number, arm in enumerate(policy.ladder.arms)} if arms is None else arms
-    runs = (PolicyRun(policy, feature_layer, arms=numbers),)
+    runs = (PolicyRun(policy, feature_layer, arms=numbers, feature_arms=feature_arms),)
     for completed in run_policies(model, engine, ((runs, source) for source in questions), **options):
         yield completed.question
 

@@ -406,7 +406,8 @@ class EngineCache:
             policy.controller.check_model(identity, self._embedder.size if self._embedder is not None else None)
         numbers = {name: arms.index(sampler) for name, sampler in task.arms.items()}
         parts_of = (layer if HIDDEN in parts else None, EMBEDDING in parts, numbers, PROMPT in parts)
-        return PolicyRun(policy, *parts_of, aggregator=task.aggregator)
+        kept = self.settings.features.arms if task.features else ()
+        return PolicyRun(policy, *parts_of, aggregator=task.aggregator, feature_arms=kept)
 
     def sample(
         self, given: Iterable[Take], stopping: Callable[[], bool]
@@ -470,8 +471,9 @@ def feature_identity(
 def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettings) -> dict[str, Any]:
     """Return what decides the trajectories of a run, apart from sampler and policy."""
     forced, features = settings.forced_lengths, settings.features
+    source = feature_identity(model, open_embedder(features.embedder), features.layer, features.prompt_layers)
     return ({"forced_lengths": asdict(forced)} if forced is not None else {}) | {
-        "model": feature_identity(model, open_embedder(features.embedder), features.layer, features.prompt_layers),
+        "model": source | ({"feature_arms": list(features.arms)} if features.arms else {}),
         "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
         "seed": settings.seed,
         "aggregator": settings.aggregator,

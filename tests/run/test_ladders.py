@@ -17,6 +17,7 @@ from dps.run.scheduler import Account, PolicyRun, run_policies
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.engine import Engine
 from feature_store import Store
+from lightning_modules.data import FeatureDataModule
 from tests.run.test_eager import same_but_cancelled, watched  # noqa: F401
 from tests.run.test_scheduler import CONFIG, FakeController, Grading, SlowGrading, numbers, questions, same_record
 from tests.run.test_sharing import clock, config_of, load_controller, sampled  # noqa: F401
@@ -246,3 +247,31 @@ def test_a_controller_of_other_arms_or_another_ladder_is_refused_before_a_model_
         evaluate(config, load_controller)
     with pytest.raises(InputError, match=r"trained on the ladder \[power 2, power 2, power 2\], but the ladder is"):
         evaluate(replace(config, ladder=LADDER, k=KRange()), load_controller)
+
+
+def test_a_harvest_keeps_hidden_states_of_the_arms_named_only(tmp_path):
+    config = harvest_of(tmp_path, ladder=("plain 2", "power 2"))
+    harvest(config)
+    part = replace(config, output=str(tmp_path / "part"), features=replace(config.features, arms=("power",)))
+    harvest(part)
+    whole, store = Store.open(config.output), Store.open(part.output)
+    assert store.manifest.model["feature_arms"] == ["power"]
+    assert store.manifest.fingerprint != whole.manifest.fingerprint
+    of_all = {question.question_id: question for question in whole}
+    for read in (store, store.scan()):
+        for question in read:
+            for t, full in zip(question.trajectories, of_all[question.question_id].trajectories, strict=True):
+                kept = full.hidden if t.arm == "power" else np.zeros((len(full.hidden), 0))
+                assert t.hidden.shape == kept.shape
+                assert np.allclose(t.hidden, kept, atol=1e-4)
+                assert np.array_equal(t.block_logprob, full.block_logprob)
+                assert full.hidden.shape[1] > 0
+    rows = np.arange(2)
+    pair = ["power 1", "power 1"]
+    tables = [FeatureDataModule(folder, ladder=pair).whole() for folder in (part.output, config.output)]
+    assert tables[0].hidden_size == tables[1].hidden_size == store.manifest.model["hidden_size"]
+    assert np.allclose(*(table.hidden_of(rows) for table in tables), atol=1e-4)
+    with pytest.raises(InputError, match=r"every arm of the ladder \[plain 1, power 1\], but .* of power only"):
+        FeatureDataModule(part.output, ladder=["plain 1", "power 1"]).whole()
+    with pytest.raises(InputError, match=r"features\.arms among plain, power, got warm"):
+        replace(part, features=replace(config.features, arms=("warm",))).check()
