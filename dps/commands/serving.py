@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from dps.commands.options import parse, parser_of
 from dps.commands.stores import check_controller_file
 from dps.errors import InputError
 from dps.extras import install
 from dps.start import IMPORTS, stage, starting
+
+if TYPE_CHECKING:
+    from dps.serve.config import ServeConfig
 
 
 def run_serve(arguments: list[str]) -> None:
@@ -33,12 +38,23 @@ def run_serve(arguments: list[str]) -> None:
         names = " ".join(lacking).replace("_", "-")
         raise InputError(f"dps serve needs {' and '.join(lacking)}: {install('serve', names)}.")
     check_there(built["model"])
-    with starting("serve"):
+    with _listening(config) as listening, starting("serve"):
         with stage(IMPORTS):
             from dps.serve.run import serve
-        serve(
-            config, built["model"], built["sampler"].check(), say=lambda text: print(text, file=sys.stderr, flush=True)
-        )
+        sampler = built["sampler"].check()
+        serve(config, built["model"], sampler, listening, say=lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """Return a socket that listens at the address; clients who come before the model is loaded wait."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(
+            f"Expected an address to listen at, but {config.host}:{config.port} cannot be had ({error.strerror}): "
+            "choose another host or port."
+        ) from error
 
 
 def _option(word: str) -> str:

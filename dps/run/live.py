@@ -56,6 +56,8 @@ class Own:
     """Asked every few steps; False gives the question up."""
     on_checkpoint: Callable[[Checkpoint], None] | None = None
     """Called at each of its checkpoints."""
+    on_ended: Callable[[int, int], None] | None = None
+    """Called when trajectories have ended: how many of those that were asked for, and how many these are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

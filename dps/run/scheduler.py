@@ -283,6 +283,9 @@ class _Scheduler:
             text = before_stop(text, engine.stop_strings if own is None else own)
             question.add(chain, text, engine.config.block_size)
         for question in questions.values():
+            if question.source.own.on_ended is not None:
+                ended = sum(key in question.chains for key in question.requested)
+                question.source.own.on_ended(ended, len(question.requested))
             for policy in question.policies:
                 self._note_checkpoint(policy)
 

@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from dps.errors import InputError
-from dps.run.live import Checkpoint
 from dps.run.service import Full, Service, Ticket
 from dps.serve.asking import Front
 from dps.serve.config import ServeConfig
@@ -45,11 +44,11 @@ class Desk:
     async def answer(self, asked: Asked, request: Request) -> Response:
         """Answer a request; one whose client has gone is given up."""
         started = time.monotonic()
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Checkpoint]]()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, dict[str, Any]]]()
 
-        def told(number: int, checkpoint: Checkpoint) -> None:
+        def told(number: int, event: dict[str, Any]) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, (number, checkpoint))
+                loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
         make = (self.front.tickets, asked, told if asked.stream else None)
         tickets = await loop.run_in_executor(self._reader, *make)
@@ -95,7 +94,7 @@ class Desk:
         self,
         reply: Reply,
         tickets: Sequence[Ticket],
-        events: asyncio.Queue[tuple[int, Checkpoint]],
+        events: asyncio.Queue[tuple[int, dict[str, Any]]],
         *,
         usage: bool,
         started: float,
@@ -105,14 +104,14 @@ class Desk:
         records: dict[int, Question] = {}
         try:
             while len(records) < len(tickets):
-                event = asyncio.ensure_future(events.get())
-                await asyncio.wait({event, *futures}, timeout=_QUIET_S, return_when=asyncio.FIRST_COMPLETED)
-                event.cancel()
-                said = [event.result()] if event.done() and not event.cancelled() else []
+                coming = asyncio.ensure_future(events.get())
+                await asyncio.wait({coming, *futures}, timeout=_QUIET_S, return_when=asyncio.FIRST_COMPLETED)
+                said = [coming.result()] if coming.done() else []
+                coming.cancel()
                 while not events.empty():
                     said.append(events.get_nowait())
-                for number, checkpoint in said:
-                    yield _line(reply.progress(number, checkpoint))
+                for number, event in said:
+                    yield _line(reply.progress(number, event))
                 for future in [future for future in futures if future.done()]:
                     number = futures.pop(future)
                     records[number] = _result(future)

@@ -6,8 +6,8 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 from dps.benchmarks.benchmark import Item
 from dps.benchmarks.given import given
@@ -45,10 +45,10 @@ class Front:
         self.run_of = lru_cache(1024)(self._run_of)
         self.name = config.served_name or asker.model.name
 
-    def tickets(self, asked: Asked, told: Callable[[int, Checkpoint], None] | None = None) -> list[Ticket]:
+    def tickets(self, asked: Asked, told: Callable[[int, dict[str, Any]], None] | None = None) -> list[Ticket]:
         """Return a request's questions: of each prompt in order, ``n`` choices.
 
-        ``told`` is called with the number of a choice and each checkpoint of it.
+        ``told`` is called with the number of a choice and what happens to it, from the thread that samples.
 
         Raises:
             Refused: If the request is not answered.
@@ -72,8 +72,9 @@ class Front:
             seed, repeat = self._names(asked, prompt_name(tokens))
             for choice in range(asked.n):
                 number = len(tickets)
-                on_checkpoint = None if told is None else lambda checkpoint, number=number: told(number, checkpoint)
-                own = Own(seed, benchmark.grader, limit, stops, on_checkpoint=on_checkpoint)
+                own = Own(seed, benchmark.grader, limit, stops)
+                if told is not None:
+                    own = replace(own, **_events(partial(told, number)))
                 item = Item(prompt_name(tokens, repeat + choice), text, None, {"repeat": repeat + choice})
                 tickets.append(Ticket(run, item, text, tokens, own))
         return tickets
@@ -229,3 +230,16 @@ class Front:
         if len(self._came) > _KEPT:
             self._came.popitem(last=False)
         return seed, repeat
+
+
+def _events(told: Callable[[dict[str, Any]], None]) -> dict[str, Callable[..., None]]:
+    """Return what tells in the protocol's terms how far a question is."""
+
+    def checkpoint(at: Checkpoint) -> None:
+        answers = [trajectory.answer for trajectory in at.trajectories]
+        told({"k": len(answers), "answers": answers, "p_enough": at.p_enough, "more": at.more})
+
+    def ended(count: int, requested: int) -> None:
+        told({"ended": count, "requested": requested})
+
+    return {"on_checkpoint": checkpoint, "on_ended": ended}

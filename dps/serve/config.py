@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jsonargparse.typing import SecretStr
+
 from dps.arguments import check_seed
 from dps.benchmarks.given import check_style
 from dps.decide.ladder import KRange
@@ -75,7 +77,7 @@ class ServeConfig:
     """Address to listen at. One that others can reach needs a key."""
     port: int = 8000
     """Port to listen at; 0 takes a free one."""
-    api_key: str | None = None
+    api_key: SecretStr | None = None
     """What clients must send as `Authorization: Bearer ...`; the environment variable DPS_API_KEY if not set."""
     rows: int | None = 64
     """Chains that run at a time, at least 8; null takes as many as memory allows."""
@@ -94,7 +96,7 @@ class ServeConfig:
     @property
     def key(self) -> str | None:
         """The key that clients must send, None where they need none."""
-        return self.api_key or os.environ.get(KEY) or None
+        return (self.api_key.get_secret_value() if self.api_key else None) or os.environ.get(KEY) or None
 
     def check(self) -> ServeConfig:
         """Return self if usable, raise InputError otherwise."""

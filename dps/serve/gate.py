@@ -12,6 +12,7 @@ from dps.serve.config import Limits
 from dps.serve.protocol import Refused
 
 Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 OPEN = ("/health",)
 """Paths that need no key and are always answered."""
 
@@ -25,9 +26,7 @@ class Gate:
         self._expected = None if key is None else f"Bearer {key}".encode()
         self._open = 0
 
-    async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
@@ -45,8 +44,9 @@ class Gate:
         try:
             if counted:
                 self._check(scope)
-            async with asyncio.timeout(self._limits.request_s + self._limits.body_s):
-                await self._app(scope, self._bounded(receive), told)
+            body = await self._body(receive)
+            async with asyncio.timeout(self._limits.request_s + 1):
+                await self._app(scope, body, told)
         except (Refused, TimeoutError) as error:
             if started:
                 return None  # the connection is closed in the middle of the answer
@@ -66,28 +66,29 @@ class Gate:
         if self._open > self._limits.requests:
             raise Refused(429, f"{self._limits.requests} requests are open already: try again later.", "busy")
 
-    def _bounded(self, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
-        """Return what receives a body that is not too large, in time."""
-        size, whole = 0, False
-        until = asyncio.get_running_loop().time() + self._limits.body_s
-
-        async def bounded() -> Message:
-            nonlocal size, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until):
+    async def _body(self, receive: Receive) -> Receive:
+        """Return what receives the body, which has come by then: in time, and not too large."""
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while more:
                     message = await receive()
-            except TimeoutError:
-                seconds = f"{self._limits.body_s:g} s"
-                raise Refused(408, f"The body of the request did not come within {seconds}.", "timeout") from None
-            size += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if size > self._limits.request_bytes:
-                raise Refused(413, f"Expected a body of at most {self._limits.request_bytes:,} bytes.", "too_large")
-            return message
+                    if message["type"] == "http.disconnect":
+                        return receive
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._limits.request_bytes:
+                        most = f"{self._limits.request_bytes:,}"
+                        raise Refused(413, f"Expected a body of at most {most} bytes.", "too_large")
+        except TimeoutError:
+            seconds = f"{self._limits.body_s:g} s"
+            raise Refused(408, f"The body of the request did not come within {seconds}.", "timeout") from None
+        coming = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
-        return bounded
+        async def whole() -> Message:
+            return next(coming, None) or await receive()
+
+        return whole
 
 
 async def _send(refused: Refused, send: Callable[[Message], Awaitable[None]]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from dps.arguments import check_text
 from dps.benchmarks.given import Style
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -82,6 +83,7 @@ class Asked(BaseModel):
     def _only_what_is_honoured(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise ValueError("Expected a JSON object.")
+        check_text({"the request": data})
         kept = {name: value for name, value in data.items() if name not in HARMLESS and value is not None}
         for name in [name for name in kept if name in NEUTRAL]:
             value = kept.pop(name)

@@ -11,7 +11,6 @@ import numpy as np
 
 from dps.decide.aggregate import representative
 from dps.model import LanguageModel
-from dps.run.live import Checkpoint
 from dps.run.service import Ticket
 from feature_store.records import Question, Trajectory
 
@@ -62,14 +61,8 @@ class Reply:
             choices.append({"index": number, **said, **self._about(number, record, best)})
         return self._head | {"choices": choices, "usage": self.usage(records)}
 
-    def progress(self, number: int, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return a piece that tells of a checkpoint, and adds nothing to the answer."""
-        told = {
-            "k": len(checkpoint.trajectories),
-            "answers": [trajectory.answer for trajectory in checkpoint.trajectories],
-            "p_enough": checkpoint.p_enough,
-            "more": checkpoint.more,
-        }
+    def progress(self, number: int, told: dict[str, Any]) -> dict[str, Any]:
+        """Return a piece that tells how far a choice is, and adds nothing to the answer."""
         return self._pieces(number, {}, None, dps=told)
 
     def pieces(self, number: int, record: Question) -> list[dict[str, Any]]:

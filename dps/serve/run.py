@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import replace
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -67,15 +67,10 @@ def _with_stops(asker: Asker, compute: ComputeConfig, room: int, most: SamplerCo
         return asker.open_rows(compute, room, [most])
 
 
-def serve(config: ServeConfig, model: ModelConfig, sampler: SamplerConfig, say: Callable[[str], None]) -> None:
+def serve(
+    config: ServeConfig, model: ModelConfig, sampler: SamplerConfig, listening: socket, say: Callable[[str], None]
+) -> None:
     """Serve until SIGTERM or Ctrl-C; then what was asked is answered, and nothing new is taken."""
-    try:
-        listening = socket.create_server((config.host, config.port), family=_family(config.host), backlog=1024)
-    except OSError as error:
-        raise InputError(
-            f"Expected an address to listen at, but {config.host}:{config.port} cannot be had ({error.strerror}): "
-            "choose another host or port."
-        ) from error
     asker, service = open_service(config, model, sampler)
     try:
         settings = {"log_level": "warning", "access_log": False, "timeout_keep_alive": 30, "server_header": False}
@@ -92,7 +87,3 @@ def serve(config: ServeConfig, model: ModelConfig, sampler: SamplerConfig, say: 
             say("serve: everything that was asked is answered")
     finally:
         service.close(finish=False)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

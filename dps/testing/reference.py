@@ -78,7 +78,7 @@ def reference_law(model: ToyModel, config: SamplerConfig) -> np.ndarray:
     result = np.zeros(len(number))
     law, horizon = np.array([1.0]), 0
     while horizon < limit:
-        grown = horizon + config.block_size
+        grown = min(horizon + config.block_size, limit)
         law = extend(model, law, horizon, grown, config.temperature)
         horizon = grown
         law = steps(law, horizon, max(config.num_mh_steps, final_steps) if horizon == limit else config.num_mh_steps)

@@ -120,8 +120,12 @@ def test_a_stream_tells_of_the_ladder_and_then_the_answer(client):
     [choice] = ask(client, **options).choices
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **options))
     told = [c.choices[0].dps for c in chunks if c.choices and hasattr(c.choices[0], "dps")]
-    assert [each["more"] for each in told[:-1]] == [0]
-    assert told[0]["answers"] == [response["answer"] for response in choice.dps["responses"]]
+    *ended, checkpoint, last = told
+    assert checkpoint["more"] == 0
+    assert checkpoint["answers"] == [response["answer"] for response in choice.dps["responses"]]
+    assert [each["ended"] for each in ended] == sorted(each["ended"] for each in ended)
+    assert ended[-1] == {"ended": 4, "requested": 4}
+    assert last == choice.dps | {"seconds": last["seconds"]}
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == choice.message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage.generated_tokens == choice.dps["generated_tokens"]

@@ -1,0 +1,173 @@
+"""The service in this process: cancelling, failures, memory, and the order in which questions come."""
+
+import threading
+import time
+import warnings
+from concurrent.futures import CancelledError
+
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="dps serve needs FastAPI")
+
+from dps.api import answer, open_asker
+from dps.decide import RULES
+from dps.model import load_model
+from dps.run.service import Full
+from dps.sampler.engine import Engine
+from dps.sampler.settings import SamplerConfig
+from dps.serve.asking import Front
+from dps.serve.config import Limits, ServeConfig
+from dps.serve.protocol import ChatAsked
+from dps.serve.run import open_service
+from tests.serve.servers import QUESTIONS, said
+
+SAMPLER = SamplerConfig(block_size=24, max_new_tokens=72, num_mh_steps=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("embedded")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return {record.question: said(record) for record in answer(QUESTIONS[:24], model, k=2, seed=3)}
+
+
+@pytest.fixture
+def opened(model):
+    made = []
+
+    def open_(**settings):
+        config = ServeConfig(**{"k": 2, "rows": 8} | settings).check()
+        asker, service = open_service(config, model, SAMPLER)
+        made.append(service)
+        front = Front(asker, config, service.engine)
+
+        def asked(questions, **fields):
+            tickets = []
+            for question in questions:
+                body = {"model": "embedded", "messages": [{"role": "user", "content": question}], "seed": 3}
+                tickets += front.tickets(ChatAsked.model_validate(body | fields))
+            service.ask(tickets)
+            return tickets
+
+        return service, asked
+
+    yield open_
+    for service in made:
+        service.close(finish=False)
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_is_cancelled_leaves_the_rows_and_the_others_are_as_they_were(opened, expected):
+    service, asked = opened()
+    tickets = asked(QUESTIONS[:24], stop=["zz"])
+    until(lambda: service.num_open)
+    for ticket in tickets[::2]:
+        ticket.cancel()
+    for question, ticket in list(zip(QUESTIONS, tickets, strict=False))[1::2]:
+        assert said(ticket.record.result(60)) == expected[question]
+    with pytest.raises(CancelledError):
+        tickets[0].record.result(1)
+    until(lambda: service.num_open == 0)
+    until(lambda: service.engine.idle)
+    assert all(users == 0 for _, users in service.engine.stops._taken.values())
+    generated = sum(t.num_generated_tokens for each in tickets[1::2] for t in each.record.result().trajectories)
+    assert service.account.counts["num_generated_tokens"] >= generated
+
+
+def test_out_of_memory_halves_the_rows_and_loses_nothing(opened, expected, monkeypatch):
+    service, asked = opened(rows=32)
+    window, count = Engine._window, 0
+
+    def failing(engine):
+        nonlocal count
+        count += 1
+        if count in (20, 60):
+            raise torch.OutOfMemoryError("no memory")
+        return window(engine)
+
+    monkeypatch.setattr(Engine, "_window", failing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tickets = asked(QUESTIONS[:24])
+        for question, ticket in zip(QUESTIONS, tickets, strict=False):
+            assert said(ticket.record.result(120)) == expected[question]
+    assert service.engine.rows == 8
+
+
+def test_what_goes_wrong_fails_what_is_sampled_and_the_next_is_answered(opened, expected, capsys):
+    service, asked = opened()
+    assert said(asked(QUESTIONS[1:2])[0].record.result(60)) == expected[QUESTIONS[1]]
+    service._prepare, prepare = None, service._prepare  # what is asked now cannot be prepared
+    broken = asked(QUESTIONS[2:3])[0]
+    with pytest.raises(TypeError):
+        broken.record.result(60)
+    service._prepare = prepare
+    assert said(asked(QUESTIONS[3:4])[0].record.result(60)) == expected[QUESTIONS[3]]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing(opened):
+    service, asked = opened(limits=Limits(waiting=4))
+    held = threading.Event()
+    prepare = service._prepare
+    service._prepare = lambda *given: held.wait(30) and prepare(*given)
+    first = asked(QUESTIONS[:1])
+    until(lambda: service.num_waiting == 0)
+    second = asked(QUESTIONS[1:4])
+    with pytest.raises(Full):
+        asked(QUESTIONS[4:6])
+    held.set()
+    assert all(ticket.record.result(60) for ticket in (*first, *second))
+
+
+def test_closing_finishes_what_was_asked(opened):
+    service, asked = opened()
+    tickets = asked(QUESTIONS[:12])
+    service.close()
+    assert all(ticket.record.done() and not ticket.record.cancelled() for ticket in tickets)
+    assert not service.alive
+
+
+def test_different_stop_strings_wait_for_room(opened, expected, monkeypatch):
+    """Each request has strings of its own, and only two sets of them have room at a time."""
+    monkeypatch.setattr("dps.serve.run.STOP_ROOM", 12)
+    _, asked = opened()
+    tickets = [asked([question], stop=[f"zz{number:03d}"])[0] for number, question in enumerate(QUESTIONS[:16])]
+    for question, ticket in zip(QUESTIONS, tickets, strict=False):
+        assert said(ticket.record.result(60)) == expected[question]
+
+
+def test_questions_of_several_policies_share_the_rows(opened, model, expected):
+    _, asked = opened(rows=32)
+    fields = [{}, {"temperature": 0.7}, {"policy": ["plain 1", "power 1"]}, {"max_tokens": 24}]
+    tickets = [asked([QUESTIONS[n]], **fields[n % 4])[0] for n in range(24)]
+    for n in range(0, 24, 4):
+        assert said(tickets[n].record.result(60)) == expected[QUESTIONS[n]]
+        short = answer(QUESTIONS[n + 3], model, k=2, seed=3, sampler=SamplerConfig(4.0, None, 24, 24, 5))
+        assert said(tickets[n + 3].record.result(60)) == said(short[0])
+
+
+def test_a_rule_is_asked_about_each_question_under_its_own_seed(opened, model):
+    service, _ = opened()
+    asker = open_asker(model, rule=RULES["esc"], k=8, sampler=SAMPLER)
+    front = Front(asker, ServeConfig(rows=8), service.engine)
+    tickets = []
+    for seed in (1, 2):
+        body = {"model": "embedded", "messages": [{"role": "user", "content": QUESTIONS[0]}], "seed": seed}
+        tickets += front.tickets(ChatAsked.model_validate(body))
+    service.ask(tickets)
+    for seed, ticket in zip((1, 2), tickets, strict=True):
+        [alone] = answer(QUESTIONS[0], model, rule=RULES["esc"], k=8, sampler=SAMPLER, seed=seed)
+        record = ticket.record.result(60)
+        assert said(record) == said(alone)
+        assert [(d.k, d.p_enough) for d in record.decisions] == [(d.k, d.p_enough) for d in alone.decisions]
