@@ -15,6 +15,8 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 OPEN = ("/health",)
 """Paths that need no key and are always answered."""
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", *OPEN)
+"""Paths that are counted by name; clients can make up any number of others."""
 
 
 class Gate:
@@ -36,7 +38,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                self._count(scope["path"] if message["status"] != 404 else "other", message["status"])
+                self._count(scope["path"] if scope["path"] in PATHS else "other", message["status"])
             await send(message)
 
         counted = scope["path"] not in OPEN

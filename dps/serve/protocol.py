@@ -95,6 +95,8 @@ class Asked(BaseModel):
     @classmethod
     def _stops(cls, value: Any) -> Any:
         value = [value] if isinstance(value, str) else value
+        if isinstance(value, list):
+            value = [each for each in value if each is not None]
         if isinstance(value, list) and not (len(value) <= 16 and all(value)):
             raise ValueError("Expected at most 16 stop strings, none of them empty.")
         return value
