@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all install install-test lint clean
+.PHONY: quickstart test test-all install install-test lint docs clean
 
 quickstart: install
 	$(BIN)/dps quickstart
@@ -24,6 +24,10 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The pages of the Python interface, build/docs/dps.html; a warning is an error.
+docs: install-test
+	$(BIN)/python -m scripts.build_docs
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -38,4 +42,4 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

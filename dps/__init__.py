@@ -20,24 +20,27 @@ wait_passively()  # here, because whatever of the package loads PyTorch comes la
 
 __version__ = "0.1.0"
 _EXPORTS = {
-    "dps.api": "answer stream",
+    "dps.api": "answer",
     "dps.model": "load_model",
-    "dps.model_config": "ModelConfig",
     "lightning_modules": "load_controller fit_controller cross_validate",
-    "dps.decide": "Ladder Rung KRange Policy Controller Rule RULES",
-    "dps.decide.policy_file": "PolicyFile read_policy",
+    "dps.decide.policy_file": "read_policy PolicyFile",
+    "dps.run.run": "harvest evaluate",
+    "dps.plotting": "plot",
+    "feature_store": "Store Question Trajectory Decision StepTrace Manifest StoreError",
+    "dps.decide": "Ladder Rung KRange Policy RULES Rule Controller",
     "dps.sampler.settings": "SamplerConfig",
     "dps.sampler.arms": "Arm",
+    "dps.model_config": "ModelConfig",
     "dps.benchmarks": "BenchmarkConfig",
     "dps.run.compute": "ComputeConfig",
     "dps.config": "FeaturesConfig HarvestConfig EvaluateConfig",
-    "dps.run.run": "harvest evaluate",
-    "dps.plotting": "plot",
     "dps.errors": "InputError",
-    "feature_store": "Store StoreError Question Trajectory Decision StepTrace Manifest",
 }
+"""Modules and what they offer, in the order of the documentation."""
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = sorted(_HOME)
+__all__ = list(_HOME)
+RULES: dict[str, Any]
+"""Every stopping rule by name, at its published threshold where there is one, for ``answer(..., rule=...)``."""
 
 
 def __getattr__(name: str) -> Any:

@@ -296,9 +296,20 @@ def _device_of(name: str) -> torch.device:
 
 @stage(MODEL)
 def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
-    """Load a causal language model by its settings, or just its name, for sampling.
+    """Load a causal language model for sampling.
 
-    An InputError if there is no such model, or it cannot be sampled from.
+    Args:
+        config: Its settings, or just its name: a hub id, a folder, a ``.gguf`` file, or ``embedded``, the small model
+            of this package.
+
+    Returns:
+        The model with its tokenizer, on a GPU where there is one; it may be asked many times.
+
+    Raises:
+        InputError: If there is no such model, or it cannot be sampled from.
+
+    Example:
+        >>> load_model("embedded").num_parameters  # doctest: +SKIP
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
     check_model_name(config)

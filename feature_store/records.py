@@ -153,11 +153,15 @@ class Question:
     metadata: dict[str, Any]
     """What else the benchmark says of it (kind, level, ...): JSON values."""
     num_prompt_tokens: int
+    """Length of the prompt."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32; E is 0 where none was computed."""
     prefill_s: float
+    """Its share of reading prompts, seconds."""
     embedding_s: float
+    """Its share of embedding questions, seconds."""
     controller_s: float
+    """Its share of the controller's or rule's calls, seconds."""
     latency_s: float
     """Wall-clock seconds from the question's admission to its answer."""
     answer: str | None
@@ -232,6 +236,7 @@ class Manifest:
     aggregator: str
     """How answers are aggregated, one of :data:`dps.decide.aggregate.AGGREGATORS`."""
     seed: int
+    """Names all random streams."""
     model: dict[str, Any]
     """Identity of the language model: ``name``, ``fingerprint``, ``hidden_size``, ``feature_layer``, ..."""
     benchmark: dict[str, Any]
@@ -239,7 +244,7 @@ class Manifest:
     arms: dict[str, dict[str, Any]]
     """The resolved sampler settings (alpha, block_size, num_mh_steps, ...) of each arm by name, in order."""
     calibration: dict[str, float]
-    """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token`` (METHOD section 5), ``rows``."""
+    """The calibrated clock: ``seconds_per_token``, ``prefill_seconds_per_token``, ``rows``."""
     device: str | None = None
     """Name of the GPU or processor whose clock that is; None where no clock was measured."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -36,7 +36,14 @@ def segments(folder: Path) -> list[Path]:
 
 
 class Store:
-    """A store opened for reading. Opening reads the manifest and the ids of all questions, from the index if it can."""
+    """A store opened for reading. Opening reads the manifest and the ids of all questions, from the index if it can.
+
+    Iterating gives a :class:`Question` each, in order of id; ``len`` is their number.
+
+    Example:
+        >>> store = Store.open("runs/quickstart/harvest")  # doctest: +SKIP
+        >>> sum(question.correct for question in store) / len(store)  # doctest: +SKIP
+    """
 
     def __init__(self, folder: Path | str) -> None:
         """Open a store; raises StoreError if it is absent, of another version, or a segment cannot be read.
@@ -44,7 +51,9 @@ class Store:
         It has the questions that it has now, also while a run adds others, and while segments are joined.
         """
         self.folder = Path(folder)
+        """Its folder."""
         self.manifest = read_manifest(self.folder)
+        """What all of its questions have in common."""
         self.contents = contents(self.folder)
         """What each segment holds, in order of name."""
         self._where = _places(self.contents)

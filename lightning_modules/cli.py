@@ -46,14 +46,23 @@ def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | None = None, rounds: int = 1) -> Path:
-    """Cross-validate by the options of ``dps fit``, see :mod:`lightning_modules.crossval`.
+    """Train a controller per fold of the questions and judge every question by the one that has not seen it.
+
+    Args:
+        args: The options of ``dps fit``, for instance ``["--config", "configs/gbdt.yaml"]``.
+        folds: Number of folds.
+        output: Folder to write to; ``crossval`` in the configuration's run folder if None.
+        rounds: Rounds of the label ``value``, each of which goes on as the one before says.
 
     Returns:
-        ``output``, or ``crossval`` in the configuration's run folder if None; the last round's folder in it.
+        The folder of ``predictions.h5`` and ``crossval.json``; of several rounds, the last one's.
+
+    Raises:
+        InputError: If options, configuration, store or folder cannot be used.
     """
     from lightning_modules.crossval import crossval
 
-    return crossval(args, folds, None if output is None else Path(output), rounds)
+    return crossval(readable("crossval", args), folds, None if output is None else Path(output), rounds)
 
 
 def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.figure import Figure
 
 import dps
-import dps.api
 from dps.decide import RULES, FixedK, Ladder, Policy
 from dps.errors import InputError
 from feature_store import Store
@@ -32,14 +31,29 @@ def test_importing_the_package_loads_nothing_else():
 def test_every_public_name_is_there():
     assert {*dps.__all__} >= {"answer", "load_model", "load_controller", "Store", "plot", "Ladder", "Policy"}
     for name in dps.__all__:
-        if name == "stream" and not hasattr(dps.api, name):
-            continue
         assert getattr(dps, name) is getattr(dps, name), name
         assert name in dir(dps)
     with pytest.raises(AttributeError, match="module 'dps' has no attribute 'nothing'"):
         _ = dps.nothing
     # A module of a name would take the place of the function as soon as anybody imports it.
     assert [name for name in dps.__all__ if (ROOT / "dps" / f"{name}.py").exists()] == []
+
+
+def test_the_pages_of_the_interface_are_built_and_say_what_everything_is(tmp_path):
+    pdoc = pytest.importorskip("pdoc", reason="the pages are built by pdoc: pip install '.[docs]'")
+    from scripts.build_docs import build
+
+    page = build(tmp_path).read_text(encoding="utf-8")
+    for name in dps.__all__:
+        assert f'<section id="{name}">' in page
+    assert re.findall(r'(?:src|href)="(?!https://pdoc.dev)(?:https?:)?//[^"]*', page) == []
+
+    def silent(member, where=""):
+        inside = getattr(member, "members", {}).values()
+        own = member.docstring.strip() or member.name.startswith("_") or member.taken_from[0] == "builtins"
+        return ([] if own else [where + member.name]) + [n for one in inside for n in silent(one, f"{member.name}.")]
+
+    assert [name for one in pdoc.doc.Module(dps).members.values() for name in silent(one)] == []
 
 
 def test_the_version_is_that_of_the_project():

@@ -66,6 +66,7 @@ class Ladder:
     """
 
     rungs: tuple[Rung, ...]
+    """In order."""
 
     @classmethod
     def parse(cls, texts: Sequence[Any]) -> Ladder:

@@ -62,7 +62,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Policy:
-    """Climb while a controller or a rule is not sure enough (METHOD section 4); without either, to the end.
+    """Climb while a controller or a rule is not sure enough; without either, to the end.
 
     Example:
         >>> from dps import RULES, Ladder, Policy

@@ -148,6 +148,10 @@ def read_policy(path: str | Path) -> PolicyFile:
     Raises:
         InputError: With one sentence, if the file is missing, is no such file, or says what cannot be meant, and if the
             controller that it names is missing, has changed or lies elsewhere.
+
+    Example:
+        >>> policy = read_policy("runs/quickstart")  # doctest: +SKIP
+        >>> policy.ladder, policy.measured  # doctest: +SKIP
     """
     path = Path(path)
     path = path / NAME if path.is_dir() else path

@@ -116,8 +116,20 @@ class StorePlan:
 def harvest(config: HarvestConfig) -> Summary:
     """Sample every question to the end of the ladder with features and write a store for training.
 
+    Args:
+        config: What to sample, and the folder of the store. A run that was stopped goes on where it was.
+
+    Returns:
+        The store's folder, and how many questions it has, were sampled now, have a grade and are right.
+
     Raises:
         InputError: If the settings, the questions, the model or the folder cannot be used.
+        StoreError: If the folder holds a store of other settings.
+
+    Example:
+        >>> short = SamplerConfig(block_size=24, max_new_tokens=48, num_mh_steps=2)
+        >>> questions = BenchmarkConfig(name="arithmetic", split="train", limit=64)
+        >>> harvest(HarvestConfig(output="runs/small", benchmark=questions, sampler=short))  # doctest: +SKIP
     """
     config.check()
     return _fill([plan_of_harvest(config)], settings_of(config), asdict(config), None)[0]
@@ -154,10 +166,17 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
 
     Args:
         config: What to run.
-        load_controller: Loads the controllers of dynamic policies from their paths.
+        load_controller: Loads the controllers of dynamic policies from their paths: :func:`dps.load_controller`.
+
+    Returns:
+        What was done to the store of each policy, see :func:`harvest`.
 
     Raises:
         InputError: If the settings, the questions, a controller, the model or a folder cannot be used.
+        StoreError: If a folder holds a store of other settings.
+
+    Example:
+        >>> evaluate(EvaluateConfig(policies=("power", "lowtemp", "lead-2")), load_controller)  # doctest: +SKIP
     """
     config.check()
     plans = [_plan(config, name, load_controller) for name in config.policies]
@@ -219,7 +238,7 @@ def _plan_of_file(config: EvaluateConfig, file: PolicyFile, load_controller: Loa
 
 def _loaded(name: str, path: str, load_controller: LoadController | None) -> Controller:
     if load_controller is None:
-        raise InputError(f"The policy {name} needs a controller, and nothing was given to load it with.")
+        raise InputError(f"The policy {name} needs a controller: give evaluate dps.load_controller, too.")
     return load_controller(path)
 
 

@@ -108,9 +108,7 @@ def test_a_controller_is_what_a_policy_asks(tmp_path):
         "model made-up)"
     )
     path = write_policy(tmp_path / "fixed", **given, **budget, model=MODEL)
-    with pytest.raises(
-        InputError, match=r"but PolicyFile\(.*every question to 8.* asks none"
-    ):
+    with pytest.raises(InputError, match=r"but PolicyFile\(.*every question to 8.* asks none"):
         load_controller(path.parent)
 
 
