@@ -478,9 +478,15 @@ class ShipConfig:
     """Loss of accuracy against the largest k that the choice has to exclude, 0.01 if not set: one point."""
     k: KRange | None = None
     """Where the controller will be asked, for that choice; at all its checkpoints if not set."""
+    push: str | None = None
+    """Repository `owner/name` on the Hugging Face hub to upload the folder to; made where there is none."""
+    private: bool | None = None
+    """Whether a repository that is made is private; as its owner has it set if not set."""
 
     def check(self) -> ShipConfig:
         """Return self if usable, raise InputError otherwise."""
+        if self.private is not None and self.push is None:
+            raise InputError("private is of a repository that is made: give push with it, or leave it out.")
         if not self.output:
             raise InputError("Expected --output, the folder of the controller to make.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:

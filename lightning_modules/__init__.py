@@ -17,6 +17,7 @@ wait_passively()  # before any module here loads PyTorch
 _EXPORTS = {
     "Controller": "lightning_modules.load",
     "load_controller": "lightning_modules.load",
+    "push_to_hub": "lightning_modules.ship",
     "cross_validate": "lightning_modules.cli",
     "fit_controller": "lightning_modules.cli",
     "read_predictions": "dps.decide.predictions",

@@ -1,4 +1,4 @@
-"""Loads a trained controller for live runs: from a checkpoint file or a run folder, without Lightning.
+"""Loads a trained controller for live runs: from a file, a folder or the hub, without Lightning.
 
 Training writes the checkpoint (``controllers.base``); ``dps evaluate``, ``dps sample`` and the Python interface load it
 here and ask it at every checkpoint of a question.
@@ -22,6 +22,7 @@ from dps.decide.policy_file import read_policy
 from dps.errors import InputError
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
+from lightning_modules.shipped import read_shipped
 
 FORMAT = 5
 """Version of the description in a checkpoint; readers refuse others."""
@@ -169,13 +170,12 @@ class Controller:
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """Return the checkpoint file that a path means: itself, that of a run or controller folder, or of a policy.
+    """Return the file that a path means, of a policy that of its controller; see :func:`load_controller`.
 
     Raises:
         InputError: If there is no such file, or a policy asks no controller.
     """
-    path = Path(path)
-    file = controller_file(path)
+    file, path = controller_file(path), Path(path)
     policy = path if path.name == POLICY else path / POLICY
     if policy.is_file() and (file == policy or not file.is_file()):
         asked = read_policy(policy)
@@ -190,12 +190,14 @@ def checkpoint_path(path: str | Path) -> Path:
     return file
 
 
-def load_controller(path: str | Path) -> Controller:
+def load_controller(path: str | Path, *, revision: str | None = None) -> Controller:
     """Load a trained controller.
 
     Args:
-        path: A ``.ckpt`` file, a run folder that holds ``checkpoints/best.ckpt``, a folder of ``dps ship``, or a
-            ``policy.yaml`` that asks a controller, or its folder.
+        path: A run folder that holds ``checkpoints/best.ckpt``, a folder of ``dps ship``, the file in either, a
+            ``policy.yaml`` that asks a controller, or its folder, or ``owner/name`` or ``owner/name@revision``, the
+            name of a repository on the Hugging Face hub.
+        revision: Commit, tag or branch of that repository; its main branch if neither says which.
 
     Returns:
         The controller, for ``dps.answer(controller=...)``; its ``predict_enough`` takes features of N questions.
@@ -206,7 +208,7 @@ def load_controller(path: str | Path) -> Controller:
     Example:
         >>> load_controller("runs/quickstart/controllers/gbdt").threshold  # doctest: +SKIP
     """
-    file = checkpoint_path(path)
+    file = checkpoint_path(path if revision is None else f"{path}@{revision}")
     checkpoint = read_checkpoint(file)
     description = checkpoint[DESCRIPTION]
     prefix = "estimator."
@@ -235,8 +237,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: If the file is no controller's checkpoint, is of another version, or names other features.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is none can end the unpickler in any way
+        if path.suffix == ".safetensors":
+            checkpoint = dict(zip((DESCRIPTION, "state_dict"), read_shipped(path), strict=True))
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is none can end a reader in any way
         raise InputError(
             f"Expected a controller's checkpoint, but {path} cannot be read as one ({type(error).__name__}): "
             "train one with dps fit."

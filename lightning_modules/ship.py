@@ -1,7 +1,8 @@
 """``dps ship``: a trained controller as a folder that one can hand on.
 
-The folder holds what a live run needs (``controller.ckpt``: weights and description, nothing of the training), the same
-description as JSON, and a card with what was measured. ``load`` reads it like a run folder.
+The folder holds what a live run needs (``controller.safetensors``: weights and description, nothing of the training),
+the same description as JSON, and a card with what was measured. ``load`` reads it like a run folder; ``push_to_hub``
+hands it on by the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from typing import Any
 
 import torch
 
-from dps.decide.files import SHIPPED
+from dps.decide.files import CONTROLLER, SHIPPED
 from dps.decide.labels import VALUE, continue_score, rate_of_score
 from dps.decide.ladder import Ladder
 from dps.decide.orders import at_stop
 from dps.decide.policy import KRange
+from dps.decide.policy_file import NAME, POLICY, read_policy
 from dps.decide.predictions import FILE, Predictions, read_predictions
 from dps.decide.thresholds import choose_threshold, stops
 from dps.errors import InputError
 from dps.estimates import MARGIN, bounded, loss_is_below
 from lightning_modules.load import DESCRIPTION, load_controller, read_checkpoint
 from lightning_modules.metrics import METRICS, REPORT, REPORT_VERSION, nothing_learnt
+from lightning_modules.shipped import write_shipped
 
 CARD, FACTS = "README.md", "controller.json"
 _REPLAY_VERSION = 4
@@ -94,12 +97,37 @@ def ship(
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    torch.save({"state_dict": state, DESCRIPTION: description}, unfinished / SHIPPED)
+    write_shipped(unfinished / SHIPPED, description, state)
     (unfinished / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (unfinished / CARD).write_text(card(facts), encoding="utf-8")
     load_controller(unfinished)  # what is handed on can be read
     os.rename(unfinished, output)
     return output
+
+
+def push_to_hub(folder: str | Path, repository: str, *, private: bool | None = None) -> str:
+    """Upload a shipped controller, or a policy with its controller, to the Hugging Face hub.
+
+    Args:
+        folder: Of ``dps ship``, or of ``dps recommend``, which has a ``policy.yaml``. Other files in it stay here.
+        repository: ``owner/name``; made where there is none.
+        private: Whether a repository that is made is private; None as its owner has it set.
+
+    Returns:
+        ``owner/name@commit``, by which :func:`load_controller` or a policy's reader gets exactly this.
+
+    Raises:
+        InputError: If the folder holds neither, the repository holds other things, or the hub does not do it.
+    """
+    folder, kind, within = Path(folder), CONTROLLER, ""
+    files = []
+    if (folder / NAME).is_file():
+        kind, files, file = POLICY, [NAME], read_policy(folder)
+        within = "" if file.controller is None else f"{file.controller.parent.relative_to(folder)}/"
+    if kind is CONTROLLER or within:
+        load_controller(folder / within / SHIPPED)
+        files += [f"{within}{name}" for name in (SHIPPED, FACTS, CARD) if (folder / within / name).is_file()]
+    return kind.push(folder, repository, files, private=private)
 
 
 def _loss(predictions: Predictions, threshold: float, margin: float) -> dict[str, Any]:
@@ -137,6 +165,7 @@ def card(facts: Mapping[str, Any]) -> str:
     ladder = Ladder.parse(data["ladder"])
     asked = ", ".join(map(str, ladder.ks[:-1]))
     lines = [
+        *("---", "library_name: dynamic-power-sampling", "tags: [power-sampling, controller]", "---", ""),
         f"# {name} for {Path(str(model.get('name'))).name}",
         "",
         *([f"**Warning.** {warning}", ""] if (warning := _warning(facts)) else []),

@@ -391,7 +391,7 @@ def _write_policy(
     name, threshold, decides = settings["policy"], settings["threshold"], {}
     if settings["family"] == "controller":
         source = config.controllers.get(name, str(settings["controller"]))
-        if name not in config.controllers and not controller_file(source).is_file():
+        if name not in config.controllers and not (Path(source).exists() and controller_file(source).is_file()):
             return (
                 f"There is no {NAME}: the replay has only cross-validated probabilities of {name}. Train it on all "
                 f"questions and ship it (dps fit, then dps ship RUN --output FOLDER), then run dps recommend again "

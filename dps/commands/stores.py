@@ -152,10 +152,13 @@ def run_ship(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
     config, parsed = parse(parser, ShipConfig, arguments)
     check_controller_file(parsed["run"])
-    from lightning_modules.ship import ship
+    from lightning_modules.ship import push_to_hub, ship
 
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "output"}
+    own = ("output", "push", "private")
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
     print(ship(parsed["run"], config.check().output, **settings))
+    if config.push is not None:
+        print(push_to_hub(config.output, config.push, private=config.private))
 
 
 def check_controller_file(path: str) -> None:

@@ -1,20 +1,31 @@
-"""Where the checkpoint of a controller lies; light, so that a missing one is refused before anything is loaded."""
+"""Where a trained controller lies: a file, a folder, or a repository on the hub.
+
+Light, so that a missing controller is refused before anything is loaded.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-SHIPPED = "controller.ckpt"
-"""The checkpoint in a folder of ``dps ship``."""
+from dps.hub import Kind
+
+SHIPPED = "controller.safetensors"
+"""The controller in a folder of ``dps ship``."""
+CONTROLLER = Kind("controller", SHIPPED, ("controller.json", "README.md"))
+"""What a repository of a shipped controller holds."""
 
 
 def controller_file(path: str | Path) -> Path:
-    """Return the checkpoint that a path means: a file, the one of ``dps ship``'s folder or of ``dps fit``'s run folder.
+    """Return the file that a path means: itself, or that of ``dps ship``'s folder or of ``dps fit``'s run folder.
 
-    The path need not be there.
+    ``owner/name``, where no such folder is here, is a repository on the Hugging Face hub; ``owner/name@revision`` is
+    that repository at a commit, tag or branch. The path need not be there.
+
+    Raises:
+        InputError: If the hub does not have such a repository, or does not answer.
     """
-    path = Path(path)
+    path = CONTROLLER.fetched(path) or Path(path)
     if not path.is_dir():
         return path
-    shipped = path / SHIPPED
-    return shipped if shipped.is_file() else path / "checkpoints" / "best.ckpt"
+    shipped = (path / name for name in (SHIPPED, "controller.ckpt"))  # the second by earlier versions
+    return next((file for file in shipped if file.is_file()), path / "checkpoints" / "best.ckpt")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -30,16 +31,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dps.decide.aggregate import AGGREGATORS
-from dps.decide.files import controller_file
+from dps.decide.files import CONTROLLER, controller_file
 from dps.decide.ladder import Ladder, Rung
 from dps.decide.policy import Controller, Policy, Rule, check_arms
 from dps.decide.rules import RULES, WIDTHS
 from dps.errors import InputError
+from dps.hub import Kind
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.settings import SamplerConfig
 
 NAME, FORMAT, VERSION = "policy.yaml", "dps-policy", 1
 """What the file is called in its folder, and what it says of itself."""
+POLICY = Kind("policy", NAME, ("README.md", *(f"*/{name}" for name in (CONTROLLER.first, *CONTROLLER.others))))
+"""What a repository of a policy holds."""
 _DECIDERS = ("rule", "controller", "budget")
 _MAPPINGS = ("model", "benchmark", "sampler", "arms", "measured", "made_by")
 _KEYS = ("format", "version", "name", *_MAPPINGS, "ladder", "aggregator", *_DECIDERS)
@@ -143,7 +147,9 @@ class PolicyFile:
 
 
 def read_policy(path: str | Path) -> PolicyFile:
-    """Read a policy file, or the ``policy.yaml`` of a folder.
+    """Read a policy file, the ``policy.yaml`` of a folder, or that of a repository on the hub.
+
+    Such a repository is named ``owner/name`` or ``owner/name@revision``, see :func:`dps.decide.files.controller_file`.
 
     Raises:
         InputError: With one sentence, if the file is missing, is no such file, or says what cannot be meant, and if the
@@ -153,11 +159,13 @@ def read_policy(path: str | Path) -> PolicyFile:
         >>> policy = read_policy("runs/quickstart")  # doctest: +SKIP
         >>> policy.ladder, policy.measured  # doctest: +SKIP
     """
-    path = Path(path)
+    fetched = POLICY.fetched(path)
+    path = fetched or Path(path)
     path = path / NAME if path.is_dir() else path
     content = _content(path)
     try:
-        return _understood(path, content)
+        # In the hub's cache a file is a link to where all revisions of its repository have their files.
+        return _understood(path, content, path.parent if fetched is None else fetched.parents[1])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -202,7 +210,7 @@ def write_policy(
         content["budget"] = budget
     content |= {key: dict(about[key]) for key in ("measured", "made_by") if key in about}
     folder.mkdir(parents=True, exist_ok=True)
-    _understood(folder / NAME, content)
+    _understood(folder / NAME, content, folder)
     path = folder / NAME
     head = (
         "# A policy for dps sample --policy, dps evaluate --policies and dps.answer(policy=...); see docs/ladders.md.\n"
@@ -271,8 +279,8 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _understood(path: Path, content: Mapping[str, Any]) -> PolicyFile:
-    """Return what a file means; the sentences of its errors do not name the file."""
+def _understood(path: Path, content: Mapping[str, Any], root: Path) -> PolicyFile:
+    """Return what a file means, whose controller lies in ``root``; the sentences of its errors do not name the file."""
     if unknown := [key for key in content if key not in _KEYS]:
         raise InputError(f"Unknown entry {unknown[0]}: expected some of {', '.join(_KEYS)}.")
     if absent := [key for key in ("name", "model", "ladder") if key not in content]:
@@ -300,7 +308,7 @@ def _understood(path: Path, content: Mapping[str, Any]) -> PolicyFile:
         decides["rule"] = _as_rule(decides["rule"])
     if "controller" in decides:
         entry = _fitted(ControllerEntry, decides["controller"], "controller")
-        decides = {"controller": _checkpoint(path.parent, entry), "threshold": float(entry.threshold)}
+        decides = {"controller": _checkpoint(path.parent, entry, root), "threshold": float(entry.threshold)}
     about = {key: of[key] for key in ("model", "benchmark", "measured", "made_by")}
     return PolicyFile(path, name, ladder, arms_of(given, [ladder], base), aggregator, **decides, **about)
 
@@ -331,11 +339,11 @@ def _as_rule(given: Any) -> Rule:
     return fitted
 
 
-def _checkpoint(folder: Path, entry: ControllerEntry) -> Path:
+def _checkpoint(folder: Path, entry: ControllerEntry, root: Path) -> Path:
     """Return the checkpoint that an entry names: in the folder, there, and unchanged."""
-    file = controller_file(folder / entry.path)
+    file = controller_file(os.path.join(folder, entry.path))  # never a name on the hub: a dot or a folder comes first
     again = "copy the whole folder that dps recommend wrote, or make it again"
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if not file.resolve().is_relative_to(root.resolve()):
         raise InputError(f"controller.path is {entry.path}, outside of the file's own folder: {again}.")
     if not file.is_file():
         raise InputError(f"There is no controller {file}: {again}.")

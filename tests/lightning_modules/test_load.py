@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dps.decide.features import FEATURE_SETS, CheckpointFeatures
-from dps.decide.files import SHIPPED as SHIPPED_FILE
 from dps.decide.ladder import Ladder
 from dps.decide.policy_file import read_policy, write_policy
 from dps.errors import InputError
@@ -95,7 +94,7 @@ def test_a_controller_is_what_a_policy_asks(tmp_path):
     arms, budget = {"power": SamplerConfig()}, {"budget": 8}
     given = {"name": "mine", "ladder": Ladder.parse(DATA["ladder"]), "arms": arms, "aggregator": "majority"}
     (tmp_path / "c").mkdir()
-    file = save(tmp_path / "c" / SHIPPED_FILE)
+    file = save(tmp_path / "c" / "controller.ckpt")
     asked = {"controller": "c", "threshold": load_controller(file).threshold}
     path = write_policy(tmp_path, **given, **asked, model=MODEL)
     assert {load_controller(each).path for each in (file, tmp_path / "c", path, tmp_path)} == {file}

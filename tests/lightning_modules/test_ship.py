@@ -131,7 +131,7 @@ def test_a_shipped_controller_says_what_the_run_said(tmp_path, name):
 
 def test_nothing_of_the_machine_is_handed_on(tmp_path):
     folder = ship(trained(tmp_path / "run"), tmp_path / "controller")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "controller.ckpt", "controller.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "controller.json", "controller.safetensors"]
     for path in folder.iterdir():
         assert b"/home/someone" not in path.read_bytes()
     assert "made-up, fingerprint `abc`" in (folder / "README.md").read_text()
