@@ -184,6 +184,9 @@ class EvaluateConfig:
     """How k answers become one."""
     seed: int = 0
     """Names all random streams."""
+    streams: Literal["question", "prompt"] = "question"
+    """What names random streams beside the seed: the id of a `question`, or its `prompt`, as `dps serve` has it, so
+    that a harness that asks a server gets the same responses."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Rows and workers."""
 

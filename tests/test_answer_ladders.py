@@ -16,6 +16,7 @@ from dps.model import load_model
 from dps.sampler.arms import Arm, arms_of
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.teacher import prompt_states
+from feature_store import Store
 
 QUESTION = "From left to right: 14+23*3-7"
 LADDER = ["lowtemp 1", "lowtemp 1", "plain 2", "power 2"]
@@ -152,3 +153,12 @@ def test_sample_shows_each_rung(capsys, policy):
     assert run(["sample", f"--policy={policy.parent}", QUESTION]) == 0
     out = capsys.readouterr().out
     assert re.match(r"lowtemp 1:  \S+   enough: 50.0 % \(stops from 100.0 %\) → 1 more\nlowtemp 1:", out)
+
+
+def test_an_evaluation_whose_prompts_name_the_streams_has_the_responses_of_dps_answer(model, tmp_path):
+    """Then a harness that asks a server gets them, too."""
+    options = ["--policies=[power]", "--k.maximum=2", "--benchmark.limit=6", "--compute.workers=1", "--seed=9"]
+    assert run(["evaluate", *options, "--streams=prompt", f"--output={tmp_path}"]) == 0
+    stored = {record.question: record for record in Store.open(tmp_path / "power")}
+    alone = answer(list(stored), model, k=2, seed=9)
+    assert [said(record) for record in alone] == [said(stored[record.question]) for record in alone]

@@ -44,6 +44,8 @@ class Own:
 
     seed: int | None = None
     """Names its random streams."""
+    name: str | None = None
+    """Names them beside the seed, instead of its id."""
     grader: Grader | None = None
     """Reads its responses."""
     max_new_tokens: int | None = None
@@ -152,9 +154,10 @@ class LiveQuestion:
                     k = end
         return found
 
-    def seed(self, of_run: int) -> int:
-        """Return the seed that names its streams."""
-        return of_run if self.source.own.seed is None else self.source.own.seed
+    def named(self, seed: int) -> tuple[int, str]:
+        """Return what names its streams: ``seed``, the run's, or its own, and its id or a name of its own."""
+        own = self.source.own
+        return seed if own.seed is None else own.seed, own.name or self.source.question_id
 
     def add(self, chain: Chain, text: str, block_size: int) -> None:
         """Take in a chain that has ended, with the text of its response."""

@@ -261,6 +261,7 @@ def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
         seed=config.seed,
         compute=config.compute,
         forced_lengths=forced,
+        by_prompt=isinstance(config, EvaluateConfig) and config.streams == "prompt",
     )
 
 

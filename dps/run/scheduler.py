@@ -376,7 +376,7 @@ class _Scheduler:
     def _submit(self, question: LiveQuestion, key: Key, *, first: bool) -> None:
         """Have a trajectory sampled."""
         source, (arm, index), own = question.source, key, question.source.own
-        stream = stream_key(question.seed(self._seed), source.question_id, index, arm)
+        stream = stream_key(*question.named(self._seed), index, arm)
         forced = source.forced_lengths[index] if source.forced_lengths is not None else None
         how = (forced, question.arms[arm], own.max_new_tokens, own.stop_state)
         self._engine.submit(ChainRequest((question.number, key), source.tokens, stream, *how), first=first)
@@ -433,7 +433,7 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
     p_enough: dict[QuestionPolicy, float] = {}
     for k in sorted({each.requested for each in group}):
         alike = [each for each in group if each.requested == k]
-        keys = [question_key(each.question.seed(seed), each.question.source.question_id) for each in alike]
+        keys = [question_key(*each.question.named(seed)) for each in alike]
         seen = seen_of([each.trajectories() for each in alike], keys)
         p_enough |= zip(alike, policy.rule.enough(seen).tolist(), strict=True)
     return [p_enough[each] for each in group]

@@ -31,10 +31,12 @@ from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, embedded_path
 from dps.run.committer import Committer, Died, Done
 from dps.run.ledger import Ledger, Missing, Take
+from dps.run.live import Own
 from dps.run.scheduler import Account, Completed, PolicyRun, PreparedQuestion, run_policies
 from dps.sampler.engine import Engine
 from dps.sampler.open import open_engine
 from dps.sampler.settings import SamplerConfig, check_room
+from dps.sampler.streams import prompt_name
 from dps.sampler.teacher import check_layer, prompt_states
 from dps.start import FIRST_STEPS, IDENTITY, PROMPTS, Started, current, stage
 from dps.threads import num_threads
@@ -95,6 +97,8 @@ class WorkSettings:
     """Share of its device's memory that a worker's rows may plan with."""
     forced_lengths: ForcedLengths | None = None
     """Lengths of the responses, where speed is measured."""
+    by_prompt: bool = False
+    """Whether a question's prompt names its random streams, instead of its id."""
 
     def load_model(self) -> LanguageModel:
         """Load the model, and give this process the threads that a worker with that model has."""
@@ -430,7 +434,8 @@ class EngineCache:
                 reads = any(run.reads_prompt for each in runs.values() for run in each)
                 read = self.settings.read_prompts(self._model) if reads else None
                 for question in prepare(items, self._prompts, embedder, self.settings.forced_lengths, read):
-                    yield runs[question.question_id], question
+                    own = Own(name=prompt_name(question.tokens)) if self.settings.by_prompt else question.own
+                    yield runs[question.question_id], replace(question, own=own)
 
         for completed in run_policies(
             self._model,
@@ -472,9 +477,14 @@ def identity_of(model: LanguageModel, benchmark: Benchmark, settings: WorkSettin
     """Return what decides the trajectories of a run, apart from sampler and policy."""
     forced, features = settings.forced_lengths, settings.features
     source = feature_identity(model, open_embedder(features.embedder), features.layer, features.prompt_layers)
-    return ({"forced_lengths": asdict(forced)} if forced is not None else {}) | {
-        "model": source | ({"feature_arms": list(features.arms)} if features.arms else {}),
-        "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
-        "seed": settings.seed,
-        "aggregator": settings.aggregator,
-    }
+    named = {"streams": "prompt"} if settings.by_prompt else {}
+    return (
+        named
+        | ({"forced_lengths": asdict(forced)} if forced is not None else {})
+        | {
+            "model": source | ({"feature_arms": list(features.arms)} if features.arms else {}),
+            "benchmark": benchmark.identity() | {"stop_strings": list(benchmark.stop_strings(model.tokenizer))},
+            "seed": settings.seed,
+            "aggregator": settings.aggregator,
+        }
+    )

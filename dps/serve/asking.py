@@ -72,7 +72,7 @@ class Front:
             seed, repeat = self._names(asked, prompt_name(tokens))
             for choice in range(asked.n):
                 number = len(tickets)
-                own = Own(seed, benchmark.grader, limit, stops)
+                own = Own(seed=seed, grader=benchmark.grader, max_new_tokens=limit, stop_strings=stops)
                 if told is not None:
                     own = replace(own, **_events(partial(told, number)))
                 item = Item(prompt_name(tokens, repeat + choice), text, None, {"repeat": repeat + choice})

@@ -15,6 +15,7 @@ from tests.sampler.models import tiny_model, with_tokenizer
 from tests.sampler.test_exactness import FINAL, PAPER
 
 from .chains import CONFIG
+from .recordings import RecordedEngine
 from .test_mixed import check_same
 
 PROMPT = (1, 2, 1)
@@ -31,8 +32,9 @@ def requests(numbers, **own):
     return [ChainRequest(i, PROMPT, stream_key(0, "q", i), **own) for i in numbers]
 
 
-def test_chains_with_all_of_it_are_those_of_engines_made_for_it(model):
-    engine = Engine(model, [CONFIG, CONFIG.plain(1.0)], rows=16, prompt_room=3, stop_room=40)
+@pytest.mark.parametrize("kind", [Engine, RecordedEngine])
+def test_chains_with_all_of_it_are_those_of_engines_made_for_it(model, kind):
+    engine = kind(model, [CONFIG, CONFIG.plain(1.0)], rows=16, prompt_room=3, stop_room=40)
     mixed, expected = [], {}
     for i in range(96):
         arm, strings, limit = OWN[i % 4], STRINGS[i // 4 % 4], (6, 12, 18)[i // 16 % 3]

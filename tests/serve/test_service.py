@@ -1,24 +1,31 @@
 """The service in this process: cancelling, failures, memory, and the order in which questions come."""
 
+import copy
 import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
+from dataclasses import replace
+from types import MappingProxyType
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("fastapi", reason="dps serve needs FastAPI")
 
 from dps.api import answer, open_asker
-from dps.decide import RULES
+from dps.config import ComputeConfig
+from dps.decide import RULES, Ladder
+from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
 from dps.model import load_model
-from dps.run.service import Full
+from dps.run.service import Full, Service
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
 from dps.serve.asking import Front
 from dps.serve.config import Limits, ServeConfig
-from dps.serve.protocol import ChatAsked
+from dps.serve.protocol import ChatAsked, Refused
 from dps.serve.run import open_service
 from tests.serve.servers import QUESTIONS, said
 
@@ -171,3 +178,63 @@ def test_a_rule_is_asked_about_each_question_under_its_own_seed(opened, model):
         record = ticket.record.result(60)
         assert said(record) == said(alone)
         assert [(d.k, d.p_enough) for d in record.decisions] == [(d.k, d.p_enough) for d in alone.decisions]
+
+
+class Looking:
+    """Wants one response more the first time; looks at embedding, hidden states and prompt."""
+
+    name, threshold, label = "looking", 0.5, "no_gain"
+    calibration: ClassVar = {"seconds_per_token": 1e-3, "prefill_seconds_per_token": 1e-4}
+    ladder, arms = Ladder.parse(["power 1", "power 1", "power 2"]), MappingProxyType({})
+    parts, prompt_layers = frozenset({EMBEDDING, HIDDEN, PROMPT}), (4, 12)
+
+    def predict_enough(self, features):
+        assert all(f.embedding.size and f.hidden.size and f.prompt.size for f in features)
+        return np.array([float(f.scalars[-1] > 1) for f in features])
+
+    def check_model(self, identity, embedding_size=None):
+        pass
+
+
+def test_a_controller_sees_what_it_looks_at(model):
+    alone = answer(QUESTIONS[:5], model, controller=Looking(), ladder=Looking.ladder, sampler=SAMPLER, seed=3)
+    asker = open_asker(model, controller=Looking(), ladder=Looking.ladder, sampler=SAMPLER)
+    engine = asker.open_rows(ComputeConfig(rows=16), 60, [replace(SAMPLER, num_mh_steps=9)], stop_room=60)
+    service = Service(engine, asker.benchmark.grader, asker.prepare, most_waiting=99, eager=True)
+    front = Front(asker, ServeConfig(), engine)
+    body = {"model": "embedded", "seed": 3, "messages": []}
+    user = [{"role": "user", "content": question} for question in QUESTIONS[:6]]
+    asked = [
+        ChatAsked.model_validate(body | {"messages": [each]} | ({"k": 1} if n == 5 else {}))
+        for n, each in enumerate(user)
+    ]
+    tickets = [ticket for each in asked for ticket in front.tickets(each)]
+    service.ask(tickets)
+    for ticket, record in zip(tickets, alone, strict=False):
+        assert said(ticket.record.result(60)) == said(record)
+        assert [d.k for d in ticket.record.result().decisions] == [1, 2]
+    assert tickets[5].record.result(60).k == 1
+    with pytest.raises(Refused, match="changes what the policy looking was chosen for"):
+        front.tickets(ChatAsked.model_validate(body | {"messages": user[:1], "alpha": 2}))
+    service.close()
+
+
+@pytest.mark.parametrize("template", ["none", "style"])
+@pytest.mark.filterwarnings("ignore:The chat template ends")
+def test_a_chat_template_renders_all_messages(model, template):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }};{% endfor %}a"
+    asker = open_asker(replace(model, tokenizer=tokenizer), k=1, sampler=SAMPLER, style="text")
+    engine = asker.open_rows(ComputeConfig(rows=8), 180, [replace(SAMPLER, num_mh_steps=9)])
+    front = Front(asker, ServeConfig(template=template), engine)
+    messages = [
+        {"role": "user", "content": "1+2"},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "4"},
+    ]
+    asked = ChatAsked.model_validate({"model": "embedded", "messages": messages})
+    if template == "style":
+        messages[-1]["content"] = asker.benchmark.chat_template.replace("{question}", "4")
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    [(prompt, tokens)] = front._chat(asked)
+    assert (prompt, tokens) == (text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
