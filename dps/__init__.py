@@ -20,13 +20,14 @@ wait_passively()  # here, because whatever of the package loads PyTorch comes la
 
 __version__ = "0.1.0"
 _EXPORTS = {
-    "dps.api": "answer",
+    "dps.api": "answer stream Records",
     "dps.model": "load_model",
     "lightning_modules": "load_controller fit_controller cross_validate",
     "dps.decide.policy_file": "read_policy PolicyFile",
     "dps.run.run": "harvest evaluate",
     "dps.plotting": "plot",
     "feature_store": "Store Question Trajectory Decision StepTrace Manifest StoreError",
+    "dps.run.live": "Checkpoint",
     "dps.decide": "Ladder Rung KRange Policy RULES Rule Controller",
     "dps.sampler.settings": "SamplerConfig",
     "dps.sampler.arms": "Arm",

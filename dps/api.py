@@ -17,7 +17,7 @@ from dps.arguments import check_seed
 from dps.benchmarks import Benchmark, Item
 from dps.benchmarks.given import Style, check_questions, given
 from dps.config import ComputeConfig
-from dps.decide import Controller, FixedK, KRange, Ladder, Policy, Rule
+from dps.decide import RULES, Controller, FixedK, KRange, Ladder, Policy, Rule
 from dps.decide.aggregate import AGGREGATORS
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
 from dps.decide.policy import check_arms
@@ -78,7 +78,7 @@ def stream(
     k: KRange | int | None = None,
     ladder: Ladder | Sequence[str] | None = None,
     arms: Mapping[str, Arm] | None = None,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     policy: str | Path | None = None,
     sampler: SamplerConfig | None = None,
     style: Style | None = None,
@@ -106,7 +106,7 @@ def stream(
         ladder: Rungs of several arms instead of k, for instance ``["plain 2", "plain 2", "power 2"]``: without a
             controller or a rule every question gets all of them.
         arms: How the arms of the ladder draw a response, where not as by default.
-        rule: Decides where there is no controller, one of :data:`dps.decide.RULES`.
+        rule: Decides where there is no controller: one of :data:`dps.decide.RULES`, or its name.
         policy: A policy file of ``dps recommend``, or its folder, instead of whatever else says what is sampled.
         sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
         style: How the answer is asked for and read, see :data:`dps.benchmarks.given.Style`.
@@ -221,7 +221,7 @@ def open_asker(
     k: KRange | int | None = None,
     ladder: Ladder | Sequence[str] | None = None,
     arms: Mapping[str, Arm] | None = None,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     policy: str | Path | None = None,
     sampler: SamplerConfig | None = None,
     style: Style | None = None,
@@ -323,11 +323,18 @@ def _loaded(controller: Controller | str | Path | None) -> Controller | None:
 
 
 def _policy(
-    controller: Controller | None, rule: Rule | None, k: KRange | int | None, ladder: Ladder | Sequence[str] | None
+    controller: Controller | None,
+    rule: Rule | str | None,
+    k: KRange | int | None,
+    ladder: Ladder | Sequence[str] | None,
 ) -> Policy:
     """Return the policy that these mean together."""
     if controller is not None and rule is not None:
         raise InputError("controller and rule both say when to stop: leave one of them out.")
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise InputError(f"Expected one of {', '.join(RULES)} as rule, got {rule!r}.")
+        rule = RULES[rule]
     if ladder is not None:
         if k is not None:
             raise InputError("k and ladder both say how far to go: leave one of them out.")

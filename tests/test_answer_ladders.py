@@ -59,7 +59,7 @@ def test_a_policy_file_is_what_it_says(model, policy):
         model,
         ladder=LADDER,
         arms={"plain": Arm(temperature=0.8)},
-        rule=RULES["lead-2"],
+        rule="lead-2",
         sampler=SAMPLER,
         aggregator="weighted",
     )
@@ -93,6 +93,8 @@ def test_what_contradicts_itself_is_refused(model):
         answer(QUESTION, model, ladder=["hot 2"])
     with pytest.raises(InputError, match=r"Expected one of majority, .* as aggregator, got 'most'"):
         answer(QUESTION, model, aggregator="most")
+    with pytest.raises(InputError, match=r"Expected one of adaptive-consistency, .* as rule, got 'led'"):
+        answer(QUESTION, model, rule="led")
     with pytest.raises(InputError, match=r"arms\.warm is set, but no rung takes it"):
         answer(QUESTION, model, ladder=LADDER, arms={"warm": Arm(temperature=0.5)})
 

@@ -29,7 +29,7 @@ def test_importing_the_package_loads_nothing_else():
 
 
 def test_every_public_name_is_there():
-    assert {*dps.__all__} >= {"answer", "load_model", "load_controller", "Store", "plot", "Ladder", "Policy"}
+    assert {*dps.__all__} >= {"answer", "stream", "load_model", "load_controller", "Store", "plot", "Ladder", "Policy"}
     for name in dps.__all__:
         assert getattr(dps, name) is getattr(dps, name), name
         assert name in dir(dps)
