@@ -46,7 +46,7 @@ def info(folder: Path, answer: Answer | None = None) -> dict[str, Any]:
             )
         for t in question.trajectories:
             endings[t.ending] += 1
-            counts["tokens"] += int(t.block_num_tokens.sum())
+            counts["tokens"] += t.num_tokens
             counts["generated_tokens"] += t.num_generated_tokens
             counts["mh_proposed"] += t.mh_proposed
             counts["mh_accepted"] += t.mh_accepted

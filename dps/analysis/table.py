@@ -169,11 +169,10 @@ def _live(questions: Iterable[Question], ladder: Ladder) -> Live:
         used, is_graded = question.trajectories, has_grade(question)
         values = (
             float(bool(question.correct)) if is_graded else np.nan,
-            sum(t.num_generated_tokens for t in used) + question.num_cancelled_tokens,
-            sum(float(t.block_num_tokens.sum()) for t in used),
-            len(used),
-            sum(t.compute_s for t in used)
-            + sum((question.prefill_s, question.embedding_s, question.controller_s, question.cancelled_s)),
+            question.num_sampled_tokens,
+            sum(t.num_tokens for t in used),
+            question.k,
+            question.compute_s,
             question.latency_s,
             question.num_cancelled_tokens,
             question.num_prompt_tokens,
