@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dps.arguments import readable
 from dps.commands.analysis import run_metrics, run_recommend, run_replay, run_report
+from dps.commands.custom_generate import run_custom_generate
 from dps.commands.grading import run_data, run_grade, run_outputs
 from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart, run_sample
 from dps.commands.serving import run_serve
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "quickstart": (run_quickstart, "the whole method on the embedded model: harvest, train, recommend, evaluate"),
     "sample": (run_sample, "ask one question and watch the number of trajectories grow"),
     "serve": (run_serve, "answer clients of the OpenAI protocol, all of them on the rows of one model"),
+    "custom-generate": (run_custom_generate, "a folder that transformers' model.generate(custom_generate=...) runs"),
     "harvest": (run_harvest, "sample questions k times with features, into a store for training"),
     "fit": (partial(run_training, "fit"), "train a controller on a store          (fit --config configs/mlp_hq.yaml)"),
     "crossval": (
@@ -87,7 +89,7 @@ def run(arguments: list[str]) -> int:
     SIGTERM.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_OVERVIEW.format(commands="\n".join(f"  {name:<13}{line}" for name, (_, line) in COMMANDS.items())))
+        print(_OVERVIEW.format(commands="\n".join(f"  {name:<16}{line}" for name, (_, line) in COMMANDS.items())))
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
