@@ -211,6 +211,7 @@ class Asker:
         """Open the engine for prompts of up to ``room`` tokens and, besides the ladder's, ``more`` settings."""
         samplers = [*self.samplers.values(), *more]
         options |= {"benchmark": self.benchmark, "prompts": [range(room)], "memory_share": 1.0}
+        options["layer"] = self.run.feature_layer
         return open_engine(self.model, samplers, compute, **options)
 
 

@@ -233,6 +233,7 @@ def _steps(setting: _Setting, *, rows: int | None, forward: ForwardPath) -> dict
         benchmark=setting.benchmark,
         prompts=list(setting.prompts.values()),
         memory_share=1.0,
+        layer=config.features.layer,
     )
     chains = setting.chains()
 

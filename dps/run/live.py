@@ -137,7 +137,7 @@ class LiveQuestion:
     hidden: dict[tuple[int, Key], np.ndarray] = field(default_factory=dict)
     """By layer and trajectory: hidden states of each block, shape (b, D)."""
     feature_s: dict[tuple[int, Key], float] = field(default_factory=dict)
-    """By layer and trajectory: measured seconds of reading them."""
+    """By layer and trajectory: measured seconds of reading them; those that came with the chain have none."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -159,11 +159,13 @@ class LiveQuestion:
         own = self.source.own
         return seed if own.seed is None else own.seed, own.name or self.source.question_id
 
-    def add(self, chain: Chain, text: str, block_size: int) -> None:
-        """Take in a chain that has ended, with the text of its response."""
+    def add(self, chain: Chain, text: str, block_size: int, layer: int | None) -> None:
+        """Take in a chain that has ended, with the text of its response; its hidden states are of that layer."""
         key = chain.request.key[1]
         self.chains[key] = chain
         self.trajectories[key] = _trajectory_of(chain, key, text, block_size)
+        if chain.hidden is not None:
+            self.hidden[layer, key] = chain.hidden
 
     def read(self, groups: Set[tuple[Key, ...]], read: Read) -> None:
         """Have trajectories read, each once, and class the answers of each group in its order; from any thread."""
@@ -210,9 +212,13 @@ class QuestionPolicy:
     @property
     def lacking(self) -> list[Key]:
         """The trajectories whose hidden states the policy needs and nobody has read."""
-        layer, hidden, arms = self.run.feature_layer, self.question.hidden, self.run.feature_arms
-        keys = () if layer is None else self.keys
-        return [key for key in keys if (layer, key) not in hidden and (not arms or key[0] in arms)]
+        layer, hidden = self.run.feature_layer, self.question.hidden
+        return [key for key in self.keys if self._looks_at(key) and (layer, key) not in hidden]
+
+    def _looks_at(self, key: Key) -> bool:
+        """Return whether the policy wants a trajectory's hidden states; others may be kept, too."""
+        arms = self.run.feature_arms
+        return self.run.feature_layer is not None and (not arms or key[0] in arms)
 
     @property
     def embedding(self) -> np.ndarray:
@@ -246,8 +252,8 @@ class QuestionPolicy:
                 started_s=chain.admitted - admitted,
                 finished_s=chain.finished - admitted,
             )
-            hidden = question.hidden.get((layer, key)) if layer is not None else None
-            records.append(record if hidden is None else replace(record, hidden=hidden))
+            looked_at = self._looks_at(key)
+            records.append(replace(record, hidden=question.hidden[layer, key]) if looked_at else record)
         return tuple(records)
 
     def complete(self, aggregator: str) -> Question:

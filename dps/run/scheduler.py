@@ -54,7 +54,7 @@ class Account:
     prefill: float = 0.0
     """Prefills, charged to the question."""
     features: float = 0.0
-    """Teacher-forced passes, shared among the trajectories."""
+    """Teacher-forced passes over trajectories whose hidden states were not kept while decoding, and over prompts."""
     controller: float = 0.0
     """Calls of controllers and rules, shared among the questions asked about."""
     embedding: float = 0.0
@@ -281,7 +281,7 @@ class _Scheduler:
             own = question.source.own.stop_strings
             text = self._model.decode(chain.tokens.tolist())
             text = before_stop(text, engine.stop_strings if own is None else own)
-            question.add(chain, text, engine.config.block_size)
+            question.add(chain, text, engine.config.block_size, engine.kept_layer)
         for question in questions.values():
             if question.source.own.on_ended is not None:
                 ended = sum(key in question.chains for key in question.requested)

@@ -386,6 +386,7 @@ class EngineCache:
         if not self.has_rows_for(group):
             self._engine = None  # its rows' memory is free before the next engine asks for some
             self._prompts = prompts_of(self._model, self._benchmark, arms[0])
+            looked_at = any(self._runs[store].feature_layer is not None for store in self._groups[group])
             self._engine = open_engine(
                 self._model,
                 arms,
@@ -393,6 +394,7 @@ class EngineCache:
                 benchmark=self._benchmark,
                 prompts=self.prompts,
                 memory_share=self.settings.memory_share,
+                layer=self.settings.features.layer if looked_at else None,
             )
         self._group = group
 

@@ -29,6 +29,7 @@ from dps.model import LanguageModel
 from dps.sampler.cache import RowCache
 from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
+from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.law import early_terms
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
@@ -109,6 +110,7 @@ class Engine:
         graphs: bool = True,
         stop_strings: Sequence[str] = (),
         stop_room: int = 0,
+        layer: int | None = None,
     ) -> None:
         """Allocate the rows.
 
@@ -122,6 +124,7 @@ class Engine:
             graphs: Whether a GPU may record its work.
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
             stop_room: States that chains may need for stop strings of their own (:attr:`stops`).
+            layer: Index into ``hidden_states`` of those that chains carry (``Chain.hidden``), see :attr:`kept_layer`.
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, the
@@ -134,8 +137,11 @@ class Engine:
         check_room(prompt_room, config, model.max_positions)
         self.model, self.config, self.stop_strings = model, config, tuple(stop_strings)
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        self.kept_layer = layer if can_keep(model.model, layer) else None
+        """The layer whose hidden states chains carry; None if none was asked for, or for what no layer is given."""
         if rows is None:
-            rows = rows_from_memory(model.model, self.positions, share=memory_share)
+            kept = 0 if self.kept_layer is None else config.max_new_tokens + 1
+            rows = rows_from_memory(model.model, self.positions, kept=kept, share=memory_share)
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
         vocabulary = model.model.get_output_embeddings().weight.shape[0]
@@ -180,9 +186,11 @@ class Engine:
         model, config = self.model, self.config
         self.rows = rows
         self.cache = RowCache(model.model, rows, self.positions, kernels=self._kernels)
-        self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path)
         numbers = uniform if self._kernels is None else self._kernels.uniform
         self._rows = Rows(rows, self.positions, self.arms, model.device, numbers, stops=self.stops)
+        if self.kept_layer is not None:
+            self._rows.kept = KeptStates(model.model, self.kept_layer, self._rows.start, config.max_new_tokens)
+        self._forward, self.path = open_forward(model.model, self.cache, self._kernels, self._path, self._rows.kept)
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         most_steps = max(arm.num_mh_steps for arm in self.arms)
         self._pacer = Pacer(config.block_size, most_steps) if self._graphs else None
@@ -343,7 +351,7 @@ class Engine:
     def _release(self, rows: list[int], now: float) -> list[Chain]:
         """Free these rows and return their chains."""
         chains = []
-        for row, finished in zip(rows, self._rows.read(rows) if rows else [], strict=True):
+        for row, finished in zip(rows, self._rows.read(rows, self.config.block_size) if rows else [], strict=True):
             seat = self._leave(row)
             if not np.isfinite(finished.base_logprobs).all():
                 raise InputError(

@@ -11,7 +11,8 @@ Three ways, slowest and most general first; ``open_forward`` takes the fastest t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from dps.sampler.cache import RowCache, cache_argument
 from dps.sampler.fused import FusedDecoder, can_fuse
+from dps.sampler.kept import KeptStates
 from dps.sampler.settings import ForwardPath
+from dps.sampler.teacher import layers_of
 from dps.start import COMPARISON, stage
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
@@ -46,7 +49,11 @@ def load_kernels(device: torch.device) -> Any:
 
 @stage(COMPARISON)
 def open_forward(
-    model: PreTrainedModel, cache: RowCache, kernels: Any, wanted: ForwardPath = "auto"
+    model: PreTrainedModel,
+    cache: RowCache,
+    kernels: Any,
+    wanted: ForwardPath = "auto",
+    kept: KeptStates | None = None,
 ) -> tuple[Forward, ForwardPath]:
     """Return the fastest forward pass that agrees with the model's own, and its name.
 
@@ -55,18 +62,19 @@ def open_forward(
         cache: The rows' keys and values, empty: they are overwritten by the comparison.
         kernels: ``dps.sampler.kernels`` or None.
         wanted: Take this way, or the nearest slower one that the model allows; ``auto`` is the fastest.
+        kept: Takes hidden states along, where somebody wants them.
     """
-    eager = EagerForward(model, cache)
+    eager = EagerForward(model, cache, kept)
     if kernels is None or wanted == "eager" or not getattr(model, "_supports_attention_backend", False):
         return eager, "eager"
-    unchanged = UnchangedForward(model, cache, kernels)
+    unchanged = UnchangedForward(model, cache, kernels, kept)
     try:
         own = _probe(unchanged, cache, model)
     except NotImplementedError:
         return eager, "eager"
     if wanted == "unchanged" or not can_fuse(model):
         return unchanged, "unchanged"
-    fused = FusedDecoder(model, cache, kernels)
+    fused = FusedDecoder(model, cache, kernels, kept)
     agreement = correlation(_probe(fused, cache, model), own)
     if agreement < _AGREEMENT:
         warnings.warn(
@@ -98,11 +106,25 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
+@contextmanager
+def _keeping(kept: KeptStates | None, model: PreTrainedModel, position: Tensor) -> Iterator[None]:
+    """Have the model's layer hand over what it is given, (B, 1, D), in the meantime."""
+    if kept is None:
+        yield
+        return
+
+    def write(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.write((args[0] if args else kwargs["hidden_states"])[:, 0], position)
+
+    with layers_of(model)[kept.layer].register_forward_pre_hook(write, with_kwargs=True):
+        yield
+
+
 class EagerForward:
     """The transformers model as it is, with an additive mask over positions."""
 
-    def __init__(self, model: PreTrainedModel, cache: RowCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: PreTrainedModel, cache: RowCache, kept: KeptStates | None = None) -> None:
+        self._model, self._cache, self._kept = model, cache, kept
         self._index = torch.arange(cache.positions, device=model.device)
         self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
         self._seen = torch.zeros_like(self._hidden)
@@ -111,20 +133,21 @@ class EagerForward:
         """See :data:`Forward`."""
         self._cache.begin_step(position, length)
         later = self._index[:length] > position[:, None]
-        return self._model(
-            input_ids=fed[:, None],
-            position_ids=position[:, None],
-            attention_mask=torch.where(later, self._hidden, self._seen)[:, None, None],
-            **cache_argument(self._model, self._cache),
-            use_cache=True,
-        ).logits[:, -1]
+        with _keeping(self._kept, self._model, position):
+            return self._model(
+                input_ids=fed[:, None],
+                position_ids=position[:, None],
+                attention_mask=torch.where(later, self._hidden, self._seen)[:, None, None],
+                **cache_argument(self._model, self._cache),
+                use_cache=True,
+            ).logits[:, -1]
 
 
 class UnchangedForward:
     """The transformers model's own layers with a kernel for attention."""
 
-    def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any, kept: KeptStates | None = None) -> None:
+        self._model, self._cache, self._kept = model, cache, kept
         self._attention = _attention(kernels, cache.arrivals, cache.sharing)
 
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
@@ -136,14 +159,15 @@ class UnchangedForward:
         before = config._attn_implementation
         config._attn_implementation = _OWN_ATTENTION
         try:
-            return self._model(
-                input_ids=fed[:, None],
-                position_ids=position[:, None],
-                # transformers hands a mask of four dimensions through to attention as it is: here, where each row ends.
-                attention_mask=position[:, None, None, None],
-                **cache_argument(self._model, self._cache),
-                use_cache=True,
-            ).logits[:, -1]
+            with _keeping(self._kept, self._model, position):
+                return self._model(
+                    input_ids=fed[:, None],
+                    position_ids=position[:, None],
+                    # transformers hands a mask of four dimensions through to attention as it is: here, each row's end.
+                    attention_mask=position[:, None, None, None],
+                    **cache_argument(self._model, self._cache),
+                    use_cache=True,
+                ).logits[:, -1]
         finally:
             config._attn_implementation = before
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dps.sampler.cache import RowCache
+from dps.sampler.kept import KeptStates
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -68,8 +69,8 @@ def _lie_together(weights: list[Tensor]) -> bool:
 class FusedDecoder:
     """The forward pass, bound to a model's weights and the rows' cache."""
 
-    def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any) -> None:
-        self._model, self._cache, self._kernels = model, cache, kernels
+    def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any, kept: KeptStates | None = None) -> None:
+        self._model, self._cache, self._kernels, self._kept = model, cache, kernels, kept
         config = model.config
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         with torch.inference_mode(False), torch.no_grad():
@@ -96,6 +97,8 @@ class FusedDecoder:
             states, attention = self._cache.live[number], layer.self_attn
             norm = layer.input_layernorm
             hidden, residual = kernels.add_rms_norm(hidden, residual, norm.weight, norm.variance_epsilon)
+            if self._kept is not None and self._kept.layer == number:
+                self._kept.write(residual, position)
             query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
             query = kernels.rotate_and_store(
                 functional.linear(hidden, qkv, qkv_bias), self._cos, self._sin, states, position,

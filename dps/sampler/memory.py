@@ -17,20 +17,22 @@ MOST_ROWS = {"cuda": 1024, "cpu": 256}
 """More rows than these gain little, and leave more of them idle when the last chains end."""
 
 
-def row_bytes(model: PreTrainedModel, positions: int) -> int:
+def row_bytes(model: PreTrainedModel, positions: int, kept: int = 0) -> int:
     """Return the device memory of one row of that many positions, prompt and response together.
 
     Keys and values twice (what is generated, and the accepted response to which a rejected step returns), tokens, what
-    the model said of them and the state of stop strings likewise, and the logits.
+    the model said of them and the state of stop strings likewise, the hidden states of one layer for the ``kept``
+    tokens that have them, and the logits.
     """
     text = model.config.get_text_config()
-    states = CacheShape.of(text).elements_per_position * positions * torch.finfo(model.dtype).bits // 8
-    recorded = (5 * 8 + 2) * positions
+    states = CacheShape.of(text).elements_per_position * positions * model.dtype.itemsize
+    states += text.hidden_size * kept * model.dtype.itemsize
+    recorded = (5 * 8 + 2) * positions + 4 * kept
     return 2 * (states + recorded) + _LOGIT_BYTES * text.vocab_size
 
 
 def rows_from_memory(
-    model: PreTrainedModel, positions: int, *, share: float = 1.0, free_bytes: int | None = None
+    model: PreTrainedModel, positions: int, *, kept: int = 0, share: float = 1.0, free_bytes: int | None = None
 ) -> int:
     """Return the number of rows that fit: ``(0.9 share free - 8 GiB) / row_bytes`` on a GPU, at most 1,024.
 
@@ -39,6 +41,7 @@ def rows_from_memory(
     Args:
         model: The model, its weights in place.
         positions: S, prompt and response together.
+        kept: Tokens of a response whose hidden states are kept, see ``kept``.
         share: Share of the free memory that may be planned with, where several processes have rows.
         free_bytes: Free memory; what the device reports if not given.
 
@@ -49,7 +52,7 @@ def rows_from_memory(
     if free_bytes is None:
         free_bytes = _free_bytes(device)
     kept = _READING_BYTES if device.type == "cuda" else 0
-    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, positions)
+    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, positions, kept)
     rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
     step = 64 if rows >= 64 else 8 if rows >= 8 else 1
     return rows // step * step

@@ -28,6 +28,7 @@ def open_engine(
     benchmark: Benchmark,
     prompts: Iterable[Sequence[int]],
     memory_share: float,
+    layer: int | None,
     stop_room: int = 0,
 ) -> Engine:
     """Open the engine that these settings mean. Nothing has a default, so that no caller can leave anything out.
@@ -41,6 +42,7 @@ def open_engine(
         memory_share: Share of the device's free memory that the rows may plan with, where ``compute.rows`` is None:
             one over the workers that share the device.
         stop_room: States that chains' own stop strings may need; what is sampled does not depend on it.
+        layer: Of the hidden states that chains carry, see :class:`Engine`; None where nobody looks at them.
 
     Raises:
         InputError: If there are too few rows, or the longest prompt leaves no room for a response.
@@ -55,4 +57,5 @@ def open_engine(
         path=compute.forward,
         stop_strings=benchmark.stop_strings(model.tokenizer),
         stop_room=stop_room,
+        layer=layer,
     )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dps.sampler.kept import KeptStates
 from dps.sampler.law import EarlyTerms, early_terms
 from dps.sampler.settings import LENGTH_BITS, SamplerConfig
 from dps.sampler.stop import StopTable
@@ -167,6 +168,8 @@ class Rows:
             torch.zeros((len(_FLAGS), rows), dtype=torch.bool, device=device),
             torch.zeros((len(_NUMBERS), rows), dtype=torch.float64, device=device),
         )
+        self.kept: KeptStates | None = None
+        """Hidden states of the responses, where somebody wants them."""
         self._rejects_early = bool(settings[:, -len(EarlyTerms._fields) :].any())
         self._numbers[-len(_SETTINGS) :] = torch.from_numpy(settings[:1].T)
         self._integers[-len(_STEPS) :] = torch.tensor([[arms[0].num_mh_steps], [arms[0].final_steps]])
@@ -252,6 +255,8 @@ class Rows:
             trace[target] = trace[source]
         for responses in (self.live, self.saved):
             responses.move(source, target)
+        if self.kept is not None:
+            self.kept.move(sources, targets)
         self._free(source)
 
     def _free(self, rows: Tensor) -> None:
@@ -294,8 +299,8 @@ class Rows:
         self._free(where)
         return generated
 
-    def read(self, rows: list[int]) -> list[Finished]:
-        """Copy the accepted responses of these rows to the host and free the rows."""
+    def read(self, rows: list[int], block_size: int) -> list[Finished]:
+        """Copy the accepted responses of these rows to the host, hidden states by block, and free the rows."""
         where = torch.tensor(rows, device=self.index.device)
         counts = (
             self.start, self.length, self.generated, self.proposed, self.accepted, self.rejected_early,
@@ -305,6 +310,8 @@ class Rows:
         tokens = self.saved.tokens[where].cpu().numpy()
         values = self.saved.values[:, where].cpu().numpy()
         states = self.saved.states[where].cpu().numpy() if self.saved.states is not None else None
+        lengths = integers[1].tolist()
+        hidden = self.kept.means(rows, lengths, block_size) if self.kept is not None else [None] * len(rows)
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
         self._free(where)
         found = []
@@ -320,6 +327,7 @@ class Rows:
                     proposal_logprobs=proposal,
                     entropies=entropy,
                     top_probabilities=top,
+                    hidden=hidden[line],
                     num_generated_tokens=generated,
                     mh_proposed=proposed,
                     mh_accepted=accepted,
@@ -359,6 +367,8 @@ class Finished:
     """Entropy of the base model's law that each token was drawn under, nats, float64."""
     top_probabilities: np.ndarray
     """Probability of that law's most likely token, float64."""
+    hidden: np.ndarray | None
+    """Means over each of b blocks of the hidden states that predict its tokens, (b, D), float32; None if not kept."""
     num_generated_tokens: int
     """Sampled tokens, rejected ones included."""
     mh_proposed: int

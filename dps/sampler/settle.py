@@ -48,6 +48,8 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     stop = rows.start + rows.length
     before_stop = rows.index < stop[:, None]
     _put_in_place(rows, accepted, ended ^ accepted, from_cut & before_stop, stop, cache)
+    if rows.kept is not None:
+        rows.kept.accept(accepted, rows.cut - rows.start, rows.length)
     whole = before_stop & (rows.index >= rows.start[:, None])
     logprob = torch.where(whole, rows.saved.values[0], 0.0).sum(-1)
     rows.record(proposed, before, accepted, logprob)

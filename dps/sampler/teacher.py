@@ -1,7 +1,7 @@
 """Hidden states of finished responses and of prompts, each by one forward pass over it.
 
-Log-probabilities, entropies and top-1 probabilities are recorded as tokens are drawn; hidden states of rejected tokens
-would be wasted, so they come from reading the accepted response once. The pass ends at the layer that is asked for.
+Those of a response's blocks come with the chain where the engine keeps the layer (``kept``); this pass is for other
+layers, and what the kept ones are compared with. It ends at the layer that is asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dps.errors import InputError
 from dps.model import LanguageModel
@@ -134,16 +135,23 @@ def _block_means(
     ids = _padded([[*prompt, *response][:-1] for prompt, response in sequences])
     (hidden,) = hidden_states(model, ids.to(model.device), [layer])
 
-    # One line for each predicted token of all sequences: where its hidden state is, and the number of its block.
-    sizes = [block_sizes(len(response), block_size) for _, response in sequences]
+    # One line for each predicted token of all sequences: where its hidden state is.
+    lengths = [len(response) for _, response in sequences]
     starts = [row * ids.shape[1] + len(prompt) - 1 for row, (prompt, _) in enumerate(sequences)]
-    spans = zip(starts, (len(response) for _, response in sequences), strict=True)
-    where = np.concatenate([np.arange(start, start + length) for start, length in spans])
+    where = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
+    return block_means(hidden.flatten(0, 1)[torch.from_numpy(where).to(hidden.device)], lengths, block_size)
+
+
+def block_means(states: Tensor, lengths: Sequence[int], block_size: int) -> list[np.ndarray]:
+    """Return the means over each block of responses of these lengths, whose states (N, D) follow one another.
+
+    Each response's are (b, D), float32; sums are float64.
+    """
+    sizes = [block_sizes(length, block_size) for length in lengths]
     block_lengths = np.concatenate(sizes)
     blocks = np.repeat(np.arange(len(block_lengths)), block_lengths)
-    lines = hidden.flatten(0, 1)[torch.from_numpy(where).to(hidden.device)].double()
-    sums = torch.zeros((len(block_lengths), lines.shape[1]), dtype=torch.float64, device=hidden.device)
-    sums.index_add_(0, torch.from_numpy(blocks).to(hidden.device), lines)
+    sums = torch.zeros((len(block_lengths), states.shape[1]), dtype=torch.float64, device=states.device)
+    sums.index_add_(0, torch.from_numpy(blocks).to(states.device), states.double())
     means = (sums.cpu().numpy() / block_lengths[:, None]).astype(np.float32)
     ends = np.cumsum([len(size) for size in sizes])
     return [means[end - len(size) : end].copy() for end, size in zip(ends, sizes, strict=True)]
@@ -151,9 +159,8 @@ def _block_means(
 
 def hidden_states(model: LanguageModel, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
     """Return ``hidden_states[layer]``, (B, T, D), of ids (B, T) for each layer; the pass ends at the deepest."""
-    decoder, deepest = model.model.base_model, max(layers)
-    blocks = getattr(decoder, "layers", None)
-    if deepest == model.num_layers or not isinstance(blocks, nn.ModuleList) or len(blocks) != model.num_layers:
+    decoder, blocks, deepest = model.model.base_model, layers_of(model.model), max(layers)
+    if blocks is None or deepest == len(blocks):
         states = decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
         return [states[layer] for layer in layers]
     given: dict[int, Tensor] = {}
@@ -170,6 +177,13 @@ def hidden_states(model: LanguageModel, ids: Tensor, layers: Sequence[int]) -> l
     if deepest not in given:
         raise RuntimeError(f"the forward pass never reached layer {deepest}")
     return [given[layer] for layer in layers]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Return the decoder's layers; None where they do not lie where most models have them."""
+    layers = getattr(model.base_model, "layers", None)
+    known = isinstance(layers, nn.ModuleList) and len(layers) == model.config.get_text_config().num_hidden_layers
+    return layers if known else None
 
 
 class _Reached(Exception):

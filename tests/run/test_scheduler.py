@@ -89,8 +89,8 @@ def questions(count):
     return [PreparedQuestion(item, "p", tokens, embedding, 0.0) for item, tokens in zip(items, prompts, strict=True)]
 
 
-def run(model, policy, count=12, rows=16, account=None, layer=2, **kwargs):
-    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+def run(model, policy, count=12, rows=16, account=None, layer=2, kept=None, **kwargs):
+    engine = Engine(model, CONFIG, rows=rows, prompt_room=8, layer=kept)
     settings = {"grader": Grading(), "seed": 1, "feature_layer": layer, "account": account, **kwargs}
     return {r.question_id: r for r in run_policy(model, engine, questions(count), policy, **settings)}
 
@@ -486,3 +486,18 @@ def test_waiting_for_a_larger_feature_pass_changes_nothing(model, monkeypatch):
     assert passes == [48]
     assert few > 1
     same_records(often, once)
+
+
+@pytest.mark.parametrize("kept", [2, 1])
+def test_states_that_were_kept_while_decoding_need_no_pass(model, monkeypatch, kept):
+    """Of the layer that is looked at, not of another one."""
+    policy = DynamicK(KRange(2, 2, 6), FakeController(lambda f: float(f.hidden.mean() * 1e3 % 1 < 0.4)))
+    expected, account, passed, real = run(model, policy), Account(), [], scheduler.block_hidden
+    monkeypatch.setattr(scheduler, "block_hidden", lambda *args, **kw: passed.append(1) or real(*args, **kw))
+    found = run(model, policy, kept=kept, account=account)
+    same_records(found, expected)
+    assert len({record.k for record in found.values()}) > 1
+    assert bool(passed) == (account.features > 0) == (kept != 2)
+    assert sum(t.compute_s for q in found.values() for t in q.trajectories) == pytest.approx(
+        account.decode + account.features
+    )

@@ -11,6 +11,7 @@ import dps.sampler.settle as settle_module
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
+from dps.sampler.teacher import block_hidden
 from dps.testing import assert_follows, reference_law, responses, sample_chains, toy_of
 
 from .chains import requests_of
@@ -96,6 +97,25 @@ def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkey
             assert chain.num_generated_tokens == expected[key].num_generated_tokens
             lengths.add(len(chain.tokens) // 256)
     assert lengths >= ({0, 1, 2, 3, 6} if decide == "coin" else {0, 1, 2})
+
+
+@pytest.mark.parametrize("path", ["fused", "unchanged", "eager"])
+def test_recorded_chains_keep_the_states_of_a_pass(monkeypatch, path):
+    """After many rejections and acceptances, in rows that move; the chains are those of an engine that keeps none."""
+    monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.4)
+    config = SamplerConfig(alpha=1.5, block_size=64, max_new_tokens=384, num_mh_steps=3, reject_early=False)
+    model = on_cuda(tiny_model(vocabulary=600, layers=3, sharpness=2.0, positions=512, seed=4))
+    requests = requests_of(range(100))
+    engines = [Engine(model, config, rows=64, prompt_room=8, path=path, layer=layer) for layer in (2, None)]
+    assert [engine.kernels for engine in engines] == [f"{path}+graphs"] * 2
+    kept, without = (sample_chains(engine, requests) for engine in engines)
+    pairs = [(chain.request.prompt, chain.tokens.tolist()) for chain in kept.values()]
+    expected = block_hidden(model, pairs, layer=2, block_size=64)
+    for chain, means in zip(kept.values(), expected, strict=True):
+        assert np.abs(chain.hidden - means).max() < 1e-4 * np.abs(means).max()
+    assert {len(chain.hidden) for chain in kept.values()} >= {1, 2, 6}
+    same = [kept[n].tokens.tolist() == without[n].tokens.tolist() for n in kept]
+    assert sum(same) >= 95
 
 
 def test_too_many_rows_are_halved_until_they_fit():

@@ -17,7 +17,7 @@ import dps.run.worker
 from dps.bench.config import BenchConfig
 from dps.benchmarks import BenchmarkConfig, load_benchmark
 from dps.cli import run
-from dps.config import ComputeConfig, HarvestConfig
+from dps.config import ComputeConfig, FeaturesConfig, HarvestConfig
 from dps.decide import KRange
 from dps.errors import InputError, WorkersDied
 from dps.model import load_model
@@ -81,6 +81,7 @@ EXPECTED = {
     "stop_room": 0,
     "stop_strings": ("\n\n", "0="),
     "memory_share": 1.0,
+    "layer": FeaturesConfig().layer,
     "rows in all": 16,
 }
 
@@ -113,14 +114,14 @@ def test_clock_worker_plan_benchmark_and_interface_open_the_same_engine(tmp_path
     monkeypatch.setattr(dps.api, "given", lambda *_: replace(asked, config=QUESTIONS))
     dps.api.answer(["1+2?", "From left to right: 3+4"], k=1, sampler=SAMPLER, rows=16, style="number")
     (interface,) = opened
-    assert but_room(interface) == {**EXPECTED, "path": "auto"}
+    assert but_room(interface) == {**EXPECTED, "path": "auto", "layer": None}
 
 
 def test_a_cleared_engine_samples_what_a_new_one_does(model):
     benchmark = load_benchmark(QUESTIONS)
     prompts = [tokens for _, tokens in dps.run.worker.prompts_of(model, benchmark, SAMPLER).values()]
     new, used = (
-        open_engine(model, SAMPLER, CONFIG.compute, benchmark=benchmark, prompts=prompts, memory_share=1.0)
+        open_engine(model, SAMPLER, CONFIG.compute, benchmark=benchmark, prompts=prompts, memory_share=1.0, layer=None)
         for _ in range(2)
     )
     for key in range(40):
@@ -278,4 +279,5 @@ def test_fewer_rows_are_refused_by_the_interface_and_the_function_too(model):
             benchmark=benchmark,
             prompts=[(1,)],
             memory_share=1.0,
+            layer=None,
         )
