@@ -25,12 +25,23 @@ def position_bytes(model: LanguageModel) -> int:
     return CacheShape.of(model.text_config).elements_per_position * model.model.dtype.itemsize
 
 
-def floor_s(model: LanguageModel, *, num_steps: int, num_read_positions: int, bandwidth: float) -> float:
-    """Return the least seconds of so many steps, whose rows read so many positions of keys and values in all.
+def floor_of(model: LanguageModel, *, num_steps: int, num_read_positions: int, bandwidth: float) -> dict[str, float]:
+    """Return the least seconds of a step, ``floor_s``, and all that they are made of.
 
-    ``bandwidth`` is bytes per second, reading and writing counted alike.
+    The steps' rows read so many positions of keys and values in all; ``bandwidth`` is bytes per second, reading and
+    writing counted alike.
     """
-    return (num_steps * weight_bytes(model) + num_read_positions * position_bytes(model)) / bandwidth
+    of_weights, of_position, positions = weight_bytes(model), position_bytes(model), num_read_positions / num_steps
+    step_bytes = of_weights + positions * of_position
+    return {
+        "bandwidth": bandwidth,
+        "weight_bytes": of_weights,
+        "position_bytes": of_position,
+        "num_steps": num_steps,
+        "positions_per_step": positions,
+        "bytes_per_step": step_bytes,
+        "floor_s": step_bytes / bandwidth,
+    }
 
 
 def measure_bandwidth(device: torch.device) -> float:

@@ -30,7 +30,9 @@ class Record:
     """How the model was run, see ``Engine.kernels``."""
     ms_per_step: float | None = None
     floor_share: float | None = None
-    """The byte floor of the steps (``floor``) over their time."""
+    """The byte floor of the steps over their time."""
+    floor: dict[str, float] = field(default_factory=dict)
+    """What that floor is made of, see ``dps.bench.floor.floor_of``: what changed where it did."""
     useful_rows: float | None = None
     """Share of row-steps that generated a token."""
     useful_rows_waiting: float | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dps.bench.config import BenchConfig
-from dps.bench.floor import floor_s, measure_bandwidth
+from dps.bench.floor import floor_of, measure_bandwidth
 from dps.bench.records import Record, Records, machine_of
 from dps.bench.rivals import batched_generate, reference_chain
 from dps.bench.vllm import Job, LeftOut, measurements, run_job, vllm_version
@@ -249,14 +249,15 @@ def _steps(setting: _Setting, *, rows: int | None, forward: ForwardPath) -> dict
     run(config.steps_s)
     made = run(config.steps_s)
     work = {name: made[name] for name in ("num_steps", "num_read_positions")}
-    floor = floor_s(setting.model, **work, bandwidth=bandwidth)
+    floor = floor_of(setting.model, **work, bandwidth=bandwidth)
     return {
         "num_tokens": made["num_generated_tokens"],
         "seconds": made["decode_s"],
         "rows": engine.rows,
         "kernels": engine.kernels,
         "ms_per_step": 1e3 * made["decode_s"] / made["num_steps"],
-        "floor_share": floor / made["decode_s"],
+        "floor_share": floor["floor_s"] * made["num_steps"] / made["decode_s"],
+        "floor": floor,
         "useful_rows": made["num_generated_tokens"] / made["num_row_steps"],
     } | _memory(setting)
 

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from dps.bench.config import BenchConfig
-from dps.bench.floor import floor_s, position_bytes, weight_bytes
+from dps.bench.floor import floor_of, position_bytes, weight_bytes
 from dps.bench.records import Record, Records, print_table
 from dps.bench.rivals import batched_generate, count_tokens, reference_chain
 from dps.bench.run import bench, forced_lengths
@@ -107,7 +107,10 @@ def test_floor_by_hand():
     weights = 4 * (12 * 16 + 2 * layer + 16)
     assert weight_bytes(tied) == weights
     assert position_bytes(tied) == 2 * 2 * 2 * 4 * 4
-    assert floor_s(tied, num_steps=3, num_read_positions=10, bandwidth=2.0) == (3 * weights + 10 * 128) / 2
+    floor = floor_of(tied, num_steps=5, num_read_positions=10, bandwidth=2.0)
+    assert floor["positions_per_step"] == 2
+    assert floor["bytes_per_step"] == weights + 2 * 128 == floor["floor_s"] * 2
+    assert (floor["weight_bytes"], floor["position_bytes"], floor["bandwidth"]) == (weights, 128, 2.0)
     untied = tiny_model(vocabulary=12, sharpness=2.0, seed=3)
     untied.model.lm_head.weight = torch.nn.Parameter(untied.model.lm_head.weight.clone(), requires_grad=False)
     assert weight_bytes(untied) == weights  # the head instead of the embedding, which is looked up
@@ -253,10 +256,14 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
         assert sum(record["shares"].values()) == pytest.approx(1, abs=0.01)
         assert record["shares"]["decode"] > 0
         assert record["spent"]["num_generated_tokens"] == record["num_tokens"]
-        assert (record["shares"]["features"] > 0) == (record["acceptance_ratio"] is not None) == ("harvest" in name)
+        assert (record["acceptance_ratio"] is not None) == ("harvest" in name)
+        assert record["shares"]["features"] == 0  # hidden states come with the chains
     steps = records["steps-8-auto"]
     assert 0 < steps["useful_rows"] <= 1
+    floor, step_s = steps["floor"], steps["ms_per_step"] / 1e3
+    assert steps["floor_share"] == pytest.approx(floor["bytes_per_step"] / floor["bandwidth"] / step_s)
     assert 0 < steps["floor_share"] < 1
+    assert 8 < floor["positions_per_step"] < 8 * 1000
     assert steps["kernels"] == "eager"
     assert all(record["machine"]["device"] for record in records.values())
 
