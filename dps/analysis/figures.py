@@ -1,4 +1,4 @@
-"""The figures: accuracy against costs, mixing, pass@k, all drawn from results as JSON has them, in one look.
+"""The figures that stand in files: accuracy against tokens, and pass@k, drawn from results as JSON has them.
 
 The same result gives the same bytes where the same matplotlib and FreeType draw, see :func:`drawn_with`.
 """
@@ -17,10 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from dps.analysis.findings import rows_of
-from dps.analysis.marks import GRID, INK, MUTED, OTHER, POWER, SURFACE, Mark, mark_of_series, marks_of
-from dps.analysis.mixing import SMALL
+from dps.analysis.marks import GRID, INK, MUTED, POWER, SURFACE, Mark, mark_of_series, marks_of
 from dps.analysis.published import shown_ks
-from dps.analysis.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,10 +79,10 @@ def drawn_with() -> dict[str, str]:
     return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 # -- accuracy against costs --------------------------------------------------------------------------------------------
@@ -93,15 +91,14 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str] = ("tokens",)) -> Figure:
     """Draw accuracy against costs: every policy with its 95 % interval, and the Pareto front.
 
-    Several results by name have a panel each, a policy in the same mark everywhere; several costs only one result has.
+    Each of several results, by name, and each cost has a panel, a policy in the same mark everywhere.
     """
     marks = marks_of([policy for result in results.values() for policy in result["policies"]])
     panels = [(name, result, cost) for name, result in results.items() for cost in costs]
-    columns = min(2, len(panels))
+    single, columns = len(panels) == 1, min(2, len(panels))
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context(_STYLE):
-        size = (9.2, 6.4) if len(panels) == 1 else (6.4 * columns, 4.9 * lines + 0.8)
-        figure, grid = _figure(*size, lines, columns, sharey=len(costs) > 1)
+        figure, grid = _figure(*((9.2, 6.4) if single else (6.4 * columns, 4.9 * lines + 0.8)), lines, columns)
         handles: dict[str, Any] = {}
         for axes, (name, result, cost) in zip(grid.flat, panels, strict=False):
             handles |= _accuracy(axes, result, marks, cost)
@@ -112,9 +109,7 @@ def draw_accuracy(results: Mapping[str, Mapping[str, Any]], costs: Sequence[str]
         for axes in grid[:, 0]:
             axes.set_ylabel("accuracy")
         if handles:
-            figure.legend(
-                handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(panels) == 1 else 6
-            )
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4 if single else 6)
     return figure
 
 
@@ -261,84 +256,6 @@ def _percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "" if y > 1 + 1e-9 or y < -1e-9 else f"{100 * y:.4g} %"))
 
 
-# -- mixing ------------------------------------------------------------------------------------------------------------
-
-
-def draw_mixing(result: Mapping[str, Any]) -> Figure:
-    """Draw acceptance by where a step cut, and log p over the steps of a stage; a row for each entry of ``mixing``."""
-    entries = result["mixing"]
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _figure(11.4, 4.2 * len(entries), len(entries), 2)
-        for entry, (left, right) in zip(entries, grid, strict=True):
-            _acceptance(left, entry)
-            _trace(right, entry)
-            if len(entries) > 1:
-                left.set_title(entry["store"], loc="left", fontsize=9.5, fontweight="bold")
-    return figure
-
-
-def _acceptance(axes: Axes, entry: Mapping[str, Any]) -> None:
-    """Draw the acceptance in tenths of the response that a step kept."""
-    bins = [row for row in entry["acceptance_by_cut"] if row["acceptance"] is not None]
-    values = np.array([row["acceptance"] for row in bins])
-    errors = np.array([row["acceptance_stderr"] or 0.0 for row in bins])
-    middles = [(row["low"] + row["high"]) / 2 for row in bins]
-    level = entry["acceptance"]
-    axes.axhline(level, color=POWER, linewidth=0.8, alpha=0.45, zorder=1, label=f"all steps {percent(level)}")
-    axes.errorbar(
-        middles, values, yerr=errors, color=POWER, marker="o", markeredgecolor=SURFACE, elinewidth=1.0, zorder=3
-    )
-    axes.legend(loc="best")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, min(1.02, 1.15 * float((values + errors).max()) + 0.02))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
-    axes.set_xlabel("share of the response that the step kept")
-    axes.set_ylabel("acceptance")
-
-
-def _trace(axes: Axes, entry: Mapping[str, Any]) -> None:
-    """Draw the mean change of log p over the steps of a stage, and what would be a small change of its second half."""
-    axes.set_xlabel("Metropolis-Hastings step of a stage")
-    axes.set_ylabel("log p minus that after the first step, nats")
-    last, every = entry["trace_last_stage"], entry["trace_all_stages"]
-    if len(every) < 2:
-        axes.text(0.5, 0.5, "one step a stage: no trace", transform=axes.transAxes, ha="center", color=MUTED)
-        axes.xaxis.set_major_locator(NullLocator())
-        axes.yaxis.set_major_locator(NullLocator())
-        return
-    curves = [("every stage", every, OTHER, "s", "--")] if every != last else []
-    curves.append(("last stage of a chain", last, POWER, "o", "-"))  # above the other
-    for name, rows, color, marker, line in curves:
-        _band(axes, [row["step"] for row in rows], rows, "logprob_change", color, marker, line, name)
-    low, high = axes.get_ylim()
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    ended = entry["last_stage"]
-    if ended["spread"] is not None and ended["least_steps"] == ended["most_steps"]:
-        half = ended["most_steps"] // 2
-        middle, reach = last[half - 1]["logprob_change"], SMALL * ended["spread"]
-        name = f"{100 * SMALL:.0f} % of the spread around step {half}"
-        axes.fill_between(
-            [half, len(last)], middle - reach, middle + reach, color=GRID, linewidth=0, zorder=0.5, label=name
-        )
-        axes.set_ylim(low, high)
-    axes.legend(loc="best")
-
-
-def _band(
-    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], value: str, color: str, marker: str, line: Any,
-    name: str, marked: Sequence[int] | None = None,
-) -> None:  # fmt: skip
-    """Draw a line with a band of one standard error on either side."""
-    values = np.array([row[value] for row in rows])
-    error = np.array([row[f"{value}_stderr"] or 0.0 for row in rows])
-    axes.fill_between(x, values - error, values + error, color=color, alpha=0.16, linewidth=0, zorder=2)
-    axes.plot(
-        x, values, color=color, linestyle=line, marker=marker, markersize=5, markeredgecolor=SURFACE,
-        markevery=marked, label=name, zorder=3,
-    )  # fmt: skip
-
-
 # -- pass@k ------------------------------------------------------------------------------------------------------------
 
 
@@ -365,21 +282,15 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def describe(result: Mapping[str, Any], cost: str = "tokens") -> str:
-    """Return the content of a figure in words, for readers who do not see it."""
-    return "; ".join(
-        f"{row['name']}: {percent(row['accuracy'])} at {row[cost]:,.4g}"
-        for policy in result["policies"]
-        for row in rows_of(policy)
-        if row["accuracy"] is not None and row[cost] is not None
-    )
-
-
-def describe_mixing(entry: Mapping[str, Any]) -> str:
-    """Return one row of the figure on mixing in words."""
-    kept = ", ".join(
-        f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %: {percent(row['acceptance'])}"
-        for row in entry["acceptance_by_cut"]
-    )
-    steps = ", ".join(f"{row['step']}: {row['logprob_change']:.3g}" for row in entry["trace_last_stage"])
-    return f"Acceptance by the share that was kept, {kept}. Change of log p by step of a chain's last stage, {steps}."
+def _band(
+    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], value: str, color: str, marker: str, line: Any,
+    name: str, marked: Sequence[int] | None = None,
+) -> None:  # fmt: skip
+    """Draw a line with a band of one standard error on either side."""
+    values = np.array([row[value] for row in rows])
+    error = np.array([row[f"{value}_stderr"] or 0.0 for row in rows])
+    axes.fill_between(x, values - error, values + error, color=color, alpha=0.16, linewidth=0, zorder=2)
+    axes.plot(
+        x, values, color=color, linestyle=line, marker=marker, markersize=5, markeredgecolor=SURFACE,
+        markevery=marked, label=name, zorder=3,
+    )  # fmt: skip

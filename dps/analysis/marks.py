@@ -20,11 +20,7 @@ INK, MUTED, GRID, SURFACE = "#1f2328", "#5d6670", "#e3e6ea", "#ffffff"
 POWER, CONTROLLER, PLAIN, LOWTEMP, OTHER = "#0072b2", "#b3418a", "#d55e00", "#009e73", "#6f6f6f"
 RULE = "#7a5c00"
 """Rules that need no training, on the main ladder."""
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    SURFACE: "--surface",
+_VARIABLES = {
     POWER: "--power",
     CONTROLLER: "--controller",
     PLAIN: "--plain",
@@ -32,7 +28,7 @@ VARIABLES = {
     OTHER: "--other",
     RULE: "--rule",
 }
-"""Colours of the figures become variables of the page's style, which has a light and a dark value for each."""
+"""The page's style has a light and a dark value for each colour."""
 
 Dashes = tuple[float, ...]
 _SERIES: dict[str, tuple[str, str, Dashes]] = {
@@ -89,9 +85,9 @@ class Mark:
     def on_page(self) -> dict[str, Any]:
         """Return the mark for a page: its colour as a variable of the page's style, its shape as an SVG path."""
         return {
-            "color": f"var({VARIABLES[self.color]})",
+            "color": f"var({_VARIABLES[self.color]})",
             "shape": _shape(self.marker),
-            "dashes": " ".join(f"{length:g}" for length in self.dashes),
+            "dashes": list(self.dashes),
             "hollow": self.hollow,
         }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import StringIO
+from itertools import groupby
 from typing import Any
 
-from dps.analysis.page import grouped, operating_rows
+from dps.analysis.page import operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
 
 
@@ -39,7 +40,7 @@ def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = 
         headings.append("% at k =\n" + "".join(f"{k:4d}" for k in ks).strip())
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for _, group in grouped(rows):
+    for _, group in groupby(rows, key=lambda row: row["group"]):
         table.add_section()
         for row in group:
             cells = [row["name"], percent_with_error(row["accuracy"], row["stderr"])]

@@ -69,14 +69,6 @@ def interval(entry: Mapping[str, float | None] | None) -> str:
     return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
-def percent_interval(entry: Mapping[str, float | None]) -> str:
-    """Return the accuracy of a point with its interval: ``36.1 % [33.8, 38.4]``."""
-    if entry["accuracy"] is None:
-        return NONE
-    text = percent(entry["accuracy"])
-    return text if entry["low"] is None else f"{text} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
-
-
 def share(value: float | None, stderr: float | None = None) -> str:
     """Return a ratio with two decimals: ``0.55 ± 0.01``; an error that would be written as 0.00 is left out."""
     if value is None:

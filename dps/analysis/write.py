@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dps.analysis.figures import draw_accuracy, draw_mixing, drawn_with, png, svg
-from dps.analysis.page import render_page, render_several
+from dps.analysis.figures import draw_accuracy, drawn_with, png, svg
+from dps.analysis.page import render_page
 from dps.analysis.result import SCHEMA_VERSION
 from dps.errors import InputError
 from dps.folders import claim, place_of
@@ -33,10 +33,9 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
     Args:
         result: See :mod:`dps.analysis.result`.
-        output: Folder of ``report.json``, ``.html``, ``.png`` and ``.svg`` (accuracy against tokens), ``report_time``
-            where time was measured, ``report_mixing`` where steps were recorded; or, of a replay, ``replay.json``,
-            ``.html``, ``.png``, ``.svg`` and ``.csv`` (every point of every curve). Made if missing; a result of the
-            same stores that stands there is written anew. The same result gives the same bytes.
+        output: Folder of ``report.json``, ``.html``, ``.png`` and ``.svg`` (accuracy against tokens); or, of a replay,
+            ``replay.json``, ``.html``, ``.png``, ``.svg`` and ``.csv`` (every point of every curve). Made if missing; a
+            result of the same stores that stands there is written anew. The same result gives the same bytes.
 
     Raises:
         InputError: If the folder is a file or holds the report of other stores.
@@ -53,39 +52,25 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     if name == "replay":
         files["replay.csv"] = _table(written)
         (Path(output) / _RECOMMENDATION).unlink(missing_ok=True)  # of what stood there before
-    _put(output, {**files, f"{name}.json": text}, name)
+    _put(output, {**files, f"{name}.json": text})
     return written
 
 
 def _pages(result: dict[str, Any]) -> dict[str, str | bytes]:
-    """Return everything that shows a result, the page and its figures, by file name."""
-    name = KINDS[result["kind"]]
-    figures = {"tokens": (name, draw_accuracy({"": result}))}
-    timed = any(p["compute_s"] is not None and p["accuracy"] is not None for p in _points(result))
-    if timed and name == "report":
-        figures["time"] = (f"{name}_time", draw_accuracy({"": result}, ("compute_s", "latency_s")))
-    if result["mixing"]:
-        figures["mixing"] = (f"{name}_mixing", draw_mixing(result))
-    files: dict[str, str | bytes] = {}
-    vectors = {}
-    for part, (file, figure) in figures.items():
-        vectors[part] = svg(figure, salt=file)
-        files |= {f"{file}.png": png(figure), f"{file}.svg": vectors[part]}
-    return {**files, f"{name}.html": render_page(result, vectors)}
+    """Return everything that shows a result, the page and its figure, by file name."""
+    return _shown(KINDS[result["kind"]], {"": result})
 
 
-def _put(output: Path, files: Mapping[str, str | bytes], name: str) -> None:
-    """Write files, and remove the figures of an earlier result that would seem to belong to this one."""
+def _shown(name: str, results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> dict[str, str | bytes]:
+    figure = draw_accuracy(results)
+    page = render_page(results, title)
+    return {f"{name}.png": png(figure), f"{name}.svg": svg(figure, salt=name), f"{name}.html": page}
+
+
+def _put(output: Path, files: Mapping[str, str | bytes]) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for part in ("time.png", "time.svg", "mixing.png", "mixing.svg"):
-        if f"{name}_{part}" not in files:
-            (output / f"{name}_{part}").unlink(missing_ok=True)
     for file, content in files.items():
         replace_file(output / file, content)
-
-
-def _points(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [point for policy in result["policies"] for point in policy["curve"]]
 
 
 def _table(result: Mapping[str, Any]) -> str:
@@ -203,40 +188,40 @@ def write_again(folder: Path, name: str, output: Path, title: str | None = None)
             claim(Path(output), "dps report", {"replays": [place_of(folder, output)]}, ("replay.json", "replay.html"))
         _check_folder(output)
         files[f"{name}.json"] = (Path(folder) / f"{name}.json").read_bytes()
-    _put(output, files, name)
+    _put(output, files)
     return result
 
 
 @contextmanager
-def _as_written(folders: Sequence[Path], name: str) -> Iterator[None]:
+def _as_written(folders: Sequence[Path], *kinds: str) -> Iterator[None]:
     """Turn what goes wrong with a result that was not written so into a sentence."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, TemplateError) as error:
-        files = " and ".join(str(Path(folder) / f"{name}.json") for folder in folders)
+        files = " and ".join(str(Path(folder) / f"{kind}.json") for folder, kind in zip(folders, kinds, strict=True))
+        commands = " or ".join(f"dps {kind}" for kind in dict.fromkeys(kinds))
         raise InputError(
-            f"Expected {files} as dps {name} wrote it, but a part is missing or of another type "
-            f"({' '.join(str(error).split())}): run dps {name} again on its stores."
+            f"Expected {files} as {commands} wrote it, but a part is missing or of another type "
+            f"({' '.join(str(error).split())}): run {commands} again on its stores."
         ) from error
 
 
 def write_several(folders: Sequence[Path], output: Path, title: str | None = None) -> list[dict[str, Any]]:
-    """Write ``replays.html``, ``.png`` and ``.svg``, several replays side by side, and return what they hold.
+    """Write ``compared.html``, ``.png`` and ``.svg``, several results side by side, and return what they hold.
 
     Raises:
         InputError: If one cannot be read, or the output holds another run's results.
     """
-    results = [read_result(folder, "replay") for folder in folders]
+    kinds = ["replay" if is_replay(folder) else "report" for folder in folders]
+    results = [read_result(folder, kind) for folder, kind in zip(folders, kinds, strict=True)]
     names = [Path(folder).resolve().name for folder in folders]
     distinct = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
-    named = dict(zip(distinct, results, strict=True))
-    with _as_written(folders, "replay"):
-        figure = draw_accuracy(named)
-        vector = svg(figure, salt="replays")
-        page = render_several(named, vector, title or f"{len(named)} replays side by side")
-    claim(Path(output), "dps report", {"replays": [place_of(folder, output) for folder in folders]}, ("replays.html",))
+    with _as_written(folders, *kinds):
+        named = dict(zip(distinct, results, strict=True))
+        files = _shown("compared", named, title or f"{len(named)} results side by side")
+    claim(Path(output), "dps report", {"shown": [place_of(folder, output) for folder in folders]}, ("compared.html",))
     _check_folder(output)
-    _put(output, {"replays.png": png(figure), "replays.svg": vector, "replays.html": page}, "replays")
+    _put(output, files)
     return results
 
 

@@ -39,20 +39,16 @@ def run_report(arguments: list[str]) -> None:
 
     replays = [folder for folder in folders if is_replay(folder)]
     stored = [folder for folder in folders if is_report(folder)]
-    if len(folders) == 1 and (replays or stored):
+    results = {*replays, *stored}
+    if len(folders) == 1 and results:
         _write_again(folders[0], "report" if stored else "replay", config.output, config.title)
-    elif stored:
-        raise InputError(
-            f"Expected one folder where its report.json is all there is, but {stored[0]} is one of {len(folders)}: "
-            "make a report of each, or name the stores to compare."
-        )
-    elif len(replays) == len(folders):
+    elif results == {*folders}:
         _write_several(folders, config.output, config.title)
-    elif replays:
-        other = next(folder for folder in folders if folder not in replays)
+    elif results:
+        other = next(folder for folder in folders if folder not in results)
         raise InputError(
-            f"Expected folders of replays only, or of evaluations only, but {replays[0]} holds a replay.json and "
-            f"{other} none: make a report of each."
+            f"Expected folders of results only, or of stores only, but {(replays + stored)[0]} holds a "
+            f"{'replay' if replays else 'report'}.json and {other} none without stores: make a report of each."
         )
     else:
         write_report_of(folders, config.output, config.title)
@@ -104,7 +100,7 @@ def _write_several(folders: list[Path], output: str | None, title: str | None) -
     for folder, result in zip(folders, write_several(folders, target, title), strict=True):
         print(f"{folder}: {result['title']}")
         _say_findings(result)
-    print(f"\n{target / 'replays.html'}")
+    print(f"\n{target / 'compared.html'}")
 
 
 def run_replay(arguments: list[str]) -> None:

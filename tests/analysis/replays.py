@@ -67,3 +67,21 @@ def replay(harvest, output, **settings):
     """Replay as `dps replay` does, with its files in `output`; returns what was found."""
     values = dict(controllers={"gbdt": str(harvest / "none")}, orders=4, resamples=200, output=str(output))
     return write_result(run_replay(harvest, ReplayConfig(**{**values, **settings}), predict), output)
+
+
+def recommendation(label, ladder):
+    """What `dps recommend` leaves of a policy, in round numbers."""
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "stderr": 0.01}
+    tokens = {name: 100 * value for name, value in number.items()}
+    return {
+        "policy": {"label": label, "ladder": ladder},
+        "name": label.partition(" ")[0],
+        "enough": "320: enough",
+        "measured": {"accuracy": number, "tokens": tokens, "tokens_ratio": number, "difference": number}
+        | {"no_loss": False, "num_questions": 320},
+        "target": {"name": "power 8", "margin": 0.01},
+        "folds": [{}] * 5,
+        "num_folds_agree": 5,
+        "words": ["Use lead-2.", "More words."],
+        "notes": ["A note."],
+    }

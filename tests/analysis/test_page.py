@@ -1,6 +1,7 @@
 """The page of a replay: its numbers, its text, that it is made again from replay.json alone, and what is refused."""
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -11,16 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dps.analysis import charts
 from dps.analysis.figures import pareto_front
+from dps.analysis.findings import rows_of
 from dps.analysis.marks import marks_of
 from dps.analysis.page import operating_rows
+from dps.analysis.provenance import provenance
 from dps.analysis.questions import chosen
 from dps.analysis.reliability import reliability
+from dps.analysis.report import read_report
+from dps.analysis.tile import tile
+from dps.analysis.write import write_result
 from dps.cli import run
 from dps.decide import RULES
 from feature_store import Store
 from tests.analysis.evaluations import power_manifest, question, write_evaluation, write_store
-from tests.analysis.replays import COUNT, HOSTILE, replay, write_harvest
+from tests.analysis.replays import COUNT, HOSTILE, recommendation, replay, write_harvest
 from tests.analysis.test_report import _Page
 from tests.commands import ROOT
 from tests.factories import make_manifest, make_question
@@ -173,29 +180,32 @@ def test_the_page_is_one_file_and_runs_only_its_own_scripts(made):
     assert len(set(page.ids)) == len(page.ids)
     assert all(address.startswith("#") for address in page.loads)
     assert {address[1:] for address in page.loads} <= set(page.ids)
-    assert "http" not in source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     scripts = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)
     digests = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', source)[1].replace("&#39;", "'")
     assert f"script-src {' '.join(digests)};" in policy
     assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert scripts[0] == charts.runtime()
+    source = source.replace(scripts[0], "")
+    assert "http" not in source.replace("http-equiv", "")
     assert not re.search(r"\beval\(|new Function|innerHTML|\son\w+=\"", source)
 
 
 def test_the_page_says_what_the_report_says(made):
     output, report = made
     _, text = parsed(output / "replay.html")
-    # The findings come first, in order.
-    places = [text.index(" ".join(finding.split())) for finding in report["findings"]]
+    data = text.index("What the data say")
+    places = [text.index(" ".join(finding.split()), data) for finding in report["findings"]]
     assert places == sorted(places)
-    assert places[-1] < text.index("Accuracy against tokens and time")
+    assert text.index("Picked on these questions") < text.index("Accuracy against cost") < data
     for row in operating_rows(report):
         assert row["name"] in text
     gbdt = next(p["operating_point"] for p in report["policies"] if p["policy"] == "gbdt")
     ratio = gbdt["tokens_ratio"]
     assert f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in text
     for heading in (
-        *("Policies at their operating points", "At the same tokens", "Exact McNemar tests", "Responses by difficulty"),
+        *("Policies", "At the same tokens", "Exact McNemar tests", "Responses by difficulty"),
         *("Where the tokens and the time go", "Whether p_enough is what it says", "Questions to read"),
     ):
         assert heading in text
@@ -207,23 +217,37 @@ def test_what_stores_and_titles_say_is_escaped(made):
     assert "<title>A &lt;b&gt;title&lt;/b&gt; &amp; &lt;/script&gt;</title>" in source
     assert HOSTILE not in source
     assert "<b onclick" not in source
-    data = re.search(r'<script type="application/json" id="curves">(.*?)</script>', source, flags=re.DOTALL)[1]
-    assert json.loads(data)["title"] == TITLE
+    assert json.loads(data_of(source, "curves"))["runs"][0]["name"] == ""
 
 
-def test_the_data_of_the_figure_are_those_of_the_report(made):
+def data_of(source, name):
+    return re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', source, flags=re.DOTALL)[1]
+
+
+def test_the_data_of_the_figures_are_those_of_the_report(made):
     output, report = made
     source = (output / "replay.html").read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="curves">(.*?)</script>', source, flags=re.DOTALL)[1])
-    assert [p["name"] for p in data["policies"]] == [p["policy"] for p in report["policies"]]
-    for drawn, policy in zip(data["policies"], report["policies"], strict=True):
-        names = ("accuracy", "low", "high", "tokens", "calibrated_s")
-        shown = policy["curve"] if drawn["points"] else []  # the only point of one that decides stands apart
-        assert [[*p[:3], *p[4:]] for p in drawn["points"]] == [[p[n] for n in names] for p in shown]
-        assert (drawn["at"] is None) == (policy["operating_point"] is None)
-    last = data["policies"][0]["points"][-1][3]
-    assert last[1] == "k = 8"
-    assert last[2].endswith("mean k 8.00")
+    data = json.loads(data_of(source, "curves"))
+    assert list(data["policies"]) == [policy["policy"] for policy in report["policies"]]
+    names = ("accuracy", "low", "high", "threshold", "tokens", "calibrated_s")
+    for policy in report["policies"]:
+        drawn = [point for point in data["points"] if point["policy"] == policy["policy"]]
+        chosen = policy["operating_point"]
+        curve = policy["curve"] if chosen is None or len(policy["curve"]) > 1 else []  # else one point, which is chosen
+        assert [[p[n] for n in names] for p in drawn if p["on_curve"]] == [
+            pytest.approx([p[n] for n in names], rel=1e-5) for p in curve
+        ]
+        rows = {p["name"]: p["accuracy"] for p in drawn if p["name"] is not None}
+        assert rows == pytest.approx({row["name"]: row["accuracy"] for row in rows_of(policy)}, rel=1e-5)
+    assert [(axis["name"], axis["of"], axis.get("per")) for axis in data["costs"]] == [
+        ("tokens", "tokens", None), ("seconds", "calibrated_s", None), ("questions", "calibrated_s", 3600)
+    ]  # fmt: skip
+    assert data["runs"][0]["told"]["tokens"] == pytest.approx(report["policies"][0]["curve"][-1]["tokens"])
+    for i, entry in enumerate(report["calibration"]):
+        values = json.loads(data_of(source, f"calibration-{i}"))["data"]["values"]
+        cells = [cell[name] for name in ("no_gain", "correct") for cell in entry["bins"]]
+        for key, of in (("share", "value"), ("low", "low"), ("high", "high")):
+            assert [value[key] for value in values] == pytest.approx([cell[of] for cell in cells], abs=1e-5)
 
 
 def test_every_policy_can_be_told_apart_without_colours(made):
@@ -273,25 +297,28 @@ def test_the_same_stores_give_the_same_bytes(made, stores, tmp_path):
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
 
 
-def test_several_replays_side_by_side(made, stores, tmp_path):
+def test_replays_and_evaluations_side_by_side(made, stores, tmp_path):
     output, _ = made
     other = replay(stores, tmp_path / "other" / "one", controllers={}, margin=0.05)
-    assert run(["report", str(output), str(tmp_path / "other" / "one"), "--output", str(tmp_path / "both")]) == 0
+    report = write_result(read_report([write_evaluation(tmp_path / "stores")], None), tmp_path / "report")
+    folders = [output, tmp_path / "other" / "one", tmp_path / "report"]
+    assert run(["report", *map(str, folders), "--output", str(tmp_path / "both")]) == 0
     assert {path.name for path in (tmp_path / "both").iterdir()} == {
-        *("replays.html", "replays.png", "replays.svg", "settings.json")
+        *("compared.html", "compared.png", "compared.svg", "settings.json")
     }
-    page, text = parsed(tmp_path / "both" / "replays.html")
-    page_source = (tmp_path / "both" / "replays.html").read_text(encoding="utf-8")
+    page, text = parsed(tmp_path / "both" / "compared.html")
+    source = (tmp_path / "both" / "compared.html").read_text(encoding="utf-8")
     assert page.open == []
     assert len(set(page.ids)) == len(page.ids)
-    for name in ("one (1)", "one (2)"):
-        assert name in text
-    assert other["findings"][-1] in text
-    [esc] = re.findall(r"<tr><th scope=\"row\">esc</th>(.*?)</tr>", page_source, flags=re.DOTALL)
-    assert esc.count("<td") == 6
-    [gbdt] = re.findall(r"<tr><th scope=\"row\">gbdt</th>(.*?)</tr>", page_source, flags=re.DOTALL)
-    assert gbdt.count("<td") == 4
-    assert 'colspan="3"' in gbdt
+    for one in (other["findings"][-1], report["findings"][0]):
+        assert " ".join(one.split()) in text
+    runs = ["one (1)", "one (2)", "report"]
+    assert [one["name"] for one in json.loads(data_of(source, "curves"))["runs"]] == runs
+    of_policy = {
+        name: re.findall(rf'<tr data-policy="{name}"[^>]*>\n<th.*?<td>(.*?)</td>', source, flags=re.DOTALL)
+        for name in ("esc", "gbdt")
+    }
+    assert of_policy == {"esc": runs[:2], "gbdt": [runs[0], runs[2]]}  # rows of one policy beside each other
 
 
 def test_what_cannot_be_shown_is_refused(made, tmp_path, capsys):
@@ -331,34 +358,73 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     report = replay(tmp_path / "power", tmp_path / "out", controllers={})
     assert report["clock"] is None
     _, text = parsed(tmp_path / "out" / "replay.html")
-    assert "Accuracy against tokens" in text
-    assert "and time" not in text
+    assert "Accuracy against cost" in text
+    assert "and the time" not in text
+    source = (tmp_path / "out" / "replay.html").read_text(encoding="utf-8")
+    assert [axis["axis"] for axis in json.loads(data_of(source, "curves"))["costs"]][1:] == [
+        "questions per million tokens"
+    ]
 
 
 def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_made_anew(made, stores, tmp_path):
-    """As `dps recommend` leaves it in the folder, it comes before what was found; another replay has none."""
+    """As `dps recommend` leaves it in the folder, it is what the tile says; another replay has none."""
     output, _ = made
     (tmp_path / "replay.json").write_bytes((output / "replay.json").read_bytes())
-    number = {"value": 0.5, "low": 0.4, "high": 0.6, "stderr": 0.01}
-    measured = dict.fromkeys(("accuracy", "tokens", "tokens_ratio", "difference"), number)
-    advice = {
-        "policy": {"label": "lead-2 (<cheap>)", "ladder": ["lowtemp 1", "lowtemp 1"]},
-        "name": "lead-2-cheap",
-        "enough": "320: enough",
-        "measured": measured,
-        "target": {"name": "power 8"},
-        "next_best": {"label": "esc", "questions_needed": 1234},
-        "words": ["Use lead-2."],
-    }
+    advice = recommendation("lead-2 (<cheap>)", ["lowtemp 1", "lowtemp 1"])
     (tmp_path / "recommendation.json").write_text(json.dumps(advice))
     assert run(["report", str(tmp_path)]) == 0
     _, text = parsed(tmp_path / "replay.html")
-    assert text.index("What to use: lead-2 (<cheap>)") < text.index("Use lead-2.") < text.index("What was found")
-    assert "lowtemp 1lowtemp 1" in text
-    assert "1,234 questions would decide" in text
-    assert "50.0 % [40.0, 60.0]" in text
-    assert "0.50 [0.40, 0.60], saves 50 %" in text
-    assert "questions320: enough" in text
-    assert "live, on" not in text
+    assert text.index("Recommended policy lead-2 (<cheap>) Use lead-2.") < text.index("Accuracy against cost")
+    assert "Ladder: 2 × lowtemp 1 accuracy 50.0 % 95 % interval 40.0 to 60.0 %, on questions that had no" in text
+    assert "tokens a question 50.0 95 % interval 40.0 to 60.0." in text
+    assert "beside power 8 50 % fewer tokens 0.50 [0.40, 0.60] of its tokens; +50.0 points [+40.0, +60.0]: a" in text
+    assert "a loss of 1 point is not excluded. questions 320 Enough to test for a loss of 1 point." in text
+    assert "in the choice. tokens" in text
+    assert "More words. A note." in text
+    assert "live" not in text[: text.index("Accuracy against cost")]
+    advice["num_folds_agree"] = 2
+    (tmp_path / "recommendation.json").write_text(json.dumps(advice | {"enough": "60: too few to compare policies"}))
+    assert run(["report", str(tmp_path)]) == 0
+    _, text = parsed(tmp_path / "replay.html")
+    assert "; 2 of 5 folds chose this policy, so the numbers are those of this way of choosing." in text
+    assert "questions 60 Too few to compare policies." in text
     replay(stores, tmp_path)
-    assert "What to use" not in (tmp_path / "replay.html").read_text(encoding="utf-8")
+    assert "Recommended policy" not in (tmp_path / "replay.html").read_text(encoding="utf-8")
+
+
+def test_without_a_recommendation_the_tile_says_that_these_questions_picked_it(made, tmp_path):
+    _, report = made
+    told = tile(report)
+    assert (told["kicker"], told["name"]) == ("Picked on these questions", "power 8")  # 30 questions exclude no loss
+    facts = {what: (value, said, doubt) for what, value, said, doubt in told["facts"]}
+    assert facts["beside power 8"] == ("nothing saved", "This is the reference itself.", False)
+    assert facts["questions"] == ("30", "Too few to exclude a loss of 1 point: that takes 368.", True)
+    gbdt = next(p["operating_point"] for p in report["policies"] if p["policy"] == "gbdt")
+    changed = copy.deepcopy(report) | {"num_graded": 400}
+    at = next(p["operating_point"] for p in changed["policies"] if p["policy"] == "gbdt")
+    at["no_loss"], at["accuracy_difference"]["stderr"] = True, 0.01
+    told = tile(changed)
+    assert (told["name"], told["point"]) == ("gbdt", at)
+    saved = f"{100 - 100 * gbdt['tokens_ratio']['value']:.0f} % fewer tokens"
+    assert told["facts"][2][:2] == ("beside power 8", saved)
+    assert told["facts"][3] == ("questions", "400", "Enough to test for a loss of 1 point.", False)
+    at["accuracy_difference"]["stderr"] = 0.03
+    assert tile(changed)["facts"][3][3]
+    assert tile(changed | {"num_graded": 0}) is None
+    assert tile(changed | {"reference": None})["does"].startswith("The most accurate of ")
+
+
+def test_where_the_numbers_come_from_is_said_in_words(made):
+    output, report = made
+    _, text = parsed(output / "replay.html")
+    said = dict(provenance(report))
+    assert said["arm power"].startswith("Power sampling with alpha 4: ")
+    assert said["arm plain"].startswith("Samples at temperature ")
+    assert said[
+        "replay"
+    ] == "4 orders of the responses; thresholds chosen in 5 folds with a margin of 1 point; 200 " + (
+        "bootstrap resamples; seed 0."
+    )
+    for sentence in said.values():
+        assert sentence in text
+        assert not re.search(r"[{}\[\]']|\d\.\d{6}|[0-9a-f]{12}", sentence)

@@ -1,13 +1,13 @@
 """Whole reports from stores on disk: files, schema, determinism, and what is refused."""
 
 import json
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from dps.analysis.charts import mixing
 from dps.analysis.findings import rows_of
 from dps.analysis.report import read_report
 from dps.analysis.terminal import render_table
@@ -25,9 +25,10 @@ from tests.analysis.evaluations import (
     write_evaluation,
     write_store,
 )
+from tests.analysis.replays import recommendation
 from tests.factories import make_manifest, make_question
 
-FILES = {"report.json", "report.html", "report.png", "report.svg", "report_time.png", "report_time.svg"}
+FILES = {"report.json", "report.html", "report.png", "report.svg"}
 
 
 def write_report(folders, output, title=None):
@@ -113,24 +114,14 @@ def test_a_recommended_policy_is_a_rule_is_shown_first_with_what_it_did_live_and
         drawn = zip(asked.trajectories, ["plain", "lowtemp"] * 8, strict=False)
         rows = tuple(replace(t, arm=arm, index=t.index // 2) for t, arm in drawn)
         store.commit([replace(asked, trajectories=rows)])
-    one = dict.fromkeys(("value", "low", "high"), 0.25)
-    advice = {
-        "policy": {"label": "lead-2 (both)", "ladder": ones},
-        "name": "lead-2-both",
-        "enough": "320: enough",
-        "measured": dict.fromkeys(("accuracy", "tokens", "tokens_ratio", "difference"), one),
-        "target": {"name": "power 8"},
-        "next_best": None,
-        "words": ["Use lead-2."],
-    }
+    advice = recommendation("lead-2-both (both)", ones)
     (tmp_path / "recommendation.json").write_text(json.dumps(advice))
     report = write_report([folder], tmp_path)
     assert report["recommendation"] == advice
     assert next(p for p in report["policies"] if p["policy"] == "lead-2-both")["family"] == "rule"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.index("What to use: lead-2 (both)") < page.index("What was found")
-    live = "<dt>live, on 40 questions of this page</dt><dd><b>100.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0"
-    assert live in page
+    assert page.index('recommendation">lead-2-both (both)</h2>') < page.index("What the data say")
+    assert "<dt>live</dt> <dd><b>100.0\N{NO-BREAK SPACE}%</b> <span>Run on the 40 questions of this page, with" in page
     assert "…" not in render_table(report)
 
 
@@ -284,7 +275,7 @@ def test_a_damaged_result_is_refused_in_a_sentence(written, tmp_path, changes, m
 def test_a_report_beside_others_or_over_others_is_refused(written, evaluation, tmp_path, capsys):
     folder = alone(written[0], tmp_path / "alone")
     assert run(["report", str(folder), str(evaluation)]) == 2
-    assert "is one of 2: make a report of each" in capsys.readouterr().err
+    assert "holds a report.json and" in capsys.readouterr().err
     other = write_store(tmp_path / "other" / "mlp-hq", dynamic_manifest("mlp-hq"), [question(0, [1, 1])])
     assert run(["report", str(other), "--output", str(folder)]) == 2
     assert "holds the report of other stores (gbdt, lowtemp, mlp-h, plain, power)" in capsys.readouterr().err
@@ -338,14 +329,6 @@ def test_without_recorded_steps_nothing_is_said_of_mixing(written):
     assert not any("Metropolis" in finding for finding in report["findings"])
 
 
-def test_the_figure_of_an_earlier_report_does_not_stay(mixed, evaluation, tmp_path):
-    _, output, _ = mixed
-    assert {path.name for path in output.iterdir()} == FILES | {"report_mixing.png", "report_mixing.svg"}
-    shutil.copytree(output, tmp_path / "again")
-    write_report([evaluation / "power"], tmp_path / "again")
-    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES
-
-
 def test_mixing_of_the_same_chains_is_shown_once_and_of_others_apart(mixed, tmp_path):
     [power, plain], _, _ = mixed
     same = write_store(tmp_path / "gbdt", dynamic_manifest(), traced(12, k=2))
@@ -369,7 +352,13 @@ def test_small_runs_are_drawn_and_described(tmp_path, k, count, steps):
     report = write_report([tmp_path / "power"], tmp_path / "out")
     [entry] = report["mixing"]
     assert entry["last_stage"]["verdict"] == "unclear"
-    assert (tmp_path / "out" / "report_mixing.png").read_bytes().startswith(b"\x89PNG")
+    figures = mixing(entry)
+    assert len(figures) == (2 if steps > 1 else 1)
+    drawn = [value["acceptance"] for value in next(iter(figures.values()))["data"]["values"]]
+    kept = [row["acceptance"] for row in entry["acceptance_by_cut"] if row["acceptance"] is not None]
+    assert drawn == pytest.approx(kept, rel=1e-5)
+    source = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert source.count('id="mixing-0-') == len(figures)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

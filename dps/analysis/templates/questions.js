@@ -1,10 +1,8 @@
 /* The questions to read: found by words and difficulty, twenty at a time. Without this script all stand on the page. */
-(() => {
-  "use strict";
-  const bar = document.querySelector("[data-search]");
-  if (!bar) return;
+for (const reading of document.querySelectorAll("[data-reading]")) {
+  const bar = reading.querySelector("[data-search]");
   const SIZE = 20;
-  const questions = [...document.querySelectorAll("[data-question]")].map((element) => ({
+  const questions = [...reading.querySelectorAll("[data-question]")].map((element) => ({
     element,
     text: element.textContent.toLowerCase(),
   }));
@@ -47,4 +45,4 @@
   }
   bar.hidden = false;
   show();
-})();
+}
