@@ -123,7 +123,7 @@ def _setting(policy: Mapping[str, Any], point: Mapping[str, Any], chosen: Mappin
     if point["threshold"] is None:
         return ""
     if policy["family"] == "fixed":
-        return f"{point['threshold']:g} responses"
+        return f"{point['threshold']:g} response{'' if point['threshold'] == 1 else 's'}"
     if policy["family"] == "oracle":
         return f"going on pays at {point['threshold']:.3g} points per 1,000 tokens"
     return f"threshold {point['threshold']:.3g}"

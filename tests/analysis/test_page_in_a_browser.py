@@ -200,6 +200,10 @@ def test_pointing_at_a_point_says_what_it_is(page, files, width):
     inside = """(() => { const tip = document.querySelector('#vg-tooltip-element').getBoundingClientRect();
       return tip.left >= 0 && tip.right <= innerWidth })()"""
     assert page.js(inside)
+    apart = """[...document.querySelectorAll('#vg-tooltip-element tr')].every(({ cells: [key, value] }) => {
+      const words = document.createRange(); words.selectNodeContents(key);
+      return words.getBoundingClientRect().right <= value.getBoundingClientRect().left + 1 })"""
+    assert page.js(apart)
     assert page.complaints == []
 
 
