@@ -1,7 +1,7 @@
 """Running programs that a model wrote: in processes that can do nothing but compute, and end in time.
 
 The work is done by ``sandbox_child``, started twice for every program; this module starts it, waits, and kills. What
-confines a program is described in ``docs/sandbox.md``.
+confines a program is described in ``docs/security.md``.
 """
 
 from __future__ import annotations
