@@ -18,9 +18,9 @@ from dps import cli
 from tests.commands import ROOT
 from tests.test_house import TREES
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LISTS = sorted((ROOT / "docs" / "results").rglob("*.md"))
-"""Pages of results: they name commits and machines that are past, so only their links are held to anything."""
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
+LISTS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "results").rglob("*.md"))]
+"""Only their links are held to anything: pages of results name commits and machines that are past."""
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+) -->\n+)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?\)")
 FILE = re.compile(r"(?<![\w/.-])(?:configs|docs|dps|lightning_modules|feature_store|scripts|tests)/[\w./-]*\.\w+")

@@ -43,7 +43,7 @@ def download(names: Sequence[str], folder: Path | None) -> list[str]:
     for number, file in enumerate(files, 1):
         print(f"[{number} of {len(files)}] {file.title}: {file.repository}, licence {file.licence}", flush=True)
         try:
-            path = fetch(file, "see the README's table of benchmarks for the fields of a local file")
+            path = fetch(file, "see docs/benchmarks.md for the fields of a local file")
             if folder is not None:
                 name = file.title.lower().replace(" ", "_").replace(".", "")
                 target = folder / f"{name}{Path(file.filename).suffix}"
