@@ -13,7 +13,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+import dps
 from dps import cli
 from tests.commands import ROOT
 from tests.test_house import TREES
@@ -181,6 +183,13 @@ def test_the_readme_is_short_and_its_make_targets_exist():
     named = set(re.findall(r"^make ([\w-]+)", text, re.M))
     assert named
     assert named <= targets
+
+
+def test_citation_and_changelog_are_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert str(citation["version"]) == dps.__version__
+    assert f"## {dps.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_messages_of_the_faq_are_those_of_the_code():
