@@ -4,7 +4,8 @@
     python scripts/serve_load.py --clients 200 --requests 2000
 
 A server of the embedded model and the clients run as processes of this machine. ``dps.answer`` samples the same
-questions by the same policy in between, as a list, so that the ratio of the two is what serving costs. Prints JSON.
+questions by the same policy in between, as a list, so that the ratio of the two is what serving costs. Both ratios are
+medians over the repeats; that of processor time means something on a machine that has other work, too. Prints JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 
 
 def questions(count: int) -> list[str]:
@@ -30,15 +32,15 @@ def questions(count: int) -> list[str]:
 
 
 @contextmanager
-def server(k: int, rows: int) -> Iterator[str]:
-    """Run a server; gives its URL."""
+def server(k: int, rows: int) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a server; gives its URL and process."""
     options = [f"--k={k}", f"--rows={rows}", "--port=0", "--limits.waiting=4096", "--limits.requests=4096"]
     process = subprocess.Popen([sys.executable, "-m", "dps", "serve", *options], stderr=subprocess.PIPE, text=True)
     try:
         while (found := re.search(r"at (http\S+/v1)", line := process.stderr.readline())) is None:
             if not line:
                 raise SystemExit("The server did not start.")
-        yield found[1]
+        yield found[1], psutil.Process(process.pid)
     finally:
         process.terminate()
         process.communicate()
@@ -73,6 +75,11 @@ def wrong(record: object, reply: dict) -> bool:
     return said != [(t.arm, t.index, t.text) for t in record.trajectories]
 
 
+def cpu(process: psutil.Process) -> float:
+    """Return the seconds that a process has had of the cores."""
+    return sum(process.cpu_times()[:2])
+
+
 def main() -> None:
     """Measure, alternating, and print what came."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,25 +89,26 @@ def main() -> None:
     import dps
 
     asked, model = questions(given.requests), dps.load_model("embedded")
-    served, alone, ratios, failures, latencies = [], [], [], 0, []
-    with server(given.k, given.rows) as url:
+    times, failures, latencies = [], 0, []
+    with server(given.k, given.rows) as (url, process):
         for repeat in range(given.repeats):
+            used = cpu(process)
             took, seconds, replies = asyncio.run(ask_all(url, asked, given.clients, repeat))
-            began = time.perf_counter()
+            times.append([took, cpu(process) - used])
+            began, used = time.perf_counter(), cpu(psutil.Process())
             records = dps.answer(asked, model, k=given.k, seed=repeat, rows=given.rows)
-            alone.append(time.perf_counter() - began)
-            served.append(took)
-            ratios.append(alone[-1] / took)
+            times[-1] += [time.perf_counter() - began, cpu(psutil.Process()) - used]
             latencies += seconds
             failures += sum(map(wrong, records, replies))
+    columns = np.transpose(times).tolist()
     result = {
         "requests": len(asked) * given.repeats,
         "clients": given.clients,
         "wrong, lost or mixed up": failures,
         "latency_s": {"median": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
-        "served_s": served,
-        "alone_s": alone,
-        "throughput against dps.answer": float(np.median(ratios)),
+        "seconds": dict(zip(("served", "served, processor", "alone", "alone, processor"), columns, strict=True)),
+        "throughput against dps.answer": float(np.median(np.divide(columns[2], columns[0]))),
+        "the same by processor time": float(np.median(np.divide(columns[3], columns[1]))),
     }
     print(json.dumps(result, indent=1))
 

@@ -290,9 +290,9 @@ def test_a_port_that_is_taken_is_said(server):
 
 @pytest.mark.slow
 def test_two_thousand_requests_of_two_hundred_clients():
-    """None is wrong, lost or mixed up. The throughput's own figure is in docs/serving.md: this machine may be busy."""
+    """None is wrong, lost or mixed up; processor time is compared, since this machine may have other work."""
     script = [sys.executable, "scripts/serve_load.py", "--clients=200", "--requests=2000", "--k=2"]
     measured = json.loads(subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     assert measured["requests"] == 2000
     assert measured["wrong, lost or mixed up"] == 0
-    assert measured["throughput against dps.answer"] > 0.5
+    assert measured["the same by processor time"] > 0.8
