@@ -13,17 +13,21 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from dps.arguments import readable
+from dps.arguments import did_you_mean, readable
 from dps.commands.analysis import run_metrics, run_recommend, run_replay, run_report
 from dps.commands.custom_generate import run_custom_generate
 from dps.commands.grading import run_data, run_grade, run_outputs
-from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart, run_sample
+from dps.commands.options import PARSER, ParserMade
+from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quickstart
+from dps.commands.sampling import run_sample
 from dps.commands.serving import run_serve
 from dps.commands.stores import run_ship, run_store
 from dps.commands.training import run_probe, run_training
 from dps.errors import InputError, WorkersDied
+from dps.extras import install
 from feature_store.errors import StoreError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -97,8 +101,11 @@ def run(arguments: list[str]) -> int:
 
         print(f"dps {version('dynamic-power-sampling')}")
         return 0
+    if name.replace("-", "_") == "__print_completion":
+        return _print_completion(rest)
     if name not in COMMANDS:
-        return _refuse("dps", f"Unknown command {name}: expected one of {', '.join(COMMANDS)}.")
+        known = f"expected one of {', '.join(COMMANDS)}"
+        return _refuse("dps", f"Unknown command {name}: {did_you_mean(name, COMMANDS, known)}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     if not sys.stderr.isatty():
@@ -122,6 +129,31 @@ def run(arguments: list[str]) -> int:
             raise
         where = f" for {error.filename}" if error.filename else ""
         return _refuse(command, f"There is no room{where} ({error.strerror}): make some, then run it again.")
+    return 0
+
+
+def _print_completion(shells: list[str]) -> int:
+    """Print the completion of a shell, made of the commands' own parsers."""
+    if find_spec("shtab") is None:
+        return _refuse("dps", f"Completion needs the package shtab: {install('shtab', 'completion')}.")
+    from jsonargparse import ArgumentParser
+    from shtab import SUPPORTED_SHELLS
+
+    if len(shells) != 1 or shells[0] not in SUPPORTED_SHELLS:
+        return _refuse("dps", f"Expected one of {', '.join(SUPPORTED_SHELLS)} after --print_completion.")
+    parser = ArgumentParser(prog="dps")
+    commands = parser.add_subcommands()
+    for name, (command, line) in COMMANDS.items():
+        try:
+            command([PARSER])
+        except ParserMade as made:
+            known = made.args[0]
+            if not isinstance(known, ArgumentParser):  # of LightningCLI only what the help shows
+                known, shown = ArgumentParser(prog=known.prog), known._actions
+                for action in shown:
+                    known.add_argument(*action.option_strings, help=action.help)
+            commands.add_subcommand(name, known, help=line)
+    print(parser.get_completion_script(f"shtab-{shells[0]}"))
     return 0
 
 

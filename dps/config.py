@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dps.arguments import check_seed
+from dps.arguments import check_seed, did_you_mean
 from dps.benchmarks import BenchmarkConfig
 from dps.decide import RULES, KRange, Ladder
 from dps.decide.aggregate import Aggregator
@@ -253,10 +253,8 @@ class EvaluateConfig:
             if is_file(name):
                 self._check_file(read_policy(name), known)
             elif name not in known:
-                raise InputError(
-                    f"Unknown policy {name}: expected one of {', '.join(known)}; "
-                    f"a controller must be given as controllers.{name}: PATH."
-                )
+                names = f"expected one of {', '.join(known)}; a controller must be given as controllers.{name}: PATH"
+                raise InputError(f"Unknown policy {name}: {did_you_mean(name, known, names)}")
             if name in self.policies[:place]:
                 raise InputError(f"policies names {name} twice: name each policy once.")
         if not self.policies:
@@ -536,6 +534,8 @@ class SampleConfig:
     """The question embedder that the controller was trained with."""
     feature_layer: int = 11
     """The hidden layer that the controller was trained with."""
+    json: bool = False
+    """Print one JSON object instead of words."""
 
     def check(self) -> SampleConfig:
         """Return self if usable, raise InputError otherwise."""

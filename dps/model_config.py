@@ -27,8 +27,9 @@ class ModelConfig:
     """Hub id, local folder, GGUF file, or `embedded` for the small arithmetic model of this package."""
     revision: str | None = None
     """Revision of a hub model; its main branch if not set."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"
+    """Weights' type: `fp32`, `bf16` or `fp16`, or as PyTorch calls them; `auto` is float32 on a CPU and bfloat16 on a
+    GPU."""
     eos: tuple[str | int, ...] = ()
     """Tokens that end a response besides those that the model's files name, by text or id: `["<|im_end|>"]`."""
     device: str = "auto"
@@ -37,6 +38,11 @@ class ModelConfig:
     """Make a model of the shape that the folder's config.json tells, with random weights: to measure speed."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Off unless you know that code."""
+
+    def __post_init__(self) -> None:
+        """Call the type by PyTorch's name."""
+        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        object.__setattr__(self, "dtype", names.get(self.dtype, self.dtype))
 
 
 def embedded_path(name: str) -> Path:

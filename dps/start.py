@@ -13,11 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 IMPORTS, BENCHMARK, MODEL, IDENTITY = "imports", "benchmark", "model", "identity"
 PROMPTS, EMBEDDER, ROWS, COMPARISON = "prompts", "embedder", "rows", "comparison"
 RECORDINGS, CLOCK, FIRST_STEPS, WORKERS = "recordings", "clock", "first steps", "workers"
-WAITING, OTHER = "waiting", "other"
+WAITING, OTHER, SAMPLING = "waiting", "other", "sampling"
+STORES, TRAINING, ANALYSIS, PAGE = "stores", "training", "analysis", "page"
 _WORDS = {
     IMPORTS: "loading the libraries",
     BENCHMARK: "reading the questions",
@@ -31,6 +36,10 @@ _WORDS = {
     CLOCK: "measuring the clock",
     FIRST_STEPS: "sampling the first tokens",
     WORKERS: "starting the workers",
+    STORES: "reading the stores",
+    TRAINING: "training",
+    ANALYSIS: "comparing policies",
+    PAGE: "drawing figures and page",
 }
 _SILENT_S = 2.0
 """Longest time in which nothing is said."""
@@ -75,6 +84,8 @@ def process_began() -> None:
 @contextmanager
 def starting(command: str) -> Iterator[None]:
     """Measure a command's start in this context, and say on stderr what lasts; within another start that one goes on.
+
+    On a terminal a line with a clock shows what lasts, as long as it lasts and no bar is shown.
 
     ``command`` is what the lines begin with. What the process needed before counts as imports, after
     :func:`process_began` and once: a second command, or one in a notebook, has not waited for it.
@@ -133,6 +144,9 @@ class Start:
         """Start the clock."""
         self._began = self._mark = time.monotonic()
         self._stages: list[_Stage] = []
+        self._shown: Progress | None = None
+        self._lock = threading.Lock()
+        self._hushed = False
         self.over = threading.Event()
         if self.before_s:
             self.seconds[IMPORTS] = self.before_s
@@ -150,18 +164,24 @@ class Start:
         """Begin a stage."""
         if self.total_s is None:
             self._count()
-            self._stages.append(_Stage(name, self._mark))
+        self._stages.append(_Stage(name, time.monotonic()))
 
     def leave(self) -> None:
         """End the innermost stage."""
         if self.total_s is None:
             self._count()
-            self._stages.pop()
+        self._stages.pop()
+        if not self._stages:
+            self._show("")
+
+    def hush(self) -> None:
+        """Show no clock any more: somebody else writes to the terminal's last line."""
+        self._hushed = True
+        self._show("")
 
     def finish(self) -> None:
         """Note that the first token is there; stages no longer count. Called again, another worker's first is there."""
         self._count()
-        self.over.set()
         self.total_s = self.before_s + self._mark - self._began
 
     def started(self, worker: int) -> Started:
@@ -179,17 +199,40 @@ class Start:
         self._mark = now
 
     def watch(self, command: str) -> None:
-        """Say on stderr what lasts, whenever nothing was said for two seconds, until the first token is there."""
+        """Say on stderr what lasts, whenever nothing was said for two seconds."""
         said = self._began
         while not self.over.wait(_SILENT_S / 4):
             now, stages = time.monotonic(), list(self._stages)
-            if not stages or now - said < _SILENT_S:
+            if not stages or now - said < _SILENT_S / 2:
                 continue
             here, age = stages[-1], now - stages[-1].began
-            if age >= _PATIENCE * here.said_s:
+            if sys.__stderr__ is not None and sys.__stderr__.isatty() and not self._hushed:
+                self._show(f"{command}: {_WORDS.get(here.name, here.name)} ({age:.0f} s)")
+            elif now - said < _SILENT_S:
+                continue
+            elif age >= _PATIENCE * here.said_s:
                 so_far = f" ({age:.0f} s so far)" if here.said_s else ""
                 here.said_s, said = max(age, _SILENT_S), now
                 print(f"{command}: {_WORDS.get(here.name, here.name)}{so_far}", file=sys.stderr, flush=True)
+        self._show("")
+
+    def _show(self, text: str) -> None:
+        """Show a text with a clock in the terminal's last line; an empty one takes it away."""
+        with self._lock:
+            if self._shown is None and text and self._stages:
+                from rich.console import Console
+                from rich.progress import Progress, SpinnerColumn, TextColumn
+
+                look = SpinnerColumn(), TextColumn("{task.description}", markup=False, style="dim")
+                streams = {"console": Console(stderr=True), "redirect_stdout": sys.stdout.isatty()}
+                self._shown = Progress(*look, transient=True, **streams)
+                self._shown.add_task(text, total=None)
+                self._shown.start()
+            elif self._shown is not None and text:
+                self._shown.update(self._shown.task_ids[0], description=text)
+            elif self._shown is not None:
+                self._shown.stop()
+                self._shown = None
 
 
 def words(total_s: float, seconds: Mapping[str, float]) -> str:

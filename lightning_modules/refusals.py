@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from dps.arguments import with_hint
 from dps.errors import InputError
 from feature_store.errors import StoreError
 
@@ -50,7 +53,9 @@ def in_a_sentence(command: str) -> Iterator[None]:
                 "install it with pip, or leave it out."
             ) from error
         if isinstance(error, argparse.ArgumentError):
-            raise InputError(f"{_essence(str(error))}; dps {command} --help-all lists every key.") from error
+            said = _essence(str(error))
+            more = "" if said.endswith("?") else f"; dps {command} --help-all lists every key."
+            raise InputError(said + more) from error
         raise
     except MisconfigurationException as error:
         raise InputError(f"The Trainer refuses its configuration: {_essence(str(error))}.") from error
@@ -75,4 +80,12 @@ def _essence(message: str) -> str:
     kept = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(_CHATTER))
     kept = kept.replace("Does not validate against any of the Union subtypes ", "")
     kept = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _KINDS.get(match[1], match[0]), kept)
-    return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", kept).rstrip(".")
+    kept = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", kept).rstrip(".")
+    return with_hint(kept, _keys_of(kept))
+
+
+def _keys_of(message: str) -> Iterator[str]:
+    """Yield the settings of the class that a parser's message is about."""
+    if found := re.search(r"class_path '([\w.]+)\.(\w+)'", message):
+        for kind in getattr(import_module(found[1]), found[2], object).__mro__:
+            yield from inspect.signature(kind.__init__).parameters

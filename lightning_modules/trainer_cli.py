@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from dps.arguments import full_names
 from dps.decide.files import controller_file
 from dps.decide.policy import check_arms
 from dps.decide.thresholds import NEVER_STOP
@@ -132,6 +133,8 @@ class ControllerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a test without ``--ckpt_path`` is of the run folder's best checkpoint."""
+        known = (self._parser(args[0]) if self._runs else parser)._option_string_actions
+        args = [*args[: self._runs], *full_names(args[self._runs :], known)]
         for command in ("validate", "test") if self._runs else ():
             self._parser(command).set_defaults({"verbose": False})  # the results are printed as a table of our own
         with warnings.catch_warnings():

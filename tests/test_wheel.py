@@ -1,5 +1,6 @@
 """The wheel: it holds what the commands read, and commands read it from anywhere."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ PACKAGES = ("dps", "lightning_modules", "feature_store")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The names of the files of a wheel that is built from the checkout, without a network."""
+    """A wheel that is built from the checkout, without a network."""
     if find_spec("setuptools") is None or find_spec("pip") is None:
         pytest.skip("building a wheel needs pip and setuptools")
     folder = tmp_path_factory.mktemp("wheel")
@@ -29,11 +30,48 @@ def wheel(tmp_path_factory):
     done = subprocess.run([*command, "--wheel-dir", str(folder), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [built] = folder.glob("*.whl")
-    with zipfile.ZipFile(built) as files:
-        return set(files.namelist())
+    return built
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_from_an_empty_folder(wheel, tmp_path):
+    """What it depends on comes from this environment; the package itself from the wheel alone."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*command, str(tmp_path / "site"), str(wheel)], check=True, capture_output=True)
+    (tmp_path / "empty").mkdir()
+
+    def dps(*words):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-m", "dps", *words]
+        done = subprocess.run(
+            command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert dps("--version").startswith("dps 0.")
+    assert "dps quickstart --help-all" in dps("quickstart", "--help")
+    dps("quickstart", "--harvest_questions=24", "--evaluate_questions=8", "--workers=1", "-o", "out")
+    assert (tmp_path / "empty/out/report.html").stat().st_size > 1000
+    for config in ("mlp_hq.yaml", "mlp_hq"):
+        fit = dps(
+            "fit",
+            "--config",
+            config,
+            "--store=out/harvest",
+            "--ladder=[power 2, power 2]",
+            "-o",
+            config,
+            "--max_epochs=1",
+        )
+        assert f"{config}/checkpoints/best.ckpt" in fit
+    files = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert files == {"site", "empty"}
 
 
 def test_the_wheel_holds_every_module_asset_and_configuration_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        wheel = set(files.namelist())
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
     wanted = {
         path.relative_to(ROOT).as_posix()

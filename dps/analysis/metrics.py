@@ -15,6 +15,7 @@ from dps.analysis import export, predictor, published
 from dps.analysis.config import MetricsConfig
 from dps.analysis.published import METRICS, Pooled
 from dps.analysis.stores import Run, find_runs
+from dps.analysis.terminal import render_rows
 from dps.analysis.words import listing, percent_with_error, share
 from dps.errors import InputError
 from dps.folders import claim, store_identity
@@ -95,7 +96,7 @@ def render(measured: Mapping[str, Any]) -> str:
     """Return what came out as a short text: pass@k, the predictor, the notes, the folder."""
     lines = []
     if measured["pass_at_k"]:
-        lines += ["pass@k in percent, with its standard error over questions", *_pass_lines(measured["pass_at_k"]), ""]
+        lines += ["pass@k, with its standard error over questions", _pass_table(measured["pass_at_k"])]
     for result in measured["predictor"]:
         lines.append(_predictor_line(result))
     lines += [f"Note: {note}" for note in measured["notes"]]
@@ -103,20 +104,20 @@ def render(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pass_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return pass@k as lines of columns."""
+def _pass_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return pass@k as a table."""
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     values = {(row["policy"], row["k"]): row for row in rows}
     ks = published.shown_ks(max(row["k"] for row in rows))
     # The largest k of each policy is shown, too, where that is not a power of two.
     ks = sorted({*ks, *(max(k for name, k in values if name == policy) for policy in policies)})
-    table = [["k", *policies]]
-    for k in ks:
-        cells = [values.get((policy, k)) for policy in policies]
-        shown = ["" if row is None else percent_with_error(row["pass_at_k"], row["stderr"]) for row in cells]
-        table.append([str(k), *shown])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    cells = {k: [values.get((policy, k)) for policy in policies] for k in ks}
+    shown = [
+        [str(k), *("" if row is None else percent_with_error(row["pass_at_k"], row["stderr"]) for row in cells[k])]
+        for k in ks
+    ]
+    heads = ["k", *(f"{policy} %" for policy in policies)]
+    return render_rows(heads, shown)
 
 
 def _predictor_line(result: Mapping[str, Any]) -> str:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from itertools import groupby
 from typing import Any
 
-from dps.analysis.page import operating_rows
 from dps.analysis.words import number, percent_with_error, points_interval, seconds, share
+
+
+def render_rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a text table: the first column to the left, the others, which are numbers, to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=not place)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return _text_of([table], 120)
+
+
+def _text_of(parts: Iterable[Any], width: int) -> str:
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=width, force_terminal=False, color_system=None).print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
 
 
 def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = True) -> str:
@@ -17,9 +38,10 @@ def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = 
     Where questions ended (``shares``) is left out if it does not fit; the page has it.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from dps.analysis.page import operating_rows
 
     reference = result["reference"]
     last = "" if reference is None else f"k = {result['ks'][-1]}"
@@ -54,11 +76,6 @@ def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = 
                 of = row["share_at_k"]
                 cells.append("" if of is None else " ".join(f"{100 * of.get(str(k), 0):3.0f}" for k in ks))
             table.add_row(*map(Text, cells))
-    out = StringIO()
-    console = Console(file=out, width=width, force_terminal=False, color_system=None)
-    console.print(table)
-    if ks and "…" in out.getvalue():
+    if ks and "…" in _text_of([table], width):
         return render_table(result, width, shares=False)
-    for note in result["notes"]:
-        console.print(Text(f"Note: {note}"))
-    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
+    return _text_of([table, *(Text(f"Note: {note}") for note in result["notes"])], width)

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from dps.commands.options import parse, parser_of
 from dps.commands.stores import check_controller_file
 from dps.errors import InputError
+from dps.start import ANALYSIS, IMPORTS, PAGE, STORES, stage, starting
 
 if TYPE_CHECKING:
     from dps.analysis.config import RecommendConfig, ReplayConfig
 
 
+@starting("report")
 def run_report(arguments: list[str]) -> None:
     """``dps report``: read evaluations or a harvest, write their page; or show a result again."""
     from dps.config import EvaluateConfig, ReportConfig
 
     parser = parser_of(
         "report",
+        ReportConfig,
         "Read the stores of an evaluation, or a harvest, and write report.html, report.json, report.png and .svg, "
         "report_time, and report_mixing where power sampling recorded its steps. Of a folder with a report.json and no "
         "stores: make page and figures again from that alone. Of folders that dps replay wrote: make replay.html again "
@@ -63,14 +66,19 @@ def _report_folder(folders: Sequence[Path], output: str | None) -> Path:
     return folders[0] if output is None else Path(output)
 
 
+@starting("report")
 def write_report_of(folders: list[Path], output: str | None, title: str | None) -> None:
     """Write the report of evaluations and print its table and findings."""
-    from dps.analysis.report import read_report
-    from dps.analysis.terminal import render_table
-    from dps.analysis.write import write_result
+    with stage(IMPORTS):
+        from dps.analysis.report import read_report
+        from dps.analysis.terminal import render_table
+        from dps.analysis.write import write_result
 
     target = _report_folder(folders, output)
-    result = write_result(read_report(folders, title), target)
+    with stage(STORES):
+        result = read_report(folders, title)
+    with stage(PAGE):
+        result = write_result(result, target)
     print(render_table(result))
     _say_findings(result)
     print(f"\n{target / 'report.html'}")
@@ -87,7 +95,8 @@ def _write_again(folder: Path, name: str, output: str | None, title: str | None)
 
     target = Path(output) if output is not None else folder
     before = pages_in(target, name)
-    result = write_again(folder, name, target, title)
+    with stage(PAGE):
+        result = write_again(folder, name, target, title)
     print(render_table(result) if name == "report" else f"{folder}: {result['title']}")
     _say_findings(result)
     print(f"\n{what_varies(result, before, pages_in(target, name))}\n{target / f'{name}.html'}")
@@ -97,18 +106,22 @@ def _write_several(folders: list[Path], output: str | None, title: str | None) -
     from dps.analysis.write import write_several
 
     target = _report_folder(folders, output)
-    for folder, result in zip(folders, write_several(folders, target, title), strict=True):
+    with stage(PAGE):
+        results = write_several(folders, target, title)
+    for folder, result in zip(folders, results, strict=True):
         print(f"{folder}: {result['title']}")
         _say_findings(result)
     print(f"\n{target / 'compared.html'}")
 
 
+@starting("replay")
 def run_replay(arguments: list[str]) -> None:
     """``dps replay``: every policy over stored trajectories."""
     from dps.analysis.config import ReplayConfig
 
     parser = parser_of(
         "replay",
+        ReplayConfig,
         "Run every policy over the stored responses of a harvest, on ladders over its arms, at all thresholds, and "
         "compare them: controllers, rules that need no training, and fixed budgets.",
     )
@@ -121,30 +134,40 @@ def run_replay(arguments: list[str]) -> None:
     print(f"\n{Path(config.output) / 'replay.html'}")
 
 
+@starting("replay")
 def replay_harvest(harvest: Path, config: ReplayConfig) -> bool:
     """Replay a harvest, write the result and say what was found; return whether the folder held it already."""
-    from dps.analysis import replay
-    from dps.analysis.write import write_result
+    with stage(IMPORTS):
+        from dps.analysis import replay
+        from dps.analysis.terminal import render_table
+        from dps.analysis.write import write_result
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
             check_controller_file(path)
     again = replay.claim_folder(harvest, config)
-    from dps.analysis.outcomes import FILE, write_outcomes
-    from lightning_modules.predict import predict_orders
+    with stage(IMPORTS):
+        from dps.analysis.outcomes import FILE, write_outcomes
+        from lightning_modules.predict import predict_orders
 
     output = Path(config.output)
-    result = replay.run_replay(harvest, config, predict_orders, partial(write_outcomes, output / FILE))
-    _say_findings(write_result(result, output))
+    with stage(ANALYSIS):
+        result = replay.run_replay(harvest, config, predict_orders, partial(write_outcomes, output / FILE))
+    with stage(PAGE):
+        result = write_result(result, output)
+    print(render_table(result))
+    _say_findings(result)
     return again
 
 
+@starting("recommend")
 def run_recommend(arguments: list[str]) -> None:
     """``dps recommend``: the policy to use, of all that a replay has compared."""
     from dps.analysis.config import RecommendConfig
 
     parser = parser_of(
         "recommend",
+        RecommendConfig,
         "Choose a policy among all that dps replay has compared: the cheapest that keeps the accuracy of a target, or "
         "the most accurate within a budget. Say what it gives on questions that had no part in the choice, and write "
         "policy.yaml, which dps sample, dps evaluate and dps.answer run, and recommendation.json.",
@@ -155,13 +178,16 @@ def run_recommend(arguments: list[str]) -> None:
     print(f"\n{recommend_policy(Path(parsed['replay']), config)}")
 
 
+@starting("recommend")
 def recommend_policy(replay: Path, config: RecommendConfig) -> Path:
     """Choose a policy of a replay and say why; return the file to run, or what was found where there is none."""
     for path in config.controllers.values():
         check_controller_file(path)
-    from dps.analysis.recommend import FILE, run_recommend
+    with stage(IMPORTS):
+        from dps.analysis.recommend import FILE, run_recommend
 
-    result = run_recommend(replay, config, _ship)
+    with stage(ANALYSIS):
+        result = run_recommend(replay, config, _ship)
     print("\n".join([*result["words"], "", *(f"- {note}" for note in result["notes"])]), flush=True)
     return Path(config.output or replay) / (result["policy_file"] or FILE)
 
@@ -174,12 +200,14 @@ def _ship(source: str, output: Path, threshold: float) -> Any:
     return load_controller(ship(source, output, threshold=threshold))
 
 
+@starting("metrics")
 def run_metrics(arguments: list[str]) -> None:
     """``dps metrics``: tables of what was measured."""
     from dps.analysis.config import MetricsConfig
 
     parser = parser_of(
         "metrics",
+        MetricsConfig,
         "Read runs and write a table of their trajectories with the published columns, samples to success of every "
         "question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base model; "
         "mcmc_k in the table is num_mh_steps.",
@@ -187,6 +215,9 @@ def run_metrics(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")
     config, parsed = parse(parser, MetricsConfig, arguments)
     config.check()
-    from dps.analysis import metrics
+    with stage(IMPORTS):
+        from dps.analysis import metrics
 
-    print(metrics.render(metrics.run_metrics([Path(folder) for folder in parsed["folders"]], config)))
+    with stage(STORES):
+        measured = metrics.run_metrics([Path(folder) for folder in parsed["folders"]], config)
+    print(metrics.render(measured))

@@ -7,14 +7,15 @@ from pathlib import Path
 from dps.commands.options import parse, parser_of
 from dps.commands.stores import say_shortfalls
 from dps.errors import InputError
+from dps.start import IMPORTS, stage, starting
 
 
 def run_data(arguments: list[str]) -> None:
     """``dps data``: list and fetch benchmarks."""
     from dps.config import DataConfig
 
-    parser = parser_of("data", "List the benchmarks with their licences; `dps data download` fetches them.")
-    parser.add_argument("action", nargs="?", choices=("list", "download"), default="list")
+    parser = parser_of("data", DataConfig, "List the benchmarks with their licences; `dps data download` fetches them.")
+    parser.add_argument("action", nargs="?", choices=("list", "download"), default="list", help="list or fetch")
     config, parsed = parse(parser, DataConfig, arguments)
     from dps.benchmarks.download import download, listing
 
@@ -24,12 +25,14 @@ def run_data(arguments: list[str]) -> None:
         raise InputError(" ".join(problems))
 
 
+@starting("grade")
 def run_grade(arguments: list[str]) -> None:
     """``dps grade``: grade stored responses again, or responses from anywhere."""
     from dps.config import GradeConfig
 
     parser = parser_of(
         "grade",
+        GradeConfig,
         "Read and grade responses without a model: those of a store again, into a copy, or those of a file with one "
         'JSON object a line: {"id", "kind": number, math, choice, text or code, "response", "gold"}.',
     )
@@ -42,9 +45,10 @@ def run_grade(arguments: list[str]) -> None:
 
 
 def _grade_store(folder: Path, output: Path) -> None:
-    from dps.benchmarks.regrade import regrade
-    from dps.run.progress import track
-    from feature_store import Store
+    with stage(IMPORTS):
+        from dps.benchmarks.regrade import regrade
+        from dps.run.progress import track
+        from feature_store import Store
 
     with track("grade", len(Store.open(folder))) as bar:
         changes = regrade(folder, output, bar.advance)
@@ -66,15 +70,19 @@ def _grade_file(path: Path, output: Path) -> None:
     print(f"{graded.words()}\n{output}")
 
 
+@starting("outputs")
 def run_outputs(arguments: list[str]) -> None:
     """``dps outputs``: a store's responses as alpaca_eval reads them."""
     from dps.config import OutputsConfig
 
-    parser = parser_of("outputs", "Write a store's responses as the model_outputs that alpaca_eval reads.")
+    parser = parser_of(
+        "outputs", OutputsConfig, "Write a store's responses as the model_outputs that alpaca_eval reads."
+    )
     parser.add_argument("store", type=str, help="folder of the store")
     config, parsed = parse(parser, OutputsConfig, arguments)
     config.check()
-    from dps.benchmarks.outputs import annotate, write_outputs
+    with stage(IMPORTS):
+        from dps.benchmarks.outputs import annotate, write_outputs
 
     folder = Path(parsed["store"])
     target = Path(config.output) if config.output is not None else folder / "model_outputs.json"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dps.arguments import check_text, one_line
+from dps.arguments import check_text, full_names, one_line, with_hint
+from dps.commands.helps import short_help
 from dps.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,43 @@ _NAMES = ("output", "folders", "harvest", "run", "store", "responses", "controll
 """Options and arguments that name files or folders."""
 
 
-def parser_of(command: str, description: str | None = None) -> ArgumentParser:
-    """Return the parser of a command, with ``--config`` only; without a description, its settings say what it does."""
+class _Help(Action):
+    """Prints what most people touch, or with ``--help-all`` everything, and ends the command."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS, help=options["help"])
+
+    def __call__(self, parser: ArgumentParser, namespace: object, values: object, option: str | None = None) -> None:
+        parser.print_help() if option == "--help-all" else print(short_help(parser), end="")
+        parser.exit()
+
+
+class ParserMade(Exception):
+    """Hands on the parser of a command that was only to make it."""
+
+
+PARSER = "--parser"
+"""The only argument of a command that is to raise :class:`ParserMade`."""
+
+
+def parser_of(command: str, config_class: type, description: str | None = None) -> ArgumentParser:
+    """Return the parser of a command with its settings; without a description, they say what the command does."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"dps {command}", description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=f"dps {command}", description=description, exit_on_error=False, add_help=False)
+    parser.add_argument("-h", "--help", action=_Help, help="the settings that most people touch")
+    parser.add_argument("--help-all", action=_Help, help="all settings")
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(config_class)
     return parser
+
+
+def spelt_out(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """Return the arguments of a command with its options by their full names, see :func:`dps.arguments.full_names`."""
+    actions = parser._option_string_actions
+    flags = {name: "true" for name, action in actions.items() if getattr(action, "_typehint", None) is bool}
+    return full_names(arguments, actions, {**flags, "--plan": "words"})
 
 
 def parse(
@@ -37,13 +67,16 @@ def parse(
 
     With ``fits``, the name of the command, the defaults fit the model and the questions, see ``dps.defaults``.
     """
-    parser.add_class_arguments(config_class)
+    if arguments == [PARSER]:
+        raise ParserMade(parser)
+    words = spelt_out(parser, arguments)
     if fits is not None:
-        _fit_defaults(parser, fits, arguments)
+        _fit_defaults(parser, fits, words)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(words)
     except (ArgumentError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(one_line(str(error))) from error
+        keys = [option[2:] for option in parser._option_string_actions]
+        raise InputError(with_hint(one_line(str(error)), keys)) from error
     check_text(parsed.as_dict())
     refuse_empty_names(vars(parsed))
     built = parser.instantiate_classes(parsed)
@@ -54,7 +87,8 @@ def _fit_defaults(parser: ArgumentParser, command: str, arguments: list[str]) ->
     """Give a parser the defaults that fit the model and the questions that the arguments ask for."""
     from dps.defaults import defaults_for
 
-    asked = [word for word in arguments if word not in ("-h", "--help") and not word.startswith("--print_config")]
+    ending = ("-h", "--help", "--help-all")
+    asked = [word for word in arguments if word not in ending and not word.startswith("--print_config")]
     try:
         first = parser.parse_args(asked)
     except (ArgumentError, TypeError, ValueError):

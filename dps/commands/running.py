@@ -1,23 +1,19 @@
-"""Commands that sample: harvest, evaluate, bench, quickstart, sample."""
+"""Commands that sample: harvest, evaluate, bench, quickstart."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dps.commands.analysis import recommend_policy, replay_harvest, write_report_of
-from dps.commands.options import Settings, parse, parser_of
+from dps.commands.options import Settings, parse, parser_of, spelt_out
 from dps.commands.stores import check_controller_file
-from dps.errors import InputError
 from dps.start import IMPORTS, current, stage, starting
 from dps.threads import num_cores
 
 if TYPE_CHECKING:
-    from dps.decide.ladder import Ladder
-    from dps.run.live import Checkpoint
     from dps.run.run import Summary
 
 CHEAP_ARMS = ("plain 16", "lowtemp 16")
@@ -36,13 +32,8 @@ def run_harvest(arguments: list[str]) -> None:
     """``dps harvest``: sample for training, or plan that."""
     from dps.config import HarvestConfig
 
-    parser = parser_of("harvest")
-    following = [*arguments, "-"][1:]
-    spelt_out = [
-        "--plan=words" if word == "--plan" and after.startswith("-") else word
-        for word, after in zip(arguments, following, strict=True)
-    ]
-    config, _ = parse(parser, HarvestConfig, spelt_out, fits="harvest")
+    parser = parser_of("harvest", HarvestConfig)
+    config, _ = parse(parser, HarvestConfig, arguments, fits="harvest")
     with starting("harvest"):
         _check_questions(config.check())
         if config.plan != "off":
@@ -64,8 +55,9 @@ def run_evaluate(arguments: list[str]) -> None:
     """``dps evaluate``: run policies live."""
     from dps.config import NARROWED, EvaluateConfig
 
-    parser = parser_of("evaluate")
+    parser = parser_of("evaluate", EvaluateConfig)
     config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
+    arguments = spelt_out(parser, arguments)
     if any(argument.partition("=")[0] == "--policies" for argument in arguments):
         # A configuration file may set up more policies than the command line names; what it sets up itself is used.
         config = config.narrowed(_named(arguments, NARROWED))
@@ -95,15 +87,17 @@ def _named(arguments: list[str], settings: tuple[str, ...]) -> set[str]:
     return names
 
 
+@starting("bench")
 def run_bench(arguments: list[str]) -> None:
     """``dps bench``: measure the engine."""
     from dps.bench.config import BenchConfig
 
-    parser = parser_of("bench")
+    parser = parser_of("bench", BenchConfig)
     config, _ = parse(parser, BenchConfig, arguments, fits="bench")
     _check_questions(config.check())
-    from dps.bench.records import print_table
-    from dps.bench.run import bench
+    with stage(IMPORTS):
+        from dps.bench.records import print_table
+        from dps.bench.run import bench
 
     print_table(bench(config))
 
@@ -114,7 +108,7 @@ def run_quickstart(arguments: list[str]) -> None:
     from dps.arguments import CONFIGS, check_seed
     from dps.config import EvaluateConfig, HarvestConfig, QuickstartConfig
 
-    parser = parser_of("quickstart")
+    parser = parser_of("quickstart", QuickstartConfig)
     config, _ = parse(parser, QuickstartConfig, arguments)
     check_seed(config.seed)
     output = Path(config.output)
@@ -124,7 +118,7 @@ def run_quickstart(arguments: list[str]) -> None:
         options = [f"--config={CONFIGS / name}", f"--seed={config.seed}", f"--benchmark.seed={config.seed}"]
         options += [f"--compute.workers={workers}"]
         options += [f"--benchmark.limit={questions}"] if questions is not None else []
-        return parse(parser_of("quickstart"), config_class, options)[0]
+        return parse(parser_of("quickstart", config_class), config_class, options)[0]
 
     harvest_config = load(HarvestConfig, "harvest/arithmetic.yaml", config.harvest_questions)
     power = harvest_config.k.ladder()
@@ -174,112 +168,6 @@ def run_quickstart(arguments: list[str]) -> None:
     _say(evaluate(evaluate_config.check(), load_controller=load_controller))
     _head("5/5 report")
     write_report_of([output / "evaluation"], str(output), None)
-
-
-def run_sample(arguments: list[str]) -> None:
-    """``dps sample``: ask one question."""
-    from dps.arguments import check_seed
-    from dps.config import KRange, SampleConfig
-    from dps.decide import RULES
-    from dps.decide.ladder import ladder_of
-    from dps.decide.policy_file import read_policy
-    from dps.model_config import EMBEDDED, ModelConfig, check_there
-    from dps.sampler.arms import arms_of
-    from dps.sampler.settings import SamplerConfig
-
-    parser = parser_of("sample")
-    parser.add_argument("question", help="the question, in quotes")
-    parser.add_class_arguments(ModelConfig, "model")
-    parser.add_class_arguments(SamplerConfig, "sampler")
-    parser.add_class_arguments(KRange, "k")
-    config, parsed = parse(parser, SampleConfig, arguments, fits="sample")
-    config.check()
-    built = parser.instantiate_classes(parsed)
-    model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
-    check_seed(config.seed)
-    asker: dict[str, Any] = {"sampler": sampler, "arms": config.arms}
-    if config.policy is not None:
-        set_too = [word.partition(".")[0][2:] for word in arguments if word.startswith(("--k.", "--sampler."))]
-        if set_too:
-            raise InputError(f"policy says what is sampled, and so does {set_too[0]}: leave one of them out.")
-        file = read_policy(config.policy)
-        ladder, asker = file.ladder, {"policy": config.policy}
-    else:
-        ladder = ladder_of(k, config.ladder)
-        arms_of(config.arms, [ladder], sampler)
-        asker |= {"ladder": ladder} if config.ladder else {"k": k}
-    if config.controller is not None:
-        check_controller_file(config.controller)
-    elif config.ladder:
-        asker["rule"] = replace(RULES["lead"], threshold=-1.0)  # never enough, so that each rung is seen as it comes
-    style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
-    from dps.benchmarks.given import check_questions, check_style
-
-    check_style(style)
-    check_questions([parsed["question"]])
-    check_there(model_config)
-    with starting("sample"):
-        with stage(IMPORTS):
-            from dps.api import answer
-            from dps.model import load_model
-            from lightning_modules.load import load_controller
-        if config.controller is not None:
-            asker["controller"] = load_controller(config.controller)
-        threshold = getattr(asker.get("controller"), "threshold", None)
-        if config.policy is not None:
-            threshold = file.rule.threshold if file.rule is not None else file.threshold
-        [record] = answer(
-            parsed["question"],
-            load_model(model_config),
-            **asker,
-            style=style,
-            embedder=config.embedder,
-            feature_layer=config.feature_layer,
-            seed=config.seed,
-            rows=config.rows,
-            eager=config.eager,
-            on_checkpoint=partial(_show, ladder, threshold, []),
-        )
-    best = max(record.trajectories, key=lambda t: (t.answer == record.answer, t.base_logprob))
-    cancelled = record.num_cancelled_tokens
-    tokens = sum(t.num_generated_tokens for t in record.trajectories) + cancelled
-    early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
-    agree = sum(t.answer_class == best.answer_class >= 0 for t in record.trajectories)
-    print(
-        f"\n{best.text.strip()}\n\n"
-        f"answer: {record.answer}   (k = {record.k}, {100 * agree / record.k:.0f} % of the votes, "
-        f"{tokens:,} tokens{early}, {record.latency_s:.1f} s)"
-    )
-
-
-def _show(ladder: Ladder, threshold: float | None, shown: list[int], checkpoint: Checkpoint) -> None:
-    """Say what came: of power sampling alone all answers, of several arms those of each rung that was not shown yet."""
-    answers = [t.answer if t.answer is not None else "–" for t in checkpoint.trajectories]
-    estimate = ""
-    if checkpoint.p_enough is not None and threshold is not None:
-        estimate = f"   {confidence(checkpoint.p_enough, threshold)}"
-    more = f" → {checkpoint.more} more" if checkpoint.more else ""
-    came = [(f"k = {len(answers)}", answers)]
-    if ladder.totals.keys() != {"power"}:
-        ends = [(rung, end) for rung, end in zip(ladder.rungs, ladder.ks, strict=True) if end <= len(answers)]
-        came = [(str(rung), answers[end - rung.count : end]) for rung, end in ends[len(shown) :]]
-        shown += [end for _, end in ends[len(shown) :]]
-    lines = [f"{name}:  {'  '.join(each)}" for name, each in came]
-    print("\n".join(lines) + estimate + more, flush=True)
-
-
-def confidence(p_enough: float, threshold: float) -> str:
-    """Return what a controller said beside what it stops at: ``enough: 99.1 % (stops from 96.0 %)``.
-
-    There are as many digits, one at least, as show on which side of the bound the probability lies. More trajectories
-    are added while ``1 - p_enough`` is above the threshold.
-    """
-    if threshold < 0:
-        return f"enough: {100 * p_enough:.1f} % (never stops before the most)"
-    stops, bound, digits = 1.0 - p_enough <= threshold, max(0.0, 1.0 - threshold), 1
-    while not stops and digits < 15 and f"{100 * p_enough:.{digits}f}" == f"{100 * bound:.{digits}f}":
-        digits += 1
-    return f"enough: {100 * p_enough:.{digits}f} % (stops from {100 * bound:.{digits}f} %)"
 
 
 def _check_questions(config: Any) -> None:

@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from dps.commands.options import parse, parser_of
+from dps.commands.options import parse, parser_of, spelt_out
 from dps.commands.stores import check_controller_file
 from dps.errors import InputError
 from dps.extras import install
@@ -23,13 +23,13 @@ def run_serve(arguments: list[str]) -> None:
     from dps.sampler.settings import SamplerConfig
     from dps.serve.config import ServeConfig
 
-    parser = parser_of("serve")
+    parser = parser_of("serve", ServeConfig)
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(SamplerConfig, "sampler")
-    config, parsed = parse(parser, ServeConfig, [_option(word) for word in arguments], fits="serve")
+    config, parsed = parse(parser, ServeConfig, arguments, fits="serve")
     built = parser.instantiate_classes(parsed)
     config.check()
-    if config.policy is not None and any(word.startswith("--sampler.") for word in arguments):
+    if config.policy is not None and any(word.startswith("--sampler.") for word in spelt_out(parser, arguments)):
         raise InputError("policy says what is sampled, and so does sampler: leave one of them out.")
     if config.controller is not None:
         check_controller_file(config.controller)
@@ -55,11 +55,3 @@ def _listening(config: ServeConfig) -> socket.socket:
             f"Expected an address to listen at, but {config.host}:{config.port} cannot be had ({error.strerror}): "
             "choose another host or port."
         ) from error
-
-
-def _option(word: str) -> str:
-    """Return an option as the parser has it: ``--model NAME`` and ``--api-key`` are as clear."""
-    name, equals, value = word.partition("=")
-    if name.startswith("--"):
-        name = "--model.name" if name == "--model" else name.replace("-", "_").replace("__", "--", 1)
-    return name + equals + value

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from dps.commands.options import parse, parser_of
 from dps.errors import InputError
+from dps.start import IMPORTS, STORES, stage, starting
 
 if TYPE_CHECKING:
     from feature_store import Question
 
 
+@starting("store")
 def run_store(arguments: list[str]) -> None:
     """``dps store``: look at stores, verify, merge, export, import and compact them."""
     from dps.config import StoreConfig
@@ -22,22 +24,25 @@ def run_store(arguments: list[str]) -> None:
     if arguments[:1] == ["import"]:
         _import(arguments[1:])
         return
-    parser = parser_of("store")
+    parser = parser_of("store", StoreConfig)
     actions = ("info", "verify", "merge", "export", "import", "compact")
     words = "compact joins a store's segments into a few large ones; see dps store import --help"
     parser.add_argument("action", choices=actions, help=words)
     parser.add_argument("folders", nargs="+", type=str, help="folders of stores")
     config, parsed = parse(parser, StoreConfig, arguments)
-    from feature_store import tools
+    with stage(IMPORTS):
+        from feature_store import tools
 
     action, folders, output = parsed["action"], [Path(folder) for folder in parsed["folders"]], config.output
     if action == "info":
         from dps.decide.aggregate import answer_of
 
-        infos = [tools.info(folder, answer_of) for folder in folders]
+        with stage(STORES):
+            infos = [tools.info(folder, answer_of) for folder in folders]
         _show(config.json, infos, [_in_words(info) for info in infos])
     elif action == "verify":
-        faults = {str(folder): tools.verify(folder) for folder in folders}
+        with stage(STORES):
+            faults = {str(folder): tools.verify(folder) for folder in folders}
         words = {name: f"not sound, {len(each)} to mend" if each else _sound(name) for name, each in faults.items()}
         _show(config.json, faults, [f"{name}: {text}" for name, text in words.items()])
         if any(faults.values()):
@@ -59,7 +64,8 @@ def run_store(arguments: list[str]) -> None:
                 question, **dict(zip(("answer", "correct"), answer_of(question.trajectories, aggregator), strict=True))
             )
 
-        merged = tools.merge(folders, Path(output), settle=settle)
+        with stage(STORES):
+            merged = tools.merge(folders, Path(output), settle=settle)
         plain = {"questions": merged.questions, "repeated": merged.repeated, "output": output}
         line = f"{merged.questions:,} questions, {merged.repeated:,} of them in several stores: {output}"
         _show(config.json, plain, [line])
@@ -67,7 +73,8 @@ def run_store(arguments: list[str]) -> None:
     else:
         if len(folders) > 1:
             raise InputError(f"Expected one store to export, got {len(folders)}: merge them first.")
-        rows = tools.export(folders[0], Path(output))
+        with stage(STORES):
+            rows = tools.export(folders[0], Path(output))
         _show(config.json, {"rows": rows, "output": output}, [f"{rows:,} trajectories: {output}"])
         say_shortfalls(folders)
 
@@ -76,7 +83,7 @@ def _import(arguments: list[str]) -> None:
     """``dps store import``: a store of responses from tables."""
     from dps.config import ImportConfig, StoreConfig
 
-    parser = parser_of("store import")
+    parser = parser_of("store import", ImportConfig)
     parser.add_class_arguments(StoreConfig)
     # The file of settings stands where the other actions have a store.
     given = next((n for n, word in enumerate(arguments) if not word.startswith("-") and not n), None)
@@ -116,23 +123,50 @@ def _count(held: int, wanted: int | None) -> str:
 
 
 def _in_words(info: dict[str, Any]) -> str:
-    """Return what a store holds for people: both numbers of questions as one entry."""
-    counts = {"questions": _count(info["questions"], info["questions_wanted"])}
+    """Return what a store holds for people: two tables, with units."""
+    from dps.analysis.terminal import render_rows
+
+    counts = {
+        "questions": _count(info["questions"], info["questions_wanted"]),
+        "bytes": f"{info['bytes'] / 1e6:,.1f} MB",
+    }
+    if info["acceptance_ratio"] is not None:
+        counts["acceptance_ratio"] = f"{100 * info['acceptance_ratio']:.1f} %"
+    counts["endings"] = ", ".join(f"{count:,} {ending}" for ending, count in info["endings"].items())
     rows = {name: value for name, value in (info | counts).items() if name not in ("questions_wanted", "arms")}
-    for arm, of in info["arms"].items():
-        shares = [
-            f"{100 * of[name]:.1f} % {what}"
-            for name, what in (
-                ("accuracy_of_a_response", "of them right"),
-                ("accuracy_of_votes", "of their votes right"),
-            )
-            if of[name] is not None
-        ]
-        if of["responses_per_question"] is not None:
-            each = f"{of['responses_per_question']:.4g} responses a question"
-            tokens = f"{of['generated_tokens_per_response']:,.0f} tokens each"
-            rows[f"arm {arm}"] = ", ".join([each, tokens, *shares])
-    return "".join(f"{name:<28}{value}\n" for name, value in rows.items())
+    shown = [(_NAMES.get(name, name.replace("_", " ")), _number(value)) for name, value in rows.items()]
+    arms = [
+        (arm, *(_number(of[name], 100 if "accuracy" in name else 1) for name in _ARM))
+        for arm, of in info["arms"].items()
+    ]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(
+        [*(f"{name:<{width}}  {value}" for name, value in shown), "", render_rows(["arm", *_ARM.values()], arms)]
+    )
+
+
+_NAMES = {
+    "bytes": "size",
+    "tokens": "tokens of responses",
+    "generated_tokens": "tokens sampled",
+    "mh_proposed": "steps",
+}
+_ARM = {
+    "responses_per_question": "responses a question",
+    "generated_tokens_per_response": "tokens each",
+    "accuracy_of_a_response": "% of them right",
+    "accuracy_of_votes": "% of their votes right",
+}
+"""Columns of the table of arms."""
+
+
+def _number(value: Any, times: int = 1) -> str:
+    """Return a value as people read it: four digits, with commas; nothing for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{times * value:.1f}" if times > 1 else f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def say_shortfalls(folders: list[Path]) -> None:
@@ -144,15 +178,17 @@ def say_shortfalls(folders: list[Path]) -> None:
             print(f"Note: {short}", file=sys.stderr)
 
 
+@starting("ship")
 def run_ship(arguments: list[str]) -> None:
     """``dps ship``: a trained controller as a folder to hand on."""
     from dps.config import ShipConfig
 
-    parser = parser_of("ship")
+    parser = parser_of("ship", ShipConfig)
     parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
     config, parsed = parse(parser, ShipConfig, arguments)
     check_controller_file(parsed["run"])
-    from lightning_modules.ship import push_to_hub, ship
+    with stage(IMPORTS):
+        from lightning_modules.ship import push_to_hub, ship
 
     own = ("output", "push", "private")
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}

@@ -5,47 +5,60 @@ The help is given here, because LightningCLI's own takes seconds to load.
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
+from contextlib import nullcontext
+from functools import partial
 
-from dps.commands.options import one_line, refuse_empty_names
+from dps.commands.options import PARSER, ParserMade, one_line, refuse_empty_names
 from dps.errors import InputError
+from dps.start import ANALYSIS, IMPORTS, TRAINING, stage, starting
 
 _WHAT = {
-    "fit": "Train a controller on the features of a harvest. The same command again goes on after its last epoch.",
+    "fit": """\
+Train a controller on the features of a harvest. The same command again goes on
+after its last epoch.""",
     "validate": "Measure a controller on its validation questions.",
     "test": "Measure a controller on its test questions, beside question length alone.",
-    "predict": "Write a controller's probabilities for every question and checkpoint as CSV.",
+    "predict": """\
+Write a controller's probabilities for every question and checkpoint as CSV.""",
     "crossval": """\
-Trains a controller for each fold of the questions and predicts the fold with it, so that every
-question is judged by a controller that has not seen it. A finished fold is not trained again.
-Writes predictions.h5 (docs/controllers_format.md) and crossval.json: AUROC, average precision,
-Brier score and calibration error with standard errors clustered by question, beside question
-length alone, and the policy at the out-of-fold thresholds against the largest k.""",
+Train a controller for each fold of the questions and predict the fold with it,
+so that every question is judged by a controller that has not seen it. A
+finished fold is not trained again. Writes predictions.h5
+(docs/controllers_format.md) and crossval.json: AUROC, average precision, Brier
+score and calibration error with standard errors clustered by question, beside
+question length alone, and the policy at the out-of-fold thresholds.""",
     "tune": """\
-Searches for the settings whose out-of-fold probabilities have the lowest log loss, with Optuna
-(pip install optuna). The test questions of dps fit stay out of it. The same command again does
-the trials that are missing. Writes best.yaml and trials.json; then
+Search for the settings whose out-of-fold probabilities have the lowest log
+loss, with Optuna (pip install optuna). The test questions of dps fit stay out
+of it. The same command again does the trials that are missing. Writes
+trials.json and best.yaml, for
 
-  dps fit --config configs/mlp_hq.yaml --config FOLDER/best.yaml
+  dps fit --config mlp_hq --config FOLDER/best.yaml
 
-Searched: of the trees learning_rate, num_leaves, min_rows_per_leaf, l2, feature_fraction and
-bagging_fraction; of the networks lr, weight_decay, projection_size, layer_sizes, dropout and
-input_dropout (ranges: docs/controllers_format.md).""",
+Searched: of the trees learning_rate, num_leaves, min_rows_per_leaf, l2 and
+fractions; of the networks lr, weight_decay, sizes and dropout
+(docs/controllers_format.md).""",
 }
-
-_KEYS = """\
-every key of the configuration can be overridden:
-  --config FILE                     configs/mlp_hq.yaml, mlp_h.yaml, gbdt.yaml, or those named _extended
-  --data.init_args.store FOLDER     the harvest
-  --data.init_args.label NAME       no_gain, correct, end or value
-  --data.init_args.feature_set SET  published (six scalars), extended, ladder or recorded
-  --trainer.max_epochs N            and every other option of the Trainer"""
-
-_LIGHTNING_KEYS = """
-  --ckpt_path FILE                  the checkpoint to measure (else the run's best), or to start from (fit)
-  --print_config                    show the whole resolved configuration and stop
-  --help-all                        list every option (loads Lightning first, some seconds)"""
-
+_CKPT_PATH = ("--ckpt_path", "FILE", "checkpoint to measure (the run's best), or of fit to start from")
+_KEYS = (
+    ("--config", "NAME", "mlp_hq, mlp_h, gbdt, value, ... of the package, or a YAML file; again: on top"),
+    ("--store", "FOLDER", "the harvest (data.init_args.store)"),
+    ("--label", "NAME", "no_gain, correct, end or value (data.init_args.label)"),
+    ("--feature_set", "NAME", "published, extended, ladder or recorded (data.init_args.feature_set)"),
+    ("--ladder", "[...]", "what is climbed, such as [plain 2, plain 2] (data.init_args.ladder)"),
+    ("--seed", "N", "seed of everything (seed_everything)"),
+    ("--max_epochs", "N", "and every other option of the Trainer"),
+    ("--print_config", "", "show the whole configuration and stop"),
+)
+"""Options of LightningCLI that the help shows: name, value, help."""
+_HABITS = {
+    **{f"--{name}": f"--data.init_args.{name}" for name in ("store", "label", "feature_set", "ladder")},
+    "--output": "--trainer.default_root_dir",
+    "--seed": "--seed_everything",
+}
+"""Short names of LightningCLI's options that its parser does not know by themselves."""
 _OUTPUT = ("--output", None, "folder to write to; one of the command's name in the run folder if not given")
 _OWN: dict[str, list[tuple[str, int | None, str]]] = {
     "crossval": [
@@ -63,48 +76,83 @@ _OWN: dict[str, list[tuple[str, int | None, str]]] = {
 
 
 def run_training(command: str, arguments: list[str]) -> None:
-    """Run one of the commands that train and judge controllers; a SystemExit after ``--help`` or ``--print_config``."""
-    example = f"dps {command} --config configs/mlp_hq.yaml"
+    """``dps fit``, ``crossval`` and so on: the commands that train and judge controllers."""
+    with starting(command):
+        _train(command, arguments)
+
+
+def _train(command: str, arguments: list[str]) -> None:
+    """Run one of them; a SystemExit after ``--help`` or ``--print_config``."""
     own = _OWN.get(command, [])
-    parser = ArgumentParser(
-        prog=f"dps {command}",
-        usage=" ".join([example, *(f"[{option} ...]" for option, _, _ in own), "[--key value ...]"]),
-        description=_WHAT[command],
-        epilog=_KEYS + ("" if own else _LIGHTNING_KEYS),
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    for option, default, text in own:
-        kind, default_text = (str, "") if default is None else (int, f" (default: {default})")
-        parser.add_argument(option, default=default, type=kind, help=text + default_text)
+    if arguments == [PARSER]:
+        raise ParserMade(_parser(command, whole=True))
+    if {"-h", "--help"} & {*arguments}:
+        print(_parser(command, whole=True).format_help(), end="")
+        raise SystemExit(0)
     if not arguments:
-        raise InputError(f"Expected a configuration: {example}; --help explains the options.")
+        raise InputError(f"Expected a configuration: dps {command} --config mlp_hq; --help explains the options.")
     try:
-        parsed, rest = parser.parse_known_args(arguments)
+        parsed, rest = _parser(command).parse_known_args(arguments)
     except ArgumentError as error:
         raise InputError(f"{one_line(str(error))}: dps {command} --help explains the options.") from error
     options = vars(parsed)
     refuse_empty_names(options)
+    if "--help-all" in rest:
+        command, rest = "fit" if own else command, ["--help"]
+    split = [word.partition("=") for word in rest]
+    rest = ["".join((_HABITS.get(name, name), equals, value)) for name, equals, value in split]
+    with stage(IMPORTS):
+        import lightning_modules.trainer_cli  # noqa: F401
     from lightning_modules import cli
 
-    if command == "crossval":
-        cli.cross_validate(rest, **options)
-    elif command == "tune":
-        cli.search_settings(rest, **options)
-    else:
-        cli.main([command, *("--help" if word == "--help-all" else word for word in rest)])
+    # Lightning's own bar stands on a terminal's last line.
+    with nullcontext() if sys.stderr.isatty() and command == "fit" else stage(TRAINING):
+        if rest != ["--help"] and command == "crossval":
+            cli.cross_validate(rest, **options)
+        elif rest != ["--help"] and command == "tune":
+            cli.search_settings(rest, **options)
+        else:
+            cli.main([command, *rest])
 
 
+def _parser(command: str, *, whole: bool = False) -> ArgumentParser:
+    """Return the parser of a command's own options; the ``whole`` one also has those of LightningCLI, to be shown."""
+    own = _OWN.get(command, [])
+    parser = ArgumentParser(
+        prog=f"dps {command}",
+        usage=f"dps {command} --config NAME [options]",
+        description=_WHAT[command],
+        epilog=f"example:\n  dps {command} --config mlp_hq --store runs/harvest\n\n"
+        f"dps {command} --help-all explains every key of the configuration (takes seconds).",
+        formatter_class=partial(RawDescriptionHelpFormatter, max_help_position=25, width=80),
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+    for option, default, text in own:
+        kind, default_text = (str, "") if default is None else (int, f" [{default}]")
+        names = (option, "-o") if option == "--output" else (option,)
+        parser.add_argument(
+            *names, default=default, type=kind, help=text + default_text, metavar="N" if default else "FOLDER"
+        )
+    if whole:
+        output = ("--output", "FOLDER", "the run folder (trainer.default_root_dir)")
+        for option, value, text in (*_KEYS, *(() if own else (_CKPT_PATH, output))):
+            parser.add_argument(option, help=text, **({"metavar": value} if value else {"action": "store_true"}))
+    return parser
+
+
+@starting("probe")
 def run_probe(arguments: list[str]) -> None:
     """``dps probe``: how well a harvest's questions, and their first rung, tell what will be right at the end."""
     from dps.commands.options import parse, parser_of
     from lightning_modules.probe_config import ProbeConfig
 
-    parser = parser_of("probe")
+    parser = parser_of("probe", ProbeConfig)
     parser.add_argument("store", type=str, help="folder of a harvest")
     config, parsed = parse(parser, ProbeConfig, arguments)
     config.check()
-    from lightning_modules.probing import probe
-
-    print(probe(parsed["store"], config))
+    with stage(IMPORTS):
+        from lightning_modules.probing import probe
+    with stage(ANALYSIS):
+        print(probe(parsed["store"], config))

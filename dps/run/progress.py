@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dps.start import current
+
 
 class Progress:
     """How far one piece of work is."""
@@ -64,6 +66,8 @@ def track(description: str, total: int) -> Iterator[Progress]:
     start and one at the end, which says how far it came also when the work is broken off.
     """
     if sys.stderr.isatty():
+        if (start := current()) is not None:
+            start.hush()
         with _bar(description, total) as progress:
             yield progress
         return

@@ -153,8 +153,12 @@ def test_info_says_what_each_arm_has(tmp_path):
     }
     assert info(tmp_path / "all")["arms"]["plain"]["accuracy_of_votes"] is None
     shown = dps("store", "info", tmp_path / "all").stdout
-    assert "arm plain                   2 responses a question, " in shown
-    assert " % of their votes right" in shown
+    table = [line.split() for line in shown.split("arm  ")[1].splitlines()]
+    each = found["plain"]
+    means = each["generated_tokens_per_response"], 100 * each["accuracy_of_a_response"], 100 * each["accuracy_of_votes"]
+    assert [line for line in table if line[:1] == ["plain"]] == [
+        ["plain", "2", f"{means[0]:.4g}", *(f"{m:.1f}" for m in means[1:])]
+    ]
 
 
 def test_export_writes_every_scalar(tmp_path):

@@ -2,11 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from dps.sampler import step, streams
-from dps.sampler.rows import Rows
+from dps.sampler.rows import Rows, _settings_of
 from dps.sampler.settings import SamplerConfig
 
 from .interpreter import CUDA, DEVICE, kernels
@@ -95,7 +96,8 @@ def test_random_numbers_are_those_of_the_streams_bit_for_bit():
 def random_rows(count, positions, *, seed, arms):
     """Rows in every state there can be: a third inactive, a third of forced length, a third about to end."""
     rows = Rows(count, positions, arms, DEVICE)
-    rows._numbers[-len(rows._settings) :] = torch.from_numpy(rows._settings[:, [i % len(arms) for i in range(count)]])
+    settings = np.array([_settings_of(arms[i % len(arms)]) for i in range(count)]).T
+    rows._numbers[-len(settings) :] = torch.from_numpy(settings)
     for number, name in enumerate(("draws", "generated", "useful_steps", "read_positions", "cut", "length")):
         getattr(rows, name).copy_(random_integers(0, 1000, count, seed + number))
     rows.key.copy_(random_integers(-(1 << 63), (1 << 63) - 1, count, seed + 10))
