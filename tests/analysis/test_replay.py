@@ -274,7 +274,8 @@ def test_predictions_of_another_harvest_or_other_orders_are_refused(harvest, tmp
 def test_the_command_writes_and_prints(harvest, tmp_path, capsys):
     assert main(["replay", str(harvest), "--output", str(tmp_path / "out"), "--resamples", "100"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("- ")
+    heads = ["accuracy", "tokens", "compute", "latency"]
+    assert all(head in out.split("\n- ")[0] for head in heads), "a table with its units before the findings"
     assert "power 8 against power 2" in out
     assert (tmp_path / "out" / "replay.csv").read_text().startswith("policy,family,series,threshold,accuracy")
 

@@ -221,7 +221,7 @@ def test_a_whole_run_says_where_the_wall_clock_of_its_workers_went(tmp_path, cap
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configurations_parse_and_name_their_command(path):
-    config, _ = parse(parser_of("bench", ""), BenchConfig, [f"--config={path}"])
+    config, _ = parse(parser_of("bench", BenchConfig), BenchConfig, [f"--config={path}"])
     config.check()
     assert path.read_text().splitlines()[0] == f"# dps bench --config {path}"
 
@@ -276,7 +276,7 @@ def test_command_measures_every_case_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_cases_of_one_benchmark_are_measured_one_after_the_other(tmp_path, capsys):
-    settings = parse(parser_of("bench", ""), BenchConfig, [*TINY, f"--output={tmp_path}"])[0]
+    settings = parse(parser_of("bench", BenchConfig), BenchConfig, [*TINY, f"--output={tmp_path}"])[0]
     one = bench(replace(settings, cases=("generate",)))
     two = bench(replace(settings, cases=("generate", "reference")))
     assert [record.name for record in two] == ["generate-8", "reference"]

@@ -199,7 +199,7 @@ def test_every_configuration_uses_what_it_sets_up():
     paths = sorted((Path(__file__).parents[2] / "configs/evaluate").glob("*.yaml"))
     assert paths
     for path in paths:
-        parse(parser_of("evaluate", ""), EvaluateConfig, [f"--config={path}"])[0].check()
+        parse(parser_of("evaluate", EvaluateConfig), EvaluateConfig, [f"--config={path}"])[0].check()
 
 
 # -- how many questions a store is to have -----------------------------------------------------------------------------
