@@ -428,6 +428,14 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
+class CustomGenerateConfig:
+    """`dps custom-generate`: write a folder that model.generate(custom_generate=FOLDER) of transformers runs."""
+
+    output: str | None = None
+    """The folder to make; required."""
+
+
+@dataclass(frozen=True)
 class OutputsConfig:
     """`dps outputs`: write a store's responses as the model_outputs of alpaca_eval."""
 

@@ -29,7 +29,7 @@ FILE = re.compile(r"(?<![\w/.-])(?:configs|docs|dps|lightning_modules|feature_st
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 BY_CLASS = ("--data.init_args.", "--model.init_args.", "--optimizer.", "--trainer.", "--trainer", "--ckpt_path")
 """LightningCLI's own options, which depend on the configuration's classes: blocks that use them are run or parsed."""
-OF_OTHERS = {"--logdir", "--partition", "--time"}
+OF_OTHERS = {"--endpoint", "--logdir", "--partition", "--time"}
 """Options of other programs that pages name."""
 NO_OPTIONS = {"model.feature_layer", "model.feature_arms", "model.prompt_layers", "model.init_args"}
 """Entries of a manifest, and a prefix, that look like settings of the command line."""

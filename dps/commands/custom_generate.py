@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dps.arguments import check_text
-from dps.commands.options import parser_of, refuse_empty_names
+from dps.commands.options import parse, parser_of
+from dps.config import CustomGenerateConfig
 from dps.errors import InputError
 
 _GENERATE = '''"""Power sampling: ``model.generate(custom_generate=FOLDER, trust_remote_code=True, alpha=4, k=8)``."""
@@ -47,19 +47,10 @@ Other settings of `generate` (a temperature, beams, penalties, processors) chang
 
 def run_custom_generate(arguments: list[str]) -> None:
     """``dps custom-generate``: the folder."""
-    parser = parser_of(
-        "custom-generate", "Write a folder that model.generate(custom_generate=FOLDER) of transformers runs."
-    )
-    parser.add_argument("--output", type=str, help="the folder to make; required")
-    try:
-        parsed = parser.parse_args(arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from error
-    check_text(parsed.as_dict())
-    refuse_empty_names(vars(parsed))
-    if not parsed.output:
+    config, _ = parse(parser_of("custom-generate", CustomGenerateConfig), CustomGenerateConfig, arguments)
+    if not config.output:
         raise InputError("Expected --output, the folder to make.")
-    folder = Path(parsed.output)
+    folder = Path(config.output)
     if folder.exists():
         raise InputError(f"Expected a folder that is not there yet, but there is {folder}: name another one.")
     inside = folder / "custom_generate"

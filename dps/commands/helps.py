@@ -31,6 +31,7 @@ SHOWN: dict[str, tuple[str, str]] = {
         "--model Qwen/Qwen2.5-0.5B-Instruct --k 8 --port 8000",
         "model policy controller k ladder style host port max_new_tokens num_mh_steps dtype device",
     ),
+    "custom-generate": ("-o power-sampling", "output"),
     "bench": (
         "--config cpu --cases [steps] -o runs/bench",
         "config output model cases rows k workers max_new_tokens dtype seed overwrite",
