@@ -36,7 +36,7 @@ NO_OPTIONS = {"model.feature_layer", "model.feature_arms", "model.prompt_layers"
 ELSEWHERE = {
     "exactness.md": "tests/sampler/test_testing.py",
     "python.md": "tests/examples/test_python_page.py",
-    "serving.md": "tests/serve/test_faults.py",
+    "serving.md": "tests/serve/test_serving_page.py",
 }
 """Pages whose blocks another test runs: in one process, or against a server."""
 RUN_S = 900
