@@ -295,4 +295,4 @@ def test_two_thousand_requests_of_two_hundred_clients():
     measured = json.loads(subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     assert measured["requests"] == 2000
     assert measured["wrong, lost or mixed up"] == 0
-    assert measured["the same by processor time"] > 0.8
+    assert measured["the same by processor time"]["median"] > 0.8
