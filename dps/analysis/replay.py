@@ -106,7 +106,10 @@ def run_replay(
     folds = folds_of(divided_as(common, samples.contents), config.folds, config.seed)
     budgets = _budgets(table, ladders, columns)
     first, k, note = _reference(config, ladders, budgets)
-    budgets.sort(key=lambda policy: policy is not first)
+    budgets = [
+        replace(first, listed=first.listed | (first.thresholds == k)),
+        *(one for one in budgets if one is not first),
+    ]
     notes += note
     policies, correct = [], {}
     for series, ladder in ladders.items():

@@ -438,12 +438,13 @@ def test_the_documented_layout_is_enough_to_read_a_store(tmp_path):
 
 
 def test_the_example_of_the_page_runs(tmp_path):
-    StoreWriter.open(tmp_path, make_manifest()).commit([make_question(0, k=2), make_question(1, k=1)])
+    store = tmp_path / "runs" / "harvest"
+    StoreWriter.open(store, make_manifest()).commit([make_question(0, k=2), make_question(1, k=1)])
     page = (ROOT / "docs" / "store_format.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
     shown = []
-    for question in Store.open(tmp_path):
+    for question in Store.open(store):
         shown.append(f"{question.question_id} {int(question.correct)}")
         shown += [f"  trajectory {t.index} {t.hidden.shape}" for t in question.trajectories]
     assert run.stdout.splitlines() == shown
