@@ -58,6 +58,11 @@ class Ticket:
         """Whether somebody still waits for it."""
         return not self.record.cancelled()
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is a record."""
+        return self.record.done() and not self.record.cancelled() and self.record.exception() is None
+
 
 class Service:
     """Samples the questions that it is asked, in a thread of its own."""

@@ -53,7 +53,7 @@ class StopTable:
             ending: Says which tokens complete a stop string whatever stands before them (:func:`stop_tokens`).
             room: States that chains' own stop strings may take.
         """
-        self._pieces, self._ending, self._taken = pieces, ending, dict[tuple[str, ...], tuple[list[int], int]]()
+        self.pieces, self._ending, self._taken = pieces, ending, dict[tuple[str, ...], tuple[list[int], int]]()
         own = _automaton([string.encode() for string in strings])
         self._free = list(range(len(own) - 1, len(own) - 1 + room))
         self.following = torch.zeros((len(own) + room, len(pieces)), dtype=torch.int16, device=device)
@@ -92,12 +92,12 @@ class StopTable:
 
     def _write(self, automaton: np.ndarray, places: list[int], strings: Sequence[str]) -> None:
         """Write what follows the inner states of an automaton, whose numbers in this table are given."""
-        lengths = np.array([len(piece) for piece in self._pieces])
+        lengths = np.array([len(piece) for piece in self.pieces])
         order = np.argsort(-lengths, kind="stable")  # tokens that have a j-th byte come first
-        states = np.repeat(np.arange(len(automaton), dtype=np.int16)[:, None], len(self._pieces), axis=1)
+        states = np.repeat(np.arange(len(automaton), dtype=np.int16)[:, None], len(self.pieces), axis=1)
         for j in range(int(lengths.max(initial=0)) if strings else 0):
             longer = order[: int((lengths > j).sum())]
-            byte = np.array([self._pieces[token][j] for token in longer])
+            byte = np.array([self.pieces[token][j] for token in longer])
             states[:, longer] = automaton[states[:, longer], byte]
         states[:, list(self._ending(strings))] = len(automaton) - 1
         numbers = np.array([*places, self.matched], np.int16)

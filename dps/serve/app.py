@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
@@ -62,33 +63,44 @@ class Desk:
             n=asked.n,
             logprobs=asked.logprobs is not None and asked.logprobs is not False,
             responses=asked.responses,
+            stops=self.service.engine.stops,
         )
+        leave = partial(self._leave, asked, tickets)
         try:
             self.service.ask(tickets)
-        except Full as error:
-            raise Refused(429, f"{error} Try again later.", "queue_full") from None
-        except InputError:
+        except (Full, InputError) as error:
+            leave()
+            if isinstance(error, Full):
+                raise Refused(429, f"{error} Try again later.", "queue_full") from None
             raise Refused(503, "The server is ending.", "ending") from None
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
-            lines = self._lines(reply, tickets, events, usage=usage, started=started)
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return _Stream(self._lines(reply, tickets, events, usage=usage, started=started), leave)
         waiting = asyncio.gather(*(asyncio.wrap_future(ticket.record) for ticket in tickets))
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may look any more
         gone = asyncio.ensure_future(_until_gone(request))
         try:
             limit = self._limits.request_s
             await asyncio.wait({waiting, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done() and gone.done():
+                raise Refused(499, "The client has gone.", "gone")
             if not waiting.done():
                 raise Refused(504, f"The answer took longer than {limit:g} s.", "timeout")
             records = _result(waiting)
         finally:
             gone.cancel()
             waiting.cancel()
-            for ticket in tickets:
-                ticket.cancel()
+            leave()
         whole = reply.whole(records)
         self.metrics.answered(records, whole["usage"], time.monotonic() - started)
         return JSONResponse(whole)
+
+    def _leave(self, asked: Asked, tickets: Sequence[Ticket]) -> None:
+        """Give up what is not answered yet of a request; a retry of it gets the same repeats."""
+        for ticket in tickets:
+            ticket.cancel()
+        if not all(ticket.answered for ticket in tickets):
+            self.front.give_back(asked, tickets)
 
     async def _lines(
         self,
@@ -128,9 +140,20 @@ class Desk:
             yield "data: [DONE]\n\n"
         except Refused as refused:  # the status has been sent
             yield _line(refused.body())
+
+
+class _Stream(StreamingResponse):
+    """A stream that gives up what it has not sent, also where the client goes before it begins."""
+
+    def __init__(self, lines: AsyncIterator[str], leave: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._leave = leave
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            for ticket in tickets:
-                ticket.cancel()
+            self._leave()
 
 
 def make_app(asker: Asker, service: Service, config: ServeConfig) -> FastAPI:
@@ -214,7 +237,7 @@ def _result(future: asyncio.Future[Any]) -> Any:
 
 
 def _line(piece: dict[str, Any]) -> str:
-    return f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(piece)}\n\n"
 
 
 async def _until_gone(request: Request) -> None:

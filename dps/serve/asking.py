@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ class Front:
         self._model = replace(asker.model, tokenizer=copy.deepcopy(asker.model.tokenizer))
         self._asker, self._config, self._engine = asker, config, engine
         self._came: OrderedDict[tuple[int, str], int] = OrderedDict()
+        self._counting = threading.Lock()
         self.run_of = lru_cache(1024)(self._run_of)
         self.name = config.served_name or asker.model.name
 
@@ -56,19 +58,19 @@ class Front:
         if asked.model != self.name:
             message = f"Expected the model {self.name}, got {asked.model!r}: GET /v1/models names it."
             raise Refused(404, message, "model_not_found", "model")
+        choices = asked.n * (1 if isinstance(asked, ChatAsked) else len(asked.prompts))
+        if choices > (most := self._config.limits.choices):
+            raise Refused(400, f"Expected at most {most} choices (n of each prompt), got {choices}.")
         prompts = self._chat(asked) if isinstance(asked, ChatAsked) else self._plain(asked)
-        if len(prompts) * asked.n > self._config.limits.choices:
-            most = self._config.limits.choices
-            raise Refused(400, f"Expected at most {most} choices (n of each prompt), got {len(prompts) * asked.n}.")
         try:
             run = self.run_of(asked.temperature, self._ladder_of(asked), asked.k, asked.alpha, asked.num_mh_steps)
             stops = self._stops(asked)
         except InputError as error:
             raise Refused(400, str(error)) from error
         benchmark = self._asker.benchmark if asked.style is None else given(asked.style)
+        limits = [self._limit(asked, run, len(tokens)) for _, tokens in prompts]
         tickets: list[Ticket] = []
-        for text, tokens in prompts:
-            limit = self._limit(asked, run, len(tokens))
+        for (text, tokens), limit in zip(prompts, limits, strict=True):
             seed, repeat = self._names(asked, prompt_name(tokens))
             for choice in range(asked.n):
                 number = len(tickets)
@@ -101,6 +103,11 @@ class Front:
                 reason = " ".join(str(error).split())
                 message = f"The model's chat template does not take these messages ({reason})."
                 raise Refused(400, message, param="messages") from error
+            # Templates pass over roles that they do not know, and cut the reasoning out of the model's own words.
+            for message in messages:
+                if message["role"] != "assistant" and message["content"].strip() not in made:
+                    reason = f"leaves out what the {message['role']} says: send it as another role"
+                    raise Refused(400, f"The model's chat template {reason}.", param="messages")
             text = ChatPrompt(made)
         return [(text, self._encoded([text])[0])]
 
@@ -221,15 +228,28 @@ class Front:
     def _names(self, asked: Asked, name: str) -> tuple[int, int]:
         """Return the seed of a request's question, and the repeat of its first choice."""
         seed = self._config.seed if asked.seed is None else asked.seed
-        if isinstance(asked.repeat, int):
-            return seed, asked.repeat
-        if asked.seed is not None and asked.repeat is None and self._config.repeats == "same":
-            return seed, 0
-        repeat = self._came.pop((seed, name), 0)
-        self._came[seed, name] = repeat + asked.n
-        if len(self._came) > _KEPT:
-            self._came.popitem(last=False)
+        if not self._counts(asked):
+            return seed, asked.repeat if isinstance(asked.repeat, int) else 0
+        with self._counting:
+            repeat = self._came.pop((seed, name), 0)
+            self._came[seed, name] = repeat + asked.n
+            if len(self._came) > _KEPT:
+                self._came.popitem(last=False)
         return seed, repeat
+
+    def _counts(self, asked: Asked) -> bool:
+        """Return whether repeats of a request count up."""
+        return asked.repeat == "count" or (
+            asked.repeat is None and (asked.seed is None or self._config.repeats == "count")
+        )
+
+    def give_back(self, asked: Asked, tickets: Sequence[Ticket]) -> None:
+        """Have the repeats of a request that got no answer counted again, where none came after them: a retry's."""
+        for ticket in reversed(tickets[:: asked.n]) if self._counts(asked) else ():
+            key, repeat = (ticket.own.seed, prompt_name(ticket.tokens)), ticket.item.metadata["repeat"]
+            with self._counting:
+                if self._came.get(key) == repeat + asked.n:
+                    self._came[key] = repeat
 
 
 def _events(told: Callable[[dict[str, Any]], None]) -> dict[str, Callable[..., None]]:

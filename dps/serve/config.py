@@ -69,8 +69,9 @@ class ServeConfig:
     models without a chat template, which are always asked in the words of the style."""
     seed: int = 0
     """Names the random streams of requests without a seed."""
-    repeats: Literal["same", "count"] = "same"
-    """What a request gets whose prompt and seed came before: the `same` answer, or, with `count`, the next one."""
+    repeats: Literal["count", "same"] = "count"
+    """What a request with a seed gets whose prompt and seed came before, where its field `repeat` does not say: with
+    `count` the next answer, as harnesses need that send one seed with all repeats; or the `same` one."""
     served_name: str | None = None
     """What the model is called in requests; the model's name if not set."""
     host: str = "127.0.0.1"

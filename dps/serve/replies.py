@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from dps.decide.aggregate import representative
 from dps.model import LanguageModel
 from dps.run.service import Ticket
+from dps.sampler.stop import StopTable
 from feature_store.records import Question, Trajectory
 
 _REASON = {"eos": "stop", "stop": "stop", "early": "stop", "length": "length"}
@@ -39,9 +41,11 @@ class Reply:
         n: int,
         logprobs: bool,
         responses: bool,
+        stops: StopTable | None = None,
     ) -> None:
         """Answer the request that these tickets are of."""
         self._model, self._aggregator, self._tickets = model, aggregator, tickets
+        self._pieces_of = stops.pieces if stops is not None else None
         self._chat, self._n, self._logprobs, self._responses = chat, n, logprobs, responses
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
@@ -112,13 +116,18 @@ class Reply:
         return {"finish_reason": _REASON[best.ending], "logprobs": logprobs, "dps": about}
 
     def _of_tokens(self, best: Trajectory) -> dict[str, Any]:
-        texts = [self._model.tokenizer.decode([int(token)]) for token in best.tokens]
+        tokens = best.tokens.tolist()
+        texts = [self._model.tokenizer.decode([token]) for token in tokens]
+        # A token may be a part of a character, and so no text: its bytes are what it is.
+        known = [self._pieces_of[token] if self._pieces_of else b"" for token in tokens]
+        spelt = [own or text.encode() for own, text in zip(known, texts, strict=True)]
         values = [float(value) for value in best.token_logprob]
         if self._chat:
-            pairs = zip(texts, values, strict=True)
-            content = [{"token": t, "logprob": v, "bytes": list(t.encode()), "top_logprobs": []} for t, v in pairs]
+            each = zip(texts, values, spelt, strict=True)
+            content = [{"token": t, "logprob": v, "bytes": list(b), "top_logprobs": []} for t, v, b in each]
             return {"content": content, "refusal": None}
-        offsets = np.cumsum([0, *map(len, texts)])[:-1].tolist()
+        starts = itertools.accumulate(spelt[:-1], initial=b"")
+        offsets = [len(before.decode(errors="ignore")) for before in starts]
         return {"tokens": texts, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
 
 

@@ -51,7 +51,8 @@ def serving(*options, **environment):
 
 
 def ask(client, question=QUESTION, **options):
-    """Ask one question by the real client."""
+    """Ask one question by the real client; with a seed, for the same answer each time."""
+    options = {"repeat": 0} | options if "seed" in options else options
     own = {
         key: options.pop(key)
         for key in ("alpha", "k", "num_mh_steps", "policy", "style", "repeat", "responses")

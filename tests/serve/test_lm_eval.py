@@ -12,13 +12,13 @@ pytest.importorskip("fastapi", reason="dps serve needs FastAPI")
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 
 
-@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+@pytest.mark.parametrize("endpoint", ["completions", pytest.param("chat", marks=pytest.mark.slow)])
 def test_the_harness_and_the_evaluation_agree(tmp_path, endpoint):
     command = [sys.executable, ROOT / "scripts" / "lm_eval_agrees.py", f"--endpoint={endpoint}", f"--output={tmp_path}"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     options = {"capture_output": True, "text": True, "timeout": 400, "env": os.environ | {"PYTHONPATH": paths}}
-    done = subprocess.run([*command, "--questions=10", "--k=3"], cwd=ROOT, **options)
+    done = subprocess.run([*command, "--questions=8", "--k=2"], cwd=ROOT, **options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 of 10 questions have the same score" in done.stdout
+    assert "8 of 8 questions have the same score" in done.stdout
     own, other = (float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()[:2])
     assert own == other > 0

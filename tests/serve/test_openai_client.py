@@ -15,7 +15,7 @@ FIXED = {"model": "embedded", "seed": 3}
 
 @pytest.fixture(scope="module")
 def server():
-    with serving("--k", "2", "--api-key", "right", "--limits.request_bytes", "4000") as running:
+    with serving("--k", "2", "--api-key", "right", "--repeats", "same", "--limits.request_bytes", "4000") as running:
         yield running
 
 
@@ -43,14 +43,14 @@ def test_all_ways_to_ask_give_the_same_answer(server, client):
             stream = await other.chat.completions.create(**FIXED, **messages(), stream=True)
             text = "".join([piece.choices[0].delta.content or "" async for piece in stream])
             many = await asyncio.gather(
-                *(other.chat.completions.create(**FIXED, **messages(each)) for each in QUESTIONS)
+                *(other.chat.completions.create(**FIXED, **messages(each)) for each in QUESTIONS[:12])
             )
             return one.choices[0].message.content, text, [reply.choices[0].message.content for reply in many]
 
     one, text, many = asyncio.run(both())
     assert one == text == whole.message.content
     assert many == [
-        client.chat.completions.create(**FIXED, **messages(q)).choices[0].message.content for q in QUESTIONS
+        client.chat.completions.create(**FIXED, **messages(q)).choices[0].message.content for q in QUESTIONS[:12]
     ]
 
 

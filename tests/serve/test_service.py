@@ -1,12 +1,15 @@
 """The service in this process: cancelling, failures, memory, and the order in which questions come."""
 
+import asyncio
+import contextlib
 import copy
+import json
 import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -23,11 +26,15 @@ from dps.model import load_model
 from dps.run.service import Full, Service
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
+from dps.sampler.stop import open_stops
+from dps.serve.app import _line, make_app
 from dps.serve.asking import Front
 from dps.serve.config import Limits, ServeConfig
 from dps.serve.protocol import ChatAsked, Refused
+from dps.serve.replies import Reply
 from dps.serve.run import open_service
 from tests.serve.servers import QUESTIONS, said
+from tests.tokenizer_kinds import byte_level
 
 SAMPLER = SamplerConfig(block_size=24, max_new_tokens=72, num_mh_steps=5)
 
@@ -137,6 +144,72 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing(opened):
     assert all(ticket.record.result(60) for ticket in (*first, *second))
 
 
+def test_a_request_without_an_answer_gives_its_repeat_to_its_retry(model, opened):
+    service, _ = opened(limits=Limits(waiting=1))
+    front = Front(open_asker(model, k=1, sampler=SAMPLER), ServeConfig(), service.engine)
+    body = {"model": "embedded", "messages": [{"role": "user", "content": "1+2"}], "seed": 3, "n": 2}
+
+    def repeats(tickets):
+        return [ticket.item.metadata["repeat"] for ticket in tickets]
+
+    asked = ChatAsked.model_validate(body)
+    first = front.tickets(asked)
+    front.give_back(asked, first)
+    first, second = front.tickets(asked), front.tickets(asked)
+    assert (repeats(first), repeats(second)) == ([0, 1], [2, 3])
+    front.give_back(asked, first)  # others came after them
+    assert repeats(front.tickets(asked)) == [4, 5]
+    with pytest.raises(Refused, match="max_tokens"):
+        front.tickets(asked.model_copy(update={"max_tokens": 999}))
+    named = asked.model_copy(update={"repeat": 6})
+    front.give_back(named, front.tickets(named))
+    assert repeats(front.tickets(asked)) == [6, 7]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_before_the_answer_begins_takes_its_question_along(model, opened, stream, caplog):
+    """Nothing is sampled for nobody, and the log has nothing to say."""
+    service, _ = opened()
+    config = ServeConfig(k=2, rows=8)
+    app = make_app(open_asker(model, k=2, sampler=SAMPLER), service, config)
+    body = {"model": "embedded", "messages": [{"role": "user", "content": "1+2"}], "stream": stream, "k": 64}
+    coming = iter([{"type": "http.request", "body": json.dumps(body).encode()}, {"type": "http.disconnect"}])
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "asgi": {"spec_version": "2.4"}}
+
+    async def receive():
+        return next(coming, {"type": "http.disconnect"})
+
+    async def send(message):
+        raise OSError
+
+    with contextlib.suppress(Exception):
+        asyncio.run(app(scope, receive, send))
+    until(lambda: service.num_open + service.num_waiting == 0, 1)
+    assert not caplog.records
+
+
+def test_characters_of_several_tokens_and_lines_within_a_text_arrive_whole(model):
+    text = "\u2028\x85é"
+    assert _line({"text": text}).splitlines()[1:] == [""]
+    assert json.loads(_line({"text": text}).removeprefix("data: "))["text"] == text
+    tokenizer = byte_level()
+    tokens = np.array(tokenizer("é🙂x東", add_special_tokens=False)["input_ids"])
+    best = SimpleNamespace(tokens=tokens, token_logprob=np.zeros(len(tokens)))
+    parts = {"model": replace(model, tokenizer=tokenizer), "name": "", "aggregator": "majority", "tickets": ()}
+    parts |= {
+        "n": 1,
+        "logprobs": True,
+        "responses": False,
+        "stops": open_stops((), tokenizer, 330, torch.device("cpu")),
+    }
+    content = Reply(**parts, chat=True)._of_tokens(best)["content"]
+    assert b"".join(bytes(each["bytes"]) for each in content).decode() == "é🙂x東"
+    assert len(content) > 4
+    assert max(Reply(**parts, chat=False)._of_tokens(best)["text_offset"]) == 3
+
+
 def test_closing_finishes_what_was_asked(opened):
     service, asked = opened()
     tickets = asked(QUESTIONS[:12])
@@ -217,6 +290,28 @@ def test_a_controller_sees_what_it_looks_at(model):
     with pytest.raises(Refused, match="changes what the policy looking was chosen for"):
         front.tickets(ChatAsked.model_validate(body | {"messages": user[:1], "alpha": 2}))
     service.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}a", "leaves out what the developer"),
+        (
+            "{% for m in messages if m.role != 'user' %}{{ raise_exception(m.role) }}{% endfor %}a",
+            r"\(developer\)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The chat template ends")
+def test_a_role_that_the_template_does_not_know_is_refused(model, opened, template, sentence):
+    service, _ = opened()
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    asker = open_asker(replace(model, tokenizer=tokenizer), k=1, sampler=SAMPLER, style="text")
+    front = Front(asker, ServeConfig(), service.engine)
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "1+2"}]
+    with pytest.raises(Refused, match=sentence):
+        front.tickets(ChatAsked.model_validate({"model": "embedded", "messages": messages}))
 
 
 @pytest.mark.parametrize("template", ["none", "style"])
