@@ -135,6 +135,7 @@ def test_what_cannot_be_meant_is_refused_in_the_protocols_form(server, body, sta
     [
         (COMPLETION | {"prompt": [[1, 99999]]}, "token ids"),
         (COMPLETION | {"prompt": ""}, "empty"),
+        (COMPLETION | {"prompt": ["1"] * 9}, "at most 8 choices"),
         (COMPLETION | {"prompt": [[1, -2]]}, "token ids"),
         (COMPLETION | {"prompt": [True]}, "prompt"),
         (COMPLETION | {"echo": True}, "prompts are not scored"),
@@ -228,8 +229,8 @@ def test_a_full_queue_says_so_and_loses_nothing(expected):
 def test_sigterm_finishes_what_runs_and_ends(expected):
     with serving("--k=2", "--rows=8") as server:
         with ThreadPoolExecutor(24) as pool:
-            asked = [pool.submit(ask, server.client(), q, seed=3, responses=True) for q in QUESTIONS[:24]]
-            until(lambda: metric(server, "dps_questions_running") + metric(server, "dps_questions_waiting") >= 20)
+            asked = [pool.submit(ask, server.client(), q, seed=3, responses=True) for q in QUESTIONS[:16]]
+            until(lambda: metric(server, "dps_questions_running") + metric(server, "dps_questions_waiting") >= 14)
             server.process.terminate()
             time.sleep(0.2)
             code, words = server.end(timeout=120)  # to be told twice changes nothing
