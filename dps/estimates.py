@@ -20,7 +20,8 @@ MARGIN = 0.01
 FEWEST, LARGEST_STDERR = 100, 0.02
 """With fewer questions, or a larger standard error of an accuracy difference, nothing is said of "as good as"."""
 
-_ERROR = (1 - LEVEL) / 2
+ERROR = (1 - LEVEL) / 2
+"""Of a claim in one direction."""
 _POWER = 7.85
 """(z of 97.5 % + z of 80 %)^2: a difference of this many squared standard errors is seen in 80 % of cases."""
 _ROUNDING = 1e-9  # means that are equal on paper, and bounds that are met exactly
@@ -48,7 +49,7 @@ class Estimate:
         if np.isnan(self.low) and self.num_questions > 1 and self.stderr > 0:
             from scipy.special import stdtrit
 
-            half = float(stdtrit(self.num_questions - 1, 1 - _ERROR)) * self.stderr
+            half = float(stdtrit(self.num_questions - 1, 1 - ERROR)) * self.stderr
             object.__setattr__(self, "low", self.value - half)
             object.__setattr__(self, "high", self.value + half)
 
@@ -88,24 +89,24 @@ def bounded(values: np.ndarray, least: float = -1.0, most: float = 1.0) -> Estim
     return Estimate(mean, stderr, len(known), low, high)
 
 
-def loss_is_below(differences: np.ndarray, margin: float) -> bool:
-    """Return whether accuracy differences (N,) show that less than ``margin`` is lost, at an error of at most 2.5 %.
+def loss_is_below(differences: np.ndarray, margin: float, error: float = ERROR) -> bool:
+    """Return whether accuracy differences (N,) show that less than ``margin`` is lost, with at most such an ``error``.
 
     Each is a question's accuracy minus that of the comparison, in [-1, 1]. The same as a lower end of :func:`bounded`
     of at least ``-margin``, in less time.
     """
     values, counts = _with_end(differences, -1.0)
-    return _chance_below(values, counts, -margin) <= _ERROR * (1 + 1e-6)
+    return _chance_below(values, counts, -margin) <= error * (1 + 1e-6)
 
 
-def smallest_margin(num_questions: int) -> float:
-    """Return the smallest loss that N questions of which none loses can exclude: ``(1 - margin)^N = 2.5 %``."""
-    return 1 - _ERROR ** (1 / num_questions)
+def smallest_margin(num_questions: int, error: float = ERROR) -> float:
+    """Return the smallest loss that N questions of which none loses can exclude: ``(1 - margin)^N = error``."""
+    return 1 - error ** (1 / num_questions)
 
 
 def fewest_questions(margin: float) -> int | None:
     """Return the smallest number of questions that can exclude a loss of ``margin``; None for a margin of 0."""
-    return ceil(log(_ERROR) / log(1 - margin)) if margin > 0 else None
+    return ceil(log(ERROR) / log(1 - margin)) if margin > 0 else None
 
 
 def needed(difference: float, stderr: float, num_questions: int) -> int | None:
@@ -165,7 +166,7 @@ def resampled(value: float, replicates: np.ndarray, num_questions: int) -> Estim
     defined = replicates[np.isfinite(replicates)]
     if len(defined) < 2:
         return Estimate(float(value), float("nan"), num_questions)
-    low, high = np.percentile(defined, [100 * _ERROR, 100 - 100 * _ERROR])
+    low, high = np.percentile(defined, [100 * ERROR, 100 - 100 * ERROR])
     return Estimate(float(value), float(defined.std(ddof=1)), num_questions, float(low), float(high))
 
 
@@ -254,7 +255,7 @@ def _lower_end(values: np.ndarray, least: float) -> float:
     distinct, counts = _with_end(values, least)
     if len(distinct) == 1:
         return float(least)
-    return float(brentq(lambda at: _chance_below(distinct, counts, at) - _ERROR, distinct[0], distinct[-1], xtol=1e-9))
+    return float(brentq(lambda at: _chance_below(distinct, counts, at) - ERROR, distinct[0], distinct[-1], xtol=1e-9))
 
 
 def _chance_below(values: np.ndarray, counts: np.ndarray, at: float) -> float:

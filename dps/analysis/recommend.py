@@ -33,6 +33,7 @@ from dps.decide.splits import other_folds
 from dps.decide.thresholds import cheapest_without_loss, effective_margin
 from dps.errors import InputError
 from dps.estimates import (
+    ERROR,
     FEWEST,
     LARGEST_STDERR,
     Estimate,
@@ -54,6 +55,8 @@ FILE, FORMAT_VERSION = "recommendation.json", 1
 PRICES = 12
 """Budgets, evenly spread over log tokens, at which power sampling is compared with cheaper sampling."""
 RESAMPLES = 2000
+SAME_TOKENS = 0.01
+"""Policies whose tokens differ by a smaller share are equally cheap: the simpler of them is taken."""
 _KINDS = {"fixed": 0, "rule": 2, "controller": 3}
 """How simple a policy is; a rule with nothing to choose (``lead-2``) is 1."""
 
@@ -91,6 +94,11 @@ class Policies:
         numbers = (np.round(of.astype(np.float64), 6) for of in (outcomes.correct, outcomes.tokens))
         return cls(outcomes, tuple(groups), *numbers, kinds)
 
+    @property
+    def error(self) -> float:
+        """The chance that a test may claim wrongly: the policies share 2.5 %, since the cheapest of them is chosen."""
+        return ERROR / len(self.groups)
+
     def group_of(self, point: int) -> int:
         """Return the index of the group that holds a point."""
         return next(i for i, points in enumerate(self.groups) if point in points)
@@ -106,6 +114,11 @@ class Policies:
             return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
         budget = listing(f"{arm} {count}" for arm, count in Ladder.parse(one["ladder"]).totals.items())
         return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
+
+    def agree(self, one: int, other: int) -> bool:
+        """Return whether two points are of one policy, or of two names that do the same on every question."""
+        same = (np.array_equal(of[one], of[other]) for of in (self.correct, self.tokens))
+        return self.label(one) == self.label(other) or all(same)
 
     def fixed(self) -> np.ndarray:
         """Return the points of fixed budgets, whatever becomes of their answers."""
@@ -174,9 +187,9 @@ def at_least(policies: Policies, target: int, margin: float, groups: Sequence[np
     """Return the choice of the cheapest point that shows a loss of less than ``margin`` against ``target``.
 
     Within each group the points are tested in a fixed sequence, see
-    :func:`dps.decide.thresholds.cheapest_without_loss`; the cheapest of the groups' choices is taken. Where no group
-    has one, that is the target itself. A simpler policy takes its place that is at least as accurate as the choice and
-    itself shows no larger loss against the target.
+    :func:`dps.decide.thresholds.cheapest_without_loss`, at :attr:`Policies.error`; the cheapest of the groups' choices
+    is taken. Where no group has one, that is the target itself. A simpler policy takes its place that is at least as
+    accurate as the choice, spends at most :data:`SAME_TOKENS` more, and itself shows no larger loss against the target.
     """
 
     def choose(rows: np.ndarray) -> int:
@@ -184,7 +197,7 @@ def at_least(policies: Policies, target: int, margin: float, groups: Sequence[np
         best = passed[int(policies.tokens[passed][:, rows].mean(axis=1).argmin())] if passed else target
         points = np.concatenate(list(groups))
         fits = partial(passing, policies, target, margin, rows=rows)
-        return simplest(policies, best, points, rows, 0.0, lambda point: fits(point) is not None)
+        return simplest(policies, best, points, rows, 0.0, SAME_TOKENS, lambda point: fits(point) is not None)
 
     return choose
 
@@ -192,7 +205,8 @@ def at_least(policies: Policies, target: int, margin: float, groups: Sequence[np
 def passing(policies: Policies, target: int, margin: float, points: np.ndarray, rows: np.ndarray) -> int | None:
     """Return the choice within one group; None where even its dearest point may lose too much."""
     losses = policies.correct[points][:, rows] - policies.correct[target, rows]
-    chosen = cheapest_without_loss(losses, policies.tokens[points][:, rows], effective_margin(int(rows.sum()), margin))
+    excluded = effective_margin(int(rows.sum()), margin, policies.error)
+    chosen = cheapest_without_loss(losses, policies.tokens[points][:, rows], excluded, policies.error)
     return None if chosen is None else int(points[chosen])
 
 
@@ -226,19 +240,23 @@ def simplest(
     points: np.ndarray,
     rows: np.ndarray,
     errors: float,
+    dearer: float = 0.0,
     fits: Callable[[np.ndarray], bool] = lambda _: True,
 ) -> int:
-    """Return what to use in place of the ``best`` point: the simplest that does as well for no more tokens.
+    """Return what to use in place of the ``best`` point: the simplest that does as well for about no more tokens.
 
     A fixed budget is simpler than a rule with nothing to choose, that than other rules, these than controllers. As well
     is an accuracy at most so many standard errors (of the paired difference on these questions) lower, of a point that
-    ``fits``, alone in an array. Of equally simple points the most accurate is taken.
+    ``fits``, alone in an array, and that spends at most the share ``dearer`` more. Of equally simple points the most
+    accurate is taken.
 
     Source:
         Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
     """
     spent = policies.tokens[:, rows].mean(axis=1)
-    simpler = points[(policies.kinds[points] < policies.kinds[best]) & (spent[points] <= spent[best] + 1e-6)]
+    simpler = points[
+        (policies.kinds[points] < policies.kinds[best]) & (spent[points] <= spent[best] * (1 + dearer) + 1e-6)
+    ]
     losses = policies.correct[best, rows] - policies.correct[simpler][:, rows]
     allowed = errors * losses.std(axis=1) / np.sqrt(losses.shape[1])
     simpler = simpler[losses.mean(axis=1) <= allowed + 1e-9]
@@ -317,10 +335,12 @@ def recommend(
         },
         "budget": budget,
         "measured": measured | {"no_loss": loss_is_below(chosen.correct - beside.correct, margin)},
-        "excludable": effective_margin(int(everything.sum() - np.bincount(outcomes.fold).max()), margin),
+        "excludable": effective_margin(
+            int(everything.sum() - np.bincount(outcomes.fold).max()), margin, policies.error
+        ),
         "in_sample": {name: value["value"] for name, value in _of(at(policies, point)).items()},
         "folds": [_told(policies, one) for one in folds],
-        "num_folds_agree": sum(policies.label(one) == policies.label(point) for one in folds),
+        "num_folds_agree": sum(policies.agree(one, point) for one in folds),
         "beside": _beside(policies, chosen, reference, margin, is_fixed=outcomes.settings[point]["family"] == "fixed"),
         "next_best": _next_best(policies, point, rule, reference, budget, margin),
         "power": _power(policies, with_steps, seed),
@@ -469,11 +489,11 @@ def _beside(
         return None
     choose = at_most(policies, cost, [fixed])
     other = held_out(policies, choose)
-    margin = effective_margin(len(chosen.points), margin)
+    margin = effective_margin(len(chosen.points), margin, policies.error)
     same = [
         point
         for point in fixed[np.argsort(policies.tokens[fixed].mean(axis=1), kind="stable")]
-        if loss_is_below(policies.correct[point] - policies.correct[reference], margin)
+        if loss_is_below(policies.correct[point] - policies.correct[reference], margin, policies.error)
     ]
     return {
         "label": policies.label(choose(np.ones(len(chosen.points), dtype=bool))),

@@ -13,7 +13,7 @@ import numpy as np
 
 from dps.decide.orders import at_stop
 from dps.decide.splits import other_folds
-from dps.estimates import loss_is_below, smallest_margin
+from dps.estimates import ERROR, loss_is_below, smallest_margin
 
 NEVER_STOP = -1.0
 """A threshold that every p_inc is above, so that every question gets the maximum."""
@@ -80,12 +80,13 @@ def spread_thresholds(p_inc: np.ndarray, correct: np.ndarray, tokens: np.ndarray
     return every[np.unique([int(np.abs(costs - cost).argmin()) for cost in wanted])]
 
 
-def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float) -> int | None:
+def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float, error: float = ERROR) -> int | None:
     """Return which of M policies is the cheapest that shows no loss; None if none does.
 
     The policies are tried from the most expensive one down, until one does not show that less than ``margin`` is lost.
-    Outcomes do not decide the order, so all tests together have the error of one, at most 2.5 %, however many policies
-    are tried. (The cheapest of all that pass would be the one that was lucky.)
+    Outcomes do not decide the order, so all tests together have the ``error`` of one, however many policies are tried.
+    (The cheapest of all that pass would be the one that was lucky.) Who takes the best of several such sequences gives
+    each its part of the error.
 
     ``losses`` (M, Q) are each question's accuracy minus that of k = maximum, ``tokens`` (M, Q) its tokens, both means
     over orders; ``margin`` is the accuracy that counts as no loss, for instance 0.01.
@@ -95,19 +96,20 @@ def cheapest_without_loss(losses: np.ndarray, tokens: np.ndarray, margin: float)
     """
     chosen = None
     for i in np.argsort(-tokens.mean(axis=1), kind="stable").tolist():
-        if not loss_is_below(losses[i], margin):
+        if not loss_is_below(losses[i], margin, error):
             break
         chosen = i
     return chosen
 
 
-def effective_margin(num_questions: int, margin: float) -> float:
+def effective_margin(num_questions: int, margin: float, error: float = ERROR) -> float:
     """Return the loss that a choice of a threshold excludes: ``margin``, or the smallest that so many questions can.
 
     Fewer than 368 questions cannot show that less than one point is lost, even where none of them loses. The choice is
-    then the cheapest threshold at which about none loses anything; nothing shows that the margin is kept.
+    then the cheapest threshold at which about none loses anything; nothing shows that the margin is kept. ``error`` is
+    that of :func:`cheapest_without_loss`.
     """
-    return max(margin, smallest_margin(num_questions))
+    return max(margin, smallest_margin(num_questions, error))
 
 
 def choose_threshold(
