@@ -40,8 +40,10 @@ def _recommended(result: Entry, one: Entry) -> dict[str, Any]:
         ("questions", count, f"{enough[0].upper()}{enough[1:]}{tests}.", not tests),
     ]
     if (live := _live(result, one)) is not None:
-        said = f"Run on the {questions(result['num_graded'])} of this page, with {number(live['tokens'])} tokens each."
-        facts.append(("live", percent(live["accuracy"]), said, False))
+        said = f"{_ends(live, percent)}, run on the {questions(result['num_graded'])} of this page"
+        facts[-1] = ("questions of the choice", *facts[-1][1:])
+        said += f" with {number(live['tokens'])} tokens each."
+        facts.append(("live accuracy", percent(live["accuracy"]), said, False))
     ends = {name: accuracy[name] for name in ("low", "high")}
     return {
         "kicker": "Recommended policy",

@@ -24,10 +24,9 @@ def run_report(arguments: list[str]) -> None:
     parser = parser_of(
         "report",
         ReportConfig,
-        "Read the stores of an evaluation, or a harvest, and write report.html, report.json, report.png and .svg, "
-        "report_time, and report_mixing where power sampling recorded its steps. Of a folder with a report.json and no "
-        "stores: make page and figures again from that alone. Of folders that dps replay wrote: make replay.html again "
-        "from replay.json, or replays.html with several side by side.",
+        "Read the stores of an evaluation, or a harvest, and write the page report.html, the figure report.png and "
+        ".svg, and report.json, which holds all numbers. Of a folder with a report.json and no stores, or one of "
+        "dps replay: make page and figure again from the JSON file. Of several such folders: compared.html.",
     )
     parser.add_argument(
         "folders",
@@ -208,8 +207,8 @@ def run_metrics(arguments: list[str]) -> None:
     parser = parser_of(
         "metrics",
         MetricsConfig,
-        "Read runs and write a table of their trajectories with the published columns, samples to success of every "
-        "question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base model; "
+        "Read runs and write a table of their trajectories with the columns of Wu & Chen's code, samples to success of "
+        "every question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base model; "
         "mcmc_k in the table is num_mh_steps.",
     )
     parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")

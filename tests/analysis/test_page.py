@@ -375,7 +375,7 @@ def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_mad
     assert run(["report", str(tmp_path)]) == 0
     _, text = parsed(tmp_path / "replay.html")
     assert text.index("Recommended policy lead-2 (<cheap>) Use lead-2.") < text.index("Accuracy against cost")
-    assert "Ladder: 2 × lowtemp 1 accuracy 50.0 % 95 % interval 40.0 to 60.0 %, on questions that had no" in text
+    assert "Ladder: 2 × lowtemp 1 (what the names mean) accuracy 50.0 % 95 % interval 40.0 to 60.0 %, on ques" in text
     assert "tokens a question 50.0 95 % interval 40.0 to 60.0." in text
     assert "beside power 8 50 % fewer tokens 0.50 [0.40, 0.60] of its tokens; +50.0 points [+40.0, +60.0]: a" in text
     assert "a loss of 1 point is not excluded. questions 320 Enough to test for a loss of 1 point." in text

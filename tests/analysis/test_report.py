@@ -121,7 +121,10 @@ def test_a_recommended_policy_is_a_rule_is_shown_first_with_what_it_did_live_and
     assert next(p for p in report["policies"] if p["policy"] == "lead-2-both")["family"] == "rule"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.index('recommendation">lead-2-both (both)</h2>') < page.index("What the data say")
-    assert "<dt>live</dt> <dd><b>100.0\N{NO-BREAK SPACE}%</b> <span>Run on the 40 questions of this page, with" in page
+    assert (
+        "<dt>live accuracy</dt> <dd><b>100.0\N{NO-BREAK SPACE}%</b> <span>95\N{NO-BREAK SPACE}% interval 91.2 to 100.0"
+        in page
+    )
     assert "…" not in render_table(report)
 
 
