@@ -208,8 +208,8 @@ def run_metrics(arguments: list[str]) -> None:
         "metrics",
         MetricsConfig,
         "Read runs and write a table of their trajectories with the columns of Wu & Chen's code, samples to success of "
-        "every question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base model; "
-        "mcmc_k in the table is num_mh_steps.",
+        "every question, their linear predictor, and pass@k. Entropy, perplexity and self-confidence are of the base "
+        "model; mcmc_k in the table is num_mh_steps.",
     )
     parser.add_argument("folders", nargs="*", type=str, help="folders of evaluations, or stores")
     config, parsed = parse(parser, MetricsConfig, arguments)
