@@ -12,7 +12,8 @@ pytest.importorskip("fastapi", reason="dps serve needs FastAPI")
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 
 
-@pytest.mark.parametrize("endpoint", ["completions", pytest.param("chat", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_the_harness_and_the_evaluation_agree(tmp_path, endpoint):
     command = [sys.executable, ROOT / "scripts" / "lm_eval_agrees.py", f"--endpoint={endpoint}", f"--output={tmp_path}"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
