@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dps.arguments import check_seed
+from dps.arguments import check_policy_alone, check_seed
 from dps.benchmarks import Benchmark, Item
 from dps.benchmarks.given import Style, check_questions, given
 from dps.config import ComputeConfig
@@ -235,7 +235,8 @@ def open_asker(
     embedded = EMBEDDED in (model, getattr(model, "name", None))
     benchmark = given(style or ("arithmetic" if embedded else "number"))
     settings = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
-    file = None if policy is None else _policy_file(policy, {**settings, "aggregator": aggregator})
+    check_policy_alone(policy, {**settings, "aggregator": aggregator})
+    file = None if policy is None else read_policy(policy)
     controller = _loaded(controller if file is None else file.controller)
     base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
     if file is not None:
@@ -290,13 +291,6 @@ def _waiting(
 def _check_aggregator(aggregator: str | None) -> None:
     if aggregator not in (None, *AGGREGATORS):
         raise InputError(f"Expected one of {', '.join(AGGREGATORS)} as aggregator, got {aggregator!r}.")
-
-
-def _policy_file(path: str | Path, given: Mapping[str, Any]) -> PolicyFile:
-    """Return a policy file; refuses settings that say what is sampled beside it."""
-    if both := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"policy says what is sampled, and so does {both[0]}: leave one of them out.")
-    return read_policy(path)
 
 
 def _check_model(

@@ -133,6 +133,18 @@ def check_seed(seed: int | None, name: str = "seed") -> None:
         raise InputError(f"Expected {name} from 0 to {LARGEST_SEED:,}, got {seed}: choose another.")
 
 
+def check_margin(margin: float) -> None:
+    """Raise an InputError for a margin of accuracy that is none."""
+    if not 0 <= margin < 1:
+        raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
+
+
+def check_policy_alone(policy: object, given: Mapping[str, Any]) -> None:
+    """Raise an InputError for a policy file beside settings that are ``given``, not None, and say what is sampled."""
+    if policy is not None and (both := [name for name, value in given.items() if value is not None]):
+        raise InputError(f"policy says what is sampled, and so does {both[0]}: leave one of them out.")
+
+
 def _with_configurations(command: str, arguments: Sequence[str]) -> list[str]:
     """Replace configurations that are no files by the package's own of that name; refuse those that are nowhere."""
     words = []
@@ -188,7 +200,12 @@ def one_line(message: str) -> str:
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     arm = r"Problem with given class_path 'dps\.(?:sampler\.arms\.)?Arm': (?:Option '(\S+)' is not accepted)?"
     line = re.sub(arm, lambda match: f"An arm has no setting {match[1]}: {_ARM}." if match[1] else "", line)
-    line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _TYPES.get(match[1], match[0]), line)
+    return types_in_words(line)
+
+
+def types_in_words(message: str) -> str:
+    """Return a parser's message with words in place of Python's types."""
+    line = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _TYPES.get(match[1], match[0]), message)
     return re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)
 
 

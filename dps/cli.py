@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
+from dps import __version__
 from dps.arguments import did_you_mean, readable
 from dps.commands.analysis import run_metrics, run_recommend, run_replay, run_report
 from dps.commands.custom_generate import run_custom_generate
@@ -27,7 +27,7 @@ from dps.commands.serving import run_serve
 from dps.commands.stores import run_ship, run_store
 from dps.commands.training import run_probe, run_training
 from dps.errors import InputError, WorkersDied
-from dps.extras import install
+from dps.extras import require
 from feature_store.errors import StoreError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -97,9 +97,7 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        from importlib.metadata import version
-
-        print(f"dps {version('dynamic-power-sampling')}")
+        print(f"dps {__version__}")
         return 0
     if name.replace("-", "_") == "__print_completion":
         return _print_completion(rest)
@@ -134,8 +132,10 @@ def run(arguments: list[str]) -> int:
 
 def _print_completion(shells: list[str]) -> int:
     """Print the completion of a shell, made of the commands' own parsers."""
-    if find_spec("shtab") is None:
-        return _refuse("dps", f"Completion needs the package shtab: {install('shtab', 'completion')}.")
+    try:
+        require("Completion", "completion", "shtab")
+    except InputError as error:
+        return _refuse("dps", str(error))
     from jsonargparse import ArgumentParser
     from shtab import SUPPORTED_SHELLS
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dps.arguments import check_seed, did_you_mean
+from dps.arguments import check_margin, check_policy_alone, check_seed, did_you_mean
 from dps.benchmarks import BenchmarkConfig
 from dps.decide import RULES, KRange, Ladder
 from dps.decide.aggregate import Aggregator
@@ -510,25 +510,42 @@ class ShipConfig:
                 "margin chooses the threshold on the predictions of a cross-validation: give crossval with it, and no "
                 "threshold."
             )
-        if self.margin is not None and not 0 <= self.margin < 1:
-            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        if self.margin is not None:
+            check_margin(self.margin)
         if self.k is not None:
             self.k.check()
         return self
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """`dps sample`: ask one question."""
+class AskConfig:
+    """How a model is asked, by `dps sample` and `dps serve`."""
 
+    policy: str | None = None
+    """A policy file of `dps recommend`, or its folder, instead of controller, ladder, arms, k and sampler."""
     controller: str | None = None
-    """Checkpoint or run folder of a controller; without one the question gets k.maximum trajectories."""
+    """A controller: its checkpoint, run folder or name on the hub. Without one a question gets all trajectories."""
     ladder: tuple[str, ...] = ()
-    """Rungs, for instance `[plain 2, plain 2, power 2]`, instead of k; without a controller all of them are climbed."""
+    """Rungs, for instance `[plain 2, plain 2, power 2]`, instead of k."""
     arms: dict[str, Arm] = field(default_factory=dict)
     """How the arms of the ladder draw a response, where not as by default: `{plain: {temperature: 0.8}}`."""
-    policy: str | None = None
-    """A policy file that `dps recommend` wrote, or its folder, instead of controller, ladder, arms, k and sampler."""
+    eager: bool = True
+    """Begin trajectories before the controller has asked for them, see compute.eager."""
+    embedder: str = EMBEDDED
+    """The question embedder that the controller was trained with."""
+    feature_layer: int = 11
+    """The hidden layer that the controller was trained with."""
+
+    def check_alone(self, *more: str) -> None:
+        """Raise an InputError where a policy stands beside what says the same; ``more`` are settings of that kind."""
+        given = {name: getattr(self, name) or None for name in ("controller", *more, "ladder", "arms")}
+        check_policy_alone(self.policy, given)
+
+
+@dataclass(frozen=True)
+class SampleConfig(AskConfig):
+    """`dps sample`: ask one question."""
+
     style: str | None = None
     """How the answer is asked for and read: `arithmetic` (for the embedded model), `number` (for others), `math`,
     `text` or `open`."""
@@ -536,12 +553,6 @@ class SampleConfig:
     """Names the random streams."""
     rows: int = 8
     """Chains that run at a time, at least 8."""
-    eager: bool = True
-    """Begin trajectories before the controller has asked for them, see compute.eager."""
-    embedder: str = "embedded"
-    """The question embedder that the controller was trained with."""
-    feature_layer: int = 11
-    """The hidden layer that the controller was trained with."""
     json: bool = False
     """Print one JSON object instead of words."""
 
@@ -551,7 +562,5 @@ class SampleConfig:
         for setting in ("embedder", "feature_layer") if self.controller is None and self.policy is None else ():
             if getattr(self, setting) != getattr(type(self), setting):
                 raise InputError(f"{setting} is set, but only a controller needs it: set controller, or leave it out.")
-        for setting in ("controller", "ladder", "arms") if self.policy is not None else ():
-            if getattr(self, setting):
-                raise InputError(f"policy says what is sampled, and so does {setting}: leave one of them out.")
+        self.check_alone()
         return self

@@ -233,7 +233,6 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, 
             tokenizer = load_tokenizer(name, {"revision": None})
         except Exception as error:  # the files may be of any kind
             raise InputError(f"Could not load a tokenizer of the model {name}: give tokenizer.") from error
-    more = () if eos is None else tuple(eos) if isinstance(eos, Sequence) else (int(eos),)
     more, own = (_listed(each) for each in (eos, model.generation_config.eos_token_id))
     source = Path(name) if embedded else None
     wrapped = LanguageModel(model, tokenizer, EMBEDDED if embedded else name, source, more).check()

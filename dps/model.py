@@ -12,13 +12,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dps.chat import ChatPrompt
 from dps.errors import InputError
-from dps.extras import install
+from dps.extras import require
 from dps.hub import only_cached, quiet_hub
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
 from dps.start import MODEL, stage
@@ -327,8 +326,7 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
         return _random_model(config, source, dtype, device).check()
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if source.suffix == ".gguf":
-        if find_spec("gguf") is None:
-            raise InputError(f"Reading a GGUF file needs the package gguf: {install('gguf', 'gguf accelerate')}.")
+        require("Reading a GGUF file", "gguf", "gguf", "accelerate")
         location = str(source.parent)
         options["gguf_file"] = source.name
     elif source.is_dir():

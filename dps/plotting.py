@@ -60,7 +60,9 @@ def _named(run: Run | Sequence[Run]) -> dict[str, Run]:
         named = dict(run)
     else:
         names = [str(one["title"]) if isinstance(one, Mapping) else _folder(one).resolve().name for one in run]
-        named = {n if names.count(n) == 1 else f"{n} ({i})": one for i, (n, one) in enumerate(zip(names, run), 1)}  # noqa: B905
+        from dps.analysis.words import distinct
+
+        named = dict(zip(distinct(names), run, strict=True))
     if not named:
         raise InputError("Expected at least one run to draw, got none: name a folder.")
     return named

@@ -116,11 +116,6 @@ class Trajectory:
         """Tokens of the accepted response, n; also where a store has the trajectory without its tokens."""
         return int(self.block_num_tokens.sum())
 
-    @property
-    def ended_with_eos(self) -> bool:
-        """Whether the response ends in an EOS token."""
-        return self.ending == "eos"
-
     def __repr__(self) -> str:
         tokens = f"{self.num_tokens:,} tokens, {self.num_generated_tokens:,} sampled"
         steps = f", {self.mh_accepted} of {self.mh_proposed} steps accepted" if self.mh_proposed else ""

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, CheckpointFeatures, feature_names, scalars_of
-from dps.decide.files import controller_file
 from dps.decide.ladder import Ladder
-from dps.decide.policy_file import NAME as POLICY
-from dps.decide.policy_file import read_policy
+from dps.decide.policy_file import checkpoint_path
 from dps.errors import InputError
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
@@ -167,27 +165,6 @@ class Controller:
             f"The controller {self.path} was trained on {trained}, but {came}: give the model, layer and embedder of "
             "its harvest, or train a controller on a harvest of this one."
         )
-
-
-def checkpoint_path(path: str | Path) -> Path:
-    """Return the file that a path means, of a policy that of its controller; see :func:`load_controller`.
-
-    Raises:
-        InputError: If there is no such file, or a policy asks no controller.
-    """
-    file, path = controller_file(path), Path(path)
-    policy = path if path.name == POLICY else path / POLICY
-    if policy.is_file() and (file == policy or not file.is_file()):
-        asked = read_policy(policy)
-        if asked.controller is None:
-            raise InputError(f"Expected a policy that asks a trained controller, but {asked!r} asks none.")
-        return asked.controller
-    if not file.is_file():
-        raise InputError(
-            f"Expected a trained controller at {path}, but there is no {file}: train one with "
-            "dps fit --config configs/mlp_hq.yaml, or give a checkpoint or its run folder."
-        )
-    return file
 
 
 def load_controller(path: str | Path, *, revision: str | None = None) -> Controller:

@@ -11,13 +11,10 @@ from importlib import import_module
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from dps.arguments import with_hint
+from dps.arguments import types_in_words, with_hint
 from dps.errors import InputError
 from feature_store.errors import StoreError
 
-_KINDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
-_KINDS |= {"list": "list such as [a, b]", "dict": "mapping such as {name: value}"}
-"""Python's types in words."""
 _CHATTER = (
     "Subtypes:",
     "Errors:",
@@ -78,9 +75,7 @@ def _essence(message: str) -> str:
     """Return a parser's message as one line, without the list of what was tried and the names of Python's types."""
     lines = [line.strip() for line in message.splitlines()]
     kept = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(_CHATTER))
-    kept = kept.replace("Does not validate against any of the Union subtypes ", "")
-    kept = re.sub(r"(?:\ba )?<class '(\w+)'>", lambda match: _KINDS.get(match[1], match[0]), kept)
-    kept = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", kept).rstrip(".")
+    kept = types_in_words(kept.replace("Does not validate against any of the Union subtypes ", "")).rstrip(".")
     return with_hint(kept, _keys_of(kept))
 
 

@@ -27,7 +27,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from dps.arguments import full_names
+from dps.arguments import check_seed, full_names
 from dps.decide.files import controller_file
 from dps.decide.policy import check_arms
 from dps.decide.thresholds import NEVER_STOP
@@ -53,7 +53,6 @@ _HARMLESS = ("default_root_dir", "max_epochs", "enable_progress_bar", "enable_mo
 
 _FROM_DATA = ("hidden_size", "embedding_size", "prompt_size", "feature_set", "rungs", "gate", "label")
 """Arguments of a controller that the data module decides: sizes from the store, and its feature set."""
-_LARGEST_SEED = 2**32 - 1
 
 
 def run(args: Sequence[str], *, run: bool = True) -> ControllerCLI:
@@ -143,9 +142,7 @@ class ControllerCLI(LightningCLI):
         command = self.config["subcommand"] if self._runs else None
         options = self.config[command] if self._runs else self.config
         for name in ("seed_everything", "data.init_args.seed", "model.init_args.seed"):
-            seed = options.get(name)
-            if seed is not None and not 0 <= seed <= _LARGEST_SEED:
-                raise InputError(f"Expected {name} from 0 to {_LARGEST_SEED:,}, got {seed}: choose another.")
+            check_seed(options.get(name), name)
         for name in _FROM_DATA:  # the link would win, silently
             if options.get(f"model.init_args.{name}") is not None:
                 raise InputError(

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import yaml
 
 from dps.errors import InputError
+from dps.extras import require
 from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.batches import predict_table
@@ -101,8 +101,7 @@ def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> P
     Raises:
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.
     """
-    if find_spec("optuna") is None:
-        raise InputError("dps tune needs Optuna: pip install optuna (in a clone: pip install -e '.[tune]').")
+    require("dps tune", "tune", "optuna")
     if trials < 1:
         raise InputError(f"Expected at least 1 trial, got {trials}.")
     cli, folder, _ = open_folds(args, "tune", folds, output, ("journal.log", BEST, TRIALS))

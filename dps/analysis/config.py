@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dps.arguments import check_seed
+from dps.arguments import check_margin, check_seed
 from dps.decide.ladder import Ladder, Rung
 from dps.errors import InputError
 
@@ -52,8 +52,7 @@ class ReplayConfig:
                 f"Expected orders of at least 1, folds of at least 2 and resamples of at least 100, got {self.orders}, "
                 f"{self.folds} and {self.resamples}."
             )
-        if not 0 <= self.margin < 1:
-            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        check_margin(self.margin)
         if self.show_questions is not None and self.show_questions < 0:
             raise InputError(f"Expected show_questions of at least 0, got {self.show_questions}.")
         for name, rungs in self.ladders.items():
@@ -90,8 +89,7 @@ class RecommendConfig:
     def check(self) -> RecommendConfig:
         """Return self if usable, raise InputError otherwise."""
         check_seed(self.seed)
-        if not 0 <= self.margin < 1:
-            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {self.margin:g}.")
+        check_margin(self.margin)
         if self.budget is not None and not self.budget > 0:
             raise InputError(f"Expected a budget above 0 tokens a question, got {self.budget:g}.")
         if self.target:

@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dps import __version__
 from dps.analysis.advice import enough, notes, sentences
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
@@ -453,7 +453,7 @@ def _write_policy(
         made_by={
             "command": "dps recommend",
             "settings": {key: value for key, value in asdict(config).items() if value and key in _CHOOSE},
-            "version": version("dynamic-power-sampling"),
+            "version": __version__,
             "stores": [store["fingerprint"] for store in provenance["stores"]],
         },
         **decides,

@@ -129,6 +129,11 @@ def listing(names: Iterable[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return names, those that come several times with their place: ``a``, ``b (2)``, ``b (3)``."""
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
 def questions(count: int) -> str:
     """Return ``1 question``, ``1,200 questions``."""
     return f"{count:,} question{'' if count == 1 else 's'}"

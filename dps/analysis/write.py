@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from dps.analysis.figures import draw_accuracy, drawn_with, png, svg
 from dps.analysis.page import render_page
 from dps.analysis.result import SCHEMA_VERSION
+from dps.analysis.words import distinct
 from dps.errors import InputError
 from dps.folders import claim, place_of
 from feature_store.files import replace_file
@@ -215,9 +216,8 @@ def write_several(folders: Sequence[Path], output: Path, title: str | None = Non
     kinds = ["replay" if is_replay(folder) else "report" for folder in folders]
     results = [read_result(folder, kind) for folder, kind in zip(folders, kinds, strict=True)]
     names = [Path(folder).resolve().name for folder in folders]
-    distinct = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
     with _as_written(folders, *kinds):
-        named = dict(zip(distinct, results, strict=True))
+        named = dict(zip(distinct(names), results, strict=True))
         files = _shown("compared", named, title or f"{len(named)} results side by side")
     claim(Path(output), "dps report", {"shown": [place_of(folder, output) for folder in folders]}, ("compared.html",))
     _check_folder(output)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dps.commands.options import parse, parser_of
-from dps.commands.stores import check_controller_file
 from dps.errors import InputError
 from dps.start import ANALYSIS, IMPORTS, PAGE, STORES, stage, starting
 
@@ -140,10 +139,11 @@ def replay_harvest(harvest: Path, config: ReplayConfig) -> bool:
         from dps.analysis import replay
         from dps.analysis.terminal import render_table
         from dps.analysis.write import write_result
+        from dps.decide.policy_file import checkpoint_path
 
     for path in config.controllers.values():
         if not (Path(path) / "predictions.h5").is_file():
-            check_controller_file(path)
+            checkpoint_path(path)
     again = replay.claim_folder(harvest, config)
     with stage(IMPORTS):
         from dps.analysis.outcomes import FILE, write_outcomes
@@ -180,8 +180,10 @@ def run_recommend(arguments: list[str]) -> None:
 @starting("recommend")
 def recommend_policy(replay: Path, config: RecommendConfig) -> Path:
     """Choose a policy of a replay and say why; return the file to run, or what was found where there is none."""
+    from dps.decide.policy_file import checkpoint_path
+
     for path in config.controllers.values():
-        check_controller_file(path)
+        checkpoint_path(path)
     with stage(IMPORTS):
         from dps.analysis.recommend import FILE, run_recommend
 

@@ -60,6 +60,12 @@ def spelt_out(parser: ArgumentParser, arguments: list[str]) -> list[str]:
     return full_names(arguments, actions, {**flags, "--plan": "words"})
 
 
+def given_groups(parser: ArgumentParser, arguments: list[str], *groups: str) -> dict[str, str]:
+    """Return which of some groups of settings the arguments set something of, such as ``sampler``."""
+    words = [word[2:] for word in spelt_out(parser, arguments) if word.startswith("--")]
+    return {word.partition(".")[0]: word for word in words if word.startswith(tuple(f"{group}." for group in groups))}
+
+
 def parse(
     parser: ArgumentParser, config_class: type[Settings], arguments: list[str], fits: str | None = None
 ) -> tuple[Settings, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from dps.commands.analysis import recommend_policy, replay_harvest, write_report_of
 from dps.commands.options import Settings, parse, parser_of, spelt_out
-from dps.commands.stores import check_controller_file
 from dps.start import IMPORTS, current, stage, starting
 from dps.threads import num_cores
 
@@ -54,6 +53,7 @@ def run_harvest(arguments: list[str]) -> None:
 def run_evaluate(arguments: list[str]) -> None:
     """``dps evaluate``: run policies live."""
     from dps.config import NARROWED, EvaluateConfig
+    from dps.decide.policy_file import checkpoint_path
 
     parser = parser_of("evaluate", EvaluateConfig)
     config, _ = parse(parser, EvaluateConfig, arguments, fits="evaluate")
@@ -65,7 +65,7 @@ def run_evaluate(arguments: list[str]) -> None:
         _check_questions(config.check())
         for name, path in config.controllers.items():
             if name in config.policies:
-                check_controller_file(path)
+                checkpoint_path(path)
         with stage(IMPORTS):
             from dps.run.run import evaluate
             from lightning_modules.load import load_controller

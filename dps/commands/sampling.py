@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dps.commands.options import parse, parser_of, spelt_out
-from dps.commands.stores import check_controller_file
-from dps.errors import InputError
+from dps.commands.options import given_groups, parse, parser_of
 from dps.start import IMPORTS, SAMPLING, stage, starting
 
 if TYPE_CHECKING:
@@ -23,11 +21,11 @@ if TYPE_CHECKING:
 @starting("sample")
 def run_sample(arguments: list[str]) -> None:
     """``dps sample``: ask one question."""
-    from dps.arguments import check_seed
+    from dps.arguments import check_policy_alone, check_seed
     from dps.config import KRange, SampleConfig
     from dps.decide import RULES
     from dps.decide.ladder import ladder_of
-    from dps.decide.policy_file import read_policy
+    from dps.decide.policy_file import checkpoint_path, read_policy
     from dps.model_config import EMBEDDED, ModelConfig, check_there
     from dps.sampler.arms import arms_of
     from dps.sampler.settings import SamplerConfig
@@ -43,10 +41,7 @@ def run_sample(arguments: list[str]) -> None:
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
     check_seed(config.seed)
     asker: dict[str, Any] = {"sampler": sampler, "arms": config.arms}
-    for word in spelt_out(parser, arguments) if config.policy is not None else ():
-        if word.startswith(("--k.", "--sampler.")):
-            setting = word.partition(".")[0][2:]
-            raise InputError(f"policy says what is sampled, and so does {setting}: leave one of them out.")
+    check_policy_alone(config.policy, given_groups(parser, arguments, "k", "sampler"))
     file = None if config.policy is None else read_policy(config.policy)
     if file is not None:
         ladder, asker = file.ladder, {"policy": config.policy}
@@ -55,7 +50,7 @@ def run_sample(arguments: list[str]) -> None:
         arms_of(config.arms, [ladder], sampler)
         asker |= {"ladder": ladder}
     if config.controller is not None:
-        check_controller_file(config.controller)
+        checkpoint_path(config.controller)
     elif file is None:
         asker["rule"] = replace(RULES["lead"], threshold=-1.0)  # never enough, so that each rung is seen as it comes
     style = config.style or ("arithmetic" if model_config.name == EMBEDDED else "number")
@@ -162,7 +157,7 @@ def _told(record: Question, threshold: float | None, aggregator: str) -> dict[st
         "question": record.question,
         "answer": record.answer,
         "k": record.k,
-        "num_tokens": _tokens(of) + record.num_cancelled_tokens,
+        "num_tokens": record.num_sampled_tokens,
         "num_cancelled_tokens": record.num_cancelled_tokens,
         "latency_s": round(record.latency_s, 3),
         "shown": shown,

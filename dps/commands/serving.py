@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from dps.commands.options import parse, parser_of, spelt_out
-from dps.commands.stores import check_controller_file
+from dps.arguments import check_policy_alone
+from dps.commands.options import given_groups, parse, parser_of
 from dps.errors import InputError
-from dps.extras import install
+from dps.extras import require
 from dps.start import IMPORTS, stage, starting
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 def run_serve(arguments: list[str]) -> None:
     """``dps serve``: answer requests of the OpenAI protocol until SIGTERM or Ctrl-C."""
+    from dps.decide.policy_file import checkpoint_path
     from dps.model_config import ModelConfig, check_there
     from dps.sampler.settings import SamplerConfig
     from dps.serve.config import ServeConfig
@@ -29,14 +29,10 @@ def run_serve(arguments: list[str]) -> None:
     config, parsed = parse(parser, ServeConfig, arguments, fits="serve")
     built = parser.instantiate_classes(parsed)
     config.check()
-    if config.policy is not None and any(word.startswith("--sampler.") for word in spelt_out(parser, arguments)):
-        raise InputError("policy says what is sampled, and so does sampler: leave one of them out.")
+    check_policy_alone(config.policy, given_groups(parser, arguments, "sampler"))
     if config.controller is not None:
-        check_controller_file(config.controller)
-    lacking = [package for package in ("fastapi", "uvicorn", "prometheus_client") if find_spec(package) is None]
-    if lacking:
-        names = " ".join(lacking).replace("_", "-")
-        raise InputError(f"dps serve needs {' and '.join(lacking)}: {install('serve', names)}.")
+        checkpoint_path(config.controller)
+    require("dps serve", "serve", "fastapi", "uvicorn", "prometheus-client")
     check_there(built["model"])
     with _listening(config) as listening, starting("serve"):
         with stage(IMPORTS):

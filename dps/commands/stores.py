@@ -182,11 +182,12 @@ def say_shortfalls(folders: list[Path]) -> None:
 def run_ship(arguments: list[str]) -> None:
     """``dps ship``: a trained controller as a folder to hand on."""
     from dps.config import ShipConfig
+    from dps.decide.policy_file import checkpoint_path
 
     parser = parser_of("ship", ShipConfig)
     parser.add_argument("run", type=str, help="run folder or checkpoint of dps fit")
     config, parsed = parse(parser, ShipConfig, arguments)
-    check_controller_file(parsed["run"])
+    checkpoint_path(parsed["run"])
     with stage(IMPORTS):
         from lightning_modules.ship import push_to_hub, ship
 
@@ -195,14 +196,3 @@ def run_ship(arguments: list[str]) -> None:
     print(ship(parsed["run"], config.check().output, **settings))
     if config.push is not None:
         print(push_to_hub(config.output, config.push, private=config.private))
-
-
-def check_controller_file(path: str) -> None:
-    """Refuse a controller that is not there, before anything heavy is imported."""
-    from dps.decide.files import controller_file
-
-    if not path.strip():
-        raise InputError("Expected a trained controller, got an empty name: name its checkpoint or run folder.")
-    location = controller_file(path)
-    if not location.is_file():
-        raise InputError(f"Expected a trained controller at {path}, but there is no {location}: train it with dps fit.")

@@ -170,6 +170,31 @@ def read_policy(path: str | Path) -> PolicyFile:
         raise InputError(f"{path}: {error}") from None
 
 
+def checkpoint_path(path: str | Path) -> Path:
+    """Return the file of a controller that a path or name means, of a policy's that of the controller it asks.
+
+    Light, so that a missing controller is refused before anything is loaded.
+
+    Raises:
+        InputError: If there is no such file, or a policy asks no controller.
+    """
+    if not str(path).strip():
+        raise InputError("Expected a trained controller, got an empty name: name its checkpoint or run folder.")
+    file, path = controller_file(path), Path(path)
+    policy = path if path.name == NAME else path / NAME
+    if policy.is_file() and (file == policy or not file.is_file()):
+        asked = read_policy(policy)
+        if asked.controller is None:
+            raise InputError(f"Expected a policy that asks a trained controller, but {asked!r} asks none.")
+        return asked.controller
+    if not file.is_file():
+        raise InputError(
+            f"Expected a trained controller at {path}, but there is no {file}: train one with "
+            "dps fit --config mlp_hq, or give a checkpoint or its run folder."
+        )
+    return file
+
+
 def write_policy(
     folder: str | Path,
     *,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 from dps.errors import InputError
-from dps.extras import install
+from dps.extras import require
 from dps.sampler.settings import ForwardPath, check_rows
 
 
@@ -92,9 +91,7 @@ class ComputeConfig:
             raise InputError("compute.clock_store is empty: give the folder of an earlier store, or leave it out.")
         if self.commit_interval_s < 0:
             raise InputError(f"compute.commit_interval_s must not be negative, got {self.commit_interval_s:g}.")
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise InputError(
-                f"compute.tensorboard needs the package tensorboard: {install('tensorboard', 'tensorboard')}, or leave "
-                "it out; progress.jsonl has the same numbers."
-            )
+        if self.tensorboard:
+            instead = ", or leave it out; progress.jsonl has the same numbers"
+            require("compute.tensorboard", "tensorboard", "tensorboard", instead=instead)
         return self

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from dps.errors import InputError, WorkersDied
-from dps.extras import install
+from dps.extras import require
 from dps.run import pool
 from dps.run.clock import Clock
 from dps.run.committer import Died, Done
@@ -97,12 +97,9 @@ class RayPool:
         Raises:
             InputError: If Ray is not installed, or there is no cluster at the address.
         """
-        try:
-            import ray
-        except ImportError:
-            raise InputError(
-                f"compute.backend: ray needs the package ray: {install('ray', 'ray')}, or use compute.backend: local."
-            ) from None
+        require("compute.backend: ray", "ray", "ray", instead=", or use compute.backend: local")
+        import ray
+
         self._ray = ray
         self._joined = not ray.is_initialized()
         address, workers = settings.compute.ray_address, settings.compute.workers

@@ -23,10 +23,9 @@ from dps.benchmarks import load_benchmark
 from dps.config import EARLY_STOPS, EvaluateConfig, HarvestConfig, is_file
 from dps.decide import RULES, Controller, Ladder, Policy, Rung
 from dps.decide.features import EMBEDDING
-from dps.decide.files import controller_file
 from dps.decide.ladder import POWER
 from dps.decide.policy import check_arms
-from dps.decide.policy_file import PolicyFile, read_policy
+from dps.decide.policy_file import PolicyFile, checkpoint_path, read_policy
 from dps.errors import InputError
 from dps.forced import ForcedLengths
 from dps.model import load_model
@@ -244,7 +243,7 @@ def _loaded(name: str, path: str, load_controller: LoadController | None) -> Con
 
 def _digest(path: str) -> str:
     """Return a digest of a controller's checkpoint, so that a retrained one is another policy."""
-    return hashlib.sha256(controller_file(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(checkpoint_path(path).read_bytes()).hexdigest()[:16]
 
 
 def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:

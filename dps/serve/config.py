@@ -11,9 +11,9 @@ from jsonargparse.typing import SecretStr
 
 from dps.arguments import check_seed
 from dps.benchmarks.given import check_style
+from dps.config import AskConfig
 from dps.decide.ladder import KRange
 from dps.errors import InputError
-from dps.sampler.arms import Arm
 from dps.sampler.settings import check_rows
 
 KEY = "DPS_API_KEY"
@@ -48,19 +48,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(AskConfig):
     """`dps serve`: answer requests of the OpenAI protocol, all of them on the rows of one model."""
 
-    policy: str | None = None
-    """A policy file of `dps recommend`, or its folder, instead of controller, ladder, arms, k and sampler."""
-    controller: str | None = None
-    """Checkpoint or run folder of a controller."""
     k: int | None = None
     """Trajectories of each question (8 if not set), or the most that a controller may ask for."""
-    ladder: tuple[str, ...] = ()
-    """Rungs, for instance `[plain 2, plain 2, power 2]`, instead of k."""
-    arms: dict[str, Arm] = field(default_factory=dict)
-    """How the arms of the ladder draw a response, where not as by default: `{plain: {temperature: 0.8}}`."""
     style: str | None = None
     """How answers are read, and so voted on, where a request does not say: `arithmetic` (for the embedded model),
     `number` (for others), `math`, `text` or `open`: the whole response."""
@@ -85,12 +77,6 @@ class ServeConfig:
     context: int | None = None
     """Tokens of prompt and response together, at most; if not set, 1024 more than the longest response, or what the
     model has."""
-    eager: bool = True
-    """Begin trajectories before the controller has asked for them, see compute.eager."""
-    embedder: str = "embedded"
-    """The question embedder that the controller was trained with."""
-    feature_layer: int = 11
-    """The hidden layer that the controller was trained with."""
     limits: Limits = field(default_factory=Limits)
     """What one client may take from the others."""
 
@@ -106,9 +92,7 @@ class ServeConfig:
         self.limits.check()
         if self.style is not None:
             check_style(self.style)
-        for setting in ("controller", "k", "ladder", "arms") if self.policy is not None else ():
-            if getattr(self, setting):
-                raise InputError(f"policy says what is sampled, and so does {setting}: leave one of them out.")
+        self.check_alone("k")
         if self.ladder and self.k is not None:
             raise InputError("k and ladder both say how far to go: leave one of them out.")
         if self.k is not None:

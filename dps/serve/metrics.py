@@ -10,7 +10,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dps.run.service import Service
-from dps.serve.replies import num_generated
 from feature_store.records import Question
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
@@ -63,7 +62,7 @@ class Metrics:
             self._k.observe(record.k)
         self._tokens.labels("prompt").inc(usage["prompt_tokens"])
         self._tokens.labels("returned").inc(usage["completion_tokens"])
-        self._tokens.labels("generated").inc(sum(map(num_generated, records)))
+        self._tokens.labels("generated").inc(sum(record.num_sampled_tokens for record in records))
 
     def text(self) -> bytes:
         """Return everything in Prometheus's format."""

@@ -90,7 +90,7 @@ class Reply:
         """Return what was read, what was returned, and all that was generated for it, tokens."""
         read = sum(len(ticket.tokens) for ticket in self._tickets[:: self._n])
         returned = sum(len(best_of(record, self._aggregator).tokens) for record in records)
-        generated = sum(map(num_generated, records))
+        generated = sum(record.num_sampled_tokens for record in records)
         return {
             "prompt_tokens": read,
             "completion_tokens": returned,
@@ -106,7 +106,7 @@ class Reply:
             "ladder": ticket.run.policy.ladder.texts(),
             "seed": ticket.own.seed,
             "repeat": ticket.item.metadata["repeat"],
-            "generated_tokens": num_generated(record),
+            "generated_tokens": record.num_sampled_tokens,
             "decisions": [{"k": decision.k, "p_enough": decision.p_enough} for decision in record.decisions],
             "seconds": round(record.latency_s, 4),
         }
@@ -129,11 +129,6 @@ class Reply:
         starts = itertools.accumulate(spelt[:-1], initial=b"")
         offsets = [len(before.decode(errors="ignore")) for before in starts]
         return {"tokens": texts, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
-
-
-def num_generated(record: Question) -> int:
-    """Return all tokens that were sampled for a record: rejected ones and those of responses given up, too."""
-    return sum(t.num_generated_tokens for t in record.trajectories) + record.num_cancelled_tokens
 
 
 def _response(trajectory: Trajectory) -> dict[str, Any]:

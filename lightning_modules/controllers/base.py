@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional
 
+from dps.arguments import check_margin
 from dps.decide.features import FeatureSet, feature_names
 from dps.decide.labels import VALUE, Label, continue_score
 from dps.decide.ladder import Ladder
@@ -81,8 +82,7 @@ class ControllerModule(L.LightningModule):
         """
         if positive_weight != "balanced" and not 0 < positive_weight < math.inf:
             raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
-        if not 0 <= margin < 1:
-            raise InputError(f"Expected a margin of accuracy in [0, 1), for instance 0.01, got {margin:g}.")
+        check_margin(margin)
         if label == VALUE and (positive_weight != 1 or calibration != "none"):
             raise InputError(
                 "The label value is no probability, so it has no calibration and no positive_weight but 1, got "

@@ -14,6 +14,7 @@ from dps.errors import InputError
 from dps.sampler.settings import SamplerConfig
 from lightning_modules.estimators import MLPEstimator, TreeEstimator
 from lightning_modules.load import FORMAT, load_controller
+from tests.commands import refused
 
 SHIPPED = Path(__file__).parents[2] / "docs" / "results" / "gsm8k-qwen2.5-coder-0.5b" / "controllers"
 EXPECTED = {
@@ -90,7 +91,7 @@ def test_what_is_no_controller_is_refused(tmp_path):
             load_controller(tmp_path / f"{name}.ckpt")
 
 
-def test_a_controller_is_what_a_policy_asks(tmp_path):
+def test_a_controller_is_what_a_policy_asks(tmp_path, capsys):
     arms, budget = {"power": SamplerConfig()}, {"budget": 8}
     given = {"name": "mine", "ladder": Ladder.parse(DATA["ladder"]), "arms": arms, "aggregator": "majority"}
     (tmp_path / "c").mkdir()
@@ -106,6 +107,7 @@ def test_a_controller_is_what_a_policy_asks(tmp_path):
         f"PolicyFile(mine in {path}: [power 2, power 2, power 2, power 2], controller, threshold 0.5, majority, "
         "model made-up)"
     )
+    assert "trained on hidden states of size 8" in refused(capsys, "sample", "1+1", f"--controller={tmp_path}")
     path = write_policy(tmp_path / "fixed", **given, **budget, model=MODEL)
     with pytest.raises(InputError, match=r"but PolicyFile\(.*every question to 8.* asks none"):
         load_controller(path.parent)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dps import extras
 from dps.cli import run as dps
 from dps.errors import InputError
 from feature_store.errors import StoreError
@@ -89,7 +90,7 @@ def test_a_second_search_in_a_folder_is_refused_while_the_first_is_on(folder, ha
 
 
 def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):
-    monkeypatch.setattr(tune, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     assert dps(["tune", *options(harvest)]) == 2
     assert capsys.readouterr().err.endswith("pip install optuna (in a clone: pip install -e '.[tune]').\n")
     with pytest.raises(SystemExit, match="0"):

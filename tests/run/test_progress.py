@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from dps import extras
 from dps.cli import run
 from dps.decide import KRange
-from dps.run import compute
 from dps.run.committer import Died, Done
 from dps.run.pool import reclaim
 from dps.run.progress import Progress, format_rate, format_seconds, track
@@ -211,7 +211,7 @@ def test_the_log_becomes_tensorboard_scalars_whose_steps_go_on_in_a_resumed_run(
 
 
 def test_tensorboard_that_is_not_there_is_refused_before_a_model_loads(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compute, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     assert run(["harvest", f"--output={tmp_path / 's'}", "--compute.tensorboard=true"]) == 2
     assert "pip install -e '.[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

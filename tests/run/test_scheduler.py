@@ -407,7 +407,7 @@ def test_blocks_and_values_per_token_add_up_to_the_response(model):
                 assert (np.abs(np.add.reduceat(exact, starts) - sums) <= rounding).all()
             assert (t.token_logprob <= 0).all()
             assert (np.exp(t.token_logprob) <= t.token_top1 + 1e-6).all()
-            assert (t.ending == "eos") == t.ended_with_eos == (int(t.tokens[-1]) == 0)
+            assert (t.ending == "eos") == (int(t.tokens[-1]) == 0)
             endings.add(t.ending)
     assert endings == {"eos", "length"}
     assert all(t.hidden.shape[1] == 0 for r in run(model, FixedK(2), layer=None).values() for t in r.trajectories)
