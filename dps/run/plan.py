@@ -12,6 +12,7 @@ import heapq
 import math
 import multiprocessing
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,7 @@ from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
 from dps.run.scheduler import Account, run_policy
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
-from feature_store import Store
+from feature_store import Store, StoreError
 from feature_store.index import MANY
 from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small
 from feature_store.segment import encode_segment
@@ -120,13 +121,19 @@ def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
 
     Raises:
         InputError: If the settings, the questions or the model cannot be used.
-        StoreError: If the folder holds a store of other settings.
     """
     config.check()
-    check_harvest_folder(config)
+    elsewhere = False
+    try:
+        check_harvest_folder(config)
+    except StoreError as error:  # nothing is written, so that the plan is of use all the same
+        elsewhere = True
+        warnings.warn(
+            f"The plan is for an empty folder, because a harvest here would be refused: {error}", stacklevel=2
+        )
     benchmark = load_benchmark(config.benchmark, config.model.name)
     folder = Path(config.output)
-    stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() else set()
+    stored = set(Store.open(folder).question_ids) if (folder / "manifest.json").exists() and not elsewhere else set()
     wanted = [item.question_id for item in benchmark.items[config.compute.part]]
     missing = [name for name in wanted if name not in stored]
     done = len(wanted) - len(missing)

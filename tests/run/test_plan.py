@@ -1,6 +1,7 @@
 """`dps harvest --plan`: the arithmetic exactly, and a plan beside the harvest that follows."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -146,15 +147,18 @@ def planned(tmp_path_factory):
         ("--benchmark.split=test", "benchmark.split was 'train' and is now 'test'", 2),
     ],
 )
-def test_a_plan_refuses_a_folder_of_other_settings_as_the_harvest_would(planned, capsys, option, differs, limit):
+def test_a_plan_of_other_settings_is_for_an_empty_folder_and_says_that_the_harvest_is_refused(
+    planned, capsys, option, differs, limit
+):
     folder, command = planned
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    said = []
-    for plan in (["--plan"], []):
-        assert run([*command, f"--benchmark.limit={limit}", option, *plan]) == 2
-        said.append(capsys.readouterr().err)
-    assert differs in said[0]
-    assert said[0] == said[1]
+    command = [*command, f"--benchmark.limit={limit}", option]
+    with pytest.warns(UserWarning, match=f"for an empty folder, .* refused: (?s:.*){re.escape(differs)}"):
+        assert run([*command, "--plan", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["questions"], plan["stored"]) == (limit, 0)
+    assert run(command) == 2
+    assert differs in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
