@@ -102,7 +102,8 @@ def stream(
         model: A loaded model, or its name (hub id, folder, GGUF file).
         controller: Decides whether more trajectories are needed, or the path of a trained one (a checkpoint, a run
             folder or a folder of ``dps ship``); without one every question gets k.
-        k: The range of a controller (2, 4, 6, 8 if not given), or a fixed number (8 without a controller).
+        k: The range of a controller or a rule (a controller climbs the ladder that it was trained on and a rule 2, 4,
+            6, 8 if not given), or a fixed number (8 without either).
         ladder: Rungs of several arms instead of k, for instance ``["plain 2", "plain 2", "power 2"]``: without a
             controller or a rule every question gets all of them.
         arms: How the arms of the ladder draw a response, where not as by default.
@@ -334,6 +335,8 @@ def _policy(
         if k is not None:
             raise InputError("k and ladder both say how far to go: leave one of them out.")
         return Policy(ladder if isinstance(ladder, Ladder) else Ladder.parse(ladder), controller, rule)
+    if controller is not None and k is None:
+        return Policy(controller.ladder, controller)
     if controller is None and rule is None:
         k = k.check().maximum if isinstance(k, KRange) else 8 if k is None else k
         return FixedK(KRange(k, 1, k).check().start)

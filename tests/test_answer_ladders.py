@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from dps.api import answer
+from dps.api import answer, open_asker
 from dps.cli import run
 from dps.decide import RULES, KRange, Ladder
 from dps.decide.features import PROMPT
@@ -68,6 +68,19 @@ def test_a_policy_file_is_what_it_says(model, policy):
     assert {record.k for record in records} <= {1, 2, 4, 6}
     assert min(record.k for record in records) < 6  # the rule was asked
     assert len(seen) == sum(len(record.decisions) + (record.k == 6) for record in records)
+
+
+def test_a_controller_climbs_its_own_ladder_unless_told_otherwise(model):
+    class Sure:
+        name, threshold, ladder, arms = "sure", 0.5, Ladder.parse(["plain 2", "plain 2", "plain 4"]), {}
+        parts, prompt_layers = frozenset(), ()
+
+        def check_model(self, *_):
+            pass
+
+    assert open_asker(model, controller=Sure()).run.policy.ladder == Sure.ladder
+    with pytest.raises(InputError, match="was trained on the ladder"):
+        open_asker(model, controller=Sure(), k=8)
 
 
 @pytest.mark.parametrize(

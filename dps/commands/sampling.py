@@ -41,7 +41,8 @@ def run_sample(arguments: list[str]) -> None:
     model_config, sampler, k = built["model"], built["sampler"].check(), built["k"].check()
     check_seed(config.seed)
     asker: dict[str, Any] = {"sampler": sampler, "arms": config.arms}
-    check_policy_alone(config.policy, given_groups(parser, arguments, "k", "sampler"))
+    given = given_groups(parser, arguments, "k", "sampler")
+    check_policy_alone(config.policy, given)
     file = None if config.policy is None else read_policy(config.policy)
     if file is not None:
         ladder, asker = file.ladder, {"policy": config.policy}
@@ -65,7 +66,9 @@ def run_sample(arguments: list[str]) -> None:
         from dps.model import load_model
         from lightning_modules.load import load_controller
     if config.controller is not None:
-        asker["controller"] = load_controller(config.controller)
+        controller = asker["controller"] = load_controller(config.controller)
+        if not config.ladder and "k" not in given:
+            ladder = asker["ladder"] = controller.ladder
     threshold = getattr(asker.get("controller"), "threshold", None)
     if file is not None:
         threshold = file.rule.threshold if file.rule is not None else file.threshold
