@@ -524,7 +524,7 @@ class AskConfig:
     policy: str | None = None
     """A policy file of `dps recommend`, or its folder, instead of controller, ladder, arms, k and sampler."""
     controller: str | None = None
-    """A controller: its checkpoint, run folder or name on the hub, which climbs the ladder that it was trained on unless
+    """A controller: its checkpoint, run folder or name on the hub. It climbs the ladder that it was trained on, unless
     ladder or k is set. Without one a question gets all trajectories."""
     ladder: tuple[str, ...] = ()
     """Rungs, for instance `[plain 2, plain 2, power 2]`, instead of k."""
