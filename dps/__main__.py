@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import warnings
+from pathlib import Path
 
 from dps.cli import run
 from dps.start import process_began
@@ -17,6 +19,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a model's text may have what the terminal cannot show
+    warnings.formatwarning = _sentence
     process_began()
     code: int | str | None
     try:
@@ -37,6 +40,18 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+_format = warnings.formatwarning
+_PACKAGES = [Path(__file__).parents[1] / name for name in ("dps", "lightning_modules", "feature_store")]
+
+
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as it is shown: ours as a sentence, a library's with the place that it is about."""
+    ours = issubclass(category, UserWarning) and any(Path(filename).is_relative_to(one) for one in _PACKAGES)
+    return f"Warning: {message}\n" if ours else _format(message, category, filename, lineno, line)
 
 
 def _flush() -> None:

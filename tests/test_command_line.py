@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from dps import cli
+from dps.__main__ import _sentence
 from dps.arguments import did_you_mean, full_names
 from dps.cli import run
 from dps.commands.helps import SHOWN
@@ -30,6 +31,11 @@ OPTIONS = (
     "--k.maximum", "--benchmark", "--benchmark.name", "--benchmark.limit", "--sampler", "--sampler.alpha", "--help-all",
     "--sampler.proposal_temperature", "--sampler.max_new_tokens", "--controllers", "--policies",
 )  # fmt: skip
+
+
+def test_our_warnings_are_sentences_and_those_of_libraries_name_their_place():
+    assert _sentence("Rows are few.", UserWarning, str(ROOT / "dps" / "api.py"), 3) == "Warning: Rows are few.\n"
+    assert "other.py:3: UserWarning: Odd." in _sentence("Odd.", UserWarning, str(ROOT / "other.py"), 3)
 
 
 @pytest.mark.parametrize(("words", "expected"), CASES["short"])
