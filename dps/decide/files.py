@@ -27,5 +27,4 @@ def controller_file(path: str | Path) -> Path:
     path = CONTROLLER.fetched(path) or Path(path)
     if not path.is_dir():
         return path
-    shipped = (path / name for name in (SHIPPED, "controller.ckpt"))  # the second by earlier versions
-    return next((file for file in shipped if file.is_file()), path / "checkpoints" / "best.ckpt")
+    return path / SHIPPED if (path / SHIPPED).is_file() else path / "checkpoints" / "best.ckpt"

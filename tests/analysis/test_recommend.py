@@ -520,7 +520,7 @@ def test_a_controller_is_shipped_beside_the_file(replayed):
     def ship(source, output, threshold):
         assert (source, threshold) == ("runs/gbdt", 0.3)
         output.mkdir()
-        (output / "controller.ckpt").write_bytes(b"weights")
+        (output / "controller.safetensors").write_bytes(b"weights")
         ladder = from_ks("lowtemp", known)
         return SimpleNamespace(name="gbdt", threshold=threshold, ks=ladder.ks, ladder=ladder)
 
@@ -531,7 +531,7 @@ def test_a_controller_is_shipped_beside_the_file(replayed):
 
     result = run_recommend(replayed, RecommendConfig(controllers={"gbdt": "runs/gbdt"}), ship)
     policy = read_policy(replayed)
-    assert policy.controller == replayed / "controller" / "controller.ckpt"
+    assert policy.controller == replayed / "controller" / "controller.safetensors"
     assert policy.threshold == 0.3
     with pytest.raises(InputError, match="controllers names mlp-h, but the replay has gbdt"):
         run_recommend(replayed, RecommendConfig(controllers={"mlp-h": "x"}), ship)

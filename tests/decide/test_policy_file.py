@@ -93,7 +93,7 @@ def test_arms_of_other_lengths_cannot_be_written():
 @pytest.fixture
 def shipped(tmp_path):
     (tmp_path / "controller").mkdir()
-    (tmp_path / "controller" / "controller.ckpt").write_bytes(b"weights")
+    (tmp_path / "controller" / "controller.safetensors").write_bytes(b"weights")
     written(tmp_path, controller="controller", threshold=0.25)
     return tmp_path
 
@@ -104,7 +104,7 @@ def of(threshold, ks=(1, 3, 5), arms=None):
 
 def test_a_controller_lies_beside_the_file_and_is_the_same(shipped):
     policy = read_policy(shipped)
-    assert policy.controller == shipped / "controller" / "controller.ckpt"
+    assert policy.controller == shipped / "controller" / "controller.safetensors"
     assert policy.policy(of(0.25)).more(1, 0.7) == 2
     with pytest.raises(InputError, match=r"threshold 0.25, but its controller stops at 0.5"):
         policy.policy(of(0.5))
@@ -112,20 +112,20 @@ def test_a_controller_lies_beside_the_file_and_is_the_same(shipped):
     assert policy.policy(of(0.25, arms=arms)).controller.arms == arms
     with pytest.raises(InputError, match=r"gbdt was trained on the arm plain with proposal_temperature 0.5, but here"):
         policy.policy(of(0.25, arms={**arms, "plain": {**arms["plain"], "proposal_temperature": 0.5}}))
-    (shipped / "controller" / "controller.ckpt").write_bytes(b"other weights")
+    (shipped / "controller" / "controller.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match=r"has changed: its digest is [0-9a-f]{64} instead of [0-9a-f]{64}"):
         read_policy(shipped)
-    (shipped / "controller" / "controller.ckpt").unlink()
+    (shipped / "controller" / "controller.safetensors").unlink()
     with pytest.raises(InputError, match="There is no controller"):
         read_policy(shipped)
 
 
 def test_a_controller_elsewhere_is_not_read(shipped, tmp_path_factory):
-    outside = tmp_path_factory.mktemp("elsewhere") / "controller.ckpt"
+    outside = tmp_path_factory.mktemp("elsewhere") / "controller.safetensors"
     outside.write_bytes(b"weights")
     content = yaml.safe_load((shipped / "policy.yaml").read_text())
     (shipped / "link").symlink_to(outside)
-    for path in (str(outside), f"../{outside.parent.name}/controller.ckpt", "link", "controller/../../x"):
+    for path in (str(outside), f"../{outside.parent.name}/controller.safetensors", "link", "controller/../../x"):
         content["controller"]["path"] = path
         (shipped / "policy.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(InputError, match="outside of the file's own folder"):

@@ -94,8 +94,8 @@ def test_what_is_no_controller_is_refused(tmp_path):
 def test_a_controller_is_what_a_policy_asks(tmp_path, capsys):
     arms, budget = {"power": SamplerConfig()}, {"budget": 8}
     given = {"name": "mine", "ladder": Ladder.parse(DATA["ladder"]), "arms": arms, "aggregator": "majority"}
-    (tmp_path / "c").mkdir()
-    file = save(tmp_path / "c" / "controller.ckpt")
+    (tmp_path / "c" / "checkpoints").mkdir(parents=True)
+    file = save(tmp_path / "c" / "checkpoints" / "best.ckpt")
     asked = {"controller": "c", "threshold": load_controller(file).threshold}
     path = write_policy(tmp_path, **given, **asked, model=MODEL)
     assert {load_controller(each).path for each in (file, tmp_path / "c", path, tmp_path)} == {file}
