@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,8 @@ def _waiting(
 ) -> Iterator[tuple[list[PolicyRun], PreparedQuestion] | None]:
     """Yield the questions of a stream for the scheduler, those of a group prepared together."""
     repeats: Counter[tuple[int, ...]] = Counter()
-    for number, group in enumerate(groups):
+    position = count()
+    for group in groups:
         if group == [None]:
             if engine.idle:
                 time.sleep(_PAUSE_S)
@@ -280,13 +282,13 @@ def _waiting(
         check_questions(group)
         texts = [asker.benchmark.render(item, asker.model.tokenizer) for item in _items(group)]
         items, prompts = [], {}
-        for place, (text, tokens) in enumerate(zip(texts, map(tuple, asker.model.encode_all(texts)), strict=True)):
+        for question, text, tokens in zip(group, texts, map(tuple, asker.model.encode_all(texts)), strict=True):
             name = prompt_name(tokens, repeats[tokens])
             repeats[tokens] += 1
-            items.append(Item(name, group[place], None, {"position": number + place}))
+            items.append(Item(name, question, None, {"position": next(position)}))
             prompts[name] = text, tokens
-        for question in asker.prepare(items, prompts):
-            yield [asker.run], question
+        for ready in asker.prepare(items, prompts):
+            yield [asker.run], ready
 
 
 def _check_aggregator(aggregator: str | None) -> None:

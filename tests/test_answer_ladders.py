@@ -1,12 +1,13 @@
 """One question over a ladder of several arms: from Python, from the command line, and by a policy file."""
 
+import asyncio
 import re
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from dps.api import answer, open_asker
+from dps.api import answer, open_asker, stream
 from dps.cli import run
 from dps.decide import RULES, KRange, Ladder
 from dps.decide.features import PROMPT
@@ -49,6 +50,23 @@ def test_a_ladder_is_climbed_and_each_arm_draws_as_it_does_alone(model):
     assert said(mixed)[2:4] == said(plain)
     [hotter] = answer(QUESTION, model, ladder=["plain 2"], arms={"plain": Arm(temperature=3.0)})
     assert said(hotter) != said(plain)
+
+
+def test_a_stream_has_the_records_of_the_answers_however_it_is_read(model):
+    texts, options = [QUESTION, "9+9", QUESTION], {"k": 2, "sampler": SAMPLER}
+    expected = [said(record) for record in answer(texts, model, **options)]
+    assert expected[0] != expected[2]  # the same question again has streams of its own
+
+    def come():
+        for text in texts:
+            yield from (None, text)
+
+    async def read():
+        return [record async for record in stream(come(), model, **options)], await stream(texts, model, **options)
+
+    for records in (list(stream(come(), model, **options)), *asyncio.run(read())):
+        found = {record.metadata["position"]: said(record) for record in records}
+        assert [found[place] for place in range(3)] == expected
 
 
 def test_a_policy_file_is_what_it_says(model, policy):
