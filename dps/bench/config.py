@@ -44,6 +44,8 @@ class BenchConfig:
     """Rows of an engine, at least 8, one measurement each; null takes as many as memory allows."""
     forward: tuple[ForwardPath, ...] = ("auto",)
     """How the model is run, one measurement of the case `steps` each; whole runs take the first."""
+    prefetch: tuple[bool, ...] = (True,)
+    """Whether idle rows take steps ahead of time (`compute.prefetch`), one measurement of the case `harvest` each."""
     generate_batch_sizes: tuple[int, ...] = (64,)
     """Batch sizes of plain sampling; the best one is what the engine is compared with."""
     reference_budget_s: float = 60.0
@@ -76,7 +78,7 @@ class BenchConfig:
         check_model_name(self.model)
         check_seed(self.seed)
         self.sampler.check()
-        for name in ("cases", "workers", "rows", "forward", "generate_batch_sizes"):
+        for name in ("cases", "workers", "rows", "forward", "prefetch", "generate_batch_sizes"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: name at least one.")
         for rows in self.rows:

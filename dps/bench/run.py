@@ -119,10 +119,12 @@ def _plan(config: BenchConfig) -> Iterator[tuple[tuple[str, ...], Measure]]:
     for repeat in range(config.repeats):  # kinds and numbers of workers take turns, so that a slow spell meets all
         for rows, label in all_rows:
             for workers in config.workers:
-                for case in ("harvest", "plain"):
-                    if case in config.cases:
-                        run = partial(_whole, plain=case == "plain", rows=rows, workers=workers)
-                        yield one(f"{case}-{workers}x{label}-{repeat}", run)
+                name, size = f"{workers}x{label}-{repeat}", {"rows": rows, "workers": workers}
+                for prefetch in config.prefetch if "harvest" in config.cases else ():
+                    run = partial(_whole, plain=False, prefetch=prefetch, **size)
+                    yield one(f"harvest-{name}" + ("" if prefetch else "-one-by-one"), run)
+                if "plain" in config.cases:
+                    yield one(f"plain-{name}", partial(_whole, plain=True, prefetch=True, **size))
     if "vllm" in config.cases:
         yield tuple(_vllm_measurements(config)), _vllm
     if "reference" in config.cases:
@@ -136,11 +138,11 @@ def _plan(config: BenchConfig) -> Iterator[tuple[tuple[str, ...], Measure]]:
                 yield one(f"steps-{label}-{forward}", partial(_steps, rows=rows, forward=forward))
 
 
-def _whole(setting: _Setting, *, plain: bool, rows: int | None, workers: int) -> dict[str, Any]:
+def _whole(setting: _Setting, *, plain: bool, prefetch: bool, rows: int | None, workers: int) -> dict[str, Any]:
     """All questions to the end by ``dps harvest`` or, for plain samples, ``dps evaluate``."""
     if plain and setting.config.forced_mean_length is not None:
         raise LeftOut("only harvests have forced lengths")
-    return whole_run(setting.config, plain=plain, rows=rows, workers=workers)
+    return whole_run(setting.config, plain=plain, prefetch=prefetch, rows=rows, workers=workers)
 
 
 def _vllm_measurements(config: BenchConfig) -> dict[str, dict[str, Any]]:

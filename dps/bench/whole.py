@@ -22,12 +22,13 @@ _PARTS = ("decode", "prefill", "features", "embedding", "controller", "grading")
 """What a run tells of its workers' time; the rest of the wall clock is other work and idle time."""
 
 
-def whole_run(config: BenchConfig, *, plain: bool, rows: int | None, workers: int) -> dict[str, Any]:
+def whole_run(config: BenchConfig, *, plain: bool, prefetch: bool, rows: int | None, workers: int) -> dict[str, Any]:
     """Measure one run of all questions in a process of its own, graded and committed.
 
     Args:
         config: The benchmark.
         plain: Plain samples at temperature 1 by ``dps evaluate``, without features; else ``dps harvest``, with them.
+        prefetch: Whether idle rows take steps ahead of time.
         rows: Rows of an engine; None takes as many as memory allows.
         workers: Workers of the run.
 
@@ -39,6 +40,7 @@ def whole_run(config: BenchConfig, *, plain: bool, rows: int | None, workers: in
     """
     resolved = asdict(config)
     compute = {"rows": rows, "workers": workers, "forward": config.forward[0], "threads": config.threads}
+    compute["prefetch"] = prefetch
     names = ("model", "benchmark", "sampler", "features", "seed")
     if plain:
         command, store = "evaluate", "plain"

@@ -48,6 +48,10 @@ class ComputeConfig:
     cancelled trajectories are counted). If not set, on where questions_at_a_time is set and off elsewhere, where token
     counts would depend on timing. True: in any evaluation, whenever rows would idle. A fixed number of trajectories has
     no rungs, so nothing changes for harvests and `power`."""
+    prefetch: bool = True
+    """Let rows that would idle take the next Metropolis-Hastings steps of running chains ahead of time, on the chance
+    that the steps before them leave the response as it is: same chains and counts, sooner. Tokens that no chain needed
+    are counted apart (`num_spare_tokens` of a benchmark)."""
     clock_store: str | None = None
     """Folder of an earlier store of the same model, device and rows: its calibrated clock (seconds per token) is taken
     over instead of being measured again, so that `question_time_sec` means the same in both."""

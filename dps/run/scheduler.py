@@ -36,7 +36,10 @@ FEATURE_PATIENCE_S = 2.0
 """How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
 WAITING_DEVICES = ("cuda",)
 """Devices that a pass of a few chains costs as much as one of many."""
-COUNTED = ("decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated_tokens", "num_read_positions")
+COUNTED = (
+    "decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated_tokens", "num_read_positions",
+    "num_spare_tokens",
+)  # fmt: skip
 """What an engine counts of its work."""
 SHARES = ("decode", "prefill", "features", "controller", "embedding", "grading", "other")
 """What an account tells apart."""

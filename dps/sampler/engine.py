@@ -33,6 +33,7 @@ from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.law import early_terms
 from dps.sampler.memory import rows_from_memory
 from dps.sampler.pace import Pace, Pacer
+from dps.sampler.prefetch import Prefetcher, Seat
 from dps.sampler.prompts import PromptReader
 from dps.sampler.rows import ChainRequest, Finished, Rows, RowStatus
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
@@ -78,15 +79,6 @@ class Cancelled:
     finished: float
 
 
-@dataclass(slots=True)
-class _Seat:
-    """What the host knows of a row that has a chain."""
-
-    request: ChainRequest
-    admitted: float
-    prefill_s: float
-
-
 class Engine:
     """Samples chains on a fixed number of rows.
 
@@ -111,6 +103,7 @@ class Engine:
         stop_strings: Sequence[str] = (),
         stop_room: int = 0,
         layer: int | None = None,
+        prefetch: bool = True,
     ) -> None:
         """Allocate the rows.
 
@@ -125,6 +118,8 @@ class Engine:
             stop_strings: Texts that end a response with the token that completes them, see ``stop``.
             stop_room: States that chains may need for stop strings of their own (:attr:`stops`).
             layer: Index into ``hidden_states`` of those that chains carry (``Chain.hidden``), see :attr:`kept_layer`.
+            prefetch: Whether rows that would idle take later Metropolis-Hastings steps of chains ahead of time, see
+                ``prefetch``; the chains are the same.
 
         Raises:
             InputError: If prompts of that length leave no room for max_new_tokens within the model's positions, the
@@ -144,6 +139,7 @@ class Engine:
             rows = rows_from_memory(model.model, self.positions, kept=kept, share=memory_share)
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
+        self._prefetcher = Prefetcher() if prefetch else None
         vocabulary = model.model.get_output_embeddings().weight.shape[0]
         self._is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=model.device)
         self._is_eos[list(model.eos_ids)] = True
@@ -163,6 +159,7 @@ class Engine:
         self.num_steps = 0  # forward passes of one token per row
         self.num_row_steps = 0  # rows that took part in them, padding included
         self.num_generated_tokens = 0  # rejected ones and those of restarted chains included
+        self.num_spare_tokens = 0  # beside these: of steps taken ahead of time that no chain has needed, or not yet
         self.num_read_positions = 0  # key/value positions that attention had to read for them
         self._make_rows(max(rows, SMALLEST_BATCH))
 
@@ -194,11 +191,21 @@ class Engine:
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         most_steps = max(arm.num_mh_steps for arm in self.arms)
         self._pacer = Pacer(config.block_size, most_steps) if self._graphs else None
-        self._seats: list[_Seat | None] = [None] * rows
-        # Of each row's chain: positions beyond which it cannot stand before it generates more, Metropolis-Hastings
-        # steps at the last look, decoding seconds, number of the prompt, and its positions that have been read.
-        self._of_chain = np.zeros((5, rows))
-        self._reach, self._num_proposed, self._decode_s, self._prompt, self._num_read = self._of_chain
+        self._seats: list[Seat | None] = [None] * rows
+        self._sizes = sorted({batch_size(used, rows, recorded=True) for used in range(1, rows + 1)})
+        # Of each row's chain: positions beyond which it cannot stand before it generates more; Metropolis-Hastings
+        # steps at the last look, and whether one was under way then; decoding seconds; number of the prompt, and its
+        # positions that have been read; tokens since the row ran ahead of another.
+        self._of_chain = np.zeros((7, rows))
+        (
+            self._reach,
+            self._proposed,
+            self._proposing,
+            self._decode_s,
+            self._prompt,
+            self._num_read,
+            self._ahead_tokens,
+        ) = self._of_chain
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
@@ -232,7 +239,9 @@ class Engine:
         Keys of chains that have ended are passed over.
         """
         self._pending = deque(request for request in self._pending if request.key not in keys)
-        rows = [row for row, seat in enumerate(self._seats) if seat is not None and seat.request.key in keys]
+        chains = [seat for seat in self._chains() if seat.request.key in keys]
+        self._give_up([gone for seat in chains for gone in seat.cut()])
+        rows = [seat.row for seat in chains]
         now = time.perf_counter()
         cancelled = []
         for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
@@ -243,7 +252,7 @@ class Engine:
 
     def clear(self) -> None:
         """Give up all chains and forget all prompts: what is submitted next finds nothing of them but the counts."""
-        self.cancel({request.key for request in (*self._pending, *(seat.request for seat in self._seats if seat))})
+        self.cancel({request.key for request in (*self._pending, *(seat.request for seat in self._chains()))})
         self._prompts.clear()
 
     @property
@@ -259,7 +268,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Chains that have a row."""
-        return sum(seat is not None for seat in self._seats)
+        return len(self._chains())
 
     @property
     def idle(self) -> bool:
@@ -295,6 +304,8 @@ class Engine:
     def _window(self) -> list[Chain]:
         """Decode until the next look; return the chains that have ended by then."""
         started = time.perf_counter()
+        if self._prefetcher is not None and not self._pending:
+            self._run_ahead()
         count = self._compact()
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
         if self._kernels is not None:
@@ -314,7 +325,9 @@ class Engine:
         self._account(status, pace.steps_per_look, count, now - started)
         # An eager window is one step, so where a row stands is enough; a recorded one settles on its way.
         self._reach[:] = status.position if self._recorder is None else status.reach
-        return self._release(np.flatnonzero(status.finished).tolist(), now)
+        self._proposed[:], self._proposing[:] = status.proposed, status.proposing
+        self._decide_ahead()
+        return self._release([seat.row for seat in self._chains() if status.finished[seat.row]], now)
 
     def _run(self, key: Hashable, work: partial) -> None:
         """Do device work, by its recording where there is one."""
@@ -339,11 +352,13 @@ class Engine:
         self.num_steps += steps
         self.num_row_steps += steps * count
         useful = int(status.useful_steps.sum())
-        self.num_generated_tokens += useful
+        ahead = int(status.useful_steps[[seat.row for seat in self._seats if seat and seat.behind]].sum())
+        self.num_generated_tokens += useful - ahead
+        self.num_spare_tokens += ahead
+        self._ahead_tokens += status.useful_steps
         self.num_read_positions += int(status.read_positions.sum())
         if self._pacer is not None:
-            self._pacer.note(useful, int((status.proposed - self._num_proposed).sum()), int(status.finished.sum()))
-            self._num_proposed[:] = status.proposed
+            self._pacer.note(useful, int((status.proposed - self._proposed).sum()), int(status.finished.sum()))
         if useful:
             self.decode_s += seconds
             self._decode_s += seconds / useful * status.useful_steps
@@ -381,7 +396,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to waiting chains, the lowest rows first."""
-        free = [row for row, seat in enumerate(self._seats) if seat is None][: len(self._pending)]
+        free = [row for row, seat in enumerate(self._seats) if seat is None]
+        if len(free) < len(self._pending):
+            self._give_up([gone for seat in self._chains() for gone in seat.cut()])
+            free = [row for row, seat in enumerate(self._seats) if seat is None]
+        free = free[: len(self._pending)]
         if not free:
             return
         started = time.perf_counter()
@@ -403,9 +422,9 @@ class Engine:
         share = (now - started - reading_s) / len(free)
         for row, request in zip(free, requests, strict=True):
             self._pending.popleft()
-            self._seats[row] = _Seat(request, started, share + self._prompts.pay(request.prompt))
+            self._seats[row] = Seat(request, started, share + self._prompts.pay(request.prompt), row)
             read = len(request.prompt) - 1
-            self._of_chain[:, row] = read, 0, 0.0, self._prompts.number(request.prompt), read
+            self._of_chain[:, row] = read, 0, False, 0.0, self._prompts.number(request.prompt), read, 0
         self._prompts.trim()
 
     def _compact(self) -> int:
@@ -416,14 +435,91 @@ class Engine:
         if not sources:
             return wanted
         targets = [row for row in range(wanted) if self._seats[row] is None][: len(sources)]
-        self.cache.move_rows(sources, targets)
-        self._rows.move(sources, targets)
-        self._of_chain[:, targets] = self._of_chain[:, sources]
+        self._copy(sources, targets)
+        self._rows.free(sources)
         for source, target in zip(sources, targets, strict=True):
             self._seats[target] = self._leave(source)
+            self._seats[target].row = target
         return wanted
 
-    def _leave(self, row: int) -> _Seat:
+    def _copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole rows."""
+        self.cache.move_rows(sources, targets)
+        self._rows.copy(sources, targets)
+        self._of_chain[:, targets] = self._of_chain[:, sources]
+
+    def _chains(self) -> list[Seat]:
+        """Return the seats of chains, without those that run ahead of one."""
+        return [seat for seat in self._seats if seat is not None and seat.behind is None]
+
+    def _run_ahead(self) -> None:
+        """Let rows that would idle run ahead of chains; fewer of them where fewer rows are worth running."""
+        chains = self._chains()
+        lines = [list(chain.line()) for chain in chains]
+        size = batch_size(len(chains), self.rows, recorded=self._recorder is not None)
+        if self._recorder is not None:
+            size = self._prefetcher.best_rows(len(chains), [each for each in self._sizes if each >= size])
+        while sum(map(len, lines)) > size:
+            longest = max(lines, key=len)
+            self._give_up(longest[-2].cut())
+            longest.pop()
+        # The shortest lines first: what is furthest ahead is least likely to be needed.
+        ready = [line[-1] for line in sorted(lines, key=len) if self._proposing[line[-1].row]]
+        free = [row for row in range(size) if self._seats[row] is None]
+        # Rows beyond the size move into it before the next steps, and need its free rows.
+        free = free[: max(size - sum(map(len, lines)), 0)]
+        pairs = list(zip(ready, free, strict=False))
+        if not pairs:
+            return
+        self._copy([seat.row for seat, _ in pairs], [row for _, row in pairs])
+        self._rows.run_ahead([row for _, row in pairs])
+        for seat, row in pairs:
+            self._seats[row] = seat.copy(row, int(self._proposed[seat.row]))
+            self._decode_s[row] = self._proposing[row] = self._ahead_tokens[row] = 0
+
+    def _decide_ahead(self) -> None:
+        """Look which rows ran ahead rightly: these become the chains, the others are given up."""
+        decided = [seat for seat in self._seats if seat and seat.behind and self._proposed[seat.behind.row] > seat.step]
+        if not decided:
+            return
+        changed = self._rows.changed([seat.behind.row for seat in decided], [seat.step for seat in decided])
+        self._prefetcher.note(changed)
+        wrong, right = ({seat for seat, one in zip(decided, changed, strict=True) if one == kind} for kind in (1, 0))
+        for chain in self._chains():
+            before = next((seat for seat in chain.line() if seat.ahead in wrong), None)
+            if before is not None:
+                self._give_up(before.cut())
+        while pairs := [pair for chain in self._chains() if (pair := _first(chain, right)) is not None]:
+            self._adopt(pairs)
+            right -= {ahead for _, ahead in pairs}
+
+    def _adopt(self, pairs: list[tuple[Seat, Seat]]) -> None:
+        """Let seats that ran ahead rightly, the second of each pair, take the places of those that they came from."""
+        sources, targets = [seat.row for seat, _ in pairs], [ahead.row for _, ahead in pairs]
+        again = self._rows.adopt(sources, targets, [ahead.step for _, ahead in pairs])
+        self._rows.free(sources)
+        self._decode_s[targets] += self._decode_s[sources]
+        needed = self._ahead_tokens[targets] - again
+        self._ahead_tokens[targets] = needed + self._ahead_tokens[sources]
+        for (seat, _), tokens in zip(pairs, needed.tolist(), strict=True):
+            if seat.behind is None:
+                self.num_generated_tokens += int(tokens)
+                self.num_spare_tokens -= int(tokens)
+            seat.give_way()
+            self._leave(seat.row)
+
+    def _give_up(self, seats: list[Seat]) -> None:
+        """Free the rows of seats that ran ahead; what they took is a part of their chains' time."""
+        for seat in seats:
+            chain = seat
+            while chain.behind is not None:
+                chain = chain.behind
+            self._decode_s[chain.row] += self._decode_s[seat.row]
+            self._leave(seat.row)
+        if seats:
+            self._rows.free([seat.row for seat in seats])
+
+    def _leave(self, row: int) -> Seat:
         """Let this row have no chain, as far as the host is concerned; returns the seat of the one that it had."""
         seat, self._seats[row] = self._seats[row], None
         self._reach[row] = self._prompt[row] = 0  # what the device counts of the row stays as it is
@@ -439,7 +535,7 @@ class Engine:
                 f"The device ran out of memory with {self.rows} rows, the fewest there can be: lower "
                 f"sampler.max_new_tokens or use a device with more memory. PyTorch says: {reason.splitlines()[0]}"
             )
-        running = [seat.request for seat in self._seats if seat is not None]
+        running = [seat.request for seat in self._chains()]
         self._pending.extendleft(reversed(running))
         rows = max(self.rows // 2, SMALLEST_BATCH)
         warnings.warn(
@@ -469,6 +565,11 @@ def _check_arms(arms: Sequence[SamplerConfig]) -> SamplerConfig:
                 f"num_final_steps and reject_early only, got {arms[0]} and {arm}: open an engine for each."
             )
     return arms[0]
+
+
+def _first(chain: Seat, right: Collection[Seat]) -> tuple[Seat, Seat] | None:
+    """Return the first seat of a line whose copy ran ahead rightly, and the copy."""
+    return next(((seat, seat.ahead) for seat in chain.line() if seat.ahead in right), None)
 
 
 def batch_size(used: int, rows: int, *, recorded: bool) -> int:

@@ -58,4 +58,5 @@ def open_engine(
         stop_strings=benchmark.stop_strings(model.tokenizer),
         stop_room=stop_room,
         layer=layer,
+        prefetch=compute.prefetch,
     )

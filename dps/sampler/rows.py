@@ -29,6 +29,8 @@ _INTEGERS = (
     *_COUNTED, "start", "cut", "length", "horizon", "steps_left", "key", "proposed", "accepted", "read_positions",
     "forced_length", "rejected_early", "saved_tokens", "limit", *_STEPS,
 )  # fmt: skip
+_OF_STEPS = ("generated", "accepted", "rejected_early", "saved_tokens")
+"""Counts that are noted with every step, so that a chain can be told from what its row did after one of them."""
 _SETTINGS = ("alpha", "temperature", "inverse", *(f"early_{name}" for name in EarlyTerms._fields))
 _NUMBERS = ("number", "old_base", "old_proposal", "old_cut", "bound", "evidence", "weight", *_SETTINGS)
 _FLAGS = ("occupied", "active", "extending", "finished", "early")
@@ -161,6 +163,8 @@ class Rows:
         steps = max(arm.max_mh_steps for arm in arms) + 1  # the last takes what the rows write that took no step
         self._trace_moves = torch.zeros((rows, steps), dtype=torch.int64, device=device)
         self._trace_logprob = torch.zeros((rows, steps), dtype=torch.float64, device=device)
+        self._trace_changed = torch.zeros((rows, steps), dtype=torch.bool, device=device)
+        self._trace_counts = torch.zeros((len(_OF_STEPS), rows, steps), dtype=torch.int64, device=device)
         self._first_horizon = arms[0].block_size
         settings = np.array([_settings_of(arm) for arm in arms])
         self._hold(
@@ -192,6 +196,7 @@ class Rows:
         part = copy.copy(self)
         part._hold(self._integers[:, :count], self._flags[:, :count], self._numbers[:, :count])
         part._trace_moves, part._trace_logprob = self._trace_moves[:count], self._trace_logprob[:count]
+        part._trace_changed, part._trace_counts = self._trace_changed[:count], self._trace_counts[:, :count]
         part.live, part.saved = self.live.first(count), self.saved.first(count)
         return part
 
@@ -203,10 +208,11 @@ class Rows:
         """Return which positions lie in ``start..stop-1`` of each row: bool, shape (R, S + 1)."""
         return (self.index >= start[:, None]) & (self.index < stop[:, None])
 
-    def record(self, taken: Tensor, length: Tensor, accepted: Tensor, logprob: Tensor) -> None:
+    def record(self, taken: Tensor, length: Tensor, accepted: Tensor, changed: Tensor, logprob: Tensor) -> None:
         """Note a Metropolis-Hastings step of the rows where ``taken``, before ``proposed`` counts the step.
 
-        ``length`` is that of the response before the step, ``logprob`` log p of the whole response after the step.
+        ``length`` is that of the response before the step, ``changed`` whether the step put another one in its place,
+        ``logprob`` log p of the whole response after the step.
         """
         slot = torch.where(taken, self.proposed, self._trace_moves.shape[1] - 1)[:, None]
         # Sums with a factor: (horizon, length, cut, accepted) side by side in one number.
@@ -214,6 +220,9 @@ class Rows:
         move = torch.add(self.cut - self.start, lengths, alpha=1 << LENGTH_BITS)
         self._trace_moves.scatter_(1, slot, torch.add(accepted, move, alpha=2)[:, None])
         self._trace_logprob.scatter_(1, slot, logprob[:, None])
+        self._trace_changed.scatter_(1, slot, changed[:, None])
+        counts = torch.stack([getattr(self, name) for name in _OF_STEPS])[..., None]
+        self._trace_counts.scatter_(2, slot.expand(len(counts), -1, -1), counts)
 
     # -- what the host does --------------------------------------------------------------------------------------------
 
@@ -246,20 +255,52 @@ class Rows:
                 states = torch.tensor([chain.stop_state for chain in chains], dtype=torch.int16, device=device)
                 responses.states[where, : ids.shape[1]] = states[:, None]
 
-    def move(self, sources: list[int], targets: list[int]) -> None:
-        """Copy whole rows; the sources become free."""
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy whole rows."""
         source, target = (torch.tensor(rows, device=self.index.device) for rows in (sources, targets))
-        for table in (self._integers, self._flags, self._numbers):
+        for table in (self._integers, self._flags, self._numbers, self._trace_counts):
             table[:, target] = table[:, source]
-        for trace in (self._trace_moves, self._trace_logprob):
+        for trace in (self._trace_moves, self._trace_logprob, self._trace_changed):
             trace[target] = trace[source]
         for responses in (self.live, self.saved):
             responses.move(source, target)
         if self.kept is not None:
             self.kept.move(sources, targets)
-        self._free(source)
 
-    def _free(self, rows: Tensor) -> None:
+    def run_ahead(self, rows: list[int]) -> None:
+        """Let these rows, copies of rows that propose, reject what they propose and count from here on."""
+        where = torch.tensor(rows, device=self.index.device)
+        self.active[where], self.number[where] = False, torch.inf
+        for name in (*_OF_STEPS, "useful_steps", "read_positions"):
+            getattr(self, name)[where] = 0
+
+    def changed(self, rows: list[int], steps: list[int]) -> np.ndarray:
+        """Return whether these steps of these rows changed the response: bool, shape (N,)."""
+        where, step = (torch.tensor(numbers, device=self.index.device) for numbers in (rows, steps))
+        return self._trace_changed[where, step].cpu().numpy()
+
+    def adopt(self, sources: list[int], targets: list[int], steps: list[int]) -> np.ndarray:
+        """Let rows that ran ahead be the chains of the rows that they were copied from.
+
+        The chain of ``targets`` did what ``sources`` did up to and including ``steps``, which changed no response, and
+        what ``targets`` did since.
+
+        Returns:
+            Tokens that the sources generated after these steps, once more: int64, shape (N,).
+        """
+        source, target, step = (torch.tensor(rows, device=self.index.device) for rows in (sources, targets, steps))
+        before = self._trace_counts[:, source, step]
+        again = self.generated[source] - before[0]
+        earlier = torch.arange(self._trace_moves.shape[1], device=step.device) <= step[:, None]
+        for trace in (self._trace_moves, self._trace_logprob, self._trace_changed):
+            trace[target] = torch.where(earlier, trace[source], trace[target])
+        counts = self._trace_counts
+        counts[:, target] = torch.where(earlier, counts[:, source], counts[:, target] + before[..., None])
+        for name, count in zip(_OF_STEPS, before, strict=True):
+            getattr(self, name)[target] += count
+        return again.cpu().numpy()
+
+    def free(self, rows: list[int] | Tensor) -> None:
         """Let these rows hold no chain, and stand where a step costs least."""
         self._flags[:, rows] = False
         self.position[rows] = 0
@@ -286,17 +327,18 @@ class Rows:
 
     def look(self) -> RowStatus:
         """Copy to the host what it decides by, and restart the counts of the window."""
+        flags = (self.finished, self.occupied & ~self.extending & ~self.finished)
         counts = (self.position, self.reach(), self.useful_steps, self.read_positions, self.proposed)
-        packed = torch.stack((self.finished.long(), *counts)).cpu().numpy()
+        packed = torch.stack((*(flag.long() for flag in flags), *counts)).cpu().numpy()
         self.useful_steps.zero_()
         self.read_positions.zero_()
-        return RowStatus(packed[0].astype(bool), *packed[1:])
+        return RowStatus(*packed[:2].astype(bool), *packed[2:])
 
     def cancel(self, rows: list[int]) -> list[int]:
         """Free these rows, whatever their chains were doing; returns how many tokens each had generated."""
         where = torch.tensor(rows, device=self.index.device)
         generated = self.generated[where].tolist()
-        self._free(where)
+        self.free(where)
         return generated
 
     def read(self, rows: list[int], block_size: int) -> list[Finished]:
@@ -313,7 +355,7 @@ class Rows:
         lengths = integers[1].tolist()
         hidden = self.kept.means(rows, lengths, block_size) if self.kept is not None else [None] * len(rows)
         moves, logprob = self._trace_moves[where].cpu().numpy(), self._trace_logprob[where].cpu().numpy()
-        self._free(where)
+        self.free(where)
         found = []
         for line, (start, length, generated, proposed, accepted, rejected_early, saved, early) in enumerate(
             integers.T.tolist()
@@ -346,6 +388,8 @@ class RowStatus:
     """What the host sees of the rows: fields of :class:`Rows` and its ``reach``, each of shape (R,)."""
 
     finished: np.ndarray
+    proposing: np.ndarray
+    """Whether the row has a Metropolis-Hastings step under way."""
     position: np.ndarray
     reach: np.ndarray
     useful_steps: np.ndarray

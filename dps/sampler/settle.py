@@ -39,6 +39,9 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
     new = _suffix(rows, rows.live, generated, from_cut, config)
     old = Suffix(rows.old_base, rows.old_proposal, rows.old_cut)
     verdict = accept(rows.number, log_accept_ratio(new, old, rows.alpha, config.accept_rule))
+    verdict = verdict & (rows.number < torch.inf)  # of a row that runs ahead, see ``prefetch``
+    differs = (rows.live.tokens != rows.saved.tokens) & from_cut & (rows.index < (rows.start + generated)[:, None])
+    differs = differs.any(-1) | (generated != rows.length)
     # The numbers of tokens that a proposal did not need are passed over: no later number depends on where it ended.
     rows.draws.add_(torch.where(proposed, rows.horizon - generated, 0))
     accepted = ended & (rows.extending | verdict)
@@ -52,9 +55,9 @@ def settle(rows: Rows, config: SamplerConfig, is_eos: Tensor, cache: RowCache) -
         rows.kept.accept(accepted, rows.cut - rows.start, rows.length)
     whole = before_stop & (rows.index >= rows.start[:, None])
     logprob = torch.where(whole, rows.saved.values[0], 0.0).sum(-1)
-    rows.record(proposed, before, accepted, logprob)
-    rows.proposed.add_(proposed)
     rows.accepted.add_(accepted & proposed)
+    rows.record(proposed, before, accepted, accepted & differs, logprob)
+    rows.proposed.add_(proposed)
     _start_next(rows, ended, stop, config, is_eos)
 
 

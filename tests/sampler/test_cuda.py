@@ -99,6 +99,25 @@ def test_recorded_chains_are_those_of_an_unrecorded_run_over_every_length(monkey
     assert lengths >= ({0, 1, 2, 3, 6} if decide == "coin" else {0, 1, 2})
 
 
+def test_recorded_chains_whose_steps_are_taken_ahead_of_time_are_those_one_by_one():
+    config = SamplerConfig(alpha=4.0, block_size=64, max_new_tokens=384, num_mh_steps=5)
+    model = on_cuda(tiny_model(vocabulary=600, layers=3, sharpness=2.0, positions=512, seed=4))
+    requests = requests_of(range(40))
+    ahead, one_by_one = (
+        Engine(model, config, rows=256, prompt_room=8, layer=2, prefetch=prefetch) for prefetch in (True, False)
+    )
+    found, expected = (sample_chains(engine, requests) for engine in (ahead, one_by_one))
+    same = [key for key, chain in expected.items() if chain.tokens.tolist() == found[key].tokens.tolist()]
+    assert len(same) >= 38  # batches of other sizes round differently
+    for key in same:
+        assert found[key].num_generated_tokens == expected[key].num_generated_tokens
+        assert found[key].mh_accepted == expected[key].mh_accepted
+        np.testing.assert_array_equal(found[key].steps.accepted, expected[key].steps.accepted)
+        np.testing.assert_allclose(found[key].hidden, expected[key].hidden, atol=1e-3)
+    assert ahead.num_spare_tokens > 0
+    assert ahead.num_steps < 0.9 * one_by_one.num_steps
+
+
 @pytest.mark.parametrize("path", ["fused", "unchanged", "eager"])
 def test_recorded_chains_keep_the_states_of_a_pass(monkeypatch, path):
     """After many rejections and acceptances, in rows that move; the chains are those of an engine that keeps none."""
