@@ -358,7 +358,8 @@ class Engine:
         self._ahead_tokens += status.useful_steps
         self.num_read_positions += int(status.read_positions.sum())
         if self._pacer is not None:
-            self._pacer.note(useful, int((status.proposed - self._proposed).sum()), int(status.finished.sum()))
+            ended = sum(status.finished[seat.row] for seat in self._chains())
+            self._pacer.note(useful, int((status.proposed - self._proposed).sum()), int(ended))
         if useful:
             self.decode_s += seconds
             self._decode_s += seconds / useful * status.useful_steps

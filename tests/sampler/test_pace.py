@@ -62,7 +62,7 @@ def test_the_pacer_is_told_of_every_token_proposal_and_chain_once(monkeypatch):
     """Also where chains move into lower rows, and where a row has been another chain's."""
     told, moved = [], 0
     monkeypatch.setattr(Pacer, "note", lambda pacer, *counts: told.append(counts))
-    engine = RecordedEngine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8)
+    engine = RecordedEngine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8, prefetch=False)
     move = engine.cache.move_rows
 
     def noted(sources, targets):
