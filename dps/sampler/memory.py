@@ -51,8 +51,8 @@ def rows_from_memory(
     device = model.device
     if free_bytes is None:
         free_bytes = _free_bytes(device)
-    kept = _READING_BYTES if device.type == "cuda" else 0
-    rows = int(_SHARE * share * free_bytes - kept) // row_bytes(model, positions, kept)
+    kept_back = _READING_BYTES if device.type == "cuda" else 0
+    rows = int(_SHARE * share * free_bytes - kept_back) // row_bytes(model, positions, kept)
     rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
     step = 64 if rows >= 64 else 8 if rows >= 8 else 1
     return rows // step * step

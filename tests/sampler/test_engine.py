@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -264,18 +265,20 @@ def test_running_out_of_memory_with_the_fewest_rows_is_said_in_one_sentence(monk
         engine.poll()
 
 
-def test_rows_come_from_a_formula():
+@pytest.mark.parametrize(("device", "kept_back", "most"), [("cpu", 0, 256), ("cuda", 8 << 30, 1024)])
+def test_rows_come_from_a_formula(device, kept_back, most):
     model = tiny_model(dtype=torch.float32).model  # 2 layers, 2 key/value heads of 4 features, 12 tokens
     states = 2 * 2 * 2 * 4 * 32 * 4  # layers, key and value, heads, features, positions, bytes
     assert row_bytes(model, 32) == 2 * (states + (5 * 8 + 2) * 32) + 10 * 12
-    per_row = row_bytes(model, 32)
+    there = SimpleNamespace(config=model.config, dtype=model.dtype, device=torch.device(device))
 
-    def rows(number, **changes):
-        return rows_from_memory(model, 32, free_bytes=int(number * per_row / 0.9) + 1, **changes)
+    def rows(number, kept=0, **changes):
+        free = int((number * row_bytes(model, 32, kept) + kept_back) / 0.9) + 1
+        return rows_from_memory(there, 32, kept=kept, free_bytes=free, **changes)
 
-    assert [rows(n) for n in (0, 1, 7, 8, 23, 63, 64, 127, 200, 100_000)] == [1, 1, 7, 8, 16, 56, 64, 64, 192, 256]
-    assert rows(100, share=0.5) == 48
-    assert Engine(tiny_model(), CONFIG, rows=None, prompt_room=8).rows == 256
+    assert [rows(n) for n in (0, 1, 7, 8, 23, 63, 64, 127, 200)] == [1, 1, 7, 8, 16, 56, 64, 64, 192]
+    assert (rows(100_000), rows(200, kept=19)) == (most, 192)
+    assert rows(100, share=0.5) == (48 if device == "cpu" else 1)
 
 
 def test_forced_lengths_are_kept_through_every_step():
