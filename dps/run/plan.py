@@ -27,9 +27,10 @@ from dps.decide import Policy
 from dps.device import peak_gib, synchronize
 from dps.run.clock import measure_clock
 from dps.run.committer import num_commits
+from dps.run.live import PolicyRun
 from dps.run.pool import for_worker, num_devices
 from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
-from dps.run.scheduler import Account, run_policy
+from dps.run.scheduler import Account, run_policies
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
 from feature_store import Store, StoreError
@@ -195,22 +196,20 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     start_s = time.perf_counter() - started
     watched = _Watched(engine)
     account = Account()
-    # The scheduler only needs what the engine offers, so a watch can stand in for it.
-    questions = list(
-        run_policy(
-            model,
-            watched,  # type: ignore[arg-type]
-            prepare(items, prompts, embedder, settings.forced_lengths, settings.read_prompts(model)),
-            Policy(task.ladder),
-            grader=benchmark.grader,
-            seed=config.seed,
-            aggregator=config.aggregator,
-            feature_layer=config.features.layer,
-            feature_arms=config.features.arms,
-            arms={name: engine.arms.index(sampler) for name, sampler in task.arms.items()},
-            account=account,
-        )
+    numbers = {name: engine.arms.index(sampler) for name, sampler in task.arms.items()}
+    features = config.features
+    runs = [PolicyRun(Policy(task.ladder), features.layer, arms=numbers, feature_arms=features.arms)]
+    ready = prepare(items, prompts, embedder, settings.forced_lengths, settings.read_prompts(model))
+    sampled = run_policies(
+        model,
+        watched,  # type: ignore[arg-type]  # the scheduler only needs what the engine offers
+        ((runs, question) for question in ready),
+        grader=benchmark.grader,
+        seed=config.seed,
+        aggregator=config.aggregator,
+        account=account,
     )
+    questions = [done.question for done in sampled]
     synchronize(model.device)
     step_s, row_s, startup_s = watched.fit()
     half = max(1, len(questions) // 2)
