@@ -28,8 +28,8 @@ from feature_store.errors import StoreError
 from feature_store.lock import held
 from feature_store.segment import read_content
 from feature_store.tools import verify
+from scripts.kill_harvest import same
 from tests.factories import make_manifest, make_question
-from tests.harvests import same
 
 SETTINGS = (
     "--benchmark.limit=8", "--sampler.block_size=24", "--sampler.max_new_tokens=24", "--sampler.num_mh_steps=1",
