@@ -126,8 +126,10 @@ class ForcedConfig(RunConfig):
         mean, longest = self.forced_mean_length, self.sampler.max_new_tokens
         if self.forced_spread < 0:
             raise InputError(f"forced_spread must not be negative, got {self.forced_spread:g}.")
-        if mean is not None and not 1 <= mean <= longest:
-            raise InputError(f"forced_mean_length must be 1 to sampler.max_new_tokens, {longest}, got {mean}.")
+        if mean is not None and mean < 1:
+            raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
+        if mean is not None and mean > longest:
+            raise InputError(f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({longest}): lower it.")
         if mean is not None and not self.model.random_weights:
             raise InputError(
                 "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "

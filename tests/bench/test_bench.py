@@ -303,7 +303,7 @@ def test_a_harvest_that_dies_without_a_word_ends_in_a_sentence(tmp_path, monkeyp
         (["--steps_s=0"], "reference_budget_s, vllm_budget_s and steps_s must be above 0"),
         (["--plain_k=65"], "plain_k must be at most 64, got 65"),
         (["--vllm_path=nowhere"], "Expected vllm_path to be the folder that vLLM is installed in, but nowhere is no"),
-        (["--forced_mean_length=9999"], "forced_mean_length must be 1 to sampler.max_new_tokens, "),
+        (["--forced_mean_length=9999"], "forced_mean_length is 9999, more than sampler.max_new_tokens"),
         (["--forced_mean_length=9"], "forced_mean_length measures speed with model.random_weights"),
         (["--model.random_weights=true", "--model.name=Qwen/Qwen2.5-7B"], "folder with a config.json"),
     ],
