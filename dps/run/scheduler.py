@@ -392,8 +392,6 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
             for each in group
         ]
         return [float(p) for p in policy.controller.predict_enough(features)]
-    if policy.rule is None:
-        raise ValueError("a policy that asks needs a controller or a rule")
     p_enough: dict[QuestionPolicy, float] = {}
     for k in sorted({each.requested for each in group}):
         alike = [each for each in group if each.requested == k]
