@@ -140,9 +140,7 @@ LADDER = ("plain 1", "lowtemp 1", "plain 2", "power 2")
 
 def mixed_evaluation(folder, **changes):
     policies = ("lead-1", "power", "plain", "adaptive-consistency", "warm")
-    settings = dict(
-        policies=policies, ladder=LADDER, controllers={}, budgets={"plain": 4, "warm": 2}, k=KRange(2, 2, 4)
-    )
+    settings = dict(policies=policies, ladder=LADDER, controllers={}, budgets={"plain": 4, "warm": 2}, k=KRange())
     return config_of(folder, **{**settings, **changes})
 
 
@@ -173,7 +171,7 @@ def test_an_evaluation_of_ladders_samples_each_arm_once(tmp_path, apart, monkeyp
     assert stores["plain"].policy == {"name": "plain", "family": "fixed", "ladder": ["plain 1", "plain 1", "plain 2"]}
     assert list(stores["plain"].arms) == ["plain"]
     assert stores["warm"].arms["warm"]["proposal_temperature"] == 0.6
-    assert stores["power"].policy["ladder"] == ["power 2"] * 3
+    assert stores["power"].policy["ladder"] == ["power 2"] * 4
     assert stores["lead-1"].policy["ladder"] == [*LADDER]
     assert list(stores["lead-1"].arms) == ["plain", "lowtemp", "power"]
 

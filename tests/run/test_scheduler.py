@@ -425,11 +425,6 @@ def same_records(one, other):
         same_record(record, other[name], atol=1e-4)  # another batch of a feature pass rounds otherwise
 
 
-def test_rows_order_and_reading_in_the_background_change_nothing(model):
-    policy = DynamicK(KRange(2, 2, 6), FakeController(lambda f: f.scalars[0] % 0.2 < 0.1))
-    same_records(run(model, policy, rows=8), run(model, policy, rows=40, grader=SlowGrading()))
-
-
 def test_a_grader_that_fails_in_the_background_stops_the_run(model):
     class Broken(SlowGrading):
         def grade(self, answer, item):

@@ -1,7 +1,6 @@
 """The engine's bookkeeping: cache, rows, streams, time, and chains that are given up."""
 
 import dataclasses
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,25 +68,14 @@ def test_cache_holds_the_accepted_response_after_every_poll():
     assert compared > 50
 
 
-def test_always_rejecting_returns_the_extension(monkeypatch):
-    model = tiny_model(sharpness=2.0)
-    one_stage = dataclasses.replace(CONFIG, block_size=18, reject_early=False)
-    plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
-    monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
-    rejected = run(model, one_stage)
-    assert [c.tokens.tolist() for c in rejected] == [c.tokens.tolist() for c in plain]
-    assert all(c.num_generated_tokens > len(c.tokens) for c in rejected)
-
-
 def same(one, other):
     assert one.tokens.tolist() == other.tokens.tolist()
     for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "ending"):
         assert getattr(one, name) == getattr(other, name)
 
 
-@pytest.mark.parametrize("eos", [(0,), (0, 3, 5)], ids=str)
-def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set(eos):
-    model = tiny_model(sharpness=2.0)
+def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set():
+    model, eos = tiny_model(sharpness=2.0), (0, 3)
     model.model.generation_config.eos_token_id = list(eos)
     chains = run(model, count=64, rows=32)
     assert model.eos_ids == eos
@@ -96,7 +84,7 @@ def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set(eos):
         assert not set(chain.tokens[:-1].tolist()) & set(eos)
         if chain.ending == "length":
             assert len(chain.tokens) == CONFIG.max_new_tokens
-    assert len(eos) > 1 or "length" in {c.ending for c in chains}
+    assert {c.ending for c in chains} == {"eos", "length"}
 
 
 def test_schedules_take_the_stated_number_of_steps(monkeypatch):
@@ -115,20 +103,7 @@ def test_schedules_take_the_stated_number_of_steps(monkeypatch):
     assert seen == {True, False}
 
 
-def test_time_shares_add_up():
-    model = tiny_model(sharpness=2.0)
-    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
-    started = time.perf_counter()
-    chains = sample_chains(engine, requests_of(range(16))).values()
-    wall = time.perf_counter() - started
-    assert len(chains) == 16
-    assert sum(c.decode_s for c in chains) == pytest.approx(engine.decode_s, rel=1e-9)
-    assert sum(c.prefill_s for c in chains) == pytest.approx(engine.prefill_s, rel=1e-9)
-    assert 0.8 * wall < engine.decode_s + engine.prefill_s <= wall
-    assert sum(c.num_generated_tokens for c in chains) == engine.num_generated_tokens
-
-
-@pytest.mark.parametrize("layer", [0, 2, 3])
+@pytest.mark.parametrize("layer", [0, 3])
 def test_features_equal_a_plain_pass_over_each_sequence(layer):
     """What is recorded as tokens are drawn, and the hidden states of a batched pass that ends early."""
     model = tiny_model(layers=3, sharpness=2.0)
@@ -281,11 +256,10 @@ def test_the_no_look_test_would_notice():
         bool(torch.ones(2).any())
 
 
-@pytest.mark.parametrize("rows", [8, 40])
-def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone(rows):
+def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone():
     model = tiny_model(sharpness=2.0)
     expected = dict(enumerate(run(model, count=32, rows=16)))
-    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
     for request in requests_of(range(32)):
         engine.submit(request)
     chains, given_up, cancelled = {}, set(), []
