@@ -16,6 +16,7 @@ from dps.decide.ladder import MOST_RESPONSES, POWER, doubling, ladder_of
 from dps.decide.policy_file import PolicyFile, read_policy
 from dps.decide.rules import WIDTHS
 from dps.errors import InputError
+from dps.forced import ForcedLengths
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name
 from dps.run.compute import ComputeConfig
 from dps.sampler.arms import DEFAULT_ARMS, Arm, arms_of
@@ -65,70 +66,99 @@ def is_file(policy: str) -> bool:
     return policy.endswith(".yaml")
 
 
-def check_forced_lengths(mean: int | None, spread: float, sampler: SamplerConfig) -> None:
-    """Raise an InputError for forced lengths that there cannot be."""
-    if mean is not None and mean < 1:
-        raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
-    if spread < 0:
-        raise InputError(f"forced_spread must not be negative, got {spread:g}.")
-    if mean is not None and mean > sampler.max_new_tokens:
-        raise InputError(
-            f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({sampler.max_new_tokens}): lower it."
-        )
+@dataclass(frozen=True)
+class RunConfig:
+    """What harvests, evaluations and benchmarks have in common."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model; with random_weights, a folder that holds a config.json."""
+    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
+    """The questions. Of `arithmetic`, where not set: for a harvest the split `train`, and for the embedded model 320
+    questions for a harvest and 240 for an evaluation."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Features of a harvest; in an evaluation those of the harvest that trained the controllers."""
+    seed: int = 0
+    """Names all random streams."""
+
+    def check_run(self) -> None:
+        """Raise InputError for what can be known of these before a model loads."""
+        check_model_name(self.model)
+        check_seed(self.seed)
+        self.sampler.check()
+        self.features.check()
 
 
 @dataclass(frozen=True)
-class HarvestConfig:
+class StoresConfig(RunConfig):
+    """What harvests and evaluations, which write stores, have in common besides."""
+
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """How arms draw a response, where not as by default: `power` as the sampler says, plain sampling at temperature 1,
+    0.6 and 0.25 as `plain`, `warm` and `lowtemp`. For instance `{plain: {temperature: 0.8}, power10: {num_mh_steps:
+    10}}`. In an evaluation each is a policy, too."""
+    aggregator: Aggregator = "majority"
+    """How k answers become one."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Rows and workers."""
+
+
+@dataclass(frozen=True)
+class ForcedConfig(RunConfig):
+    """Forced lengths of responses, by which harvests and benchmarks measure speed."""
+
+    forced_mean_length: int | None = None
+    """Let responses end at random lengths of this mean instead of where the model says: to measure speed with
+    model.random_weights, which it needs."""
+    forced_spread: float = 0.5
+    """Standard deviation of the logarithm of forced lengths. Long chains end a run alone, in rows that are few: with
+    few chains in all, a large spread measures the end."""
+
+    def forced_lengths(self, k: int) -> ForcedLengths | None:
+        """Return the lengths of k trajectories of each question; None where the model says when a response ends."""
+        if self.forced_mean_length is None:
+            return None
+        return ForcedLengths(self.forced_mean_length, self.forced_spread, self.sampler.max_new_tokens, k, self.seed)
+
+    def check_forced(self) -> None:
+        """Raise an InputError for forced lengths that there cannot be."""
+        mean, longest = self.forced_mean_length, self.sampler.max_new_tokens
+        if self.forced_spread < 0:
+            raise InputError(f"forced_spread must not be negative, got {self.forced_spread:g}.")
+        if mean is not None and mean < 1:
+            raise InputError(f"forced_mean_length must be at least 1, got {mean}.")
+        if mean is not None and mean > longest:
+            raise InputError(f"forced_mean_length is {mean}, more than sampler.max_new_tokens ({longest}): lower it.")
+        if mean is not None and not self.model.random_weights:
+            raise InputError(
+                "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "
+                "of forced length follow no law."
+            )
+
+
+@dataclass(frozen=True)
+class HarvestConfig(ForcedConfig, StoresConfig):
     """`dps harvest`: sample every question to the end of a ladder with features and write a store for training."""
 
     output: str = "runs/harvest"
     """Folder of the store. A second run of the same command does what is missing."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The language model."""
-    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
-    """The questions. Of `arithmetic`, where not set, the split `train`, for the embedded model 320 of it."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
     """Trajectories: every question gets k.maximum; start and step say where controllers will be asked."""
     ladder: tuple[str, ...] = ()
     """Rungs, for instance `[plain 2, plain 2, plain 4, power 2]`, instead of k: every question gets all responses of
     each arm, and every ladder over them can be trained on and replayed."""
-    arms: dict[str, Arm] = field(default_factory=dict)
-    """How the arms of the ladder draw a response, where not as by default: `power` as the sampler says, plain sampling
-    at temperature 1, 0.6 and 0.25 as `plain`, `warm` and `lowtemp`. For instance `{plain: {temperature: 0.8}, power10:
-    {num_mh_steps: 10}}`."""
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """Features."""
-    aggregator: Aggregator = "majority"
-    """How k answers become one."""
-    seed: int = 0
-    """Names all random streams."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """Rows and workers."""
-    forced_mean_length: int | None = None
-    """Let responses end at random lengths of this mean instead of where the model says: to measure speed with
-    model.random_weights, which it needs."""
-    forced_spread: float = 0.5
-    """Standard deviation of the logarithm of forced lengths."""
     plan: Literal["off", "words", "json"] = "off"
     """Say what the harvest would take, from a few seconds of measurement, and write nothing: in `words` or `json`."""
 
     def check(self) -> HarvestConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
-        check_model_name(self.model)
-        check_seed(self.seed)
+        self.check_run()
+        self.compute.check()
+        self.check_forced()
         self.samplers()
-        self.features.check()
         if not {*self.features.arms} <= {*(arms := self.climbed().arms)}:
             raise InputError(f"Expected features.arms among {', '.join(arms)}, got {', '.join(self.features.arms)}.")
-        self.compute.check()
-        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
-        if self.forced_mean_length is not None and not self.model.random_weights:
-            raise InputError(
-                "forced_mean_length measures speed with model.random_weights: set that too, or leave it out; responses "
-                "of forced length follow no law."
-            )
         return self
 
     def climbed(self) -> Ladder:
@@ -141,7 +171,7 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(StoresConfig):
     """`dps evaluate`: run policies live on the model and write one store for each."""
 
     output: str = "runs/evaluation"
@@ -159,36 +189,19 @@ class EvaluateConfig:
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     """Settings of rules where the published ones are not wanted, for instance `{esc: {window: 6}, entropy: {threshold:
     0.1}}`; more trajectories are added while 1 - p_enough is above the threshold."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The language model."""
-    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
-    """The questions. Of `arithmetic`, for the embedded model, 240 where not set."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """Power sampling. Of the embedded model, what is not set is 3 blocks of 24 tokens with 5 steps each."""
     k: KRange = field(default_factory=KRange)
     """Where `power`, rules and controllers may stop."""
     ladder: tuple[str, ...] = ()
     """What rules and controllers climb instead of k: rungs, for instance `[plain 2, plain 2, plain 4, power 2]`."""
-    arms: dict[str, Arm] = field(default_factory=dict)
-    """How arms draw a response, where not as by default: `power` as the sampler says, plain sampling at temperature 1,
-    0.6 and 0.25 as `plain`, `warm` and `lowtemp`. Each is a policy, too."""
     budgets: dict[str, int] = field(default_factory=dict)
     """Responses of policies that are an arm's name, 8 where not set (of `power` as k says); every power of two up to it
     is reported."""
     early_stop_thresholds: dict[str, float] = field(default_factory=dict)
     """Thresholds of the early stops by metric; the published ones (entropy 1.0, perplexity 3.0, self_confidence 0.8)
     where not set. Fewest tokens: `sampler.early_stop_min_tokens`."""
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """Must be those of the harvest that trained the controllers."""
-    aggregator: Aggregator = "majority"
-    """How k answers become one."""
-    seed: int = 0
-    """Names all random streams."""
     streams: Literal["question", "prompt"] = "question"
     """What names random streams beside the seed: the id of a `question`, or its `prompt`, as `dps serve` has it, so
     that a harness that asks a server gets the same responses."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """Rows and workers."""
 
     def ladder_for(self, policy: str) -> Ladder:
         """Return what a policy climbs: an arm's own ladder up to its budget, else ``ladder`` or ``k``."""
@@ -224,10 +237,7 @@ class EvaluateConfig:
 
     def check(self) -> EvaluateConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
-        check_model_name(self.model)
-        check_seed(self.seed)
-        self.sampler.check()
-        self.features.check()
+        self.check_run()
         self.compute.check()
         self._check_policies()
         self._check_rules()

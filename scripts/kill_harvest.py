@@ -35,24 +35,15 @@ SETTINGS = (
 
 def start(folder: Path, questions: int) -> subprocess.Popen[bytes]:
     """Start a harvest in a session of its own, so that it can be killed with all its processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "dps",
-        "harvest",
-        f"--output={folder}",
-        f"--benchmark.limit={questions}",
-        *SETTINGS,
-    ]
+    options = [f"--output={folder}", f"--benchmark.limit={questions}", *SETTINGS]
+    command = [sys.executable, "-m", "dps", "harvest", *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def reported(folder: Path) -> int:
     """Return the questions that the progress log has reported; a line that was being written does not count."""
-    path = folder / "progress.jsonl"
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().split(b"\n")[:-1]
+    path = folder / "progress.jsonl"  # not there where the kill came before the first report
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return max((json.loads(line)["questions"] for line in lines), default=0)
 
 

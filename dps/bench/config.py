@@ -6,38 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dps.arguments import check_seed
-from dps.benchmarks import BenchmarkConfig
-from dps.config import FeaturesConfig, check_forced_lengths
+from dps.config import ForcedConfig
 from dps.errors import InputError
-from dps.model_config import ModelConfig, check_model_name
-from dps.sampler.settings import ForwardPath, SamplerConfig, check_rows
+from dps.sampler.settings import ForwardPath, check_rows
 
 Case = Literal["harvest", "plain", "vllm", "reference", "generate", "steps"]
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(ForcedConfig):
     """`dps bench`: whole runs and decoding steps against vLLM, the published one-chain loop and plain `generate`."""
 
     output: str = "runs/bench"
     """Folder of bench.json. A second run of the same command measures what is missing; other cases are added."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The language model; with random_weights, a folder that holds a config.json."""
-    benchmark: BenchmarkConfig = field(default_factory=lambda: BenchmarkConfig(name="arithmetic"))
-    """The questions."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """Power sampling, the same for engine and reference; the plain samples have its proposal's temperature."""
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    """Features that harvests compute."""
     k: int = 8
     """Trajectories of each question."""
     plain_k: int = 16
     """Plain samples of each question that the case `plain` takes, at most 64."""
     cases: tuple[Case, ...] = ("harvest", "plain", "vllm", "reference", "generate", "steps")
     """What to measure, always in this order: whole harvests, whole runs of plain samples at temperature 1 (no features)
-    and vLLM, where it is installed, in processes of their own; the one-chain loop, plain batched sampling, and decoding
-    steps with all rows busy."""
+    and vLLM, where it is installed, in processes of their own; the one-chain loop, plain batched sampling at the
+    proposal's temperature, and decoding steps with all rows busy."""
     workers: tuple[int, ...] = (1,)
     """Workers of a whole run, one GPU each, one measurement each: how a run scales over the GPUs of a host."""
     rows: tuple[int | None, ...] = (None,)
@@ -61,13 +50,6 @@ class BenchConfig:
     """Seconds over which the case `steps` is measured, after as long a warm-up."""
     repeats: int = 1
     """How often each whole run is measured."""
-    forced_mean_length: int | None = None
-    """Let responses end at random lengths of this mean instead of where the model says; for random weights."""
-    forced_spread: float = 0.5
-    """Standard deviation of the logarithm of forced lengths. Long chains end a run alone, in rows that are few: with
-    few chains in all, a large spread measures the end."""
-    seed: int = 0
-    """Names the random streams and decides forced lengths."""
     threads: int | None = None
     """PyTorch threads; PyTorch's own choice if not set."""
     overwrite: bool = False
@@ -75,9 +57,8 @@ class BenchConfig:
 
     def check(self) -> BenchConfig:
         """Return self if usable; raise InputError for what can be known before a model loads."""
-        check_model_name(self.model)
-        check_seed(self.seed)
-        self.sampler.check()
+        self.check_run()
+        self.check_forced()
         for name in ("cases", "workers", "rows", "forward", "prefetch", "generate_batch_sizes"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: name at least one.")
@@ -96,7 +77,4 @@ class BenchConfig:
                 f"Expected vllm_path to be the folder that vLLM is installed in, but {self.vllm_path} is no folder: "
                 "leave it out where vLLM is installed beside this package."
             )
-        check_forced_lengths(self.forced_mean_length, self.forced_spread, self.sampler)
-        if self.forced_mean_length is not None and not self.model.random_weights:
-            raise InputError("forced_mean_length measures speed with model.random_weights: set that too.")
         return self

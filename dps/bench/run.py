@@ -21,9 +21,9 @@ from dps.bench.whole import whole_run
 from dps.benchmarks import Benchmark, load_benchmark
 from dps.config import ComputeConfig
 from dps.device import name_of
-from dps.forced import ForcedLengths
 from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, embedded_path
+from dps.run.scheduler import COUNTED
 from dps.run.worker import prompts_of
 from dps.sampler.engine import ChainRequest
 from dps.sampler.open import open_engine
@@ -63,21 +63,14 @@ class _Setting:
     def chains(self) -> Iterator[ChainRequest]:
         """Yield chains of the questions over and over, with new random numbers each time."""
         config, number = self.config, 0
+        forced = config.forced_lengths(config.k)
         while True:
             for name, prompt in self.prompts.items():
-                lengths = forced_lengths(config, name)
+                lengths = forced.of(name) if forced is not None else None
                 for index in range(config.k):
                     key = stream_key(config.seed + number, name, index)
                     yield ChainRequest((number, name, index), prompt, key, lengths[index] if lengths else None)
             number += 1
-
-
-def forced_lengths(config: BenchConfig, question_id: str) -> tuple[int, ...] | None:
-    """Return the length of each trajectory of a question, None where the model says when a response ends."""
-    if config.forced_mean_length is None:
-        return None
-    mean, spread, longest = config.forced_mean_length, config.forced_spread, config.sampler.max_new_tokens
-    return ForcedLengths(mean, spread, longest, config.k, config.seed).of(question_id)
 
 
 def bench(config: BenchConfig) -> Records:
@@ -222,9 +215,6 @@ def _generate(setting: _Setting, *, batch_size: int) -> dict[str, Any]:
     return {"num_tokens": tokens, "seconds": seconds, "rows": batch_size} | _memory(setting)
 
 
-_COUNTS = ("decode_s", "num_steps", "num_row_steps", "num_generated_tokens", "num_read_positions")
-
-
 def _steps(setting: _Setting, *, rows: int | None, forward: ForwardPath) -> dict[str, Any]:
     """Decoding steps with all rows busy, after a warm-up that brings rows to all stages."""
     config, bandwidth = setting.config, setting.bandwidth
@@ -240,13 +230,13 @@ def _steps(setting: _Setting, *, rows: int | None, forward: ForwardPath) -> dict
     chains = setting.chains()
 
     def run(seconds: float) -> dict[str, float]:
-        before = {name: getattr(engine, name) for name in _COUNTS}
+        before = {name: getattr(engine, name) for name in COUNTED}
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             while engine.num_pending < engine.rows:
                 engine.submit(next(chains))
             engine.poll()
-        return {name: getattr(engine, name) - before[name] for name in _COUNTS}
+        return {name: getattr(engine, name) - before[name] for name in COUNTED}
 
     run(config.steps_s)
     made = run(config.steps_s)

@@ -16,10 +16,8 @@ from dps.bench.config import BenchConfig
 from dps.bench.records import machine_of
 from dps.errors import InputError
 from dps.run.progress_log import PROGRESS
+from dps.run.scheduler import SHARES
 from feature_store import Store
-
-_PARTS = ("decode", "prefill", "features", "embedding", "controller", "grading")
-"""What a run tells of its workers' time; the rest of the wall clock is other work and idle time."""
 
 
 def whole_run(config: BenchConfig, *, plain: bool, prefetch: bool, rows: int | None, workers: int) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def summary_of(spent: Mapping[str, float], *, worker_s: float) -> dict[str, Any]
         spent: The sums over the workers, see ``dps.run.scheduler.Account.numbers``.
         worker_s: Seconds of all workers together.
     """
-    shares = {name: spent[f"{name}_s"] / worker_s for name in _PARTS}
+    shares = {name: spent[f"{name}_s"] / worker_s for name in SHARES if name != "other"}
     counted = [spent[name] for name in ("num_generated_tokens", "num_row_steps")]
     waiting = [spent.get(f"waiting_{name}", 0) for name in ("num_generated_tokens", "num_row_steps")]
     tail = [whole - part for whole, part in zip(counted, waiting, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def run_harvest(arguments: list[str]) -> None:
 
             start = current()
             plan = plan_harvest(config, loading_s=start.seconds[IMPORTS] if start is not None else 0.0)
-            print(json.dumps(plan.plain(), indent=1) if config.plan == "json" else plan.words())
+            print(json.dumps(asdict(plan), indent=1) if config.plan == "json" else plan.words())
             return
         with stage(IMPORTS):
             from dps.run.run import harvest

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from dps.decide import Policy
 from dps.device import peak_gib, synchronize
 from dps.run.clock import measure_clock
 from dps.run.committer import num_commits
+from dps.run.live import PolicyRun
 from dps.run.pool import for_worker, num_devices
+from dps.run.progress import format_seconds
 from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
-from dps.run.scheduler import Account, run_policy
+from dps.run.scheduler import Account, run_policies
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
 from feature_store import Store, StoreError
@@ -103,17 +105,13 @@ class Plan:
         lines = [
             f"questions       {self.questions:,}{stored}",
             f"tokens          {self.tokens:,.0f} (give or take {error:.0f} %), {each:,.0f} a question",
-            f"time            {_duration(self.seconds)}, of which start-up {_duration(self.start_seconds)}",
+            f"time            {format_seconds(self.seconds)}, of which start-up {format_seconds(self.start_seconds)}",
             f"device-hours    {self.device_hours:.3g} on {workers}",
             f"store           {self.gigabytes:.3g} GB",
         ]
         if self.gpu_gib is not None:
             lines.append(f"GPU memory      {self.gpu_gib:.1f} GiB")
         return "\n".join([*lines, f"Measured on {self.sampled:,} questions drawn at random; nothing was written."])
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
 
 
 def plan_harvest(config: HarvestConfig, loading_s: float = 0.0) -> Plan:
@@ -195,22 +193,20 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     start_s = time.perf_counter() - started
     watched = _Watched(engine)
     account = Account()
-    # The scheduler only needs what the engine offers, so a watch can stand in for it.
-    questions = list(
-        run_policy(
-            model,
-            watched,  # type: ignore[arg-type]
-            prepare(items, prompts, embedder, settings.forced_lengths, settings.read_prompts(model)),
-            Policy(task.ladder),
-            grader=benchmark.grader,
-            seed=config.seed,
-            aggregator=config.aggregator,
-            feature_layer=config.features.layer,
-            feature_arms=config.features.arms,
-            arms={name: engine.arms.index(sampler) for name, sampler in task.arms.items()},
-            account=account,
-        )
+    numbers = {name: engine.arms.index(sampler) for name, sampler in task.arms.items()}
+    features = config.features
+    runs = [PolicyRun(Policy(task.ladder), features.layer, arms=numbers, feature_arms=features.arms)]
+    ready = prepare(items, prompts, embedder, settings.forced_lengths, settings.read_prompts(model))
+    sampled = run_policies(
+        model,
+        watched,  # type: ignore[arg-type]  # the scheduler only needs what the engine offers
+        ((runs, question) for question in ready),
+        grader=benchmark.grader,
+        seed=config.seed,
+        aggregator=config.aggregator,
+        account=account,
     )
+    questions = [done.question for done in sampled]
     synchronize(model.device)
     step_s, row_s, startup_s = watched.fit()
     half = max(1, len(questions) // 2)
@@ -337,12 +333,3 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
         gigabytes=(missing * each + segments * header) / 1e9,
         gpu_gib=max((p.memory_gib for p in pilots if p.memory_gib is not None), default=None),
     )
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in words of one or two units."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -27,7 +27,6 @@ from dps.decide.ladder import POWER
 from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, checkpoint_path, read_policy
 from dps.errors import InputError
-from dps.forced import ForcedLengths
 from dps.model import load_model
 from dps.model_config import check_there
 from dps.run.clock import Clock, clock_store, measure_clock
@@ -184,61 +183,43 @@ def evaluate(config: EvaluateConfig, load_controller: LoadController | None = No
 
 def _plan(config: EvaluateConfig, name: str, load_controller: LoadController | None) -> StorePlan:
     """Return the store of one policy of an evaluation."""
-    if is_file(name):
-        return _plan_of_file(config, read_policy(name), load_controller)
-    ladder, samplers = config.ladder_for(name), config.samplers()
-    policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": ladder.texts()}
-    task = StoreTask(
-        Path(config.output) / name, {arm: samplers.get(arm, config.sampler) for arm in ladder.arms}, ladder
-    )
-    controller = None
-    if name == "max-swap":
+    file = read_policy(name) if is_file(name) else None
+    law: dict[str, Any] = {}
+    if file is not None:
+        name, path = file.name, str(file.controller) if file.controller is not None else None
+        of_file = dict(controller=path, rule=file.rule, aggregator=file.aggregator)
+        task = StoreTask(Path(config.output) / name, file.arms, file.ladder, **of_file)
+    else:
+        ladder, samplers = config.ladder_for(name), config.samplers()
+        arms = {arm: samplers.get(arm, config.sampler) for arm in ladder.arms}
+        task = StoreTask(Path(config.output) / name, arms, ladder, controller=config.controllers.get(name))
+    if name == "max-swap":  # no file has the name of one of these
         task = replace(task, arms={POWER: replace(config.sampler, accept_rule="max_swap")})
-        policy["law"] = "a search for likely responses, which accepts only what is more likely"
+        law["law"] = "a search for likely responses, which accepts only what is more likely"
     elif name in EARLY_STOPS:
         metric = EARLY_STOPS[name]
-        sampler = replace(
-            config.sampler, early_stop=metric, early_stop_threshold=config.early_stop_thresholds.get(metric)
-        )
+        threshold = config.early_stop_thresholds.get(metric)
+        sampler = replace(config.sampler, early_stop=metric, early_stop_threshold=threshold)
         task = replace(task, arms={POWER: sampler})
         sign = ">=" if metric == "self_confidence" else "<="
-        policy["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
+        law["law"] = f"chains end after a stage once {metric} {sign} {sampler.early_stop_threshold_in_force:g}"
     elif name in RULES:
-        rule = replace(RULES[name], **config.rules.get(name, {}))
-        task = replace(task, rule=rule)
+        task = replace(task, rule=replace(RULES[name], **config.rules.get(name, {})))
+    controller, path, rule = None, task.controller, task.rule
+    policy: dict[str, Any] = {"name": name, "family": "fixed", "ladder": task.ladder.texts(), **law}
+    if path is not None:
+        if load_controller is None:
+            raise InputError(f"The policy {name} needs a controller: give evaluate dps.load_controller, too.")
+        controller = load_controller(path)
+        policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
+    elif rule is not None:
         policy.update(family="dynamic", rule=asdict(rule), threshold=rule.threshold)
-    elif name in config.controllers:
-        path = config.controllers[name]
-        controller = _loaded(name, path, load_controller)
-        Policy(ladder, controller)  # refuses a ladder that the controller does not know
+    if file is not None:
+        file.policy(controller)  # refuses a controller of another ladder, other arms or another threshold
+    elif controller is not None:
+        Policy(task.ladder, controller)
         check_arms(controller, task.arms)
-        task = replace(task, controller=path)
-        policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-    return StorePlan("evaluation", policy, task, controller)
-
-
-def _plan_of_file(config: EvaluateConfig, file: PolicyFile, load_controller: LoadController | None) -> StorePlan:
-    """Return the store of a policy file."""
-    policy: dict[str, Any] = {"name": file.name, "family": "fixed", "ladder": file.ladder.texts()}
-    task = StoreTask(
-        Path(config.output) / file.name, file.arms, file.ladder, rule=file.rule, aggregator=file.aggregator
-    )
-    controller = None
-    if file.controller is not None:
-        path = str(file.controller)
-        controller = _loaded(file.name, path, load_controller)
-        task = replace(task, controller=path)
-        policy.update(family="dynamic", controller=path, threshold=controller.threshold, digest=_digest(path))
-    elif file.rule is not None:
-        policy.update(family="dynamic", rule=asdict(file.rule), threshold=file.rule.threshold)  # type: ignore[call-overload]
-    file.policy(controller)  # refuses a controller of another ladder or other arms
     return StorePlan("evaluation", policy, task, controller, file)
-
-
-def _loaded(name: str, path: str, load_controller: LoadController | None) -> Controller:
-    if load_controller is None:
-        raise InputError(f"The policy {name} needs a controller: give evaluate dps.load_controller, too.")
-    return load_controller(path)
 
 
 def _digest(path: str) -> str:
@@ -248,10 +229,7 @@ def _digest(path: str) -> str:
 
 def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
     """Return what all stores of a run have in common."""
-    forced = None
-    if isinstance(config, HarvestConfig) and config.forced_mean_length is not None:
-        longest, k = config.sampler.max_new_tokens, max(config.climbed().totals.values())
-        forced = ForcedLengths(config.forced_mean_length, config.forced_spread, longest, k, config.seed)
+    of_harvest = isinstance(config, HarvestConfig)
     return WorkSettings(
         model=config.model,
         benchmark=config.benchmark,
@@ -259,8 +237,8 @@ def settings_of(config: HarvestConfig | EvaluateConfig) -> WorkSettings:
         aggregator=config.aggregator,
         seed=config.seed,
         compute=config.compute,
-        forced_lengths=forced,
-        by_prompt=isinstance(config, EvaluateConfig) and config.streams == "prompt",
+        forced_lengths=config.forced_lengths(max(config.climbed().totals.values())) if of_harvest else None,
+        by_prompt=not of_harvest and config.streams == "prompt",
     )
 
 

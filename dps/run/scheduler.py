@@ -14,9 +14,8 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dps.benchmarks.grading import Grader
 from dps.decide import Policy
@@ -32,10 +31,6 @@ from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
 from feature_store.records import Decision, Question
 
-FEATURE_PATIENCE_S = 2.0
-"""How long ended chains may wait on a GPU for others to share a feature pass with, where no controller is asked."""
-WAITING_DEVICES = ("cuda",)
-"""Devices that a pass of a few chains costs as much as one of many."""
 COUNTED = (
     "decode_s", "prefill_s", "num_steps", "num_row_steps", "num_generated_tokens", "num_read_positions",
     "num_spare_tokens",
@@ -97,27 +92,6 @@ class Completed:
     """Whether all policies that came with the question have their answers now."""
     behind: int
     """Questions whose responses wait to be read."""
-
-
-def run_policy(
-    model: LanguageModel,
-    engine: Engine,
-    questions: Iterable[PreparedQuestion],
-    policy: Policy,
-    *,
-    feature_layer: int | None = None,
-    feature_arms: tuple[str, ...] = (),
-    arms: Mapping[str, int] | None = None,
-    **options: Any,
-) -> Iterator[Question]:
-    """Sample questions under one policy and yield each one when it is complete; ``options`` as :func:`run_policies`.
-
-    ``arms`` are the numbers of the engine's settings by arm; in the order of the ladder's arms where not given.
-    """
-    numbers = {arm: number for number, arm in enumerate(policy.ladder.arms)} if arms is None else arms
-    runs = (PolicyRun(policy, feature_layer, arms=numbers, feature_arms=feature_arms),)
-    for completed in run_policies(model, engine, ((runs, source) for source in questions), **options):
-        yield completed.question
 
 
 def run_policies(
@@ -201,7 +175,6 @@ class _Scheduler:
         """Chains that wait for a row: more than can come free before the next look, so that no row goes without."""
         self._reached: list[QuestionPolicy] = []
         """Policies at a checkpoint of which nothing was computed yet."""
-        self._reached_since = 0.0
         self._again = False
         """Whether a policy's next trajectories had ended before it requested them."""
         self._mark = time.perf_counter()
@@ -293,19 +266,12 @@ class _Scheduler:
                 self._note_checkpoint(policy)
 
     def with_features(self) -> list[QuestionPolicy]:
-        """Return the policies at a checkpoint whose features are complete, after computing what is lacking.
+        """Return the policies at a checkpoint, after computing the features that they lack.
 
-        A pass of a few chains costs a GPU as much as one of many, and nobody waits for it but a controller: other
-        policies wait for more chains.
+        Lacking are those of a layer whose states the engine does not keep while it decodes.
         """
-        reached = self._reached
+        reached, self._reached = self._reached, []
         lacking = [policy for policy in reached if policy.lacking]
-        patience = FEATURE_PATIENCE_S if self._model.device.type in WAITING_DEVICES else 0.0
-        if any(policy.run.policy.controller is not None for policy in lacking) or not self._num_requested:
-            patience = 0.0
-        if lacking and time.perf_counter() - self._reached_since < patience:
-            self._reached = lacking
-            return [policy for policy in reached if policy not in lacking]
         self._account.other += self._lap()
         for layer in sorted({policy.run.feature_layer for policy in lacking}):
             group = [policy for policy in lacking if policy.run.feature_layer == layer]
@@ -317,7 +283,6 @@ class _Scheduler:
             for (question, key), hidden in zip(work, means, strict=True):
                 question.hidden[layer, key] = hidden
                 question.feature_s[layer, key] = seconds / len(work)
-        self._reached = []
         return reached
 
     def decide(self, ready: list[QuestionPolicy], behind: int) -> Iterator[Completed]:
@@ -336,7 +301,7 @@ class _Scheduler:
             for policy in group:
                 policy.controller_s += seconds / len(group)
                 policy.decisions.append(Decision(policy.requested, p_enough[policy]))
-        standing, waiting = [], len(self._reached)
+        standing = []
         for policy in ready:
             question, probability = policy.question, p_enough.get(policy)
             count = policy.run.policy.more(policy.requested, probability)
@@ -352,7 +317,7 @@ class _Scheduler:
                 continue
             policy.stands = True
             standing.append(policy)
-        self._again = len(self._reached) > waiting
+        self._again = bool(self._reached)
         for question in dict.fromkeys(policy.question for policy in standing):
             self._give_up(question)
         for policy in standing:
@@ -406,7 +371,6 @@ class _Scheduler:
         """Put a policy among those at a checkpoint, if it has come to one."""
         if not policy.at_checkpoint and policy.all_ended:
             policy.at_checkpoint = True
-            self._reached_since = self._reached_since if self._reached else time.perf_counter()
             self._reached.append(policy)
 
     def _lap(self) -> float:
@@ -431,8 +395,6 @@ def _ask(policy: Policy, group: Sequence[QuestionPolicy], seed: int) -> list[flo
             for each in group
         ]
         return [float(p) for p in policy.controller.predict_enough(features)]
-    if policy.rule is None:
-        raise ValueError("a policy that asks needs a controller or a rule")
     p_enough: dict[QuestionPolicy, float] = {}
     for k in sorted({each.requested for each in group}):
         alike = [each for each in group if each.requested == k]

@@ -401,7 +401,8 @@ class EngineCache:
     def _open(self, task: StoreTask, arms: Sequence[SamplerConfig]) -> PolicyRun:
         """Load a store's policy."""
         layer = self.settings.features.layer
-        policy = _policy(task, self._load_controller)
+        controller = self._load_controller(task.controller) if task.controller is not None else None
+        policy = Policy(task.ladder, controller, task.rule)
         # A harvest stores everything; a live run computes what its controller looks at.
         parts = frozenset(PARTS if task.features else ())
         parts |= policy.controller.parts if policy.controller is not None else frozenset()
@@ -455,15 +456,6 @@ class EngineCache:
             self.behind = completed.behind
             store, group = stores[completed.run]
             yield store, completed, group if completed.last else None
-
-
-def _policy(task: StoreTask, load_controller: LoadController | None) -> Policy:
-    """Return the task's policy."""
-    if task.controller is None:
-        return Policy(task.ladder, rule=task.rule)
-    if load_controller is None:
-        raise ValueError("a policy with a controller needs something to load it with")
-    return Policy(task.ladder, load_controller(task.controller))
 
 
 def feature_identity(

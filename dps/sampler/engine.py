@@ -127,8 +127,6 @@ class Engine:
         """
         self.arms = (arms,) if isinstance(arms, SamplerConfig) else tuple(arms)
         config = _check_arms(self.arms)
-        if rows is not None and rows < 1:
-            raise InputError(f"rows must be at least 1, got {rows}.")
         check_room(prompt_room, config, model.max_positions)
         self.model, self.config, self.stop_strings = model, config, tuple(stop_strings)
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP

@@ -132,44 +132,42 @@ class EagerForward:
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
         """See :data:`Forward`."""
         self._cache.begin_step(position, length)
-        later = self._index[:length] > position[:, None]
         with _keeping(self._kept, self._model, position):
             return self._model(
                 input_ids=fed[:, None],
                 position_ids=position[:, None],
-                attention_mask=torch.where(later, self._hidden, self._seen)[:, None, None],
+                attention_mask=self._mask(position, length)[:, None, None],
                 **cache_argument(self._model, self._cache),
                 use_cache=True,
             ).logits[:, -1]
 
+    def _mask(self, position: Tensor, length: int) -> Tensor:
+        """Return what attention is told of each row, (B, T)."""
+        return torch.where(self._index[:length] > position[:, None], self._hidden, self._seen)
 
-class UnchangedForward:
+
+class UnchangedForward(EagerForward):
     """The transformers model's own layers with a kernel for attention."""
 
     def __init__(self, model: PreTrainedModel, cache: RowCache, kernels: Any, kept: KeptStates | None = None) -> None:
-        self._model, self._cache, self._kept = model, cache, kept
+        super().__init__(model, cache, kept)
         self._attention = _attention(kernels, cache.arrivals, cache.sharing)
 
     def __call__(self, fed: Tensor, position: Tensor, length: int) -> Tensor:
         """See :data:`Forward`."""
-        self._cache.begin_step(position, length)
         # At every call: the name is the process's, the function's counters are this cache's.
         AttentionInterface.register(_OWN_ATTENTION, self._attention)
         config = self._model.config.get_text_config()
         before = config._attn_implementation
         config._attn_implementation = _OWN_ATTENTION
         try:
-            with _keeping(self._kept, self._model, position):
-                return self._model(
-                    input_ids=fed[:, None],
-                    position_ids=position[:, None],
-                    # transformers hands a mask of four dimensions through to attention as it is: here, each row's end.
-                    attention_mask=position[:, None, None, None],
-                    **cache_argument(self._model, self._cache),
-                    use_cache=True,
-                ).logits[:, -1]
+            return super().__call__(fed, position, length)
         finally:
             config._attn_implementation = before
+
+    def _mask(self, position: Tensor, length: int) -> Tensor:
+        """Return each row's end: transformers hands a mask of four dimensions through to attention as it is."""
+        return position[:, None]
 
 
 def _attention(kernels: Any, arrivals: Tensor, sharing: Tensor) -> Callable[..., tuple[Tensor, None]]:

@@ -81,13 +81,6 @@ def test_a_second_run_counts_by_the_clock_of_the_first_and_hands_it_on(tmp_path,
         assert Store.open(tmp_path / "third" / name).manifest.calibration == CONSTANTS
 
 
-@pytest.mark.slow
-def test_workers_take_it_over(tmp_path, earlier):
-    options = [f"--output={tmp_path / 'second'}", f"--compute.clock_store={earlier}", "--compute.workers=2"]
-    assert run(["harvest", *SHORT, *options]) == 0
-    assert Store.open(tmp_path / "second").manifest.calibration == CONSTANTS
-
-
 def test_a_store_that_was_begun_keeps_its_own_clock(tmp_path, capsys, earlier, here):
     own = ["harvest", *SHORT, f"--output={tmp_path / 'own'}"]
     assert run(own) == 0
@@ -135,9 +128,8 @@ def test_another_model_device_or_number_of_rows_is_refused(earlier, here, change
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_other_rows_end_in_a_sentence(tmp_path, capsys, earlier, workers):
-    options = ["--compute.rows=8", f"--compute.workers={workers}", f"--compute.clock_store={earlier}"]
+def test_other_rows_end_in_a_sentence(tmp_path, capsys, earlier):
+    options = ["--compute.rows=8", f"--compute.clock_store={earlier}"]
     error = refused(capsys, "harvest", *SHORT, f"--output={tmp_path / 'out'}", *options)
     assert "set compute.rows 16" in error
     assert not (tmp_path / "out" / "manifest.json").exists()

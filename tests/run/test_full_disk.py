@@ -28,8 +28,8 @@ from feature_store.errors import StoreError
 from feature_store.lock import held
 from feature_store.segment import read_content
 from feature_store.tools import verify
+from scripts.kill_harvest import same
 from tests.factories import make_manifest, make_question
-from tests.harvests import same
 
 SETTINGS = (
     "--benchmark.limit=8", "--sampler.block_size=24", "--sampler.max_new_tokens=24", "--sampler.num_mh_steps=1",
@@ -153,25 +153,26 @@ def test_a_ray_worker_hands_on_that_it_cannot_write(monkeypatch):
     assert "No space left" in str(said)
 
 
-@pytest.mark.parametrize("tensorboard", [False, True])
-def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, tensorboard, monkeypatch):
-    if tensorboard:
-        pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+def test_a_log_beside_tensorboard_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     monkeypatch.setattr(progress_module, "FileIO", FullFile)
     with (
         pytest.raises(StoreError, match=r"Cannot write the progress of the store .* \(No space left on device\)"),
-        ProgressLog(tmp_path, 0, 5, tensorboard=tensorboard) as log,
+        ProgressLog(tmp_path, 0, 5, tensorboard=True) as log,
     ):
         report(log)
 
 
 def test_questions_are_committed_once_also_where_their_report_fails(tmp_path, capsys, monkeypatch):
+    """A run that is broken off leaves its segments as they are."""
     folder = tmp_path / "store"
+    monkeypatch.setattr(run_module, "MANY", 1)
     monkeypatch.setattr(progress_module, "FileIO", FullFile)
     assert run(["harvest", f"--output={folder}", *SETTINGS]) == 2
     assert "Cannot write the progress of the store" in capsys.readouterr().err
-    stored = [name for path in folder.glob("segment-*.h5") for name in read_content(path).question_ids]
+    stored = [name for path in folder.glob("segment-w0-*.h5") for name in read_content(path).question_ids]
     assert len(stored) == len(set(stored)) > 0
+    assert not list(folder.glob("segment-all-*.h5"))
 
 
 def test_a_run_that_is_done_joins_its_segments_where_there_are_many(alone, tmp_path, capsys, monkeypatch):
@@ -199,14 +200,6 @@ def test_a_run_that_is_done_joins_its_segments_where_there_are_many(alone, tmp_p
     assert "join the segments of" in capsys.readouterr().err
     assert run(command) == 0
     assert "join the segments of" not in capsys.readouterr().err
-
-
-def test_a_run_that_is_broken_off_leaves_its_segments(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "MANY", 1)
-    monkeypatch.setattr(progress_module, "FileIO", FullFile)
-    assert run(["harvest", f"--output={tmp_path}", *SETTINGS]) == 2
-    assert list(tmp_path.glob("segment-w0-*.h5"))
-    assert not list(tmp_path.glob("segment-all-*.h5"))
 
 
 def test_half_a_line_of_the_log_is_dropped(tmp_path):

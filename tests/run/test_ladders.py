@@ -39,9 +39,11 @@ def model():
 
 def policies():
     """Over five ladders that share arms: rules, a controller that stops at any rung, and one arm to its end."""
-    picky = FakeController(lambda f: float(f.scalars[ENTROPY] < 1.6 and f.hidden.size > 0), MIXED)
+    picky = FakeController(
+        lambda f: float(f.scalars[ENTROPY] < 1.6 and min(f.hidden.size, f.embedding.size) > 0), MIXED
+    )
     return {
-        "picky": PolicyRun(Policy(MIXED, picky), 2, False, NUMBERS),
+        "picky": PolicyRun(Policy(MIXED, picky), 2, True, NUMBERS),
         "lead": PolicyRun(Policy(MIXED, rule=RULES["lead-2"]), None, False, NUMBERS),
         "cheap": PolicyRun(Policy(CHEAP, rule=RULES["lead-2"]), None, False, NUMBERS),
         "tempered": PolicyRun(Policy(TEMPERED, rule=RULES["adaptive-consistency"]), None, False, NUMBERS),
@@ -72,9 +74,7 @@ def alone(model):
     return records
 
 
-@pytest.mark.parametrize(
-    ("rows", "background", "eager"), [(8, False, False), (64, True, False), (8, True, True), (64, False, True)]
-)
+@pytest.mark.parametrize(("rows", "background", "eager"), [(8, False, False), (16, True, False), (64, False, True)])
 def test_policies_on_several_ladders_record_what_each_records_alone(model, alone, rows, background, eager):
     grader = SlowGrading() if background else Grading()
     shared, tokens = run_all(model, policies(), rows, grader, eager=eager, at_a_time=3 if eager else None)
@@ -115,19 +115,19 @@ def harvest_of(folder, **changes):
 def test_a_mixed_harvest_has_the_power_trajectories_of_a_pure_one(tmp_path):
     (tmp_path / "pure").mkdir()
     (tmp_path / "mixed").mkdir()
-    pure = harvest_of(tmp_path / "pure")
-    mixed = harvest_of(tmp_path / "mixed", ladder=("plain 2", "power 3", "lowtemp 3", "plain 1", "power 5"))
+    pure = harvest_of(tmp_path / "pure", k=KRange(2, 2, 4))
+    mixed = harvest_of(tmp_path / "mixed", ladder=("plain 2", "power 3", "lowtemp 3", "plain 1", "power 1"))
     for config in (pure, mixed):
         harvest(config)
     pure, mixed = (Store.open(config.output) for config in (pure, mixed))
-    assert pure.manifest.policy == {"name": "power", "family": "fixed", "ladder": ["power 2"] * 4}
+    assert pure.manifest.policy == {"name": "power", "family": "fixed", "ladder": ["power 2"] * 2}
     assert mixed.manifest.policy["name"] == "harvest"
-    assert mixed.manifest.policy["ladder"] == ["plain 2", "power 3", "lowtemp 3", "plain 1", "power 5"]
+    assert mixed.manifest.policy["ladder"] == ["plain 2", "power 3", "lowtemp 3", "plain 1", "power 1"]
     assert list(mixed.manifest.arms) == ["plain", "power", "lowtemp"]
     assert mixed.manifest.arms["power"] == pure.manifest.arms["power"]
     assert mixed.manifest.arms["lowtemp"]["proposal_temperature"] == 0.25
     for one, other in zip(mixed, pure, strict=True):
-        keys = [("plain", 3), ("power", 8), ("lowtemp", 3)]
+        keys = [("plain", 3), ("power", 4), ("lowtemp", 3)]
         assert [(t.arm, t.index) for t in one.trajectories] == [(arm, i) for arm, n in keys for i in range(n)]
         of_power = [t for t in one.trajectories if t.arm == "power"]
         for a, b in zip(of_power, other.trajectories, strict=True):
@@ -174,14 +174,6 @@ def test_an_evaluation_of_ladders_samples_each_arm_once(tmp_path, apart, monkeyp
     assert stores["power"].policy["ladder"] == ["power 2"] * 4
     assert stores["lead-1"].policy["ladder"] == [*LADDER]
     assert list(stores["lead-1"].arms) == ["plain", "lowtemp", "power"]
-
-
-@pytest.mark.slow
-def test_two_workers_climb_ladders_too(tmp_path, apart):
-    config = mixed_evaluation(tmp_path, compute={"workers": 2})
-    evaluate(config)
-    for key, record in records_of(config).items():
-        same_record(record, apart[key], atol=1e-4)
 
 
 def test_prompts_are_read_for_a_harvest_and_charged(tmp_path):
@@ -251,6 +243,7 @@ def test_a_controller_of_other_arms_or_another_ladder_is_refused_before_a_model_
 
 def test_a_harvest_keeps_hidden_states_of_the_arms_named_only(tmp_path):
     config = harvest_of(tmp_path, ladder=("plain 2", "power 2"))
+    config = replace(config, benchmark=replace(config.benchmark, limit=2))
     harvest(config)
     part = replace(config, output=str(tmp_path / "part"), features=replace(config.features, arms=("power",)))
     harvest(part)

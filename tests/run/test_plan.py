@@ -143,11 +143,9 @@ def planned(tmp_path_factory):
 @pytest.mark.parametrize(
     ("option", "differs", "limit"),
     [
-        ("--sampler.alpha=3", "arms.power.alpha was 4.0 and is now 3.0", 2),
         ("--seed=1", "seed was 0 and is now 1", 6),
         ("--k.maximum=4", "policy.ladder was ", 2),
         ("--features.layer=2", "model.feature_layer was 1 and is now 2", 6),
-        ("--benchmark.split=test", "benchmark.split was 'train' and is now 'test'", 2),
     ],
 )
 def test_a_plan_of_other_settings_is_for_an_empty_folder_and_says_that_the_harvest_is_refused(

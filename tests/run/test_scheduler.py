@@ -18,7 +18,7 @@ from dps.decide.aggregate import answer_of
 from dps.decide.features import SCALAR_FEATURES, checkpoint_features
 from dps.errors import InputError
 from dps.run import readers, scheduler
-from dps.run.scheduler import COUNTED, Account, PolicyRun, PreparedQuestion, run_policies, run_policy
+from dps.run.scheduler import COUNTED, Account, PolicyRun, PreparedQuestion, run_policies
 from dps.run.worker import prepare
 from dps.sampler.engine import Engine
 from dps.sampler.settings import SamplerConfig
@@ -87,6 +87,13 @@ def questions(count):
     items = [Item(f"q{i:03d}", f"question {i}", "even", {"n": i}) for i in range(count)]
     embedding = np.ones(3, np.float32)
     return [PreparedQuestion(item, "p", tokens, embedding, 0.0) for item, tokens in zip(items, prompts, strict=True)]
+
+
+def run_policy(model, engine, source, policy, *, feature_layer=None, **options):
+    """The questions of one policy as they are complete."""
+    runs = [PolicyRun(policy, feature_layer)]
+    for done in run_policies(model, engine, ((runs, question) for question in source), **options):
+        yield done.question
 
 
 def run(model, policy, count=12, rows=16, account=None, layer=2, kept=None, **kwargs):
@@ -195,42 +202,6 @@ def same_record(mine, alone, *, atol=1e-5):
             assert [d.p_enough for d in one] == pytest.approx([d.p_enough for d in other])
         else:
             assert one == other, field.name
-
-
-def together(runs):
-    """Nine questions, some for all policies and some for a few of them."""
-    every = list(runs.values())
-    return [(every if n % 3 else every[n % 2 :: 2], question) for n, question in enumerate(questions(9))]
-
-
-@pytest.fixture(scope="module")
-def alone(model):
-    """What each policy records of its questions on its own, and the tokens of that."""
-    records, tokens = {}, 0
-    for name, run in fakes().items():
-        engine = Engine(model, CONFIG, rows=16, prompt_room=8)
-        mine = [([run], question) for names, question in together({n: n for n in fakes()}) if name in names]
-        for done in run_policies(model, engine, mine, grader=Grading(), seed=1):
-            records[name, done.question.question_id] = done.question
-        tokens += engine.num_generated_tokens
-    return records, tokens
-
-
-@pytest.mark.parametrize(("rows", "background"), [(8, False), (64, False), (16, True)])
-def test_policies_that_share_trajectories_get_what_each_gets_alone(model, alone, rows, background):
-    runs, shared, last = fakes(), {}, []
-    name_of = {run: name for name, run in runs.items()}
-    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
-    grader = SlowGrading() if background else Grading()
-    for done in run_policies(model, engine, together(runs), grader=grader, seed=1):
-        shared[name_of[done.run], done.question.question_id] = done.question
-        last += [done.question.question_id] if done.last else []
-    assert sorted(last) == [question.question_id for question in questions(9)]
-    records, tokens = alone
-    assert shared.keys() == records.keys()
-    for key, record in records.items():
-        same_record(shared[key], record)
-    assert engine.num_generated_tokens < tokens / 3
 
 
 def test_a_shared_trajectory_is_sampled_once_and_charged_in_full_to_each_policy(model):
@@ -454,11 +425,6 @@ def same_records(one, other):
         same_record(record, other[name], atol=1e-4)  # another batch of a feature pass rounds otherwise
 
 
-def test_rows_order_and_reading_in_the_background_change_nothing(model):
-    policy = DynamicK(KRange(2, 2, 6), FakeController(lambda f: f.scalars[0] % 0.2 < 0.1))
-    same_records(run(model, policy, rows=8), run(model, policy, rows=40, grader=SlowGrading()))
-
-
 def test_a_grader_that_fails_in_the_background_stops_the_run(model):
     class Broken(SlowGrading):
         def grade(self, answer, item):
@@ -466,26 +432,6 @@ def test_a_grader_that_fails_in_the_background_stops_the_run(model):
 
     with pytest.raises(InputError, match="the grader cannot work here"):
         run(model, FixedK(2), grader=Broken())
-
-
-def test_waiting_for_a_larger_feature_pass_changes_nothing(model, monkeypatch):
-    passes = []
-    real = scheduler.block_hidden
-
-    def counted(model, pairs, **settings):
-        passes.append(len(pairs))
-        return real(model, pairs, **settings)
-
-    monkeypatch.setattr(scheduler, "block_hidden", counted)
-    often = run(model, FixedK(4))
-    few = len(passes)
-    monkeypatch.setattr(scheduler, "FEATURE_PATIENCE_S", 1e9)
-    monkeypatch.setattr(scheduler, "WAITING_DEVICES", ("cpu",))
-    passes.clear()
-    once = run(model, FixedK(4))
-    assert passes == [48]
-    assert few > 1
-    same_records(often, once)
 
 
 @pytest.mark.parametrize("kept", [2, 1])

@@ -115,9 +115,8 @@ def check_same(shared, apart, cancelled=0):
     assert cancelled or not found
 
 
-@pytest.mark.parametrize("rows", [8, pytest.param(64, marks=pytest.mark.slow)])
-def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch, rows):
-    config, engines = config_of(tmp_path, compute={"rows": rows}), sampled(monkeypatch)
+def test_shared_stores_are_those_of_policies_apart(apart, tmp_path, monkeypatch):
+    config, engines = config_of(tmp_path, compute={"rows": 8}), sampled(monkeypatch)
     evaluate(config, load_controller)
     check_same(config, apart)
     (engine,) = engines

@@ -21,7 +21,7 @@ from dps.run.progress_log import PROGRESS, Display
 from feature_store import Store
 from feature_store.errors import StoreError
 from feature_store.tools import damage, verify
-from tests.harvests import same
+from scripts.kill_harvest import reported, same
 
 SETTINGS = (
     "--benchmark.name=arithmetic", "--benchmark.limit=24", "--sampler.block_size=24", "--sampler.max_new_tokens=48",
@@ -75,9 +75,7 @@ def test_a_harvest_that_is_killed_at_any_moment_goes_on_to_the_same_store(alone,
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert damage(tmp_path) == []
-        log = tmp_path / PROGRESS  # not there where the kill came before the first report
-        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-        assert max((json.loads(line)["questions"] for line in lines), default=0) <= len(Store.open(tmp_path)) < 24
+        assert reported(tmp_path) <= len(Store.open(tmp_path)) < 24
     assert run(["harvest", f"--output={tmp_path}", *SETTINGS]) == 0
     whole(tmp_path, alone)
 

@@ -1,8 +1,6 @@
 """The engine's bookkeeping: cache, rows, streams, time, and chains that are given up."""
 
 import dataclasses
-import time
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
 from dps.errors import InputError
-from dps.sampler.cache import check_one_device, check_rewindable, prefill, spans
+from dps.sampler.cache import check_one_device, check_rewindable, prefill
 from dps.sampler.engine import ChainRequest, Engine
 from dps.sampler.memory import row_bytes, rows_from_memory
 from dps.sampler.settings import SamplerConfig
@@ -26,13 +24,14 @@ from .chains import CONFIG, logits_after, logprobs_of, requests_of, run
 from .models import tiny_model
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-@pytest.mark.parametrize("decide", [None, True, False], ids=["real", "always-accept", "always-reject"])
+@pytest.mark.parametrize(
+    ("architecture", "decide"), [("qwen2", None), ("llama", None), ("qwen2", True), ("llama", False)]
+)
 def test_cached_equals_uncached_after_extend_rewind_and_reject(monkeypatch, architecture, decide):
     if decide is not None:
         monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.full(r.shape, decide))
     model = tiny_model(architecture=architecture, dtype=torch.float64, sharpness=2.0)
-    chains = run(model, dataclasses.replace(CONFIG, reject_early=decide is None))
+    chains = run(model, dataclasses.replace(CONFIG, reject_early=decide is None), count=12)
     assert any(c.mh_proposed >= 8 for c in chains)  # more than one stage
     for chain in chains:
         logits = logits_after(model, chain)
@@ -69,36 +68,14 @@ def test_cache_holds_the_accepted_response_after_every_poll():
     assert compared > 50
 
 
-def test_always_rejecting_returns_the_extension(monkeypatch):
-    model = tiny_model(sharpness=2.0)
-    one_stage = dataclasses.replace(CONFIG, block_size=18, reject_early=False)
-    plain = run(model, dataclasses.replace(one_stage, num_mh_steps=0))
-    monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
-    rejected = run(model, one_stage)
-    assert [c.tokens.tolist() for c in rejected] == [c.tokens.tolist() for c in plain]
-    assert all(c.num_generated_tokens > len(c.tokens) for c in rejected)
-
-
 def same(one, other):
     assert one.tokens.tolist() == other.tokens.tolist()
     for name in ("num_generated_tokens", "mh_proposed", "mh_accepted", "ending"):
         assert getattr(one, name) == getattr(other, name)
 
 
-@pytest.mark.parametrize("schedule", ["paper", "final-horizon"])
-def test_a_chain_alone_equals_the_chain_in_a_crowd(schedule):
-    model = tiny_model(sharpness=2.0)
-    config = dataclasses.replace(CONFIG, schedule=schedule)
-    engine = Engine(model, config, rows=8, prompt_room=8)
-    alone = [sample_chains(engine, [request])[request.key] for request in requests_of(range(0, 24, 5))]
-    for rows in (8, 16, 64):
-        for one, other in zip(alone, run(model, config, rows=rows)[::5], strict=True):
-            same(one, other)
-
-
-@pytest.mark.parametrize("eos", [(0,), (0, 3, 5)], ids=str)
-def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set(eos):
-    model = tiny_model(sharpness=2.0)
+def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set():
+    model, eos = tiny_model(sharpness=2.0), (0, 3)
     model.model.generation_config.eos_token_id = list(eos)
     chains = run(model, count=64, rows=32)
     assert model.eos_ids == eos
@@ -107,18 +84,18 @@ def test_responses_are_legal_and_end_at_the_first_token_of_the_eos_set(eos):
         assert not set(chain.tokens[:-1].tolist()) & set(eos)
         if chain.ending == "length":
             assert len(chain.tokens) == CONFIG.max_new_tokens
-    assert len(eos) > 1 or "length" in {c.ending for c in chains}
+    assert {c.ending for c in chains} == {"eos", "length"}
 
 
 def test_schedules_take_the_stated_number_of_steps(monkeypatch):
     monkeypatch.setattr(settle_module, "accept", lambda u, r: torch.zeros(r.shape, dtype=torch.bool))
     model = tiny_model(sharpness=2.0)
-    for chain in run(model, count=48, rows=16):
+    for chain in run(model, count=24, rows=16):
         stages = -(-len(chain.tokens) // CONFIG.block_size)
         assert chain.mh_proposed == stages * CONFIG.num_mh_steps
     final = dataclasses.replace(CONFIG, schedule="final-horizon", num_final_steps=7)
     seen = set()
-    for chain in run(model, final, count=48, rows=16):
+    for chain in run(model, final, count=24, rows=16):
         stages = -(-len(chain.tokens) // CONFIG.block_size)
         early = chain.ending == "eos" and stages < 3
         assert chain.mh_proposed == (stages * 4 + 7 if early else 2 * 4 + 7)
@@ -126,20 +103,7 @@ def test_schedules_take_the_stated_number_of_steps(monkeypatch):
     assert seen == {True, False}
 
 
-def test_time_shares_add_up():
-    model = tiny_model(sharpness=2.0)
-    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
-    started = time.perf_counter()
-    chains = sample_chains(engine, requests_of(range(40))).values()
-    wall = time.perf_counter() - started
-    assert len(chains) == 40
-    assert sum(c.decode_s for c in chains) == pytest.approx(engine.decode_s, rel=1e-9)
-    assert sum(c.prefill_s for c in chains) == pytest.approx(engine.prefill_s, rel=1e-9)
-    assert 0.8 * wall < engine.decode_s + engine.prefill_s <= wall
-    assert sum(c.num_generated_tokens for c in chains) == engine.num_generated_tokens
-
-
-@pytest.mark.parametrize("layer", [0, 2, 3])
+@pytest.mark.parametrize("layer", [0, 3])
 def test_features_equal_a_plain_pass_over_each_sequence(layer):
     """What is recorded as tokens are drawn, and the hidden states of a batched pass that ends early."""
     model = tiny_model(layers=3, sharpness=2.0)
@@ -157,12 +121,6 @@ def test_features_equal_a_plain_pass_over_each_sequence(layer):
         for block, begin in enumerate(range(0, len(chain.tokens), 6)):
             np.testing.assert_allclose(means[block], hidden[begin : begin + 6].mean(0), atol=1e-5)
         assert means.shape == (-(-len(chain.tokens) // 6), 16)
-
-
-def test_spans():
-    which, position = spans(torch.tensor([3, 5, 4, 2]), torch.tensor([5, 6, 4, 1]))
-    assert which.tolist() == [0, 0, 1]
-    assert position.tolist() == [3, 4, 5]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused():
@@ -190,61 +148,6 @@ def test_models_that_cannot_be_rewound_are_refused():
     config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(InputError, match="linear_attention"):
         check_rewindable(config, 8)
-
-
-def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monkeypatch):
-    model = tiny_model(sharpness=2.0)
-    expected = run(model, count=40, rows=64)
-    steps = 0
-    settle = engine_module.settle
-
-    def scarce(rows, *args):
-        nonlocal steps
-        steps += 1
-        if steps in (30, 75):
-            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB")
-        return settle(rows, *args)
-
-    monkeypatch.setattr(engine_module, "settle", scarce)
-    engine = Engine(model, CONFIG, rows=32, prompt_room=8)
-    for request in requests_of(range(40)):
-        engine.submit(request)
-    chains = {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        while not engine.idle:
-            for chain in engine.poll(1):
-                assert chain.request.key not in chains
-                chains[chain.request.key] = chain
-    # Other packages warn, too: of what they deprecate.
-    said = [str(warning.message) for warning in caught if "ran out of memory" in str(warning.message)]
-    assert len(said) == 2
-    assert "ran out of memory with 32 rows; sampling goes on with 16" in said[0]
-    assert "ran out of memory with 16 rows; sampling goes on with 8" in said[1]
-    assert engine.rows == 8
-    assert [chains[i].tokens.tolist() for i in range(40)] == [c.tokens.tolist() for c in expected]
-
-
-def test_chains_can_be_given_up_after_running_out_of_memory(monkeypatch):
-    settle, steps = engine_module.settle, 0
-
-    def scarce(*args):
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise torch.OutOfMemoryError("out of memory")
-        settle(*args)
-
-    monkeypatch.setattr(engine_module, "settle", scarce)
-    engine = Engine(tiny_model(sharpness=2.0), CONFIG, rows=32, prompt_room=8)
-    for request in requests_of(range(20)):
-        engine.submit(request)
-    with pytest.warns(UserWarning, match="ran out of memory"):
-        engine.poll()
-    engine.poll(1)
-    running = engine.num_running
-    assert engine.rows == 16
-    assert len(engine.cancel({3, 4})) == running - engine.num_running == 2
 
 
 def test_logits_that_are_not_numbers_end_in_a_sentence():
@@ -294,7 +197,7 @@ def test_forced_lengths_are_kept_through_every_step():
 
 def test_the_trace_of_a_chain_tells_its_steps():
     model = tiny_model(sharpness=2.0)
-    for chain in run(model, dataclasses.replace(CONFIG, schedule="final-horizon", num_final_steps=7), count=48):
+    for chain in run(model, dataclasses.replace(CONFIG, schedule="final-horizon", num_final_steps=7), count=16):
         steps = chain.steps
         assert len(steps.accepted) == chain.mh_proposed
         assert steps.accepted.sum() == chain.mh_accepted
@@ -353,11 +256,10 @@ def test_the_no_look_test_would_notice():
         bool(torch.ones(2).any())
 
 
-@pytest.mark.parametrize("rows", [8, 40])
-def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone(rows):
+def test_giving_chains_up_frees_their_rows_and_leaves_the_others_alone():
     model = tiny_model(sharpness=2.0)
     expected = dict(enumerate(run(model, count=32, rows=16)))
-    engine = Engine(model, CONFIG, rows=rows, prompt_room=8)
+    engine = Engine(model, CONFIG, rows=8, prompt_room=8)
     for request in requests_of(range(32)):
         engine.submit(request)
     chains, given_up, cancelled = {}, set(), []
@@ -404,15 +306,15 @@ def test_a_chain_that_has_gone_does_not_decide_how_far_attention_reads(monkeypat
 
 
 @pytest.mark.slow
-def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_flat():
+def test_two_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_flat():
     model = tiny_model(sharpness=2.0)
     config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=8, num_mh_steps=1)
     engine = Engine(model, config, rows=64, prompt_room=8)
     rng = np.random.default_rng(0)
     process = psutil.Process()
-    seen, waiting, sizes = np.zeros(10_000, int), 0, []
-    while waiting < 10_000 or not engine.idle:
-        while waiting < 10_000 and engine.num_pending < 64:
+    seen, waiting, sizes = np.zeros(2000, int), 0, []
+    while waiting < 2000 or not engine.idle:
+        while waiting < 2000 and engine.num_pending < 64:
             prompt = tuple(rng.integers(1, 12, rng.integers(1, 9)).tolist())
             forced = int(rng.integers(1, 9))
             engine.submit(ChainRequest(waiting, prompt, stream_key(0, "q", waiting), forced_length=forced))
@@ -420,7 +322,7 @@ def test_ten_thousand_chains_of_random_lengths_come_back_once_and_memory_stays_f
         for chain in engine.poll():
             assert len(chain.tokens) == chain.request.forced_length
             seen[chain.request.key] += 1
-        if seen.sum() >= 2000 * (len(sizes) + 1):
+        if seen.sum() >= 400 * (len(sizes) + 1):
             sizes.append(process.memory_info().rss)
     assert (seen == 1).all()
     assert engine.num_generated_tokens <= engine.num_row_steps

@@ -39,7 +39,7 @@ from dps.testing import (
     toy_of,
 )
 
-from .chains import logits_after, logprobs_of, sampled_chains
+from .chains import sampled_chains
 from .models import tiny_model, with_tokenizer
 
 
@@ -326,25 +326,3 @@ def test_early_terms_never_raise_the_ratio(alpha, cuts):
         base, proposal = base_logprobs(logits), proposal_logprobs(logits, temperature)
         assert (terms.base * base + terms.proposal * proposal).max() < 1e-12
         assert (terms.entropy * entropies(base) + terms.token).min() > 0
-
-
-@pytest.mark.parametrize("changes", [dict(cut_law="entropy"), dict(accept_rule="max_swap")], ids=str)
-def test_what_an_option_records_is_what_the_model_says(changes):
-    config = SamplerConfig(alpha=2.0, block_size=6, max_new_tokens=18, num_mh_steps=4, **changes)
-    language_model = tiny_model(sharpness=3.0)
-    prompt = (3, 5, 7)
-    crowd = sampled_chains(language_model, config, prompt, range(24), rows=8)
-    for chain in crowd.values():
-        expected = logprobs_of(base_logprobs(logits_after(language_model, chain)), chain)
-        np.testing.assert_allclose(chain.base_logprobs, expected, atol=1e-4)
-        trace = chain.steps
-        np.testing.assert_allclose(trace.logprob[-1], chain.base_logprobs.sum(), atol=1e-9)
-        if config.accept_rule == "max_swap":
-            same_stage = np.diff(trace.horizon) == 0
-            assert (np.diff(trace.logprob)[same_stage] >= 0).all()
-    # Some steps move and some do not, or the test has seen nothing.
-    accepted = np.concatenate([chain.steps.accepted for chain in crowd.values()])
-    assert 0.05 < accepted.mean() < 0.95
-    alone = sampled_chains(language_model, config, prompt, [17], rows=8)[17]
-    assert alone.tokens.tolist() == crowd[17].tokens.tolist()
-    assert alone.steps.cut_position.tolist() == crowd[17].steps.cut_position.tolist()

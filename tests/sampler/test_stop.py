@@ -25,7 +25,7 @@ strings = st.lists(st.text("abé\n", min_size=1, max_size=5), min_size=1, max_si
 
 
 @given(strings, pieces, st.lists(st.integers(0, 5), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_table_says_whether_the_text_contains_a_stop_string(stops, pieces, tokens):
     table = StopTable(stops, pieces, torch.device("cpu"))
     assert table.following.dtype == torch.int16
@@ -38,8 +38,8 @@ def test_the_table_says_whether_the_text_contains_a_stop_string(stops, pieces, t
 
 @pytest.mark.parametrize(
     "changes",
-    [PAPER, FINAL, dict(FINAL, cut_law="entropy"), dict(PAPER, block_size=4, num_mh_steps=0)],
-    ids=["paper", "final-horizon", "entropy", "plain"],
+    [PAPER, dict(FINAL, cut_law="entropy")],
+    ids=["paper", "final-horizon-entropy"],
 )
 def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
     config = SamplerConfig(**changes)
@@ -62,19 +62,7 @@ def test_responses_that_a_string_ends_follow_the_enumerated_law(changes):
         cut[
             next(response[:n] for n in range(1, len(response) + 1) if toy.ends(response[:n]) or n == len(response))
         ] += mass
-    if config.num_mh_steps:
-        assert total_variation(np.array([cut[s] for s in states]), expected) > 0.02
-
-
-def test_a_row_forgets_what_its_last_chain_had_begun():
-    """A chain alone equals the same chain in a crowd whose rows have had other chains before."""
-    config = SamplerConfig(alpha=2.0, block_size=4, max_new_tokens=12, num_mh_steps=3)
-    language_model = with_tokenizer(tiny_model(vocabulary=3, eos=0, seed=5, sharpness=1.0))
-    crowd = sample(language_model, config, (1, 2), range(60), 8, ["aab", "bb"])
-    for i in range(0, 60, 7):
-        alone = sample(language_model, config, (1, 2), [i], 8, ["aab", "bb"])[i]
-        assert crowd[i].tokens.tolist() == alone.tokens.tolist()
-        assert crowd[i].ending == alone.ending
+    assert total_variation(np.array([cut[s] for s in states]), expected) > 0.02
 
 
 def test_forced_lengths_do_not_stop():
