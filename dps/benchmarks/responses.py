@@ -21,7 +21,7 @@ from typing import Any
 from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
 from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
-from dps.benchmarks.kinds import KINDS, grader_of_kind
+from dps.benchmarks.kinds import GRADERS
 from dps.benchmarks.reader_process import Desk
 from dps.benchmarks.records import Record, read_lines, shortened
 from dps.errors import InputError
@@ -67,7 +67,7 @@ _COUNTED: dict[str, Callable[[dict[str, Any]], bool]] = {
 class Graded:
     """What grading a file did."""
 
-    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in KINDS})
+    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in GRADERS})
     """By kind, by what is counted."""
     kept: int = 0
     """Responses that an earlier, interrupted run had graded."""
@@ -130,8 +130,8 @@ def _response(record: Record) -> Response:
     name, kind = record.name("id"), record.required("kind")
     if name is None:
         raise record.error("has no id: give it a text or an integer.")
-    if kind not in KINDS:
-        raise record.error(f"should have one of {', '.join(KINDS)} as kind, but has {kind!r}.")
+    if kind not in list(GRADERS):
+        raise record.error(f"should have one of {', '.join(GRADERS)} as kind, but has {kind!r}.")
     record.required("response")
     texts = {key: record.fields.get(key) for key in ("response", "question", "prompt")}
     for key, value in texts.items():
@@ -257,7 +257,7 @@ def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator
 
 def _graded(last: Response, responses: list[tuple[str, str]], desk: Desk) -> list[tuple[Reading, int | None]]:
     """Grade the responses of a unit, of which this is the last."""
-    grader = grader_of_kind(last.kind)
+    grader = GRADERS[last.kind]
     if last.group is None and grader.background == "threads":  # a program's class, which nobody asks for, takes runs
         return [(read(grader, last.text, last.item, last.prompt), None)]
     found = read_all(grader, responses, last.item, desk.read)
