@@ -278,8 +278,8 @@ def test_a_port_that_is_taken_is_said(server):
 @pytest.mark.slow
 def test_many_requests_of_two_hundred_clients():
     """None is wrong, lost or mixed up; processor time is compared, since this machine may have other work."""
-    script = [sys.executable, "scripts/serve_load.py", "--clients=200", "--requests=250", "--repeats=3", "--k=2"]
+    script = [sys.executable, "scripts/serve_load.py", "--clients=200", "--requests=250", "--repeats=2", "--k=2"]
     measured = json.loads(subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
-    assert measured["requests"] * measured["repeats"] == 750
+    assert measured["requests"] * measured["repeats"] == 500
     assert measured["wrong, lost or mixed up"] == 0
     assert measured["the same by processor time"]["median"] > 0.8
