@@ -17,7 +17,7 @@ from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of, items_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import Grader
-from dps.benchmarks.kinds import GRADERS
+from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.mathematics import parse_number
 from dps.benchmarks.prompts import NUMBER, TEXT
 from dps.benchmarks.records import Record, RecordFile, read_records
@@ -54,7 +54,7 @@ class OwnGrader(Grader):
         return self._of(item).key(answer, item)
 
     def _of(self, item: Item) -> Grader:
-        return GRADERS[self.asked if item.gold is None else _kind(item.gold)]
+        return grader_of_kind(self.asked if item.gold is None else _kind(item.gold))
 
 
 def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
 from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
-from dps.benchmarks.kinds import GRADERS
+from dps.benchmarks.kinds import KINDS, grader_of_kind
 from dps.benchmarks.reader_process import Desk
 from dps.benchmarks.records import Record, read_lines, shortened
 from dps.errors import InputError
@@ -67,7 +67,7 @@ _COUNTED: dict[str, Callable[[dict[str, Any]], bool]] = {
 class Graded:
     """What grading a file did."""
 
-    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in GRADERS})
+    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in KINDS})
     """By kind, by what is counted."""
     kept: int = 0
     """Responses that an earlier, interrupted run had graded."""
@@ -130,8 +130,8 @@ def _response(record: Record) -> Response:
     name, kind = record.name("id"), record.required("kind")
     if name is None:
         raise record.error("has no id: give it a text or an integer.")
-    if kind not in list(GRADERS):
-        raise record.error(f"should have one of {', '.join(GRADERS)} as kind, but has {kind!r}.")
+    if kind not in KINDS:
+        raise record.error(f"should have one of {', '.join(KINDS)} as kind, but has {kind!r}.")
     record.required("response")
     texts = {key: record.fields.get(key) for key in ("response", "question", "prompt")}
     for key, value in texts.items():
@@ -207,7 +207,7 @@ def _there(path: Path, output: Path) -> Iterator[tuple[str, dict[str, Any], int]
     refusal = f"Expected no file {output}, or one that an interrupted run of the same command left, but it"
     if not output.is_file():
         raise InputError(f"Expected --output to be a file, but {output} is none: choose another.")
-    if path.stat().st_mtime > output.stat().st_mtime:
+    if output.stat().st_size and path.stat().st_mtime > output.stat().st_mtime:
         raise InputError(f"{refusal} is older than {path}: delete it, or choose another --output.")
     count = size = 0
     with output.open("rb") as file:
@@ -259,7 +259,7 @@ def _verdicts(path: Path, sizes: Counter[Name | None], skipped: int) -> Iterator
 
 def _graded(last: Response, responses: list[tuple[str, str]], desk: Desk) -> list[tuple[Reading, int | None]]:
     """Grade the responses of a unit, of which this is the last."""
-    grader = GRADERS[last.kind]
+    grader = grader_of_kind(last.kind)
     if last.group is None and grader.background == "threads":  # a program's class, which nobody asks for, takes runs
         return [(read(grader, last.text, last.item, last.prompt), None)]
     found = read_all(grader, responses, last.item, desk.read)

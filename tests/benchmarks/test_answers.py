@@ -12,7 +12,7 @@ from dps.benchmarks import Item
 from dps.benchmarks.answers import OpenGrader, TextGrader, answer_key, canonical_answer, extract_text
 from dps.benchmarks.arithmetic import GRADER as ARITHMETIC
 from dps.benchmarks.grading import read
-from dps.benchmarks.kinds import GRADERS
+from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.mathematics import canonical_number, extract_number, format_number, parse_number
 from dps.benchmarks.thinking import answer_part
 from tests.benchmarks.data import cases
@@ -106,7 +106,7 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_only_what_follows_the_thinking_is_read(name, opened, closed):
     item, wrong, right = READ[name]
-    grader = ARITHMETIC if name == "arithmetic" else GRADERS[name]
+    grader = ARITHMETIC if name == "arithmetic" else grader_of_kind(name)
     said = read(grader, right, item)
     assert (said.correct, said.strict_correct) == (True, True)
     assert read(grader, f"{opened}{wrong}{closed}{right}", item) == said

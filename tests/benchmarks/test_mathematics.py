@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dps.benchmarks import BenchmarkConfig, Item, load_benchmark
 from dps.benchmarks.answers import answer_key, canonical_answer
 from dps.benchmarks.grading import read
-from dps.benchmarks.kinds import GRADERS
+from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.mathematics import MathGrader, NumberGrader, equal, extract_math, normalize, values
 from dps.benchmarks.mathematics.forms import read_answer
 from dps.benchmarks.mathematics.words import digits_for_words
@@ -70,7 +70,7 @@ def test_mathematics_however_it_is_written(gold, answer, verdict):
 
 @pytest.mark.parametrize(("kind", "gold", "response"), CASES["tags"])
 def test_an_answer_in_tags(kind, gold, response):
-    assert read(GRADERS[kind], response, item(gold)).correct is True
+    assert read(grader_of_kind(kind), response, item(gold)).correct is True
 
 
 @pytest.mark.parametrize(("text", "number"), CASES["responses"])
@@ -131,7 +131,7 @@ def test_where_words_and_raised_digits_are_no_numbers():
     assert canonical_answer("about 10² m²") == "about 10^2 m^2"
     assert answer_key("x²") != answer_key("x2")
     assert canonical_answer("3½ cups") == "3 1/2 cups"
-    text = GRADERS["text"]
+    text = grader_of_kind("text")
     assert [read(text, "The answer is seven.", item(gold)).correct for gold in ("7", "Seven")] == [False, True]
 
 

@@ -162,6 +162,9 @@ def test_what_a_killed_run_left_is_gone_on_from(tmp_path):
     os.utime(path, (time.time() + 100,) * 2)
     with pytest.raises(Exception, match=r"is older than .*own\.jsonl"):
         grade_file(path, output, check_responses(path))
+    output.write_bytes(b"")  # of an empty one nothing is kept
+    os.utime(path, (time.time() + 100,) * 2)
+    assert grade_file(path, output, check_responses(path)).kept == 0
 
 
 @pytest.mark.slow

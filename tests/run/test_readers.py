@@ -179,7 +179,7 @@ def test_nobody_waits_for_a_reader_at_the_end(tmp_path, at_once):
 def test_stored_responses_and_those_of_a_file_are_read_in_processes(tmp_path, at_once, monkeypatch):
     (tmp_path / "notes").mkdir()
     monkeypatch.setattr(regrade, "grader_of", lambda *_: Telling(str(tmp_path / "notes")))
-    monkeypatch.setattr(responses, "GRADERS", {"math": Telling(str(tmp_path / "notes"))})
+    monkeypatch.setattr(responses, "grader_of_kind", lambda _: Telling(str(tmp_path / "notes")))
     question = make_question(0, k=2)
     texts = [replace(t, text=text) for t, text in zip(question.trajectories, TEXTS[:2], strict=True)]
     stored = write_store(tmp_path / "store", make_manifest(), [replace(question, gold="5", trajectories=tuple(texts))])
