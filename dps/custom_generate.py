@@ -23,7 +23,7 @@ from dps.arguments import check_seed
 from dps.benchmarks import Item
 from dps.benchmarks.given import Style
 from dps.config import ComputeConfig
-from dps.decide.aggregate import representative
+from dps.decide.aggregate import winner_of
 from dps.defaults import EMBEDDED_SAMPLER
 from dps.errors import InputError
 from dps.model import LanguageModel, load_tokenizer
@@ -304,10 +304,8 @@ def _sampled(
 
 def _ranked(record: Question, aggregator: str) -> list[Trajectory]:
     """Return the responses, the one that won the vote first, the others by log p."""
-    each = record.trajectories
-    classes, logprobs = [t.answer_class for t in each], [t.base_logprob for t in each]
-    winner = representative(classes, logprobs, aggregator, [len(t.tokens) for t in each])
-    order = np.argsort(logprobs, kind="stable")[::-1].tolist()
+    each, winner = record.trajectories, winner_of(record.trajectories, aggregator)
+    order = np.argsort([t.base_logprob for t in each], kind="stable")[::-1].tolist()
     first = order[0] if winner is None else winner
     return [each[place] for place in (first, *(place for place in order if place != first))]
 

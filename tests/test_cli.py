@@ -253,7 +253,7 @@ def test_every_preset_changes_the_config_of_a_benchmark(path, capsys):
 # -- the pipeline ------------------------------------------------------------------------------------------------------
 
 
-QUICKSTART = ("quickstart", "--harvest_questions=48", "--evaluate_questions=16", "--workers=1")
+QUICKSTART = ("quickstart", "--harvest_questions=32", "--evaluate_questions=12", "--workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -286,12 +286,12 @@ class TestPipeline:
         stores = {
             n: Store.open(folder / "evaluation" / n) for n in ("power", "plain", "lowtemp", *CONTROLLERS, policy.name)
         }
-        assert [len(store) for store in stores.values()] == [16] * 7
+        assert [len(store) for store in stores.values()] == [12] * 7
         assert live[1] == f"{100 * np.mean([q.correct for q in stores[policy.name]]):.1f}"
 
     def test_harvest_has_every_feature(self, folder):
         store = Store.open(folder / "harvest")
-        assert len(store) == 48
+        assert len(store) == 32
         for question in store:
             assert [t.arm for t in question.trajectories] == ["power"] * 8 + ["plain"] * 16 + ["lowtemp"] * 16
             assert question.embedding.size > 0
@@ -314,17 +314,17 @@ class TestPipeline:
         from scripts.check_replay_live import AGREE, compare
 
         harvest = ["harvest", "--config=configs/harvest/arithmetic.yaml", f"--output={tmp_path}", "--compute.rows=64"]
-        assert run([*harvest, "--benchmark.split=test", "--benchmark.limit=16", "--compute.workers=1"]) == 0
+        assert run([*harvest, "--benchmark.split=test", "--benchmark.limit=12", "--compute.workers=1"]) == 0
         controllers = {name: folder / "controllers" / name for name in CONTROLLERS}
         for name, agreement in compare(tmp_path, folder / "evaluation", controllers, ()).items():
             assert agreement["differ"] == [], name
-            assert [agreement[what] for what in AGREE] == [16] * len(AGREE), name
+            assert [agreement[what] for what in AGREE] == [12] * len(AGREE), name
 
     def test_a_second_run_does_nothing_again(self, folder, capsys):
         before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.h5")}
         assert run([*QUICKSTART, f"--output={folder}"]) == 0
         assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.h5")} == before
-        assert "48 questions, 0 of them sampled now" in capsys.readouterr().out
+        assert "32 questions, 0 of them sampled now" in capsys.readouterr().out
 
     def test_lightning_commands_on_the_harvest(self, folder, capsys):
         run_folder = f"--trainer.default_root_dir={folder / 'controllers' / 'mlp-hq'}"

@@ -1,6 +1,7 @@
 """Habits of the command line: short names, what was probably meant, one screen of help, completion, no long silence."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -140,7 +141,7 @@ def test_votes_and_the_response_that_stands_for_them(given, votes, shown, why):
         assert why in _why(of, shown, "majority")
 
 
-def test_a_question_comes_from_the_standard_input_and_its_answer_as_json():
+def test_a_question_comes_from_the_standard_input_and_its_answer_as_json(capsys, monkeypatch):
     options = ["--k=2", "--max_new_tokens=48", "--block_size=24", "--num_mh_steps=1", "--json"]
     done = dps("sample", "-", *options, input="-5+3\n")
     assert done.returncode == 0, done.stderr
@@ -148,9 +149,10 @@ def test_a_question_comes_from_the_standard_input_and_its_answer_as_json():
     assert (told["question"], told["k"], told["decisions"]) == ("-5+3", 2, [])
     assert told["num_tokens"] == sum(each["num_generated_tokens"] for each in told["responses"])
     assert told["shown"] is None or told["responses"][told["shown"]]["answer"] == told["answer"]
-    again = dps("sample", "-5+3", *options)
-    assert json.loads(again.stdout)["responses"] == told["responses"]
-    assert dps("sample", "-", input="").returncode == 2
+    assert run(["sample", "-5+3", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["responses"] == told["responses"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run(["sample", "-"]) == 2
 
 
 # -- silence -----------------------------------------------------------------------------------------------------------

@@ -88,10 +88,8 @@ def test_the_chains_are_those_of_answer(request, folder, form, which):
         assert out.logprobs[number].item() in [t.base_logprob for t in fits]
         if number % 2 == 0 and record.answer is not None:
             assert record.answer in [t.answer for t in fits]
-    ends = {"pad": tokenizer.pad_token_id}
     longest = max(len(t.tokens) for record in records for t in record.trajectories)
     assert out.sequences.shape[1] <= width + longest
-    assert ends["pad"] in out.sequences[:, width:] or len({*map(len, out.sequences)}) == 1
     if which == "tiny":
         return
     again = by(form, model, tokenizer, folder, inputs, **SETTINGS, style="arithmetic", max_new_tokens=24)
@@ -170,10 +168,9 @@ def test_what_cannot_be_honoured_is_refused(tiny, folder, name):
         by("folder", model, tokenizer, folder, inputs, **{**SETTINGS, "max_new_tokens": 24, **options})
 
 
-SEEN_BY_A_CALLABLE = ("temperature", "top_k", "penalty", "object", "processor", "criteria", "too many", "alpha", "seed")
-
-
-@pytest.mark.parametrize("name", [name for name in SEEN_BY_A_CALLABLE if name != "top_k"])
+@pytest.mark.parametrize(
+    "name", ["temperature", "penalty", "object", "processor", "criteria", "too many", "alpha", "seed"]
+)
 def test_a_callable_refuses_what_it_is_told_of(tiny, folder, name):
     model, tokenizer = tiny
     options, message = REFUSED[name]

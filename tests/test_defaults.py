@@ -41,8 +41,8 @@ def test_the_whole_pipeline_runs_without_options(tmp_path, monkeypatch, capsys):
     """Fewer questions, steps and rows, to be done sooner; everything else is what the commands take by themselves."""
     monkeypatch.chdir(tmp_path)
     small = ["--sampler.num_mh_steps=1", "--compute.rows=32"]
-    assert run(["harvest", "--benchmark.limit=24", *small]) == 0
-    assert run(["fit", "--config", "configs/mlp_hq.yaml", "--trainer.max_epochs=2"]) == 0
+    assert run(["harvest", "--benchmark.limit=16", *small]) == 0
+    assert run(["fit", "--config", "configs/mlp_hq.yaml", "--trainer.max_epochs=1"]) == 0
     assert run(["evaluate", "--benchmark.limit=4", *small]) == 0
     capsys.readouterr()
     assert run(["report"]) == 0

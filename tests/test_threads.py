@@ -14,8 +14,13 @@ from dps.threads import num_threads, torch_threads, wait_passively
 WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
 
 
-@pytest.mark.parametrize("first", ["dps.__main__", "dps.api", "dps.run.ray_pool", "lightning_modules.trainer_cli"])
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+@pytest.mark.parametrize(
+    ("first", "given"),
+    [
+        *((f, {}) for f in ("dps.__main__", "dps.api", "dps.run.ray_pool", "lightning_modules.trainer_cli")),
+        *(("dps.api", given) for given in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"})),
+    ],
+)
 def test_a_fresh_process_waits_passively_before_torch_is_loaded_unless_the_user_says_how(first, given):
     """What the environment holds when PyTorch is imported is what its threads do."""
     code = (

@@ -51,20 +51,12 @@ def test_an_installed_wheel_runs_from_an_empty_folder(wheel, tmp_path):
 
     assert dps("--version").startswith("dps 0.")
     assert "dps quickstart --help-all" in dps("quickstart", "--help")
-    dps("quickstart", "--harvest_questions=24", "--evaluate_questions=8", "--workers=1", "-o", "out")
-    assert (tmp_path / "empty/out/report.html").stat().st_size > 1000
-    for config in ("mlp_hq.yaml", "mlp_hq"):
-        fit = dps(
-            "fit",
-            "--config",
-            config,
-            "--store=out/harvest",
-            "--ladder=[power 2, power 2]",
-            "-o",
-            config,
-            "--max_epochs=1",
-        )
-        assert f"{config}/checkpoints/best.ckpt" in fit
+    small = ["--benchmark.limit=16", "--ladder=[power 2, power 2]", "--workers=1"]
+    dps("harvest", "--config=configs/harvest/arithmetic.yaml", *small, "-o", "harvest")
+    fit = dps("fit", "--config=mlp_hq", "--store=harvest", "--ladder=[power 2, power 2]", "-o", "run", "--max_epochs=1")
+    assert "run/checkpoints/best.ckpt" in fit
+    dps("replay", "harvest", "-o", "replay")
+    assert (tmp_path / "empty/replay/replay.html").stat().st_size > 1000
     files = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
     assert files == {"site", "empty"}
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 
 from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.reading import before_next_question
+from dps.benchmarks.mathematics.spelling import unwrapped
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -33,8 +34,8 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN_TWO = re.compile(r"[\s$.)*]*(?:,|;|/|&|\band\b|\bor\b)[\s$(*]*", re.IGNORECASE)
 
 _FONT_OR_BRACE = re.compile(
-    r"(?P<font>\\(?:text|textbf|textit|textrm|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|mathcal"
-    r"|boldsymbol|bm|operatorname|ce|boxed|fbox)\*?\s*\{)|\\.|[{}]",
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|mathcal"
+    r"|boldsymbol|bm|operatorname|ce|boxed|fbox)\*?\s*\{|\\.|[{}]",
     re.DOTALL,
 )
 _RAISED = re.compile(r"([\^_])\s*\{([^{}]*)\}")
@@ -202,16 +203,7 @@ def _plain(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """Return a text without the commands and braces of fonts, superscripts and single characters."""
-    kept, opened, last = [], [], 0
-    for match in _FONT_OR_BRACE.finditer(text := _FACE.sub(" ", text)):
-        drops = match["font"] is not None
-        if match[0][-1] == "{" and (drops or match[0] == "{"):
-            opened.append(drops)
-        elif match[0] == "}" and opened:
-            drops = opened.pop()
-        kept += [text[last : match.start()], "" if drops else match[0]]
-        last = match.end()
-    text = "".join(kept) + text[last:]
+    text = unwrapped(_FACE.sub(" ", text), _FONT_OR_BRACE)
     return _repeated(lambda text: _LONE_BRACES.sub(r"\1", _RAISED.sub(r"\1\2", text)), text)
 
 

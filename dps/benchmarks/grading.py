@@ -59,10 +59,6 @@ class Grader:
             return None
         return False if answer is None else self.is_right(answer, item)
 
-    def classes(self, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return each answer's equivalence class, numbered by first appearance from 0; -1 for no answer."""
-        return Answers().classes(self, answers, item)
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -101,15 +97,10 @@ class Answers:
     def add(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item) -> list[Reading]:
         """Read responses, each a text and its prompt, and let their answers have keys."""
         readings = [self.read(grader, text, item, prompt) for text, prompt in responses]
-        self.classes(grader, [reading.answer for reading in readings], item)
-        return readings
-
-    def classes(self, grader: Grader, answers: Sequence[str | None], item: Item) -> list[int]:
-        """Return the answers' classes, see :meth:`Grader.classes`."""
-        for answer in answers:
+        for answer in (reading.answer for reading in readings):
             if answer not in self.keys:
                 self.keys[answer] = grader.key(answer, item)
-        return number_classes([self.keys[answer] for answer in answers])
+        return readings
 
 
 def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:
@@ -121,14 +112,7 @@ Read = Callable[[Grader, Sequence[tuple[str, str]], Item, Answers], list[Reading
 """Reads as :meth:`Answers.add` does, here or elsewhere; the answers are among the known ones afterwards, with keys."""
 
 
-def read_here(grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
-    """Read in the thread that asks."""
-    return answers.add(grader, responses, item)
-
-
-def read_all(
-    grader: Grader, responses: Sequence[tuple[str, str]], item: Item, by: Read = read_here
-) -> list[tuple[Reading, int]]:
+def read_all(grader: Grader, responses: Sequence[tuple[str, str]], item: Item, by: Read) -> list[tuple[Reading, int]]:
     """Read the responses to one question, each a text and its prompt; with each reading comes its answer's class."""
     answers = Answers()
     readings = by(grader, responses, item, answers)

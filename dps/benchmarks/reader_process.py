@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Pipe
 from queue import LifoQueue
 from typing import TypeVar
 
-from dps.benchmarks.grading import Answers, Grader, Item, Reading, read_here
+from dps.benchmarks.grading import Answers, Grader, Item, Reading
 from dps.errors import WorkersDied
 
 PROCESSES_PAY_S = 0.25
@@ -70,12 +70,12 @@ class Desk:
     def read(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
         """Read where the grader is best read; from any thread, errors as of :meth:`ReaderProcess.read`."""
         if grader.background != "processes":
-            return read_here(grader, responses, item, answers)
+            return answers.add(grader, responses, item)
         if self._thread_s < PROCESSES_PAY_S:
             with self._one_thread:
                 if self._thread_s < PROCESSES_PAY_S and not self._stopped:
                     started = time.monotonic()
-                    readings = read_here(grader, responses, item, answers)
+                    readings = answers.add(grader, responses, item)
                     self._thread_s += time.monotonic() - started
                     return readings
         process = self._idle.get()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from dps.benchmarks import grader_of
+from dps.benchmarks import grader_of, module_of
 from dps.benchmarks.grading import Grader, Item, idle_cores, read_all
 from dps.benchmarks.reader_process import Desk
 from dps.decide.aggregate import answer_of
@@ -48,15 +48,19 @@ class Changes:
             self.ungradable += new.correct is None and after.gold is not None
 
 
+def check_copy(folder: Path, output: Path) -> None:
+    """Raise an InputError if the output holds a store already, or the store's benchmark is not known."""
+    if (output / "manifest.json").exists() and len(Store.open(output)):
+        raise InputError(f"Expected an empty folder for the graded copy, but {output} holds a store: choose another.")
+    module_of(str(Store.open(folder).manifest.benchmark["name"]))
+
+
 def regrade(folder: Path, output: Path, progress: Callable[[int], None] = lambda count: None) -> Changes:
     """Write a copy of a store with everything read and graded again; nothing is left of one that is interrupted.
 
-    InputError if the output holds a store already, or the store's benchmark is not known; StoreError if the output
-    holds anything else.
+    InputError as :func:`check_copy`; StoreError if the output holds anything else.
     """
     store = Store.open(folder)
-    if (output / "manifest.json").exists() and len(Store.open(output)):
-        raise InputError(f"Expected an empty folder for the graded copy, but {output} holds a store: choose another.")
     golds = [question.gold for question in store.scan(hidden=False)]
     identity = store.manifest.benchmark
     grader = grader_of(str(identity["name"]), golds, str(identity.get("plain_template", "")))

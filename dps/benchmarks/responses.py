@@ -13,10 +13,10 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dps.benchmarks.answers import canonical_answer
 from dps.benchmarks.choices import LETTERS, read_choice
@@ -187,9 +187,11 @@ def grade_file(
         graded.add(kind, verdict)
         graded.kept, size = graded.kept + 1, end
     progress(graded.kept)
-    with _whole_lines(output, size) as write, closing(_verdicts(path, sizes, graded.kept)) as verdicts:
+    with _opened(output) as file, closing(_verdicts(path, sizes, graded.kept)) as verdicts:
+        file.truncate(size)  # a line that a killed run was in the midst of goes
         for kind, verdict in verdicts:
-            write(json.dumps(verdict).encode() + b"\n")
+            file.write(json.dumps(verdict).encode() + b"\n")
+            file.flush()
             graded.add(kind, verdict)
             progress(1)
     return graded
@@ -205,7 +207,7 @@ def _there(path: Path, output: Path) -> Iterator[tuple[str, dict[str, Any], int]
     refusal = f"Expected no file {output}, or one that an interrupted run of the same command left, but it"
     if not output.is_file():
         raise InputError(f"Expected --output to be a file, but {output} is none: choose another.")
-    if path.stat().st_mtime > output.stat().st_mtime:
+    if output.stat().st_size and path.stat().st_mtime > output.stat().st_mtime:
         raise InputError(f"{refusal} is older than {path}: delete it, or choose another --output.")
     count = size = 0
     with output.open("rb") as file:
@@ -270,27 +272,9 @@ def _verdict(response: Response, unit: _Unit, place: int) -> tuple[str, dict[str
     return response.kind, {"id": response.id, **asdict(reading), "class": number}
 
 
-@contextmanager
-def _whole_lines(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
-    """Give what adds lines to a file behind its first bytes; one that is cut short is taken away again."""
+def _opened(path: Path) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab", buffering=0)
+        return path.open("ab")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
-    file.truncate(size)
-
-    def write(line: bytes) -> None:
-        nonlocal size
-        left = memoryview(line)
-        while left:
-            left = left[file.write(left) :]
-        size += len(line)
-
-    try:
-        yield write
-    finally:
-        file.truncate(size)
-        file.close()
-        if not size:
-            path.unlink()

@@ -46,10 +46,11 @@ def run_grade(arguments: list[str]) -> None:
 
 def _grade_store(folder: Path, output: Path) -> None:
     with stage(IMPORTS):
-        from dps.benchmarks.regrade import regrade
+        from dps.benchmarks.regrade import check_copy, regrade
         from dps.run.progress import track
         from feature_store import Store
 
+    check_copy(folder, output)
     with track("grade", len(Store.open(folder))) as bar:
         changes = regrade(folder, output, bar.advance)
     print(

@@ -44,13 +44,18 @@ def representative(
     return None if winner < 0 else winner
 
 
+def winner_of(trajectories: Sequence[Trajectory], method: str = "majority") -> int | None:
+    """Return the position of the finished trajectory whose answer is taken, see :func:`representative`."""
+    classes, logprobs = [t.answer_class for t in trajectories], [t.base_logprob for t in trajectories]
+    return representative(classes, logprobs, method, [int(t.block_num_tokens.sum()) for t in trajectories])
+
+
 def answer_of(trajectories: Sequence[Trajectory], method: str = "majority") -> tuple[str | None, bool | None]:
     """Return the answer of finished trajectories of one question and whether it is right.
 
     Without any answer: ``(None, False)``, or ``(None, None)`` if the question is not graded.
     """
-    classes, logprobs = [t.answer_class for t in trajectories], [t.base_logprob for t in trajectories]
-    index = representative(classes, logprobs, method, [int(t.block_num_tokens.sum()) for t in trajectories])
+    index = winner_of(trajectories, method)
     if index is None:
         graded = any(t.correct is not None for t in trajectories)
         return None, False if graded else None

@@ -199,16 +199,15 @@ def make_app(asker: Asker, service: Service, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, error: Refused) -> Response:
-        headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await refuse(request, _understood(error))
+        return _understood(error).response()
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        return await refuse(request, Refused(error.status_code, str(error.detail)))
+        return Refused(error.status_code, str(error.detail)).response()
 
     return app
 

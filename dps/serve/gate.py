@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,7 +52,8 @@ class Gate:
             if started:
                 return None  # the connection is closed in the middle of the answer
             late = f"The request took longer than {self._limits.request_s:g} s."
-            await _send(error if isinstance(error, Refused) else Refused(504, late, "timeout"), told)
+            refused = error if isinstance(error, Refused) else Refused(504, late, "timeout")
+            await refused.response()(scope, receive, told)
         finally:
             self._open -= counted
         return None
@@ -91,13 +91,3 @@ class Gate:
             return next(coming, None) or await receive()
 
         return whole
-
-
-async def _send(refused: Refused, send: Callable[[Message], Awaitable[None]]) -> None:
-    body = json.dumps(refused.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"www-authenticate", b"Bearer")] if refused.status == 401 else []
-    headers += [(b"retry-after", b"1")] if refused.status == 429 else []
-    headers += [(b"connection", b"close")] if refused.status in (408, 413) else []
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from starlette.responses import JSONResponse
 
 from dps.arguments import check_text
 from dps.benchmarks.given import Style
@@ -48,6 +49,13 @@ class Refused(Exception):
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
         kind = "server_error" if self.status >= 500 else kind
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """Return the whole answer."""
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        headers |= {"Retry-After": "1"} if self.status in (429, 503) else {}
+        headers |= {"Connection": "close"} if self.status in (408, 413) else {}  # more of the body may come
+        return JSONResponse(self.body(), self.status, headers)
 
 
 class StreamOptions(BaseModel):
@@ -143,12 +151,13 @@ class ChatAsked(Asked):
     @model_validator(mode="before")
     @classmethod
     def _one_limit(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("max_completion_tokens") is None:
-            return {k: v for k, v in data.items() if k != "max_completion_tokens"} if isinstance(data, dict) else data
+        if not isinstance(data, dict) or "max_completion_tokens" not in data:
+            return data
+        rest = {name: value for name, value in data.items() if name != "max_completion_tokens"}
         limit = data["max_completion_tokens"]
-        if data.get("max_tokens") not in (None, limit):
+        if limit is not None and rest.setdefault("max_tokens", limit) not in (None, limit):
             raise ValueError("max_tokens and max_completion_tokens differ: leave one of them out.")
-        return {name: value for name, value in data.items() if name != "max_completion_tokens"} | {"max_tokens": limit}
+        return rest if limit is None else rest | {"max_tokens": limit}
 
     @field_validator("messages")
     @classmethod

@@ -8,9 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from dps.decide.aggregate import representative
+from dps.decide.aggregate import winner_of
 from dps.model import LanguageModel
 from dps.run.service import Ticket
 from dps.sampler.stop import StopTable
@@ -21,10 +19,10 @@ _REASON = {"eos": "stop", "stop": "stop", "early": "stop", "length": "length"}
 
 def best_of(record: Question, aggregator: str) -> Trajectory:
     """Return the response that won the vote; where nothing can be voted on, the most probable one."""
-    each = record.trajectories
-    classes, logprobs = [t.answer_class for t in each], [t.base_logprob for t in each]
-    index = representative(classes, logprobs, aggregator, [len(t.tokens) for t in each])
-    return each[int(np.argmax(logprobs)) if index is None else index]
+    index = winner_of(record.trajectories, aggregator)
+    if index is None:
+        return max(record.trajectories, key=lambda trajectory: trajectory.base_logprob)
+    return record.trajectories[index]
 
 
 class Reply:

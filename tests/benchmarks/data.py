@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dps.benchmarks import BenchmarkConfig, load_benchmark
+from dps.benchmarks.grading import number_classes
 
 
 def cases(name):
@@ -28,6 +29,11 @@ def slice_path(name):
 def load(name, path=None, **settings):
     """A benchmark, of a file where one is named."""
     return load_benchmark(BenchmarkConfig(name=name, path=None if path is None else str(path), **settings))
+
+
+def classes(grader, answers, item):
+    """The classes of answers to a question."""
+    return number_classes([None if answer is None else grader.key(answer, item) for answer in answers])
 
 
 class Base:

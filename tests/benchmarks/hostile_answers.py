@@ -1,6 +1,7 @@
 """Answers that are meant to break a grader, or look as if they were."""
 
-BIG = 10**6
+BIG = 250_000
+"""Characters of a long response."""
 
 HOSTILE = {
     "tower of powers": "9^{9^{9^{9^{9}}}}",
@@ -50,18 +51,18 @@ HOSTILE = {
 """By name; each is at most 1,000 characters, so that it reaches the comparison."""
 
 RESPONSES = {
-    "a million open boxes": r"\boxed{" * (BIG // 7),
-    "a million braces": "{" * BIG,
-    "a million closed braces": "}" * BIG,
-    "a million digits": "The answer is " + "7" * BIG,
-    "a million dollars": "$" * BIG,
-    "a million answers": "the answer is " * (BIG // 14),
-    "a million hashes": "#" * BIG,
-    "a million lines": "\n" * BIG + "x",
+    "many open boxes": r"\boxed{" * (BIG // 7),
+    "many braces": "{" * BIG,
+    "many closed braces": "}" * BIG,
+    "many digits": "The answer is " + "7" * BIG,
+    "many dollars": "$" * BIG,
+    "many answers": "the answer is " * (BIG // 14),
+    "many hashes": "#" * BIG,
+    "many lines": "\n" * BIG + "x",
     "a deep box": r"\boxed{" + "{" * (BIG // 2) + "1" + "}" * (BIG // 2) + "}",
     "a long formula": "$" + "x+" * (BIG // 2) + "1$",
-    "a million backslashes": "\\" * BIG,
-    "a million brackets": r"\[" * (BIG // 2),
+    "many backslashes": "\\" * BIG,
+    "many brackets": r"\[" * (BIG // 2),
     "minus signs": "-" * BIG + "1",
     "commas": "1," * (BIG // 2),
 }

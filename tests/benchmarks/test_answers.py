@@ -16,6 +16,7 @@ from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.mathematics import canonical_number, extract_number, format_number, parse_number
 from dps.benchmarks.thinking import answer_part
 from tests.benchmarks.data import cases
+from tests.benchmarks.data import classes as classes_of
 
 CASES = cases("answers")
 THINKING = cases("thinking")
@@ -75,7 +76,7 @@ def test_texts(text, expected):
 
 def test_keys_join_equal_answers_and_part_others():
     answers = [None, "0.5", "7", "1/2", "Paris ", "7.00", "paris.", "1/3", "0.3333333333", "seven"]
-    assert TextGrader().classes(answers, None) == [-1, 0, 1, 0, 2, 1, 2, 3, 4, 5]
+    assert classes_of(TextGrader(), answers, None) == [-1, 0, 1, 0, 2, 1, 2, 3, 4, 5]
     grades = [("1,000.0", "1000"), ("0.5", "1/2"), ("7", "8"), (None, "8"), ("7", None), (None, None)]
     verdicts = [TextGrader().grade(answer, Item("q", "?", gold)) for answer, gold in grades]
     assert verdicts == [True, True, False, False, None, None]
@@ -130,16 +131,7 @@ def test_answer_parts(text, prompt, said):
 def test_open_responses_are_answers_as_a_whole():
     reading = read(OpenGrader(), "<think>Hm.</think>\n\n La la la. ", Item("q", "?", None))
     assert (reading.answer, reading.strict_answer, reading.correct) == ("La la la.", "La la la.", None)
-    assert OpenGrader().classes(["a", "b", "a", None], None) == [0, 1, 0, -1]
-
-
-@pytest.mark.parametrize("piece", [r"\boxed{", "\n", "answer ", "#### ", "1,111,", "1 / ", "answer is ", "<answer>"])
-def test_stuck_responses_are_read_quickly(piece):
-    text = piece * (1_000_000 // len(piece))
-    started = time.process_time()
-    for reader in (extract_text, TextGrader().strict, canonical_answer, answer_key):
-        reader(text)
-    assert time.process_time() - started < 3
+    assert classes_of(OpenGrader(), ["a", "b", "a", None], None) == [0, 1, 0, -1]
 
 
 def test_a_model_that_is_stuck_in_thought_costs_no_time():

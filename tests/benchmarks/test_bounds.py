@@ -1,7 +1,6 @@
 # ruff: noqa: E501
 """Whatever a model writes is read within bounds: time, memory and depth."""
 
-import itertools
 import time
 import tracemalloc
 
@@ -13,9 +12,10 @@ from dps.benchmarks.grading import read
 from dps.benchmarks.mathematics import MathGrader, NumberGrader, equal, extract_math, extract_number, normalize
 from dps.benchmarks.mathematics.convention import convention_of
 from dps.benchmarks.mathematics.reading import boxed_contents, strict_math, strict_number
-from tests.benchmarks.hostile_answers import RESPONSES
+from dps.benchmarks.mathematics.spelling import LONGEST_ANSWER
+from tests.benchmarks.data import classes as classes_of
+from tests.benchmarks.hostile_answers import BIG, RESPONSES
 
-BIG = 10**6
 UNITS = {
     "boxes": r"\boxed{5}", "boxes in a sentence": r"\boxed{5} and ", "frames": r"\fbox{x}", "headings": "#### 5 apples\n",
     "number lines": "#### x5\n", "sentences": "answer is 5. ", "answers": "answer: ", "open brackets": "(,", "fractions": r"\frac{1}{2}",
@@ -24,7 +24,8 @@ UNITS = {
     "open text": r"\text{", "words": "word ", "letters": "a", "equals": "=1", "negatives": "negative ", "stars": "*", "percent": "5%",
     "digits apart": "5 ", "formulas": r"\(", "rows": r"\\[", "carets": "^{", "underscores": "_", "nul": "\x00", "surrogates": "\ud800",
     "long ligatures": "ﷺ", "combining": "\u0301", "lines": "\n", "questions": "\nQ ", "named questions": "\nProblem \t", "matrices": r"\begin{array}{",
-    "backslashes": "\\", "and": " and ", "pm": r"\pm ",
+    "backslashes": "\\", "and": " and ", "pm": r"\pm ", "hashes alone": "#### ",
+    "answers that are": "answer is ", "quotients": "1 / ", "tags": "<answer>",
 }  # fmt: skip
 FAMILIES = {
     **RESPONSES,
@@ -46,18 +47,23 @@ READERS += [answer_key, normalize, convention_of, lambda text: equal("5", text),
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_million_characters_are_read_in_time_and_memory(name):
+def test_long_responses_are_read_in_time_and_memory(name):
+    """Within a microsecond and 100 bytes for each character."""
     text = FAMILIES[name]
     for reader in READERS:
         started = time.process_time()
         reader(text)
-        assert time.process_time() - started < 1.0, reader
+        assert time.process_time() - started < 1e-6 * BIG, reader
     for reader in (extract_math, extract_number, extract_text):
         tracemalloc.start()
-        reader(text)
+        reader(text[: BIG // 5])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 100e6, reader
+        assert peak < 100 * BIG / 5, reader
+    if name in RESPONSES:
+        reading = read(MathGrader(), text, Item("q", "?", "12"))
+        assert reading.correct is not True
+        assert len(reading.answer or "") <= LONGEST_ANSWER
 
 
 def test_boxes_within_boxes_do_not_repeat_the_response():
@@ -79,7 +85,7 @@ def test_short_deep_answers_end_in_a_verdict():
     item = Item("deep", "?", "a")
     for grader in (MathGrader(), NumberGrader()):
         started = time.monotonic()
-        classes = grader.classes([*DEEP, "a", None], item)
+        classes = classes_of(grader, [*DEEP, "a", None], item)
         assert len(classes) == len(DEEP) + 2
         assert classes[-1] == -1
         assert True not in [grader.grade(text, Item(text[:20], "?", "a")) for text in DEEP]
@@ -93,13 +99,5 @@ def test_short_deep_answers_end_in_a_verdict():
 def test_answers_that_took_minutes_are_compared_at_once():
     answers = [f"(a+b+c+d+e)^{{{300 + k // 2}}}" for k in range(16)]
     started = time.monotonic()
-    assert MathGrader().classes(answers, Item("powers", "?", None)) == [k // 2 for k in range(16)]
+    assert classes_of(MathGrader(), answers, Item("powers", "?", None)) == [k // 2 for k in range(16)]
     assert time.monotonic() - started < 20
-
-
-def test_answers_without_a_verdict_are_the_same_for_every_order():
-    answers = [r"\int xdx", r"\sum x", "5", r"\int xdx", "5.0"]
-    for order in itertools.permutations(range(5)):
-        classes = MathGrader().classes([answers[place] for place in order], Item(str(order), "?", None))
-        groups = {frozenset(order[i] for i in range(5) if classes[i] == number) for number in classes}
-        assert groups == {frozenset({0, 3}), frozenset({1}), frozenset({2, 4})}

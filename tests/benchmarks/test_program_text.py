@@ -106,19 +106,19 @@ def test_every_canonical_solution_is_read_in_every_form():
 
 
 @pytest.mark.parametrize("piece", CASES["pieces"])
-@pytest.mark.parametrize("start", ["", "```python\n", "    return 1\n", CODE])
-def test_long_responses_are_read_in_time(piece, start):
-    text = start + piece * (250_000 // len(piece))
-    started = time.process_time()
-    find_program(text, PROMPT, "area")
-    assert time.process_time() - started < 2
+def test_long_responses_are_read_in_time(piece):
+    text = piece * (100_000 // len(piece))
+    for start in ("", "```python\n", "    return 1\n", CODE):
+        started = time.process_time()
+        find_program(start + text, PROMPT, "area")
+        assert time.process_time() - started < 0.8, start
 
 
-@pytest.mark.parametrize("piece", ["```\nx = 1\n```\n", "```\n", "import a\n", "-", "[", "area = lambda: ", "\n"])
-def test_long_responses_take_little_memory(piece):
-    text = piece * (250_000 // len(piece))
-    tracemalloc.start()
-    find_program(text, PROMPT, "area")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 40e6
+def test_long_responses_take_little_memory():
+    for piece in ("```\nx = 1\n```\n", "```\n", "import a\n", "-", "[", "area = lambda: ", "\n"):
+        text = piece * (100_000 // len(piece))
+        tracemalloc.start()
+        find_program(text, PROMPT, "area")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 40e6, piece

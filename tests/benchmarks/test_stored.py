@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,9 +9,11 @@ import pytest
 
 from dps.benchmarks.outputs import annotate, model_outputs, win_rate
 from dps.benchmarks.regrade import regrade
+from dps.cli import run
 from dps.errors import InputError
 from feature_store import Store
 from tests.analysis.evaluations import dynamic_manifest, write_store
+from tests.commands import refused
 from tests.factories import make_manifest, make_question
 
 TEXTS = (
@@ -25,10 +26,6 @@ TEXTS = (
     "#### 7",
     r"\boxed{7.0}",
 )
-
-
-def dps(*arguments):
-    return subprocess.run([sys.executable, "-m", "dps", *map(str, arguments)], capture_output=True, text=True)
 
 
 def stored(folder, name, *, gold="7", manifest=None, count=3):
@@ -75,18 +72,14 @@ def test_grading_again_without_gold_answers_leaves_no_grade(tmp_path):
     assert {t.correct for q in Store.open(tmp_path / "new") for t in q.trajectories} == {None}
 
 
-def test_grade_as_a_command(tmp_path):
+def test_grade_as_a_command(tmp_path, capsys):
     folder = stored(tmp_path, "gsm8k")
-    done = dps("grade", folder)
-    assert done.returncode == 0, done.stderr
-    assert "24 responses to 3 questions: 18 answers and 12 grades are others now, 0 cannot be graded" in done.stdout
+    assert run(["grade", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "24 responses to 3 questions: 18 answers and 12 grades are others now, 0 cannot be graded" in said
     assert len(Store.open(tmp_path / "store-graded")) == 3
-    again = dps("grade", folder)
-    assert again.returncode == 2
-    assert "Expected an empty folder for the graded copy" in again.stderr
-    unknown = dps("grade", stored(tmp_path / "x", "squad"))
-    assert unknown.returncode == 2
-    assert "Expected benchmark.name to be one of" in unknown.stderr
+    assert "Expected an empty folder for the graded copy" in refused(capsys, "grade", folder)
+    assert "Expected benchmark.name to be one of" in refused(capsys, "grade", stored(tmp_path / "x", "squad"))
 
 
 def test_outputs_are_what_alpaca_eval_reads(tmp_path):
@@ -106,7 +99,7 @@ def test_outputs_are_what_alpaca_eval_reads(tmp_path):
     assert model_outputs(Store.open(dynamic))[0]["generator"] == "made-up-gbdt"
 
 
-def test_an_annotator_of_the_users_makes_a_win_rate(tmp_path):
+def test_an_annotator_of_the_users_makes_a_win_rate(tmp_path, capsys):
     folder = stored(tmp_path, "alpaca_eval", gold=None)
     script = tmp_path / "annotator.py"
     script.write_text(
@@ -117,9 +110,8 @@ def test_an_annotator_of_the_users_makes_a_win_rate(tmp_path):
         "(folder / 'annotations.json').write_text(json.dumps(notes))\n"
     )
     command = shlex.join([sys.executable, str(script), "{outputs}", "{folder}"])
-    done = dps("outputs", folder, "--output", tmp_path / "out.json", "--annotator", command)
-    assert done.returncode == 0, done.stderr
-    assert "win rate 50.0% +- 28.9% of 3 instructions" in done.stdout
+    assert run(["outputs", str(folder), f"--output={tmp_path / 'out.json'}", "--annotator", command]) == 0
+    assert "win rate 50.0% +- 28.9% of 3 instructions" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "out.json").read_text())) == 3
 
 
@@ -145,11 +137,9 @@ def test_win_rates():
         win_rate([{}])
 
 
-def test_data_as_a_command():
-    done = dps("data")
-    assert done.returncode == 0, done.stderr
-    assert "Idavidrein/gpqa" in done.stdout
-    assert "(gated)" in done.stdout
-    wrong = dps("data", "download", "--names", '["squad"]')
-    assert wrong.returncode == 2
-    assert "Expected names among gsm8k" in wrong.stderr
+def test_data_as_a_command(capsys):
+    assert run(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "Idavidrein/gpqa" in said
+    assert "(gated)" in said
+    assert "Expected names among gsm8k" in refused(capsys, "data", "download", "--names", '["squad"]')

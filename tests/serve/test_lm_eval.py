@@ -13,13 +13,11 @@ pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("endpoint", ["completions", "chat"])
-def test_the_harness_and_the_evaluation_agree(tmp_path, endpoint):
-    command = [sys.executable, ROOT / "scripts" / "lm_eval_agrees.py", f"--endpoint={endpoint}", f"--output={tmp_path}"]
+def test_the_harness_and_the_evaluation_agree(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "lm_eval_agrees.py", "--endpoint", "completions", "chat"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     options = {"capture_output": True, "text": True, "timeout": 400, "env": os.environ | {"PYTHONPATH": paths}}
-    done = subprocess.run([*command, "--questions=8", "--k=2"], cwd=ROOT, **options)
+    done = subprocess.run([*command, "--questions=8", "--k=2", f"--output={tmp_path}"], cwd=ROOT, **options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 of 8 questions have the same score" in done.stdout
-    own, other = (float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()[:2])
-    assert own == other > 0
+    assert done.stdout.count("8 of 8 questions have the same score") == 2
+    assert not done.stdout.startswith("dps evaluate: 0.0000")

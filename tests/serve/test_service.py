@@ -210,14 +210,6 @@ def test_characters_of_several_tokens_and_lines_within_a_text_arrive_whole(model
     assert max(Reply(**parts, chat=False)._of_tokens(best)["text_offset"]) == 3
 
 
-def test_closing_finishes_what_was_asked(opened):
-    service, asked = opened()
-    tickets = asked(QUESTIONS[:12])
-    service.close()
-    assert all(ticket.record.done() and not ticket.record.cancelled() for ticket in tickets)
-    assert not service.alive
-
-
 def test_different_stop_strings_wait_for_room(opened, expected, monkeypatch):
     """Each request has strings of its own, and only two sets of them have room at a time."""
     monkeypatch.setattr("dps.serve.run.STOP_ROOM", 12)

@@ -172,6 +172,10 @@ def test_what_cannot_be_meant_is_refused(recording, tmp_path, arguments, message
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_word_or_a_file_that_is_missing_is_said(recording, tmp_path):
     assert submit(str(tmp_path / "empty.yaml"), "out").returncode == 2
     nowhere = submit("nowhere.yaml", "out", "2", "0")
     assert (nowhere.returncode, "there is no nowhere.yaml" in nowhere.stderr) == (2, True)

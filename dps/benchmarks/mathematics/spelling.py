@@ -103,7 +103,7 @@ def normalize(text: str, *, words: bool = True) -> str:
 
 @lru_cache(maxsize=10_000)
 def _normalized(text: str, words: bool) -> str:
-    plain = _unboxed(plain_characters(text))
+    plain = unwrapped(plain_characters(text), _BRACE)
     for _ in range(_MOST_PASSES):
         before, plain = plain, _respelt(plain, words)
         if plain == before:
@@ -111,21 +111,24 @@ def _normalized(text: str, words: bool) -> str:
     return plain
 
 
-def _unboxed(text: str) -> str:
-    r"""Return a text without its ``\boxed{`` and the braces that close them."""
-    pieces: list[str] = []
+def unwrapped(text: str, commands: re.Pattern[str]) -> str:
+    r"""Return a text without some commands, such as ``\boxed{``, and the braces that close them.
+
+    The pattern matches these up to their opening brace, all other braces, and escaped characters where they count.
+    """
+    kept: list[str] = []
     opened: list[bool] = []
     end = 0
-    for brace in _BRACE.finditer(text):
-        is_box = len(brace[0]) > 1
-        if brace[0] != "}":
-            opened.append(is_box)
-        elif opened:
-            is_box = opened.pop()
-        if is_box:
-            pieces.append(text[end : brace.start()])
-            end = brace.end()
-    return "".join([*pieces, text[end:]])
+    for match in commands.finditer(text):
+        drops = len(match[0]) > 2
+        if drops or match[0] == "{":
+            opened.append(drops)
+        elif match[0] == "}" and opened:
+            drops = opened.pop()
+        if drops:
+            kept.append(text[end : match.start()])
+            end = match.end()
+    return "".join([*kept, text[end:]])
 
 
 def _respelt(text: str, words: bool) -> str:
