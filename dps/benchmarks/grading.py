@@ -6,8 +6,10 @@ be hostile (programs) runs in processes of its own, so graders work in any threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from dps.benchmarks.thinking import answer_part
@@ -74,6 +76,10 @@ class Reading:
     """Whether that is right."""
 
 
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Applies a function to each of some answers, in their order: ``map``, or the map of an executor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What is known of the answers to one question: each is graded and gets its key once, also if it is undecided."""
@@ -86,21 +92,24 @@ class Answers:
 
         What a reasoning model thinks before it answers is no answer, see ``thinking``.
         """
-        said = answer_part(text, prompt)
-        both = (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
-        for answer in both:
-            if answer not in self.grades:
-                self.grades[answer] = grader.grade(answer, item)
-        answer, strict = both
-        return Reading(answer, self.grades[answer], strict, self.grades[strict])
+        return self._read(grader, [(text, prompt)], item, map)[0]
 
-    def add(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item) -> list[Reading]:
-        """Read responses, each a text and its prompt, and let their answers have keys."""
-        readings = [self.read(grader, text, item, prompt) for text, prompt in responses]
-        for answer in (reading.answer for reading in readings):
-            if answer not in self.keys:
-                self.keys[answer] = grader.key(answer, item)
+    def add(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, each: Each = map) -> list[Reading]:
+        """Read responses, each a text and its prompt, and let their answers have keys; ``each`` decides them."""
+        readings = self._read(grader, responses, item, each)
+        new = [answer for answer in dict.fromkeys(reading.answer for reading in readings) if answer not in self.keys]
+        self.keys.update(zip(new, each(partial(grader.key, item=item), new), strict=True))
         return readings
+
+    def _read(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, each: Each) -> list[Reading]:
+        parts = [answer_part(text, prompt) for text, prompt in responses]
+        both = [
+            (None, None) if said is None else (grader.extract(said, item), grader.extract_strict(said, item))
+            for said in parts
+        ]
+        new = [answer for answer in dict.fromkeys(chain.from_iterable(both)) if answer not in self.grades]
+        self.grades.update(zip(new, each(partial(grader.grade, item=item), new), strict=True))
+        return [Reading(answer, self.grades[answer], strict, self.grades[strict]) for answer, strict in both]
 
 
 def read(grader: Grader, text: str, item: Item, prompt: str = "") -> Reading:

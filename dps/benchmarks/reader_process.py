@@ -2,7 +2,8 @@
 
 One thread of a process runs Python at a time, so long work in Python would hold up the sampling thread at every look. A
 desk reads in a thread until that has taken as long as a process takes to start, then in processes: few responses need
-none. What waits for other processes (programs, in their sandbox) stays in threads.
+none. What waits for other processes (programs, in their sandbox) stays in threads, and the answers to one question are
+decided side by side.
 
 A process is started as a program of its own, never forked (the run may hold a GPU and many threads) and never through
 ``multiprocessing``, which forbids daemons to have children and imports a user's script again. It imports graders, not
@@ -41,7 +42,7 @@ class Desk:
 
     def __init__(self, threads: int, processes: int) -> None:
         """Begin with none of them; there will be at most so many."""
-        self._threads = ThreadPoolExecutor(threads)
+        self._threads, self._deciding = ThreadPoolExecutor(threads), ThreadPoolExecutor(processes)
         self._processes = [ReaderProcess() for _ in range(processes)]
         self._idle: LifoQueue[ReaderProcess] = LifoQueue()  # those that run already are taken before others start
         for process in self._processes:
@@ -56,10 +57,12 @@ class Desk:
     def __exit__(self, *error: object) -> None:
         """End every reading soon, if by an exception, and take away the processes."""
         self._stopped = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._threads, self._deciding):
+            pool.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.stop()
-        self._threads.shutdown()
+        for pool in (self._threads, self._deciding):
+            pool.shutdown()
         for process in self._processes:
             process.close()
 
@@ -70,7 +73,8 @@ class Desk:
     def read(self, grader: Grader, responses: Sequence[tuple[str, str]], item: Item, answers: Answers) -> list[Reading]:
         """Read where the grader is best read; from any thread, errors as of :meth:`ReaderProcess.read`."""
         if grader.background != "processes":
-            return answers.add(grader, responses, item)
+            each = map if grader.background == "none" else self._deciding.map
+            return answers.add(grader, responses, item, each)
         if self._thread_s < PROCESSES_PAY_S:
             with self._one_thread:
                 if self._thread_s < PROCESSES_PAY_S and not self._stopped:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 import pytest
 
 from dps.benchmarks import reader_process, regrade, responses
-from dps.benchmarks.grading import Answers, Item, read_all
+from dps.benchmarks.grading import Answers, Grader, Item, read_all
 from dps.benchmarks.mathematics import MathGrader
 from dps.benchmarks.reader_process import ReaderProcess
 from dps.decide import FixedK
 from dps.errors import InputError, WorkersDied
 from dps.run import pool
+from dps.run import readers as readers_module
 from dps.run.live import LiveQuestion, PreparedQuestion, QuestionPolicy
 from dps.run.readers import Readers
 from dps.run.scheduler import PolicyRun, run_policies
@@ -280,3 +282,31 @@ def test_where_grading_is_behind_no_question_is_admitted(model, rows, k, bound):
     assert len(done) == len(drawn) == 60
     assert max(each.behind for each in done) >= bound - 1
     assert done[-1].behind == 0
+
+
+class Meeting(Grader):
+    """Decides an answer only while another is being decided, as two programs that run side by side are."""
+
+    background = "threads"
+    together = threading.Barrier(2)
+
+    def extract(self, text, item):
+        return text
+
+    def is_right(self, answer, item):
+        self.together.wait(20)
+        return answer == item.gold
+
+    def key(self, answer, item):
+        self.together.wait(20)
+        return answer
+
+
+def test_answers_that_wait_for_other_processes_are_decided_side_by_side(monkeypatch):
+    monkeypatch.setattr(readers_module, "idle_cores", lambda workers: 2)
+    with Readers(Meeting()) as reading:
+        [policy] = asked(["5", "6", "5"], 3)
+        reading.submit([policy])
+        drained(reading)
+    assert [policy.question.readings["power", index].correct for index in range(3)] == [True, False, True]
+    assert policy.question.classes[policy.keys] == [0, 1, 0]
