@@ -27,8 +27,8 @@ def open_folds(
         raise InputError(f"Expected at least 2 folds, got {folds}.")
     cli = run(args, run=False)
     data = cli.datamodule
-    if data.folds is not None or data.test_store is not None:
-        raise InputError(f"dps {command} sets data.folds, data.fold and the test questions itself: leave them out.")
+    if data.folds is not None:
+        raise InputError(f"dps {command} sets data.folds and data.fold itself: leave them out.")
     if folds > (count := len(Store.open(data.store))):
         raise InputError(f"Expected at most as many folds as {data.store} has questions, {count:,}, got {folds:,}.")
     folder = output if output is not None else cli.run_folder / command

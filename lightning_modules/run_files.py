@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,16 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the configuration into the checkpoint, and beside it at the first one."""
-        text = self.parser.dump(self.config, skip_none=False)
-        checkpoint["config"] = text
+        checkpoint["config"] = self._text
         path = Path(trainer.default_root_dir) / self.config_filename
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text() != self._text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text)
+            replace_file(path, self._text)
+
+    @cached_property
+    def _text(self) -> str:
+        """The configuration as YAML, which takes longer to make than an epoch of trees."""
+        return self.parser.dump(self.config, skip_none=False)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -46,9 +46,6 @@ def save(path, name="mlp-hq", feature_set="published", **changes):
         layer_sizes=[4],
         dropout=0.1,
         input_dropout=0.1,
-        prompt_size=0,
-        value=False,
-        tells_end=False,
         gate=[],
     )
     estimator = TreeEstimator() if name == "gbdt" else MLPEstimator(**settings)
@@ -178,6 +175,30 @@ def test_shipped_controllers_load_and_say_the_same(name):
     ]
     expected = EXPECTED[name]
     np.testing.assert_allclose(controller.predict_enough(asked), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gbdt", "mlp-hq"])
+def test_a_controller_with_what_earlier_versions_could_leave_out_is_read(tmp_path, name):
+    """As they were where nothing of it was asked for; what was asked for is refused."""
+    path = save(tmp_path / "a.ckpt", name)
+    before = load_controller(path).predict_enough([features()])
+    checkpoint = torch.load(path, weights_only=True)
+    settings, state = checkpoint["controller"]["settings"], checkpoint["state_dict"]
+    state["estimator.calibrator._extra_state"]["knots"] = [[], []]
+    if name == "gbdt":
+        del settings["value"]
+        state["estimator._extra_state"]["log_weight"] = 0.0
+    else:
+        settings |= {"prompt_size": 0, "value": False, "tells_end": False}
+    torch.save(checkpoint, path)
+    assert load_controller(path).predict_enough([features()]) == before
+    if name == "gbdt":
+        state["estimator._extra_state"]["log_weight"] = 0.5
+    else:
+        settings["tells_end"] = True
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"log_weight should be 0, but is 0\.5|should not have: tells_end"):
+        load_controller(path)
 
 
 def test_loading_does_not_import_lightning(tmp_path):

@@ -229,23 +229,6 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
     assert found != 1.0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
-def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path):
-    data = data_of(harvest)
-    share = data.table("train").labels("no_gain").mean()
-    assert share > 0.7  # unbalanced, so that a weight would show
-    for weight in ("balanced", "0.1"):
-        more = [f"--model.init_args.positive_weight={weight}", "--model.init_args.calibration=none"]
-        more += [] if name == "gbdt" else ["--model.init_args.optimizer.init_args.lr=0.01"]
-        config = options(name, harvest, tmp_path / weight, *more, "--trainer.max_epochs=12")
-        controller = load_controller(fit_controller(config[1], config[2:]))
-        p = controller.estimator.predict_enough(*arrays_of(data.table("train"))).numpy()
-        assert p.mean() == pytest.approx(share, abs=0.06)
-        plain = controller.description["positive_weight"]
-        assert plain == (weight if weight == "balanced" else float(weight))
-
-
 @pytest.fixture(scope="module")
 def memorable(tmp_path_factory):
     """A harvest whose hidden states and embeddings name each question and tell nothing of others."""
