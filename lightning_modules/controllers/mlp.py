@@ -117,7 +117,8 @@ class MLPH(ControllerModule):
         """
         batch = batch.keep(~is_decided(batch.scalars, self.estimator.gate))
         with self._own_stream():
-            own, correction = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).T.contiguous()
+            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding)
+        own, correction = (part[:, 0].contiguous() for part in terms.chunk(2, dim=1))
         losses = {
             f"{name}loss": functional.binary_cross_entropy_with_logits(logits, batch.label)
             for name, logits in (("scalars_", own), ("", own.detach() + correction))
