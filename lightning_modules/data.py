@@ -17,14 +17,14 @@ from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, FeatureSet, fe
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
 from dps.decide.ladder import Key, Ladder
 from dps.decide.predictions import read_predictions
-from dps.decide.samples import check_hidden, columns_for, held_of
+from dps.decide.samples import check_hidden, columns_for, held_of, trained_ladder
 from dps.decide.splits import SPLITS, fold_of, split_of
-from dps.decide.table import Table, harvested_ladder, make_table
+from dps.decide.table import Table, make_table
 from dps.decide.thresholds import NEVER_STOP
 from dps.decide.vectors import pooled_vectors
 from dps.doubt import doubt
 from dps.errors import InputError
-from feature_store import Manifest, Question, Store
+from feature_store import Question, Store
 from lightning_modules.batches import Batch, loader_of
 from lightning_modules.estimators import is_decided
 from lightning_modules.learnt import Learnt, fit_learnt, has_learnt
@@ -127,7 +127,7 @@ class FeatureDataModule(L.LightningDataModule):
         """Read what the stores say of themselves, and check that they fit."""
         opened = Store.open(self.store)
         self.manifest = opened.manifest
-        self.ladder = _trained_ladder(self.manifest, self.store, ladder)
+        self.ladder = trained_ladder(self.manifest, self.store, ladder)
         self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
         self.gate = _gate(self.feature_set, self.ladder, self.decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
@@ -358,17 +358,6 @@ class FeatureDataModule(L.LightningDataModule):
                 "name an earlier store of the same model on the same device."
             )
         return dict(other.calibration)
-
-
-def _trained_ladder(manifest: Manifest, folder: str, rungs: list[str] | None) -> Ladder:
-    """Return the ladder that a controller is trained on, whose responses the store has; the harvest's own for None."""
-    if rungs is None:
-        return harvested_ladder(manifest.policy, folder)
-    ladder = Ladder.parse(rungs)
-    if len(ladder.rungs) < 2:
-        raise InputError(f"Expected data.ladder of two rungs or more, got {ladder}: nothing could be decided there.")
-    held_of(manifest, folder, ladder)
-    return ladder
 
 
 def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[int]:

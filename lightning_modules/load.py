@@ -113,14 +113,14 @@ class Controller:
         """
         if not features:
             return np.zeros(0)
-        scalars = scalars_of(features, self.feature_set).astype(np.float64)
+        scalars = scalars_of(features, self.feature_set)
         if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
         self.check_sizes(len(features[0].hidden), len(features[0].embedding), len(features[0].prompt))
         hidden, embedding = (np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING))
         if has_learnt(self.feature_set):
-            votes, lengths = np.stack([f.votes for f in features]), np.array([f.num_prompt_tokens for f in features])
-            prompt = np.stack([f.prompt for f in features])
+            votes, prompt = (np.stack([getattr(f, name) for f in features]) for name in ("votes", PROMPT))
+            lengths = np.concatenate([f.rows.num_prompt_tokens for f in features])
             scalars = self.estimator.learnt.fill(scalars, votes, prompt, embedding, lengths)
         arrays = (scalars, hidden, embedding)
         return self.estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays)).numpy()

@@ -66,7 +66,7 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     with pytest.raises(InputError, match="sum of at most 1"):
         FeatureDataModule(harvest, train_fraction=0.9, val_fraction=0.2)
     dynamic = write_harvest(tmp_path / "dynamic", questions, policy={"name": "gbdt", "family": "dynamic"})
-    with pytest.raises(InputError, match="store of the policy gbdt"):
+    with pytest.raises(InputError, match="of the dynamic policy gbdt"):
         FeatureDataModule(dynamic)
     with pytest.raises(InputError, match=r"Expected 10 responses of the arm power in .*, which has power 8"):
         FeatureDataModule(harvest, ladder=["power 2", "power 8"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dps.decide.features import checkpoint_features
+from dps.decide.features import checkpoint_features, scalars_of
 from dps.decide.thresholds import choose_threshold
 from dps.errors import InputError
 from dps.estimates import smallest_margin
@@ -102,7 +102,7 @@ def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
     controller = load_controller(folder / "checkpoints" / "last.ckpt")
     features = live_features(controller, harvest)
     loaded = controller.predict_enough(features)
-    scalars = [f.scalars_of(controller.feature_set) for f in features]
+    scalars = scalars_of(features, controller.feature_set)
     stacked = [
         torch.from_numpy(np.stack(part))
         for part in (scalars, [f.hidden for f in features], [f.embedding for f in features])
