@@ -216,8 +216,8 @@ def trained_ladder(manifest: Manifest, folder: str, rungs: Sequence[str] | None 
     if len(ladder.rungs) < 2:
         where = folder if rungs is None else "data.ladder"
         raise InputError(
-            f"Expected a ladder with a checkpoint below its end, but that of {where} is {ladder}: nothing could be decided "
-            "there; set data.ladder to two rungs or more, or harvest such a one."
+            f"Expected a ladder with a checkpoint below its end, but that of {where} is {ladder}: nothing could be "
+            "decided there; set data.ladder to two rungs or more, or harvest such a one."
         )
     held_of(manifest, folder, ladder)
     return ladder

@@ -14,15 +14,14 @@ from tests.lightning_modules.harvests import make_questions, write_harvest
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "gbdt": ["fit", "--config", "configs/gbdt.yaml"],
-    "extended": ["fit", "--config", "configs/gbdt_extended.yaml"],
     "mlp": ["fit", "--config", "configs/mlp_hq.yaml"],
     "crossval": ["crossval", "--config", "configs/gbdt.yaml", "--folds=2"],
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("column", ["blocks/block_entropy", "blocks/hidden"])
+@pytest.mark.parametrize(
+    ("name", "column"), [("mlp", "blocks/hidden"), ("crossval", "blocks/block_entropy"), ("crossval", "blocks/hidden")]
+)
 def test_training_refuses_a_changed_segment(tmp_path, capsys, name, column):
     store = write_harvest(tmp_path / "harvest", make_questions(40))
     change(tmp_path / "harvest" / "segment-w0-000000.h5", column)

@@ -62,6 +62,7 @@ def test_a_misspelt_key_is_one_sentence(key, misspelt, tmp_path):
         ("--data.init_args.calibration_fraction=0", "Expected questions to calibrate on"),
         ("--data.init_args.calibration_fraction=0.5", "sum of at most 1"),
         ("--data.init_args.fold=1", "need data.folds"),
+        ("--data.init_args.batch_size=8", "grows trees on the whole training split"),
         ("--data.init_args.folds=1", "data.folds of at least 2"),
         ("--model.init_args.num_leaves=1", "num_leaves of at least 2"),
         ("--ckpt_path=nowhere.ckpt", "no nowhere.ckpt"),
@@ -96,8 +97,6 @@ def test_a_test_on_another_division_or_store_is_refused(harvest, tmp_path):
     main(["fit", *config, f"--data.init_args.store={harvest}", "--trainer.max_epochs=1"])
     for option in (
         "--data.init_args.seed=1",
-        "--data.init_args.label=correct",
-        "--data.init_args.val_fraction=0.1",
         "--data.init_args.feature_set=extended",
         "--data.init_args.folds=5",
     ):

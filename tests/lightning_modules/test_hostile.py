@@ -180,7 +180,7 @@ def test_a_state_that_does_not_fit_is_a_sentence(name, value, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\x80\x02" + b"(" * 10**6, b"\x80\x04]q\x00.", b"\x80\x02cos\nsystem\n(S'id'\ntR."]
+    "content", [b"", b"PK\x03\x04", b"\x80\x02" + b"(" * 10**5, b"\x80\x04]q\x00.", b"\x80\x02cos\nsystem\n(S'id'\ntR."]
 )
 def test_files_that_are_none_are_a_sentence(content, tmp_path):
     path = tmp_path / "a.ckpt"
@@ -189,7 +189,7 @@ def test_files_that_are_none_are_a_sentence(content, tmp_path):
         load_controller(path)
 
 
-@pytest.mark.parametrize("content", [7, [1], {"controller": 1}, {"controller": {"name": ["gbdt"]}}])
+@pytest.mark.parametrize("content", [7, [1], {"state_dict": {}}, {"controller": 1}, {"controller": {"name": ["gbdt"]}}])
 def test_other_values_of_pytorch_are_a_sentence(content, tmp_path):
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="some other file of PyTorch's"):

@@ -79,18 +79,10 @@ def test_what_is_no_controller_is_refused(tmp_path):
         load_controller(tmp_path / "nothing.ckpt")
     with pytest.raises(InputError, match=r"no .*best\.ckpt"):
         load_controller(tmp_path)
-    (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    (tmp_path / "empty.ckpt").touch()
     whole = save(tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
-    for name in ("text", "empty", "half"):
-        with pytest.raises(InputError, match="cannot be read"):
-            load_controller(tmp_path / f"{name}.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    torch.save([1, 2], tmp_path / "list.ckpt")
-    for name in ("other", "list"):
-        with pytest.raises(InputError, match="some other file"):
-            load_controller(tmp_path / f"{name}.ckpt")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_controller(tmp_path / "half.ckpt")
 
 
 def test_a_controller_is_what_a_policy_asks(tmp_path, capsys):
