@@ -24,7 +24,7 @@ from dps.estimates import estimate as mean_of
 from feature_store.lock import held
 from lightning_modules.batches import predict_table
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.folds import open_folds, train_split, write_json
+from lightning_modules.folds import open_folds, train_split
 from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import (
     METRICS,
@@ -39,10 +39,11 @@ from lightning_modules.metrics import (
     plain,
     skills,
 )
+from lightning_modules.run_files import write_json
 from lightning_modules.trainer_cli import run
 
 
-def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int = 1) -> Path:
+def crossval(args: Sequence[str], folds: int, output: str | Path | None, rounds: int = 1) -> Path:
     """Cross-validate once, or in rounds that fit the label ``value`` backwards; returns the folder of the last.
 
     In every round but the first a question that goes on is taken to stop later where the controllers of the round
@@ -58,7 +59,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int =
             f"Rounds fit the label value backwards, but data.label is {cli.datamodule.label} and data.later "
             f"{cli.datamodule.later}: set the label to value and leave data.later out, or leave --rounds out."
         )
-    folder, later = output or cli.run_folder / "crossval", []
+    folder, later = Path(output or cli.run_folder / "crossval"), []
     for number in range(1, rounds + 1):
         print(f"round {number} of {rounds}", flush=True)
         done = one_crossval([*args, *later], folds, folder / f"round-{number}")
@@ -66,7 +67,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int =
     return done
 
 
-def one_crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
+def one_crossval(args: Sequence[str], folds: int, output: str | Path | None) -> Path:
     """Train a controller per fold, predict every question out of its fold, measure; returns the folder of everything.
 
     Raises:

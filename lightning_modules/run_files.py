@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -19,6 +19,11 @@ from torch import Tensor
 
 from dps.decide.labels import continue_score
 from feature_store.files import replace_file
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -70,13 +75,12 @@ class PredictionWriter(BasePredictionWriter):
         data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
         table = data.table("predict")
         probabilities = [float(p) for batch in predictions for p in batch]
-        rows = [(question_id, *step) for question_id in table.question_ids for step in pairwise(table.ks)]
+        places = [(question_id, *step) for question_id in table.question_ids for step in pairwise(table.ks)]
+        rows = [
+            (name, data.split_of(name), k, f"{p:.6f}", following - k if continue_score(p) > threshold else 0)
+            for (name, k, following), p in zip(places, probabilities, strict=False)
+        ]
+        frame = pd.DataFrame(rows, columns=["question_id", "split", "k", "p_enough", "add"])
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = io.StringIO(newline="")
-        writer = csv.writer(file)
-        writer.writerow(["question_id", "split", "k", "p_enough", "add"])
-        for (question_id, k, following), p in zip(rows, probabilities, strict=False):
-            more = following - k if continue_score(p) > threshold else 0
-            writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
-        replace_file(self._path, file.getvalue())
+        replace_file(self._path, frame.to_csv(index=False, lineterminator="\r\n"))
         print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")

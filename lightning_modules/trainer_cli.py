@@ -36,14 +36,13 @@ from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
 from dps.threads import num_threads
 from feature_store import Store
-from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller, read_checkpoint
 from lightning_modules.metrics import nothing_learnt, show
 from lightning_modules.refusals import in_a_sentence
-from lightning_modules.run_files import PredictionWriter, SaveConfigBesideCheckpoints, WholeCheckpoints
+from lightning_modules.run_files import PredictionWriter, SaveConfigBesideCheckpoints, WholeCheckpoints, write_json
 
 ENDED = "trained.json"
 """What a run folder has once its training has ended: after how many epochs, of how many at most."""
@@ -263,8 +262,7 @@ class ControllerCLI(LightningCLI):
             self.trainer.fit(**kwargs, ckpt_path=resumed)
             self._epochs = self.trainer.current_epoch
             if last.is_file():
-                text = json.dumps({"epochs": self._epochs, "max_epochs": self.trainer.max_epochs})
-                replace_file(folder / ENDED, f"{text}\n".encode())
+                write_json(folder / ENDED, {"epochs": self._epochs, "max_epochs": self.trainer.max_epochs})
 
     def _ended(self, folder: Path) -> int | None:
         """Return the epochs of a training that has ended; None where it has not, or there are to be more epochs."""

@@ -102,17 +102,18 @@ def _train(command: str, arguments: list[str]) -> None:
     split = [word.partition("=") for word in rest]
     rest = ["".join((_HABITS.get(name, name), equals, value)) for name, equals, value in split]
     with stage(IMPORTS):
-        import lightning_modules.trainer_cli  # noqa: F401
-    from lightning_modules import cli
+        from lightning_modules import cli, trainer_cli
 
     # Lightning's own bar stands on a terminal's last line.
     with nullcontext() if sys.stderr.isatty() and command == "fit" else stage(TRAINING):
         if rest != ["--help"] and command == "crossval":
             cli.cross_validate(rest, **options)
         elif rest != ["--help"] and command == "tune":
-            cli.search_settings(rest, **options)
+            from lightning_modules.tune import tune
+
+            tune(rest, **options)
         else:
-            cli.main([command, *rest])
+            trainer_cli.run([command, *rest])
 
 
 def _parser(command: str, *, whole: bool = False) -> ArgumentParser:

@@ -4,7 +4,7 @@ import pytest
 
 from dps.errors import InputError
 from feature_store import StoreError
-from lightning_modules.cli import main
+from lightning_modules.trainer_cli import run as main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("mlp_hq", "mlp_hq_extended", "mlp_h", "gbdt", "gbdt_extended")

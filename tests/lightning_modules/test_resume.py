@@ -14,7 +14,7 @@ import torch
 from dps.cli import run
 from dps.errors import InputError
 from lightning_modules import load_controller
-from lightning_modules.cli import main
+from lightning_modules.trainer_cli import run as main
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 ROOT = Path(__file__).parents[2]
