@@ -35,7 +35,7 @@ _EVALUATION_BYTES = 32 * 2**20
 """Bytes of its hidden states, which decides where they are large."""
 _SETTINGS = (
     *("label", "feature_set", "train_fraction", "val_fraction", "calibration_fraction"),
-    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate", "learn"),
+    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate"),
 )
 """Settings that decide what the rows mean and which split they are in."""
 
@@ -68,7 +68,6 @@ class FeatureDataModule(L.LightningDataModule):
         decided: int | None = None,
         later: str | None = None,
         later_rate: float = 0.8,
-        learn: bool = True,
     ) -> None:
         """Open the store.
 
@@ -83,7 +82,8 @@ class FeatureDataModule(L.LightningDataModule):
             val_fraction: Expected share for validation, where the epoch is chosen, and the threshold.
             seed: Decides splits, orders and shuffling.
             feature_set: The scalars: the `published` six, `extended` by what the same trajectories tell besides,
-                `ladder` by what each arm says, or `recorded`: that without what needs entropies.
+                `ladder` by what each arm says and by two that the training split teaches, or `recorded`: that
+                without what needs entropies.
             calibration_fraction: Expected share for calibrating the probabilities, where the threshold is chosen, too;
                 what the three fractions leave is for testing.
             folds: Number of folds of a cross-validation: the questions of one fold are the test split, and the others
@@ -106,8 +106,6 @@ class FeatureDataModule(L.LightningDataModule):
                 ladder's end.
             later_rate: Points of accuracy per 1,000 tokens up to which `later` stops, and that votes are weighed by in
                 `vote_value`.
-            learn: Whether the training split teaches the scalars `vote_value`, by its votes, and `end_logit`, by the
-                prompts' states, or the embeddings where there are none; only feature sets that have these change.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
@@ -119,7 +117,7 @@ class FeatureDataModule(L.LightningDataModule):
         self.train_fraction, self.val_fraction = train_fraction, val_fraction
         self.calibration_fraction = calibration_fraction
         self.folds, self.fold, self.keep_test = folds, fold, keep_test
-        self.decided, self.later, self.later_rate, self.learn = decided, later, later_rate, learn
+        self.decided, self.later, self.later_rate = decided, later, later_rate
         self._check_settings()
         self._open(ladder)
 
@@ -133,7 +131,7 @@ class FeatureDataModule(L.LightningDataModule):
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
         self.hidden_size, self.embedding_size, self.prompt_size = _sizes(opened, self.store)
         sizes = {PROMPT: self.prompt_size, EMBEDDING: self.embedding_size}
-        self.learnt: Learnt | None = Learnt() if self.learn and has_learnt(self.feature_set) else None
+        self.learnt: Learnt | None = Learnt() if has_learnt(self.feature_set) else None
         self._probed = frozenset([name for name, size in sizes.items() if size and self.learnt is not None][:1])
         self.calibration = self._clock(self.clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
@@ -179,7 +177,7 @@ class FeatureDataModule(L.LightningDataModule):
         whole = self.whole(parts)
         self._divided_as = dict(zip(whole.question_ids, whole.divided_as(), strict=True))
         graded = _graded(whole, self.store)
-        right = graded.natural_order().correct[:, 0, -1]
+        right = graded.correct[:, 0, -1]
         if (sentence := doubt(self.store, len(right), int(right.sum()))) is not None:
             print(f"warning: {sentence}", file=sys.stderr)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])

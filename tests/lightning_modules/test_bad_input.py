@@ -48,22 +48,6 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("trainer.max_epochs=x", "Expected whole number"),
-        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct'"),
-        ("model.init_args.margin=x", "Expected number"),
-    ],
-)
-def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
-    assert fit(harvest, tmp_path, f"--{option}") == 2
-    sentence = capsys.readouterr().err
-    assert expected in sentence
-    assert "<class" not in sentence
-    assert "typing" not in sentence
-
-
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
         ("optimizer.init_args.lr=-1", "The optimizer refuses its settings: Invalid learning rate: -1.0"),
         ("optimizer.init_args.lr=1e30", "The training has diverged in epoch 1"),
         ("residual_lr_scale=.nan", "Expected residual_lr_scale above 0"),

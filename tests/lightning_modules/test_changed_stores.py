@@ -65,7 +65,7 @@ def test_the_same_question_is_in_one_split_whatever_its_ids(doubled):
 def test_a_cross_validation_predicts_a_question_by_one_fold(doubled, tmp_path):
     options = ["--config", str(ROOT / "configs/gbdt.yaml"), f"--data.init_args.store={doubled}"]
     options += ["--trainer.max_epochs=1", "--data.init_args.num_orders=1", "--model.init_args.min_rows_per_leaf=20"]
-    found = read_predictions(cross_validate(options, folds=3, output=tmp_path / "crossval"))
+    found = read_predictions(cross_validate(options, folds=2, output=tmp_path / "crossval"))
     fold = dict(zip(found.question_ids, found.fold.tolist(), strict=True))
     assert all(fold[f"q{number:05d}"] == fold[f"again-q{number:05d}"] for number in range(60))
-    assert set(fold.values()) == {0, 1, 2}
+    assert set(fold.values()) == {0, 1}

@@ -61,10 +61,6 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     for name in ("clock_store", "cache_dir"):
         with pytest.raises(InputError, match=rf"data\.{name}, got an empty one"):
             FeatureDataModule(harvest, **{name: " "})
-    with pytest.raises(InputError, match="at least 1"):
-        FeatureDataModule(harvest, num_orders=0)
-    with pytest.raises(InputError, match="sum of at most 1"):
-        FeatureDataModule(harvest, train_fraction=0.9, val_fraction=0.2)
     dynamic = write_harvest(tmp_path / "dynamic", questions, policy={"name": "gbdt", "family": "dynamic"})
     with pytest.raises(InputError, match="of the dynamic policy gbdt"):
         FeatureDataModule(dynamic)

@@ -120,15 +120,6 @@ def test_what_was_learnt_survives_the_file_bit_for_bit(trained, data):
     assert (learnt.filled(table).scalars != table.scalars).any()
 
 
-def test_other_feature_sets_and_learn_false_learn_nothing(store, tmp_path):
-    for name, options in (("a", ["--data.init_args.feature_set=extended"]), ("b", ["--data.init_args.learn=false"])):
-        fit(store, tmp_path / name, *options)
-        learnt = load_controller(tmp_path / name).estimator.learnt
-        assert learnt.votes is None
-        assert learnt.probe is None
-        assert load_controller(tmp_path / name).parts == {"scalars"}
-
-
 def test_without_states_of_prompts_the_embedding_is_asked(harvest, tmp_path):
     fit(harvest, tmp_path / "run")
     assert load_controller(tmp_path / "run").parts == {"scalars", "embedding"}
@@ -172,9 +163,12 @@ def test_what_somebody_else_says_was_learnt_is_a_sentence(part, name, value, tra
         load_controller(tmp_path / "a.ckpt")
 
 
-def test_features_that_cannot_be_filled_have_learnt_nothing(harvest, trained, tmp_path):
-    fit(harvest, tmp_path / "run", "--data.init_args.feature_set=extended")
-    checkpoint = torch.load(load_controller(tmp_path / "run").path, weights_only=True)
+def test_features_that_cannot_be_filled_learn_nothing(store, trained, tmp_path):
+    fit(store, tmp_path / "run", "--data.init_args.feature_set=extended")
+    controller = load_controller(tmp_path / "run")
+    assert (controller.estimator.learnt.votes, controller.estimator.learnt.probe) == (None, None)
+    assert controller.parts == {"scalars"}
+    checkpoint = torch.load(controller.path, weights_only=True)
     learnt = load_controller(trained).estimator.learnt.get_extra_state()
     checkpoint["state_dict"]["estimator.learnt._extra_state"] = learnt
     torch.save(checkpoint, tmp_path / "a.ckpt")

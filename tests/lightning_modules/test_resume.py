@@ -18,7 +18,7 @@ from lightning_modules.trainer_cli import run as main
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 40
+EPOCHS = 30
 
 
 def command(name, store, folder, *more):
