@@ -79,6 +79,14 @@ def test_every_row_equals_the_live_features_bit_for_bit(hidden_size, feature_set
     np.testing.assert_array_equal(np.concatenate(list(table.hidden_chunks())), table.hidden.reshape(-1, hidden_size))
 
 
+def test_vectors_may_be_a_memory_map(tmp_path):
+    table = table_of([make_question(i) for i in range(6)], num_orders=3)
+    mapped = np.lib.format.open_memmap(tmp_path / "v.npy", "w+", np.float32, table.vectors.shape)
+    mapped[:] = table.vectors
+    some = np.array([3, 0])
+    np.testing.assert_array_equal(replace(table, vectors=mapped).select(some).hidden, table.hidden[some])
+
+
 @pytest.mark.parametrize(
     ("correct", "no_gain"),
     [

@@ -55,17 +55,17 @@ def test_probabilities_are_those_of_the_live_features(trained, other, monkeypatc
 
 
 def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(trained, tmp_path):
-    questions = make_questions(6, k=16)
+    questions = make_questions(6, k=18)
     arms = {"plain": {"alpha": 1.0, "num_mh_steps": 0}, "power": make_manifest().arms["power"]}
     ids = [q.question_id for q in questions]
-    orders = power_orders(ids, 3, seed=1)
+    orders = power_orders(ids, 3, most=10, seed=1)[..., :8]  # the store has more than the ladder
 
     def said(name, ladder, records, arms=arms):
         policy = {"name": "harvest", "family": "fixed", "ladder": ladder}
         store = write_harvest(tmp_path / name, records, fingerprint=name, policy=policy, arms=arms)
         return predict_orders(str(trained), Path(store), ids, lambda ladder: orders)[1]
 
-    places = [("plain", i) for i in range(8)] + [("power", i) for i in range(8)]
+    places = [("plain", i) for i in range(8)] + [("power", i) for i in range(10)]
     mixed = [
         replace(
             q,
@@ -76,10 +76,10 @@ def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(tra
         for q in questions
     ]
     power = [replace(q, trajectories=q.trajectories[8:]) for q in mixed]
-    alone = said("alone", ["power 2"] * 4, power, {"power": arms["power"]})
-    np.testing.assert_array_equal(said("mixed", ["plain 8", "power 8"], mixed), alone)
+    alone = said("alone", ["power 2"] * 5, power, {"power": arms["power"]})
+    np.testing.assert_array_equal(said("mixed", ["plain 8", "power 10"], mixed), alone)
     with pytest.raises(InputError, match=r"trained on the arm power with num_mh_steps 5, but here it has 10"):
-        said("more", ["plain 8", "power 8"], mixed, {**arms, "power": {**arms["power"], "num_mh_steps": 10}})
+        said("more", ["plain 8", "power 10"], mixed, {**arms, "power": {**arms["power"], "num_mh_steps": 10}})
 
 
 def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp_path):
