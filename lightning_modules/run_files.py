@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -72,6 +71,8 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added."""
+        import pandas as pd
+
         data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
         table = data.table("predict")
         probabilities = [float(p) for batch in predictions for p in batch]
