@@ -35,10 +35,6 @@ class Batch(NamedTuple):
     """Shape (N, E), float32."""
     label: Tensor
     """1 where k is enough: shape (N,), float32; for ``value`` the gain, and the cost in thousands of tokens: (N, 2)."""
-    prompt: Tensor
-    """Shape (N, P), float32."""
-    end: Tensor
-    """1 where the ladder's end is right: shape (N,), float32."""
 
     def keep(self, rows: Tensor) -> Batch:
         """Return some of the rows, of a mask of shape (N,), bool."""
@@ -52,20 +48,16 @@ class TableRows(Dataset[Batch]):
         """Set the table and which label its batches have."""
         self._table = table
         self._scalars = torch.from_numpy(table.scalars.reshape(table.num_rows, -1))
-        self._of_question = tuple(map(torch.from_numpy, (table.embedding, table.prompt)))
+        self._embedding = torch.from_numpy(table.embedding)
         labels = np.stack(table.values(), axis=-1) / (1, 1000) if label == VALUE else table.labels(label)
-        shape = (table.num_rows, *labels.shape[3:])
-        self._label, self._end = (
-            torch.from_numpy(of.reshape(shape_of).astype(np.float32))
-            for of, shape_of in ((labels, shape), (table.labels("end"), -1))
-        )
+        self._label = torch.from_numpy(labels.reshape(table.num_rows, *labels.shape[3:]).astype(np.float32))
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         """Return the batch of rows, shape (N,), int64."""
         index = torch.from_numpy(rows)
         hidden = torch.from_numpy(self._table.hidden_of(rows))
-        embedding, prompt = (values[index // self._table.rows_per_question] for values in self._of_question)
-        return Batch(self._scalars[index], hidden, embedding, self._label[index], prompt, self._end[index])
+        embedding = self._embedding[index // self._table.rows_per_question]
+        return Batch(self._scalars[index], hidden, embedding, self._label[index])
 
 
 class EpochBatches(Sampler[np.ndarray]):
@@ -140,7 +132,7 @@ def predict_table(estimator: Estimator, table: Table) -> np.ndarray:
         part = slice(start, start + questions)
         scalars = table.scalars[part].reshape(-1, table.scalars.shape[-1])
         hidden = table.hidden_of(np.arange(start * rows, start * rows + len(scalars)))
-        arrays = (scalars, hidden, *(np.repeat(of[part], rows, axis=0) for of in (table.embedding, table.prompt)))
+        arrays = (scalars, hidden, np.repeat(table.embedding[part], rows, axis=0))
         p = estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays))
         p_enough[part] = p.numpy().reshape(-1, rows)
     return p_enough.reshape(table.scalars.shape[:3])

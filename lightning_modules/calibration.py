@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-Method = Literal["none", "temperature", "isotonic"]
+Method = Literal["none", "temperature"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 _SHARPEST = 20.0
@@ -35,8 +34,6 @@ class Calibrator(nn.Module):
         super().__init__()
         self.method = "none"
         self.inverse_temperature = 1.0
-        self.knots = np.zeros((2, 0))
-        """Logits and their probabilities, both non-decreasing: shape (2, B), float64; for ``isotonic``."""
 
     def fit(self, method: str, logits: np.ndarray, labels: np.ndarray, num_questions: int) -> None:
         """Fit to rows that trained nothing; logits (N,), float64, and labels (N,), bool, of some questions."""
@@ -45,29 +42,19 @@ class Calibrator(nn.Module):
         self.method = method
         if method == "temperature":
             self.inverse_temperature = fit_temperature(logits, labels, num_questions)
-        elif method == "isotonic":
-            self.knots = fit_isotonic(logits, labels, num_questions)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return probabilities of logits: both shape (N,), float64."""
-        if self.method == "isotonic":
-            p = np.interp(logits.detach().cpu().numpy(), *self.knots)
-            return torch.from_numpy(p).to(logits.device)
-        return (logits * self.inverse_temperature).sigmoid() if self.method == "temperature" else logits.sigmoid()
+        return (logits * self.inverse_temperature).sigmoid()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return everything that was fitted, as plain values."""
-        return {
-            "method": self.method,
-            "inverse_temperature": self.inverse_temperature,
-            "knots": self.knots.tolist(),
-        }
+        return {"method": self.method, "inverse_temperature": self.inverse_temperature}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what was fitted."""
         self.method = state["method"]
         self.inverse_temperature = state["inverse_temperature"]
-        self.knots = np.array(state["knots"])
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> float:
@@ -108,15 +95,6 @@ def fit_weight(own: np.ndarray, correction: np.ndarray, labels: np.ndarray, num_
     return _least(slope, 0.0, 1.0)
 
 
-def fit_gain_weight(own: np.ndarray, correction: np.ndarray, gains: np.ndarray, num_questions: int) -> float:
-    """Return w in [0, 1] that minimizes the mean square of ``own + w correction - gains``, all (N,).
-
-    With thirty questions more for which ``own`` alone is right, as :func:`fit_weight`.
-    """
-    shown = num_questions / (num_questions + _UNCORRECTED_QUESTIONS)
-    return float(np.clip(shown * (correction @ (gains - own)) / max(correction @ correction, 1e-300), 0.0, 1.0))
-
-
 def _least(slope: Callable[[float], float], low: float, high: float) -> float:
     """Return where a convex function with this slope is least between two ends."""
     from scipy.optimize import brentq
@@ -124,19 +102,3 @@ def _least(slope: Callable[[float], float], low: float, high: float) -> float:
     if slope(low) >= 0:
         return low
     return high if slope(high) <= 0 else float(brentq(slope, low, high, xtol=1e-12))
-
-
-def fit_isotonic(logits: np.ndarray, labels: np.ndarray, num_questions: int) -> np.ndarray:
-    """Return the non-decreasing function of the logits that is nearest to the labels in squares, as knots.
-
-    Between knots it is linear. Its values are kept ``1 / (2 (Q + 1))`` away from 0 and 1: Q questions cannot show that
-    something never happens.
-
-    Returns:
-        Logits and probabilities at both ends of every step: shape (2, B), float64.
-    """
-    from sklearn.isotonic import IsotonicRegression
-
-    margin = 0.5 / (num_questions + 1)
-    fitted = IsotonicRegression(y_min=margin, y_max=1 - margin).fit(logits, labels.astype(np.float64))
-    return np.stack([fitted.X_thresholds_, fitted.y_thresholds_])

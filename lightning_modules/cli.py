@@ -1,6 +1,6 @@
-"""``dps fit``, ``validate``, ``test``, ``predict``, ``crossval`` and ``tune``: what the command line calls.
+"""Training and cross-validation of controllers from Python, as ``dps fit`` and ``dps crossval`` do them.
 
-Light to import; Lightning is loaded when a command runs.
+Light to import; Lightning is loaded when a function runs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dps.arguments import readable
-
-
-def main(args: list[str]) -> None:
-    """Run LightningCLI on a subcommand and its options, for example ``["fit", "--config", "configs/mlp_hq.yaml"]``.
-
-    Raises:
-        InputError: If options, configuration, store or checkpoint cannot be used.
-        SystemExit: After ``--help`` or ``--print_config``.
-    """
-    from lightning_modules.trainer_cli import run
-
-    run(args)
 
 
 def fit_controller(config: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -62,15 +50,4 @@ def cross_validate(args: Sequence[str], folds: int = 5, output: str | Path | Non
     """
     from lightning_modules.crossval import crossval
 
-    return crossval(readable("crossval", args), folds, None if output is None else Path(output), rounds)
-
-
-def search_settings(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:
-    """Search for the best settings by the options of ``dps fit``, see :mod:`lightning_modules.tune`.
-
-    Returns:
-        ``output``, or ``tune`` in the configuration's run folder if None.
-    """
-    from lightning_modules.tune import tune
-
-    return tune(args, trials, folds, None if output is None else Path(output))
+    return crossval(readable("crossval", args), folds, output, rounds)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dps.decide.labels import VALUE, continue_score
 from dps.decide.orders import at_stop
@@ -25,7 +24,7 @@ from dps.estimates import estimate as mean_of
 from feature_store.lock import held
 from lightning_modules.batches import predict_table
 from lightning_modules.data import FeatureDataModule
-from lightning_modules.folds import open_folds, train_split, write_json
+from lightning_modules.folds import open_folds, train_split
 from lightning_modules.load import Controller, load_controller
 from lightning_modules.metrics import (
     METRICS,
@@ -35,16 +34,16 @@ from lightning_modules.metrics import (
     REPORT_VERSION,
     baselines,
     length_probabilities,
-    measure_end,
     measure_probabilities,
     nothing_learnt,
     plain,
     skills,
 )
+from lightning_modules.run_files import write_json
 from lightning_modules.trainer_cli import run
 
 
-def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int = 1) -> Path:
+def crossval(args: Sequence[str], folds: int, output: str | Path | None, rounds: int = 1) -> Path:
     """Cross-validate once, or in rounds that fit the label ``value`` backwards; returns the folder of the last.
 
     In every round but the first a question that goes on is taken to stop later where the controllers of the round
@@ -60,7 +59,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int =
             f"Rounds fit the label value backwards, but data.label is {cli.datamodule.label} and data.later "
             f"{cli.datamodule.later}: set the label to value and leave data.later out, or leave --rounds out."
         )
-    folder, later = output or cli.run_folder / "crossval", []
+    folder, later = Path(output or cli.run_folder / "crossval"), []
     for number in range(1, rounds + 1):
         print(f"round {number} of {rounds}", flush=True)
         done = one_crossval([*args, *later], folds, folder / f"round-{number}")
@@ -68,7 +67,7 @@ def crossval(args: Sequence[str], folds: int, output: Path | None, rounds: int =
     return done
 
 
-def one_crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
+def one_crossval(args: Sequence[str], folds: int, output: str | Path | None) -> Path:
     """Train a controller per fold, predict every question out of its fold, measure; returns the folder of everything.
 
     Raises:
@@ -85,9 +84,6 @@ def one_crossval(args: Sequence[str], folds: int, output: Path | None) -> Path:
         predictions = _predict(table, controllers, cli.datamodule)
         write_predictions(folder / FILE, predictions)
         report = measure_crossval(predictions, table.lengths, margin=cli.model.margin)
-        if (end := _end_of(table, controllers, predictions.fold)) is not None:
-            measured = measure_end(end[table.graded], table.correct[table.graded])
-            report["end"] = {metric: plain(estimate) for metric, estimate in measured.items()}
         own = [
             {"fold": fold, "threshold": c.threshold, **c.description["validation"]}
             for fold, c in enumerate(controllers)
@@ -140,18 +136,6 @@ def _predict(table: Table, controllers: Sequence[Controller], data: FeatureDataM
         correct=np.where(ungraded, -1, table.correct).astype(np.int8),
         tokens=table.tokens,
     )
-
-
-def _end_of(table: Table, controllers: Sequence[Controller], fold: np.ndarray) -> np.ndarray | None:
-    """Return what each fold's controller says of its questions' ends by the question alone: (Q,), None for nothing."""
-    p = np.zeros(table.num_questions)
-    for number, controller in enumerate(controllers):
-        mine = fold == number
-        given = (torch.from_numpy(values[mine]).double() for values in (table.embedding, table.prompt))
-        if (said := controller.estimator.predict_end(*given)) is None:
-            return None
-        p[mine] = said
-    return p
 
 
 def measure_crossval(
@@ -290,9 +274,6 @@ def describe(report: Mapping[str, Any]) -> str:
             f"[{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}], tokens {saved['value']:.3f} of it "
             f"[{ends}], mean k {policy['mean_k']['value']:.2f}; {threshold}"
         )
-    if "end" in report:
-        auroc, skill = (text(report["end"][metric]) for metric in ("auroc", "brier_skill"))
-        lines.append(f"{'the end is right':<20}AUROC {auroc}, Brier skill {skill}, by the question alone")
     if (warning := nothing_learnt(report["skill"], report["num_questions"])) is not None:
         lines.append(f"Warning: {warning}")
     return "\n".join(lines)

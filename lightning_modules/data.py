@@ -16,16 +16,15 @@ from torch.utils.data import DataLoader
 from dps.decide.features import EMBEDDING, HIDDEN, PARTS, PROMPT, FeatureSet, feature_names
 from dps.decide.labels import VALUE, Label, continue_score, later_stops, score_of_rate
 from dps.decide.ladder import Key, Ladder
-from dps.decide.policy import arm_differences
 from dps.decide.predictions import read_predictions
-from dps.decide.samples import check_hidden, columns_for, held_of
+from dps.decide.samples import check_hidden, columns_for, held_of, trained_ladder
 from dps.decide.splits import SPLITS, fold_of, split_of
-from dps.decide.table import Table, harvested_ladder, make_table
+from dps.decide.table import Table, make_table
 from dps.decide.thresholds import NEVER_STOP
 from dps.decide.vectors import pooled_vectors
 from dps.doubt import doubt
 from dps.errors import InputError
-from feature_store import Manifest, Question, Store
+from feature_store import Question, Store
 from lightning_modules.batches import Batch, loader_of
 from lightning_modules.estimators import is_decided
 from lightning_modules.learnt import Learnt, fit_learnt, has_learnt
@@ -36,7 +35,7 @@ _EVALUATION_BYTES = 32 * 2**20
 """Bytes of its hidden states, which decides where they are large."""
 _SETTINGS = (
     *("label", "feature_set", "train_fraction", "val_fraction", "calibration_fraction"),
-    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate", "learn"),
+    *("seed", "folds", "fold", "keep_test", "decided", "later", "later_rate"),
 )
 """Settings that decide what the rows mean and which split they are in."""
 
@@ -58,7 +57,6 @@ class FeatureDataModule(L.LightningDataModule):
         train_fraction: float = 0.6,
         val_fraction: float = 0.2,
         seed: int = 0,
-        test_store: str | None = None,
         feature_set: FeatureSet = "published",
         calibration_fraction: float = 0.0,
         folds: int | None = None,
@@ -70,7 +68,6 @@ class FeatureDataModule(L.LightningDataModule):
         decided: int | None = None,
         later: str | None = None,
         later_rate: float = 0.8,
-        learn: bool = True,
     ) -> None:
         """Open the store.
 
@@ -84,10 +81,9 @@ class FeatureDataModule(L.LightningDataModule):
             train_fraction: Expected share of the questions for training.
             val_fraction: Expected share for validation, where the epoch is chosen, and the threshold.
             seed: Decides splits, orders and shuffling.
-            test_store: Folder of another harvest of the same features to test on; questions of it that are in the
-                other splits of `store` are left out.
             feature_set: The scalars: the `published` six, `extended` by what the same trajectories tell besides,
-                `ladder` by what each arm says, or `recorded`: that without what needs entropies.
+                `ladder` by what each arm says and by two that the training split teaches, or `recorded`: that
+                without what needs entropies.
             calibration_fraction: Expected share for calibrating the probabilities, where the threshold is chosen, too;
                 what the three fractions leave is for testing.
             folds: Number of folds of a cross-validation: the questions of one fold are the test split, and the others
@@ -110,20 +106,18 @@ class FeatureDataModule(L.LightningDataModule):
                 ladder's end.
             later_rate: Points of accuracy per 1,000 tokens up to which `later` stops, and that votes are weighed by in
                 `vote_value`.
-            learn: Whether the training split teaches the scalars `vote_value`, by its votes, and `end_logit`, by the
-                prompts' states, or the embeddings where there are none; only feature sets that have these change.
 
         Raises:
             InputError: If the settings or the stores cannot be used.
         """
         super().__init__()
-        self.store, self.test_store, self.clock_store, self.cache_dir = store, test_store, clock_store, cache_dir
+        self.store, self.clock_store, self.cache_dir = store, clock_store, cache_dir
         self.label, self.feature_set = label, feature_set
         self.batch_size, self.num_orders, self.seed = batch_size, num_orders, seed
         self.train_fraction, self.val_fraction = train_fraction, val_fraction
         self.calibration_fraction = calibration_fraction
         self.folds, self.fold, self.keep_test = folds, fold, keep_test
-        self.decided, self.later, self.later_rate, self.learn = decided, later, later_rate, learn
+        self.decided, self.later, self.later_rate = decided, later, later_rate
         self._check_settings()
         self._open(ladder)
 
@@ -131,23 +125,19 @@ class FeatureDataModule(L.LightningDataModule):
         """Read what the stores say of themselves, and check that they fit."""
         opened = Store.open(self.store)
         self.manifest = opened.manifest
-        self.ladder = _trained_ladder(self.manifest, self.store, ladder)
+        self.ladder = trained_ladder(self.manifest, self.store, ladder)
         self.ks, self.rungs = self.ladder.ks, self.ladder.texts()
         self.gate = _gate(self.feature_set, self.ladder, self.decided)
         """What says which rows are decided, see :class:`lightning_modules.estimators.Estimator`."""
         self.hidden_size, self.embedding_size, self.prompt_size = _sizes(opened, self.store)
         sizes = {PROMPT: self.prompt_size, EMBEDDING: self.embedding_size}
-        self.learnt: Learnt | None = Learnt() if self.learn and has_learnt(self.feature_set) else None
+        self.learnt: Learnt | None = Learnt() if has_learnt(self.feature_set) else None
         self._probed = frozenset([name for name, size in sizes.items() if size and self.learnt is not None][:1])
         self.calibration = self._clock(self.clock_store)
         """The clock of ``question_time_sec``, the harvest's or ``clock_store``'s; a trained controller has its own."""
         self._tables: dict[str, Table] = {}
         self._divided_as: dict[str, str] = {}
-        self._fresh: set[str] = set()
-        """Questions of the test store that are in no other split."""
         self._built: tuple[Any, ...] | None = None
-        if self.test_store is not None:
-            self._check_test_store(self.test_store)
 
     def _check_settings(self) -> None:
         if self.num_orders < 1 or (self.batch_size is not None and self.batch_size < 1):
@@ -155,7 +145,7 @@ class FeatureDataModule(L.LightningDataModule):
                 "Expected data.num_orders and data.batch_size of at least 1, got "
                 f"{self.num_orders} and {self.batch_size}."
             )
-        for name in ("store", "test_store", "cache_dir", "clock_store", "later"):
+        for name in ("store", "cache_dir", "clock_store", "later"):
             if (folder := getattr(self, name)) is not None and not folder.strip():
                 raise InputError(f"Expected the name of a folder for data.{name}, got an empty one: give its name.")
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
@@ -175,7 +165,7 @@ class FeatureDataModule(L.LightningDataModule):
             raise InputError(f"data.fold {fold} and data.keep_test {keep_test} need data.folds: set it, or leave them.")
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the stores and make the tables of the parts that the trained controller uses; all parts without one.
+        """Read the store and make the tables of the parts that the trained controller uses; all parts without one.
 
         Raises:
             InputError: If no question has a grade, or the training or validation split has no question.
@@ -184,25 +174,14 @@ class FeatureDataModule(L.LightningDataModule):
         key = (parts, tuple(sorted(self.calibration.items())))
         if self._built == key:
             return
-        predicted = whole = self.whole(parts)
+        whole = self.whole(parts)
         self._divided_as = dict(zip(whole.question_ids, whole.divided_as(), strict=True))
         graded = _graded(whole, self.store)
-        right = graded.natural_order().correct[:, 0, -1]
+        right = graded.correct[:, 0, -1]
         if (sentence := doubt(self.store, len(right), int(right.sum()))) is not None:
             print(f"warning: {sentence}", file=sys.stderr)
         splits = np.array([self.split_of(question_id) for question_id in graded.question_ids])
         tables = {name: graded.select(splits == name) for name in SPLITS}
-        if self.test_store is not None:
-            predicted = self._table(self.test_store, parts)
-            used = {of for name in SPLITS[:-1] for of in (*tables[name].question_ids, *tables[name].contents)} - {""}
-            pairs = zip(predicted.question_ids, predicted.contents, strict=True)
-            fresh = np.array([question_id not in used and content not in used for question_id, content in pairs])
-            if not fresh.all():
-                print(
-                    f"{self.test_store}: {(~fresh).sum()} questions are left out, the controller was trained on them."
-                )
-            tables["test"] = _graded(predicted.select(fresh), self.test_store)
-            self._fresh = {name for name, new in zip(predicted.question_ids, fresh, strict=True) if new}
         for name in ("train", "val"):
             if tables[name].num_questions == 0:
                 raise InputError(
@@ -210,7 +189,7 @@ class FeatureDataModule(L.LightningDataModule):
                     f"{graded.num_questions} graded questions of {self.store} none is in {name}: harvest more "
                     f"questions, or change data.{name}_fraction or data.seed."
                 )
-        tables["predict"] = predicted.natural_order()
+        tables["predict"] = whole.natural_order()
         if self.learnt is not None:
             prompt_parts = 2 * len(self.manifest.model.get("prompt_layers", [])) or 1
             found, train = fit_learnt(tables["train"], self._probed, self.later_rate, self.seed, prompt_parts)
@@ -220,7 +199,7 @@ class FeatureDataModule(L.LightningDataModule):
         self._built = key
 
     def table(self, split: str) -> Table:
-        """Return the table of ``train``, ``val``, ``test``, or ``predict``: every question of the tested store.
+        """Return the table of ``train``, ``val``, ``test``, or ``predict``: every question of the store.
 
         Raises:
             InputError: If the split has no question.
@@ -228,15 +207,13 @@ class FeatureDataModule(L.LightningDataModule):
         table = self._tables[split]
         if table.num_questions == 0:
             raise InputError(
-                f"Expected questions in the {split} split of {self.test_store or self.store}, but it has none: harvest "
+                f"Expected questions in the {split} split of {self.store}, but it has none: harvest "
                 "more questions, or leave a larger share with data.train_fraction and data.val_fraction."
             )
         return table
 
     def split_of(self, question_id: str) -> str:
         """Return the split that a question belongs to; ``unused`` where :attr:`keep_test` leaves it out."""
-        if question_id in self._fresh:
-            return "test"
         question_id = self._divided_as.get(question_id, question_id)
         fractions = (self.train_fraction, self.val_fraction, self.calibration_fraction)
         plain = split_of(question_id, *fractions[:2], self.seed, fractions[2])
@@ -258,7 +235,30 @@ class FeatureDataModule(L.LightningDataModule):
 
         Scalars that are learnt are 0 there.
         """
-        return self._table(self.store, parts | self._probed)
+        parts = parts | self._probed
+        store = Store.open(self.store)
+        if (short := store.shortfall()) is not None:
+            print(f"Note: {short}")
+        held = held_of(self.manifest, self.store, self.ladder)
+        table = make_table(
+            store.scan(hidden=False),
+            ladder=self.ladder,
+            totals=held,
+            aggregator=self.manifest.aggregator,
+            calibration=self.calibration,
+            num_orders=self.num_orders,
+            seed=self.seed,
+            parts=parts - {HIDDEN},
+            feature_set=self.feature_set,
+        )
+        table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
+        if self.label == VALUE:
+            table = replace(table, later=self._stops_later(table))
+        if HIDDEN not in parts:
+            return table
+        check_hidden(self.manifest, self.store, self.ladder)
+        vectors = pooled_vectors(store, keys=columns_for(held), hidden_size=self.hidden_size, cache_dir=self.cache_dir)
+        return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
 
     @property
     def columns(self) -> tuple[Key, ...]:
@@ -307,7 +307,7 @@ class FeatureDataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return every question of the tested store in its natural order."""
+        """Return every question of the store in its natural order."""
         return self._in_order("predict")
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
@@ -315,42 +315,16 @@ class FeatureDataModule(L.LightningDataModule):
         rows = _EVALUATION_BYTES * table.rows_per_question // max(1, table.question_bytes)
         return loader_of(table, self.label, min(_EVALUATION_ROWS, max(1, rows)), None)
 
-    def _table(self, folder: str, parts: frozenset[str]) -> Table:
-        """Make the table of a whole store, in order of id."""
-        store = Store.open(folder)
-        if (short := store.shortfall()) is not None:
-            print(f"Note: {short}")
-        table = make_table(
-            store.scan(hidden=False),
-            ladder=self.ladder,
-            totals=held_of(store.manifest, folder, self.ladder),
-            aggregator=store.manifest.aggregator,
-            calibration=self.calibration,
-            num_orders=self.num_orders,
-            seed=self.seed,
-            parts=parts - {HIDDEN},
-            feature_set=self.feature_set,
-        )
-        table = table.select(np.array(sorted(range(table.num_questions), key=table.question_ids.__getitem__)))
-        if self.label == VALUE:
-            table = replace(table, later=self._stops_later(table, folder))
-        if HIDDEN not in parts:
-            return table
-        check_hidden(store.manifest, folder, self.ladder)
-        keys = columns_for(held_of(store.manifest, folder, self.ladder))
-        vectors = pooled_vectors(store, keys=keys, hidden_size=self.hidden_size, cache_dir=self.cache_dir)
-        return replace(table, vectors=vectors, vector_rows=np.arange(table.num_questions))
-
-    def _stops_later(self, table: Table, folder: str) -> np.ndarray:
+    def _stops_later(self, table: Table) -> np.ndarray:
         """Return where each row's question stops if it goes on: shape (Q, O, C), int64."""
         p_inc = np.ones(table.scalars.shape[:3])
         threshold = 0.0
-        if self.later is not None and folder == self.store:
+        if self.later is not None:
             said = read_predictions(self.later)
             if lacking := set(table.question_ids) - set(said.question_ids):
                 raise InputError(
-                    f"Expected data.later of every question of {folder}, but {self.later} lacks {len(lacking)}: run "
-                    "dps crossval again on this store."
+                    f"Expected data.later of every question of {self.store}, but {self.later} lacks {len(lacking)}: "
+                    "run dps crossval again on this store."
                 )
             said = said.on(table.question_ids)
             compared = {
@@ -382,42 +356,6 @@ class FeatureDataModule(L.LightningDataModule):
                 "name an earlier store of the same model on the same device."
             )
         return dict(other.calibration)
-
-    def _check_test_store(self, folder: str) -> None:
-        """Refuse a test store whose rows mean something else than the training store's."""
-        store = Store.open(folder)
-        sizes, model, other = _sizes(store, folder), self.manifest.model, store.manifest.model
-        held_of(store.manifest, folder, self.ladder)
-        compared = {
-            "hidden size": (self.hidden_size, sizes[0]),
-            "embedding size": (self.embedding_size, sizes[1]),
-            "model fingerprint": (model.get("fingerprint"), other.get("fingerprint")),
-            "feature layer": (model.get("feature_layer"), other.get("feature_layer")),
-            **({"prompt layers": tuple(m.get("prompt_layers") for m in (model, other))} if self.prompt_size else {}),
-        }
-        for name, (expected, came) in compared.items():
-            if expected != came:
-                raise InputError(
-                    f"Expected data.test_store to have the features of {self.store}, but its {name} is {came} instead "
-                    f"of {expected}: give a harvest of the same model with the same ladder."
-                )
-        trained = {arm: self.manifest.arms[arm] for arm in self.ladder.arms}
-        for arm, name, expected, came in arm_differences(trained, store.manifest.arms):
-            raise InputError(
-                f"Expected data.test_store to draw the arm {arm} as {self.store} does, but its {name} is {came}, "
-                f"not {expected}: give a harvest of the same arms."
-            )
-
-
-def _trained_ladder(manifest: Manifest, folder: str, rungs: list[str] | None) -> Ladder:
-    """Return the ladder that a controller is trained on, whose responses the store has; the harvest's own for None."""
-    if rungs is None:
-        return harvested_ladder(manifest.policy, folder)
-    ladder = Ladder.parse(rungs)
-    if len(ladder.rungs) < 2:
-        raise InputError(f"Expected data.ladder of two rungs or more, got {ladder}: nothing could be decided there.")
-    held_of(manifest, folder, ladder)
-    return ladder
 
 
 def _gate(feature_set: FeatureSet, ladder: Ladder, decided: int | None) -> list[int]:

@@ -8,16 +8,15 @@ that its state is all that a prediction needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from dps.decide.features import EMBEDDING, HIDDEN, PROMPT, SCALARS
-from lightning_modules.calibration import Calibrator, fit_gain_weight, fit_weight
+from dps.decide.features import EMBEDDING, HIDDEN, SCALARS
+from lightning_modules.calibration import Calibrator, fit_weight
 from lightning_modules.learnt import Learnt
 from lightning_modules.standardizer import FAR, Standardizer
 
@@ -64,14 +63,14 @@ class Estimator(nn.Module):
         self.calibrator = Calibrator()
         self.learnt = Learnt()
 
-    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def forward(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit of p_enough before calibration, shape (N,), of features as measured.
 
-        Shapes are (N, F), (N, D), (N, E) and (N, P); what is not in ``parts`` is not looked at.
+        Shapes are (N, F), (N, D) and (N, E); what is not in ``parts`` is not looked at.
         """
-        return self.combine(self.terms(scalars, hidden, embedding, prompt))
+        return self.combine(self.terms(scalars, hidden, embedding))
 
-    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the terms of the logit, or of gain and cost, shape (N, J); arguments as forward's."""
         raise NotImplementedError
 
@@ -86,41 +85,21 @@ class Estimator(nn.Module):
         """Return the gain, in right answers, and the cost, in thousands of tokens, of a value's terms: shape (N, 2)."""
         return terms
 
-    def end_logits(self, embedding: Tensor, prompt: Tensor) -> Tensor | None:
-        """Return what the question alone says of the ladder's end, logits that it is right (N,); None if nothing."""
-        return None
-
     def p_enough(self, combined: Tensor, scalars: Tensor) -> Tensor:
         """Return p_enough of logits or rates (N,), float64, of rows with these scalars (N, F): shape (N,)."""
         p = 0.5 - combined.atan() / math.pi if self.value else self.calibrator(combined)
         return torch.where(is_decided(scalars, self.gate), torch.ones_like(p), p)
 
-    @torch.no_grad()
-    def predict_end(self, embedding: Tensor, prompt: Tensor) -> np.ndarray | None:
-        """Return the probability that the ladder's end is right by the question alone, (Q,); None where not learnt."""
-        training = self.training
-        self.eval()
-        try:
-            logits = self.end_logits(embedding, prompt)
-            return None if logits is None else logits.double().sigmoid().cpu().numpy()
-        finally:
-            self.train(training)
-
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
-        """Choose how much the terms of rows (N, J) that trained nothing count, where the estimator has a choice.
-
-        ``labels`` (N,) are gains where a value is learnt.
-        """
+        """Choose how much the terms of rows (N, J) that trained nothing count, where the estimator has a choice."""
 
     @torch.no_grad()
-    def predict_enough(
-        self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None
-    ) -> Tensor:
+    def predict_enough(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the calibrated probability that k is enough, shape (N,), float64 in [0, 1]; arguments as forward's."""
         training = self.training
         self.eval()
         try:
-            return self.p_enough(self(scalars, hidden, embedding, prompt).double(), scalars)
+            return self.p_enough(self(scalars, hidden, embedding).double(), scalars)
         finally:
             self.train(training)
 
@@ -171,10 +150,6 @@ class MLPEstimator(Estimator):
     is trained as if there were nothing else, the second on what it leaves, and held-out questions choose w in [0, 1].
     A projection is dropout, a linear map to ``projection_size`` and tanh; nothing normalizes it, so that weight decay
     can make it small.
-
-    For the label ``value`` each network has two outputs, gain and what the softplus of is the cost. Where the states of
-    the prompt are a wide part, a head on the projections of the question alone, its embedding and its prompt, may tell
-    whether the ladder's end will be right; it is trained beside the others, so that these projections learn it.
     """
 
     residual_weight: Tensor
@@ -190,19 +165,14 @@ class MLPEstimator(Estimator):
         layer_sizes: Sequence[int],
         dropout: float,
         input_dropout: float,
-        prompt_size: int = 0,
-        value: bool = False,
-        tells_end: bool = False,
         gate: Sequence[int] = (),
     ) -> None:
-        """Build the networks for F, D, E and P features; D, E or P of 0 leaves the part out.
+        """Build the networks for F, D and E features; D or E of 0 leaves the part out.
 
-        ``tells_end`` adds the head on the question alone. The other settings are those of
-        :class:`lightning_modules.controllers.mlp.MLPHQ`.
+        The settings are those of :class:`lightning_modules.controllers.mlp.MLPHQ`.
         """
-        sizes = {HIDDEN: hidden_size, EMBEDDING: embedding_size, PROMPT: prompt_size}
-        wide = {name: size for name, size in sizes.items() if size}
-        super().__init__(frozenset({SCALARS, *wide}), value, gate)
+        wide = {name: size for name, size in ((HIDDEN, hidden_size), (EMBEDDING, embedding_size)) if size}
+        super().__init__(frozenset({SCALARS, *wide}), gate=gate)
         self.ranks = Ranks(num_scalars)
         self.standardizers = nn.ModuleDict({name: Standardizer(size) for name, size in wide.items()})
         self.projections = nn.ModuleDict(
@@ -211,92 +181,54 @@ class MLPEstimator(Estimator):
                 for name, size in wide.items()
             }
         )
-        self.layers = _perceptron(num_scalars, layer_sizes, dropout, 1 + value)
-        self.residual = _perceptron(num_scalars + projection_size * len(wide), layer_sizes, dropout, 1 + value)
+        self.layers = _perceptron(num_scalars, layer_sizes, dropout)
+        self.residual = _perceptron(num_scalars + projection_size * len(wide), layer_sizes, dropout)
         nn.init.zeros_(self.residual[-1].weight)
         nn.init.zeros_(self.residual[-1].bias)
         self.register_buffer("residual_weight", torch.tensor(1.0, dtype=torch.float64))
-        self.asked = [name for name in (EMBEDDING, PROMPT) if name in wide]
-        """The parts of the question alone."""
-        self.end = nn.Linear(projection_size * len(self.asked), 1) if tells_end else None
 
-    def fit_standardizers(
-        self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray, prompt: np.ndarray
-    ) -> None:
-        """Take the ranks and statistics of the training rows: shapes (N, F), (N, D) in chunks, (M, E) and (M, P)."""
+    def fit_standardizers(self, scalars: np.ndarray, hidden: Iterable[np.ndarray], embedding: np.ndarray) -> None:
+        """Take the ranks and statistics of the training rows: shapes (N, F), (N, D) in chunks, and (M, E)."""
         self.ranks.fit(scalars)
-        for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding]), (PROMPT, [prompt])):
+        for name, chunks in ((HIDDEN, hidden), (EMBEDDING, [embedding])):
             if name in self.parts:
                 self.standardizers[name].fit(chunks)
 
     @torch.no_grad()
     def start_at(self, share: float) -> None:
         """Let an untrained network say about this probability everywhere: nothing has to be learned to say it."""
-        self.layers[-1].bias.fill_(_logit(share))
-
-    @torch.no_grad()
-    def start_at_value(self, gain: float, cost: float) -> None:
-        """Let an untrained network say this gain and this cost, thousands of tokens above 0, everywhere."""
-        self.layers[-1].bias.copy_(torch.tensor([gain, cost + math.log(-math.expm1(-cost))]))
+        self.layers[-1].bias.fill_(math.log(max(share, 1e-3) / max(1 - share, 1e-3)))
 
     def residual_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the correction; all others are of the network on the scalars."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("layers.")]
 
-    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Return the scalars' own outputs and the correction's: shape (N, 2) or (N, 4); see :meth:`Estimator.terms`."""
-        return self.terms_and_end(scalars, hidden, embedding, prompt)[0]
-
-    def terms_and_end(
-        self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return :meth:`terms`, and :meth:`end_logits` of the same rows with the same components dropped."""
-        own = self.ranks(scalars).to(self.layers[-1].weight.dtype)
-        wide = self._projected({HIDDEN: hidden, EMBEDDING: embedding, PROMPT: prompt})
-        terms = torch.cat([self.layers(own), self.residual(torch.cat([own, *wide.values()], dim=1))], dim=1)
-        return terms, None if self.end is None else self._end(wide)
-
-    def end_logits(self, embedding: Tensor, prompt: Tensor) -> Tensor | None:
-        """Return the logits of the head on the question alone, shape (N,), see :meth:`Estimator.end_logits`."""
-        return None if self.end is None else self._end(self._projected({EMBEDDING: embedding, PROMPT: prompt}))
-
-    def _projected(self, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        dtype, given = self.layers[-1].weight.dtype, {n: v for n, v in values.items() if n in self.parts}
-        return {name: self.projections[name](self.standardizers[name](v).to(dtype)) for name, v in given.items()}
-
-    def _end(self, projected: Mapping[str, Tensor]) -> Tensor:
-        assert self.end is not None
-        return self.end(torch.cat([projected[name] for name in self.asked], dim=1))[:, 0]
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Return the scalars' own logit and the correction's: shape (N, 2); see :meth:`Estimator.terms`."""
+        dtype = self.layers[-1].weight.dtype
+        own, given = self.ranks(scalars).to(dtype), {HIDDEN: hidden, EMBEDDING: embedding}
+        wide = [
+            projection(self.standardizers[name](given[name]).to(dtype)) for name, projection in self.projections.items()
+        ]
+        return torch.cat([self.layers(own), self.residual(torch.cat([own, *wide], dim=1))], dim=1)
 
     def combine(self, terms: Tensor) -> Tensor:
-        """Return the logit, or the rate: shape (N,)."""
-        if self.value:
-            return super().combine(terms)
+        """Return the logit: shape (N,)."""
         return terms[:, 0] + self.residual_weight.to(terms.dtype) * terms[:, 1]
-
-    def gain_and_cost(self, terms: Tensor) -> Tensor:
-        """Return gain and cost, see :meth:`Estimator.gain_and_cost`."""
-        gain, cost = (terms[:, :2] + self.residual_weight.to(terms.dtype) * terms[:, 2:]).unbind(dim=1)
-        return torch.stack([gain, functional.softplus(cost)], dim=1)
 
     def weigh(self, terms: Tensor, labels: np.ndarray, num_questions: int) -> None:
         """Choose the weight of the correction, see :func:`lightning_modules.calibration.fit_weight`."""
-        own, correction = terms.double().numpy().T[:: 1 + self.value]
-        fit = fit_gain_weight if self.value else fit_weight
-        self.residual_weight.fill_(fit(own, correction, labels, num_questions))
+        own, correction = terms.double().numpy().T
+        self.residual_weight.fill_(fit_weight(own, correction, labels, num_questions))
 
 
-def _logit(share: float) -> float:
-    return math.log(max(share, 1e-3) / max(1 - share, 1e-3))
-
-
-def _perceptron(width: int, layer_sizes: Sequence[int], dropout: float, outputs: int) -> nn.Sequential:
-    """Return a perceptron with so many outputs and layers of these sizes."""
+def _perceptron(width: int, layer_sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    """Return a perceptron with one output and layers of these sizes."""
     layers: list[nn.Module] = []
     for size in layer_sizes:
         layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
 BOOSTERS = ("booster", "cost")
@@ -312,9 +244,6 @@ class TreeEstimator(Estimator):
     def __init__(self, *, value: bool = False, gate: Sequence[int] = ()) -> None:
         """Start without trees; the logit, or gain and cost, is 0 then."""
         super().__init__(frozenset({SCALARS}), value, gate)
-        self.log_weight = 0.0
-        """Log of the weight that rows where k is enough had in training; it is taken off the trees' logits, which are
-        too high by it."""
         self._texts = [""] * (1 + value)
         self._boosters: list[Any] = []
 
@@ -336,22 +265,21 @@ class TreeEstimator(Estimator):
         """Boosting rounds so far."""
         return self._boosters[0].current_iteration() if self._boosters else 0
 
-    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit, shape (N, 1), or gain and cost, shape (N, 2), float64; see :meth:`Estimator.terms`."""
         if not self._boosters or len(scalars) == 0:
             return torch.zeros(len(scalars), 1 + self.value, dtype=torch.float64, device=scalars.device)
         values = scalars.detach().cpu().numpy().astype(np.float64)
         said = [booster.predict(values, raw_score=True, num_threads=1) for booster in self._boosters]
-        return torch.from_numpy(np.stack(said, axis=1).astype(np.float64) - self.log_weight).to(scalars.device)
+        return torch.from_numpy(np.stack(said, axis=1).astype(np.float64)).to(scalars.device)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what the state holds besides tensors: the trees and what their logits are too high by."""
-        return dict(zip(BOOSTERS, self._texts, strict=False)) | {"log_weight": self.log_weight}
+        """Return what the state holds besides tensors: the trees."""
+        return dict(zip(BOOSTERS, self._texts, strict=False))
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the trees."""
         self.texts = [state[name] for name in BOOSTERS[: 1 + self.value]]
-        self.log_weight = state["log_weight"]
 
 
 class LinearEstimator(Estimator):
@@ -371,7 +299,7 @@ class LinearEstimator(Estimator):
         """Return the standardized scalars, shape (N, F), float64."""
         return ((scalars.double() - self.standardizer.mean) / self.standardizer.scale).clamp(-FAR, FAR)
 
-    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def terms(self, scalars: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the logit, shape (N, 1), or gain and cost, shape (N, 2), float64; see :meth:`Estimator.terms`."""
         # One product after the other: what is said of a row depends on no other, bit for bit.
         return (self.standard(scalars)[:, None] * self.weight).sum(dim=2) + self.bias

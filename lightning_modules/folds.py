@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dps.errors import InputError
 from dps.folders import claim
 from feature_store import Store
-from feature_store.files import replace_file
 from lightning_modules.trainer_cli import ControllerCLI, run
 
 
 def open_folds(
-    args: Sequence[str], command: str, folds: int, output: Path | None, results: Sequence[str]
+    args: Sequence[str], command: str, folds: int, output: str | Path | None, results: Sequence[str]
 ) -> tuple[ControllerCLI, Path, bool]:
     """Resolve options of ``dps fit`` and claim the folder for a command's ``results``, see :func:`dps.folders.claim`.
 
@@ -27,11 +24,11 @@ def open_folds(
         raise InputError(f"Expected at least 2 folds, got {folds}.")
     cli = run(args, run=False)
     data = cli.datamodule
-    if data.folds is not None or data.test_store is not None:
-        raise InputError(f"dps {command} sets data.folds, data.fold and the test questions itself: leave them out.")
+    if data.folds is not None:
+        raise InputError(f"dps {command} sets data.folds and data.fold itself: leave them out.")
     if folds > (count := len(Store.open(data.store))):
         raise InputError(f"Expected at most as many folds as {data.store} has questions, {count:,}, got {folds:,}.")
-    folder = output if output is not None else cli.run_folder / command
+    folder = Path(output or cli.run_folder / command)
     settings = {"folds": folds, "max_epochs": cli.trainer.max_epochs, **cli.settings(folder)}
     return cli, folder, claim(folder, f"dps {command}", settings, results)
 
@@ -43,8 +40,3 @@ def train_split(args: Sequence[str], folder: Path, fold: int, folds: int, *more:
     """
     own = (f"--data.init_args.folds={folds}", f"--data.init_args.fold={fold}", f"--trainer.default_root_dir={folder}")
     return run(["fit", *args, *more, *own])
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, complete or not at all."""
-    replace_file(path, json.dumps(content, indent=1) + "\n")

@@ -28,7 +28,6 @@ from lightning_modules.trees import LOGIT, SQUARES, BadTrees, check_trees
 _MOST_LAYERS = 64
 _MOST_RUNGS = 4096
 _LARGEST = 2**31
-_ADDED = frozenset({"value", "prompt_size", "tells_end"})
 
 
 class BadController(ValueError):
@@ -44,7 +43,7 @@ def check_description(description: Mapping[str, Any]) -> None:
     for name in ("settings", "data"):
         _expect(isinstance(description.get(name), dict), name, "an object", description.get(name))
     for name in ("hidden_size", "embedding_size", "prompt_size"):
-        value = description.get(name, 0 if name in _ADDED else None)
+        value = description.get(name, 0 if name == "prompt_size" else None)
         _expect(_whole(value, 0), name, "a size", value)
     data = description["data"]
     label, rungs, clock = data.get("label"), data.get("ladder"), data.get("calibration")
@@ -80,15 +79,15 @@ def build_estimator(
     """
     given, num_scalars = description["settings"], len(description["feature_names"])
     possible = inspect.signature(make).parameters
-    # Those that shipped controllers were made without are false or 0, which leaves a part out.
-    settings = {name: possible[name].default for name in _ADDED & possible.keys()} | given
+    # Shipped controllers were made with settings that this version lacks, and without others: all of them false or 0.
+    settings = {"value": False} if "value" in possible else {}
+    settings |= {name: value for name, value in given.items() if name in possible or value}
     if other := settings.keys() ^ possible.keys():
         raise BadController(f"settings that it lacks or should not have: {_some(other)}")
     _check_gate(settings["gate"], num_scalars)
-    for name in settings.keys() & {"value", "tells_end"}:
-        _expect(isinstance(settings[name], bool), f"settings.{name}", "true or false", settings[name])
-    fits = settings["value"] == (description["data"]["label"] == VALUE)
-    _expect(fits, "settings.value", "what the label says", settings["value"])
+    two = settings.get("value", False)
+    _expect(isinstance(two, bool), "settings.value", "true or false", two)
+    _expect(two == (description["data"]["label"] == VALUE), "settings.value", "what the label says", two)
     if "layer_sizes" in settings:
         _check_settings(settings, description, num_scalars)
     elif "num_scalars" in settings:
@@ -109,7 +108,7 @@ def build_estimator(
     _expect(-1 <= threshold <= 1, "threshold", "a number between -1 and 1", threshold)
     _check_calibrator(state.get("calibrator._extra_state"))
     if make is TreeEstimator:
-        _check_trees(state.get("_extra_state"), num_scalars, settings["value"])
+        _check_trees(state.get("_extra_state"), num_scalars, two)
     learnt = state.get("learnt._extra_state", {})
     if (fault := fault_of(learnt, has_learnt(description["feature_set"]))) is not None:
         raise BadController(fault)
@@ -124,13 +123,10 @@ def build_estimator(
 
 def _check_settings(settings: Mapping[str, Any], description: Mapping[str, Any], num_scalars: int) -> None:
     expected = {"num_scalars": (num_scalars,)}
-    sizes = ("hidden_size", "embedding_size", "prompt_size")
-    expected |= {name: (0, description.get(name, 0)) for name in sizes}
+    expected |= {name: (0, description[name]) for name in ("hidden_size", "embedding_size")}
     for name, possible in expected.items():
         value = settings[name]
         _expect(_whole(value, 0) and value in possible, f"settings.{name}", " or ".join(map(str, possible)), value)
-    fits = not settings["tells_end"] or settings["embedding_size"] + settings["prompt_size"] > 0
-    _expect(fits, "settings.tells_end", "false without parts of the question", True)
     size, layers = settings["projection_size"], settings["layer_sizes"]
     _expect(_whole(size, 1), "settings.projection_size", "a whole number of at least 1", size)
     fits = isinstance(layers, list) and len(layers) <= _MOST_LAYERS and all(_whole(width, 1) for width in layers)
@@ -146,23 +142,19 @@ def _check_gate(gate: Any, num_scalars: int) -> None:
 
 
 def _check_calibrator(state: Any) -> None:
-    if not isinstance(state, dict) or state.keys() != {"method", "inverse_temperature", "knots"}:
+    if not isinstance(state, dict) or state.keys() - {"knots"} != {"method", "inverse_temperature"}:
         raise BadController("its calibration is missing")
-    method, knots, scale = state["method"], state["knots"], state["inverse_temperature"]
+    method, scale = state["method"], state["inverse_temperature"]
     _expect(isinstance(method, str) and method in METHODS, "calibration", f"one of {', '.join(METHODS)}", method)
     _expect(_number(scale) and scale > 0, "calibration.inverse_temperature", "a number above 0", scale)
-    fits = isinstance(knots, list) and len(knots) == 2 and all(isinstance(row, list) for row in knots)
-    fits = fits and len(knots[0]) == len(knots[1]) and (len(knots[0]) > 0 or method != "isotonic")
-    fits = fits and all(_number(value) for row in knots for value in row)
-    fits = fits and all(row == sorted(row) for row in knots) and all(0 <= value <= 1 for value in knots[1])
-    _expect(fits, "calibration.knots", "two lists of increasing numbers", knots)
 
 
 def _check_trees(state: Any, num_features: int, value: bool) -> None:
     names = BOOSTERS[: 1 + value]
-    if not isinstance(state, dict) or state.keys() != {*names, "log_weight"}:
+    if not isinstance(state, dict) or state.keys() - {"log_weight"} != {*names}:
         raise BadController("its trees are missing")
-    _expect(_number(state["log_weight"]), "log_weight", "a number", state["log_weight"])
+    weight = state.get("log_weight", 0.0)  # of controllers from before there was one weight for all rows
+    _expect(weight == 0, "log_weight", "0", weight)
     if all(state[name] == "" for name in names):
         return  # before the first round
     try:

@@ -20,6 +20,7 @@ from dps.decide.policy_file import checkpoint_path
 from dps.errors import InputError
 from lightning_modules.estimators import ESTIMATORS, Estimator
 from lightning_modules.hostile import BadController, build_estimator, check_description
+from lightning_modules.learnt import has_learnt
 from lightning_modules.shipped import read_shipped
 
 FORMAT = 5
@@ -112,15 +113,16 @@ class Controller:
         """
         if not features:
             return np.zeros(0)
-        scalars = scalars_of(features, self.feature_set).astype(np.float64)
+        scalars = scalars_of(features, self.feature_set)
         if scalars.shape[1] != (expected := len(self.description["feature_names"])):
             raise self._refusal(f"{expected} scalar features", f"these have {scalars.shape[1]}")
         self.check_sizes(len(features[0].hidden), len(features[0].embedding), len(features[0].prompt))
-        wide = tuple(np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING, PROMPT))
-        if self.feature_set in ("ladder", "recorded"):
-            votes, lengths = np.stack([f.votes for f in features]), np.array([f.num_prompt_tokens for f in features])
-            scalars = self.estimator.learnt.fill(scalars, votes, wide[2], wide[1], lengths)
-        arrays = (scalars, *wide)
+        hidden, embedding = (np.stack([getattr(f, name) for f in features]) for name in (HIDDEN, EMBEDDING))
+        if has_learnt(self.feature_set):
+            votes, prompt = (np.stack([getattr(f, name) for f in features]) for name in ("votes", PROMPT))
+            lengths = np.concatenate([f.rows.num_prompt_tokens for f in features])
+            scalars = self.estimator.learnt.fill(scalars, votes, prompt, embedding, lengths)
+        arrays = (scalars, hidden, embedding)
         return self.estimator.predict_enough(*(torch.from_numpy(each).double() for each in arrays)).numpy()
 
     def check_sizes(self, hidden_size: int, embedding_size: int, prompt_size: int | None = None) -> None:

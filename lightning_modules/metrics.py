@@ -197,23 +197,8 @@ class TestResult:
     """Fixed k's and the controller, replayed on the same questions."""
 
 
-def measure_end(p: np.ndarray, correct: np.ndarray) -> dict[str, Estimate]:
-    """Return AUROC and Brier skill, by question, of what questions alone say of the ladder's end.
-
-    Probabilities p (Q,) of being right there, and whether the answer after each rung is: shape (Q, O, C + 1).
-    """
-    end = correct[..., -1]
-    draws = resamples(len(p), NUM_DRAWS, seed=0)
-    measured = measure_probabilities(np.repeat(p[:, None], end.shape[1], axis=1), end, draws)
-    return {name: measured[name].estimate() for name in ("auroc", "brier_skill")}
-
-
-def measure_test(
-    name: str, p: np.ndarray, threshold: float, label: str, table: Table, train: Table, end: np.ndarray | None = None
-) -> TestResult:
+def measure_test(name: str, p: np.ndarray, threshold: float, label: str, table: Table, train: Table) -> TestResult:
     """Measure a controller's probabilities (Q, O, C) on a test table; the training split is for the baselines.
-
-    ``end`` (Q,) is what its head on the question alone says of the ladder's end, where it has one.
 
     Returns:
         Metrics ``auroc`` with ``auroc_stderr`` (bootstrap over questions), ``auroc_k2``, ... (rows of one k only, where
@@ -231,8 +216,6 @@ def measure_test(
     measured = measure_probabilities(p.reshape(len(p), -1), flat, resamples(len(p), NUM_DRAWS, seed=0))
     values |= {metric: n.value for metric, n in measured.items() if label != VALUE or metric in RANKINGS}
     values["auroc_stderr"] = measured["auroc"].estimate().stderr
-    for metric, estimate in (measure_end(end, table.correct) if end is not None else {}).items():
-        values |= {f"end_{metric}": estimate.value, f"end_{metric}_stderr": estimate.stderr}
     columns = {f"auroc_k{k}": (p[..., c], labels[..., c]) for c, k in enumerate(table.ks[:-1])}
     by_length = length_probabilities(
         train.lengths.astype(float), trained.mean(axis=(1, 2)), table.lengths.astype(float)
@@ -285,9 +268,6 @@ def show(result: TestResult, source: str) -> None:
         if (skill := values.get(f"skill_{against}")) is not None:
             low, high = values.get(f"skill_{against}_low", math.nan), values.get(f"skill_{against}_high", math.nan)
             lines += [(f"  skill against {words}", skill, f"[{low:.3f}, {high:.3f}]")]
-    for metric, words in (("auroc", "the end, by the question alone: AUROC"), ("brier_skill", "  Brier skill")):
-        if f"end_{metric}" in values:
-            lines += [(words, values[f"end_{metric}"], f"± {values[f'end_{metric}_stderr']:.3f}")]
     if "calibration_error" in values:
         lines += [("calibration error", values["calibration_error"], "")]
     for title, value, remark in lines:

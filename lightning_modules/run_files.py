@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from torch import Tensor
 
 from dps.decide.labels import continue_score
 from feature_store.files import replace_file
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -38,12 +43,16 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the configuration into the checkpoint, and beside it at the first one."""
-        text = self.parser.dump(self.config, skip_none=False)
-        checkpoint["config"] = text
+        checkpoint["config"] = self._text
         path = Path(trainer.default_root_dir) / self.config_filename
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text() != self._text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text)
+            replace_file(path, self._text)
+
+    @cached_property
+    def _text(self) -> str:
+        """The configuration as YAML, which takes longer to make than an epoch of trees."""
+        return self.parser.dump(self.config, skip_none=False)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -62,16 +71,17 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Write columns question_id, split, k, p_enough, and the number of trajectories that would be added."""
+        import pandas as pd
+
         data, threshold = trainer.datamodule, float(pl_module.estimator.threshold)
         table = data.table("predict")
         probabilities = [float(p) for batch in predictions for p in batch]
-        rows = [(question_id, *step) for question_id in table.question_ids for step in pairwise(table.ks)]
+        places = [(question_id, *step) for question_id in table.question_ids for step in pairwise(table.ks)]
+        rows = [
+            (name, data.split_of(name), k, f"{p:.6f}", following - k if continue_score(p) > threshold else 0)
+            for (name, k, following), p in zip(places, probabilities, strict=False)
+        ]
+        frame = pd.DataFrame(rows, columns=["question_id", "split", "k", "p_enough", "add"])
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = io.StringIO(newline="")
-        writer = csv.writer(file)
-        writer.writerow(["question_id", "split", "k", "p_enough", "add"])
-        for (question_id, k, following), p in zip(rows, probabilities, strict=False):
-            more = following - k if continue_score(p) > threshold else 0
-            writer.writerow([question_id, data.split_of(question_id), k, f"{p:.6f}", more])
-        replace_file(self._path, file.getvalue())
+        replace_file(self._path, frame.to_csv(index=False, lineterminator="\r\n"))
         print(f"{self._path}: {len(probabilities)} rows of {table.num_questions} questions")

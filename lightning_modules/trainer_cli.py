@@ -36,14 +36,13 @@ from dps.estimates import fewest_questions
 from dps.folders import claim, place_of, store_identity
 from dps.threads import num_threads
 from feature_store import Store
-from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.controllers.base import ControllerModule
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.load import Controller, checkpoint_path, load_controller, read_checkpoint
 from lightning_modules.metrics import nothing_learnt, show
 from lightning_modules.refusals import in_a_sentence
-from lightning_modules.run_files import PredictionWriter, SaveConfigBesideCheckpoints, WholeCheckpoints
+from lightning_modules.run_files import PredictionWriter, SaveConfigBesideCheckpoints, WholeCheckpoints, write_json
 
 ENDED = "trained.json"
 """What a run folder has once its training has ended: after how many epochs, of how many at most."""
@@ -76,6 +75,7 @@ class ControllerCLI(LightningCLI):
         self._trained: Controller | None = None
         self._epochs = 0
         self._runs = run
+        self._command = args[0] if run else None
         super().__init__(
             ControllerModule,
             FeatureDataModule,
@@ -89,6 +89,10 @@ class ControllerCLI(LightningCLI):
             args=args,
             run=run,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Return the one that runs: each has a parser of its own, which takes long to make."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self._command}
 
     @property
     def run_folder(self) -> Path:
@@ -113,7 +117,7 @@ class ControllerCLI(LightningCLI):
         for name in _HARMLESS:
             config["trainer"].pop(name, None)
         config["checkpoint"].pop("dirpath", None)
-        for name in ("store", "test_store", "cache_dir"):  # what it holds counts, not how its path is written
+        for name in ("store", "cache_dir"):  # what it holds counts, not how its path is written
             config["data"]["init_args"].pop(name, None)
         store = Store.open(self.datamodule.store)
         content = {"questions": len(store), "content": store.checksum()[:16]}
@@ -134,8 +138,8 @@ class ControllerCLI(LightningCLI):
         """Parse; a test without ``--ckpt_path`` is of the run folder's best checkpoint."""
         known = (self._parser(args[0]) if self._runs else parser)._option_string_actions
         args = [*args[: self._runs], *full_names(args[self._runs :], known)]
-        for command in ("validate", "test") if self._runs else ():
-            self._parser(command).set_defaults({"verbose": False})  # the results are printed as a table of our own
+        if self._command in ("validate", "test"):
+            self._parser(self._command).set_defaults({"verbose": False})  # the results are printed as our own table
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
             super().parse_arguments(parser, args)
@@ -190,8 +194,7 @@ class ControllerCLI(LightningCLI):
         # What the same command measured of another controller or store is not written over.
         folder, data = self.run_folder / str(self.subcommand), self.datamodule
         settings = {"checkpoint": place_of(self._trained.path, folder), **data.settings()}
-        for name, store in (("store", data.store), ("test_store", data.test_store)):
-            settings[name] = store_identity(store, folder) if store is not None else None
+        settings["store"] = store_identity(data.store, folder)
         results = ("../predictions.csv",) if self.subcommand == "predict" else ("metrics.csv",)
         claim(folder, f"dps {self.subcommand}", settings, results, "trainer.default_root_dir beside ckpt_path")
 
@@ -259,8 +262,7 @@ class ControllerCLI(LightningCLI):
             self.trainer.fit(**kwargs, ckpt_path=resumed)
             self._epochs = self.trainer.current_epoch
             if last.is_file():
-                text = json.dumps({"epochs": self._epochs, "max_epochs": self.trainer.max_epochs})
-                replace_file(folder / ENDED, f"{text}\n".encode())
+                write_json(folder / ENDED, {"epochs": self._epochs, "max_epochs": self.trainer.max_epochs})
 
     def _ended(self, folder: Path) -> int | None:
         """Return the epochs of a training that has ended; None where it has not, or there are to be more epochs."""
@@ -311,7 +313,7 @@ class ControllerCLI(LightningCLI):
     def after_test(self) -> None:
         """Print the test as a table."""
         if self.model.test_result is not None:
-            show(self.model.test_result, self.datamodule.test_store or self.datamodule.store)
+            show(self.model.test_result, self.datamodule.store)
 
 
 @contextmanager

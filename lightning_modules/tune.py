@@ -23,8 +23,9 @@ from dps.extras import require
 from feature_store.files import replace_file
 from feature_store.lock import held
 from lightning_modules.batches import predict_table
-from lightning_modules.folds import open_folds, train_split, write_json
+from lightning_modules.folds import open_folds, train_split
 from lightning_modules.load import load_controller
+from lightning_modules.run_files import write_json
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -92,11 +93,13 @@ SPACES: dict[str, tuple[Setting, ...]] = {
 """What is searched for each kind of controller; ``docs/controllers_format.md`` has the same as a table."""
 
 
-def tune(args: Sequence[str], trials: int, folds: int, output: Path | None) -> Path:
+def tune(args: Sequence[str], trials: int = 20, folds: int = 3, output: str | Path | None = None) -> Path:
     """Search, and return the folder with ``best.yaml`` (a second ``--config``), ``trials.json`` and ``journal.log``.
 
     The objective is the mean cross-entropy (nats) of calibrated out-of-fold probabilities, over all rows. The first
     trial is the configuration itself, so the best is never worse than it there. Trials that the folder has count.
+
+    ``output`` is ``tune`` in the configuration's run folder if None.
 
     Raises:
         InputError: If Optuna is absent, or options, configuration, store or folder cannot be used.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, get_args
 
@@ -268,63 +268,46 @@ def _arm_features(pooled: Tally, own: Mapping[str, Tally]) -> dict[str, np.ndarr
 class CheckpointFeatures:
     """What a controller sees of one question at one checkpoint."""
 
-    scalars: np.ndarray
-    """The :data:`SCALAR_FEATURES`: shape (6,), float64."""
+    rows: Rows
+    """The one row of what the k trajectories show."""
+    ladder: Ladder
+    """The ladder that is climbed."""
     hidden: np.ndarray
     """Hidden state, the mean over the k trajectories of :func:`pool_hidden`: shape (D,), float32."""
     embedding: np.ndarray
     """Question embedding: shape (E,), float32."""
-    prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    prompt: np.ndarray
     """Hidden states of the prompt, see :attr:`feature_store.records.Question.prompt_hidden`: shape (P,), float32."""
-    rows: Rows | None = None
-    """The one row of what the k trajectories show."""
-    ladder: Ladder | None = None
-    """The ladder that is climbed."""
-    made: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Scalars of other sets that were made ahead, shape (F,) each."""
-
-    def scalars_of(self, feature_set: str) -> np.ndarray:
-        """Return the scalars of a feature set, in the order of :func:`feature_names`: shape (F,), float64."""
-        if feature_set == "published" or self.rows is None or self.ladder is None:
-            return self.made.get(feature_set, self.scalars)
-        return self.rows.scalars(feature_set, (len(self.rows.arms),), self.ladder)[0, 0]
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Prompt tokens of the question."""
-        assert self.rows is not None
-        return int(self.rows.num_prompt_tokens[0])
+    def scalars(self) -> np.ndarray:
+        """The :data:`SCALAR_FEATURES`: shape (6,), float64."""
+        return scalars_of([self], "published")[0]
 
     @property
     def votes(self) -> np.ndarray:
         """What names the votes so far, see :attr:`dps.decide.seen.Seen.votes`: shape (2,), int64."""
-        assert self.rows is not None
         return self.rows.votes((len(self.rows.arms),))[0, 0]
 
 
 def scalars_of(features: Sequence[CheckpointFeatures], feature_set: str) -> np.ndarray:
-    """Return the scalars of N questions at once, of each :meth:`CheckpointFeatures.scalars_of`: shape (N, F), float64.
+    """Return the scalars of N >= 1 questions at once, in the order of :func:`feature_names`: shape (N, F), float64.
 
     Questions with the same trajectories behind them, as arms go, cost little more than one.
     """
-    made: list[np.ndarray] = [np.zeros(0)] * len(features)
+    made: dict[int, np.ndarray] = {}
     alike: dict[Any, list[int]] = {}
     for i, each in enumerate(features):
-        key = i if each.rows is None else (each.rows.arms, each.ladder, tuple(each.rows.calibration.items()))
+        key = each.rows.arms, each.ladder, tuple(each.rows.calibration.items())
         alike.setdefault(key, []).append(i)
-    for places in alike.values():
-        first, rows = features[places[0]], [features[i].rows for i in places]
-        shown, lengths = ([getattr(row, name) for row in rows if row] for name in ("shown", "num_prompt_tokens"))
-        if first.rows is not None and first.ladder is not None:
-            joined = replace(
-                first.rows, shown=np.concatenate(shown, axis=-1), num_prompt_tokens=np.concatenate(lengths)
-            )
-            values = joined.scalars(feature_set, (len(joined.arms),), first.ladder)[:, 0]
-        else:
-            values = first.scalars_of(feature_set)[None]
-        for i, value in zip(places, values, strict=True):
-            made[i] = value
-    return np.stack(made)
+    for (arms, ladder, _), places in alike.items():
+        rows = [features[i].rows for i in places]
+        shown, lengths = (
+            np.concatenate([getattr(row, name) for row in rows], axis=-1) for name in ("shown", "num_prompt_tokens")
+        )
+        joined = Rows(shown, arms, lengths, rows[0].calibration)
+        made |= zip(places, joined.scalars(feature_set, (len(arms),), ladder)[:, 0], strict=True)
+    return np.stack([made[i] for i in range(len(features))])
 
 
 def calibrated_seconds(
@@ -364,13 +347,11 @@ def checkpoint_features(
     shown = np.array([columns_of(t) for t in trajectories], dtype=np.float64).T[..., None]
     arms = tuple(t.arm for t in trajectories)
     rows = Rows(shown, arms, np.array([num_prompt_tokens]), calibration)
-    ladder = ladder or from_ks(arms[0], [len(arms)])
     vectors = np.stack([pool_hidden(t) for t in trajectories]).astype(np.float64)
     return CheckpointFeatures(
-        scalars=rows.scalars("published", (len(arms),), ladder)[0, 0],
+        rows=rows,
+        ladder=ladder or from_ks(arms[0], [len(arms)]),
         hidden=vectors.mean(axis=0).astype(np.float32),
         embedding=np.asarray(embedding, dtype=np.float32),
         prompt=np.asarray([] if prompt_hidden is None else prompt_hidden, dtype=np.float32),
-        rows=rows,
-        ladder=ladder,
     )

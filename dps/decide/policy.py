@@ -6,7 +6,7 @@ whether they are enough, and so on. Light: the controllers are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -144,25 +144,13 @@ def check_arms(controller: Controller, arms: Mapping[str, Any]) -> None:
         controller: What will be asked.
         arms: The sampler of each arm that is climbed, by name: its settings, or what a manifest has of them.
     """
-    for arm, name, trained, came in arm_differences(controller.arms, arms):
-        raise InputError(
-            f"The controller {controller.name} was trained on the arm {arm} with {name} {trained}, but here it "
-            f"has {came}: set arms.{arm} or the sampler as its harvest has them, or train on this arm."
-        )
-
-
-def arm_differences(
-    arms: Mapping[str, Any], others: Mapping[str, Any]
-) -> Iterator[tuple[str, str, float | None, float | None]]:
-    """Yield arm, setting and the two values wherever arms that both have draw their responses in different ways.
-
-    Args:
-        arms: The sampler of each arm by name: its settings, or what a manifest has of them.
-        others: The same of others.
-    """
-    for arm in sorted(arms.keys() & others.keys()):
-        one, other = _drawn_by(arms[arm]), _drawn_by(others[arm])
-        yield from ((arm, name, value, other[name]) for name, value in one.items() if other[name] != value)
+    for arm in sorted(controller.arms.keys() & arms.keys()):
+        trained, here = _drawn_by(controller.arms[arm]), _drawn_by(arms[arm])
+        if name := next((name for name in trained if trained[name] != here[name]), None):
+            raise InputError(
+                f"The controller {controller.name} was trained on the arm {arm} with {name} {trained[name]}, but here "
+                f"it has {here[name]}: set arms.{arm} or the sampler as its harvest has them, or train on this arm."
+            )
 
 
 def _drawn_by(sampler: Any) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def fixed_ladder(manifest: Manifest, folder: str) -> Ladder:
     if policy.get("family") != "fixed":
         raise InputError(
             f"Expected a store in which every question has the same number of trajectories, but {folder} is of the "
-            f"dynamic policy {policy.get('name')}: replay what dps harvest, or dps evaluate with power, plain and "
+            f"dynamic policy {policy.get('name')}: give what dps harvest, or dps evaluate with power, plain and "
             "lowtemp, wrote."
         )
     return Ladder.parse(policy.get("ladder", ()))
@@ -204,6 +204,23 @@ def held_of(manifest: Manifest, folder: str, ladder: Ladder) -> dict[str, int]:
     held = fixed_ladder(manifest, folder)
     check_held(ladder, held, folder)
     return {arm: count for arm, count in held.totals.items() if arm in ladder.arms}
+
+
+def trained_ladder(manifest: Manifest, folder: str, rungs: Sequence[str] | None = None) -> Ladder:
+    """Return the ladder that a controller is trained on: the harvest's own, or ``rungs`` whose responses it has.
+
+    An InputError if the store is of a dynamic policy or lacks responses, or the ladder has no checkpoint: there is one
+    after each rung but the last.
+    """
+    ladder = fixed_ladder(manifest, folder) if rungs is None else Ladder.parse(rungs)
+    if len(ladder.rungs) < 2:
+        where = folder if rungs is None else "data.ladder"
+        raise InputError(
+            f"Expected a ladder with a checkpoint below its end, but that of {where} is {ladder}: nothing could be "
+            "decided there; set data.ladder to two rungs or more, or harvest such a one."
+        )
+    held_of(manifest, folder, ladder)
+    return ladder
 
 
 def check_hidden(manifest: Manifest, folder: str, ladder: Ladder) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 
@@ -159,25 +158,6 @@ def mean_vectors(vectors: np.ndarray, questions: np.ndarray, orders: np.ndarray,
                 total += vectors[questions[rows], orders[rows, position]]
             means[rows] = total / k
     return means
-
-
-def harvested_ladder(policy: Mapping[str, Any], folder: str) -> Ladder:
-    """Return the ladder of a harvest, from its manifest's ``policy``; a checkpoint is after each rung but the last.
-
-    An InputError if the store (``folder``) is no harvest, or has no checkpoint.
-    """
-    if policy.get("family") != "fixed":
-        raise InputError(
-            f"Expected a harvest, in which every question has the same number of trajectories, but {folder} is a store "
-            f"of the policy {policy.get('name')}: controllers train on what dps harvest writes."
-        )
-    ladder = Ladder.parse(policy.get("ladder", ()))
-    if len(ladder.rungs) < 2:
-        raise InputError(
-            f"Expected a harvest with a checkpoint below its end, but {folder} has the ladder {ladder}: nothing could "
-            "be decided there; harvest with a larger k.maximum, or with more rungs."
-        )
-    return ladder
 
 
 def make_table(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -31,8 +31,6 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Estimator, is_decided
 from lightning_modules.load import DESCRIPTION, FORMAT
 from lightning_modules.metrics import RANKINGS, TestResult, baselines, measure_probabilities, measure_test, skills
-
-PositiveWeight = float | Literal["balanced"]
 
 _log = logging.getLogger("lightning_modules")
 
@@ -58,7 +56,6 @@ class ControllerModule(L.LightningModule):
         feature_set: FeatureSet,
         rungs: list[str],
         label: Label,
-        positive_weight: PositiveWeight,
         calibration: Method,
         margin: float,
     ) -> None:
@@ -73,21 +70,15 @@ class ControllerModule(L.LightningModule):
             feature_set: The scalars; set from the data module.
             rungs: The ladder; set from the data module.
             label: What is learnt; set from the data module.
-            positive_weight: Weight in training of a row where k is enough, or `balanced` for the weight that makes both
-                classes count the same; probabilities are corrected for it.
-            calibration: Of the probabilities, on the calibration split: `none`, `temperature` (one number) or
-                `isotonic` (a step function).
+            calibration: Of the probabilities, on the calibration split: `none` or `temperature`, one number.
             margin: Loss of accuracy against k = maximum that the threshold has to exclude, on the questions that
                 trained nothing.
         """
-        if positive_weight != "balanced" and not 0 < positive_weight < math.inf:
-            raise InputError(f"Expected positive_weight above 0 or balanced, got {positive_weight:g}.")
         check_margin(margin)
-        if label == VALUE and (positive_weight != 1 or calibration != "none"):
+        if label == VALUE and calibration != "none":
             raise InputError(
-                "The label value is no probability, so it has no calibration and no positive_weight but 1, got "
-                f"{calibration} and {positive_weight}: set them as configs/value.yaml does, or choose another "
-                "data.init_args.label."
+                f"The label value is no probability, so it has no calibration, got {calibration}: set it as "
+                "configs/value.yaml does, or choose another data.init_args.label."
             )
         super().__init__()
         self.estimator = estimator
@@ -100,14 +91,13 @@ class ControllerModule(L.LightningModule):
             "settings": settings,
             "feature_set": feature_set,
             "feature_names": list(feature_names(feature_set, Ladder.parse(rungs))),
-            "positive_weight": positive_weight,
             "hidden_size": hidden_size,
             "embedding_size": embedding_size,
             "prompt_size": prompt_size,
         }
-        self._positive_weight = positive_weight
         self._calibration = calibration
         self._terms: dict[str, list[Tensor]] = {}
+        self._others: dict[str, np.ndarray] | None = None
         self._said = False
 
     @property
@@ -149,7 +139,7 @@ class ControllerModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return p_enough of a batch, shape (N,)."""
-        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding, batch.prompt)
+        return self.estimator.predict_enough(batch.scalars, batch.hidden, batch.embedding)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the validation split; in training also weigh the terms, calibrate and choose the threshold."""
@@ -167,8 +157,7 @@ class ControllerModule(L.LightningModule):
         if training:
             open_rows = ~is_decided(table.scalars, self.estimator.gate).reshape(-1)
             chosen = terms["val"][0][torch.from_numpy(open_rows)]
-            of = table.values()[0] if self.data.label == VALUE else labels
-            self.estimator.weigh(chosen, of.reshape(-1)[open_rows], table.num_questions)
+            self.estimator.weigh(chosen, labels.reshape(-1)[open_rows], table.num_questions)
         kept = {split: (self._combined(each), of) for split, (each, of) in terms.items()}
         if training and self._calibration != "none" and (of := kept["calibration"][1]) is not None:
             rows = kept["calibration"][0].numpy(), of.labels(self.data.label).reshape(-1)
@@ -197,8 +186,9 @@ class ControllerModule(L.LightningModule):
             "mean_k": chosen.mean_k,
         }
         self.log_dict({f"val/{name}": value for name, value in values.items()})
-        train = self.data.table("train")
-        others = baselines(train.labels(self.data.label), train.lengths, table.lengths)
+        if self._others is None:  # the same in every epoch
+            train = self.data.table("train")
+            self._others = baselines(train.labels(self.data.label), train.lengths, table.lengths)
         self._description["validation"] = {
             "epoch": self.current_epoch,
             **values,
@@ -206,7 +196,7 @@ class ControllerModule(L.LightningModule):
             "num_threshold_questions": len(correct),
             "margin": effective_margin(len(correct), self.margin),
             # A value is no probability of anything.
-            "skill": skills(p, labels, others) if self.data.label != VALUE else {},
+            "skill": skills(p, labels, self._others) if self.data.label != VALUE else {},
         }
 
     def on_test_epoch_end(self) -> None:
@@ -214,7 +204,6 @@ class ControllerModule(L.LightningModule):
         terms, table = self._kept("test")
         if table is None:
             return
-        question = (torch.from_numpy(values).to(self.device) for values in (table.embedding, table.prompt))
         self.test_result = measure_test(
             self.name,
             self._p_label(self._combined(terms), table),
@@ -222,7 +211,6 @@ class ControllerModule(L.LightningModule):
             self.data.label,
             table,
             self.data.table("train"),
-            self.estimator.predict_end(*question),
         )
         self.log_dict({f"test/{name}": value for name, value in self.test_result.metrics.items()})
 
@@ -235,13 +223,6 @@ class ControllerModule(L.LightningModule):
         self._description = {**checkpoint[DESCRIPTION], **self._description}
 
     # -- parts of the above ----------------------------------------------------------------------------------------
-
-    def _positive_weight_of(self, labels: Tensor) -> float:
-        """Return the weight of a row where k is enough; ``balanced`` gives both classes the same sum of weights."""
-        if self._positive_weight != "balanced":
-            return float(self._positive_weight)
-        positive = float(labels.sum())
-        return (len(labels) - positive) / positive if 0 < positive < len(labels) else 1.0
 
     def _p_label(self, logits: Tensor, table: Table) -> np.ndarray:
         """Return the calibrated probability of the label: shape (Q, O, C)."""
@@ -273,7 +254,7 @@ class ControllerModule(L.LightningModule):
 
     def _keep(self, batch: Batch, split: str) -> None:
         with torch.no_grad():
-            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding, batch.prompt).double().cpu()
+            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding).double().cpu()
         self._terms.setdefault(split, []).append(terms)
 
     def _combined(self, terms: Tensor) -> Tensor:

@@ -135,16 +135,11 @@ class GBDT(ControllerModule):
             targets = zip(estimator.texts, batch.label.cpu().numpy().T, rates, strict=True)
             squares = {**parameters, "objective": SQUARES}
             estimator.texts = [
-                self._grown(text, scalars, target, None, {**squares, "learning_rate": rate})
-                for text, target, rate in targets
+                self._grown(text, scalars, target, {**squares, "learning_rate": rate}) for text, target, rate in targets
             ]
             loss = functional.mse_loss(estimator.terms(batch.scalars, batch.hidden, batch.embedding), batch.label)
         else:
-            weight = self._positive_weight_of(batch.label)
-            estimator.log_weight = math.log(weight)
-            labels = batch.label.cpu().numpy()
-            weights = np.where(labels > 0, weight, 1.0)
-            estimator.texts = [self._grown(estimator.texts[0], scalars, labels, weights, parameters)]
+            estimator.texts = [self._grown(estimator.texts[0], scalars, batch.label.cpu().numpy(), parameters)]
             logits = estimator(batch.scalars, batch.hidden, batch.embedding)
             loss = functional.binary_cross_entropy_with_logits(logits, batch.label.double())
         told = {"on_step": False, "on_epoch": True, "batch_size": len(scalars)}
@@ -152,16 +147,14 @@ class GBDT(ControllerModule):
         self.log("train/rounds", float(estimator.num_rounds), **told)
         self.optimizers().step()
 
-    def _grown(
-        self, text: str, scalars: np.ndarray, target: np.ndarray, weights: np.ndarray | None, parameters: dict[str, Any]
-    ) -> str:
-        """Return trees with ``rounds_per_epoch`` rounds more, grown on rows (N, F), targets (N,) and weights (N,)."""
+    def _grown(self, text: str, scalars: np.ndarray, target: np.ndarray, parameters: dict[str, Any]) -> str:
+        """Return trees with ``rounds_per_epoch`` rounds more, grown on rows (N, F) and targets (N,)."""
         import lightgbm
 
         names = list(feature_names(self.hparams.feature_set, Ladder.parse(self.hparams.rungs)))
         booster = lightgbm.train(
             parameters,
-            lightgbm.Dataset(scalars, target, weight=weights, feature_name=names),
+            lightgbm.Dataset(scalars, target, feature_name=names),
             num_boost_round=self.hparams.rounds_per_epoch,
             init_model=lightgbm.Booster(model_str=text) if text else None,
         )

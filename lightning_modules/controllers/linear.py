@@ -80,10 +80,8 @@ class Linear(ControllerModule):
         elif labels.min() == labels.max():
             weights, biases = [np.zeros(values.shape[1])], [math.inf]
         else:
-            weight = self._positive_weight_of(torch.from_numpy(labels))
-            fit = LogisticRegression(C=1 / penalty, max_iter=1000, class_weight={False: 1.0, True: weight})
-            fit.fit(values, labels)
-            weights, biases = list(fit.coef_), list(fit.intercept_ - math.log(weight))
+            fit = LogisticRegression(C=1 / penalty, max_iter=1000).fit(values, labels)
+            weights, biases = list(fit.coef_), list(fit.intercept_)
         estimator.weight.copy_(torch.from_numpy(np.stack(weights)))
         limits = np.clip(biases, -_SUREST, _SUREST) if not estimator.value else np.array(biases)
         estimator.bias.copy_(torch.from_numpy(limits))

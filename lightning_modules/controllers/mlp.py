@@ -1,8 +1,7 @@
-"""DPS-MLP-H and DPS-MLP-HQ: a multilayer perceptron on scalars, hidden state and (HQ) what the question tells."""
+"""DPS-MLP-H and DPS-MLP-HQ: a multilayer perceptron on scalars, hidden state and (HQ) question embedding."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -27,13 +26,11 @@ class MLPH(ControllerModule):
 
     name: ClassVar[str] = "mlp-h"
     uses_embedding: ClassVar[bool] = False
-    _end_weight: float = 0.0
 
     def __init__(
         self,
         hidden_size: int,
         embedding_size: int,
-        prompt_size: int,
         feature_set: FeatureSet,
         rungs: list[str],
         label: Label,
@@ -52,7 +49,6 @@ class MLPH(ControllerModule):
         Args:
             hidden_size: Size of the harvest's hidden states; set from the store.
             embedding_size: Size of the harvest's question embeddings; set from the store.
-            prompt_size: Size of the harvest's hidden states of the prompt; set from the store.
             feature_set: The scalars; set from the data module.
             rungs: The ladder; set from the data module.
             label: What is learnt; set from the data module.
@@ -67,6 +63,11 @@ class MLPH(ControllerModule):
             residual_weight_decay: Weight decay of the correction, instead of the optimizer's.
             common: Arguments of every controller, see :class:`ControllerModule`.
         """
+        if label == VALUE:
+            raise InputError(
+                f"The controller {self.name} does not learn the label value: choose another data.init_args.label, or "
+                "the controller of configs/value.yaml."
+            )
         for what, size in {"hidden states": hidden_size, "embeddings": embedding_size}.items():
             if size == 0 and (what == "hidden states" or self.uses_embedding):
                 raise InputError(
@@ -80,15 +81,12 @@ class MLPH(ControllerModule):
             "layer_sizes": list(layer_sizes),
             "dropout": dropout,
             "input_dropout": input_dropout,
-            "value": label == VALUE,
             "gate": list(gate),
-            **self._question(prompt_size, feature_set),
         }
         _check_settings(settings, residual_lr_scale, residual_weight_decay)
         sizes = {
             "hidden_size": hidden_size,
             "embedding_size": embedding_size,
-            "prompt_size": prompt_size,
             "feature_set": feature_set,
             "rungs": rungs,
             "label": label,
@@ -98,65 +96,36 @@ class MLPH(ControllerModule):
         self._optimizer = optimizer
         self._residual_lr_scale = residual_lr_scale
         self._residual_weight_decay = residual_weight_decay
-        self._weight = 1.0
-        self._variance = torch.ones(2)
-
-    def _question(self, prompt_size: int, feature_set: FeatureSet) -> dict[str, Any]:
-        """Return how the estimator takes the states of the prompt."""
-        return {"prompt_size": 0, "tells_end": False}
 
     def setup(self, stage: str) -> None:
         """Before training, also take the statistics of the training split, its share of the label included."""
         super().setup(stage)
         if stage == "fit":
-            table = self.data.table("train")
-            rows = table.num_rows
-            labels = torch.from_numpy(self._undecided(table)[1])
-            estimator = self.estimator
+            table, estimator = self.data.table("train"), self.estimator
             assert isinstance(estimator, MLPEstimator)
-            wide = (table.hidden_chunks(), table.embedding, table.prompt)
-            estimator.fit_standardizers(table.scalars.reshape(rows, -1), *wide)
-            if estimator.value:
-                targets = labels.double() / torch.tensor([1.0, 1000.0])
-                self._variance = targets.var(dim=0, correction=0).clamp(min=1e-6).float()
-                estimator.start_at_value(*targets.mean(dim=0).tolist())
-            else:
-                self._weight = self._positive_weight_of(labels)
-                estimator.start_at(float(labels.double().mean()))
+            labels = self._undecided(table)[1]
+            estimator.fit_standardizers(
+                table.scalars.reshape(table.num_rows, -1), table.hidden_chunks(), table.embedding
+            )
+            estimator.start_at(float(torch.from_numpy(labels).double().mean()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, of the scalars alone and of all together.
-
-        That is weighted binary cross-entropy, nats; of gain and cost the squared errors, each as a share of its
-        variance. The head on the question alone adds its own cross-entropy, times its weight.
+        """Return the loss of a batch, of the scalars alone and of all together: binary cross-entropies, nats.
 
         The correction learns what the scalars' network leaves and changes nothing in it, so that stays as good as it is
-        alone. With weight w of the positive rows the loss is least where the logit is ``log(w p / (1 - p))``. So
-        ``log w`` is added here, and the network's own logit stays that of p.
+        alone.
         """
         batch = batch.keep(~is_decided(batch.scalars, self.estimator.gate))
-        estimator = self.estimator
-        assert isinstance(estimator, MLPEstimator)
         with self._own_stream():
-            terms, end = estimator.terms_and_end(batch.scalars, batch.hidden, batch.embedding, batch.prompt)
-        own, correction = terms.chunk(2, dim=1)
-        losses = {"scalars_loss": self._loss_of(own, batch), "loss": self._loss_of(own.detach() + correction, batch)}
-        total = losses["scalars_loss"] + losses["loss"]
-        if end is not None:
-            losses["end_loss"] = functional.binary_cross_entropy_with_logits(end, batch.end)
-            total = total + self._end_weight * losses["end_loss"]
+            terms = self.estimator.terms(batch.scalars, batch.hidden, batch.embedding)
+        own, correction = (part[:, 0].contiguous() for part in terms.chunk(2, dim=1))
+        losses = {
+            f"{name}loss": functional.binary_cross_entropy_with_logits(logits, batch.label)
+            for name, logits in (("scalars_", own), ("", own.detach() + correction))
+        }
         for name, value in losses.items():
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(own))
-        return total
-
-    def _loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of outputs of rows, logits (N, 1) or gain and cost before the softplus (N, 2)."""
-        if self.estimator.value:
-            said = torch.stack([outputs[:, 0], functional.softplus(outputs[:, 1])], dim=1)
-            return ((said - batch.label).square().mean(dim=0) / self._variance.to(said.device)).sum()
-        weight = torch.tensor(self._weight, device=outputs.device)
-        logits = outputs[:, 0] + weight.log()
-        return functional.binary_cross_entropy_with_logits(logits, batch.label, pos_weight=weight)
+        return losses["scalars_loss"] + losses["loss"]
 
     def configure_optimizers(self) -> Optimizer:
         """Return the injected optimizer over the parameters, with the correction's own rate and decay.
@@ -192,40 +161,10 @@ class MLPH(ControllerModule):
 
 
 class MLPHQ(MLPH):
-    """DPS-MLP-HQ: an MLP on the scalars, the pooled hidden state and the question embedding (METHOD section 4).
-
-    On a ladder's features it also takes the model's states of the prompt, and a head on the question alone, its
-    embedding and prompt, is trained beside it to tell whether the ladder's end will be right.
-    """
+    """DPS-MLP-HQ: an MLP on the scalars, the pooled hidden state and the question embedding (METHOD section 4)."""
 
     name: ClassVar[str] = "mlp-hq"
     uses_embedding: ClassVar[bool] = True
-
-    def __init__(self, *args: Any, use_prompt: bool | None = None, end_weight: float = 0.3, **kwargs: Any) -> None:
-        """Build the network.
-
-        Args:
-            args: Arguments of :class:`MLPH`.
-            use_prompt: Whether the states of the prompt are taken; null takes them where the store has them and the
-                feature set is `ladder` or `recorded`.
-            end_weight: Weight of the cross-entropy of the head on the question alone; 0 leaves the head out.
-            kwargs: Arguments of :class:`MLPH`.
-        """
-        if not 0 <= end_weight < math.inf:
-            raise InputError(f"Expected end_weight of at least 0, got {end_weight:g}.")
-        self._use_prompt, self._end_weight = use_prompt, end_weight
-        super().__init__(*args, **kwargs)
-
-    def _question(self, prompt_size: int, feature_set: FeatureSet) -> dict[str, Any]:
-        """Return how the estimator takes the states of the prompt."""
-        if self._use_prompt and not prompt_size:
-            raise InputError(
-                "The controller mlp-hq was told to take the prompt's hidden states (use_prompt), but the store has "
-                "none: harvest with features.prompt_layers, or set it to null."
-            )
-        takes = feature_set in ("ladder", "recorded") if self._use_prompt is None else self._use_prompt
-        size = prompt_size if takes else 0
-        return {"prompt_size": size, "tells_end": size > 0 and self._end_weight > 0}
 
 
 def _check_settings(settings: dict[str, Any], residual_lr_scale: float, residual_weight_decay: float) -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from dps.decide.aggregate import answer_of, has_grade
-from dps.decide.features import checkpoint_features
+from dps.decide.features import checkpoint_features, scalars_of
 from dps.decide.labels import continue_score, labels_of
 from dps.decide.ladder import Ladder, from_ks
 from dps.decide.orders import ladder_orders, orders_of
-from dps.decide.table import harvested_ladder, make_table
+from dps.decide.samples import trained_ladder
+from dps.decide.table import make_table
 from dps.errors import InputError
 from tests.factories import make_manifest, make_question
 
@@ -69,7 +70,7 @@ def test_every_row_equals_the_live_features_bit_for_bit(hidden_size, feature_set
                     prompt_hidden=question.prompt_hidden,
                     ladder=ladder,
                 )
-                np.testing.assert_array_equal(table.scalars[q, o, c], live.scalars_of(feature_set))
+                np.testing.assert_array_equal(table.scalars[q, o, c], scalars_of([live], feature_set)[0])
                 np.testing.assert_array_equal(table.votes[q, o, c], live.votes)
                 np.testing.assert_array_equal(table.hidden[q, o, c], live.hidden)
                 np.testing.assert_array_equal(table.embedding[q], live.embedding)
@@ -145,15 +146,20 @@ def test_parts_that_nobody_uses_are_not_made():
     assert (table.hidden.shape, table.embedding.shape, table.prompt.shape) == ((1, 1, 3, 0), (1, 0), (1, 0))
 
 
-def test_checkpoints_come_from_the_policy():
-    policy = {"name": "power", "family": "fixed", "ladder": ["power 1", "power 3", "power 3", "power 3"]}
-    assert harvested_ladder(policy, "s").ks == (1, 4, 7, 10)
-    for bad, sentence in (
-        (policy | {"family": "dynamic"}, "Expected a harvest, in which .* s is a store of the policy power"),
-        (policy | {"ladder": ["power 1"]}, r"below its end, but s has the ladder \[power 1\]"),
+def test_the_ladder_that_is_trained_on_has_a_checkpoint():
+    def of(**policy):
+        return make_manifest(policy={"name": "power", "family": "fixed", "ladder": ["power 1", "power 3"], **policy})
+
+    assert trained_ladder(of(), "s").ks == (1, 4)
+    assert trained_ladder(of(), "s", ["power 2", "power 1"]).ks == (2, 3)
+    for manifest, rungs, sentence in (
+        (of(family="dynamic"), None, "but s is of the dynamic policy power"),
+        (of(ladder=["power 1"]), None, r"below its end, but that of s is \[power 1\]"),
+        (of(), ["power 1"], r"but that of data.ladder is \[power 1\]"),
+        (of(), ["power 1", "power 4"], "Expected 5 responses of the arm power in s, which has power 4"),
     ):
         with pytest.raises(InputError, match=sentence):
-            harvested_ladder(bad, "s")
+            trained_ladder(manifest, "s", rungs)
 
 
 def test_three_hundred_questions_take_about_a_second():

@@ -84,7 +84,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
     ),
     st.sampled_from([0, 3]),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip_of_odd_values(tmp_path_factory, rows, size):
     questions = []
     for number, (words, maybe, flag, value, k) in enumerate(rows):

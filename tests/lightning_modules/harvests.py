@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dps.decide.features import checkpoint_features
 from feature_store import StoreWriter
 from tests.factories import make_manifest, make_question
 
@@ -36,3 +37,18 @@ def write_harvest(folder, questions, **changes):
     model = {"name": "made-up", "fingerprint": "0" * 16, "num_layers": 12, "feature_layer": 11, **shape}
     StoreWriter.open(folder, make_manifest(**{"model": model, **changes})).commit(questions)
     return str(folder)
+
+
+def live_features(controller, question, order=range(8), ks=None):
+    """What a live run shows a controller of a question at its checkpoints, its responses in some order."""
+    return [
+        checkpoint_features(
+            [question.trajectories[i] for i in order[:k]],
+            num_prompt_tokens=question.num_prompt_tokens,
+            embedding=question.embedding,
+            calibration=controller.calibration,
+            prompt_hidden=question.prompt_hidden,
+            ladder=controller.ladder,
+        )
+        for k in ks or controller.ks[:-1]
+    ]

@@ -48,25 +48,8 @@ def test_what_the_trainer_refuses_is_a_sentence(option, harvest, tmp_path, capsy
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("trainer.max_epochs=x", "Expected whole number"),
-        ("data.init_args.label=nothing", "Expected one of 'no_gain', 'correct'"),
-        ("model.init_args.margin=x", "Expected number"),
-    ],
-)
-def test_a_value_of_another_type_is_refused_without_names_of_python(option, expected, harvest, tmp_path, capsys):
-    assert fit(harvest, tmp_path, f"--{option}") == 2
-    sentence = capsys.readouterr().err
-    assert expected in sentence
-    assert "<class" not in sentence
-    assert "typing" not in sentence
-
-
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
         ("optimizer.init_args.lr=-1", "The optimizer refuses its settings: Invalid learning rate: -1.0"),
         ("optimizer.init_args.lr=1e30", "The training has diverged in epoch 1"),
-        ("positive_weight=.inf", "Expected positive_weight above 0 or balanced, got inf"),
         ("residual_lr_scale=.nan", "Expected residual_lr_scale above 0"),
     ],
 )
@@ -122,7 +105,7 @@ def test_a_checkpoint_of_another_kind_is_refused(command, config, of, harvest, t
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
+@pytest.mark.parametrize("command", ["fit", "test"])
 def test_what_dps_ship_wrote_is_no_checkpoint_of_a_training(command, harvest, tmp_path, trained, capsys):
     shipped = ship(trained["gbdt"], tmp_path / "shipped")
     options = (*at(harvest, tmp_path / "run"), f"--ckpt_path={shipped}")
@@ -158,9 +141,8 @@ def test_a_checkpoint_names_no_classes_to_import(harvest, tmp_path, trained, cap
     assert "antigravity" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folds", [10**6, 10**4])
-def test_more_folds_than_questions_are_refused(folds, harvest, tmp_path, capsys):
+def test_more_folds_than_questions_are_refused(harvest, tmp_path, capsys):
     options = ["--config=configs/gbdt.yaml", f"--data.init_args.store={harvest}", f"--output={tmp_path / 'out'}"]
-    assert run(["crossval", *options, f"--folds={folds}"]) == 2
+    assert run(["crossval", *options, "--folds=1000000"]) == 2
     assert "Expected at most as many folds as" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

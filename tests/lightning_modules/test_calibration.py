@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from lightning_modules.calibration import METHODS, Calibrator, fit_isotonic, fit_temperature, fit_weight
+from lightning_modules.calibration import METHODS, fit_temperature, fit_weight
 from lightning_modules.estimators import TreeEstimator
 
 MANY = 10**12
@@ -32,14 +32,6 @@ def test_questions_that_all_agree_do_not_make_it_infinite():
     assert expit(3.0 * found) == pytest.approx((20 + 10 * expit(3.0)) / 30)
 
 
-def test_isotonic_by_hand():
-    # Shares at logits 0, 1, 2, 3 are 0, 1/2, 1/4, 1; the two in the middle are pooled to 3/8.
-    logits = np.repeat([0.0, 1.0, 2.0, 3.0], 4)
-    labels = np.array([0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1], bool)
-    knots = fit_isotonic(logits, labels, num_questions=9)
-    np.testing.assert_allclose(knots, [[0, 1, 2, 3], [0.05, 0.375, 0.375, 0.95]])
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_it_keeps_ranks_and_survives_its_state(method):
     rng = np.random.default_rng(2)
@@ -59,12 +51,6 @@ def test_it_keeps_ranks_and_survives_its_state(method):
         torch.testing.assert_close(p, asked.sigmoid(), rtol=0, atol=0)
     else:
         assert (p - asked.sigmoid()).abs().max() > 0.05
-
-
-def test_beyond_its_knots_isotonic_is_constant_and_between_them_linear():
-    calibrator = Calibrator()
-    calibrator.fit("isotonic", np.array([-1.0, 1.0]), np.array([False, True]), 4)
-    np.testing.assert_allclose(calibrator(torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)), [0.1, 0.5, 0.9])
 
 
 def mixture_loss(weight, own, correction, labels):

@@ -14,15 +14,14 @@ from tests.lightning_modules.harvests import make_questions, write_harvest
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "gbdt": ["fit", "--config", "configs/gbdt.yaml"],
-    "extended": ["fit", "--config", "configs/gbdt_extended.yaml"],
     "mlp": ["fit", "--config", "configs/mlp_hq.yaml"],
     "crossval": ["crossval", "--config", "configs/gbdt.yaml", "--folds=2"],
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("column", ["blocks/block_entropy", "blocks/hidden"])
+@pytest.mark.parametrize(
+    ("name", "column"), [("mlp", "blocks/hidden"), ("crossval", "blocks/block_entropy"), ("crossval", "blocks/hidden")]
+)
 def test_training_refuses_a_changed_segment(tmp_path, capsys, name, column):
     store = write_harvest(tmp_path / "harvest", make_questions(40))
     change(tmp_path / "harvest" / "segment-w0-000000.h5", column)
@@ -59,25 +58,14 @@ def test_the_same_question_is_in_one_split_whatever_its_ids(doubled):
             assert data.split_of(name) == data.split_of(f"again-{name}")
         splits = [set(ids) for ids in data.questions().values()]
         assert all({f"again-{name}" for name in ids if name.startswith("q")} <= ids for ids in splits)
-        assert sum(map(len, splits)) == (120 if not settings.get("keep_test") else sum(map(len, splits)))
-
-
-def test_a_test_store_has_no_question_that_was_trained_on_under_another_id(tmp_path):
-    questions = make_questions(60)
-    store = write_harvest(tmp_path / "harvest", questions)
-    other = [replace(q, question_id=f"other-{q.question_id}") for q in questions]
-    data = FeatureDataModule(store, test_store=write_harvest(tmp_path / "other", other))
-    data.setup()
-    used = {name for split in ("train", "val", "calibration") for name in data.questions()[split]}
-    assert used
-    assert not {f"other-{name}" for name in used} & set(data.questions()["test"])
+        assert (sum(map(len, splits)) < 120) == ("keep_test" in settings)
 
 
 @pytest.mark.slow
 def test_a_cross_validation_predicts_a_question_by_one_fold(doubled, tmp_path):
     options = ["--config", str(ROOT / "configs/gbdt.yaml"), f"--data.init_args.store={doubled}"]
     options += ["--trainer.max_epochs=1", "--data.init_args.num_orders=1", "--model.init_args.min_rows_per_leaf=20"]
-    found = read_predictions(cross_validate(options, folds=3, output=tmp_path / "crossval"))
+    found = read_predictions(cross_validate(options, folds=2, output=tmp_path / "crossval"))
     fold = dict(zip(found.question_ids, found.fold.tolist(), strict=True))
     assert all(fold[f"q{number:05d}"] == fold[f"again-q{number:05d}"] for number in range(60))
-    assert set(fold.values()) == {0, 1, 2}
+    assert set(fold.values()) == {0, 1}

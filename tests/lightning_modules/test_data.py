@@ -7,7 +7,6 @@ from dps.decide.features import FEATURE_SETS
 from dps.errors import InputError
 from feature_store import StoreError
 from lightning_modules.data import FeatureDataModule
-from tests.factories import make_manifest
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 SPLITS = ("train", "val", "test")
@@ -30,18 +29,6 @@ def test_questions_keep_their_split_when_the_store_grows(tmp_path, harvest):
     small = ready(write_harvest(tmp_path / "small", make_questions(60)))
     for split in SPLITS:
         assert set(small.table(split).question_ids) <= set(ready(harvest).table(split).question_ids)
-
-
-def test_another_store_is_tested_without_the_questions_trained_on(tmp_path, harvest, capsys):
-    other = write_harvest(tmp_path / "other", make_questions(150))
-    data = ready(harvest, test_store=other)
-    trained = {i for split in ("train", "val") for i in data.table(split).question_ids}
-    assert not trained & set(data.table("test").question_ids)
-    assert data.table("test").num_questions == 150 - len(trained)
-    assert f"{len(trained)} questions are left out" in capsys.readouterr().out
-    assert {i for i in data.table("predict").question_ids if data.split_of(i) == "test"} == {
-        *data.table("test").question_ids
-    }
 
 
 def test_ungraded_questions_are_left_out_and_counted(tmp_path, capsys):
@@ -71,26 +58,14 @@ def test_bad_settings_and_stores_are_refused(tmp_path, harvest):
     questions = make_questions(12)
     with pytest.raises(StoreError):
         FeatureDataModule(str(tmp_path / "nowhere"))
-    for name in ("clock_store", "test_store", "cache_dir"):
+    for name in ("clock_store", "cache_dir"):
         with pytest.raises(InputError, match=rf"data\.{name}, got an empty one"):
             FeatureDataModule(harvest, **{name: " "})
-    with pytest.raises(InputError, match="at least 1"):
-        FeatureDataModule(harvest, num_orders=0)
-    with pytest.raises(InputError, match="sum of at most 1"):
-        FeatureDataModule(harvest, train_fraction=0.9, val_fraction=0.2)
     dynamic = write_harvest(tmp_path / "dynamic", questions, policy={"name": "gbdt", "family": "dynamic"})
-    with pytest.raises(InputError, match="store of the policy gbdt"):
+    with pytest.raises(InputError, match="of the dynamic policy gbdt"):
         FeatureDataModule(dynamic)
-    shorter = write_harvest(
-        tmp_path / "k6",
-        questions,
-        policy={"name": "power", "family": "fixed", "ladder": ["power 2", "power 2", "power 2"]},
-    )
-    with pytest.raises(InputError, match=r"Expected 8 responses of the arm power in .*k6, which has power 6"):
-        FeatureDataModule(harvest, test_store=shorter)
-    arms = {"power": {**make_manifest().arms["power"], "num_mh_steps": 10}}
-    with pytest.raises(InputError, match=r"draw the arm power .* num_mh_steps is 10, not 5"):
-        FeatureDataModule(harvest, test_store=write_harvest(tmp_path / "more", questions, arms=arms))
+    with pytest.raises(InputError, match=r"Expected 10 responses of the arm power in .*, which has power 8"):
+        FeatureDataModule(harvest, ladder=["power 2", "power 8"])
     with pytest.raises(InputError, match="none is in val"):
         ready(write_harvest(tmp_path / "one", questions[:1]), train_fraction=0.999, val_fraction=0.001)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dps.decide.features import END_LOGIT, VOTE_VALUE, checkpoint_features, feature_names
+from dps.decide.features import END_LOGIT, VOTE_VALUE, feature_names
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller
@@ -15,7 +15,7 @@ from lightning_modules.data import FeatureDataModule
 from lightning_modules.learnt import Learnt, fit_learnt
 from lightning_modules.predict import predict_orders
 from tests.decide.test_orders import power_orders
-from tests.lightning_modules.harvests import make_questions, write_harvest
+from tests.lightning_modules.harvests import live_features, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"name": "made-up", "fingerprint": "0" * 16, "num_layers": 12, "feature_layer": 11, "prompt_layers": [4, 8]}
@@ -71,19 +71,12 @@ def test_what_is_said_live_is_what_is_said_of_a_table(trained, tmp_path):
     questions = list(Store.open(other))
     ids = [q.question_id for q in questions]
     orders = power_orders(ids, 3, seed=1)
-    ladder, p_enough, *_ = predict_orders(str(trained), Path(other), ids, lambda ladder: orders)
+    _, p_enough, *_ = predict_orders(str(trained), Path(other), ids, lambda ladder: orders)
     live = [
-        checkpoint_features(
-            [question.trajectories[i] for i in order[:k]],
-            num_prompt_tokens=question.num_prompt_tokens,
-            embedding=question.embedding,
-            calibration=controller.calibration,
-            prompt_hidden=question.prompt_hidden,
-            ladder=ladder,
-        )
-        for q, question in enumerate(questions)
-        for order in orders[q]
-        for k in ladder.ks[:-1]
+        features
+        for each, question in zip(orders, questions, strict=True)
+        for order in each
+        for features in live_features(controller, question, order)
     ]
     np.testing.assert_allclose(p_enough.reshape(-1), controller.predict_enough(live), rtol=0, atol=1e-12)
     # Both columns count: without what was learnt the same features are judged otherwise.
@@ -125,15 +118,6 @@ def test_what_was_learnt_survives_the_file_bit_for_bit(trained, data):
     table = data.whole()
     assert (learnt.filled(table).scalars == again.filled(table).scalars).all()
     assert (learnt.filled(table).scalars != table.scalars).any()
-
-
-def test_other_feature_sets_and_learn_false_learn_nothing(store, tmp_path):
-    for name, options in (("a", ["--data.init_args.feature_set=extended"]), ("b", ["--data.init_args.learn=false"])):
-        fit(store, tmp_path / name, *options)
-        learnt = load_controller(tmp_path / name).estimator.learnt
-        assert learnt.votes is None
-        assert learnt.probe is None
-        assert load_controller(tmp_path / name).parts == {"scalars"}
 
 
 def test_without_states_of_prompts_the_embedding_is_asked(harvest, tmp_path):
@@ -179,9 +163,12 @@ def test_what_somebody_else_says_was_learnt_is_a_sentence(part, name, value, tra
         load_controller(tmp_path / "a.ckpt")
 
 
-def test_features_that_cannot_be_filled_have_learnt_nothing(harvest, trained, tmp_path):
-    fit(harvest, tmp_path / "run", "--data.init_args.feature_set=extended")
-    checkpoint = torch.load(load_controller(tmp_path / "run").path, weights_only=True)
+def test_features_that_cannot_be_filled_learn_nothing(store, trained, tmp_path):
+    fit(store, tmp_path / "run", "--data.init_args.feature_set=extended")
+    controller = load_controller(tmp_path / "run")
+    assert (controller.estimator.learnt.votes, controller.estimator.learnt.probe) == (None, None)
+    assert controller.parts == {"scalars"}
+    checkpoint = torch.load(controller.path, weights_only=True)
     learnt = load_controller(trained).estimator.learnt.get_extra_state()
     checkpoint["state_dict"]["estimator.learnt._extra_state"] = learnt
     torch.save(checkpoint, tmp_path / "a.ckpt")

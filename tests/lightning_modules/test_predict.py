@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dps.decide.features import checkpoint_features
 from dps.errors import InputError
 from feature_store import Store
 from lightning_modules import fit_controller, load_controller, predict
 from lightning_modules.predict import predict_orders
 from tests.decide.test_orders import power_orders
 from tests.factories import make_manifest
-from tests.lightning_modules.harvests import make_questions, write_harvest
+from tests.lightning_modules.harvests import live_features, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EACH = {
@@ -50,32 +49,23 @@ def test_probabilities_are_those_of_the_live_features(trained, other, monkeypatc
     ks = ladder.ks
     assert (ks, came_with) == ((2, 4, 6, 8), [controller.threshold, controller.label])
     for q, question in enumerate(questions):
-        live = [
-            checkpoint_features(
-                [question.trajectories[i] for i in order[:k]],
-                num_prompt_tokens=question.num_prompt_tokens,
-                embedding=question.embedding,
-                calibration=controller.calibration,
-            )
-            for order in orders[q]
-            for k in ks[:-1]
-        ]
+        live = [features for order in orders[q] for features in live_features(controller, question, order)]
         np.testing.assert_allclose(p_enough[q].reshape(-1), controller.predict_enough(live), rtol=0, atol=1e-12)
     assert p_enough.std() > 0.01
 
 
 def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(trained, tmp_path):
-    questions = make_questions(6, k=16)
+    questions = make_questions(6, k=18)
     arms = {"plain": {"alpha": 1.0, "num_mh_steps": 0}, "power": make_manifest().arms["power"]}
     ids = [q.question_id for q in questions]
-    orders = power_orders(ids, 3, seed=1)
+    orders = power_orders(ids, 3, most=10, seed=1)[..., :8]  # the store has more than the ladder
 
     def said(name, ladder, records, arms=arms):
         policy = {"name": "harvest", "family": "fixed", "ladder": ladder}
         store = write_harvest(tmp_path / name, records, fingerprint=name, policy=policy, arms=arms)
         return predict_orders(str(trained), Path(store), ids, lambda ladder: orders)[1]
 
-    places = [("plain", i) for i in range(8)] + [("power", i) for i in range(8)]
+    places = [("plain", i) for i in range(8)] + [("power", i) for i in range(10)]
     mixed = [
         replace(
             q,
@@ -86,10 +76,10 @@ def test_orders_count_the_responses_of_the_ladders_arms_wherever_these_stand(tra
         for q in questions
     ]
     power = [replace(q, trajectories=q.trajectories[8:]) for q in mixed]
-    alone = said("alone", ["power 2"] * 4, power, {"power": arms["power"]})
-    np.testing.assert_array_equal(said("mixed", ["plain 8", "power 8"], mixed), alone)
+    alone = said("alone", ["power 2"] * 5, power, {"power": arms["power"]})
+    np.testing.assert_array_equal(said("mixed", ["plain 8", "power 10"], mixed), alone)
     with pytest.raises(InputError, match=r"trained on the arm power with num_mh_steps 5, but here it has 10"):
-        said("more", ["plain 8", "power 8"], mixed, {**arms, "power": {**arms["power"], "num_mh_steps": 10}})
+        said("more", ["plain 8", "power 10"], mixed, {**arms, "power": {**arms["power"], "num_mh_steps": 10}})
 
 
 def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp_path):
@@ -105,25 +95,3 @@ def test_what_a_controller_does_not_know_is_refused(trained, other, harvest, tmp
             predict_orders(str(trained), sizes, ids, lambda ladder: orders[:5])
     else:
         assert predict_orders(str(trained), sizes, ids, lambda ladder: orders[:5])[1].shape == (5, 1, 3)
-
-
-def test_orders_are_of_the_columns_of_the_ladders_arms(harvest, tmp_path):
-    """The store has other arms before that of the controller: what is said does not depend on them."""
-    settings = make_manifest().arms["power"]
-    both = {"arms": {"plain": settings, "power": settings}, "fingerprint": "both"}
-    policy = {"name": "harvest", "family": "fixed", "ladder": ["plain 8", "power 8"]}
-    questions = make_questions(10, seed=5)
-    joined = [
-        replace(q, trajectories=[*(replace(t, arm="plain") for t in p.trajectories), *q.trajectories])
-        for q, p in zip(questions, make_questions(10, seed=6), strict=True)
-    ]
-    alone = write_harvest(tmp_path / "alone", questions, fingerprint="alone")
-    beside = write_harvest(tmp_path / "beside", joined, policy=policy, **both)
-    options = [f"--data.init_args.store={harvest}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    fit_controller(CONFIGS / "gbdt_extended.yaml", [*options, "--trainer.max_epochs=1"])
-    ids = [q.question_id for q in questions]
-    said = [
-        predict_orders(str(tmp_path / "run"), Path(of), ids, lambda _: power_orders(ids, 2, seed=1))
-        for of in (alone, beside)
-    ]
-    np.testing.assert_array_equal(said[0][1], said[1][1])

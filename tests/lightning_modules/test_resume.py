@@ -14,11 +14,11 @@ import torch
 from dps.cli import run
 from dps.errors import InputError
 from lightning_modules import load_controller
-from lightning_modules.cli import main
+from lightning_modules.trainer_cli import run as main
 from tests.lightning_modules.harvests import make_questions, write_harvest
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 40
+EPOCHS = 30
 
 
 def command(name, store, folder, *more):
@@ -66,20 +66,21 @@ def killed(arguments, folder, number):
     return process.returncode, error
 
 
-@pytest.fixture(scope="module", params=["gbdt", "mlp_h"])
-def through(request, harvest, tmp_path_factory):
-    """The name of a configuration, and the folder of a training that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("through")
-    main(command(request.param, harvest, folder))
-    return request.param, folder
+@pytest.fixture(scope="module")
+def through(harvest, tmp_path_factory):
+    """By configuration, the folder of a training that nothing interrupted."""
+    folders = {name: tmp_path_factory.mktemp("through") for name in ("gbdt", "mlp_h")}
+    for name, folder in folders.items():
+        main(command(name, harvest, folder))
+    return folders
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ("name", "number", "code"),
+    [("mlp_h", signal.SIGINT, 130), ("gbdt", signal.SIGTERM, 143), ("mlp_h", signal.SIGKILL, -signal.SIGKILL)],
 )
-def test_a_killed_training_goes_on_by_the_same_command(through, harvest, tmp_path, capsys, number, code):
-    name, whole = through
+def test_a_killed_training_goes_on_by_the_same_command(through, harvest, tmp_path, capsys, name, number, code):
     arguments = command(name, harvest, tmp_path)
     returned, error = killed(arguments, tmp_path, number)
     assert returned == code, error
@@ -92,7 +93,7 @@ def test_a_killed_training_goes_on_by_the_same_command(through, harvest, tmp_pat
     torch.manual_seed(99)
     assert run(arguments) == 0
     assert f"last.ckpt: the training goes on after epoch {done}\n" in capsys.readouterr().out
-    assert_same_training(tmp_path, whole)
+    assert_same_training(tmp_path, through[name])
     assert json.loads((tmp_path / "trained.json").read_text()) == {"epochs": EPOCHS, "max_epochs": EPOCHS}
     assert (tmp_path / "metrics-1.csv").is_file()
     assert run(arguments) == 0
@@ -103,8 +104,7 @@ def test_a_killed_training_goes_on_by_the_same_command(through, harvest, tmp_pat
 def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(through, harvest, tmp_path, monkeypatch):
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-    name, whole = through
-    arguments = command(name, harvest, tmp_path)
+    arguments = command("gbdt", harvest, tmp_path)
     write, written = TorchCheckpointIO.save_checkpoint, []
 
     def half(self, checkpoint, path, storage_options=None):
@@ -118,17 +118,16 @@ def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(through, harve
         patch.setattr(TorchCheckpointIO, "save_checkpoint", half)
         assert run(arguments) == 130
     assert run(arguments) == 0
-    assert_same_training(tmp_path, whole)
+    assert_same_training(tmp_path, through["gbdt"])
 
 
-@pytest.mark.parametrize("name", ["gbdt", pytest.param("mlp_h", marks=pytest.mark.slow)])
-def test_more_epochs_go_on_and_fewer_are_there_already(name, harvest, tmp_path, capsys):
-    main(command(name, harvest, tmp_path / "parts", "--trainer.max_epochs=2"))
-    main(command(name, harvest, tmp_path / "parts", "--trainer.max_epochs=4"))
+def test_more_epochs_go_on_and_fewer_are_there_already(harvest, tmp_path, capsys):
+    main(command("mlp_h", harvest, tmp_path / "parts", "--trainer.max_epochs=2"))
+    main(command("mlp_h", harvest, tmp_path / "parts", "--trainer.max_epochs=4"))
     assert "goes on after epoch 2" in capsys.readouterr().out
-    main(command(name, harvest, tmp_path / "parts", "--trainer.max_epochs=3"))
+    main(command("mlp_h", harvest, tmp_path / "parts", "--trainer.max_epochs=3"))
     assert "trained already" in capsys.readouterr().out
-    main(command(name, harvest, tmp_path / "once", "--trainer.max_epochs=4"))
+    main(command("mlp_h", harvest, tmp_path / "once", "--trainer.max_epochs=4"))
     assert_same_training(tmp_path / "parts", tmp_path / "once")
 
 
@@ -170,7 +169,7 @@ def test_another_controller_store_or_command_does_not_replace_a_training(harvest
 def test_measurements_of_another_controller_are_not_replaced(harvest, tmp_path):
     for name in ("gbdt", "mlp_h"):
         main(command(name, harvest, tmp_path / name, "--trainer.max_epochs=1"))
-    for measure in ("test", "validate", "predict"):
+    for measure in ("test", "predict"):
         main([measure, *command("gbdt", harvest, tmp_path / "gbdt")[1:]])
         main([measure, *command("gbdt", harvest, tmp_path / "gbdt")[1:]])
         of_other = [*command("mlp_h", harvest, tmp_path / "gbdt")[1:], f"--ckpt_path={tmp_path / 'mlp_h'}"]

@@ -14,7 +14,7 @@ from lightning_modules.load import load_controller
 from lightning_modules.metrics import METRICS
 from lightning_modules.ship import ship
 
-from .test_load import DATA, MODEL, features, save
+from .test_load import DATA, MODEL, save
 
 OF_RUN = {"model": {**MODEL, "name": "/home/someone/models/made-up"}, "store": "/home/someone/runs/train"}
 
@@ -114,19 +114,6 @@ def test_a_choice_that_cannot_be_made_is_refused(tmp_path, capsys, options, mess
     assert run(["ship", str(source), f"--output={tmp_path / 'shipped'}", *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "shipped").exists()
-
-
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h", "mlp-hq"])
-def test_a_shipped_controller_says_what_the_run_said(tmp_path, name):
-    source = trained(tmp_path / "run", name)
-    folder = ship(source, tmp_path / "controller")
-    before, after = load_controller(source), load_controller(folder)
-    asked = [features(), features()]
-    assert after.predict_enough(asked).tolist() == before.predict_enough(asked).tolist()
-    assert (after.name, after.threshold, after.ks) == (before.name, before.threshold, before.ks)
-    after.check_model(MODEL, 5)
-    with pytest.raises(InputError, match="was trained on"):
-        after.check_model({**MODEL, "fingerprint": "other"})
 
 
 def test_nothing_of_the_machine_is_handed_on(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dps.decide.features import checkpoint_features
+from dps.decide.features import scalars_of
 from dps.decide.thresholds import choose_threshold
 from dps.errors import InputError
 from dps.estimates import smallest_margin
@@ -18,10 +18,10 @@ from lightning_modules.calibration import fit_temperature
 from lightning_modules.data import FeatureDataModule
 from lightning_modules.estimators import Ranks
 from lightning_modules.trainer_cli import run
-from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, make_questions, write_harvest
+from tests.lightning_modules.harvests import EMBEDDING_SIZE, HIDDEN_SIZE, live_features, make_questions, write_harvest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("gbdt", "gbdt-extended", "mlp-h", "mlp-hq")
+NAMES = ("gbdt-extended", "mlp-h", "mlp-hq")
 
 
 def options(name, store, folder, *more):
@@ -42,18 +42,8 @@ def trained(request, harvest, tmp_path_factory):
     return request.param, folder, cli
 
 
-def live_features(controller, store, ks=(2, 4)):
-    questions = list(Store.open(store))[:20]
-    return [
-        checkpoint_features(
-            q.trajectories[:k],
-            num_prompt_tokens=q.num_prompt_tokens,
-            embedding=q.embedding,
-            calibration=controller.calibration,
-        )
-        for q in questions
-        for k in ks
-    ]
+def first_features(controller, store, ks=None):
+    return [f for q in list(Store.open(store))[:20] for f in live_features(controller, q, ks=ks)]
 
 
 def test_each_learns_and_beats_question_length(trained, harvest, capsys):
@@ -100,9 +90,9 @@ def test_a_checkpoint_holds_what_prediction_needs(trained, harvest):
 def test_predictions_from_disk_equal_those_in_memory(trained, harvest):
     name, folder, cli = trained
     controller = load_controller(folder / "checkpoints" / "last.ckpt")
-    features = live_features(controller, harvest)
+    features = first_features(controller, harvest, ks=(2, 4))
     loaded = controller.predict_enough(features)
-    scalars = [f.scalars_of(controller.feature_set) for f in features]
+    scalars = scalars_of(features, controller.feature_set)
     stacked = [
         torch.from_numpy(np.stack(part))
         for part in (scalars, [f.hidden for f in features], [f.embedding for f in features])
@@ -152,7 +142,7 @@ def test_predict_writes_every_question_and_checkpoint(trained, harvest):
     assert lines[0] == "question_id,split,k,p_enough,add"
     assert len(lines) == 1 + 120 * 3
     controller = load_controller(folder)
-    expected = controller.predict_enough(live_features(controller, harvest, ks=(2, 4, 6)))
+    expected = controller.predict_enough(first_features(controller, harvest))
     got = [line.split(",") for line in lines[1:61]]
     np.testing.assert_allclose([float(row[3]) for row in got], expected, atol=2e-6)
     for row, p in zip(got, expected, strict=True):
@@ -174,31 +164,6 @@ def test_one_class_is_said_and_survived(name, tmp_path, caplog, capsys):
     result = run(["test", *options(name, store, tmp_path / "run")]).model.test_result
     assert "auroc" not in result.metrics
     assert "one class only" in capsys.readouterr().out
-
-
-def test_a_run_folder_is_of_one_training(harvest, tmp_path, capsys):
-    def fit(*more):
-        return fit_controller(
-            CONFIGS / "gbdt.yaml", options("gbdt", harvest, tmp_path, "--trainer.max_epochs=1", *more)[2:]
-        )
-
-    best = fit("--model.init_args.learning_rate=0.1")
-    content = best.read_bytes()
-    assert "learning_rate: 0.1" in (tmp_path / "config.yaml").read_text()
-    assert "learning_rate: 0.1" in torch.load(best, weights_only=True)["config"]
-    with pytest.raises(
-        InputError, match=r"learning_rate was 0\.1 and is now 0\.05; give another trainer\.default_root"
-    ):
-        fit("--model.init_args.learning_rate=0.05")
-    capsys.readouterr()
-    fit("--model.init_args.learning_rate=0.1")
-    assert "trained already, nothing was done" in capsys.readouterr().out
-    assert best.read_bytes() == content
-    assert sorted(p.name for p in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
-    config = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(InputError, match="batch_size"):
-        fit("--data.init_args.batch_size=8")
-    assert (tmp_path / "config.yaml").read_text() == config  # still that of the checkpoints beside it
 
 
 def test_the_trained_standardizer_is_the_training_splits(harvest, tmp_path):
@@ -227,23 +192,6 @@ def test_the_calibration_is_the_calibration_splits(trained, harvest):
     found = controller.estimator.calibrator.inverse_temperature
     assert found == pytest.approx(expected, rel=0 if "gbdt" in name else 1e-3)
     assert found != 1.0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gbdt", "mlp-h"])
-def test_weights_of_classes_leave_probabilities_unbiased(name, harvest, tmp_path):
-    data = data_of(harvest)
-    share = data.table("train").labels("no_gain").mean()
-    assert share > 0.7  # unbalanced, so that a weight would show
-    for weight in ("balanced", "0.1"):
-        more = [f"--model.init_args.positive_weight={weight}", "--model.init_args.calibration=none"]
-        more += [] if name == "gbdt" else ["--model.init_args.optimizer.init_args.lr=0.01"]
-        config = options(name, harvest, tmp_path / weight, *more, "--trainer.max_epochs=12")
-        controller = load_controller(fit_controller(config[1], config[2:]))
-        p = controller.estimator.predict_enough(*arrays_of(data.table("train"))).numpy()
-        assert p.mean() == pytest.approx(share, abs=0.06)
-        plain = controller.description["positive_weight"]
-        assert plain == (weight if weight == "balanced" else float(weight))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,8 @@ from dps.errors import InputError
 from feature_store.errors import StoreError
 from feature_store.lock import held
 from lightning_modules import tune
-from lightning_modules.cli import search_settings
 from lightning_modules.trainer_cli import run
 from lightning_modules.tune import SPACES
-
-
-def resolve(args):
-    return run(args, run=False)
-
 
 optuna = pytest.importorskip("optuna")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,7 +24,7 @@ def options(store, *more, name="gbdt"):
 
 @pytest.fixture(scope="module")
 def folder(harvest, tmp_path_factory):
-    return search_settings(options(harvest), trials=3, folds=2, output=tmp_path_factory.mktemp("runs") / "tune")
+    return tune.tune(options(harvest), trials=3, folds=2, output=tmp_path_factory.mktemp("runs") / "tune")
 
 
 def trials(folder):
@@ -52,14 +46,14 @@ def test_the_best_is_a_second_configuration(folder, harvest):
     best = min(trials(folder), key=lambda t: t["log_loss"])
     more = ("--model.init_args.l2=7.5", "--model.init_args.learning_rate=0.5")
     config = options(harvest, *more, "--config", str(folder / "best.yaml"))
-    settings = resolve(config).resolved()["model"]["init_args"]
+    settings = run(config, run=False).resolved()["model"]["init_args"]
     assert {s.key: settings[s.key] for s in SPACES["gbdt"]} == {s.key: best[s.key] for s in SPACES["gbdt"]}
     assert settings["rounds_per_epoch"] == 5  # the first file's
 
 
 @pytest.mark.parametrize("name", ["gbdt", "mlp_hq"])
 def test_every_dimension_is_a_setting_and_contains_what_ships(name, harvest):
-    resolved = resolve(options(harvest, name=name)).resolved()
+    resolved = run(options(harvest, name=name), run=False).resolved()
     for setting in SPACES[name.replace("_", "-")]:
         assert setting.stored(tune._at(resolved["model"]["init_args"], setting.key)) is not None, setting.key
 
@@ -69,7 +63,7 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
     optuna.load_study(study_name="tune", storage=storage).ask()  # what a killed search leaves: a running trial
     capsys.readouterr()
-    search_settings(options(harvest), trials=4, folds=2, output=folder)
+    tune.tune(options(harvest), trials=4, folds=2, output=folder)
     printed = capsys.readouterr().out
     assert printed.count("log loss") == 2  # one trial, and the best
     after = trials(folder)
@@ -78,15 +72,15 @@ def test_a_search_goes_on_where_it_was(folder, harvest, capsys):
     assert len({t["learning_rate"] for t in after}) == 4
     states = [t.state.name for t in optuna.load_study(study_name="tune", storage=storage).trials]
     assert sorted(states) == ["COMPLETE"] * 4 + ["FAIL"]
-    search_settings(options(harvest), trials=4, folds=2, output=folder)
+    tune.tune(options(harvest), trials=4, folds=2, output=folder)
     assert trials(folder) == after
     with pytest.raises(InputError, match=r"model\.init_args\.margin was"):
-        search_settings(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
+        tune.tune(options(harvest, "--model.init_args.margin=0.1"), trials=4, folds=2, output=folder)
 
 
 def test_a_second_search_in_a_folder_is_refused_while_the_first_is_on(folder, harvest):
     with held(folder), pytest.raises(StoreError, match="Another run writes to"):
-        search_settings(options(harvest), trials=3, folds=2, output=folder)
+        tune.tune(options(harvest), trials=3, folds=2, output=folder)
 
 
 def test_without_optuna_one_sentence(monkeypatch, capsys, harvest):

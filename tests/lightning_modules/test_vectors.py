@@ -184,16 +184,16 @@ def long_question(number):
 
 @pytest.mark.slow
 def test_a_training_needs_no_memory_for_the_vectors_of_a_7b_model(tmp_path):
-    """1.8 GB of hidden states of a 7B model's size, 115 MB pooled, in less memory than the hidden states."""
+    """0.55 GB of hidden states of a 7B model's size, 34 MB pooled: with them a training would take more than 1.2 GB."""
     model = {"name": "m", "fingerprint": "0" * 16, "num_layers": 28, "feature_layer": 11, "hidden_size": 3584}
     writer = StoreWriter.open(tmp_path / "store", make_manifest(model=model))
-    for start in range(0, 1000, 20):
+    for start in range(0, 300, 20):
         writer.commit([long_question(number) for number in range(start, start + 20)])
     options = [f"--data.init_args.store={tmp_path / 'store'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "dps", "fit", "--config", "configs/mlp_hq.yaml", "--trainer.max_epochs=2"]
     subprocess.run(
         [*command, *options], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1.5e9
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1e9
     [file] = (tmp_path / "store" / "cache").iterdir()
-    assert open_memmap(file, mode="r").shape == (1000, K, 3584)
+    assert open_memmap(file, mode="r").shape == (300, K, 3584)
