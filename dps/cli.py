@@ -25,7 +25,7 @@ from dps.commands.running import run_bench, run_evaluate, run_harvest, run_quick
 from dps.commands.sampling import run_sample
 from dps.commands.serving import run_serve
 from dps.commands.stores import run_ship, run_store
-from dps.commands.training import run_training
+from dps.commands.training import run_probe, run_training
 from dps.errors import InputError, WorkersDied
 from dps.extras import require
 from feature_store.errors import StoreError
@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "validate": (partial(run_training, "validate"), "measure a trained controller on its validation questions"),
     "test": (partial(run_training, "test"), "measure it on its test questions"),
     "predict": (partial(run_training, "predict"), "write its probabilities for every question of a store as CSV"),
+    "probe": (run_probe, "how well a question tells whether it will be answered rightly, and what that saves"),
     "ship": (run_ship, "a trained controller as a folder to hand on, with a card of what was measured"),
     "evaluate": (run_evaluate, "run fixed, plain and controlled policies live on the model"),
     "replay": (run_replay, "every policy over a harvest's stored trajectories, at all thresholds, in seconds"),

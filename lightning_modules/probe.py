@@ -93,14 +93,50 @@ def fit_probe(
         The probe of all these questions, and logits (Q,) of each by a fit without its own fold: what a controller is
         trained on, since a fit knows its own questions too well.
     """
-    sizes = {name: 1 if values.ndim == 1 else values.shape[1] for name, values in columns.items() if values.size}
-    parts, end = _fit_parts(columns, sizes, right, groups, seed, prompt_parts), right[:, -1]
+    sizes = sizes_of(columns)
+    return join_parts(fit_parts(columns, right, groups, seed, prompt_parts), right[:, -1], sizes)
+
+
+def sizes_of(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return how many columns each of ``columns`` has, without those that have none."""
+    return {name: 1 if values.ndim == 1 else values.shape[1] for name, values in columns.items() if values.size}
+
+
+def fit_parts(
+    columns: Mapping[str, np.ndarray], right: np.ndarray, groups: Sequence[str], seed: int, prompt_parts: int = 1
+) -> list[PartFit]:
+    """Fit each part by itself: length, embedding, and each of the prompt's states; see :func:`fit_probe`."""
+    folds, target, end = list(other_folds(folds_of(groups, FOLDS, seed))), right.mean(axis=1), right[:, -1]
+    parts, start = [], 0
+    for name, size in sizes_of(columns).items():
+        step = size // prompt_parts if name == PROMPT else size
+        whole = (np.log(columns[name])[:, None] if name == LENGTH else columns[name]).astype(np.float64)
+        for at in range(0, size, step):
+            standardizer, axes = _components(whole[:, at : at + step], seed)
+            scores = standardizer(torch.from_numpy(whole[:, at : at + step])).double().numpy() @ axes
+            logits = np.empty((len(_PENALTIES), len(end)))
+            for (mine, others), (own, strength) in product(folds, zip(logits, _PENALTIES, strict=True)):
+                weight, bias = regress(scores[others], target[others], strength)
+                own[mine] = scores[mine] @ weight + bias
+            best = int(log_loss(logits, end).argmin())
+            weight, bias = regress(scores, target, _PENALTIES[best])
+            place = slice(start + at, start + at + step)
+            parts.append(PartFit(place, standardizer, axes @ weight, bias, logits[best]))
+        start += size
+    return parts
+
+
+def join_parts(parts: Sequence[PartFit], end: np.ndarray, sizes: Mapping[str, int]) -> tuple[EndProbe, np.ndarray]:
+    """Return the probe that averages the best of some parts, and its logits (Q,) out of fold, see :func:`fit_probe`.
+
+    ``end`` is the share of each question's orders that end right, shape (Q,); ``sizes`` the columns of all parts.
+    """
     own = np.stack([part.logits for part in parts])
-    best = np.argsort(_log_loss(own, end), kind="stable")[:_MOST_PARTS]
+    best = np.argsort(log_loss(own, end), kind="stable")[:_MOST_PARTS]
     averages = np.cumsum(own[best], axis=0) / np.arange(1, len(best) + 1)[:, None]
     lines = [_line(average, end) for average in averages]
     calibrated = np.stack([slope * a + bias for a, (slope, bias) in zip(averages, lines, strict=True)])
-    count = int(_log_loss(calibrated, end).argmin()) + 1
+    count = int(log_loss(calibrated, end).argmin()) + 1
     slope, bias = lines[count - 1]
     probe = EndProbe(sizes)
     probe.bias.fill_(bias)
@@ -112,36 +148,7 @@ def fit_probe(
     return probe, calibrated[count - 1]
 
 
-def _fit_parts(
-    columns: Mapping[str, np.ndarray],
-    sizes: Mapping[str, int],
-    right: np.ndarray,
-    groups: Sequence[str],
-    seed: int,
-    prompt_parts: int,
-) -> list[PartFit]:
-    """Fit each part by itself: length, embedding, and each of the prompt's states; see :func:`fit_probe`."""
-    folds, target, end = list(other_folds(folds_of(groups, FOLDS, seed))), right.mean(axis=1), right[:, -1]
-    parts, start = [], 0
-    for name, size in sizes.items():
-        step = size // prompt_parts if name == PROMPT else size
-        whole = (np.log(columns[name])[:, None] if name == LENGTH else columns[name]).astype(np.float64)
-        for at in range(0, size, step):
-            standardizer, axes = _components(whole[:, at : at + step], seed)
-            scores = standardizer(torch.from_numpy(whole[:, at : at + step])).double().numpy() @ axes
-            logits = np.empty((len(_PENALTIES), len(end)))
-            for (mine, others), (own, strength) in product(folds, zip(logits, _PENALTIES, strict=True)):
-                weight, bias = _regress(scores[others], target[others], strength)
-                own[mine] = scores[mine] @ weight + bias
-            best = int(_log_loss(logits, end).argmin())
-            weight, bias = _regress(scores, target, _PENALTIES[best])
-            place = slice(start + at, start + at + step)
-            parts.append(PartFit(place, standardizer, axes @ weight, bias, logits[best]))
-        start += size
-    return parts
-
-
-def _log_loss(logits: np.ndarray, share: np.ndarray) -> np.ndarray:
+def log_loss(logits: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Return the mean cross-entropy, nats, of logits (..., Q) for shares (Q,) of right answers: shape (...)."""
     return (np.logaddexp(0, logits) - share * logits).mean(axis=-1)
 
@@ -161,7 +168,7 @@ def _components(values: np.ndarray, seed: int) -> tuple[Standardizer, np.ndarray
     return standardizer, axes.T / math.sqrt(standard.shape[1])
 
 
-def _regress(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+def regress(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Return weights (P,) and bias of a ridge logistic regression on columns (Q, P), fitted to shares (Q,)."""
     from sklearn.linear_model import LogisticRegression
 
@@ -175,7 +182,7 @@ def _regress(values: np.ndarray, share: np.ndarray, strength: float) -> tuple[np
 
 def _line(logits: np.ndarray, share: np.ndarray) -> tuple[float, float]:
     """Return slope, at least 0, and bias that calibrate logits (Q,) for shares (Q,)."""
-    weight, bias = _regress(logits[:, None], share, 1e4)
+    weight, bias = regress(logits[:, None], share, 1e4)
     if weight[0] > 0:
         return float(weight[0]), bias
     mean = share.mean().clip(1e-6, 1 - 1e-6)  # worse than nothing: the share itself

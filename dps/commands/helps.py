@@ -48,6 +48,7 @@ SHOWN: dict[str, tuple[str, str]] = {
     "data": ("download --names [gsm8k,math500]", "names output"),
     "store": ("info runs/harvest", "output json"),
     "store import": ("settings.yaml -o runs/imported", "output json records questions model embedder"),
+    "probe": ("runs/harvest -o runs/probe", "output ladder feature_set num_orders folds"),
     "ship": ("runs/controllers/mlp-hq -o runs/controller", "output crossval replay threshold margin k"),
 }
 """By command: what an example has behind the command's name, and the options of its help, by their short names."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from dps.commands.options import PARSER, ParserMade, one_line, refuse_empty_names
 from dps.errors import InputError
-from dps.start import IMPORTS, TRAINING, stage, starting
+from dps.start import ANALYSIS, IMPORTS, TRAINING, stage, starting
 
 _WHAT = {
     "fit": """\
@@ -141,3 +141,19 @@ def _parser(command: str, *, whole: bool = False) -> ArgumentParser:
         for option, value, text in (*_KEYS, *(() if own else (_CKPT_PATH, output))):
             parser.add_argument(option, help=text, **({"metavar": value} if value else {"action": "store_true"}))
     return parser
+
+
+@starting("probe")
+def run_probe(arguments: list[str]) -> None:
+    """``dps probe``: how well a harvest's questions, and their first rung, tell what will be right at the end."""
+    from dps.commands.options import parse, parser_of
+    from lightning_modules.probe_config import ProbeConfig
+
+    parser = parser_of("probe", ProbeConfig)
+    parser.add_argument("store", type=str, help="folder of a harvest")
+    config, parsed = parse(parser, ProbeConfig, arguments)
+    config.check()
+    with stage(IMPORTS):
+        from lightning_modules.probing import probe
+    with stage(ANALYSIS):
+        print(probe(parsed["store"], config))
