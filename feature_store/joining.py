@@ -11,11 +11,10 @@ from typing import Any
 
 from feature_store.errors import StoreError
 from feature_store.files import sync_folder
+from feature_store.index import INDEX
 from feature_store.records import Question
 from feature_store.store import Store, StoreWriter, segments
 
-MANY = 64
-"""A run joins its segments at its end where it finds so many small ones."""
 MOST_QUESTIONS = 512
 """Most questions of a segment that is written here."""
 MOST_BYTES = 32 * 2**20
@@ -82,7 +81,7 @@ def join_segments(
             _remove(folder, written)
         raise
     # The last first: as long as an old copy of a question is left, the first one is, which is the one that counts.
-    _remove(folder, [*reversed(sources)])
+    _remove(folder, [*reversed(sources), folder / INDEX])
     return before, before - len(sources) + len(written)
 
 

@@ -7,7 +7,6 @@ whole, what it does not hold is sampled again. Several processes may write to on
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from feature_store.errors import StoreError
 from feature_store.files import make_folder, remove_leftovers, write_once
+from feature_store.index import INDEX, contents, read_index
 from feature_store.manifest import MANIFEST, differences, read_manifest, write_manifest
 from feature_store.records import Manifest, Question
 from feature_store.scan import scan_segment
@@ -31,15 +31,12 @@ ReadSegment = Callable[[Path], Iterable[Question]]
 
 
 def segments(folder: Path) -> list[Path]:
-    """Return the segments of a store in order of name; raises StoreError if the folder cannot be read."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.match(SEGMENT))
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be opened ({error.strerror}): check it and its permissions.") from error
+    """Return the segments of a store in order of name."""
+    return sorted(folder.glob(SEGMENT))
 
 
 class Store:
-    """A store opened for reading. Opening reads the manifest and the ids of all questions.
+    """A store opened for reading. Opening reads the manifest and the ids of all questions, from the index if it can.
 
     Iterating gives a :class:`Question` each, in order of id; ``len`` is their number.
 
@@ -57,7 +54,7 @@ class Store:
         """Its folder."""
         self.manifest = read_manifest(self.folder)
         """What all of its questions have in common."""
-        self.contents = _contents(self.folder)
+        self.contents = contents(self.folder)
         """What each segment holds, in order of name."""
         self._where = _places(self.contents)
 
@@ -110,15 +107,14 @@ class Store:
 
     def read_counting(self, path: Path, read: ReadSegment = read_segment) -> Iterator[Question]:
         """Yield the questions of a segment whose copies count; refuses others than those that opening has seen."""
-        others = StoreError(f"{path} holds other questions than when the store was opened: open it again.")
         names = iter(self.contents[path].question_ids)
         for question in read(path):
             if question.question_id != next(names, None):
-                raise others
+                raise other_questions(path)
             if self._where.get(question.question_id) == path:
                 yield question
         if next(names, None) is not None:
-            raise others
+            raise other_questions(path)
 
     def scan(self, *, hidden: bool = True) -> Iterator[Question]:
         """Yield every question once with what features need, in little memory.
@@ -150,7 +146,7 @@ class Store:
 
     def _moved(self, path: Path) -> bool:
         """Whether a segment was joined with others since it was listed; if so, all questions are looked up again."""
-        now = _contents(self.folder)
+        now = contents(self.folder)
         where = _places(now)
         if now.get(path) == self.contents[path] or not self._where.keys() <= where.keys():
             return False
@@ -212,19 +208,6 @@ class Store:
         return f"Store({str(self.folder)!r}: {len(self):,} questions, {self.manifest!r})"
 
 
-def _contents(folder: Path, attempts: int = 5) -> dict[Path, Content]:
-    """Return what each segment of a store holds, in order of name; raises StoreError if one cannot be read."""
-    held = {}
-    for path in segments(folder):
-        try:
-            held[path] = read_content(path)
-        except StoreError:
-            if attempts <= 1 or os.path.lexists(path):
-                raise
-            return _contents(folder, attempts - 1)  # it was joined with others just now
-    return held
-
-
 def _places(found: Mapping[Path, Content]) -> dict[str, Path]:
     """Return the segment of each question whose copy counts, in order of id."""
     where: dict[str, Path] = {}
@@ -260,7 +243,7 @@ class StoreWriter:
             if not (folder / MANIFEST).exists():
                 _create(folder, manifest)
             check_same_run(folder, manifest)
-            for pattern in (MANIFEST, SEGMENT):  # only now: a folder that is refused is left as it is
+            for pattern in (MANIFEST, SEGMENT, INDEX):  # only now: a folder that is refused is left as it is
                 remove_leftovers(folder, pattern)
             writer = cls.attach(folder)
             stored = writer.manifest
@@ -329,13 +312,25 @@ def examine(folder: Path) -> tuple[list[str], list[str]]:
     """
     manifest = read_manifest(folder)
     damaged, held = [], set()
+    known = read_index(folder)
     for path in segments(folder):
         try:
-            held.update(question.question_id for question in read_segment(path))
+            names = [question.question_id for question in read_segment(path)]
+            held.update(names)
+            if path.name in known and known[path.name] != (read_content(path).checksum, names):
+                damaged.append(str(other_questions(path)))
         except StoreError as error:
             damaged.append(str(error))
     missing = _shortfall(folder, manifest, held)
     return damaged, [] if missing is None else [missing]
+
+
+def other_questions(path: Path) -> StoreError:
+    """Return the error of a segment that holds something else than the index says, or than it held before."""
+    return StoreError(
+        f"{path} holds other questions than {INDEX} beside it says: delete {INDEX}, which is made anew from the "
+        "segments."
+    )
 
 
 def _shortfall(folder: Path, manifest: Manifest, held: Collection[str]) -> str | None:

@@ -35,7 +35,8 @@ from dps.run.scheduler import Account, run_policies
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
 from feature_store import Store, StoreError
-from feature_store.joining import MANY, MOST_BYTES, MOST_QUESTIONS, is_small
+from feature_store.index import MANY
+from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small
 from feature_store.segment import encode_segment
 
 MIN_QUESTIONS = 24

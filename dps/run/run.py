@@ -51,7 +51,8 @@ from dps.sampler.settings import SamplerConfig
 from dps.start import WORKERS, stage, starting
 from feature_store import Manifest, Store, StoreWriter
 from feature_store.errors import StoreError
-from feature_store.joining import MANY, join_segments
+from feature_store.index import MANY
+from feature_store.joining import join_segments
 from feature_store.lock import held
 from feature_store.manifest import MANIFEST
 from feature_store.store import check_same_run

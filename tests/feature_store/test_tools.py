@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dps.cli import run
 from dps.decide.aggregate import answer_of
 from feature_store import Store, StoreError, StoreWriter
 from feature_store.lock import LOCK, held
@@ -27,15 +26,8 @@ def write(folder, numbers, **changes):
     return folder
 
 
-@pytest.fixture
-def dps(capsys):
-    """The command line: exit code, what it says, and its errors."""
-
-    def called(*arguments):
-        capsys.readouterr()
-        return (run(["store", *map(str, arguments)]), *capsys.readouterr())
-
-    return called
+def dps(*arguments):
+    return subprocess.run([sys.executable, "-m", "dps", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_info_counts_what_is_there(tmp_path):
@@ -147,7 +139,7 @@ def test_arms_that_do_not_fit_together_are_refused(tmp_path, other, sentence):
     assert not (tmp_path / "all").exists()
 
 
-def test_info_says_what_each_arm_has(tmp_path, dps):
+def test_info_says_what_each_arm_has(tmp_path):
     merge([arm(tmp_path / name, name) for name in ("plain", "power")], tmp_path / "all")
     questions = tuple(Store.open(tmp_path / "all"))
     found = info(tmp_path / "all", answer_of)["arms"]
@@ -160,7 +152,7 @@ def test_info_says_what_each_arm_has(tmp_path, dps):
         "accuracy_of_votes": np.mean([answer_of(each)[1] for each in plain]),
     }
     assert info(tmp_path / "all")["arms"]["plain"]["accuracy_of_votes"] is None
-    _, shown, _ = dps("info", tmp_path / "all")
+    shown = dps("store", "info", tmp_path / "all").stdout
     table = [line.split() for line in shown.split("arm  ")[1].splitlines()]
     each = found["plain"]
     means = each["generated_tokens_per_response"], 100 * each["accuracy_of_a_response"], 100 * each["accuracy_of_votes"]
@@ -190,23 +182,23 @@ def test_export_writes_every_scalar(tmp_path):
         export(folder, tmp_path / "scalars.txt")
 
 
-def test_the_commands(tmp_path, dps):
+def test_the_commands(tmp_path):
     parts = [write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [2])]
-    shown = json.loads(dps("info", *parts, "--json", "true")[1])
+    shown = json.loads(dps("store", "info", *parts, "--json", "true").stdout)
     assert [one["questions"] for one in shown] == [2, 1]
-    merged = dps("merge", *parts, "--output", tmp_path / "all")[1]
-    assert merged.startswith("3 questions, 0 of them in several stores")
-    assert json.loads(dps("verify", tmp_path / "all", "--json", "true")[1]) == {str(tmp_path / "all"): []}
-    assert dps("export", tmp_path / "all", "--output", tmp_path / "x.csv")[1].startswith("24 trajectories")
+    merged = dps("store", "merge", *parts, "--output", tmp_path / "all")
+    assert merged.stdout.startswith("3 questions, 0 of them in several stores")
+    assert json.loads(dps("store", "verify", tmp_path / "all", "--json", "true").stdout) == {str(tmp_path / "all"): []}
+    assert dps("store", "export", tmp_path / "all", "--output", tmp_path / "x.csv").stdout.startswith("24 trajectories")
     [segment, *_] = sorted((tmp_path / "a").glob("*.h5"))
     segment.write_bytes(segment.read_bytes()[:-100])
-    code, shown, error = dps("verify", *parts)
-    assert code == 2
-    assert segment.name in error
-    assert "b: sound" in shown
+    damaged = dps("store", "verify", *parts)
+    assert damaged.returncode == 2
+    assert segment.name in damaged.stderr
+    assert "b: sound" in damaged.stdout
     for arguments in (["merge", parts[1]], ["export", parts[1]], ["info", tmp_path / "nowhere"]):
-        code, _, error = dps(*arguments)
-        assert (code, error.count("\n")) == (2, 1), arguments
+        refused = dps("store", *arguments)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), arguments
 
 
 def test_a_second_run_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
