@@ -69,7 +69,7 @@ def settings_of(policy: ReplayedPolicy, point: int) -> dict[str, Any]:
         "aggregator": policy.aggregator,
         "k": int(threshold) if is_fixed else None,
         "threshold": None if is_fixed else threshold,
-        "controller": policy.source,
+        "controller": policy.controller,
         "rule": None if policy.rule is None else {**policy.rule, "threshold": threshold},
     }
 

@@ -74,7 +74,7 @@ class ReplayedPolicy:
     """What ``series`` stands for."""
     aggregator: str = "majority"
     """How answers became one."""
-    source: str | None = None
+    controller: str | None = None
     """Where a controller is from."""
     rule: dict[str, Any] | None = None
     """Settings of a rule, but for its threshold."""
@@ -84,6 +84,10 @@ class ReplayedPolicy:
     """Share of the questions, over all orders, that end after each rung there: shape (C + 1,)."""
     gave_up: float | None = None
     """Share of the questions that ended there before the ladder's end with a lead of fewer than 2 votes."""
+    source: str = ""
+    """What a fixed budget draws from: an arm, a ladder of several, or what an evaluation calls its policy."""
+    alone: bool = False
+    """Whether a fixed budget has one row, which is called by the source alone: ``lowtemp-16`` of an evaluation."""
 
     @property
     def label(self) -> str:
@@ -108,39 +112,31 @@ class ReplayedPolicy:
         """Return the name of a point as a row of the table: ``plain 16``, or its policy's."""
         if self.family != "fixed":
             return self.label
-        return (
-            f"{self.source_name} {threshold:g}"
-            if self.name == "fixed"
-            else f"{self.name}, {self.source_name} {threshold:g}"
-        )
-
-    @property
-    def source_name(self) -> str:
-        """What a fixed budget draws from: its arm; the ladder where that has several."""
-        return self.ladder.arms[0] if self.ladder is not None and len(self.ladder.arms) == 1 else self.series
+        budget = self.source if self.alone else f"{self.source} {threshold:g}"
+        return budget if self.name == "fixed" else f"{self.name}, {budget}"
 
 
 def fixed(
     table: StoreTable,
     orders: np.ndarray,
-    ks: Sequence[int],
+    ladder: Ladder,
     listed: Sequence[int],
-    series: str = "",
+    source: str,
     aggregator: str = "",
 ) -> ReplayedPolicy:
-    """Return fixed budgets over orders (Q, O, n) of columns, for increasing ks of at most n.
+    """Return the fixed budgets of a ladder over orders (Q, O, n) of columns.
 
-    The listed ones are rows of the table. ``series`` and ``aggregator`` are those of the store if not given; the name
-    is ``fixed``, of another aggregator than the store's the aggregator's.
+    The listed ones are rows of the table. The series is called by the source. The name is ``fixed``, of another
+    aggregator than the store's the aggregator's.
     """
-    samples, at = table.samples, np.asarray(ks) - 1
+    samples, ks, at = table.samples, ladder.ks, np.asarray(ladder.ks) - 1
     own = table.manifest.aggregator
     assert samples is not None
     parts = []
     for start in range(0, len(samples.question_ids), _QUESTIONS):
         rows = np.arange(start, min(start + _QUESTIONS, len(samples.question_ids)))
         some, order = samples.select(rows), orders[rows]
-        walked = walk(some, order, tuple(ks), aggregator or own)
+        walked = walk(some, order, ks, aggregator or own)
         compute_s = np.cumsum(in_order(some.compute_s, order), axis=2)[..., at] + some.prefill_s[:, None, None]
         latency_s = np.maximum.accumulate(in_order(some.finished_s, order), axis=2)[..., at]
         correct = np.where(some.has_grade[:, None, None], walked.correct, np.nan)
@@ -154,11 +150,13 @@ def fixed(
     return ReplayedPolicy(
         name="fixed" if (aggregator or own) == own else aggregator,
         family="fixed",
-        series=series or table.series,
+        series=source,
         thresholds=np.asarray(ks, dtype=float),
         curve=curve,
         listed=np.isin(ks, np.asarray(listed)),
+        ladder=ladder,
         aggregator=aggregator or own,
+        source=source,
     )
 
 

@@ -10,6 +10,7 @@ from dps.analysis.policies import ORDERS, bounds, cross_fitted, dynamic, fixed, 
 from dps.analysis.table import read_table
 from dps.decide import RULES, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
+from dps.decide.ladder import from_ks
 from dps.decide.orders import orders_of, walk
 from dps.decide.samples import samples_of
 from dps.decide.splits import folds_of
@@ -29,7 +30,8 @@ def table_of(folder, manifest, questions):
 def every_k(table):
     """Fixed k of every k, by k."""
     most = table.ks[-1]
-    policy = fixed(table, power_orders(table.question_ids, ORDERS, most), range(1, most + 1), table.ks)
+    ladder = from_ks(table.series, range(1, most + 1))
+    policy = fixed(table, power_orders(table.question_ids, ORDERS, most), ladder, table.ks, table.series)
     return dict(zip(policy.thresholds.astype(int).tolist(), policy.curve, strict=True)), policy
 
 

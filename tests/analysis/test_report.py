@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from dps.analysis.charts import mixing
+from dps.analysis.figures import draw_accuracy
 from dps.analysis.findings import rows_of
 from dps.analysis.report import read_report
 from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
 from dps.cli import run
+from dps.decide.ladder import Ladder
 from dps.errors import InputError
 from feature_store import StoreWriter
 from feature_store.records import Decision
@@ -126,6 +128,33 @@ def test_a_recommended_policy_is_a_rule_is_shown_first_with_what_it_did_live_and
         in page
     )
     assert "…" not in render_table(report)
+
+
+def test_policies_of_files_have_rows_of_their_own_beside_those_of_their_arms(tmp_path):
+    arms = {arm: make_manifest().arms["power"] for arm in ("plain", "lowtemp")}
+    write_store(
+        tmp_path / "lowtemp", plain_manifest("lowtemp"), [question(i, [1] * 4, arm="lowtemp") for i in range(9)]
+    )
+    for name, rungs in {"lowtemp-4": ["lowtemp 4"], "both": ["plain 3", "lowtemp 1"], "cheap": ["plain 1"] * 2}.items():
+        ladder = Ladder.parse(rungs)
+        policy = {"name": name, "family": "fixed", "ladder": rungs}
+        manifest = make_manifest(kind="evaluation", policy=policy, arms={arm: arms[arm] for arm in ladder.arms})
+        questions = []
+        for record in (question(i, [0] * ladder.maximum) for i in range(9)):
+            drawn = zip(record.trajectories, ladder.sequence(), strict=True)
+            trajectories = tuple(replace(t, arm=arm, index=index) for t, (arm, index) in drawn)
+            questions.append(replace(record, trajectories=trajectories))
+        write_store(tmp_path / name, manifest, questions)
+    report = write_report([tmp_path], tmp_path / "out")
+    shown = [row["name"] for policy in report["policies"] for row in rows_of(policy)]
+    assert shown == ["both", "cheap 1", "cheap 2", "lowtemp 1", "lowtemp 2", "lowtemp 4", "lowtemp-4"]
+    assert report["reference"] == "both"
+    assert (
+        rows(report)["both"]["mean_k"],
+        rows(report)["both"]["accuracy"],
+        rows(report)["lowtemp 4"]["accuracy"],
+    ) == (4, 0, 1)
+    assert len(draw_accuracy({"": report}).legends[0].get_texts()) == 4
 
 
 def test_what_was_cancelled_counts_and_is_named(tmp_path):
