@@ -151,7 +151,7 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         chosen = policy["operating_point"] is not None and not bound
         drawn = [_row(axes, row, cost, mark, chosen=chosen) for row in rows]
         if drawn:
-            handles[f"fixed budgets, {policy['series']}" if policy["name"] == "fixed" else label] = drawn[-1]
+            handles[label] = drawn[-1]
         ends += [(point[cost], point["low"], point["high"]) for point in rows]
     _scales(axes, ends)
     return handles

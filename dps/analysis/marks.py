@@ -106,12 +106,13 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
     spare = iter(_SPARE_MARKERS * len(policies))
     seen = dict.fromkeys(("controller", "rule"), 0)
     places: dict[str, int] = {}
+    main = {policy["series"] for policy in policies if policy["policy"] == policy["name"]}
     for policy in policies:
         label, name, family = policy["policy"], policy["name"], policy["family"]
         if label in marks:
             continue
         of_arm = mark_of_series(policy["arms"][0]) if len(policy["arms"]) == 1 else Mark(RULE, "s", _BROKEN)
-        is_main = label == name  # labels of others name the ladder
+        is_main = label == name or (family == "fixed" and policy["series"] in main)  # labels of others name the ladder
         place = 0 if is_main else places.setdefault(policy["series"], len(places) + 1)
         dashes = _DASHES[place] if place < len(_DASHES) else (2.0 + place, 2.0)
         if family == "oracle":

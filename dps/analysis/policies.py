@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.table import Outcome, StoreTable
+from dps.analysis.words import listing
 from dps.decide.bounds import best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.labels import continue_score
 from dps.decide.ladder import POWER, Ladder
@@ -91,7 +92,9 @@ class ReplayedPolicy:
 
     @property
     def label(self) -> str:
-        """Name and ladder, as a reader sees them."""
+        """Name and ladder, as a reader sees them; of fixed budgets what they draw from, and how else it is answered."""
+        if self.family == "fixed":
+            return self.source if self.name == "fixed" else f"{self.name} of {self.source}"
         return self.name if self.series == self.main else f"{self.name} ({self.series})"
 
     @property
@@ -109,11 +112,13 @@ class ReplayedPolicy:
         return {arm: sum(part * count[arm] for part, count in pairs) for arm in self.ladder.arms}
 
     def row_name(self, threshold: float) -> str:
-        """Return the name of a point as a row of the table: ``plain 16``, or its policy's."""
-        if self.family != "fixed":
+        """Return the name of a point as a row of the table: ``plain 16``, ``plain 4 and power 2``, or its policy's."""
+        if self.family != "fixed" or self.alone:
             return self.label
-        budget = self.source if self.alone else f"{self.source} {threshold:g}"
-        return budget if self.name == "fixed" else f"{self.name}, {budget}"
+        if self.ladder is None or len(self.ladder.arms) == 1:
+            return f"{self.label} {threshold:g}"
+        counts = Counter(arm for arm, _ in self.ladder.sequence(int(threshold)))
+        return listing(f"{arm} {count}" for arm, count in counts.items())
 
 
 def fixed(

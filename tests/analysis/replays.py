@@ -74,7 +74,7 @@ def recommendation(label, ladder):
     number = {"value": 0.5, "low": 0.4, "high": 0.6, "stderr": 0.01}
     tokens = {name: 100 * value for name, value in number.items()}
     return {
-        "policy": {"label": label, "ladder": ladder},
+        "policy": {"label": label, "ladder": ladder, "policy": label.partition(" ")[0], "series": "lowtemp-ones"},
         "name": label.partition(" ")[0],
         "enough": "320: enough",
         "measured": {"accuracy": number, "tokens": tokens, "tokens_ratio": number, "difference": number}

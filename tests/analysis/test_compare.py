@@ -26,7 +26,7 @@ def fixed(series, points):
     ks = np.array([k for k, _, _ in points], dtype=float)
     curve = tuple(outcome(correct, tokens, k) for k, correct, tokens in points)
     ladder = doubling(series, int(np.nan_to_num(ks[-1], nan=8)))
-    return ReplayedPolicy("fixed", "fixed", series, ks, curve, np.ones(len(ks), bool), ladder=ladder)
+    return ReplayedPolicy("fixed", "fixed", series, ks, curve, np.ones(len(ks), bool), ladder=ladder, source=series)
 
 
 def live(name, correct, tokens, k=5, family="controller"):
@@ -72,9 +72,9 @@ def test_a_rival_that_ends_earlier_or_begins_later_says_so():
     rival = fixed("plain", [(1, answers, 10), (2, np.ones(40), 20)])
     power = fixed("power", [(1, answers, 5), (2, answers, 20), (8, np.ones(40), 100)])
     found = matched([power, rival])
-    assert ("power 1", "fixed (plain)") not in found
-    assert not found["power 2", "fixed (plain)"]["rival_exhausted"]
-    beyond = found["power 8", "fixed (plain)"]
+    assert ("power 1", "plain") not in found
+    assert not found["power 2", "plain"]["rival_exhausted"]
+    beyond = found["power 8", "plain"]
     assert (beyond["rival_exhausted"], beyond["rival_tokens"], beyond["between"]) == (True, 20, [2, 2])
 
 
@@ -82,11 +82,11 @@ def test_the_difference_is_paired_and_a_few_that_agree_decide_nothing():
     for count in (3, 5, 200):
         answers = np.arange(count) % 2
         rival = fixed("plain", [(1, answers, 10), (2, answers, 30)])
-        entry = matched([live("gbdt", answers, 20), rival])["gbdt", "fixed (plain)"]
+        entry = matched([live("gbdt", answers, 20), rival])["gbdt", "plain"]
         assert (entry["difference"]["value"], entry["difference"]["stderr"]) == (0, 0)
         assert entry["difference"]["low"] < 0 < entry["difference"]["high"]
         entry = matched([live("gbdt", np.ones(count), 20), fixed("plain", [(1, np.zeros(count), 20)])])
-        assert entry["gbdt", "fixed (plain)"]["verdict"] == ("above" if count > 5 else "undecided")
+        assert entry["gbdt", "plain"]["verdict"] == ("above" if count > 5 else "undecided")
 
 
 def test_the_interval_has_the_uncertainty_of_the_tokens_in_it():
@@ -98,7 +98,7 @@ def test_the_interval_has_the_uncertainty_of_the_tokens_in_it():
         fixed("plain", curve),
         live("gbdt", rng.random(count) < 0.8, 2.5 * cost * rng.uniform(0.5, 1.5, count)),
     )
-    entry = matched([policy, rival])["gbdt", "fixed (plain)"]
+    entry = matched([policy, rival])["gbdt", "plain"]
     weights = resamples(count, 2000, 3)
     tokens, accuracy = (np.stack([weights @ getattr(p, n) for p in rival.curve], 1) for n in ("tokens", "correct"))
     spent = weights @ policy.chosen.tokens
@@ -156,7 +156,7 @@ def test_equal_tokens_are_not_taken_for_equal_answers():
     assert against(outcome(wrong, 800.0), outcome(right, 800.0), None, 0.01)["accuracy_difference"]["value"] == -1
     power = fixed("power", [(2, wrong, 200), (8, wrong, 800)])
     for tokens in (800, 1600):
-        entry = matched([power, live("gbdt", right, tokens)])["gbdt", "fixed"]
+        entry = matched([power, live("gbdt", right, tokens)])["gbdt", "power"]
         assert (entry["difference"]["value"], entry["verdict"]) == (1, "above")
-    same = matched([power, live("gbdt", wrong, 800)])["gbdt", "fixed"]
+    same = matched([power, live("gbdt", wrong, 800)])["gbdt", "power"]
     assert (same["difference"]["low"], same["difference"]["high"]) == (0, 0)

@@ -338,7 +338,7 @@ def test_fixed_budgets_of_other_answers_are_rivals_too():
     """Best of n by log p needs no vote; the target is a vote."""
     best = right(0.4, seed=5)
     name, settings, *numbers = point("fixed", best, 500, at=8)
-    other = (f"best_logprob, {name}", settings | {"policy": "best_logprob", "aggregator": "best_logprob"}, *numbers)
+    other = (f"best_logprob of {name}", settings | {"policy": "best_logprob", "aggregator": "best_logprob"}, *numbers)
     outcomes = table([point("fixed", BASE, 1600, at=16), other, point("lead-2", BASE, 600)])
     result = recommend(outcomes, "lowtemp 16").result
     assert result["policy"]["label"] == "lead-2 (lowtemp)"

@@ -84,7 +84,7 @@ def test_numbers_of_a_known_evaluation(written):
     assert row["gbdt"]["accuracy_difference"]["value"] == 0
     assert "ahead of the best self-consistency over cheap samples" in report["findings"][0]
     verdicts = {(m["policy"], m["rival"]): m["verdict"] for m in report["matched_tokens"]}
-    assert verdicts["power 8", "fixed (lowtemp)"] == "above"
+    assert verdicts["power 8", "lowtemp"] == "above"
     # One clock for all policies, that of the power store, although the plain stores recorded another.
     assert row["plain 4"]["calibrated_s"] == pytest.approx(240 * 0.001 + 10 * 0.0001)
     assert (report["clock"]["store"], report["reference"], report["kind"]) == ("power", "power 8", "evaluation")
