@@ -36,7 +36,7 @@ def _recommended(result: Entry, one: Entry) -> dict[str, Any]:
     facts = [
         ("accuracy", percent(accuracy["value"]), f"{_ends(accuracy, percent)}, {whose}.", False),
         ("tokens a question", number(tokens["value"]), f"{_ends(tokens, number)}.", False),
-        _saving(measured, target["name"], target["margin"], is_target=is_target),
+        _saving(measured, target["name"], target["margin"], is_target=is_target, where="measured on other questions, "),
         ("questions", count, f"{enough[0].upper()}{enough[1:]}{tests}.", not tests),
     ]
     if (live := _live(result, one)) is not None:
@@ -114,15 +114,17 @@ def _ends(entry: Entry, form: Any) -> str:
     return f"95 % interval {form(low).removesuffix(' %')} to {form(high)}"
 
 
-def _saving(measured: Entry, target: str, margin: float, *, is_target: bool) -> tuple[str, str, str, bool]:
-    """Return what is saved beside the target, and whether a loss is excluded."""
+def _saving(
+    measured: Entry, target: str, margin: float, *, is_target: bool, where: str = ""
+) -> tuple[str, str, str, bool]:
+    """Return what is saved beside the target, and whether a loss is excluded; ``where`` that is measured."""
     if is_target:
         return (f"beside {target}", "nothing saved", "This is the reference itself.", False)
     ratio, difference, safe = measured["tokens_ratio"], measured["difference"], measured["no_loss"]
     change = 100 * (1 - ratio["value"])
     saved = f"{abs(change):.0f} % {'fewer' if change >= 0 else 'more'} tokens"
     shown = f"{signed_points(difference['value'])} points {between(difference)}".rstrip()
-    loss = f"a loss of {points_of(margin)} is {'' if safe else 'not '}excluded"
+    loss = f"{where}a loss of {points_of(margin)} is {'' if safe else 'not '}excluded"
     return (f"beside {target}", saved, f"{interval(ratio)} of its tokens; {shown}: {loss}.", not safe)
 
 

@@ -368,7 +368,7 @@ def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
 
 def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_made_anew(made, stores, tmp_path):
     """As `dps recommend` leaves it in the folder, it is what the tile says; another replay has none."""
-    output, _ = made
+    output, report = made
     (tmp_path / "replay.json").write_bytes((output / "replay.json").read_bytes())
     advice = recommendation("lead-2 (<cheap>)", ["lowtemp 1", "lowtemp 1"])
     (tmp_path / "recommendation.json").write_text(json.dumps(advice))
@@ -376,20 +376,22 @@ def test_a_recommendation_is_the_first_thing_on_the_page_until_the_replay_is_mad
     _, text = parsed(tmp_path / "replay.html")
     assert text.index("Recommended policy lead-2 (<cheap>) Use lead-2.") < text.index("Accuracy against cost")
     assert "Ladder: 2 × lowtemp 1 (what the names mean) accuracy 50.0 % 95 % interval 40.0 to 60.0 %, on ques" in text
-    assert "tokens a question 50.0 95 % interval 40.0 to 60.0." in text
-    assert "beside power 8 50 % fewer tokens 0.50 [0.40, 0.60] of its tokens; +50.0 points [+40.0, +60.0]: a" in text
-    assert "a loss of 1 point is not excluded. questions 320 Enough to test for a loss of 1 point." in text
-    assert "in the choice. tokens" in text
+    assert "in the choice. tokens a question 50.0 95 % interval 40.0 to 60.0." in text
+    beside = (
+        "beside power 8 50 % fewer tokens 0.50 [0.40, 0.60] of its tokens; +50.0 points [+40.0, +60.0]: measured on "
+    )
+    assert f"{beside}other questions, a loss of 1 point is not excluded. questions 320 Enough to test for" in text
     assert "More words. A note." in text
     assert "live" not in text[: text.index("Accuracy against cost")]
-    advice["num_folds_agree"] = 2
-    (tmp_path / "recommendation.json").write_text(json.dumps(advice | {"enough": "60: too few to compare policies"}))
-    assert run(["report", str(tmp_path)]) == 0
-    _, text = parsed(tmp_path / "replay.html")
-    assert "; 2 of 5 folds chose this policy, so the numbers are those of this way of choosing." in text
-    assert "questions 60 Too few to compare policies." in text
     replay(stores, tmp_path)
     assert "Recommended policy" not in (tmp_path / "replay.html").read_text(encoding="utf-8")
+
+    advice |= {"num_folds_agree": 2, "enough": "320: the choice excludes a loss of 3.0 points at best"}
+    advice["measured"]["no_loss"] = True  # of the choice alone, which is no test of many
+    facts = {what: f"{value} {said}" for what, value, said, _ in tile({**report, "recommendation": advice})["facts"]}
+    assert facts["questions"] == "320 The choice excludes a loss of 3.0 points at best."
+    assert facts["beside power 8"].endswith(": measured on other questions, a loss of 1 point is excluded.")
+    assert "; 2 of 5 folds chose this policy, so the numbers are those of this way of choosing." in facts["accuracy"]
 
 
 def test_without_a_recommendation_the_tile_says_that_these_questions_picked_it(made, tmp_path):

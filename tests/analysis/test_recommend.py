@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dps.analysis import recommend as module
-from dps.analysis.advice import MOST_WORDS, how, notes, sentences, until
+from dps.analysis.advice import MOST_WORDS, enough, how, notes, sentences, until
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, write_outcomes
 from dps.analysis.recommend import Policies, at, at_least, held_out, recommend, run_recommend
@@ -382,7 +382,12 @@ def test_too_few_questions_are_said_to_be():
     few = recommend(table([point("fixed", base, 1600, at=16), point("lead-2", base, 800)]), "lowtemp 16").result
     assert few["too_few"]
     assert "on 60 questions that had no part in the choice: too few to rely on" in sentences(few, ARMS)[1]
-    assert any("cannot show that less than 1 point is lost" in note for note in notes(few))
+    assert notes(few)[-1].startswith(
+        "The choice tests 2 policies at once, so it can exclude a loss of 8.7 points at best;"
+    )
+    assert enough(few | {"too_few": False}).startswith(
+        "60: the choice, a test of 2 policies at once, excludes a loss of 8"
+    )
     noisy = table([point("fixed", right(0.5, 300, 1), 1600, at=16), point("sprt", right(0.5, 300, 2), 800)])
     clear = table([point("fixed", right(0.2, 300, 1), 1600, at=16), point("sprt", right(0.7, 300, 2), 800)])
     assert not recommend(clear, "lowtemp 16", budget=1000).result["too_few"]  # a large error, and a larger difference
