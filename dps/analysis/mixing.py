@@ -120,19 +120,14 @@ def clustered(values: np.ndarray, question: np.ndarray) -> Estimate:
 def acceptance_by_cut(chains: Chains) -> list[dict[str, Any]]:
     """Return the acceptance by the share of the response that the step kept, ``cut_position / length``, in tenths."""
     tenth = 10 * chains.steps.cut_position.astype(np.int64) // chains.steps.length
-    return [_bin(chains, tenth == i, i / 10, (i + 1) / 10) for i in range(10)]
-
-
-def acceptance_by_resampled(chains: Chains) -> list[dict[str, Any]]:
-    """Return the acceptance by the tokens that the step put at stake, ``length - cut_position``: 1, 2-3, 4-7, ..."""
-    tokens = chains.steps.length.astype(np.int64) - chains.steps.cut_position
-    power = np.frexp(tokens)[1] - 1
-    return [_bin(chains, power == i, 2**i, 2 ** (i + 1) - 1) for i in range(int(power.max()) + 1)]
-
-
-def _bin(chains: Chains, chosen: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    accepted = clustered(chains.steps.accepted[chosen].astype(np.float64), chains.step_question[chosen])
-    return {"low": low, "high": high, **_pair("acceptance", accepted), "num_steps": int(chosen.sum())}
+    accepted = chains.steps.accepted.astype(np.float64)
+    rows = []
+    for i in range(10):
+        share = clustered(accepted[tenth == i], chains.step_question[tenth == i])
+        rows.append(
+            {"low": i / 10, "high": (i + 1) / 10, **_pair("acceptance", share), "num_steps": int((tenth == i).sum())}
+        )
+    return rows
 
 
 def frozen(chains: Chains, stages: np.ndarray) -> Estimate:
@@ -305,7 +300,6 @@ def diagnose(chains: Chains) -> dict[str, Any]:
         "num_steps": len(steps),
         **_pair("acceptance", clustered(steps, chains.step_question)),
         "acceptance_by_cut": acceptance_by_cut(chains),
-        "acceptance_by_resampled_tokens": acceptance_by_resampled(chains),
         "trace_last_stage": trace(chains, last),
         "trace_all_stages": trace(chains, every),
         "last_stage": stage_row(chains, last),

@@ -8,7 +8,7 @@ one point: what it did.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -353,24 +353,15 @@ def bounds(
 
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:
     """Return a policy whose accuracies are those of the graded questions of all policies: a mask of shape (Q,)."""
-
-    def of(point: Outcome) -> Outcome:
-        return replace(point, correct=np.where(graded, point.correct, np.nan))
-
-    return replace(
-        policy,
-        curve=tuple(map(of, policy.curve)),
-        chosen=policy.chosen and of(policy.chosen),
-        own=policy.own and of(policy.own),
-    )
+    return _each(policy, lambda point: replace(point, correct=np.where(graded, point.correct, np.nan)))
 
 
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     """Return a policy on some questions only: a mask of shape (Q,)."""
-    return replace(
-        policy,
-        curve=tuple(point.on(rows) for point in policy.curve),
-        chosen=policy.chosen and policy.chosen.on(rows),
-        natural_k=None if policy.natural_k is None else policy.natural_k[rows],
-        natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
-    )
+    return _each(policy, lambda point: point.on(rows))
+
+
+def _each(policy: ReplayedPolicy, change: Callable[[Outcome], Outcome]) -> ReplayedPolicy:
+    """Return a policy with all that it gives changed."""
+    points = {name: of and change(of) for name, of in (("chosen", policy.chosen), ("own", policy.own))}
+    return replace(policy, curve=tuple(map(change, policy.curve)), **points)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dps.analysis.figures import draw_accuracy, drawn_with, png, svg
+from dps.analysis.figures import draw_accuracy, png, svg
 from dps.analysis.page import render_page
 from dps.analysis.result import SCHEMA_VERSION
 from dps.analysis.words import distinct
@@ -24,7 +24,6 @@ from feature_store.hostile import check_file, parse_json
 KINDS = {"evaluation": "report", "harvest": "report", "replay": "replay"}
 """What the files of a result are called, by its kind."""
 _CSV = ("policy", "family", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s")
-_PAGES = (".html", ".png", ".svg")
 _RECOMMENDATION = "recommendation.json"
 """What ``dps recommend`` leaves in a folder; the page there shows it first."""
 
@@ -44,7 +43,7 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     name = KINDS[result["kind"]]
     if name == "report":
         result = {**result, "recommendation": _recommendation(output)}
-    text = json.dumps({**result, "figures": drawn_with()}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     written = json.loads(text)
     if name == "report":
         _check_own(output, written)
@@ -223,24 +222,3 @@ def write_several(folders: Sequence[Path], output: Path, title: str | None = Non
     _check_folder(output)
     _put(output, files)
     return results
-
-
-def pages_in(folder: Path, start: str) -> dict[str, bytes]:
-    """Return the pages and figures in a folder whose names start so, by name."""
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob(f"{start}*")) if path.suffix in _PAGES}
-
-
-def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return a sentence on pages and figures made again from a result: whether they are those that stood there."""
-    changed = [name for name, content in before.items() if after.get(name) != content]
-    if before and not changed:
-        return f"Made again, byte for byte as before: {', '.join(before)}."
-    drawn, now = result.get("figures"), drawn_with()
-    if drawn != now:
-        first, last = (
-            " with ".join(f"{name} {one[name]}" for name in now) if isinstance(one, dict) and {*one} == {*now} else "?"
-            for one in (drawn, now)
-        )
-        return f"Made again from JSON alone: drawn by {first} at first, by {last} now, so bytes may differ."
-    others = f": {', '.join(changed)} changed, as the title or this toolkit's pages did" if changed else ""
-    return f"Made again from JSON alone{others}."

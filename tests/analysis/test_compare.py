@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dps.analysis.compare import accuracy_at, against, areas, matched_tokens
+from dps.analysis.compare import accuracy_at, against, matched_tokens
 from dps.analysis.policies import ReplayedPolicy
 from dps.analysis.table import Outcome
 from dps.decide.ladder import doubling
@@ -120,18 +120,6 @@ def test_the_strongest_of_several_rivals_has_an_interval_that_allows_for_its_cho
             < entry["difference"]["high"]
             < entry["together"]["high"]
         )
-
-
-def test_the_area_between_parallel_curves_is_their_distance():
-    rng = np.random.default_rng(3)
-    base, tokens = rng.random((5, 80)) * 0.5, (10.0, 20, 40, 80, 160)
-    power = fixed("power", [(k, base[i], t) for i, (k, t) in enumerate(zip((1, 2, 4, 8, 16), tokens, strict=True))])
-    above = replace(fixed("power", [(i, base[i] + 0.07, t) for i, t in enumerate(tokens)]), name="rule", family="rule")
-    (found,) = areas([power, above], resamples(80, 100, 0))
-    assert [found[name] for name in ("value", "low", "high")] == pytest.approx([0.07] * 3)
-    assert found["verdict"] == "above"
-    far = replace(above, curve=tuple(replace(point, tokens=point.tokens * 1000) for point in above.curve))
-    assert areas([power, far], resamples(80, 100, 0)) == []
 
 
 def test_a_point_beside_the_largest_k():

@@ -10,7 +10,6 @@ import pytest
 from dps.analysis.mixing import (
     ChainTrace,
     acceptance_by_cut,
-    acceptance_by_resampled,
     chains_of,
     clustered,
     diagnose,
@@ -90,20 +89,6 @@ def test_acceptance_by_cut_is_exact_at_the_edges_of_deciles():
     assert [(b["low"], b["high"]) for b in bins] == [(i / 10, (i + 1) / 10) for i in range(10)]
     odd = acceptance_by_cut(run([chain(np.zeros(11), length=11, cut=np.arange(11))]))  # 1/11 is below a tenth
     assert [b["num_steps"] for b in odd] == [2, *[1] * 9]
-
-
-def test_acceptance_by_tokens_at_stake():
-    lengths = np.array([1, 2, 3, 4, 7, 8, 15, 16])
-    accepted = np.array([1, 0, 1, 1, 1, 0, 0, 1], bool)
-    bins = acceptance_by_resampled(run([chain(np.zeros(8), length=lengths + 4, cut=4, accepted=accepted)]))
-    assert [(b["low"], b["high"], b["num_steps"]) for b in bins] == [
-        (1, 1, 1),
-        (2, 3, 2),
-        (4, 7, 2),
-        (8, 15, 2),
-        (16, 31, 1),
-    ]
-    assert [b["acceptance"] for b in bins] == [1, 0.5, 1, 0, 1]
 
 
 def test_frozen_chains():
