@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from dps.analysis import charts
 from dps.analysis.figures import pareto_front
 from dps.analysis.findings import rows_of
-from dps.analysis.marks import marks_of
 from dps.analysis.page import operating_rows
 from dps.analysis.provenance import provenance
-from dps.analysis.questions import chosen
+from dps.analysis.questions import SHOWN, chosen, number_shown
 from dps.analysis.reliability import reliability
 from dps.analysis.report import read_report
 from dps.analysis.tile import tile
@@ -27,7 +26,7 @@ from dps.cli import run
 from dps.decide import RULES
 from feature_store import Store
 from tests.analysis.evaluations import power_manifest, question, write_evaluation, write_store
-from tests.analysis.replays import COUNT, HOSTILE, recommendation, replay, write_harvest
+from tests.analysis.replays import COUNT, HOSTILE, arms_manifest, recommendation, replay, write_harvest
 from tests.analysis.test_report import _Page
 from tests.commands import ROOT
 from tests.factories import make_manifest, make_question
@@ -138,16 +137,15 @@ def test_shown_questions_say_what_the_store_holds(made, stores):
     assert {str(k): ks.count(k) / COUNT for k in set(ks)} == pytest.approx(at["share_at_k"])
 
 
-@pytest.mark.parametrize(("benchmark", "asked", "number"), [("gpqa", None, 0), ("gpqa", 3, 3), ("made-up", 0, 0)])
-def test_questions_that_shall_not_be_shown_are_in_no_file(tmp_path, benchmark, asked, number):
-    stores = write_harvest(tmp_path / "stores", benchmark={"name": benchmark, "split": "test"})
-    report = replay(stores, tmp_path / "out", show_questions=asked)
-    assert (0 if report["questions"] is None else len(report["questions"]["shown"])) == number
-    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8") for name in FILES if not name.endswith("png")]
-    asked_for = [f"What is {i}?" for i in range(COUNT) if i != 4]
-    for text in texts:
-        assert sum(words in text for words in asked_for) <= number
-        assert number or ("response 0" not in text and "Questions to read" not in text)
+def test_questions_that_shall_not_be_shown_are_in_no_file(tmp_path):
+    manifest = arms_manifest(benchmark={"name": "gpqa", "split": "test"})
+    assert [number_shown(asked, manifest) for asked in (None, 3, 0)] == [0, 3, 0]
+    assert [number_shown(asked, arms_manifest()) for asked in (None, 3, 0)] == [SHOWN, 3, 0]
+    stores = write_harvest(tmp_path / "stores", benchmark=manifest.benchmark, count=12)
+    assert replay(stores, tmp_path / "out")["questions"] is None
+    for name in FILES - {"replay.png"}:
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert not [words for words in ("What is 3?", "response 0", "Questions to read") if words in text]
 
 
 def test_rules_without_what_they_look_at_are_left_out_by_name(tmp_path):
@@ -156,7 +154,7 @@ def test_rules_without_what_they_look_at_are_left_out_by_name(tmp_path):
         for q in (make_question(i) for i in range(12))
     ]
     write_store(tmp_path / "power", make_manifest(), blind)
-    report = replay(tmp_path / "power", tmp_path / "out", controllers={})
+    report = replay(tmp_path / "power", tmp_path / "out", controllers={}, ladders={})
     names = {policy["policy"] for policy in report["policies"]}
     assert "entropy" not in names
     assert {"self-confidence", "esc"} <= names
@@ -248,12 +246,6 @@ def test_the_data_of_the_figures_are_those_of_the_report(made):
         cells = [cell[name] for name in ("no_gain", "correct") for cell in entry["bins"]]
         for key, of in (("share", "value"), ("low", "low"), ("high", "high")):
             assert [value[key] for value in values] == pytest.approx([cell[of] for cell in cells], abs=1e-5)
-
-
-def test_every_policy_can_be_told_apart_without_colours(made):
-    _, report = made
-    marks = marks_of(report["policies"])
-    assert len({(m.marker, m.hollow, m.dashes) for m in marks.values()}) == len(report["policies"])
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -353,7 +345,7 @@ def test_names_in_a_result_of_somebody_else_are_only_text(made, tmp_path):
 def test_a_replay_without_a_clock_or_rivals_still_has_a_page(tmp_path):
     questions = [question(i, [1, 0, 1, 1, 0, 1, 1, 1]) for i in range(8)]
     write_store(tmp_path / "power", power_manifest(calibration={}), questions)
-    report = replay(tmp_path / "power", tmp_path / "out", controllers={})
+    report = replay(tmp_path / "power", tmp_path / "out", controllers={}, ladders={})
     assert report["clock"] is None
     _, text = parsed(tmp_path / "out" / "replay.html")
     assert "Accuracy against cost" in text

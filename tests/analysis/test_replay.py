@@ -9,6 +9,7 @@ import pytest
 from dps.analysis.config import ReplayConfig
 from dps.analysis.figures import draw_accuracy, named_of
 from dps.analysis.findings import rows_of
+from dps.analysis.marks import marks_of
 from dps.analysis.outcomes import read_outcomes, write_outcomes
 from dps.analysis.replay import VOTE_RULES, run_replay
 from dps.analysis.write import write_result
@@ -119,6 +120,11 @@ def test_every_policy_of_every_ladder_is_there_with_intervals(report, tmp_path):
     assert written == json.loads(json.dumps(report))
 
 
+def test_every_policy_can_be_told_apart_without_colours(report):
+    marks = marks_of(report["policies"])
+    assert len({(m.marker, m.hollow, m.dashes) for m in marks.values()}) == len(report["policies"]) > 80
+
+
 def test_responses_by_arm_and_who_gave_up_at_an_operating_point(report, mixed):
     """Against a plain loop over the natural order and three permuted ones, for lead-2 on the ladder of both arms."""
     at = by_policy(report)["lead-2 (power+lowtemp)"]["operating_point"]
@@ -190,7 +196,9 @@ def test_what_power_sampling_adds_to_is_a_ladder_and_what_never_reaches_it_is_na
 def test_budgets_of_the_arm_of_a_main_ladder_with_a_users_name_belong_to_it(mixed):
     rungs = ["lowtemp 2", "lowtemp 2", "lowtemp 4"]
     named, plain = (
-        run_replay(mixed, ReplayConfig(ladders={name: rungs, "power": ["power 2"] * 4}, resamples=100), no_controller)
+        run_replay(
+            mixed, ReplayConfig(ladders={name: rungs, "power": ["power 2"] * 4}, resamples=100, orders=4), no_controller
+        )
         for name in ("mine", "lowtemp")
     )
     assert (named["main_series"], named["reference"]) == ("mine", "lowtemp 8")
@@ -277,7 +285,7 @@ def test_predictions_of_another_harvest_or_other_orders_are_refused(harvest, tmp
 
 
 def test_the_command_writes_and_prints(harvest, tmp_path, capsys):
-    assert main(["replay", str(harvest), "--output", str(tmp_path / "out"), "--resamples", "100"]) == 0
+    assert main(["replay", str(harvest), "--output", str(tmp_path / "out"), "--resamples=100", "--orders=4"]) == 0
     out = capsys.readouterr().out
     heads = ["accuracy", "tokens", "compute", "latency"]
     assert all(head in out.split("\n- ")[0] for head in heads), "a table with its units before the findings"
