@@ -42,7 +42,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a careful reader must know before believing the sentences."""
     target, tried, folds = result["target"], result["tried"], result["folds"]
     within = None if result["budget"] is None else f"within {number(result['budget'])} tokens a question"
-    best = "the cheapest that excludes the loss" if within is None else f"the most accurate {within}"
+    least = f"{100 * max(target['margin'], result['excludable']):.1f} points"
+    best = f"the cheapest that excludes a loss of {least}" if within is None else f"the most accurate {within}"
     told = [
         f"Of {tried['policies']:,} policies with {tried['points']:,} settings this is {best}, or a simpler one that "
         f"does as well. Brackets are 95 % intervals. On the questions that chose it, it has "

@@ -12,6 +12,7 @@ from dps.analysis.findings import rows_of
 from dps.analysis.marks import marks_of
 from dps.analysis.outcomes import read_outcomes, write_outcomes
 from dps.analysis.replay import VOTE_RULES, run_replay
+from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
 from dps.cli import run as main
 from dps.decide import RULES
@@ -255,6 +256,9 @@ def test_a_replay_without_any_power_arm(tmp_path):
     assert "power" not in {policy["series"] for policy in report["policies"]}
     assert (tmp_path / "out" / "replay.html").read_text(encoding="utf-8").count("4 × lowtemp 1") > 1
     named = run_replay(tmp_path / "cheap", replace(config, reference="plain 4"), no_controller)
+    heads = " ".join(" ".join(render_table(named).splitlines()[:5]).split())
+    assert "minus × compute latency mean" in heads  # and below
+    assert "plain 4 tokens plain 4 s s k" in heads
     assert (named["reference"], named["policies"][0]["series"]) == ("plain 4", "plain")
     [row] = [p for p in named["policies"][0]["curve"] if p["name"] == "plain 4"]
     assert row["tokens_ratio"]["value"] == 1
