@@ -120,8 +120,8 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
         elif family == "chance":
             marks[label] = Mark(OTHER, _MARKERS.get(name, "d"), (1.5, 1.5))
         elif family == "fixed":
-            known = len(policy["arms"]) == 1 and policy["arms"][0] in _SERIES
-            marks[label] = of_arm if known else Mark(of_arm.color, of_arm.marker, dashes)
+            own = len(policy["arms"]) == 1 and label != policy["arms"][0]  # a policy of an evaluation over that arm
+            marks[label] = of_arm if label in _SERIES else Mark(of_arm.color, of_arm.marker, dashes, hollow=own)
             if name != "fixed":  # another way to choose the answer
                 marks[label] = Mark(of_arm.color, _MARKERS.get(name, "8"), (1.0, 2.0 + place), hollow=True)
         elif family == "rule" and not is_main:

@@ -10,6 +10,7 @@ import pytest
 from dps.analysis.charts import mixing
 from dps.analysis.figures import draw_accuracy
 from dps.analysis.findings import rows_of
+from dps.analysis.marks import marks_of
 from dps.analysis.report import read_report
 from dps.analysis.terminal import render_table
 from dps.analysis.write import write_result
@@ -155,6 +156,7 @@ def test_policies_of_files_have_rows_of_their_own_beside_those_of_their_arms(tmp
         rows(report)["lowtemp 4"]["accuracy"],
     ) == (4, 0, 1)
     assert len(draw_accuracy({"": report}).legends[0].get_texts()) == 4
+    assert len({*marks_of(report["policies"]).values()}) == 4
 
 
 def test_what_was_cancelled_counts_and_is_named(tmp_path):
