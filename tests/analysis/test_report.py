@@ -158,7 +158,7 @@ def test_policies_of_files_have_rows_of_their_own_beside_those_of_their_arms(tmp
     assert len(draw_accuracy({"": report}).legends[0].get_texts()) == 4
     assert len({*marks_of(report["policies"]).values()}) == 4
     explained = (tmp_path / "out" / "report.html").read_text(encoding="utf-8").split('id="names"')[1]
-    assert "<dt>both</dt><dd>a policy that stops nowhere: every question gets all its responses of plain and" in explained
+    assert "<dt>both</dt><dd>a policy that stops nowhere: every question gets all its responses of plain" in explained
 
 
 def test_what_was_cancelled_counts_and_is_named(tmp_path):
