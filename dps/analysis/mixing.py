@@ -181,7 +181,6 @@ def stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
         per_token = ratio(*(np.bincount(question, weights=values)[there] for values in (change, lengths)))
         between = spread(end, question)
         verdict = judge(gain, between, frozen(chains, chosen).value)
-    share = gain.value / total.value if total.value > SURE * total.stderr else math.nan
     return {
         "num_chains": int(stages.sum()),
         "least_steps": int(counts.min()),
@@ -191,7 +190,6 @@ def stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
         **_pair("gain", total),
         **_pair("second_half_gain", gain),
         **_pair("second_half_gain_per_token", per_token),
-        "second_half_share_of_gain": json_number(share),
         "spread": json_number(between),
         "verdict": verdict,
         "second_half_gain_in_spreads": gain.value / between if between > 0 and not math.isnan(gain.value) else None,

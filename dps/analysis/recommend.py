@@ -23,7 +23,7 @@ from dps import __version__
 from dps.analysis.advice import enough, notes, sentences
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
-from dps.analysis.words import json_number, plain
+from dps.analysis.words import plain
 from dps.analysis.write import read_result
 from dps.decide import RULES, Controller, Ladder, Policy
 from dps.decide.files import controller_file
@@ -564,13 +564,8 @@ def _power(policies: Policies, with_steps: frozenset[str], seed: int) -> dict[st
     return {
         "worth_from": None if worth is None else float(budgets[worth]),
         "up_to": float(budgets[-1]),
-        "at": float(budgets[shown]),
         "difference": {"value": float(each[:, shown].mean()), "low": ends[shown][0], "high": ends[shown][1]},
         "power": _told(policies, points[0]) | _of(both[0][shown]),
         "cheap": _told(policies, points[1]) | _of(both[1][shown]),
         "budgets": budgets.tolist(),
-        "differences": [
-            {"value": json_number(float(mean)), "low": low, "high": high}
-            for mean, (low, high) in zip(each.mean(axis=0), ends, strict=True)
-        ],
     }

@@ -122,7 +122,6 @@ def test_the_second_half_is_worked_out_exactly():
     )
     assert row["gain"] == pytest.approx((4 + 3 + 2) / 3)
     assert row["gain_stderr"] == pytest.approx(math.sqrt(2 * (1**2 + 1**2)) / 3)
-    assert row["second_half_share_of_gain"] == pytest.approx(6 / 9)
     assert row["second_half_gain_per_token"] == pytest.approx(6 / 90)
     assert row["spread"] == pytest.approx(math.sqrt(0.5))
     assert row["frozen"] == 0

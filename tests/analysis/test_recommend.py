@@ -52,7 +52,7 @@ def table(points, folds=5):
     count = next(len(row) for row in correct if np.ndim(row))
     rows = [np.stack([np.broadcast_to(row, count) for row in of]).astype(np.float32) for of in (correct, tokens)]
     ids = tuple(f"q{i:04}" for i in range(count))
-    return Outcomes(ids, np.arange(count) % folds, names, settings, *rows, np.zeros(len(names), bool))
+    return Outcomes(ids, np.arange(count) % folds, names, settings, *rows)
 
 
 def right(share, count=500, seed=0):
