@@ -300,6 +300,10 @@ def test_replays_and_evaluations_side_by_side(made, stores, tmp_path):
     source = (tmp_path / "both" / "compared.html").read_text(encoding="utf-8")
     assert page.open == []
     assert len(set(page.ids)) == len(page.ids)
+    headings = dict(re.findall(r'<(?:h2|p class="kicker") id="([^"]*)">(.*?)</', source))
+    sections = re.findall(r'<section[^>]* aria-labelledby="([^"]*)"', source)
+    labels = [" ".join(headings[name] for name in names.split()) for names in sections]
+    assert len({*labels}) == len(labels) > 20  # whoever listens to the page can tell the runs' sections apart
     for one in (other["findings"][-1], report["findings"][0]):
         assert " ".join(one.split()) in text
     runs = ["one (1)", "one (2)", "report"]

@@ -170,6 +170,14 @@ def test_families_ladders_and_policies_are_switched(shown):
     shown.js(f"{choose}('power')")
     settled(shown)
     assert shown.js(SHOWN) == [policy["policy"] for policy in report["policies"] if policy["series"] == "power"]
+    shown.js(f"{choose}('lowtemp')")
+    settled(shown)
+    empty = (
+        "[...document.querySelectorAll('table.rows')].filter(e => !e.querySelector('tbody tr:not([hidden])')).length"
+    )
+    assert shown.js(empty) == 0  # a table without any of the shown policies stays whole
+    shown.js(f"{choose}('power')")
+    settled(shown)
     shown.js("document.querySelector('.legend input[value=gbdt]').click()")
     settled(shown)
     assert "gbdt" not in shown.js(rows)
