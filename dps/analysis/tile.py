@@ -100,7 +100,7 @@ def _picked(result: Entry) -> dict[str, Any]:
         "kicker": "Picked on these questions",
         "name": row["name"],
         "does": f"{does} dps recommend measures the choice on other questions.",
-        "rungs": policy["ladder"] or [row["name"]],
+        "rungs": policy["ladder"] or [row["name"].removeprefix(f"{policy['name']} of ")],
         "facts": facts,
         "more": [],
         "point": row,
@@ -132,8 +132,10 @@ def _enough(result: Entry, row: Entry) -> tuple[str, bool]:
     """Return whether the questions are enough, in a sentence, and whether that is in doubt."""
     count, least = result["num_graded"], fewest_questions(result["margin"])
     stderr = (row.get("accuracy_difference") or row)["stderr"]
-    if least is not None and count < least:
+    if least is not None and count < least and not row.get("no_loss"):
         return f"Too few to exclude a loss of {points_of(result['margin'])}: that takes {least:,}.", True
     if count < FEWEST or not (stderr or 0.0) <= LARGEST_STDERR:
         return "Too few to say that a policy is as good as another.", True
+    if least is not None and count < least:
+        return f"Enough here, where the policy is ahead; between equals it takes {least:,}.", False
     return f"Enough to test for a loss of {points_of(result['margin'])}.", False

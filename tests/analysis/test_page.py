@@ -406,6 +406,13 @@ def test_without_a_recommendation_the_tile_says_that_these_questions_picked_it(m
     assert told["facts"][3] == ("questions", "400", "Enough to test for a loss of 1 point.", False)
     at["accuracy_difference"]["stderr"] = 0.03
     assert tile(changed)["facts"][3][3]
+    at["accuracy_difference"] |= {"stderr": 0.01, "low": -0.005}
+    few = tile(changed | {"num_graded": 160})["facts"]  # excluded it is, with fewer than equal policies take
+    assert few[2][2].endswith("a loss of 1 point is excluded.")
+    assert few[3][1:] == ("160", "Enough here, where the policy is ahead; between equals it takes 368.", False)
+    best = next(policy for policy in changed["policies"] if policy["policy"] == "best_logprob of lowtemp")
+    best["curve"][-1] |= {"no_loss": True, "tokens": 1.0}
+    assert (tile(changed)["name"], tile(changed)["rungs"]) == ("best_logprob of lowtemp 4", ["lowtemp 4"])
     assert tile(changed | {"num_graded": 0}) is None
     assert tile(changed | {"reference": None})["does"].startswith("The most accurate of ")
 
