@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -438,20 +439,17 @@ def test_a_ladder_is_told_as_an_instruction():
     assert rungs(["plain 1"] * 16 + ["power 2"]) == "16 × plain 1, power 2"
 
 
-@pytest.mark.parametrize("name", [*ALL_RULES, "mlp-hq-extended"])
-@pytest.mark.parametrize(
-    "arms", [("lowtemp",), ("plain", "lowtemp"), ("plain", "lowtemp", "power"), ("power", "b") * 9]
-)
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
-def test_what_to_do_is_said_in_25_words(name, arms, aggregator):
-    rule = None if name not in ALL_RULES else {"name": name, "margin": 16, "window": 16}
-    policy = {"policy": name, "family": "rule" if rule else "controller", "rule": rule, "threshold": 0.123456}
+def test_what_to_do_is_said_in_25_words():
+    some = [("lowtemp",), ("plain", "lowtemp"), ("plain", "lowtemp", "power"), ("power", "b") * 9]
     every = {**ARMS, "plain": POWER.plain(1.0)}
-    said = how(policy | {"aggregator": aggregator, "ladder": [f"{arm} 8" for arm in arms]}, every)
-    assert len(said.split()) <= MOST_WORDS
-    assert said.startswith(("draw", "climb"))
-    fixed = policy | {"family": "fixed", "aggregator": aggregator, "ladder": [f"{arm} 16" for arm in arms[:3]]}
-    assert len(how(fixed, every).split()) <= MOST_WORDS + 5  # three arms, and a long way to take the answer
+    for name, arms, aggregator in product([*ALL_RULES, "mlp-hq-extended"], some, AGGREGATORS):
+        rule = None if name not in ALL_RULES else {"name": name, "margin": 16, "window": 16}
+        policy = {"policy": name, "family": "rule" if rule else "controller", "rule": rule, "threshold": 0.123456}
+        said = how(policy | {"aggregator": aggregator, "ladder": [f"{arm} 8" for arm in arms]}, every)
+        assert len(said.split()) <= MOST_WORDS, said
+        assert said.startswith(("draw", "climb"))
+        fixed = policy | {"family": "fixed", "aggregator": aggregator, "ladder": [f"{arm} 16" for arm in arms[:3]]}
+        assert len(how(fixed, every).split()) <= MOST_WORDS + 5  # three arms, and a long way to take the answer
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
