@@ -56,8 +56,6 @@ class Chains:
     steps: StepTrace
     """All steps, shape (S,)."""
     step_question: np.ndarray
-    stage_chain: np.ndarray
-    """The chain of each stage: shape (U,)."""
     stage_question: np.ndarray
     stage_horizon: np.ndarray
     """Its horizon, tokens: shape (U,)."""
@@ -88,7 +86,6 @@ def chains_of(traces: Mapping[str, Sequence[ChainTrace]]) -> Chains | None:
         question=question,
         steps=steps,
         step_question=question[step_chain],
-        stage_chain=stage_chain,
         stage_question=question[stage_chain],
         stage_horizon=steps.horizon[first],
         first=first,

@@ -48,7 +48,7 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     if name == "report":
         _check_own(output, written)
     _check_folder(output)
-    files = _pages(written)
+    files = _shown(name, {"": written})
     if name == "replay":
         files["replay.csv"] = _table(written)
         (Path(output) / _RECOMMENDATION).unlink(missing_ok=True)  # of what stood there before
@@ -56,12 +56,8 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     return written
 
 
-def _pages(result: dict[str, Any]) -> dict[str, str | bytes]:
-    """Return everything that shows a result, the page and its figure, by file name."""
-    return _shown(KINDS[result["kind"]], {"": result})
-
-
 def _shown(name: str, results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> dict[str, str | bytes]:
+    """Return everything that shows results, the page and its figure, by file name."""
     figure = draw_accuracy(results)
     page = render_page(results, title)
     return {f"{name}.png": png(figure), f"{name}.svg": svg(figure, salt=name), f"{name}.html": page}
@@ -180,7 +176,7 @@ def write_again(folder: Path, name: str, output: Path, title: str | None = None)
     """
     result = read_result(folder, name)
     with _as_written([folder], name):
-        files = _pages(result if title is None else {**result, "title": title})
+        files = _shown(name, {"": result}, title)
     if Path(output).resolve() != Path(folder).resolve():
         if name == "report":
             _check_own(output, result)
