@@ -136,19 +136,6 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     return Estimate(value, estimate((numerator - value * denominator) / scale).stderr, len(numerator))
 
 
-def mcnemar(one: np.ndarray, other: np.ndarray) -> dict[str, float | int]:
-    """Return the exact McNemar test of two policies' right answers on the same questions, shape (Q,), bool.
-
-    ``only_one`` and ``only_other`` are the questions that only one has right; ``p_value``, two-sided, is the chance
-    that a fair coin splits them at least as unevenly.
-    """
-    from scipy.special import bdtr  # the law of scipy.stats.binomtest, which takes half a second to import
-
-    first, second = int((one & ~other).sum()), int((other & ~one).sum())
-    p_value = min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
-    return {"only_one": first, "only_other": second, "p_value": p_value}
-
-
 # -- resampling, where a curve is drawn through the means or the number is no mean ------------------------------------
 
 

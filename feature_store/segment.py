@@ -25,6 +25,8 @@ from feature_store.hdf5 import hdf5_in_memory, image_of, open_hdf5
 from feature_store.hostile import HostileFile, attribute_in, check_file, dataset_in, parse_json
 from feature_store.records import ENDINGS, Decision, Question, StepTrace, Trajectory
 
+PACKED = 4096
+"""Columns of more bytes are compressed: others gain nothing and would cost a chunk each."""
 _IDS = ("questions/question_id", "questions/question_id_offset")
 """What opening a store reads of a segment."""
 _DIGEST_SIZE = 32
@@ -57,8 +59,7 @@ def encode_segment(questions: Sequence[Question]) -> bytes:
         file.attrs["sha256"] = np.bytes_(_joint(digests))
         file.attrs["column_sha256"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_SIZE)
         for name, array in arrays.items():
-            # Small columns gain nothing from compression and cost a chunk each.
-            packed = array.nbytes > 4096
+            packed = array.nbytes > PACKED
             options: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if packed else {}
             # Columns that are read without the others have a checksum each: zlib's if they are compressed, else this.
             if array.size and (name in _IDS or not (packed or name.startswith(LONG))):

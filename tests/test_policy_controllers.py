@@ -73,7 +73,7 @@ def one_point(outcomes, name):
     reference = max(fixed, key=lambda n: tokens[n])  # too dear to take the controller's place
     between = (tokens[mine].min() + tokens[mine].max()) / 2
     kept = [reference, min(mine, key=lambda n: abs(tokens[n] - between))]
-    rows = {part: getattr(outcomes, part)[kept] for part in ("correct", "tokens", "end")}
+    rows = {part: getattr(outcomes, part)[kept] for part in ("correct", "tokens")}
     words = {part: tuple(getattr(outcomes, part)[n] for n in kept) for part in ("names", "settings")}
     return replace(outcomes, **rows, **words), float(tokens[kept[1]])
 

@@ -42,7 +42,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a careful reader must know before believing the sentences."""
     target, tried, folds = result["target"], result["tried"], result["folds"]
     within = None if result["budget"] is None else f"within {number(result['budget'])} tokens a question"
-    best = "the cheapest that excludes the loss" if within is None else f"the most accurate {within}"
+    least = f"{100 * max(target['margin'], result['excludable']):.1f} points"
+    best = f"the cheapest that excludes a loss of {least}" if within is None else f"the most accurate {within}"
     told = [
         f"Of {tried['policies']:,} policies with {tried['points']:,} settings this is {best}, or a simpler one that "
         f"does as well. Brackets are 95 % intervals. On the questions that chose it, it has "
@@ -57,19 +58,23 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     if result["budget"] is None and result["excludable"] > target["margin"]:
         told.append(
-            f"So few questions cannot show that less than {points_of(target['margin'])} is lost: the choice excludes a "
-            f"loss of {100 * result['excludable']:.1f} points on the questions that made it."
+            f"The choice tests {tried['policies']:,} policies at once, so it can exclude a loss of "
+            f"{100 * result['excludable']:.1f} points at best; whether {points_of(target['margin'])} is excluded is "
+            "measured for the choice alone, on questions of other folds."
         )
     return told
 
 
 def enough(result: Mapping[str, Any]) -> str:
-    """Return whether the questions are enough, in a few words: ``320: can exclude a loss of 1.4 points, not of 1``."""
+    """Return whether the questions are enough, in a few words: ``320: enough``."""
     count, margin = result["measured"]["num_questions"], result["target"]["margin"]
     if result["too_few"]:
         return f"{count:,}: too few to compare policies"
     if result["budget"] is None and result["excludable"] > margin:
-        return f"{count:,}: can exclude a loss of {100 * result['excludable']:.1f} points, not of {points_of(margin)}"
+        return (
+            f"{count:,}: the choice, a test of {result['tried']['policies']:,} policies at once, excludes a loss of "
+            f"{100 * result['excludable']:.1f} points at best"
+        )
     return f"{count:,}: enough"
 
 
@@ -102,7 +107,11 @@ def _against(result: Mapping[str, Any]) -> str:
     if result["policy"]["label"] == target["name"]:
         return "" if result["budget"] else "That is the target itself: nothing cheaper was shown to be as accurate."
     shown = "" if measured["no_loss"] else "not "
-    shown = "" if result["budget"] else f", and a loss of {points_of(target['margin'])} is {shown}excluded"
+    shown = (
+        ""
+        if result["budget"]
+        else f", and on these questions a loss of {points_of(target['margin'])} is {shown}excluded"
+    )
     return (
         f"Beside {target['name']} ({_accuracy(target)} with {_tokens(target)} a question) that is "
         f"{points_interval(measured['difference'])} points for {interval(measured['tokens_ratio'])} of the tokens"

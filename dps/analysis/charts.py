@@ -20,6 +20,8 @@ LABELS = {"no_gain": "no larger k gains", "correct": "the answer is right"}
 """What ``p_enough`` is compared with."""
 _COLORS = ("var(--power)", "var(--plain)")
 _KEPT = ("accuracy", "low", "high", "threshold", "mean_k", *COSTS)
+_TOLD = {"policy": "name", "series": "series"}
+"""What says in a recommendation which policy it is, and in a result."""
 Result = Mapping[str, Any]
 
 
@@ -81,12 +83,13 @@ def curves(
 def legend(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     """Return the policies of all runs in order, with what the controls of the figure choose by."""
     decide = set().union(*(named_of(result) for result in results.values()))
-    recommended = {tell["policy"]["label"] for result in results.values() if (tell := result["recommendation"])}
     entries: dict[str, dict[str, Any]] = {}
     for result in results.values():
         for policy in result["policies"]:
             label = policy["policy"]
-            shown = label in decide or label in recommended
+            told = result["recommendation"] or {"name": None, "policy": {"policy": None, "series": None}}
+            is_told = label == told["name"] or all(told["policy"][key] == policy[of] for key, of in _TOLD.items())
+            shown = label in decide or is_told
             entries.setdefault(
                 label, {"name": label, "group": group_of(policy), "series": policy["series"], "decides": shown}
             )

@@ -1,4 +1,4 @@
-"""Comparisons in pairs: a policy beside the reference, beside a rival's curve at the same tokens, and in tests.
+"""Comparisons in pairs: a policy beside the reference, and beside a rival's curve at the same tokens.
 
 A policy is one value per question (already averaged over orders). Plain means and their differences have the exact
 intervals of ``dps.estimates``; a mean along a curve is a mixture of two points, and its interval is a bootstrap over
@@ -19,7 +19,6 @@ from dps.estimates import (
     LEVEL,
     Estimate,
     loss_is_below,
-    mcnemar,
     needed,
     paired,
     ratio,
@@ -28,8 +27,6 @@ from dps.estimates import (
     widened,
 )
 
-AREA_POINTS = 33
-"""Costs, spread evenly over log tokens, at which two curves are compared for the area between them."""
 _TRAINED_BY_NOBODY = ("rule", "chance")
 
 
@@ -250,60 +247,10 @@ def _together(compared: Sequence[tuple[dict[str, Any], np.ndarray]], weights: np
         entry["together"] = {**plain(wide), "rivals": len(compared), "verdict": verdict_of(wide)}
 
 
-def areas(policies: Sequence[ReplayedPolicy], weights: np.ndarray) -> list[dict[str, Any]]:
-    """Return the mean difference between the curves of the main ladder's policies and fixed budgets.
-
-    The mean is over the log tokens that both span; the budgets are those of the main ladder, else of the reference,
-    which is the first policy.
-    """
-    budgets = [one for one in policies if one.family == "fixed"]
-    base = next((one for one in budgets if one.is_main), next(iter(budgets), None))
-    rows = []
-    for policy in policies:
-        if base is None or policy.family in ("fixed", "oracle") or not policy.is_main or len(policy.curve) < 2:
-            continue
-        ends = [[float(one.curve[i].tokens.mean()) for one in (policy, base)] for i in (0, -1)]
-        low, high = max(ends[0]), min(ends[1])
-        if high <= low * (1 + 1e-9):
-            continue
-        values = _area(policy.curve, base.curve, np.exp(np.linspace(np.log(low), np.log(high), AREA_POINTS)))
-        found = resampled(float(values.mean()), weights @ values, len(values))
-        rows.append({"policy": policy.label, "rival": base.label, **plain(found), "verdict": verdict_of(found)})
-    return rows
-
-
-def _area(one: Sequence[Outcome], other: Sequence[Outcome], grid: np.ndarray) -> np.ndarray:
-    """Return the mean over a grid of tokens of the accuracy differences, question by question."""
-    gaps = []
-    for tokens in grid:
-        both = [accuracy_at(curve, np.full(len(curve[0].tokens), tokens)) for curve in (one, other)]
-        gaps.append(both[0][0] - both[1][0])  # type: ignore[index]
-    table = np.stack(gaps)
-    return (table[:-1] + table[1:]).mean(axis=0) / 2
-
-
-def mcnemar_tests(policies: Sequence[ReplayedPolicy], largest: np.ndarray | None, name: str) -> list[dict[str, Any]]:
-    """Return exact McNemar tests of the operating points, in the natural order, against one another.
-
-    ``largest`` says whether the answer at the main ladder's end, called ``name``, is right: shape (Q,).
-    """
-    points = [] if largest is None else [(name, largest)]
-    points += [
-        (one.label, one.natural_correct)
-        for one in policies
-        if one.natural_correct is not None and one.is_main and one.family != "oracle"
-    ]  # type: ignore[list-item]
-    return [
-        {"policy": label, "rival": other, **mcnemar(right, rival)}
-        for i, (label, right) in enumerate(points)
-        for other, rival in points[:i]
-    ]
-
-
 def difficulty(
     groups: np.ndarray, names: Sequence[str], ks: Sequence[int], policies: Sequence[ReplayedPolicy]
 ) -> dict[str, Any]:
-    """Return how many trajectories questions got, by the group of each, shape (Q,)."""
+    """Return how many trajectories questions got, by the group of each, shape (Q,); -1 of those that do not count."""
     rows = []
     for one in policies:
         if one.chosen is None or not one.is_main:

@@ -1,6 +1,6 @@
 """The figures that stand in files: accuracy against tokens, and pass@k, drawn from results as JSON has them.
 
-The same result gives the same bytes where the same matplotlib and FreeType draw, see :func:`drawn_with`.
+The same result gives the same bytes where the same versions of matplotlib and FreeType draw.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib import ft2font
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -72,11 +71,6 @@ def svg(figure: Figure, salt: str) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", facecolor=SURFACE, metadata=nothing)
     return out.getvalue()
-
-
-def drawn_with() -> dict[str, str]:
-    """Return the versions of what draws the figures: the same ones give the same bytes, others may not."""
-    return {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -151,7 +145,7 @@ def _accuracy(axes: Axes, result: Mapping[str, Any], marks: Mapping[str, Mark], 
         chosen = policy["operating_point"] is not None and not bound
         drawn = [_row(axes, row, cost, mark, chosen=chosen) for row in rows]
         if drawn:
-            handles[f"fixed budgets, {policy['series']}" if policy["name"] == "fixed" else label] = drawn[-1]
+            handles[label] = drawn[-1]
         ends += [(point[cost], point["low"], point["high"]) for point in rows]
     _scales(axes, ends)
     return handles
@@ -266,11 +260,12 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figure, grid = _figure(7.6, 4.9)
         axes = grid[0, 0]
         for policy in dict.fromkeys(row["policy"] for row in rows):
-            mark = mark_of_series(policy)
-            curve = [{**row, "pass_at_k_stderr": row["stderr"]} for row in rows if row["policy"] == policy]
-            ks = [row["k"] for row in curve]
-            marked = [k - 1 for k in shown_ks(ks[-1])]
-            _band(axes, ks, curve, "pass_at_k", mark.color, mark.marker, mark.line, policy, marked)
+            mark, curve = mark_of_series(policy), [row for row in rows if row["policy"] == policy]
+            ks, values, errors = (np.array([row[key] or 0.0 for row in curve]) for key in ("k", "pass_at_k", "stderr"))
+            axes.fill_between(ks, values - errors, values + errors, color=mark.color, alpha=0.16, linewidth=0, zorder=2)
+            marked = [k - 1 for k in shown_ks(curve[-1]["k"])]
+            style = {"linestyle": mark.line, "marker": mark.marker, "markersize": 5, "markeredgecolor": SURFACE}
+            axes.plot(ks, values, color=mark.color, markevery=marked, label=policy, zorder=3, **style)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(shown_ks(largest)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -280,17 +275,3 @@ def draw_pass_at_k(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_ylabel("pass@k: at least one of them is right")
         axes.legend(loc="best")
     return figure
-
-
-def _band(
-    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], value: str, color: str, marker: str, line: Any,
-    name: str, marked: Sequence[int] | None = None,
-) -> None:  # fmt: skip
-    """Draw a line with a band of one standard error on either side."""
-    values = np.array([row[value] for row in rows])
-    error = np.array([row[f"{value}_stderr"] or 0.0 for row in rows])
-    axes.fill_between(x, values - error, values + error, color=color, alpha=0.16, linewidth=0, zorder=2)
-    axes.plot(
-        x, values, color=color, linestyle=line, marker=marker, markersize=5, markeredgecolor=SURFACE,
-        markevery=marked, label=name, zorder=3,
-    )  # fmt: skip

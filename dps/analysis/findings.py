@@ -274,7 +274,7 @@ def _beside_fixed(names: Sequence[str], result: Entry) -> list[str]:
             difference = row["difference"]
             shown = f"{row['policy']} ({signed_points(difference['value'])} points {between(difference)})"
             by_verdict[row["verdict"]].append(shown)
-    budgets = f"fixed {result['reference'].rpartition(' ')[0]} budgets"
+    budgets = f"fixed {result['policies'][0]['policy']} budgets"
     told = [f"{_VERDICTS[verdict]} {budgets}: {listing(rows)}" for verdict, rows in by_verdict.items() if rows]
     if not told:
         return []

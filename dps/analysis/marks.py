@@ -106,12 +106,13 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
     spare = iter(_SPARE_MARKERS * len(policies))
     seen = dict.fromkeys(("controller", "rule"), 0)
     places: dict[str, int] = {}
+    main = {policy["series"] for policy in policies if policy["policy"] == policy["name"]}
     for policy in policies:
         label, name, family = policy["policy"], policy["name"], policy["family"]
         if label in marks:
             continue
         of_arm = mark_of_series(policy["arms"][0]) if len(policy["arms"]) == 1 else Mark(RULE, "s", _BROKEN)
-        is_main = label == name  # labels of others name the ladder
+        is_main = label == name or (family == "fixed" and policy["series"] in main)  # labels of others name the ladder
         place = 0 if is_main else places.setdefault(policy["series"], len(places) + 1)
         dashes = _DASHES[place] if place < len(_DASHES) else (2.0 + place, 2.0)
         if family == "oracle":
@@ -119,8 +120,8 @@ def marks_of(policies: Sequence[Mapping[str, Any]]) -> dict[str, Mark]:
         elif family == "chance":
             marks[label] = Mark(OTHER, _MARKERS.get(name, "d"), (1.5, 1.5))
         elif family == "fixed":
-            known = len(policy["arms"]) == 1 and policy["arms"][0] in _SERIES
-            marks[label] = of_arm if known else Mark(of_arm.color, of_arm.marker, dashes)
+            own = len(policy["arms"]) == 1 and label != policy["arms"][0]  # a policy of an evaluation over that arm
+            marks[label] = of_arm if label in _SERIES else Mark(of_arm.color, of_arm.marker, dashes, hollow=own)
             if name != "fixed":  # another way to choose the answer
                 marks[label] = Mark(of_arm.color, _MARKERS.get(name, "8"), (1.0, 2.0 + place), hollow=True)
         elif family == "rule" and not is_main:

@@ -56,8 +56,6 @@ class Chains:
     steps: StepTrace
     """All steps, shape (S,)."""
     step_question: np.ndarray
-    stage_chain: np.ndarray
-    """The chain of each stage: shape (U,)."""
     stage_question: np.ndarray
     stage_horizon: np.ndarray
     """Its horizon, tokens: shape (U,)."""
@@ -88,7 +86,6 @@ def chains_of(traces: Mapping[str, Sequence[ChainTrace]]) -> Chains | None:
         question=question,
         steps=steps,
         step_question=question[step_chain],
-        stage_chain=stage_chain,
         stage_question=question[stage_chain],
         stage_horizon=steps.horizon[first],
         first=first,
@@ -120,19 +117,14 @@ def clustered(values: np.ndarray, question: np.ndarray) -> Estimate:
 def acceptance_by_cut(chains: Chains) -> list[dict[str, Any]]:
     """Return the acceptance by the share of the response that the step kept, ``cut_position / length``, in tenths."""
     tenth = 10 * chains.steps.cut_position.astype(np.int64) // chains.steps.length
-    return [_bin(chains, tenth == i, i / 10, (i + 1) / 10) for i in range(10)]
-
-
-def acceptance_by_resampled(chains: Chains) -> list[dict[str, Any]]:
-    """Return the acceptance by the tokens that the step put at stake, ``length - cut_position``: 1, 2-3, 4-7, ..."""
-    tokens = chains.steps.length.astype(np.int64) - chains.steps.cut_position
-    power = np.frexp(tokens)[1] - 1
-    return [_bin(chains, power == i, 2**i, 2 ** (i + 1) - 1) for i in range(int(power.max()) + 1)]
-
-
-def _bin(chains: Chains, chosen: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    accepted = clustered(chains.steps.accepted[chosen].astype(np.float64), chains.step_question[chosen])
-    return {"low": low, "high": high, **_pair("acceptance", accepted), "num_steps": int(chosen.sum())}
+    accepted = chains.steps.accepted.astype(np.float64)
+    rows = []
+    for i in range(10):
+        share = clustered(accepted[tenth == i], chains.step_question[tenth == i])
+        rows.append(
+            {"low": i / 10, "high": (i + 1) / 10, **_pair("acceptance", share), "num_steps": int((tenth == i).sum())}
+        )
+    return rows
 
 
 def frozen(chains: Chains, stages: np.ndarray) -> Estimate:
@@ -186,7 +178,6 @@ def stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
         per_token = ratio(*(np.bincount(question, weights=values)[there] for values in (change, lengths)))
         between = spread(end, question)
         verdict = judge(gain, between, frozen(chains, chosen).value)
-    share = gain.value / total.value if total.value > SURE * total.stderr else math.nan
     return {
         "num_chains": int(stages.sum()),
         "least_steps": int(counts.min()),
@@ -196,7 +187,6 @@ def stage_row(chains: Chains, stages: np.ndarray) -> dict[str, Any]:
         **_pair("gain", total),
         **_pair("second_half_gain", gain),
         **_pair("second_half_gain_per_token", per_token),
-        "second_half_share_of_gain": json_number(share),
         "spread": json_number(between),
         "verdict": verdict,
         "second_half_gain_in_spreads": gain.value / between if between > 0 and not math.isnan(gain.value) else None,
@@ -305,7 +295,6 @@ def diagnose(chains: Chains) -> dict[str, Any]:
         "num_steps": len(steps),
         **_pair("acceptance", clustered(steps, chains.step_question)),
         "acceptance_by_cut": acceptance_by_cut(chains),
-        "acceptance_by_resampled_tokens": acceptance_by_resampled(chains),
         "trace_last_stage": trace(chains, last),
         "trace_all_stages": trace(chains, every),
         "last_stage": stage_row(chains, last),

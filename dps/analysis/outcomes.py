@@ -42,8 +42,6 @@ class Outcomes:
     """Share of the orders whose answer is right: shape (P, Q), float32."""
     tokens: np.ndarray
     """Mean tokens, rejected ones included: shape (P, Q), float32."""
-    end: np.ndarray
-    """Whether the point is its ladder's end, where nobody stops before: shape (P,), bool."""
 
 
 def settings_of(policy: ReplayedPolicy, point: int) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def settings_of(policy: ReplayedPolicy, point: int) -> dict[str, Any]:
         "aggregator": policy.aggregator,
         "k": int(threshold) if is_fixed else None,
         "threshold": None if is_fixed else threshold,
-        "controller": policy.source,
+        "controller": policy.controller,
         "rule": None if policy.rule is None else {**policy.rule, "threshold": threshold},
     }
 
@@ -85,7 +83,6 @@ def outcomes_of(policies: Sequence[ReplayedPolicy], question_ids: Sequence[str],
         tuple(settings_of(policy, i) for policy, i, _ in points),
         np.stack([point.correct for _, _, point in points]).astype(np.float32),
         np.stack([point.tokens for _, _, point in points]).astype(np.float32),
-        np.array([bool((point.k == policy.ladder.maximum).all()) for policy, _, point in points]),  # type: ignore
     )
 
 
@@ -101,7 +98,6 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
         settings=np.array([json.dumps(one, allow_nan=False) for one in outcomes.settings]),
         correct=outcomes.correct,
         tokens=outcomes.tokens,
-        end=outcomes.end,
     )
     replace_file(path, file.getvalue())
 
@@ -118,11 +114,9 @@ def read_outcomes(folder: Path) -> Outcomes:
             arrays: Mapping[str, np.ndarray] = {name: file[name] for name in file.files}
         settings = tuple(json.loads(str(one)) for one in arrays["settings"])
         names, ids = (tuple(map(str, arrays[name])) for name in ("names", "question_ids"))
-        found = Outcomes(ids, arrays["fold"], names, settings, *(arrays[n] for n in ("correct", "tokens", "end")))
+        found = Outcomes(ids, arrays["fold"], names, settings, arrays["correct"], arrays["tokens"])
         shape = (len(names), len(ids))
-        if not found.correct.shape == found.tokens.shape == shape or len(settings) != shape[0]:
-            raise ValueError("arrays of different shapes")
-        if found.end.shape != shape[:1] or found.fold.shape != shape[1:]:
+        if not found.correct.shape == found.tokens.shape == shape == (len(settings), *found.fold.shape):
             raise ValueError("arrays of different shapes")
     except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
         raise InputError(

@@ -64,7 +64,6 @@ def render_page(results: Mapping[str, Result], title: str | None = None) -> str:
 
 def _run(at: str, name: str, result: Result) -> dict[str, Any]:
     """Return what the templates need of one run; ``at`` begins its ids."""
-    columns, tests = mcnemar_table(result)
     rows = operating_rows(result)
     return {
         "at": at,
@@ -74,8 +73,6 @@ def _run(at: str, name: str, result: Result) -> dict[str, Any]:
         "rows": rows,
         "costs": [cost for cost in charts.COSTS if all(row[cost] is not None for row in rows)],
         "matched": matched(result),
-        "mcnemar_columns": columns,
-        "mcnemar": tests,
         "spending": spending(result),
         "ladders": {policy["series"]: policy["ladder"] for policy in result["policies"] if policy["ladder"]},
         "calibration": [(entry, charts.calibration(entry)) for entry in result["calibration"]],
@@ -195,13 +192,6 @@ def matched(result: Result) -> list[dict[str, Any]]:
 def _is_nothing(difference: Mapping[str, Any]) -> bool:
     """Return whether a difference is 0, but for rounding, in every resample: both are the same on every question."""
     return max(abs(difference["low"]), abs(difference["high"])) < 1e-9
-
-
-def mcnemar_table(result: Result) -> tuple[list[str], list[tuple[str, list[Mapping[str, Any] | None]]]]:
-    """Return the names of the columns and, for each policy, its test against every earlier one (None: not tested)."""
-    tests = {(test["policy"], test["rival"]): test for test in result["mcnemar"]}
-    names = list(dict.fromkeys(name for test in result["mcnemar"] for name in (test["rival"], test["policy"])))
-    return names[:-1], [(name, [tests.get((name, other)) for other in names[:-1]]) for name in names[1:]]
 
 
 def spending(result: Result) -> list[dict[str, Any]]:

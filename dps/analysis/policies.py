@@ -8,7 +8,7 @@ one point: what it did.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dps.analysis.table import Outcome, StoreTable
+from dps.analysis.words import listing
 from dps.decide.bounds import best_on_votes, corners, held_out_on_votes, perfect, vote_states
 from dps.decide.labels import continue_score
 from dps.decide.ladder import POWER, Ladder
@@ -74,7 +75,7 @@ class ReplayedPolicy:
     """What ``series`` stands for."""
     aggregator: str = "majority"
     """How answers became one."""
-    source: str | None = None
+    controller: str | None = None
     """Where a controller is from."""
     rule: dict[str, Any] | None = None
     """Settings of a rule, but for its threshold."""
@@ -84,10 +85,16 @@ class ReplayedPolicy:
     """Share of the questions, over all orders, that end after each rung there: shape (C + 1,)."""
     gave_up: float | None = None
     """Share of the questions that ended there before the ladder's end with a lead of fewer than 2 votes."""
+    source: str = ""
+    """What a fixed budget draws from: an arm, a ladder of several, or what an evaluation calls its policy."""
+    alone: bool = False
+    """Whether a fixed budget has one row, which is called by the source alone: ``lowtemp-16`` of an evaluation."""
 
     @property
     def label(self) -> str:
-        """Name and ladder, as a reader sees them."""
+        """Name and ladder, as a reader sees them; of fixed budgets what they draw from, and how else it is answered."""
+        if self.family == "fixed":
+            return self.source if self.name == "fixed" else f"{self.name} of {self.source}"
         return self.name if self.series == self.main else f"{self.name} ({self.series})"
 
     @property
@@ -105,42 +112,36 @@ class ReplayedPolicy:
         return {arm: sum(part * count[arm] for part, count in pairs) for arm in self.ladder.arms}
 
     def row_name(self, threshold: float) -> str:
-        """Return the name of a point as a row of the table: ``plain 16``, or its policy's."""
-        if self.family != "fixed":
+        """Return the name of a point as a row of the table: ``plain 16``, ``plain 4 and power 2``, or its policy's."""
+        if self.family != "fixed" or self.alone:
             return self.label
-        return (
-            f"{self.source_name} {threshold:g}"
-            if self.name == "fixed"
-            else f"{self.name}, {self.source_name} {threshold:g}"
-        )
-
-    @property
-    def source_name(self) -> str:
-        """What a fixed budget draws from: its arm; the ladder where that has several."""
-        return self.ladder.arms[0] if self.ladder is not None and len(self.ladder.arms) == 1 else self.series
+        if self.ladder is None or len(self.ladder.arms) == 1:
+            return f"{self.label} {threshold:g}"
+        counts = Counter(arm for arm, _ in self.ladder.sequence(int(threshold)))
+        return listing(f"{arm} {count}" for arm, count in counts.items())
 
 
 def fixed(
     table: StoreTable,
     orders: np.ndarray,
-    ks: Sequence[int],
+    ladder: Ladder,
     listed: Sequence[int],
-    series: str = "",
+    source: str,
     aggregator: str = "",
 ) -> ReplayedPolicy:
-    """Return fixed budgets over orders (Q, O, n) of columns, for increasing ks of at most n.
+    """Return the fixed budgets of a ladder over orders (Q, O, n) of columns.
 
-    The listed ones are rows of the table. ``series`` and ``aggregator`` are those of the store if not given; the name
-    is ``fixed``, of another aggregator than the store's the aggregator's.
+    The listed ones are rows of the table. The series is called by the source. The name is ``fixed``, of another
+    aggregator than the store's the aggregator's.
     """
-    samples, at = table.samples, np.asarray(ks) - 1
+    samples, ks, at = table.samples, ladder.ks, np.asarray(ladder.ks) - 1
     own = table.manifest.aggregator
     assert samples is not None
     parts = []
     for start in range(0, len(samples.question_ids), _QUESTIONS):
         rows = np.arange(start, min(start + _QUESTIONS, len(samples.question_ids)))
         some, order = samples.select(rows), orders[rows]
-        walked = walk(some, order, tuple(ks), aggregator or own)
+        walked = walk(some, order, ks, aggregator or own)
         compute_s = np.cumsum(in_order(some.compute_s, order), axis=2)[..., at] + some.prefill_s[:, None, None]
         latency_s = np.maximum.accumulate(in_order(some.finished_s, order), axis=2)[..., at]
         correct = np.where(some.has_grade[:, None, None], walked.correct, np.nan)
@@ -154,11 +155,13 @@ def fixed(
     return ReplayedPolicy(
         name="fixed" if (aggregator or own) == own else aggregator,
         family="fixed",
-        series=series or table.series,
+        series=source,
         thresholds=np.asarray(ks, dtype=float),
         curve=curve,
         listed=np.isin(ks, np.asarray(listed)),
+        ladder=ladder,
         aggregator=aggregator or own,
+        source=source,
     )
 
 
@@ -350,24 +353,15 @@ def bounds(
 
 def graded_alike(policy: ReplayedPolicy, graded: np.ndarray) -> ReplayedPolicy:
     """Return a policy whose accuracies are those of the graded questions of all policies: a mask of shape (Q,)."""
-
-    def of(point: Outcome) -> Outcome:
-        return replace(point, correct=np.where(graded, point.correct, np.nan))
-
-    return replace(
-        policy,
-        curve=tuple(map(of, policy.curve)),
-        chosen=policy.chosen and of(policy.chosen),
-        own=policy.own and of(policy.own),
-    )
+    return _each(policy, lambda point: replace(point, correct=np.where(graded, point.correct, np.nan)))
 
 
 def restricted(policy: ReplayedPolicy, rows: np.ndarray) -> ReplayedPolicy:
     """Return a policy on some questions only: a mask of shape (Q,)."""
-    return replace(
-        policy,
-        curve=tuple(point.on(rows) for point in policy.curve),
-        chosen=policy.chosen and policy.chosen.on(rows),
-        natural_k=None if policy.natural_k is None else policy.natural_k[rows],
-        natural_correct=None if policy.natural_correct is None else policy.natural_correct[rows],
-    )
+    return _each(policy, lambda point: point.on(rows))
+
+
+def _each(policy: ReplayedPolicy, change: Callable[[Outcome], Outcome]) -> ReplayedPolicy:
+    """Return a policy with all that it gives changed."""
+    points = {name: of and change(of) for name, of in (("chosen", policy.chosen), ("own", policy.own))}
+    return replace(policy, curve=tuple(map(change, policy.curve)), **points)

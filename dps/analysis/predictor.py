@@ -31,15 +31,14 @@ COLUMNS = ("question_id", "target", "ground_truth", "prediction", "constant_pred
 """Columns of the table of predictions."""
 
 
-def fit_linear(features: np.ndarray, target: np.ndarray) -> Pipeline:
-    """Fit least squares with an intercept on standardized features (N, F); missing values are the training mean."""
+def linear_model() -> Pipeline:
+    """Return least squares with an intercept on standardized features; missing values are the training mean."""
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    steps = SimpleImputer(keep_empty_features=True), StandardScaler(), LinearRegression()
-    return make_pipeline(*steps).fit(features, target)
+    return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), LinearRegression())
 
 
 def held_out(
@@ -54,12 +53,11 @@ def held_out(
         folds: 2 to the number of texts; their numbers of texts differ by at most one.
         rng: Draws the split.
     """
-    part = rng.permutation(np.arange(groups.max() + 1) % folds)[groups]
-    linear, constant = np.empty(len(target)), np.empty(len(target))
-    for fold in range(folds):
-        out = part == fold
-        linear[out] = fit_linear(features[~out], target[~out]).predict(features[out])
-        constant[out] = target[~out].mean()
+    from sklearn.dummy import DummyRegressor
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    split = PredefinedSplit(rng.permutation(np.arange(groups.max() + 1) % folds)[groups])
+    linear, constant = (cross_val_predict(m, features, target, cv=split) for m in (linear_model(), DummyRegressor()))
     return linear, constant
 
 
@@ -150,7 +148,7 @@ def predict(
         measured, linear, constant = judge(features, target, groups, **settings, rng=rng)
         absent = np.isnan(features).all(axis=0)
         result["missing"] = [name for name, none in zip(FEATURES, absent, strict=True) if none]
-        weights = fit_linear(features, target)[-1].coef_
+        weights = linear_model().fit(features, target)[-1].coef_
         result |= measured
         result["weights"] = {n: float(w) for n, w, none in zip(FEATURES, weights, absent, strict=True) if not none}
         predictions += [

@@ -23,7 +23,7 @@ from dps import __version__
 from dps.analysis.advice import enough, notes, sentences
 from dps.analysis.config import RecommendConfig
 from dps.analysis.outcomes import Outcomes, read_outcomes
-from dps.analysis.words import json_number, listing, plain
+from dps.analysis.words import plain
 from dps.analysis.write import read_result
 from dps.decide import RULES, Controller, Ladder, Policy
 from dps.decide.files import controller_file
@@ -104,16 +104,15 @@ class Policies:
         return next(i for i, points in enumerate(self.groups) if point in points)
 
     def label(self, point: int) -> str:
-        """Return what a point is called: ``lead-2 (lowtemp-ones)``; of a fixed budget ``plain 16 and lowtemp 8``.
+        """Return what a point is called: ``lead-2 (lowtemp-ones)``; of a fixed budget its row: ``plain 16``.
 
         One that never draws from some of its ladder's arms is called by the arms that it draws from.
         """
         one = self.outcomes.settings[point]
-        if one["family"] != "fixed":
-            whole = {arm for of in self.outcomes.settings if of["series"] == one["series"] for arm in of["arms"]}
-            return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
-        budget = listing(f"{arm} {count}" for arm, count in Ladder.parse(one["ladder"]).totals.items())
-        return budget if one["policy"] == "fixed" else f"{one['policy']} of {budget}"
+        if one["family"] == "fixed":
+            return self.outcomes.names[point]
+        whole = {arm for of in self.outcomes.settings if of["series"] == one["series"] for arm in of["arms"]}
+        return f"{one['policy']} ({one['series'] if whole == set(one['arms']) else '+'.join(one['arms'])})"
 
     def agree(self, one: int, other: int) -> bool:
         """Return whether two points are of one policy, or of two names that do the same on every question."""
@@ -170,14 +169,12 @@ def find_target(policies: Policies, name: str) -> int:
     Raises:
         InputError: If the replay has no such budget.
     """
-    fixed, wanted = policies.fixed(), " ".join(name.split())
-    fixed = [point for point in fixed if policies.outcomes.settings[point]["policy"] == "fixed"]
-    known = {policies.outcomes.names[point]: int(point) for point in fixed}
-    if wanted not in known:
-        most: dict[str, int] = {}
-        for point in fixed:
-            one = policies.outcomes.settings[point]
+    wanted, known, most = " ".join(name.split()), {}, {}
+    for point, one in enumerate(policies.outcomes.settings):
+        if one["policy"] == "fixed":
+            known |= dict.fromkeys((policies.outcomes.names[point], f"{one['series']} {one['k']}"), point)
             most[one["series"]] = max(most.get(one["series"], 0), one["k"])
+    if wanted not in known:
         budgets = ", ".join(f"{series} up to {k}" for series, k in most.items())
         raise InputError(f"Expected a target that the replay has as a fixed budget ({budgets}), got {name!r}.")
     return known[wanted]
@@ -567,13 +564,8 @@ def _power(policies: Policies, with_steps: frozenset[str], seed: int) -> dict[st
     return {
         "worth_from": None if worth is None else float(budgets[worth]),
         "up_to": float(budgets[-1]),
-        "at": float(budgets[shown]),
         "difference": {"value": float(each[:, shown].mean()), "low": ends[shown][0], "high": ends[shown][1]},
         "power": _told(policies, points[0]) | _of(both[0][shown]),
         "cheap": _told(policies, points[1]) | _of(both[1][shown]),
         "budgets": budgets.tolist(),
-        "differences": [
-            {"value": json_number(float(mean)), "low": low, "high": high}
-            for mean, (low, high) in zip(each.mean(axis=0), ends, strict=True)
-        ],
     }

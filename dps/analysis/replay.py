@@ -257,19 +257,17 @@ def _budgets(
     """Return the fixed budgets of every arm, with every way to choose an answer, and of ladders of several arms."""
     own, budgets, (main, first) = table.ladder, [], next(iter(ladders.items()))
     for arm, most in own.totals.items():
-        series = main if first.arms == (arm,) else arm
         ones = from_ks(arm, range(1, most + 1))
         ends = [ladder.maximum for ladder in ladders.values() if ladder.arms == (arm,)]
         shown = {*shown_ks(most), *ends, *(own.ks if own.arms == (arm,) else ())}
         orders = columns(ones)
-        budgets.append(replace(fixed(table, orders, ones.ks, sorted(shown), series), ladder=ones))
+        of_arm = [fixed(table, orders, ones, sorted(shown), arm)]
         for aggregator in (a for a in AGGREGATORS if a != table.manifest.aggregator):
-            budget = fixed(table, orders, shown_ks(most), [most], series, aggregator)
-            budgets.append(replace(budget, ladder=ones))
+            of_arm.append(fixed(table, orders, from_ks(arm, shown_ks(most)), [most], arm, aggregator))
+        budgets += [replace(one, series=main) for one in of_arm] if first.arms == (arm,) else of_arm
     for name, ladder in ladders.items():
         if len(ladder.arms) > 1:
-            listed = [ladder.maximum]
-            budgets.append(replace(fixed(table, columns(ladder), ladder.ks, listed, name), ladder=ladder))
+            budgets.append(fixed(table, columns(ladder), ladder, [ladder.maximum], name))
     return budgets
 
 
@@ -277,7 +275,7 @@ def _reference(
     config: ReplayConfig, ladders: Mapping[str, Ladder], budgets: Sequence[ReplayedPolicy]
 ) -> tuple[ReplayedPolicy, int, list[str]]:
     """Return the fixed budgets that hold the reference, its number of responses, and a note if it was picked."""
-    by_series = {policy.source_name: policy for policy in budgets if policy.name == "fixed"}
+    by_series = {policy.source: policy for policy in budgets if policy.name == "fixed"}
     if config.reference:
         wanted = Rung.parse(config.reference)
         policy = by_series.get(wanted.arm)
@@ -316,7 +314,7 @@ def _controller(
 ) -> ReplayedPolicy:
     """Return a controller over its ladder; of the label ``value`` nobody asks whether ``p_enough`` comes true."""
     policy = dynamic(name, "controller", series, walked, asked.p_enough, folds, margin, asked.threshold, reference)
-    return replace(policy, source=path, p_enough=None if asked.label == "value" else asked.p_enough)
+    return replace(policy, controller=path, p_enough=None if asked.label == "value" else asked.p_enough)
 
 
 def _rules(

@@ -14,7 +14,7 @@ from dps.analysis.questions import number_shown, questions_to_read
 from dps.analysis.result import Analysis, result_of
 from dps.analysis.stores import check_comparable, choose_clock, find_stores
 from dps.analysis.table import StoreTable, common_questions, read_table
-from dps.decide.ladder import POWER, from_ks
+from dps.decide.ladder import POWER, Ladder, from_ks
 from dps.decide.orders import ladder_orders
 from dps.errors import InputError
 from feature_store import Store
@@ -63,7 +63,8 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
     tables = [table.on(common) for table in whole]
     first = whole[0].manifest
     reference = next((table for table in tables if table.samples is not None), None)
-    policies = [policy for table in tables for policy in _policies(table, common, reference or table)]
+    main = reference or tables[0]
+    policies = [policy for table in tables for policy in _policies(table, common, next(iter(_budgets(main))))]
     policies.sort(key=lambda policy: not policy.is_main or policy.family != "fixed")
     shown = None
     if reference is not None and reference.samples is not None:
@@ -78,7 +79,7 @@ def read_report(folders: Sequence[Path], title: str | None = None) -> dict[str, 
             policies=policies,
             main=policies[0].main,
             ks=() if reference is None else reference.ks,
-            reference=None if reference is None else reference.ladder.totals[reference.ladder.arms[0]],
+            reference=None if reference is None else next(iter(_budgets(reference).values())).maximum,
             num_orders=ORDERS,
             clock=choose_clock([table.manifest for table in tables]),
             notes=notes,
@@ -95,23 +96,26 @@ def _rank(table: StoreTable) -> int:
     return 0 if table.series == POWER else 3
 
 
-def _policies(table: StoreTable, question_ids: Sequence[str], reference: StoreTable) -> list[ReplayedPolicy]:
-    """Return a store's policies: what it did, or all numbers of responses of each arm, over their orders."""
-    main = _series(reference)[reference.ladder.arms[0]]
+def _policies(table: StoreTable, question_ids: Sequence[str], main: str) -> list[ReplayedPolicy]:
+    """Return a store's policies: what it did, or its fixed budgets over their orders."""
     if table.samples is None:
         return [live(table, main)]
     policies = []
-    for arm, series in _series(table).items():
-        ladder = from_ks(arm, range(1, table.ladder.totals[arm] + 1))
+    for name, ladder in _budgets(table).items():
         orders = ladder_orders(question_ids, table.samples.arms, ladder, ORDERS, 0)
-        listed = table.ks if len(table.ladder.arms) == 1 else shown_ks(ladder.maximum)
-        policies.append(replace(fixed(table, orders, ladder.ks, listed, series), main=main, ladder=ladder))
+        several = len(table.ladder.arms) > 1
+        listed = table.ks if not several else ladder.ks[-1:] if name == table.series else shown_ks(ladder.maximum)
+        alone = len(listed) == 1 and name not in ladder.arms
+        policies.append(replace(fixed(table, orders, ladder, listed, name), main=main, alone=alone))
     return policies
 
 
-def _series(table: StoreTable) -> dict[str, str]:
-    """Return what each arm of a store is called: of one arm as its policy is."""
-    return {arm: table.series if len(table.ladder.arms) == 1 else arm for arm in table.ladder.arms}
+def _budgets(table: StoreTable) -> dict[str, Ladder]:
+    """Return a store's fixed budgets by their names: the policy's of an evaluation; of a harvest those of each arm."""
+    of_arms = {arm: from_ks(arm, range(1, most + 1)) for arm, most in table.ladder.totals.items()}
+    if table.manifest.kind != "evaluation":
+        return of_arms
+    return {table.series: table.ladder if len(of_arms) > 1 else next(iter(of_arms.values()))}
 
 
 def _mixing(tables: Sequence[StoreTable]) -> list[dict[str, Any]]:

@@ -113,11 +113,9 @@ def result_of(analysis: Analysis) -> dict[str, Any]:
         "left": []
         if weights is None or analysis.kind != "replay"
         else compare.left(judged, [best_rule(entries, name) for name in _two_ladders(entries, analysis.main)], weights),
-        "areas": [] if weights is None else compare.areas(judged, weights),
-        "mcnemar": _mcnemar(analysis, judged, graded),
         "difficulty": None
         if groups is None or not graded.any()
-        else compare.difficulty(groups[graded], GROUPS, analysis.ks, judged),
+        else compare.difficulty(np.where(graded, groups, -1), GROUPS, analysis.ks, policies),
         "calibration": [
             {
                 "policy": one.label,
@@ -264,17 +262,6 @@ def _gain(fixed: ReplayedPolicy, largest: int | None) -> dict[str, Any] | None:
         "tokens_times": float(after.tokens.mean() / before.tokens.mean()),
         "questions_needed": needed(difference.value, difference.stderr, difference.num_questions),
     }
-
-
-def _mcnemar(analysis: Analysis, judged: Sequence[ReplayedPolicy], graded: np.ndarray) -> list[dict[str, Any]]:
-    if not graded.any():
-        return []
-    fixed, largest, name = judged[0], None, ""
-    if analysis.main in analysis.correct:
-        largest, name = analysis.correct[analysis.main][:, 0, -1], f"{analysis.main} {analysis.ks[-1]}"
-    elif analysis.reference is not None:  # all responses, whatever their order
-        largest, name = fixed.curve[-1].correct == 1, fixed.row_name(fixed.thresholds[-1])
-    return compare.mcnemar_tests(judged, largest, name)
 
 
 def _store(table: StoreTable, whole: StoreTable) -> dict[str, Any]:

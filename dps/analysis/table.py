@@ -61,8 +61,6 @@ class Live:
     """Tokens of trajectories that were begun early and not needed, of each question: shape (Q,)."""
     prompt_tokens: np.ndarray
     """Length of each prompt: shape (Q,)."""
-    counts: dict[str, np.ndarray]
-    """Responses of each arm, of each question: shape (Q,)."""
     ahead: np.ndarray
     """Votes by which its leading answer was ahead: shape (Q,)."""
     ungradable: np.ndarray
@@ -113,14 +111,11 @@ class StoreTable:
         if self.samples is not None:
             return replace(self, samples=self.samples.on(question_ids))
         place = {name: i for i, name in enumerate(self.question_ids)}
-        rows = [place[name] for name in question_ids]
-        of = self.live
+        rows, of = [place[name] for name in question_ids], self.live
         assert of is not None
-        decisions = tuple(of.decisions[i] for i in rows)
-        counts = {arm: values[rows] for arm, values in of.counts.items()}
-        columns = (of.outcome.on(rows), of.cancelled[rows], of.prompt_tokens[rows], counts, of.ahead[rows])
-        live = Live(tuple(question_ids), *columns, of.ungradable[rows], decisions)
-        return replace(self, live=live)
+        some = {name: getattr(of, name)[rows] for name in ("cancelled", "prompt_tokens", "ahead", "ungradable")}
+        some["decisions"] = tuple(of.decisions[i] for i in rows)
+        return replace(self, live=replace(of, question_ids=tuple(question_ids), outcome=of.outcome.on(rows), **some))
 
 
 def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
@@ -138,7 +133,7 @@ def read_table(store: Store, folder: str, *, everything: bool) -> StoreTable:
     samples = live = None
     if policy.get("family") == "dynamic":
         ladder = Ladder.parse(policy.get("ladder", ()))
-        live = _live(questions, ladder)
+        live = _live(questions)
     else:
         ladder = fixed_ladder(store.manifest, folder)
         samples = samples_of(questions, ladder.totals, folder)
@@ -163,7 +158,7 @@ def _keeping(
         yield question
 
 
-def _live(questions: Iterable[Question], ladder: Ladder) -> Live:
+def _live(questions: Iterable[Question]) -> Live:
     rows = []
     for question in questions:
         used, is_graded = question.trajectories, has_grade(question)
@@ -178,14 +173,12 @@ def _live(questions: Iterable[Question], ladder: Ladder) -> Live:
             question.num_prompt_tokens,
             is_graded and question.correct is None,
             _lead(used),
-            *(sum(t.arm == arm for t in used) for arm in ladder.arms),
         )
         rows.append((question.question_id, values, tuple((d.k, d.p_enough) for d in question.decisions)))
     rows.sort(key=lambda row: row[0])
-    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 10 + len(ladder.arms)).T
+    columns = np.array([values for _, values, _ in rows], dtype=np.float64).reshape(len(rows), 10).T
     ids, decisions = tuple(row[0] for row in rows), tuple(row[2] for row in rows)
-    counts = dict(zip(ladder.arms, columns[10:], strict=True))
-    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7], counts, columns[9], columns[8] > 0, decisions)
+    return Live(ids, Outcome(*columns[:6]), columns[6], columns[7], columns[9], columns[8] > 0, decisions)
 
 
 def _lead(trajectories: Sequence[Trajectory]) -> int:

@@ -44,7 +44,6 @@ def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = 
     from dps.analysis.page import operating_rows
 
     reference = result["reference"]
-    last = "" if reference is None else f"k = {result['ks'][-1]}"
     rows = operating_rows(result)
     ks = sorted({int(k) for row in rows if shares and row["chosen"] for k in row["share_at_k"]})
     table = Table(
@@ -57,7 +56,7 @@ def render_table(result: Mapping[str, Any], width: int = 120, *, shares: bool = 
     table.add_column("policy", no_wrap=True)
     headings = ["accuracy\n%", "tokens", "compute\ns", "latency\ns", "mean\nk"]
     if reference is not None:
-        headings[1:2] = [f"minus {last}\npoints", "tokens", f"×\n{last}"]
+        headings[1:2] = [f"minus\n{reference}", "tokens", f"×\n{reference}"]
     if ks:
         headings.append("% at k =\n" + "".join(f"{k:4d}" for k in ks).strip())
     for heading in headings:

@@ -36,7 +36,7 @@ def _recommended(result: Entry, one: Entry) -> dict[str, Any]:
     facts = [
         ("accuracy", percent(accuracy["value"]), f"{_ends(accuracy, percent)}, {whose}.", False),
         ("tokens a question", number(tokens["value"]), f"{_ends(tokens, number)}.", False),
-        _saving(measured, target["name"], target["margin"], is_target=is_target),
+        _saving(measured, target["name"], target["margin"], is_target=is_target, where="measured on other questions, "),
         ("questions", count, f"{enough[0].upper()}{enough[1:]}{tests}.", not tests),
     ]
     if (live := _live(result, one)) is not None:
@@ -100,7 +100,7 @@ def _picked(result: Entry) -> dict[str, Any]:
         "kicker": "Picked on these questions",
         "name": row["name"],
         "does": f"{does} dps recommend measures the choice on other questions.",
-        "rungs": policy["ladder"] or [row["name"]],
+        "rungs": policy["ladder"] or [row["name"].removeprefix(f"{policy['name']} of ")],
         "facts": facts,
         "more": [],
         "point": row,
@@ -114,15 +114,17 @@ def _ends(entry: Entry, form: Any) -> str:
     return f"95 % interval {form(low).removesuffix(' %')} to {form(high)}"
 
 
-def _saving(measured: Entry, target: str, margin: float, *, is_target: bool) -> tuple[str, str, str, bool]:
-    """Return what is saved beside the target, and whether a loss is excluded."""
+def _saving(
+    measured: Entry, target: str, margin: float, *, is_target: bool, where: str = ""
+) -> tuple[str, str, str, bool]:
+    """Return what is saved beside the target, and whether a loss is excluded; ``where`` that is measured."""
     if is_target:
         return (f"beside {target}", "nothing saved", "This is the reference itself.", False)
     ratio, difference, safe = measured["tokens_ratio"], measured["difference"], measured["no_loss"]
     change = 100 * (1 - ratio["value"])
     saved = f"{abs(change):.0f} % {'fewer' if change >= 0 else 'more'} tokens"
     shown = f"{signed_points(difference['value'])} points {between(difference)}".rstrip()
-    loss = f"a loss of {points_of(margin)} is {'' if safe else 'not '}excluded"
+    loss = f"{where}a loss of {points_of(margin)} is {'' if safe else 'not '}excluded"
     return (f"beside {target}", saved, f"{interval(ratio)} of its tokens; {shown}: {loss}.", not safe)
 
 
@@ -130,8 +132,10 @@ def _enough(result: Entry, row: Entry) -> tuple[str, bool]:
     """Return whether the questions are enough, in a sentence, and whether that is in doubt."""
     count, least = result["num_graded"], fewest_questions(result["margin"])
     stderr = (row.get("accuracy_difference") or row)["stderr"]
-    if least is not None and count < least:
+    if least is not None and count < least and not row.get("no_loss"):
         return f"Too few to exclude a loss of {points_of(result['margin'])}: that takes {least:,}.", True
     if count < FEWEST or not (stderr or 0.0) <= LARGEST_STDERR:
         return "Too few to say that a policy is as good as another.", True
+    if least is not None and count < least:
+        return f"Enough here, where the policy is ahead; between equals it takes {least:,}.", False
     return f"Enough to test for a loss of {points_of(result['margin'])}.", False

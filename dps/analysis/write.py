@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dps.analysis.figures import draw_accuracy, drawn_with, png, svg
+from dps.analysis.figures import draw_accuracy, png, svg
 from dps.analysis.page import render_page
 from dps.analysis.result import SCHEMA_VERSION
 from dps.analysis.words import distinct
@@ -24,7 +24,6 @@ from feature_store.hostile import check_file, parse_json
 KINDS = {"evaluation": "report", "harvest": "report", "replay": "replay"}
 """What the files of a result are called, by its kind."""
 _CSV = ("policy", "family", "series", "threshold", "accuracy", "low", "high", "tokens", "mean_k", "calibrated_s")
-_PAGES = (".html", ".png", ".svg")
 _RECOMMENDATION = "recommendation.json"
 """What ``dps recommend`` leaves in a folder; the page there shows it first."""
 
@@ -44,12 +43,12 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     name = KINDS[result["kind"]]
     if name == "report":
         result = {**result, "recommendation": _recommendation(output)}
-    text = json.dumps({**result, "figures": drawn_with()}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     written = json.loads(text)
     if name == "report":
         _check_own(output, written)
     _check_folder(output)
-    files = _pages(written)
+    files = _shown(name, {"": written})
     if name == "replay":
         files["replay.csv"] = _table(written)
         (Path(output) / _RECOMMENDATION).unlink(missing_ok=True)  # of what stood there before
@@ -57,12 +56,8 @@ def write_result(result: Mapping[str, Any], output: Path) -> dict[str, Any]:
     return written
 
 
-def _pages(result: dict[str, Any]) -> dict[str, str | bytes]:
-    """Return everything that shows a result, the page and its figure, by file name."""
-    return _shown(KINDS[result["kind"]], {"": result})
-
-
 def _shown(name: str, results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> dict[str, str | bytes]:
+    """Return everything that shows results, the page and its figure, by file name."""
     figure = draw_accuracy(results)
     page = render_page(results, title)
     return {f"{name}.png": png(figure), f"{name}.svg": svg(figure, salt=name), f"{name}.html": page}
@@ -181,7 +176,7 @@ def write_again(folder: Path, name: str, output: Path, title: str | None = None)
     """
     result = read_result(folder, name)
     with _as_written([folder], name):
-        files = _pages(result if title is None else {**result, "title": title})
+        files = _shown(name, {"": result}, title)
     if Path(output).resolve() != Path(folder).resolve():
         if name == "report":
             _check_own(output, result)
@@ -223,24 +218,3 @@ def write_several(folders: Sequence[Path], output: Path, title: str | None = Non
     _check_folder(output)
     _put(output, files)
     return results
-
-
-def pages_in(folder: Path, start: str) -> dict[str, bytes]:
-    """Return the pages and figures in a folder whose names start so, by name."""
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob(f"{start}*")) if path.suffix in _PAGES}
-
-
-def what_varies(result: Mapping[str, Any], before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return a sentence on pages and figures made again from a result: whether they are those that stood there."""
-    changed = [name for name, content in before.items() if after.get(name) != content]
-    if before and not changed:
-        return f"Made again, byte for byte as before: {', '.join(before)}."
-    drawn, now = result.get("figures"), drawn_with()
-    if drawn != now:
-        first, last = (
-            " with ".join(f"{name} {one[name]}" for name in now) if isinstance(one, dict) and {*one} == {*now} else "?"
-            for one in (drawn, now)
-        )
-        return f"Made again from JSON alone: drawn by {first} at first, by {last} now, so bytes may differ."
-    others = f": {', '.join(changed)} changed, as the title or this toolkit's pages did" if changed else ""
-    return f"Made again from JSON alone{others}."

@@ -89,15 +89,14 @@ def _say_findings(result: Mapping[str, Any]) -> None:
 
 def _write_again(folder: Path, name: str, output: str | None, title: str | None) -> None:
     from dps.analysis.terminal import render_table
-    from dps.analysis.write import pages_in, what_varies, write_again
+    from dps.analysis.write import write_again
 
     target = Path(output) if output is not None else folder
-    before = pages_in(target, name)
     with stage(PAGE):
         result = write_again(folder, name, target, title)
     print(render_table(result) if name == "report" else f"{folder}: {result['title']}")
     _say_findings(result)
-    print(f"\n{what_varies(result, before, pages_in(target, name))}\n{target / f'{name}.html'}")
+    print(f"\nMade again from {name}.json.\n{target / f'{name}.html'}")
 
 
 def _write_several(folders: list[Path], output: str | None, title: str | None) -> None:

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,10 +35,10 @@ from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
 from dps.run.scheduler import Account, run_policies
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
 from dps.sampler.engine import Engine, batch_size
-from feature_store import Store, StoreError
+from feature_store import Question, Store, StoreError
 from feature_store.index import MANY
 from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small
-from feature_store.segment import encode_segment
+from feature_store.segment import PACKED, encode_segment, to_arrays
 
 MIN_QUESTIONS = 24
 """Fewest questions of a sample, where that many are missing."""
@@ -62,7 +63,8 @@ class Pilot:
     start_s: float
     """Seconds until the first token: model, clock, recordings."""
     rows: int
-    question_bytes: float
+    columns: np.ndarray
+    """Bytes that a question takes in each column of a segment, as it is and compressed: shape (C, 2)."""
     segment_bytes: float
     """Bytes that every segment costs besides."""
     memory_gib: float | None
@@ -209,9 +211,7 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
     questions = [done.question for done in sampled]
     synchronize(model.device)
     step_s, row_s, startup_s = watched.fit()
-    half = max(1, len(questions) // 2)
-    sizes = [len(encode_segment(part)) for part in (questions, questions[:half], questions[half:]) if part]
-    segment_bytes = max(0.0, sizes[1] + sizes[2] - sizes[0]) if len(sizes) == 3 else 0.0
+    columns, segment_bytes = size_model(questions)
     return Pilot(
         tokens=np.array([[t.num_generated_tokens for t in q.trajectories] for q in questions]),
         step_s=step_s,
@@ -220,10 +220,27 @@ def measure(config: HarvestConfig, question_ids: Sequence[str], worker: int = 0,
         question_s=(account.total - account.decode) / len(questions),
         start_s=start_s + startup_s,
         rows=engine.rows,
-        question_bytes=(sizes[0] - segment_bytes) / len(questions),
+        columns=columns,
         segment_bytes=segment_bytes,
         memory_gib=peak_gib(),
     )
+
+
+def size_model(questions: Sequence[Question]) -> tuple[np.ndarray, float]:
+    """Return what :func:`segment_size` takes, from a sample.
+
+    Of a few questions most columns are too small to be compressed, which they are in a large segment.
+    """
+    arrays = to_arrays(questions).values()
+    shuffled = [array.reshape(-1, 1).view(np.uint8).T.tobytes() if array.size else b"" for array in arrays]
+    columns = np.array([(len(text), len(zlib.compress(text, 4))) for text in shuffled]) / len(questions)
+    return columns, len(encode_segment(questions)) - segment_size(columns, 0.0, len(questions))
+
+
+def segment_size(columns: np.ndarray, segment_bytes: float, num_questions: float) -> float:
+    """Return the bytes of a segment of so many questions that take ``columns`` (C, 2) each, see :class:`Pilot`."""
+    plain, packed = num_questions * columns.T
+    return segment_bytes + float(np.where(plain > PACKED, packed, plain).sum())
 
 
 class _Watched:
@@ -310,12 +327,14 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
     decode_s = (pilot.step_s * steps + pilot.row_s * row_steps) / pilot.useful
     start_s = max(p.start_s for p in pilots)
     seconds = start_s + decode_s + share * float(np.mean([p.question_s for p in pilots]))
-    each = float(np.mean([p.question_bytes for p in pilots]))
+    columns = np.mean([p.columns for p in pilots], axis=0)
     header = float(np.mean([p.segment_bytes for p in pilots]))
     segments = busy * num_commits(config.compute.commit_interval_s, seconds - start_s, share)
-    per_segment = missing / segments
-    if segments >= MANY and is_small(per_segment, per_segment * each + header):  # the end of the run joins them
-        segments = max(math.ceil(missing / MOST_QUESTIONS), math.ceil(missing * each / MOST_BYTES))
+    size = segment_size(columns, header, missing / segments)
+    if segments >= MANY and is_small(missing / segments, size):  # the end of the run joins them
+        plain = float(columns[:, 0].sum())
+        segments = max(math.ceil(missing / MOST_QUESTIONS), math.ceil(missing * plain / MOST_BYTES))
+        size = segment_size(columns, header, missing / segments)
     stderr = by_question.std(ddof=1) / math.sqrt(len(by_question)) if len(by_question) > 1 else 0.0
     # The sampled questions are among those to come, which leaves less unknown.
     stderr *= math.sqrt(max(0.0, 1 - len(by_question) / missing))
@@ -330,6 +349,6 @@ def extrapolate(pilots: Sequence[Pilot], missing: int, stored: int, config: Harv
         seconds=seconds,
         start_seconds=start_s,
         device_hours=busy * seconds / 3600,
-        gigabytes=(missing * each + segments * header) / 1e9,
+        gigabytes=segments * size / 1e9,
         gpu_gib=max((p.memory_gib for p in pilots if p.memory_gib is not None), default=None),
     )

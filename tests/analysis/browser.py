@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from base64 import b64decode
 from contextlib import contextmanager
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -77,11 +76,14 @@ class Page:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
 
-    def open(self, path, *, width=1280, height=900, dark=False, script=True, mobile=False):
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+    def theme(self, *, dark):
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media="", features=scheme)
+
+    def open(self, path, *, width=1280, height=900, script=True, mobile=False):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.theme(dark=False)
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.complaints.clear()
         self.requests.clear()
@@ -112,10 +114,6 @@ class Page:
     def tap(self, x, y):
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-
-    def screenshot(self, path, *, whole=True):
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(b64decode(shot["data"]))
 
 
 @contextmanager

@@ -64,8 +64,9 @@ def predict(path, store, question_ids, orders_of):
 
 
 def replay(harvest, output, **settings):
-    """Replay as `dps replay` does, with its files in `output`; returns what was found."""
+    """Replay as `dps replay` does, on few ladders, with its files in `output`; returns what was found."""
     values = dict(controllers={"gbdt": str(harvest / "none")}, orders=4, resamples=200, output=str(output))
+    values |= {"ladders": {"power": RUNGS[:4], "cheap": RUNGS[4:], "lowtemp-ones": ["lowtemp 1"] * 4}}
     return write_result(run_replay(harvest, ReplayConfig(**{**values, **settings}), predict), output)
 
 
@@ -74,7 +75,7 @@ def recommendation(label, ladder):
     number = {"value": 0.5, "low": 0.4, "high": 0.6, "stderr": 0.01}
     tokens = {name: 100 * value for name, value in number.items()}
     return {
-        "policy": {"label": label, "ladder": ladder},
+        "policy": {"label": label, "ladder": ladder, "policy": label.partition(" ")[0], "series": "lowtemp-ones"},
         "name": label.partition(" ")[0],
         "enough": "320: enough",
         "measured": {"accuracy": number, "tokens": tokens, "tokens_ratio": number, "difference": number}

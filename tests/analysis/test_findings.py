@@ -86,12 +86,10 @@ def the(sentences, beginning):
 def test_a_rival_that_wins_comes_first():
     sentences = evaluation(plain=(0.99, 1.0))
     assert sentences[0].startswith(
-        "Self-consistency over cheap samples wins: fixed (plain) reaches 99.9 % with 900 tokens a question where "
+        "Self-consistency over cheap samples wins: plain reaches 99.9 % with 900 tokens a question where "
         "power 8 spends 900, power 8 95.0 % (+4.9 points, [+"
     )
-    assert sentences[1].startswith(
-        "Self-consistency over cheap samples wins: fixed (plain) reaches 99.4 % with 500 tokens"
-    )
+    assert sentences[1].startswith("Self-consistency over cheap samples wins: plain reaches 99.4 % with 500 tokens")
     assert "are ahead of power 2 and power 4, each comparison judged on its own" in sentences[2]
     assert "and a loss of 1 point to it is excluded (+4.0 points" in the(sentences, "plain 4 reaches 99.0 % with 0.11")
 
@@ -101,10 +99,10 @@ def test_a_rival_that_wins_comes_first():
     [
         (
             {"plain": (0.3, 0.5)},
-            "power 8 is ahead of the best self-consistency over cheap samples (fixed (plain), with",
+            "power 8 is ahead of the best self-consistency over cheap samples (plain, with",
         ),
         ({"plain": (0.3, 0.5), "plain_tokens": (50, 300)}, "; what more samples would reach was not measured."),
-        ({"plain": (0.9, 0.945)}, "At equal tokens cheap samples (fixed (plain)) are ahead of power 2 and power 4"),
+        ({"plain": (0.9, 0.945)}, "At equal tokens cheap samples (plain) are ahead of power 2 and power 4"),
         ({"plain": (0.9, 0.949), "plain_tokens": (100, 600)}, "are ahead of"),
     ],
 )
@@ -115,9 +113,7 @@ def test_how_cheap_samples_do_is_said_first(changes, first):
 def test_a_rival_that_is_not_told_apart_with_fewer_tokens_says_so():
     rival = fixed("plain", [(4, right(0.3, 60), 100), (32, right(0.949, 3), 600)])
     [sentence] = [s for s in findings(result_of(power(0.9), rival)) if "is not told apart from power 8 at 0.67" in s]
-    assert (
-        "fixed (plain) reaches 95.0 % with 600 tokens a question where power 8 spends 900, power 8 95.0 %" in sentence
-    )
+    assert "plain reaches 95.0 % with 600 tokens a question where power 8 spends 900, power 8 95.0 %" in sentence
     assert "these data cannot decide" in sentence
 
 
@@ -235,7 +231,7 @@ def replay_of(verdicts):
     at["accuracy_difference"] = {"value": -0.004, "low": -0.007, "high": -0.001, "stderr": 0.001}
     names = "abcdef"[: len(verdicts)]
     common = {"series": "power", "operating_point": at, "own_threshold": None, "arms": ["power"], "ladder": ["power 8"]}
-    policies = [{"policy": "fixed", "family": "fixed", "curve": [], **common, "operating_point": None}]
+    policies = [{"policy": "power", "family": "fixed", "curve": [], **common, "operating_point": None}]
     policies += [{"policy": name, "family": "controller", **common} for name in names]
     policies.append({"policy": "entropy", "family": "rule", **common})
     matched = []

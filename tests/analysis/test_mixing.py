@@ -10,7 +10,6 @@ import pytest
 from dps.analysis.mixing import (
     ChainTrace,
     acceptance_by_cut,
-    acceptance_by_resampled,
     chains_of,
     clustered,
     diagnose,
@@ -92,20 +91,6 @@ def test_acceptance_by_cut_is_exact_at_the_edges_of_deciles():
     assert [b["num_steps"] for b in odd] == [2, *[1] * 9]
 
 
-def test_acceptance_by_tokens_at_stake():
-    lengths = np.array([1, 2, 3, 4, 7, 8, 15, 16])
-    accepted = np.array([1, 0, 1, 1, 1, 0, 0, 1], bool)
-    bins = acceptance_by_resampled(run([chain(np.zeros(8), length=lengths + 4, cut=4, accepted=accepted)]))
-    assert [(b["low"], b["high"], b["num_steps"]) for b in bins] == [
-        (1, 1, 1),
-        (2, 3, 2),
-        (4, 7, 2),
-        (8, 15, 2),
-        (16, 31, 1),
-    ]
-    assert [b["acceptance"] for b in bins] == [1, 0.5, 1, 0, 1]
-
-
 def test_frozen_chains():
     still = chain([1.0, 1.0], [2.0, 2.0], accepted=[True, False, False, False])
     chains = run([still], [chain([1.0, 1.0, 3.0])])
@@ -137,7 +122,6 @@ def test_the_second_half_is_worked_out_exactly():
     )
     assert row["gain"] == pytest.approx((4 + 3 + 2) / 3)
     assert row["gain_stderr"] == pytest.approx(math.sqrt(2 * (1**2 + 1**2)) / 3)
-    assert row["second_half_share_of_gain"] == pytest.approx(6 / 9)
     assert row["second_half_gain_per_token"] == pytest.approx(6 / 90)
     assert row["spread"] == pytest.approx(math.sqrt(0.5))
     assert row["frozen"] == 0

@@ -6,17 +6,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dps.analysis import policies
 from dps.analysis.policies import ORDERS, bounds, cross_fitted, dynamic, fixed, live
 from dps.analysis.table import read_table
 from dps.decide import RULES, FixedK, KRange, RuleK
 from dps.decide.aggregate import answer_of
+from dps.decide.ladder import from_ks
 from dps.decide.orders import orders_of, walk
 from dps.decide.samples import samples_of
 from dps.decide.splits import folds_of
 from dps.decide.thresholds import NEVER_STOP
 from dps.errors import InputError
 from feature_store import Decision, Store
-from tests.analysis.evaluations import dynamic_manifest, plain_manifest, power_manifest, question, write_store
+from tests.analysis.evaluations import dynamic_manifest, power_manifest, question, write_store
 from tests.decide.test_orders import power_orders
 from tests.factories import make_question
 from tests.run.test_scheduler import model, run  # noqa: F401
@@ -29,7 +31,8 @@ def table_of(folder, manifest, questions):
 def every_k(table):
     """Fixed k of every k, by k."""
     most = table.ks[-1]
-    policy = fixed(table, power_orders(table.question_ids, ORDERS, most), range(1, most + 1), table.ks)
+    ladder = from_ks(table.series, range(1, most + 1))
+    policy = fixed(table, power_orders(table.question_ids, ORDERS, most), ladder, table.ks, table.series)
     return dict(zip(policy.thresholds.astype(int).tolist(), policy.curve, strict=True)), policy
 
 
@@ -58,22 +61,14 @@ def test_a_fixed_k_is_the_mean_over_orders_of_its_trajectories(tmp_path):
 
 
 @pytest.mark.parametrize("aggregator", ["majority", "best_logprob", "weighted"])
-def test_answers_over_orders_are_those_of_the_aggregator_on_random_records(tmp_path, aggregator):
-    questions = [make_question(i, hidden_size=0) for i in range(280)]  # more than are averaged at a time
+def test_answers_over_orders_are_those_of_the_aggregator_on_random_records(tmp_path, aggregator, monkeypatch):
+    monkeypatch.setattr(policies, "_QUESTIONS", 10)  # averaged at a time
+    questions = [make_question(i, hidden_size=0) for i in range(24)]
     found, _ = every_k(table_of(tmp_path / "s", power_manifest(aggregator=aggregator), questions))
-    rows = [*range(12), *range(250, 262)]
     for k in (1, 3, 8):
-        expected = [over_orders(questions[i], k, aggregator) for i in rows]
-        assert found[k].correct[rows] == pytest.approx([e[0] for e in expected])
-        assert found[k].tokens[rows] == pytest.approx([e[1] for e in expected])
-
-
-def test_a_lucky_prefix_does_not_count(tmp_path):
-    """Right first and wrong later, as sampled: one trajectory of four is right a quarter of the time."""
-    lucky = [question(i, [1, 0, 0, 0], arm="lowtemp") for i in range(40)]
-    found, _ = every_k(table_of(tmp_path / "s", plain_manifest("lowtemp", ks=(1, 2, 4)), lucky))
-    assert found[1].correct.mean() == pytest.approx(0.25, abs=0.04)
-    assert found[4].correct.tolist() == [0] * 40
+        expected = [over_orders(record, k, aggregator) for record in questions]
+        assert found[k].correct == pytest.approx([e[0] for e in expected])
+        assert found[k].tokens == pytest.approx([e[1] for e in expected])
 
 
 def test_a_live_policy_keeps_its_answer_and_pays_for_its_controller(tmp_path):

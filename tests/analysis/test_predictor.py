@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dps.analysis.predictor import errors, fit_linear, held_out, judge, predict
+from dps.analysis.predictor import errors, held_out, judge, linear_model, predict
 from dps.analysis.published import FEATURES
 
 SETTINGS = dict(folds=5, repeats=3, bootstrap=50)
@@ -39,10 +39,12 @@ def test_missing_values_are_training_means():
     known = features[~np.isnan(features[:, 2]), 2]
     filled = np.where(np.isnan(features), known.mean(), features)
     np.testing.assert_allclose(
-        fit_linear(features, target).predict(features), fit_linear(filled, target).predict(filled), atol=1e-8
+        linear_model().fit(features, target).predict(features),
+        linear_model().fit(filled, target).predict(filled),
+        atol=1e-8,
     )
     # The mean is the training questions', not that of whoever is predicted.
-    fitted = fit_linear(features[:30], target[:30])
+    fitted = linear_model().fit(features[:30], target[:30])
     row = features[40:41].copy()
     row[0, 2] = np.nan
     by_hand = row.copy()
@@ -56,10 +58,10 @@ def test_absent_constant_and_repeated_features_do_no_harm():
     odd[:, 0] = np.nan  # no run holds it
     odd[:, 1] = 0.1  # always the same, up to rounding
     odd[:, 2] = 3 * odd[:, 3] + 1
-    fitted = fit_linear(odd, target)
+    fitted = linear_model().fit(odd, target)
     assert np.isfinite(fitted[-1].coef_).all()
     np.testing.assert_allclose(fitted[-1].coef_[:2], 0, atol=1e-12)
-    best = fit_linear(features[:, 3:], target).predict(features[:, 3:])
+    best = linear_model().fit(features[:, 3:], target).predict(features[:, 3:])
     np.testing.assert_allclose(fitted.predict(odd), best, atol=1e-8)
 
 

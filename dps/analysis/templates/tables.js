@@ -60,12 +60,13 @@ function makeSortable(table) {
   });
 }
 
-/* The table of policies has the rows of the figure. */
+/* Tables of policies have the rows of the figure; one that has none of these stays whole. */
 function followFigure(shown) {
   const label = document.querySelector("[data-follow]");
   const apply = () => {
-    for (const row of document.querySelectorAll("tr[data-policy]")) {
-      row.hidden = label.firstElementChild.checked && !shown.has(row.dataset.policy);
+    for (const body of document.querySelectorAll("tbody:has(tr[data-policy])")) {
+      const follows = label.firstElementChild.checked && [...body.rows].some((row) => shown.has(row.dataset.policy));
+      for (const row of body.rows) row.hidden = follows && !shown.has(row.dataset.policy);
     }
   };
   label.hidden = false;
