@@ -31,7 +31,7 @@ from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.law import early_terms
-from dps.sampler.memory import rows_from_memory
+from dps.sampler.memory import is_out_of_memory, rows_from_memory
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.prompts import PromptReader
 from dps.sampler.rows import ChainRequest, Finished, Rows, RowStatus
@@ -171,7 +171,9 @@ class Engine:
         while True:
             try:
                 return self._allocate(rows)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if rows <= SMALLEST_BATCH:
                     raise InputError(
                         f"The device has too little memory for {rows} rows of {self.positions} positions, the fewest "
@@ -280,7 +282,9 @@ class Engine:
                 if not self.num_running:
                     break
                 ended += self._window()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = str(error)
             else:
                 if ended and not self._pending:

@@ -58,6 +58,11 @@ def rows_from_memory(
     return rows // step * step
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch means that a device's memory is used up: of a CPU it has no class of error."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _free_bytes(device: torch.device) -> int:
     """Return the memory that can still be allocated on a device."""
     if device.type == "cuda":

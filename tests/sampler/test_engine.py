@@ -224,6 +224,24 @@ def test_running_out_of_memory_halves_the_rows_and_loses_no_finished_chain(monke
     assert [chains[i].tokens.tolist() for i in range(40)] == [c.tokens.tolist() for c in expected]
 
 
+def test_rows_that_a_cpu_has_no_memory_for_are_halved_or_refused_in_a_sentence(monkeypatch):
+    def scarce(fits):
+        def allocate(engine, rows):
+            if rows > fits:
+                torch.empty(1 << 60, dtype=torch.uint8)  # PyTorch's own error where a CPU's memory is used up
+            allocated(engine, rows)
+
+        return allocate
+
+    allocated = Engine._allocate
+    monkeypatch.setattr(Engine, "_allocate", scarce(16))
+    with pytest.warns(UserWarning, match="too little memory for 32 rows"):
+        assert Engine(tiny_model(), CONFIG, rows=32, prompt_room=8).rows == 16
+    monkeypatch.setattr(Engine, "_allocate", scarce(0))
+    with pytest.raises(InputError, match="too little memory for 8 rows"):
+        Engine(tiny_model(), CONFIG, rows=8, prompt_room=8)
+
+
 def test_chains_can_be_given_up_after_running_out_of_memory(monkeypatch):
     settle, steps = engine_module.settle, 0
 
