@@ -341,6 +341,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
             model = AutoModelForCausalLM.from_pretrained(location, **options, dtype=dtype)
     except Exception as error:  # the files may be of any kind, and the libraries that read them raise anything
         reason = " ".join(str(error).partition("Errors:")[0].split()) or type(error).__name__
+        if type(error).__name__ in ("SafetensorError", "error", "UnpicklingError", "EOFError"):
+            reason = f"a file of its weights is cut short or damaged ({reason}): fetch or save it again."
         raise InputError(f"Could not load the model {config.name}: {reason}") from error
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # transformers' other ways leave the soft-cap out

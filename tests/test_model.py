@@ -206,8 +206,34 @@ def test_names_that_cannot_be_models(tmp_path):
             check_model_name(ModelConfig(name=name))
     for name in ("Qwen/Qwen2.5-7B", "gpt2"):
         check_model_name(ModelConfig(name=name))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="Could not load the model"):
+
+
+def test_what_a_model_folder_lacks_is_said_before_anything_loads(tmp_path):
+    def refused(match, **files):
+        for name, text in files.items():
+            (tmp_path / name.replace("__", ".")).write_text(text)
+        with pytest.raises(InputError, match=match):
+            check_model_name(ModelConfig(name=str(tmp_path)))
+
+    refused(r"has none: .* such as .*/some\.gguf", some__gguf="")
+    refused(r"Expected weights \(model.safetensors\)", config__json="{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    refused(r"model-1.safetensors is missing and 1 others", **{"model.safetensors.index__json": json.dumps(index)})
+    (tmp_path / "model-1.safetensors").touch()
+    refused(r"model-2.safetensors is missing: copy")
+    (tmp_path / "model-2.safetensors").touch()
+    refused(r"Expected a tokenizer \(tokenizer.json\)", tokenizer_config__json="{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    check_model_name(ModelConfig(name=str(tmp_path)))
+    refused(r"an adapter .*merge_and_unload", adapter_config__json="{}")  # else the adapter would be left out
+
+
+def test_weights_that_are_cut_short_are_said(embedded, tmp_path):
+    embedded.model.save_pretrained(tmp_path)
+    embedded.tokenizer.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="Could not load the model .* cut short or damaged"):
         load_model(str(tmp_path))
 
 
