@@ -233,7 +233,7 @@ def test_weights_that_are_cut_short_are_said(embedded, tmp_path):
     embedded.tokenizer.save_pretrained(tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match="Could not load the model .* cut short or damaged"):
+    with pytest.raises(InputError, match=r"Could not load the model .* cut short or damaged"):
         load_model(str(tmp_path))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from dps.start import current
 
-
 _FIRST_LINE_S, _RAREST_LINE_S = 10.0, 600.0
 """Where there is no terminal: when a line first says how far the work is, and how long none does at most."""
 
