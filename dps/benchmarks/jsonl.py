@@ -102,19 +102,25 @@ def _most_asked(golds: Sequence[str | None]) -> _Asked:
 
 
 def _remarks(file: RecordFile, golds: Sequence[str | None], config: BenchmarkConfig) -> tuple[str, ...]:
-    """Return what a user should know of a file whose answers are of both kinds."""
+    """Return what a user should know of a file that lacks answers, or whose answers are of both kinds."""
     places: dict[str, list[str]] = {"number": [], "text": []}
     for record, gold in zip(file.records, golds, strict=True):
         if gold is not None:
             places[_kind(gold)].append(record.place)
     numbers, texts = len(places["number"]), len(places["text"])
+    lacking = ()
+    if missing := len(golds) - numbers - texts:
+        fields = dict.fromkeys(name for record in file.records for name in record.fields)
+        which = f"no field answer, only: {', '.join(fields)}" if "answer" not in fields else "no answer"
+        lacking = (f"{file.name}: {missing:,} of {len(golds):,} questions have {which}. They are not graded.",)
     if not (numbers and texts):
-        return ()
+        return lacking
     asked = _most_asked(golds)
     others = places["text"] if asked == "number" else places["number"]
     which = f"{_named(others)} {'is' if len(others) == 1 else 'are'}{' not' if asked == 'number' else ''}"
     form = "" if config.template else f" All are asked for a {asked} (benchmark.template asks for something else)."
     return (
+        *lacking,
         f"{file.name}: {numbers:,} of {numbers + texts:,} answers are numbers; {which}. Each question is graded by "
         f"what its own answer is.{form}",
     )

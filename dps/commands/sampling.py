@@ -94,7 +94,8 @@ def run_sample(arguments: list[str]) -> None:
     early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
     text = told["responses"][told["shown"]]["text"].strip()
     took = f"k = {record.k}, {told['num_tokens']:,} tokens{early}, {record.latency_s:.1f} s"
-    _print(f"\n{_plain(text)}\n\n[bold]answer: {_plain(record.answer or 'none')}[/]   ({took})\nwhy: {_plain(told['why'])}")
+    given = _plain(record.answer or "none")
+    _print(f"\n{_plain(text)}\n\n[bold]answer: {given}[/]   ({took})\nwhy: {_plain(told['why'])}")
     if cut := _cut(record.trajectories, told["shown"]):
         _print(f"[yellow]{_plain(cut)}[/]")
 

@@ -96,13 +96,13 @@ def test_one_answer_that_is_no_number_changes_its_own_question_only(tmp_path):
         (range(1, 16), "x", "15 of 30 answers are numbers; lines 16, 17, 18 and 12 others are", TEXT),
         (range(2, 31), "x", "1 of 30 answers are numbers; line 1 is. ", TEXT),
         (range(1, 31), "x", None, TEXT),
-        (range(1, 31), None, None, TEXT),
+        (range(1, 31), None, "30 of 30 questions have no answer. They are not graded.", TEXT),
     ],
 )
 def test_what_most_answers_are_decides_what_is_asked_for(tmp_path, lines, answer, remark, prompts):
     benchmark = load(thirty(tmp_path, **{f"line{number}": answer for number in lines}))
     assert (benchmark.plain_template, benchmark.plain_stop) == (prompts.plain, prompts.stop)
-    assert len(benchmark.remarks) == (remark is not None)
+    assert bool(benchmark.remarks) == (remark is not None)
     assert remark is None or re.search(remark, benchmark.remarks[0])
     graded = [item for item in benchmark.items if item.gold is not None]
     assert all(read(benchmark.grader, f"#### {item.gold}", item).correct for item in graded)
@@ -133,6 +133,12 @@ def test_the_embedded_model_is_asked_in_its_own_form(tmp_path):
 def test_questions_without_answers_are_not_graded(tmp_path):
     benchmark = load(write(tmp_path, {"question": "Why?"}))
     assert read(benchmark.grader, "#### because", benchmark.items[0]).correct is None
+
+
+def test_answers_under_another_name_are_said_to_be_none(tmp_path):
+    [remark] = load(write(tmp_path, {"id": 1, "question": "2+2?", "gold": 4}, {"question": "2+3?", "choices": []})).remarks
+    only = "have no field answer, only: id, question, gold, choices. They are not graded."
+    assert remark == f"own.jsonl: 2 of 2 questions {only}"
 
 
 def test_unusual_but_right_files(tmp_path):
