@@ -136,7 +136,9 @@ def test_questions_without_answers_are_not_graded(tmp_path):
 
 
 def test_answers_under_another_name_are_said_to_be_none(tmp_path):
-    [remark] = load(write(tmp_path, {"id": 1, "question": "2+2?", "gold": 4}, {"question": "2+3?", "choices": []})).remarks
+    [remark] = load(
+        write(tmp_path, {"id": 1, "question": "2+2?", "gold": 4}, {"question": "2+3?", "choices": []})
+    ).remarks
     only = "have no field answer, only: id, question, gold, choices. They are not graded."
     assert remark == f"own.jsonl: 2 of 2 questions {only}"
 
