@@ -21,6 +21,7 @@ from dps.config import ComputeConfig
 from dps.decide import RULES, Controller, FixedK, KRange, Ladder, Policy, Rule
 from dps.decide.aggregate import AGGREGATORS
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
+from dps.decide.ladder import POWER
 from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, read_policy
 from dps.defaults import EMBEDDED_SAMPLER
@@ -110,7 +111,8 @@ def stream(
         arms: How the arms of the ladder draw a response, where not as by default.
         rule: Decides where there is no controller: one of :data:`dps.decide.RULES`, or its name.
         policy: A policy file of ``dps recommend``, or its folder, instead of whatever else says what is sampled.
-        sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
+        sampler: Power sampling settings; those of the controller's harvest if not given, without one the published ones
+            (short ones for the embedded model).
         style: How the answer is asked for and read, see :data:`dps.benchmarks.given.Style`.
         aggregator: How k answers become one; by majority if not given.
         embedder: The question embedder that the controller was trained with.
@@ -240,7 +242,8 @@ def open_asker(
     check_policy_alone(policy, {**settings, "aggregator": aggregator})
     file = None if policy is None else read_policy(policy)
     controller = _loaded(controller if file is None else file.controller)
-    base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
+    base = sampler or _of_harvest(controller) or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})
+    base = base.check()
     if file is not None:
         climbs, samplers, aggregator = file.policy(controller), file.arms, file.aggregator
         first = next(iter(samplers.values()))
@@ -318,6 +321,15 @@ def _loaded(controller: Controller | str | Path | None) -> Controller | None:
     from lightning_modules.load import load_controller
 
     return load_controller(controller)
+
+
+def _of_harvest(controller: Controller | None) -> SamplerConfig | None:
+    """Return power sampling as the harvest of a controller had it; where it had none, with the harvest's lengths."""
+    arms = {name: SamplerConfig(**arm) for name, arm in (controller.arms if controller is not None else {}).items()}
+    if POWER in arms or not arms:
+        return arms.get(POWER)
+    first = next(iter(arms.values()))
+    return SamplerConfig(block_size=first.block_size, max_new_tokens=first.max_new_tokens)
 
 
 def _policy(

@@ -67,6 +67,7 @@ def run_sample(arguments: list[str]) -> None:
         from lightning_modules.load import load_controller
     if config.controller is not None:
         controller = asker["controller"] = load_controller(config.controller)
+        asker["sampler"] = sampler if "sampler" in given else None  # that of its harvest
         if not config.ladder and "k" not in given:
             ladder = asker["ladder"] = controller.ladder
     threshold = getattr(asker.get("controller"), "threshold", None)
