@@ -10,10 +10,12 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from dps.api import answer
 from dps.chat import ChatPrompt
 from dps.errors import InputError
-from dps.model import load_model
+from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
+from dps.sampler.settings import SamplerConfig
 
 from .sampler.models import tiny_model
 from .tokenizer_kinds import ALL, TEXTS, byte_level, framed, llama2, unigram, word_piece
@@ -193,6 +195,16 @@ def test_many_prompts_have_the_tokens_that_each_has_alone(kind, single, monkeypa
 
 
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_given_by_path_or_in_memory_and_shown_in_a_line(embedded):
+    assert repr(embedded) == "LanguageModel(embedded: LlamaForCausalLM, 12 layers, 1.2 M weights, torch.float32, cpu)"
+    settings = {"k": 1, "sampler": SamplerConfig(block_size=4, max_new_tokens=4, num_mh_steps=0), "style": "arithmetic"}
+    mine = LanguageModel(embedded.model, embedded.tokenizer, "mine")
+    [[first], [second]] = [answer("1+2", model, **settings) for model in (embedded_path("model"), mine)]
+    assert first.trajectories[0].text == second.trajectories[0].text
+    with pytest.raises(InputError, match=r"got LlamaForCausalLM: .* dps.LanguageModel\(model, tokenizer, name\)"):
+        answer("1+2", embedded.model)
 
 
 def test_names_that_cannot_be_models(tmp_path):
