@@ -98,7 +98,7 @@ def files(folder):
 
 
 def test_an_evaluation_decides_as_the_replay_did(folder, files):
-    paths = ",".join(str(file.path) for file in files.values())
+    paths = ",".join(str(file.path.parent) for file in files.values())  # folders, as recommend names them
     questions = ["--benchmark.split=test", "--benchmark.limit=16", "--compute.rows=16", "--compute.threads=1"]
     assert run(["evaluate", f"--policies=[{paths}]", *questions, f"--output={folder / 'live'}"]) == 0
     controllers = {file.name: file.controller for file in files.values()}

@@ -32,10 +32,10 @@ Entry = Mapping[str, Any]
 
 
 def findings(result: Entry) -> list[str]:
-    """Return the sentences, the one that could change a reader's mind first."""
+    """Return the sentences, the one that could change a reader's mind first; at least one."""
     if not result["num_graded"]:
         return ["No question has a grade, so there are no accuracies, only costs.", *_costs(result)]
-    return [
+    sentences = [
         *_rivals(result),
         *_cheaper_rivals(result),
         *(_best(result) if result["kind"] != "replay" else []),
@@ -46,6 +46,8 @@ def findings(result: Entry) -> list[str]:
         *_gain(result),
         *(mixing_finding(entry, several=len(result["mixing"]) > 1) for entry in result["mixing"]),
     ]
+    too_little = "So few questions and responses say nothing of the policies: harvest more of both."
+    return sentences or [too_little]
 
 
 def rows_of(policy: Entry) -> list[Entry]:

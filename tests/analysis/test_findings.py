@@ -72,6 +72,13 @@ def test_what_votes_leave_is_told_at_the_accuracy_of_the_best_rule(bound_at, way
     assert not [sentence for sentence in alone if sentence.startswith("What is left")]
 
 
+def test_a_first_try_of_three_questions_has_a_sentence_too(monkeypatch):
+    one = fixed("power", [(1, right(0.0, count=3), 24)])
+    monkeypatch.setattr("tests.analysis.test_findings.left", lambda *given: [])
+    result = result_of(one, kind="replay")
+    assert findings(result) == ["So few questions and responses say nothing of the policies: harvest more of both."]
+
+
 def evaluation(*, plain=(0.3, 0.5), gbdt=0.95, gbdt_tokens=500, k2=0.7, k8=0.95, plain_tokens=(100, 1000)):
     controller = live("gbdt", right(gbdt), gbdt_tokens)
     rival = fixed("plain", [(k, right(s), t) for k, s, t in zip((4, 32), plain, plain_tokens, strict=True)])
