@@ -198,12 +198,9 @@ def _cut(trajectories: Sequence[Trajectory], shown: int) -> str | None:
     cut = [number for number, each in enumerate(trajectories) if each.ending == "length"]
     if not cut:
         return None
-    which = "all" if len(cut) == len(trajectories) else f"{len(cut)}"
-    here = ", the one above too" if shown in cut and len(trajectories) > 1 else ""
-    return (
-        f"cut off: {which} of {len(trajectories)} responses{here}, at T_max = {len(trajectories[cut[0]].tokens):,} "
-        "tokens (sampler.max_new_tokens)"
-    )
+    which = f"{'all' if len(cut) == len(trajectories) else len(cut)} of {len(trajectories)} responses"
+    which = "the response" if len(trajectories) == 1 else f"{which}, the one above too" if shown in cut else which
+    return f"cut off: {which}, at T_max = {len(trajectories[cut[0]].tokens):,} tokens (sampler.max_new_tokens)"
 
 
 def _print(text: str) -> None:

@@ -31,7 +31,7 @@ from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.law import early_terms
-from dps.sampler.memory import is_out_of_memory, rows_from_memory
+from dps.sampler.memory import is_out_of_memory, rows_from_memory, rows_that_fit
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.prompts import PromptReader
 from dps.sampler.rows import ChainRequest, Finished, Rows, RowStatus
@@ -139,9 +139,15 @@ class Engine:
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         self.kept_layer = layer if can_keep(model.model, layer) else None
         """The layer whose hidden states chains carry; None if none was asked for, or for what no layer is given."""
+        kept = 0 if self.kept_layer is None else config.max_new_tokens + 1
         if rows is None:
-            kept = 0 if self.kept_layer is None else config.max_new_tokens + 1
             rows = rows_from_memory(model.model, self.positions, kept=kept, share=memory_share)
+        elif model.device.type == "cpu" and rows > (fit := rows_that_fit(model.model, self.positions, kept=kept)):
+            # A CPU's memory is given out before it is there, and who then uses it is ended without a word.
+            warnings.warn(
+                f"There is too little memory for {rows} rows; taking {max(fit, SMALLEST_BATCH)}.", stacklevel=2
+            )
+            rows = fit
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
         vocabulary = model.model.get_output_embeddings().weight.shape[0]

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ import dps.sampler.settle as settle_module
 from dps.errors import InputError
 from dps.sampler.cache import check_one_device, check_rewindable, prefill, spans
 from dps.sampler.engine import ChainRequest, Engine
-from dps.sampler.memory import row_bytes, rows_from_memory
+from dps.sampler.memory import row_bytes, rows_from_memory, rows_that_fit
 from dps.sampler.settings import SamplerConfig
 from dps.sampler.streams import stream_key
 from dps.sampler.teacher import block_hidden
@@ -242,6 +243,15 @@ def test_rows_that_a_cpu_has_no_memory_for_are_halved_or_refused_in_a_sentence(m
         Engine(tiny_model(), CONFIG, rows=8, prompt_room=8)
 
 
+def test_more_rows_than_a_cpu_has_memory_for_are_not_even_tried(monkeypatch):
+    model = tiny_model()
+    each = row_bytes(model.model, Engine(model, CONFIG, rows=8, prompt_room=8).positions)
+    monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 20.5 * each / 0.9)
+    with pytest.warns(UserWarning, match="too little memory for 1000000 rows; taking 20"):
+        assert Engine(model, CONFIG, rows=1_000_000, prompt_room=8).rows == 20
+    assert Engine(model, CONFIG, rows=20, prompt_room=8).rows == 20
+
+
 def test_chains_can_be_given_up_after_running_out_of_memory(monkeypatch):
     settle, steps = engine_module.settle, 0
 
@@ -294,6 +304,16 @@ def test_rows_come_from_a_formula():
     assert [rows(n) for n in (0, 1, 7, 8, 23, 63, 64, 127, 200, 100_000)] == [1, 1, 7, 8, 16, 56, 64, 64, 192, 256]
     assert rows(100, share=0.5) == 48
     assert Engine(tiny_model(), CONFIG, rows=None, prompt_room=8).rows == 256
+
+
+@pytest.mark.parametrize(("device", "reading"), [("cpu", 0), ("cuda", 8 << 30)])
+def test_rows_are_counted_with_their_kept_states_and_a_gpu_keeps_room_to_read(device, reading):
+    model = tiny_model(dtype=torch.float32).model
+    shape = SimpleNamespace(device=torch.device(device), config=model.config, dtype=model.dtype)
+    assert row_bytes(shape, 32, 12) > row_bytes(shape, 32)
+    free = int((100.5 * row_bytes(shape, 32, 12) + reading) / 0.9)
+    assert rows_that_fit(shape, 32, kept=12, free_bytes=free) == 100
+    assert rows_from_memory(shape, 32, kept=12, free_bytes=free) == 64
 
 
 def test_forced_lengths_are_kept_through_every_step():
