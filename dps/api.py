@@ -111,8 +111,7 @@ def stream(
         arms: How the arms of the ladder draw a response, where not as by default.
         rule: Decides where there is no controller: one of :data:`dps.decide.RULES`, or its name.
         policy: A policy file of ``dps recommend``, or its folder, instead of whatever else says what is sampled.
-        sampler: Power sampling settings; those of the controller's harvest if not given, without one the published ones
-            (short ones for the embedded model).
+        sampler: Power sampling settings; by default those of the controller's harvest, or the published ones.
         style: How the answer is asked for and read, see :data:`dps.benchmarks.given.Style`.
         aggregator: How k answers become one; by majority if not given.
         embedder: The question embedder that the controller was trained with.

@@ -91,6 +91,11 @@ def run_sample(arguments: list[str]) -> None:
     if config.json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return
+    _say(record, told)
+
+
+def _say(record: Question, told: dict[str, Any]) -> None:
+    """Print the response that is shown, the answer, what it took, and why that response."""
     cancelled = record.num_cancelled_tokens
     early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
     text = told["responses"][told["shown"]]["text"].strip()
