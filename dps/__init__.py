@@ -21,7 +21,7 @@ wait_passively()  # here, because whatever of the package loads PyTorch comes la
 __version__ = "0.1.0"
 _EXPORTS = {
     "dps.api": "answer stream Records",
-    "dps.model": "load_model",
+    "dps.model": "load_model LanguageModel",
     "lightning_modules": "load_controller fit_controller cross_validate",
     "dps.decide.policy_file": "read_policy PolicyFile",
     "dps.run.run": "harvest evaluate",

@@ -21,13 +21,14 @@ from dps.config import ComputeConfig
 from dps.decide import RULES, Controller, FixedK, KRange, Ladder, Policy, Rule
 from dps.decide.aggregate import AGGREGATORS
 from dps.decide.features import EMBEDDING, HIDDEN, PROMPT
+from dps.decide.ladder import POWER
 from dps.decide.policy import check_arms
 from dps.decide.policy_file import PolicyFile, read_policy
 from dps.defaults import EMBEDDED_SAMPLER
 from dps.embedding import QuestionEmbedder
 from dps.errors import InputError
 from dps.model import LanguageModel, load_model
-from dps.model_config import EMBEDDED
+from dps.model_config import EMBEDDED, ModelConfig
 from dps.run.live import Checkpoint, PolicyRun, PreparedQuestion
 from dps.run.scheduler import run_policies
 from dps.run.worker import Prompts, feature_identity, open_embedder, prepare, warn_of_endless_turns
@@ -46,14 +47,14 @@ _PAUSE_S = 0.01
 
 def answer(
     questions: Sequence[str] | str,
-    model: LanguageModel | str = EMBEDDED,
+    model: LanguageModel | ModelConfig | str | Path = EMBEDDED,
     **settings: Any,
 ) -> list[Question]:
     """Answer questions with as many trajectories as the controller asks for: :func:`stream`, in the order given.
 
     Args:
         questions: The questions as text, or a single one; a prompt is put around each.
-        model: A loaded model, or its name (hub id, folder, GGUF file).
+        model: A loaded model, or its name (hub id, folder, GGUF file) or settings.
         settings: As :func:`stream` takes them.
 
     Returns:
@@ -73,7 +74,7 @@ def answer(
 
 def stream(
     questions: Iterable[str | None] | str,
-    model: LanguageModel | str = EMBEDDED,
+    model: LanguageModel | ModelConfig | str | Path = EMBEDDED,
     *,
     controller: Controller | str | Path | None = None,
     k: KRange | int | None = None,
@@ -100,7 +101,7 @@ def stream(
     Args:
         questions: The questions as text; what is no list is drawn from as rows come free, and may have no end. None
             says that there is no question for now.
-        model: A loaded model, or its name (hub id, folder, GGUF file).
+        model: A loaded model, or its name (hub id, folder, GGUF file) or settings.
         controller: Decides whether more trajectories are needed, or the path of a trained one (a checkpoint, a run
             folder or a folder of ``dps ship``); without one every question gets k.
         k: The range of a controller or a rule (a controller climbs the ladder that it was trained on and a rule 2, 4,
@@ -110,7 +111,7 @@ def stream(
         arms: How the arms of the ladder draw a response, where not as by default.
         rule: Decides where there is no controller: one of :data:`dps.decide.RULES`, or its name.
         policy: A policy file of ``dps recommend``, or its folder, instead of whatever else says what is sampled.
-        sampler: Power sampling settings; the published ones if not given (short ones for the embedded model).
+        sampler: Power sampling settings; by default those of the controller's harvest, or the published ones.
         style: How the answer is asked for and read, see :data:`dps.benchmarks.given.Style`.
         aggregator: How k answers become one; by majority if not given.
         embedder: The question embedder that the controller was trained with.
@@ -218,7 +219,7 @@ class Asker:
 
 
 def open_asker(
-    model: LanguageModel | str,
+    model: LanguageModel | ModelConfig | str | Path,
     *,
     controller: Controller | str | Path | None = None,
     k: KRange | int | None = None,
@@ -234,13 +235,14 @@ def open_asker(
 ) -> Asker:
     """Return what these settings of :func:`stream` mean together; raises its InputErrors before a model loads."""
     _check_aggregator(aggregator)
-    embedded = EMBEDDED in (model, getattr(model, "name", None))
+    embedded = EMBEDDED in (str(model), getattr(model, "name", None))
     benchmark = given(style or ("arithmetic" if embedded else "number"))
     settings = {"controller": controller, "k": k, "ladder": ladder, "arms": arms, "rule": rule, "sampler": sampler}
     check_policy_alone(policy, {**settings, "aggregator": aggregator})
     file = None if policy is None else read_policy(policy)
     controller = _loaded(controller if file is None else file.controller)
-    base = (sampler or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})).check()
+    base = sampler or _of_harvest(controller) or SamplerConfig(**EMBEDDED_SAMPLER if embedded else {})
+    base = base.check()
     if file is not None:
         climbs, samplers, aggregator = file.policy(controller), file.arms, file.aggregator
         first = next(iter(samplers.values()))
@@ -251,7 +253,7 @@ def open_asker(
         samplers = arms_of(arms or {}, [climbs.ladder], base)
         if controller is not None:
             check_arms(controller, samplers)
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = model if isinstance(model, LanguageModel) else load_model(model)
     warn_of_endless_turns(loaded, benchmark)
     parts = controller.parts if controller is not None else frozenset()
     encoder = open_embedder(embedder, loaded.device) if EMBEDDING in parts else None
@@ -318,6 +320,16 @@ def _loaded(controller: Controller | str | Path | None) -> Controller | None:
     from lightning_modules.load import load_controller
 
     return load_controller(controller)
+
+
+def _of_harvest(controller: Controller | None) -> SamplerConfig | None:
+    """Return power sampling as the harvest of a controller had it; where it had none, with the harvest's lengths."""
+    given = controller.arms if controller is not None else {}
+    arms = {name: SamplerConfig(**arm) for name, arm in given.items() if "max_new_tokens" in arm}  # imported ones vary
+    if POWER in arms or not arms:
+        return arms.get(POWER)
+    first = next(iter(arms.values()))
+    return SamplerConfig(block_size=first.block_size, max_new_tokens=first.max_new_tokens)
 
 
 def _policy(

@@ -62,8 +62,8 @@ class FeaturesConfig:
 
 
 def is_file(policy: str) -> bool:
-    """Return whether an entry of an evaluation's policies is a policy file."""
-    return policy.endswith(".yaml")
+    """Return whether an entry of an evaluation's policies is a policy file or its folder, and no name."""
+    return policy.endswith(".yaml") or "/" in policy
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class EvaluateConfig(StoresConfig):
     `self-confidence`, `uab`, `lead`, `lead-1`, `lead-2`, `lead-3` and `random`, which need no training, and the
     baselines `max-swap`, `early-entropy`, `early-perplexity`, `early-self-confidence`, which sample another law. Rules
     and controllers take the responses of arms that others take, too: they cost no more tokens, see compute.share. What
-    ends in `.yaml` is a policy file, with arms and a ladder of its own."""
+    ends in `.yaml` or has a slash is a policy file or its folder, with arms and a ladder of its own."""
     controllers: dict[str, str] = field(default_factory=dict)
     """Name of each controller and its checkpoint or run folder. Where the embedded model answers arithmetic and neither
     policies nor controllers are set, those that `dps fit` has left in runs/controllers are run, too."""

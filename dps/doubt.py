@@ -1,9 +1,23 @@
-"""What to check where all of a run's questions are right, or none is."""
+"""What to check where all of a run's questions are right or none is, or where responses are cut off."""
 
 from __future__ import annotations
 
 FEWEST = 2
 """Graded questions of which it means something that all are alike."""
+
+
+MOST_CUT = 0.1
+"""Share of the responses up to which nothing is said of those that were cut off."""
+
+
+def cut_off(where: str, responses: int, cut: int) -> str | None:
+    """Return a sentence that says how many responses ended at T_max; None where these are few."""
+    if cut <= MOST_CUT * responses:
+        return None
+    return (
+        f"{cut:,} of {responses:,} responses of {where} were cut off at T_max (sampler.max_new_tokens), and what they "
+        "would have said behind it, an answer too, is missing: set it larger."
+    )
 
 
 def doubt(where: str, graded: int, right: int) -> str | None:
@@ -16,7 +30,7 @@ def doubt(where: str, graded: int, right: int) -> str | None:
     if right == 0:
         return (
             f"None of the {graded:,} graded questions of {where} is right: compare a few responses with their gold "
-            "answers (dps outputs STORE writes them), for the model may not answer in the form that is asked for "
+            "answers (dps report shows some), for the model may not answer in the form that is asked for "
             "(benchmark.template, benchmark.prompt) or may be cut short (sampler.max_new_tokens)."
         )
     return (

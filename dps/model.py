@@ -32,9 +32,13 @@ _BATCH = 1024
 """Texts that a tokenizer is given at a time: of each it keeps much more than the tokens until it returns."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LanguageModel:
-    """A loaded model with what the sampler needs to know of it."""
+    """A loaded model with what the sampler needs to know of it: of :func:`load_model`, or made of a model in memory.
+
+    Example:
+        >>> LanguageModel(model.eval(), tokenizer, "mine").check()  # doctest: +SKIP
+    """
 
     model: PreTrainedModel
     """The transformers model in evaluation mode."""
@@ -42,10 +46,14 @@ class LanguageModel:
     """Its tokenizer."""
     name: str
     """What it was loaded as."""
-    source: Path | None
-    """Local folder or file of the weights; None for a hub model."""
+    source: Path | None = None
+    """Local folder or file of the weights; None for a hub model, and for one in memory."""
     more_eos: tuple[str | int, ...] = ()
     """Tokens that end a response besides those that the model's files name, by text or id."""
+
+    def __repr__(self) -> str:
+        shape = f"{type(self.model).__name__}, {self.num_layers} layers, {self.num_parameters / 1e6:,.1f} M weights"
+        return f"LanguageModel({self.name}: {shape}, {self.model.dtype}, {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -294,7 +302,7 @@ def _device_of(name: str) -> torch.device:
 
 
 @stage(MODEL)
-def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
+def load_model(config: ModelConfig | str | Path = EMBEDDED) -> LanguageModel:
     """Load a causal language model for sampling.
 
     Args:
@@ -310,7 +318,12 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
     Example:
         >>> load_model("embedded").num_parameters  # doctest: +SKIP
     """
-    config = ModelConfig(name=config) if isinstance(config, str) else config
+    config = ModelConfig(name=str(config)) if isinstance(config, str | Path) else config
+    if not isinstance(config, ModelConfig):
+        raise InputError(
+            f"Expected a model of dps.load_model, or its name, got {type(config).__name__}: of a model in memory make "
+            "one by dps.LanguageModel(model, tokenizer, name)."
+        )
     check_model_name(config)
     import torch
     import transformers
@@ -341,6 +354,8 @@ def load_model(config: ModelConfig | str = EMBEDDED) -> LanguageModel:
             model = AutoModelForCausalLM.from_pretrained(location, **options, dtype=dtype)
     except Exception as error:  # the files may be of any kind, and the libraries that read them raise anything
         reason = " ".join(str(error).partition("Errors:")[0].split()) or type(error).__name__
+        if type(error).__name__ in ("SafetensorError", "error", "UnpicklingError", "EOFError"):
+            reason = f"a file of its weights is cut short or damaged ({reason}): fetch or save it again."
         raise InputError(f"Could not load the model {config.name}: {reason}") from error
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # transformers' other ways leave the soft-cap out

@@ -6,6 +6,7 @@ it names for type checkers only.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -73,16 +74,59 @@ def check_model_name(config: ModelConfig) -> None:
         if not path.is_file():
             raise InputError(f"Expected a GGUF file as model, but there is no file {config.name}: check model.name.")
     elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"Expected a model folder with a config.json, but {config.name} has none: "
-                "give the folder that save_pretrained wrote, or the .gguf file itself."
-            )
+        _check_folder(config, path)
     elif path.exists() or not is_hub_id(config.name):
         raise InputError(
             f"Expected a model as hub id, folder or .gguf file, got {config.name}, which is none of these: "
             "check model.name."
         )
+
+
+def _check_folder(config: ModelConfig, path: Path) -> None:
+    """Raise an InputError if a folder lacks what a model of transformers has, or holds an adapter besides or alone."""
+    if (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"Expected a whole model, but {config.name} has an adapter (adapter_config.json): merge it into its base "
+            "model (merge_and_unload() of peft), save model and tokenizer by save_pretrained, and give that folder."
+        )
+    if not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        which = f"such as {files[0]}" if files else "or the .gguf file itself"
+        raise InputError(
+            f"Expected a model folder with a config.json, but {config.name} has none: "
+            f"give the folder that save_pretrained wrote, {which}."
+        )
+    if config.random_weights:
+        return
+    whole = [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    indices = [*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")]
+    if not (whole or indices):
+        raise InputError(
+            f"Expected weights (model.safetensors) in the model folder {config.name}, but it has none: copy all files "
+            "of the model, or give the folder that save_pretrained wrote."
+        )
+    if missing := [part for part in _parts(indices) if not (path / part).is_file()]:
+        raise InputError(
+            f"Expected all files of weights that {indices[0].name} names in the model folder {config.name}, but "
+            f"{missing[0]} is missing{f' and {len(missing) - 1} others' * (len(missing) > 1)}: copy all of them."
+        )
+    if not (config.trust_remote_code or any(next(path.glob(name), None) for name in _VOCABULARIES)):
+        raise InputError(
+            f"Expected a tokenizer (tokenizer.json) in the model folder {config.name}, but it has none: copy the "
+            "tokenizer's files of the model that it was trained from, or save them by its tokenizer's save_pretrained."
+        )
+
+
+def _parts(indices: list[Path]) -> list[str]:
+    """Return the files of weights that an index names; none where it cannot be read, which is said when it is."""
+    try:
+        return sorted({*json.loads(indices[0].read_text("utf-8"))["weight_map"].values()}) if indices else []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+"""What a tokenizer's own files are called, whatever its kind."""
 
 
 def check_there(config: ModelConfig) -> None:

@@ -206,14 +206,15 @@ class Start:
             if not stages or now - said < _SILENT_S / 2:
                 continue
             here, age = stages[-1], now - stages[-1].began
+            name = SAMPLING if here.name == FIRST_STEPS and self.total_s is not None else here.name
             if sys.__stderr__ is not None and sys.__stderr__.isatty() and not self._hushed:
-                self._show(f"{command}: {_WORDS.get(here.name, here.name)} ({age:.0f} s)")
+                self._show(f"{command}: {_WORDS.get(name, name)} ({age:.0f} s)")
             elif now - said < _SILENT_S:
                 continue
             elif age >= _PATIENCE * here.said_s:
                 so_far = f" ({age:.0f} s so far)" if here.said_s else ""
                 here.said_s, said = max(age, _SILENT_S), now
-                print(f"{command}: {_WORDS.get(here.name, here.name)}{so_far}", file=sys.stderr, flush=True)
+                print(f"{command}: {_WORDS.get(name, name)}{so_far}", file=sys.stderr, flush=True)
         self._show("")
 
     def _show(self, text: str) -> None:

@@ -141,12 +141,26 @@ def test_votes_and_the_response_that_stands_for_them(given, votes, shown, why):
         assert why in _why(of, shown, "majority")
 
 
+def test_responses_that_end_at_the_longest_length_are_said_to_be_cut_off(capsys):
+    options = ["--k=2", "--num_mh_steps=0", "--block_size=4", "--max_new_tokens"]
+    assert run(["sample", "1+2+3+4+5+6+7+8+9", *options, "4"]) == 0
+    rung, _, text, _, answer, why, cut = capsys.readouterr().out.splitlines()
+    assert "no answer: 0 of 2" in rung
+    assert text  # what the model wrote is seen all the same
+    assert answer.startswith("answer: none   (k = 2, 8 tokens")
+    assert why.startswith("why: no response has an answer; response ")
+    assert cut == "cut off: all of 2 responses, the one above too, at T_max = 4 tokens (sampler.max_new_tokens)"
+    assert run(["sample", "1+2", *options, "48"]) == 0
+    assert "cut off" not in capsys.readouterr().out
+
+
 def test_a_question_comes_from_the_standard_input_and_its_answer_as_json(capsys, monkeypatch):
     options = ["--k=2", "--max_new_tokens=48", "--block_size=24", "--num_mh_steps=1", "--json"]
     done = dps("sample", "-", *options, input="-5+3\n")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["question"], told["k"], told["decisions"]) == ("-5+3", 2, [])
+    assert told["prompt"] == "Q: -5+3\nA: "
     assert told["num_tokens"] == sum(each["num_generated_tokens"] for each in told["responses"])
     assert told["shown"] is None or told["responses"][told["shown"]]["answer"] == told["answer"]
     assert run(["sample", "-5+3", *options]) == 0

@@ -1,6 +1,6 @@
 import pytest
 
-from dps.doubt import doubt
+from dps.doubt import cut_off, doubt
 
 
 @pytest.mark.parametrize(("graded", "right"), [(0, 0), (1, 0), (1, 1), (2, 1), (240, 1), (240, 239)])
@@ -22,3 +22,9 @@ def test_one_sentence_says_what_to_check(graded, right, begins):
     assert sentence.startswith(begins)
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+def test_many_responses_that_were_cut_off_are_said():
+    assert cut_off("runs/a", 0, 0) is None
+    assert cut_off("runs/a", 1000, 100) is None
+    assert cut_off("runs/a", 1000, 101).startswith("101 of 1,000 responses of runs/a were cut off at T_max (sampler.")

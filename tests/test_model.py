@@ -10,10 +10,12 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from dps.api import answer
 from dps.chat import ChatPrompt
 from dps.errors import InputError
-from dps.model import load_model
+from dps.model import LanguageModel, load_model
 from dps.model_config import EMBEDDED, ModelConfig, check_model_name, embedded_path
+from dps.sampler.settings import SamplerConfig
 
 from .sampler.models import tiny_model
 from .tokenizer_kinds import ALL, TEXTS, byte_level, framed, llama2, unigram, word_piece
@@ -195,6 +197,16 @@ def test_many_prompts_have_the_tokens_that_each_has_alone(kind, single, monkeypa
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------
 
 
+def test_a_model_is_given_by_path_or_in_memory_and_shown_in_a_line(embedded):
+    assert repr(embedded) == "LanguageModel(embedded: LlamaForCausalLM, 12 layers, 1.2 M weights, torch.float32, cpu)"
+    settings = {"k": 1, "sampler": SamplerConfig(block_size=4, max_new_tokens=4, num_mh_steps=0), "style": "arithmetic"}
+    mine = LanguageModel(embedded.model, embedded.tokenizer, "mine")
+    [[first], [second]] = [answer("1+2", model, **settings) for model in (embedded_path("model"), mine)]
+    assert first.trajectories[0].text == second.trajectories[0].text
+    with pytest.raises(InputError, match=r"got LlamaForCausalLM: .* dps.LanguageModel\(model, tokenizer, name\)"):
+        answer("1+2", embedded.model)
+
+
 def test_names_that_cannot_be_models(tmp_path):
     for name, message in [
         ("no/such/model", "none of these"),
@@ -206,8 +218,34 @@ def test_names_that_cannot_be_models(tmp_path):
             check_model_name(ModelConfig(name=name))
     for name in ("Qwen/Qwen2.5-7B", "gpt2"):
         check_model_name(ModelConfig(name=name))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="Could not load the model"):
+
+
+def test_what_a_model_folder_lacks_is_said_before_anything_loads(tmp_path):
+    def refused(match, **files):
+        for name, text in files.items():
+            (tmp_path / name.replace("__", ".")).write_text(text)
+        with pytest.raises(InputError, match=match):
+            check_model_name(ModelConfig(name=str(tmp_path)))
+
+    refused(r"has none: .* such as .*/some\.gguf", some__gguf="")
+    refused(r"Expected weights \(model.safetensors\)", config__json="{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    refused(r"model-1.safetensors is missing and 1 others", **{"model.safetensors.index__json": json.dumps(index)})
+    (tmp_path / "model-1.safetensors").touch()
+    refused(r"model-2.safetensors is missing: copy")
+    (tmp_path / "model-2.safetensors").touch()
+    refused(r"Expected a tokenizer \(tokenizer.json\)", tokenizer_config__json="{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    check_model_name(ModelConfig(name=str(tmp_path)))
+    refused(r"an adapter .*merge_and_unload", adapter_config__json="{}")  # else the adapter would be left out
+
+
+def test_weights_that_are_cut_short_are_said(embedded, tmp_path):
+    embedded.model.save_pretrained(tmp_path)
+    embedded.tokenizer.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"Could not load the model .* cut short or damaged"):
         load_model(str(tmp_path))
 
 

@@ -1,14 +1,16 @@
 """A controller on a ladder of several arms, from fit to recommend; its policy file decides as the replay did."""
 
+import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dps.analysis.outcomes import FILE, read_outcomes, write_outcomes
-from dps.api import answer
+from dps.api import _of_harvest, answer
 from dps.cli import run
 from dps.decide.aggregate import answer_of
 from dps.decide.features import checkpoint_features
@@ -96,7 +98,7 @@ def files(folder):
 
 
 def test_an_evaluation_decides_as_the_replay_did(folder, files):
-    paths = ",".join(str(file.path) for file in files.values())
+    paths = ",".join(str(file.path.parent) for file in files.values())  # folders, as recommend names them
     questions = ["--benchmark.split=test", "--benchmark.limit=16", "--compute.rows=16", "--compute.threads=1"]
     assert run(["evaluate", f"--policies=[{paths}]", *questions, f"--output={folder / 'live'}"]) == 0
     controllers = {file.name: file.controller for file in files.values()}
@@ -133,7 +135,24 @@ def test_from_python_and_the_command_line_it_decides_alike(files, name, capsys):
     [record] = answer(QUESTIONS[0], model, policy=file.path)
     assert run(["sample", f"--policy={file.path.parent}", QUESTIONS[0]]) == 0
     said = re.search(r"answer: (\S+)   \(k = (\d)", capsys.readouterr().out)
-    assert said.groups() == (str(record.answer), str(record.k))
+    assert said.groups() == (record.answer or "none", str(record.k))
+
+
+def test_a_controller_draws_as_its_harvest_did_where_nothing_else_is_said(files, capsys):
+    file, model = files["gbdt"], load_model("embedded")
+    own, harvest = {"controller": file.controller}, SamplerConfig(block_size=24, max_new_tokens=24)
+    [record] = answer(QUESTIONS[0], model, **own)  # 72 tokens are the embedded model's default
+    [said] = answer(QUESTIONS[0], model, **own, sampler=harvest)
+    assert [t.tokens.tolist() for t in record.trajectories] == [t.tokens.tolist() for t in said.trajectories]
+    assert run(["sample", f"--controller={file.controller}", "--json", QUESTIONS[0]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["text"] for each in told["responses"]] == [t.text for t in record.trajectories]
+    power = replace(harvest, num_mh_steps=3)
+    assert _of_harvest(replace_arms(load_controller(file.controller), power=asdict(power))) == power
+
+
+def replace_arms(controller, **arms):
+    return SimpleNamespace(arms={**controller.arms, **arms})
 
 
 def test_other_arms_are_refused(files, capsys):

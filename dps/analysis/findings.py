@@ -32,10 +32,10 @@ Entry = Mapping[str, Any]
 
 
 def findings(result: Entry) -> list[str]:
-    """Return the sentences, the one that could change a reader's mind first."""
+    """Return the sentences, the one that could change a reader's mind first; at least one."""
     if not result["num_graded"]:
         return ["No question has a grade, so there are no accuracies, only costs.", *_costs(result)]
-    return [
+    sentences = [
         *_rivals(result),
         *_cheaper_rivals(result),
         *(_best(result) if result["kind"] != "replay" else []),
@@ -46,6 +46,8 @@ def findings(result: Entry) -> list[str]:
         *_gain(result),
         *(mixing_finding(entry, several=len(result["mixing"]) > 1) for entry in result["mixing"]),
     ]
+    too_little = "So few questions and responses say nothing of the policies: harvest more of both."
+    return sentences or [too_little]
 
 
 def rows_of(policy: Entry) -> list[Entry]:
@@ -146,7 +148,6 @@ def _leading(result: Entry, family: str) -> Entry | None:
 
 def _rivals(result: Entry) -> list[str]:
     """Say how other arms and ladders do at the tokens of the main one: where they win, first."""
-    what = _others(result)
     leading = _leading(result, "controller") or _leading(result, "rule")
     names = [name for name in (result["reference"], leading and leading["policy"]) if name]
     wins, others = [], []
@@ -155,6 +156,7 @@ def _rivals(result: Entry) -> list[str]:
         if not rows:
             continue
         row = _strongest(rows)
+        what = _others(result, [row])
         tokens = f"{number(row['rival_tokens'])} tokens a question where {name} spends {number(row['tokens'])}"
         reached = (
             f"{row['rival']} reaches {percent(row['rival_accuracy'])} with {tokens}, {name} {percent(row['accuracy'])}"
@@ -176,10 +178,14 @@ def _rivals(result: Entry) -> list[str]:
     return wins + _other_wins(result, names) + others
 
 
-def _others(result: Entry) -> str:
-    """Return what arms and ladders other than the main one are called: cheap samples, beside power sampling alone."""
-    arms = {arm for policy in result["policies"] if policy["series"] == result["main_series"] for arm in policy["arms"]}
-    return "self-consistency over cheap samples" if arms <= {POWER} else "another arm or ladder"
+def _others(result: Entry, rows: Sequence[Entry]) -> str:
+    """Return what the rivals of these rows are: cheap samples, where power sampling stands alone against none of it."""
+    arms: dict[str, set[str]] = {}
+    for policy in result["policies"]:
+        arms.setdefault(policy["series"], set()).update(policy["arms"])
+    rivals = set().union(*(arms.get(row["rival_series"], ()) for row in rows))
+    cheap = arms.get(result["main_series"], set()) <= {POWER} and POWER not in rivals
+    return "self-consistency over cheap samples" if cheap else "another arm or ladder"
 
 
 def _other_wins(result: Entry, told: Sequence[str]) -> list[str]:
@@ -192,7 +198,7 @@ def _other_wins(result: Entry, told: Sequence[str]) -> list[str]:
     if not lost:
         return []
     policies, rivals = (listing(dict.fromkeys(row[name] for row in lost)) for name in ("policy", "rival"))
-    cheap = "cheap samples" if _others(result).endswith("samples") else "other arms and ladders"
+    cheap = "cheap samples" if _others(result, lost).endswith("samples") else "other arms and ladders"
     return [f"At equal tokens {cheap} ({rivals}) are ahead of {policies}, each comparison judged on its own."]
 
 

@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from dps.benchmarks.grading import Grader, Item
 from dps.benchmarks.mathematics.reading import before_next_question
 from dps.benchmarks.mathematics.spelling import unwrapped
+from dps.benchmarks.records import Record, shortened
 
 LETTERS = string.ascii_uppercase
 """The choices' letters, in order."""
@@ -384,3 +386,20 @@ class ChoiceGrader(Grader):
         """See :class:`Grader`: no answer is wrong."""
         gold = None if item.gold is None else read_choice(item.gold, item.metadata["choices"])
         return None if gold is None else answer == gold
+
+
+def choices_of(record: Record, gold: str | float | None, field: str) -> tuple[str | None, dict[str, Any]]:
+    """Return a record's gold answer as a letter, and its field ``choices`` as metadata; InputError if one is neither.
+
+    ``field`` is what the gold answer is called, which may be the text of a choice.
+    """
+    choices = record.required("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
+    if not 2 <= len(choices) <= 26:
+        raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
+    letter = None if gold is None else read_choice(str(gold), choices)
+    if letter is None and gold is not None:
+        letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
+        raise record.error(f"should have a letter of {letters}, or one of its choices, as {field}, but has {gold!r}.")
+    return letter, {"choices": choices}

@@ -1,9 +1,10 @@
 """One's own questions, from a file with one JSON object a line (or one JSON list).
 
-``question`` is needed; ``answer`` (text or number) makes a question gradable, ``id`` names it, every other field goes
-to its metadata. Each answer decides what its own question's responses are searched for: a number, or a text. What
-the prompts ask for is the same for all, since a run has one template and one set of stop strings: a number where most
-answers are numbers, else a text.
+``question`` is needed; ``answer`` (text or number) makes a question gradable, ``choices`` (texts) lets it be answered
+by a letter, ``id`` names it, every other field goes to its metadata. Each answer decides what its own question's
+responses are searched for: a letter, a number, or a text. What the prompts ask for is the same for all, since a run has
+one template and one set of stop strings: a letter where most questions have choices, a number where most answers are
+numbers, else a text.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from typing import Literal
 
 from dps.benchmarks import arithmetic
 from dps.benchmarks.answers import canonical_answer
-from dps.benchmarks.benchmark import Benchmark, Item, benchmark_of, items_of
+from dps.benchmarks.benchmark import Benchmark, Item, Prompts, benchmark_of, items_of
+from dps.benchmarks.choices import LETTERS, choices_of
 from dps.benchmarks.config import BenchmarkConfig, check_config
 from dps.benchmarks.grading import Grader
 from dps.benchmarks.kinds import grader_of_kind
 from dps.benchmarks.mathematics import parse_number
-from dps.benchmarks.prompts import NUMBER, TEXT
+from dps.benchmarks.prompts import CHOICE, NUMBER, TEXT
 from dps.benchmarks.records import Record, RecordFile, read_records
 from dps.errors import InputError
 from feature_store.records import content_of
 
-_Asked = Literal["number", "text"]
-_PROMPTS = {"number": NUMBER, "text": TEXT}
+_Asked = Literal["choice", "number", "text"]
+_PROMPTS: dict[_Asked, Prompts] = {"choice": CHOICE, "number": NUMBER, "text": TEXT}
 _MOST_NAMED = 3
 """Lines that a sentence names."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnGrader(Grader):
-    """Reads each response for what its question's gold answer is: a number, or a text."""
+    """Reads each response for a letter where its question has choices, else for what the gold answer is."""
 
     asked: _Asked
     """What a question without a gold answer is read for: what its prompt asks for."""
@@ -54,7 +56,10 @@ class OwnGrader(Grader):
         return self._of(item).key(answer, item)
 
     def _of(self, item: Item) -> Grader:
-        return grader_of_kind(self.asked if item.gold is None else _kind(item.gold))
+        if "choices" in item.metadata:
+            return grader_of_kind("choice")
+        asked = "text" if self.asked == "choice" else self.asked
+        return grader_of_kind(asked if item.gold is None else _kind(item.gold))
 
 
 def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
@@ -74,7 +79,8 @@ def load(config: BenchmarkConfig, embedded: bool = False) -> Benchmark:
     items = items_of(file, lambda record: _item(record, f"{stem}-{config.split}", unnamed))
     # Decided by the whole file, so that it does not change with limit and offset.
     golds = [item.gold for item in items]
-    prompts = _PROMPTS[_most_asked(golds)]
+    lettered = sum("choices" in item.metadata for item in items)
+    prompts = CHOICE if 2 * lettered > len(items) else _PROMPTS[_most_asked(golds)]
     reader = grader(golds, config.template or prompts.plain)
     return benchmark_of(file, items, config, prompts, reader, _remarks(file, golds, config))
 
@@ -102,19 +108,25 @@ def _most_asked(golds: Sequence[str | None]) -> _Asked:
 
 
 def _remarks(file: RecordFile, golds: Sequence[str | None], config: BenchmarkConfig) -> tuple[str, ...]:
-    """Return what a user should know of a file whose answers are of both kinds."""
+    """Return what a user should know of a file that lacks answers, or whose answers are of both kinds."""
     places: dict[str, list[str]] = {"number": [], "text": []}
     for record, gold in zip(file.records, golds, strict=True):
-        if gold is not None:
+        if gold is not None and "choices" not in record.fields:
             places[_kind(gold)].append(record.place)
     numbers, texts = len(places["number"]), len(places["text"])
+    lacking = ()
+    if missing := golds.count(None):
+        fields = dict.fromkeys(name for record in file.records for name in record.fields)
+        which = f"no field answer, only: {', '.join(fields)}" if "answer" not in fields else "no answer"
+        lacking = (f"{file.name}: {missing:,} of {len(golds):,} questions have {which}. They are not graded.",)
     if not (numbers and texts):
-        return ()
+        return lacking
     asked = _most_asked(golds)
     others = places["text"] if asked == "number" else places["number"]
     which = f"{_named(others)} {'is' if len(others) == 1 else 'are'}{' not' if asked == 'number' else ''}"
     form = "" if config.template else f" All are asked for a {asked} (benchmark.template asks for something else)."
     return (
+        *lacking,
         f"{file.name}: {numbers:,} of {numbers + texts:,} answers are numbers; {which}. Each question is graded by "
         f"what its own answer is.{form}",
     )
@@ -148,4 +160,8 @@ def _item(record: Record, prefix: str, unnamed: dict[str, str]) -> Item:
             f"should have a text or a number as answer, but has {value!r}; leave the field out where there is none."
         )
     metadata = {key: field for key, field in record.fields.items() if key not in ("question", "answer", "id")}
+    if "choices" in metadata:
+        gold, choices = choices_of(record, value, "answer")
+        lines = [f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices["choices"], strict=False)]
+        question = "\n".join([question, "", *lines])
     return Item(str(name), question, gold, metadata)

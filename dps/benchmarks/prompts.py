@@ -40,3 +40,10 @@ Question: {question}
 Answer:""",
     ("\n\nQuestion:",),
 )
+_CHOICE = (
+    "Answer the following multiple choice question. The last line of your response should be of the following format: "
+    r"'\boxed{$LETTER}' (without quotes) where LETTER is the letter of a choice (ex. '\boxed{A}'). "
+    "Think step by step before answering.\n\n{question}"
+)
+CHOICE = Prompts(_CHOICE, _CHOICE, ("Answer the following multiple choice question.",))
+"""GPQA's words for any number of choices."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dps.benchmarks.answers import canonical_answer
-from dps.benchmarks.choices import LETTERS, read_choice
+from dps.benchmarks.choices import choices_of
 from dps.benchmarks.grading import Item, Reading, idle_cores, read, read_all
 from dps.benchmarks.kinds import KINDS, grader_of_kind
 from dps.benchmarks.reader_process import Desk
@@ -150,7 +150,7 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     if kind == "code":  # the test is what decides, so there is always something to grade by
         return str(gold or ""), {name: record.text(name) for name in _CODE}
     if kind == "choice":
-        return _asked_choice(record, gold)
+        return choices_of(record, gold, "gold")
     if gold is None:
         return None, {}
     text = str(gold)
@@ -159,19 +159,6 @@ def _asked(record: Record, kind: str) -> tuple[str | None, dict[str, Any]]:
     if not text.strip() or (kind == "text" and canonical_answer(text) is None):
         raise record.error(f"should have a text or a number as gold, but has {gold!r}; {_NO_GOLD}")
     return text, {}
-
-
-def _asked_choice(record: Record, gold: str | float | None) -> tuple[str | None, dict[str, Any]]:
-    choices = record.required("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise record.error(f"should have a list of texts as choices, but has {shortened(choices)}.")
-    if not 2 <= len(choices) <= 26:
-        raise record.error(f"should have 2 to 26 choices, but has {len(choices)}.")
-    letter = None if gold is None else read_choice(str(gold), choices)
-    if letter is None and gold is not None:
-        letters = f"{LETTERS[0]} to {LETTERS[len(choices) - 1]}"
-        raise record.error(f"should have a letter of {letters}, or one of its choices, as gold, but has {gold!r}.")
-    return letter, {"choices": choices}
 
 
 def grade_file(

@@ -183,8 +183,8 @@ def _head(text: str) -> None:
 
 
 def _say(summaries: list[Summary]) -> None:
-    """Say how many questions each store holds; warn where all of its graded questions are right, or none."""
-    from dps.doubt import doubt
+    """Say how many questions each store holds; warn where all graded ones are right or none, or many responses cut."""
+    from dps.doubt import cut_off, doubt
 
     alike: dict[tuple[int, int], list[str]] = {}
     for summary in summaries:
@@ -193,3 +193,6 @@ def _say(summaries: list[Summary]) -> None:
     for (graded, right), folders in alike.items():
         if (sentence := doubt(", ".join(folders), graded, right)) is not None:
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    worst = max(summaries, key=lambda summary: summary.cut / max(1, summary.responses), default=None)
+    if worst is not None and (sentence := cut_off(str(worst.folder), worst.responses, worst.cut)) is not None:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -67,6 +67,7 @@ def run_sample(arguments: list[str]) -> None:
         from lightning_modules.load import load_controller
     if config.controller is not None:
         controller = asker["controller"] = load_controller(config.controller)
+        asker["sampler"] = sampler if "sampler" in given else None  # that of its harvest
         if not config.ladder and "k" not in given:
             ladder = asker["ladder"] = controller.ladder
     threshold = getattr(asker.get("controller"), "threshold", None)
@@ -90,11 +91,19 @@ def run_sample(arguments: list[str]) -> None:
     if config.json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return
+    _say(record, told)
+
+
+def _say(record: Question, told: dict[str, Any]) -> None:
+    """Print the response that is shown, the answer, what it took, and why that response."""
     cancelled = record.num_cancelled_tokens
     early = f", {cancelled:,} of them begun early and not needed" if cancelled else ""
-    text = "" if told["shown"] is None else told["responses"][told["shown"]]["text"].strip()
+    text = told["responses"][told["shown"]]["text"].strip()
     took = f"k = {record.k}, {told['num_tokens']:,} tokens{early}, {record.latency_s:.1f} s"
-    _print(f"\n{_plain(text)}\n\n[bold]answer: {_plain(record.answer)}[/]   ({took})\nwhy: {_plain(told['why'])}")
+    given = _plain(record.answer or "none")
+    _print(f"\n{_plain(text)}\n\n[bold]answer: {given}[/]   ({took})\nwhy: {_plain(told['why'])}")
+    if cut := _cut(record.trajectories, told["shown"]):
+        _print(f"[yellow]{_plain(cut)}[/]")
 
 
 class _Show:
@@ -154,17 +163,19 @@ def _told(record: Question, threshold: float | None, aggregator: str) -> dict[st
     of = record.trajectories
     classes, logprobs = [t.answer_class for t in of], [t.base_logprob for t in of]
     shown = representative(classes, logprobs, aggregator, [len(t.tokens) for t in of])
+    shown = max(range(len(of)), key=logprobs.__getitem__) if shown is None else shown
     asked = record.decisions if threshold is not None else ()
     settled = ("arm", "index", "answer", "text", "num_generated_tokens", "base_logprob", "ending")
     return {
         "question": record.question,
+        "prompt": record.prompt,
         "answer": record.answer,
         "k": record.k,
         "num_tokens": record.num_sampled_tokens,
         "num_cancelled_tokens": record.num_cancelled_tokens,
         "latency_s": round(record.latency_s, 3),
         "shown": shown,
-        "why": "no response has an answer" if shown is None else _why(of, shown, aggregator),
+        "why": _why(of, shown, aggregator),
         "threshold": threshold,
         "decisions": [{"k": each.k, "p_enough": each.p_enough} for each in asked],
         "responses": [{name: getattr(t, name) for name in settled} for t in of],
@@ -173,6 +184,9 @@ def _told(record: Question, threshold: float | None, aggregator: str) -> dict[st
 
 def _why(trajectories: Sequence[Trajectory], shown: int, aggregator: str) -> str:
     """Return why a response stands for all: its votes, and its log-probability among those with the same answer."""
+    if trajectories[shown].answer is None:
+        logprob = trajectories[shown].base_logprob
+        return f"no response has an answer; response {shown + 1} is the most probable one (log p = {logprob:.1f})"
     mine, counts = trajectories[shown], Counter(t.answer_class for t in trajectories if t.answer_class >= 0)
     votes = counts[mine.answer_class]
     reason = f"{votes} of {len(trajectories)} votes"
@@ -182,6 +196,16 @@ def _why(trajectories: Sequence[Trajectory], shown: int, aggregator: str) -> str
         reason += ", as many as another answer, whose responses are less probable"
     most = "the most probable one with this answer" if votes > 1 else "the only one with this answer"
     return f"{reason}; response {shown + 1} ({mine.arm}) is {most} (log p = {mine.base_logprob:.1f})"
+
+
+def _cut(trajectories: Sequence[Trajectory], shown: int) -> str | None:
+    """Return which responses ended at T_max, whose text and answer may so be incomplete; None if none did."""
+    cut = [number for number, each in enumerate(trajectories) if each.ending == "length"]
+    if not cut:
+        return None
+    which = f"{'all' if len(cut) == len(trajectories) else len(cut)} of {len(trajectories)} responses"
+    which = "the response" if len(trajectories) == 1 else f"{which}, the one above too" if shown in cut else which
+    return f"cut off: {which}, at T_max = {len(trajectories[cut[0]].tokens):,} tokens (sampler.max_new_tokens)"
 
 
 def _print(text: str) -> None:

@@ -29,7 +29,8 @@ def run_serve(arguments: list[str]) -> None:
     config, parsed = parse(parser, ServeConfig, arguments, fits="serve")
     built = parser.instantiate_classes(parsed)
     config.check()
-    check_policy_alone(config.policy, given_groups(parser, arguments, "sampler"))
+    given = given_groups(parser, arguments, "sampler")
+    check_policy_alone(config.policy, given)
     if config.controller is not None:
         checkpoint_path(config.controller)
     require("dps serve", "serve", "fastapi", "uvicorn", "prometheus-client")
@@ -37,7 +38,7 @@ def run_serve(arguments: list[str]) -> None:
     with _listening(config) as listening, starting("serve"):
         with stage(IMPORTS):
             from dps.serve.run import serve
-        sampler = built["sampler"].check()
+        sampler = built["sampler"].check() if given or config.controller is None else None  # that of its harvest
         serve(config, built["model"], sampler, listening, say=lambda text: print(text, file=sys.stderr, flush=True))
 
 

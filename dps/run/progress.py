@@ -1,4 +1,4 @@
-"""Progress of a long command, on stderr: a live line on a terminal, a start line and an end line elsewhere.
+"""Progress of a long command, on stderr: a live line on a terminal, elsewhere lines that come ever more rarely.
 
 Only the process that a user started shows progress; workers report to it.
 """
@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from dps.start import current
+
+_FIRST_LINE_S, _RAREST_LINE_S = 10.0, 600.0
+"""Where there is no terminal: when a line first says how far the work is, and how long none does at most."""
 
 
 class Progress:
@@ -63,7 +66,8 @@ def track(description: str, total: int) -> Iterator[Progress]:
     """Show the progress of the work in this context.
 
     On a terminal: a bar with done of total, rate, elapsed time, time left and the notes. Elsewhere one line at the
-    start and one at the end, which says how far it came also when the work is broken off.
+    start, one after 10 s, 40 s and so on, at the latest every ten minutes, and one at the end, which says how far it
+    came also when the work is broken off.
     """
     if sys.stderr.isatty():
         if (start := current()) is not None:
@@ -71,14 +75,24 @@ def track(description: str, total: int) -> Iterator[Progress]:
         with _bar(description, total) as progress:
             yield progress
         return
-    progress = Progress(description, total)
+    due_s = _FIRST_LINE_S
+
+    def say(p: Progress) -> None:
+        took = f"{p.done} of {total} in {format_seconds(p.elapsed_s)}, {format_rate(p.per_second)}"
+        print(f"{description}: {', '.join(filter(None, [took, p.notes()]))}", file=sys.stderr, flush=True)
+
+    def show(p: Progress) -> None:
+        nonlocal due_s
+        if due_s <= p.elapsed_s and p.done < total:
+            say(p)
+            due_s = p.elapsed_s + min(3 * p.elapsed_s, _RAREST_LINE_S)
+
+    progress = Progress(description, total, show)
     print(f"{description}: {total} to do", file=sys.stderr, flush=True)
     try:
         yield progress
     finally:
-        took = f"{progress.done} of {total} in {format_seconds(progress.elapsed_s)}, {format_rate(progress.per_second)}"
-        said = ", ".join(filter(None, [took, progress.notes()]))
-        print(f"{description}: {said}", file=sys.stderr, flush=True)
+        say(progress)
 
 
 def format_rate(per_second: float) -> str:

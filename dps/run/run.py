@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -82,15 +82,23 @@ class Summary:
     """Questions in it that have a grade."""
     right: int
     """How many of them are right."""
+    responses: int = 0
+    """Trajectories in it."""
+    cut: int = 0
+    """How many of them ended at T_max."""
 
     @classmethod
     def of(cls, folder: Path, complete: int, sampled: int) -> Summary:
         """Return the summary of a store; its grades are read from it."""
-        try:
-            grades = [question.correct for question in Store.open(folder).scan(hidden=False)]
-        except StoreError:  # what was damaged before is said where it is read for its content: the run itself is done
-            grades = []
-        return cls(folder, complete, sampled, sum(grade is not None for grade in grades), sum(map(bool, grades)))
+        counted = {"graded": 0, "right": 0, "responses": 0, "cut": 0}
+        # What was damaged before is said where it is read for its content: the run itself is done.
+        with suppress(StoreError):
+            for question in Store.open(folder).scan(hidden=False):
+                counted["graded"] += question.correct is not None
+                counted["right"] += bool(question.correct)
+                counted["responses"] += question.k
+                counted["cut"] += sum(each.ending == "length" for each in question.trajectories)
+        return cls(folder, complete, sampled, **counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from dps.sampler.forward import load_kernels, open_forward
 from dps.sampler.graphs import Recorder
 from dps.sampler.kept import KeptStates, can_keep
 from dps.sampler.law import early_terms
-from dps.sampler.memory import rows_from_memory
+from dps.sampler.memory import is_out_of_memory, rows_from_memory, rows_that_fit
 from dps.sampler.pace import Pace, Pacer
 from dps.sampler.prefetch import Prefetcher, Seat
 from dps.sampler.prompts import PromptReader
@@ -132,9 +132,15 @@ class Engine:
         self.positions = -(-(prompt_room + config.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         self.kept_layer = layer if can_keep(model.model, layer) else None
         """The layer whose hidden states chains carry; None if none was asked for, or for what no layer is given."""
+        kept = 0 if self.kept_layer is None else config.max_new_tokens + 1
         if rows is None:
-            kept = 0 if self.kept_layer is None else config.max_new_tokens + 1
             rows = rows_from_memory(model.model, self.positions, kept=kept, share=memory_share)
+        elif model.device.type == "cpu" and rows > (fit := rows_that_fit(model.model, self.positions, kept=kept)):
+            # A CPU's memory is given out before it is there, and who then uses it is ended without a word.
+            warnings.warn(
+                f"There is too little memory for {rows} rows; taking {max(fit, SMALLEST_BATCH)}.", stacklevel=2
+            )
+            rows = fit
         self._kernels = load_kernels(model.device)
         self._path, self._graphs = path, graphs and self._kernels is not None
         self._prefetcher = Prefetcher() if prefetch else None
@@ -166,7 +172,9 @@ class Engine:
         while True:
             try:
                 return self._allocate(rows)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if rows <= SMALLEST_BATCH:
                     raise InputError(
                         f"The device has too little memory for {rows} rows of {self.positions} positions, the fewest "
@@ -287,7 +295,9 @@ class Engine:
                 if not self.num_running:
                     break
                 ended += self._window()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = str(error)
             else:
                 if ended and not self._pending:

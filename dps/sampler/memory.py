@@ -49,13 +49,24 @@ def rows_from_memory(
         At least 1; a multiple of 64 from 64 up, of 8 from 8 up.
     """
     device = model.device
-    if free_bytes is None:
-        free_bytes = _free_bytes(device)
-    kept_back = _READING_BYTES if device.type == "cuda" else 0
-    rows = int(_SHARE * share * free_bytes - kept_back) // row_bytes(model, positions, kept)
+    rows = rows_that_fit(model, positions, kept=kept, share=share, free_bytes=free_bytes)
     rows = max(1, min(rows, MOST_ROWS.get(device.type, MOST_ROWS["cpu"])))
     step = 64 if rows >= 64 else 8 if rows >= 8 else 1
     return rows // step * step
+
+
+def rows_that_fit(
+    model: PreTrainedModel, positions: int, *, kept: int = 0, share: float = 1.0, free_bytes: int | None = None
+) -> int:
+    """Return how many rows a device has memory for, however many would be of use; see :func:`rows_from_memory`."""
+    free_bytes = _free_bytes(model.device) if free_bytes is None else free_bytes
+    reading = _READING_BYTES if model.device.type == "cuda" else 0
+    return int(_SHARE * share * free_bytes - reading) // row_bytes(model, positions, kept)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch means that a device's memory is used up: of a CPU it has no class of error."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dps.errors import InputError
 from dps.model import LanguageModel
+from dps.sampler.memory import is_out_of_memory
 
 _TOKENS_PER_PASS = {"cuda": 16384, "cpu": 8192}
 """Padded tokens of one forward pass, at most (one sequence alone may be longer)."""
@@ -110,8 +111,8 @@ def _in_passes(
         batch = waiting.pop()
         try:
             passed = one_pass(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except RuntimeError as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
             waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             continue

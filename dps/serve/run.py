@@ -27,7 +27,7 @@ _ROOM = 1024
 """Tokens of a prompt that there is room for, where no context is set."""
 
 
-def open_service(config: ServeConfig, model: ModelConfig | Any, sampler: SamplerConfig) -> tuple[Asker, Service]:
+def open_service(config: ServeConfig, model: ModelConfig | Any, sampler: SamplerConfig | None) -> tuple[Asker, Service]:
     """Return the policy that is served, and the service, which runs.
 
     Raises:
@@ -68,7 +68,11 @@ def _with_stops(asker: Asker, compute: ComputeConfig, room: int, most: SamplerCo
 
 
 def serve(
-    config: ServeConfig, model: ModelConfig, sampler: SamplerConfig, listening: socket, say: Callable[[str], None]
+    config: ServeConfig,
+    model: ModelConfig,
+    sampler: SamplerConfig | None,
+    listening: socket,
+    say: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then what was asked is answered, and nothing new is taken."""
     asker, service = open_service(config, model, sampler)

@@ -72,6 +72,13 @@ def test_what_votes_leave_is_told_at_the_accuracy_of_the_best_rule(bound_at, way
     assert not [sentence for sentence in alone if sentence.startswith("What is left")]
 
 
+def test_a_first_try_of_three_questions_has_a_sentence_too(monkeypatch):
+    one = fixed("power", [(1, right(0.0, count=3), 24)])
+    monkeypatch.setattr("tests.analysis.test_findings.left", lambda *given: [])
+    result = result_of(one, kind="replay")
+    assert findings(result) == ["So few questions and responses say nothing of the policies: harvest more of both."]
+
+
 def evaluation(*, plain=(0.3, 0.5), gbdt=0.95, gbdt_tokens=500, k2=0.7, k8=0.95, plain_tokens=(100, 1000)):
     controller = live("gbdt", right(gbdt), gbdt_tokens)
     rival = fixed("plain", [(k, right(s), t) for k, s, t in zip((4, 32), plain, plain_tokens, strict=True)])
@@ -92,6 +99,15 @@ def test_a_rival_that_wins_comes_first():
     assert sentences[1].startswith("Self-consistency over cheap samples wins: plain reaches 99.4 % with 500 tokens")
     assert "are ahead of power 2 and power 4, each comparison judged on its own" in sentences[2]
     assert "and a loss of 1 point to it is excluded (+4.0 points" in the(sentences, "plain 4 reaches 99.0 % with 0.11")
+
+
+def test_power_sampling_on_another_ladder_is_no_cheap_sample():
+    one = replace(power(0.7, 0.95), series="power-1")
+    sentences = " ".join(
+        findings(result_of(power(), replace(one, curve=one.curve[-1:], thresholds=one.thresholds[-1:])))
+    )
+    assert "the best other arm or ladder (fixed (power-1), with 900" in sentences
+    assert "cheap samples" not in sentences
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dps.benchmarks import BenchmarkConfig, grader_of, load_benchmark
 from dps.benchmarks.arithmetic import PROMPTS
 from dps.benchmarks.grading import read
 from dps.benchmarks.jsonl import OwnGrader
-from dps.benchmarks.prompts import NUMBER, TEXT
+from dps.benchmarks.prompts import CHOICE, NUMBER, TEXT
 from dps.errors import InputError
 from tests.benchmarks.data import Base, cases
 from tests.benchmarks.data import load as load_by_name
@@ -96,13 +96,13 @@ def test_one_answer_that_is_no_number_changes_its_own_question_only(tmp_path):
         (range(1, 16), "x", "15 of 30 answers are numbers; lines 16, 17, 18 and 12 others are", TEXT),
         (range(2, 31), "x", "1 of 30 answers are numbers; line 1 is. ", TEXT),
         (range(1, 31), "x", None, TEXT),
-        (range(1, 31), None, None, TEXT),
+        (range(1, 31), None, "30 of 30 questions have no answer. They are not graded.", TEXT),
     ],
 )
 def test_what_most_answers_are_decides_what_is_asked_for(tmp_path, lines, answer, remark, prompts):
     benchmark = load(thirty(tmp_path, **{f"line{number}": answer for number in lines}))
     assert (benchmark.plain_template, benchmark.plain_stop) == (prompts.plain, prompts.stop)
-    assert len(benchmark.remarks) == (remark is not None)
+    assert bool(benchmark.remarks) == (remark is not None)
     assert remark is None or re.search(remark, benchmark.remarks[0])
     graded = [item for item in benchmark.items if item.gold is not None]
     assert all(read(benchmark.grader, f"#### {item.gold}", item).correct for item in graded)
@@ -133,6 +133,31 @@ def test_the_embedded_model_is_asked_in_its_own_form(tmp_path):
 def test_questions_without_answers_are_not_graded(tmp_path):
     benchmark = load(write(tmp_path, {"question": "Why?"}))
     assert read(benchmark.grader, "#### because", benchmark.items[0]).correct is None
+
+
+def test_questions_with_choices_are_asked_for_and_read_as_letters(tmp_path):
+    pears = {"question": "Which is a fruit?", "choices": ["car", "pear"], "answer": "pear"}
+    benchmark = load(
+        write(tmp_path, pears, {**pears, "question": "Which drives?", "answer": "a"}, {"question": "Why?"})
+    )
+    assert [item.gold for item in benchmark.items] == ["B", "A", None]
+    assert benchmark.items[0].question == "Which is a fruit?\n\nA) car\nB) pear"
+    assert benchmark.plain_template == CHOICE.plain
+    for text in ("The answer is (B).", "#### B) pear", "Thus \\boxed{B}", "pear"):
+        assert [read(benchmark.grader, text, item).correct for item in benchmark.items] == [True, False, None]
+    again = grader_of("jsonl", ["B", "A", None], benchmark.identity()["plain_template"])
+    assert read(again, "#### why", benchmark.items[2]).answer == "why"
+    most = load(write(tmp_path, pears, {"question": "2+2?", "answer": 4}, {"question": "2+3?", "answer": 5}))
+    assert most.plain_template == NUMBER.plain
+    assert not most.remarks
+    with pytest.raises(InputError, match="a letter of A to B, or one of its choices, as answer, but has 'C'"):
+        load(write(tmp_path, {**pears, "answer": "C"}))
+
+
+def test_answers_under_another_name_are_said_to_be_none(tmp_path):
+    [remark] = load(write(tmp_path, {"id": 1, "question": "2+2?", "gold": 4}, {"question": "2+3?", "level": 1})).remarks
+    only = "have no field answer, only: id, question, gold, level. They are not graded."
+    assert remark == f"own.jsonl: 2 of 2 questions {only}"
 
 
 def test_unusual_but_right_files(tmp_path):

@@ -49,6 +49,16 @@ def test_elsewhere_than_on_a_terminal_there_are_two_lines(capsys):
     assert re.fullmatch(r"harvest: 300 of 300 in \d+\.\d s, [\d.]+/s, tokens 12,345, accuracy 0\.5\n", output.err)
 
 
+def test_elsewhere_long_work_says_now_and_then_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "elapsed_s", property(lambda progress: float(progress.done - 1)))
+    with track("harvest", 10_000) as progress:
+        for _ in range(5000):
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()[1:-1]
+    assert [int(line.split()[1]) for line in lines[:6]] == [11, 41, 161, 641, 1241, 1841]
+    assert lines[1] == "harvest: 41 of 10000 in 40 s, 1.0/s"
+
+
 def test_broken_off_work_says_how_far_it_came(capsys):
     def work():
         with track("harvest", 10) as progress:

@@ -95,6 +95,14 @@ def test_what_lasts_is_said_and_what_does_not_is_not(monkeypatch, capfd):
     assert 1 <= len(lines) <= 3
 
 
+def test_what_lasts_after_the_first_token_is_sampling(monkeypatch, capfd):
+    monkeypatch.setattr(dps.start, "_SILENT_S", 0.1)
+    with starting("harvest"), stage("first steps"):
+        current().finish()
+        time.sleep(0.4)
+    assert "harvest: sampling\n" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_runs_start_is_measured_by_stage_and_kept(workers, tmp_path, capfd):
     assert run(["harvest", f"--output={tmp_path}", *SETTINGS, f"--compute.workers={workers}"]) == 0

@@ -150,6 +150,33 @@ def test_models_that_cannot_be_rewound_are_refused():
         check_rewindable(config, 8)
 
 
+def test_rows_that_a_cpu_has_no_memory_for_are_halved_or_refused_in_a_sentence(monkeypatch):
+    def scarce(fits):
+        def allocate(engine, rows):
+            if rows > fits:
+                torch.empty(1 << 60, dtype=torch.uint8)  # PyTorch's own error where a CPU's memory is used up
+            allocated(engine, rows)
+
+        return allocate
+
+    allocated = Engine._allocate
+    monkeypatch.setattr(Engine, "_allocate", scarce(16))
+    with pytest.warns(UserWarning, match="too little memory for 32 rows"):
+        assert Engine(tiny_model(), CONFIG, rows=32, prompt_room=8).rows == 16
+    monkeypatch.setattr(Engine, "_allocate", scarce(0))
+    with pytest.raises(InputError, match="too little memory for 8 rows"):
+        Engine(tiny_model(), CONFIG, rows=8, prompt_room=8)
+
+
+def test_more_rows_than_a_cpu_has_memory_for_are_not_even_tried(monkeypatch):
+    model = tiny_model()
+    each = row_bytes(model.model, Engine(model, CONFIG, rows=8, prompt_room=8).positions)
+    monkeypatch.setattr("dps.sampler.memory._free_bytes", lambda device: 20.5 * each / 0.9)
+    with pytest.warns(UserWarning, match="too little memory for 1000000 rows; taking 20"):
+        assert Engine(model, CONFIG, rows=1_000_000, prompt_room=8).rows == 20
+    assert Engine(model, CONFIG, rows=20, prompt_room=8).rows == 20
+
+
 def test_logits_that_are_not_numbers_end_in_a_sentence():
     model = tiny_model()
     model.model.model.norm.weight.fill_(float("nan"))
