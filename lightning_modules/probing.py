@@ -16,8 +16,9 @@ import numpy as np
 from dps.decide.features import EMBEDDING, LEARNT, PROMPT, SCALARS, feature_names
 from dps.decide.ladder import Ladder
 from dps.decide.orders import at_stop
+from dps.decide.samples import trained_ladder
 from dps.decide.splits import folds_of, other_folds
-from dps.decide.table import Table, harvested_ladder, make_table
+from dps.decide.table import Table, make_table
 from dps.errors import InputError
 from dps.estimates import bounded, ratio, resamples
 from lightning_modules.estimators import FAR
@@ -47,11 +48,11 @@ def probe(folder: str, config: ProbeConfig) -> Path:
     """
     from dps.folders import claim, store_identity
     from feature_store import Store
-    from lightning_modules.folds import write_json
+    from lightning_modules.run_files import write_json
 
     store, data = Store.open(folder), config.data
     manifest, output = store.manifest, Path(str(config.output))
-    ladder = harvested_ladder(manifest.policy, folder) if data.ladder is None else Ladder.parse(data.ladder)
+    ladder = trained_ladder(manifest, folder, data.ladder)
     totals = Ladder.parse(manifest.policy["ladder"]).totals if manifest.policy.get("ladder") else {}
     table = make_table(
         store.scan(hidden=False),

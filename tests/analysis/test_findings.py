@@ -102,11 +102,11 @@ def test_a_rival_that_wins_comes_first():
 
 
 def test_power_sampling_on_another_ladder_is_no_cheap_sample():
-    one = replace(power(0.7, 0.95), series="power-1")
+    one = replace(power(0.7, 0.95), series="power-1", source="power-1")
     sentences = " ".join(
         findings(result_of(power(), replace(one, curve=one.curve[-1:], thresholds=one.thresholds[-1:])))
     )
-    assert "the best other arm or ladder (fixed (power-1), with 900" in sentences
+    assert "the best other arm or ladder (power-1, with 900" in sentences
     assert "cheap samples" not in sentences
 
 

@@ -186,7 +186,7 @@ def test_alone_a_question_takes_at_most_the_steps_of_all_rungs_at_once(model):
     """Exactly the steps of the longest chain that the policy needs."""
 
     def steps(run, **options):
-        engine, found, before = Engine(model, CONFIG, rows=8, prompt_room=8), {}, 0
+        engine, found, before = Engine(model, CONFIG, rows=8, prompt_room=8, prefetch=False), {}, 0
         work = [([run], question) for question in questions(3)]
         for done in run_policies(model, engine, work, grader=Grading(), seed=1, at_a_time=1, **options):
             found[done.question.question_id] = engine.num_steps - before, done.question.k

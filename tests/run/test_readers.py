@@ -23,7 +23,7 @@ from dps.errors import InputError, WorkersDied
 from dps.run import pool
 from dps.run import readers as readers_module
 from dps.run.live import LiveQuestion, PreparedQuestion, QuestionPolicy
-from dps.run.readers import Readers
+from dps.run.readers import GRADING_THREADS, Readers
 from dps.run.scheduler import PolicyRun, run_policies
 from dps.sampler.engine import Engine
 from feature_store import Store
@@ -205,7 +205,7 @@ import sys
 from types import SimpleNamespace
 from dps.benchmarks import reader_process, regrade, responses
 from dps.benchmarks.grading import Answers
-from dps.run.readers import Readers
+from dps.run.readers import GRADING_THREADS, Readers
 from tests.run.graders import Telling
 class Question:
     source = SimpleNamespace(own=SimpleNamespace(grader=None))
@@ -280,7 +280,7 @@ def test_where_grading_is_behind_no_question_is_admitted(model, rows, k, bound):
     done = list(run_policies(model, engine, source(), grader=Held(), seed=1, stopping=stopping))
     assert bound <= stalled[0] <= bound + 2 * rows // k  # those whose chains had rows or waited for one
     assert len(done) == len(drawn) == 60
-    assert max(each.behind for each in done) >= bound - 1
+    assert max(each.behind for each in done) >= bound - GRADING_THREADS  # as many may end at a time
     assert done[-1].behind == 0
 
 

@@ -11,8 +11,7 @@ import pytest
 from dps.cli import run
 from feature_store import Store
 from feature_store.tools import verify
-
-from ..harvests import same
+from scripts.kill_harvest import same
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "slurm"
 OPTIONS = (
