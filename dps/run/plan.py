@@ -34,7 +34,8 @@ from dps.run.progress import format_seconds
 from dps.run.run import check_harvest_folder, plan_of_harvest, settings_of
 from dps.run.scheduler import Account, run_policies
 from dps.run.worker import EngineCache, open_embedder, prepare, prompts_of
-from dps.sampler.engine import Engine, batch_size
+from dps.sampler.engine import Engine
+from dps.sampler.seats import batch_size
 from feature_store import Question, Store, StoreError
 from feature_store.index import MANY
 from feature_store.joining import MOST_BYTES, MOST_QUESTIONS, is_small

@@ -36,6 +36,7 @@ from dps.sampler.pace import Pace, Pacer
 from dps.sampler.prefetch import Prefetcher, Seat
 from dps.sampler.prompts import PromptReader
 from dps.sampler.rows import ChainRequest, Finished, Rows, RowStatus
+from dps.sampler.seats import Seats
 from dps.sampler.settings import SMALLEST_BATCH, ForwardPath, SamplerConfig, check_room
 from dps.sampler.settle import settle
 from dps.sampler.sharing import share_prompts
@@ -197,21 +198,7 @@ class Engine:
         self._recorder = Recorder(self._rows.pause) if self._graphs else None
         most_steps = max(arm.num_mh_steps for arm in self.arms)
         self._pacer = Pacer(config.block_size, most_steps) if self._graphs else None
-        self._seats: list[Seat | None] = [None] * rows
-        self._sizes = sorted({batch_size(used, rows, recorded=True) for used in range(1, rows + 1)})
-        # Of each row's chain: positions beyond which it cannot stand before it generates more; Metropolis-Hastings
-        # steps at the last look, and whether one was under way then; decoding seconds; number of the prompt, and its
-        # positions that have been read; tokens since the row ran ahead of another.
-        self._of_chain = np.zeros((7, rows))
-        (
-            self._reach,
-            self._proposed,
-            self._proposing,
-            self._decode_s,
-            self._prompt,
-            self._num_read,
-            self._ahead_tokens,
-        ) = self._of_chain
+        self._seats = Seats(self._rows, self.cache, rows, self._prefetcher)
 
     # -- what the caller uses ------------------------------------------------------------------------------------------
 
@@ -245,20 +232,20 @@ class Engine:
         Keys of chains that have ended are passed over.
         """
         self._pending = deque(request for request in self._pending if request.key not in keys)
-        chains = [seat for seat in self._chains() if seat.request.key in keys]
-        self._give_up([gone for seat in chains for gone in seat.cut()])
+        chains = [seat for seat in self._seats.chains() if seat.request.key in keys]
+        self._seats.give_up([gone for seat in chains for gone in seat.cut()])
         rows = [seat.row for seat in chains]
         now = time.perf_counter()
         cancelled = []
         for row, generated in zip(rows, self._rows.cancel(rows) if rows else [], strict=True):
-            seat = self._leave(row)
-            decode_s = float(self._decode_s[row])
+            seat = self._seats.leave(row)
+            decode_s = float(self._seats.decode_s[row])
             cancelled.append(Cancelled(seat.request, generated, decode_s, seat.prefill_s, seat.admitted, now))
         return cancelled
 
     def clear(self) -> None:
         """Give up all chains and forget all prompts: what is submitted next finds nothing of them but the counts."""
-        self.cancel({request.key for request in (*self._pending, *(seat.request for seat in self._chains()))})
+        self.cancel({request.key for request in (*self._pending, *(seat.request for seat in self._seats.chains()))})
         self._prompts.clear()
 
     @property
@@ -274,7 +261,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Chains that have a row."""
-        return len(self._chains())
+        return 0 if self._seats is None else len(self._seats.chains())
 
     @property
     def idle(self) -> bool:
@@ -313,13 +300,14 @@ class Engine:
         """Decode until the next look; return the chains that have ended by then."""
         started = time.perf_counter()
         if self._prefetcher is not None and not self._pending:
-            self._run_ahead()
-        count = self._compact()
+            self._seats.run_ahead(recorded=self._recorder is not None)
+        count = self._seats.compact(recorded=self._recorder is not None)
         pace = self._pacer.pace if self._pacer is not None else _EAGER_PACE
         if self._kernels is not None:
-            sharing = share_prompts(self._prompt[:count], self._num_read[:count], self._reach[:count])
+            of_prompts = (self._seats.prompt, self._seats.num_read, self._seats.reach)
+            sharing = share_prompts(*(numbers[:count] for numbers in of_prompts))
             self.cache.sharing[:, :count] = torch.from_numpy(sharing)
-        length = self._bucket(int(self._reach[:count].max()) + 1 + pace.steps_per_look)
+        length = self._bucket(int(self._seats.reach[:count].max()) + 1 + pace.steps_per_look)
         rows = self._rows.first(count)
         step = partial(decode_step, rows, length, forward=self._forward, advance=self._advance)
         decide = partial(settle, rows, self.config, self._is_eos, self.cache)
@@ -331,11 +319,10 @@ class Engine:
         status = self._rows.look()
         now = time.perf_counter()
         self._account(status, pace.steps_per_look, count, now - started)
-        # An eager window is one step, so where a row stands is enough; a recorded one settles on its way.
-        self._reach[:] = status.position if self._recorder is None else status.reach
-        self._proposed[:], self._proposing[:] = status.proposed, status.proposing
-        self._decide_ahead()
-        return self._release([seat.row for seat in self._chains() if status.finished[seat.row]], now)
+        needed = self._seats.decide_ahead()
+        self.num_generated_tokens += needed
+        self.num_spare_tokens -= needed
+        return self._release([seat.row for seat in self._seats.chains() if status.finished[seat.row]], now)
 
     def _run(self, key: Hashable, work: partial) -> None:
         """Do device work, by its recording where there is one."""
@@ -360,23 +347,20 @@ class Engine:
         self.num_steps += steps
         self.num_row_steps += steps * count
         useful = int(status.useful_steps.sum())
-        ahead = int(status.useful_steps[[seat.row for seat in self._seats if seat and seat.behind]].sum())
-        self.num_generated_tokens += useful - ahead
-        self.num_spare_tokens += ahead
-        self._ahead_tokens += status.useful_steps
         self.num_read_positions += int(status.read_positions.sum())
         if self._pacer is not None:
-            ended = sum(status.finished[seat.row] for seat in self._chains())
-            self._pacer.note(useful, int((status.proposed - self._proposed).sum()), int(ended))
-        if useful:
-            self.decode_s += seconds
-            self._decode_s += seconds / useful * status.useful_steps
+            ended = sum(status.finished[seat.row] for seat in self._seats.chains())
+            self._pacer.note(useful, int((status.proposed - self._seats.proposed).sum()), int(ended))
+        ahead = self._seats.note(status, seconds, recorded=self._recorder is not None)
+        self.num_generated_tokens += useful - ahead
+        self.num_spare_tokens += ahead
+        self.decode_s += seconds if useful else 0.0
 
     def _release(self, rows: list[int], now: float) -> list[Chain]:
         """Free these rows and return their chains."""
         chains = []
         for row, finished in zip(rows, self._rows.read(rows, self.config.block_size) if rows else [], strict=True):
-            seat = self._leave(row)
+            seat = self._seats.leave(row)
             if not np.isfinite(finished.base_logprobs).all():
                 raise InputError(
                     f"The model {self.model.name} says nothing of some tokens: its logits are not numbers. Choose "
@@ -393,7 +377,7 @@ class Engine:
                     **vars(finished),
                     request=seat.request,
                     ending=ending,
-                    decode_s=float(self._decode_s[row]),
+                    decode_s=float(self._seats.decode_s[row]),
                     prefill_s=seat.prefill_s,
                     admitted=seat.admitted,
                     finished=now,
@@ -405,11 +389,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to waiting chains, the lowest rows first."""
-        free = [row for row, seat in enumerate(self._seats) if seat is None]
-        if len(free) < len(self._pending):
-            self._give_up([gone for seat in self._chains() for gone in seat.cut()])
-            free = [row for row, seat in enumerate(self._seats) if seat is None]
-        free = free[: len(self._pending)]
+        free = self._seats.free_rows(len(self._pending))
         if not free:
             return
         started = time.perf_counter()
@@ -431,108 +411,9 @@ class Engine:
         share = (now - started - reading_s) / len(free)
         for row, request in zip(free, requests, strict=True):
             self._pending.popleft()
-            self._seats[row] = Seat(request, started, share + self._prompts.pay(request.prompt), row)
-            read = len(request.prompt) - 1
-            self._of_chain[:, row] = read, 0, False, 0.0, self._prompts.number(request.prompt), read, 0
+            seat = Seat(request, started, share + self._prompts.pay(request.prompt), row)
+            self._seats.sit(seat, prompt=self._prompts.number(request.prompt))
         self._prompts.trim()
-
-    def _compact(self) -> int:
-        """Return how many rows the next steps run, moving chains into lower rows where that makes them fewer."""
-        used = [row for row, seat in enumerate(self._seats) if seat is not None]
-        wanted = batch_size(len(used), self.rows, recorded=self._recorder is not None)
-        sources = [row for row in used if row >= wanted]
-        if not sources:
-            return wanted
-        targets = [row for row in range(wanted) if self._seats[row] is None][: len(sources)]
-        self._copy(sources, targets)
-        self._rows.free(sources)
-        for source, target in zip(sources, targets, strict=True):
-            self._seats[target] = self._leave(source)
-            self._seats[target].row = target
-        return wanted
-
-    def _copy(self, sources: list[int], targets: list[int]) -> None:
-        """Copy whole rows."""
-        self.cache.move_rows(sources, targets)
-        self._rows.copy(sources, targets)
-        self._of_chain[:, targets] = self._of_chain[:, sources]
-
-    def _chains(self) -> list[Seat]:
-        """Return the seats of chains, without those that run ahead of one."""
-        return [seat for seat in self._seats if seat is not None and seat.behind is None]
-
-    def _run_ahead(self) -> None:
-        """Let rows that would idle run ahead of chains; fewer of them where fewer rows are worth running."""
-        chains = self._chains()
-        lines = [list(chain.line()) for chain in chains]
-        size = batch_size(len(chains), self.rows, recorded=self._recorder is not None)
-        if self._recorder is not None:
-            size = self._prefetcher.best_rows(len(chains), [each for each in self._sizes if each >= size])
-        while sum(map(len, lines)) > size:
-            longest = max(lines, key=len)
-            self._give_up(longest[-2].cut())
-            longest.pop()
-        # The shortest lines first: what is furthest ahead is least likely to be needed.
-        ready = [line[-1] for line in sorted(lines, key=len) if self._proposing[line[-1].row]]
-        free = [row for row in range(size) if self._seats[row] is None]
-        # Rows beyond the size move into it before the next steps, and need its free rows.
-        free = free[: max(size - sum(map(len, lines)), 0)]
-        pairs = list(zip(ready, free, strict=False))
-        if not pairs:
-            return
-        self._copy([seat.row for seat, _ in pairs], [row for _, row in pairs])
-        self._rows.run_ahead([row for _, row in pairs])
-        for seat, row in pairs:
-            self._seats[row] = seat.copy(row, int(self._proposed[seat.row]))
-            self._decode_s[row] = self._proposing[row] = self._ahead_tokens[row] = 0
-
-    def _decide_ahead(self) -> None:
-        """Look which rows ran ahead rightly: these become the chains, the others are given up."""
-        decided = [seat for seat in self._seats if seat and seat.behind and self._proposed[seat.behind.row] > seat.step]
-        if not decided:
-            return
-        changed = self._rows.changed([seat.behind.row for seat in decided], [seat.step for seat in decided])
-        self._prefetcher.note(changed)
-        wrong, right = ({seat for seat, one in zip(decided, changed, strict=True) if one == kind} for kind in (1, 0))
-        for chain in self._chains():
-            before = next((seat for seat in chain.line() if seat.ahead in wrong), None)
-            if before is not None:
-                self._give_up(before.cut())
-        while pairs := [pair for chain in self._chains() if (pair := _first(chain, right)) is not None]:
-            self._adopt(pairs)
-            right -= {ahead for _, ahead in pairs}
-
-    def _adopt(self, pairs: list[tuple[Seat, Seat]]) -> None:
-        """Let seats that ran ahead rightly, the second of each pair, take the places of those that they came from."""
-        sources, targets = [seat.row for seat, _ in pairs], [ahead.row for _, ahead in pairs]
-        again = self._rows.adopt(sources, targets, [ahead.step for _, ahead in pairs])
-        self._rows.free(sources)
-        self._decode_s[targets] += self._decode_s[sources]
-        needed = self._ahead_tokens[targets] - again
-        self._ahead_tokens[targets] = needed + self._ahead_tokens[sources]
-        for (seat, _), tokens in zip(pairs, needed.tolist(), strict=True):
-            if seat.behind is None:
-                self.num_generated_tokens += int(tokens)
-                self.num_spare_tokens -= int(tokens)
-            seat.give_way()
-            self._leave(seat.row)
-
-    def _give_up(self, seats: list[Seat]) -> None:
-        """Free the rows of seats that ran ahead; what they took is a part of their chains' time."""
-        for seat in seats:
-            chain = seat
-            while chain.behind is not None:
-                chain = chain.behind
-            self._decode_s[chain.row] += self._decode_s[seat.row]
-            self._leave(seat.row)
-        if seats:
-            self._rows.free([seat.row for seat in seats])
-
-    def _leave(self, row: int) -> Seat:
-        """Let this row have no chain, as far as the host is concerned; returns the seat of the one that it had."""
-        seat, self._seats[row] = self._seats[row], None
-        self._reach[row] = self._prompt[row] = 0  # what the device counts of the row stays as it is
-        return seat
 
     def _halve(self, reason: str) -> None:
         """Go on with half the rows after running out of memory; the chains that were running start again.
@@ -544,7 +425,7 @@ class Engine:
                 f"The device ran out of memory with {self.rows} rows, the fewest there can be: lower "
                 f"sampler.max_new_tokens or use a device with more memory. PyTorch says: {reason.splitlines()[0]}"
             )
-        running = [seat.request for seat in self._chains()]
+        running = [seat.request for seat in self._seats.chains()]
         self._pending.extendleft(reversed(running))
         rows = max(self.rows // 2, SMALLEST_BATCH)
         warnings.warn(
@@ -558,7 +439,7 @@ class Engine:
     def _drop(self) -> None:
         """Give back the memory of the rows and of everything that is bound to them."""
         self._prompts.clear()
-        self._seats, self._recorder, self._forward, self._rows, self.cache = [], None, None, None, None
+        self._seats, self._recorder, self._forward, self._rows, self.cache = None, None, None, None, None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -574,26 +455,3 @@ def _check_arms(arms: Sequence[SamplerConfig]) -> SamplerConfig:
                 f"num_final_steps and reject_early only, got {arms[0]} and {arm}: open an engine for each."
             )
     return arms[0]
-
-
-def _first(chain: Seat, right: Collection[Seat]) -> tuple[Seat, Seat] | None:
-    """Return the first seat of a line whose copy ran ahead rightly, and the copy."""
-    return next(((seat, seat.ahead) for seat in chain.line() if seat.ahead in right), None)
-
-
-def batch_size(used: int, rows: int, *, recorded: bool) -> int:
-    """Return how many of the rows are run for that many chains: a multiple of 8.
-
-    Each size needs a recording, which takes as long as some tens of steps, so that there two to a doubling are best:
-    rows that idle at the end of a run cost less than more recordings would.
-
-    >>> [batch_size(used, 1000, recorded=True) for used in (1, 17, 25, 33, 200, 769)]
-    [8, 24, 32, 48, 256, 1000]
-    >>> batch_size(201, 256, recorded=False)
-    208
-    """
-    size = -(-used // SMALLEST_BATCH) * SMALLEST_BATCH
-    if recorded:
-        doubling = 1 << (size - 1).bit_length()
-        size = doubling * 3 // 4 if size <= doubling * 3 // 4 and doubling > 16 else doubling
-    return min(size, rows)

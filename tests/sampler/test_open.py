@@ -82,6 +82,7 @@ EXPECTED = {
     "stop_strings": ("\n\n", "0="),
     "memory_share": 1.0,
     "layer": FeaturesConfig().layer,
+    "prefetch": True,
     "rows in all": 16,
 }
 
