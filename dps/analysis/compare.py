@@ -200,7 +200,8 @@ def left(policies: Sequence[ReplayedPolicy], rules: Sequence[str], weights: np.n
         known, votes = (_tokens_at(bound[name].curve, accuracy, every) for name in ("oracle", "votes-bound"))
         if known[0] >= tokens[0]:
             continue
-        share = np.maximum((tokens - votes) / (tokens - known), 0.0)
+        left = np.where(tokens > known, tokens - known, np.nan)
+        share = np.maximum((tokens - votes) / left, 0.0)
         of_others = _beside(rule, rule.label, rule.chosen, bound["votes-dp"], weights)
         entries.append(
             {

@@ -111,7 +111,7 @@ def test_long_responses_are_read_in_time(piece):
     for start in ("", "```python\n", "    return 1\n", CODE):
         started = time.process_time()
         find_program(start + text, PROMPT, "area")
-        assert time.process_time() - started < 0.8, start
+        assert time.process_time() - started < 2, start
 
 
 def test_long_responses_take_little_memory():
