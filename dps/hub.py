@@ -18,6 +18,9 @@ _WAIT_S = 5.0
 _MOST_BYTES = 1 << 28
 """Largest repository of a controller or a policy that is fetched; those that ``dps ship`` makes have some MB."""
 _MADE_BY_THE_HUB = ".gitattributes"
+SHIPPED = Path(__file__).parent / "shipped"
+"""Controllers and policies that come with the package, a folder each."""
+_OF_SHIPPED = "shipped/"
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git$)\w(?:[\w.-]*\w)?(?:/\w(?:[\w.-]*\w)?)?", re.ASCII)
 
 
@@ -126,17 +129,26 @@ class Kind:
     def fetched(self, path: str | Path) -> Path | None:
         """Return the folder of this machine's cache that holds the repository of that name.
 
-        None for a path that is here, or is no ``owner/name`` or ``owner/name@revision``.
+        None for a path that is here, or is no ``owner/name`` or ``owner/name@revision``. ``shipped/name`` is a folder
+        of the package.
 
         Raises:
             InputError: If there is none of that name and kind, it holds what the kind does not name, or neither the hub
                 nor the cache has it.
         """
         text = str(path)
+        if text.startswith(_OF_SHIPPED) and not os.path.lexists(text):
+            return self._shipped(text)
         repository = text.partition("@")[0]
         named = repository.count("/") == 1 and is_hub_id(repository)
         here = os.path.lexists(text) or Path(text).parent.exists()
         return _fetched(text, self) if named and not here else None
+
+    def _shipped(self, name: str) -> Path:
+        there = sorted(f"{_OF_SHIPPED}{file.parent.name}" for file in SHIPPED.glob(f"*/{self.first}"))
+        if name not in there:
+            raise InputError(f"Expected a {self.word} that comes with the package, {', '.join(there)}, got {name}.")
+        return (SHIPPED / name.removeprefix(_OF_SHIPPED)).resolve()
 
     def push(self, folder: Path, repository: str, files: Sequence[str], *, private: bool | None = None) -> str:
         """Upload files of a folder as one commit, and return the name that pins it: ``owner/name@commit``.

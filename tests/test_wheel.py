@@ -75,6 +75,9 @@ def test_the_wheel_holds_every_module_asset_and_configuration_and_nothing_else(w
     assert wanted - wheel == set()
     assert {"dps/configs/harvest/arithmetic.yaml", "dps/configs/bench/qwen2.5-0.5b/config.json"} <= wheel
     assert {"dps/assets/model/model.safetensors", "dps/assets/embedder/modules.json"} <= wheel
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dps/shipped").rglob("*") if path.is_file()}
+    assert shipped <= wheel
+    assert "dps/shipped/math-qwen2.5-coder-1.5b/controller/controller.safetensors" in shipped
     tops = {name.split("/")[0] for name in wheel}
     assert {name for name in tops if not name.endswith(".dist-info")} == set(PACKAGES)
 

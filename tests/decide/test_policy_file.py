@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dps.decide import RULES, Ladder
+from dps.decide.files import controller_file
 from dps.decide.policy_file import cut, described, read_policy, write_policy
 from dps.decide.rules import LeadingVotes
 from dps.errors import InputError
@@ -214,3 +215,14 @@ def test_the_file_of_the_documentation_can_be_read(tmp_path):
     policy = read_policy(tmp_path)
     assert policy.arms == {"lowtemp": SamplerConfig(block_size=48, max_new_tokens=768).plain(0.25)}
     assert policy.policy().ladder.ks == (1, 2, 4, 8)
+
+
+def test_policies_and_controllers_that_come_with_the_package_are_named():
+    policy = read_policy("shipped/math-qwen2.5-coder-1.5b")
+    assert policy.ladder.texts() == ["warm 1"] * 16
+    assert policy.controller.is_file()
+    assert controller_file("shipped/math-qwen2.5-coder-1.5b-mlp-hq").is_file()
+    with pytest.raises(InputError, match=r"a policy that comes with the package, shipped/math-qwen2.5-coder-1.5b, "):
+        read_policy("shipped/nothing")
+    with pytest.raises(InputError, match=r"a controller that comes with the package, .*-mlp-hq, got shipped/math"):
+        controller_file("shipped/math-qwen2.5-coder-1.5b")
