@@ -310,3 +310,21 @@ def test_answers_that_wait_for_other_processes_are_decided_side_by_side(monkeypa
         drained(reading)
     assert [policy.question.readings["power", index].correct for index in range(3)] == [True, False, True]
     assert policy.question.classes[policy.keys] == [0, 1, 0]
+
+
+def test_a_run_that_is_broken_off_decides_no_answer_that_was_not_begun(monkeypatch):
+    begun = []
+
+    class Waiting(Meeting):
+        def is_right(self, answer, item):
+            begun.append(answer)
+            time.sleep(0.2)
+            return False
+
+    monkeypatch.setattr(readers_module, "idle_cores", lambda workers: 2)
+    reading = Readers(Waiting())
+    reading.submit(asked([str(number) for number in range(60)], 60))
+    while not begun:
+        time.sleep(0.01)
+    reading.__exit__(KeyboardInterrupt, None, None)
+    assert len(begun) <= 4
