@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from dps.decide.features import EMBEDDING, LEARNT, PROMPT, SCALARS, feature_names
-from dps.decide.ladder import Ladder
 from dps.decide.orders import at_stop
-from dps.decide.samples import trained_ladder
+from dps.decide.samples import held_of, trained_ladder
 from dps.decide.splits import folds_of, other_folds
 from dps.decide.table import Table, make_table
 from dps.errors import InputError
@@ -53,7 +52,6 @@ def probe(folder: str, config: ProbeConfig) -> Path:
     store, data = Store.open(folder), config.data
     manifest, output = store.manifest, Path(str(config.output))
     ladder = trained_ladder(manifest, folder, data.ladder)
-    totals = Ladder.parse(manifest.policy["ladder"]).totals if manifest.policy.get("ladder") else {}
     table = make_table(
         store.scan(hidden=False),
         ladder=ladder,
@@ -63,7 +61,7 @@ def probe(folder: str, config: ProbeConfig) -> Path:
         seed=data.seed,
         parts=frozenset({SCALARS, EMBEDDING, PROMPT}),
         feature_set=data.feature_set,
-        totals={arm: totals.get(arm, count) for arm, count in ladder.totals.items()},
+        totals=held_of(manifest, folder, ladder),
     )
     table = table.select(table.graded)
     if table.num_questions < 5 * config.folds:

@@ -158,12 +158,10 @@ def _tokens(trajectories: Sequence[Trajectory]) -> int:
 
 def _told(record: Question, threshold: float | None, aggregator: str) -> dict[str, Any]:
     """Return a record as JSON values, with the response that is shown, and why that one."""
-    from dps.decide.aggregate import representative
+    from dps.decide.aggregate import winner_of
 
-    of = record.trajectories
-    classes, logprobs = [t.answer_class for t in of], [t.base_logprob for t in of]
-    shown = representative(classes, logprobs, aggregator, [len(t.tokens) for t in of])
-    shown = max(range(len(of)), key=logprobs.__getitem__) if shown is None else shown
+    of, shown = record.trajectories, winner_of(record.trajectories, aggregator)
+    shown = max(range(len(of)), key=lambda index: of[index].base_logprob) if shown is None else shown
     asked = record.decisions if threshold is not None else ()
     settled = ("arm", "index", "answer", "text", "num_generated_tokens", "base_logprob", "ending")
     return {

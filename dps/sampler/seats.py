@@ -35,11 +35,13 @@ class Seats:
 
     def free_rows(self, wanted: int) -> list[int]:
         """Return up to so many free rows, the lowest first; rows that run ahead are given up if it takes them."""
-        free = [row for row, seat in enumerate(self._by_row) if seat is None]
-        if len(free) < wanted:
+        if self._by_row.count(None) < wanted:
             self.give_up([gone for chain in self.chains() for gone in chain.cut()])
-            free = [row for row, seat in enumerate(self._by_row) if seat is None]
-        return free[:wanted]
+        return self._free(len(self._by_row))[:wanted]
+
+    def _free(self, size: int) -> list[int]:
+        """Return the free ones of the first ``size`` rows."""
+        return [row for row, seat in enumerate(self._by_row[:size]) if seat is None]
 
     def sit(self, seat: Seat, *, prompt: int) -> None:
         """Give a free row to a chain, whose prompt has that number."""
@@ -68,7 +70,7 @@ class Seats:
         sources = [row for row in used if row >= wanted]
         if not sources:
             return wanted
-        targets = [row for row in range(wanted) if self._by_row[row] is None][: len(sources)]
+        targets = self._free(wanted)[: len(sources)]
         self._copy(sources, targets)
         self._rows.free(sources)
         for source, target in zip(sources, targets, strict=True):
@@ -99,9 +101,8 @@ class Seats:
             longest.pop()
         # The shortest lines first: what is furthest ahead is least likely to be needed.
         ready = [line[-1] for line in sorted(lines, key=len) if self.proposing[line[-1].row]]
-        free = [row for row in range(size) if self._by_row[row] is None]
         # Rows beyond the size move into it before the next steps, and need its free rows.
-        free = free[: max(size - sum(map(len, lines)), 0)]
+        free = self._free(size)[: size - sum(map(len, lines))]
         pairs = list(zip(ready, free, strict=False))
         if not pairs:
             return
